@@ -1,0 +1,47 @@
+# Two commands: `make demo` runs the main job on the data that comes with the package, `make test`
+# runs the tests. Each makes its own virtual environment with pinned versions.
+PYTHON ?= python3
+RUN := .venv/bin
+DEV := .venv-dev/bin
+
+.PHONY: demo test test-long lint types contracts check format bench clean
+
+demo: .venv/ready
+	PATH="$(CURDIR)/$(RUN):$$PATH" sh examples/demo.sh
+
+test: .venv-dev/ready
+	$(DEV)/python -m pytest -n 2 --dist loadfile
+
+test-long: .venv-dev/ready
+	$(DEV)/python -m pytest -m long
+
+check: lint types contracts
+
+lint: .venv-dev/ready
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+
+types: .venv-dev/ready
+	$(DEV)/mypy
+
+contracts: .venv-dev/ready
+	$(DEV)/lint-imports
+
+format: .venv-dev/ready
+	$(DEV)/ruff check --fix .
+	$(DEV)/ruff format .
+
+clean:
+	rm -rf .venv .venv-dev build dist demo-output
+
+.venv/ready: requirements/run.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/run.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv-dev/ready: requirements/run.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-dev
+	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

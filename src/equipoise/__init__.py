@@ -1,0 +1,85 @@
+"""Load balancing for mixture-of-experts models served with expert parallelism.
+
+The public surface. A name loads its module on first use, so that ``import equipoise`` costs nothing
+and a planner's compiler is loaded only by those who plan.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equipoise.balance import dropped_tokens as dropped_tokens
+    from equipoise.balance import ep_step_time as ep_step_time
+    from equipoise.balance import expert_loads as expert_loads
+    from equipoise.balance import imbalance as imbalance
+    from equipoise.engines.formats import MapContext as MapContext
+    from equipoise.engines.formats import TraceOptions as TraceOptions
+    from equipoise.engines.map_io import read_map as read_map
+    from equipoise.engines.map_io import validate_map as validate_map
+    from equipoise.engines.map_io import write_map as write_map
+    from equipoise.engines.trace_io import read_trace as read_trace
+    from equipoise.engines.trace_io import write_trace as write_trace
+    from equipoise.errors import EquipoiseError as EquipoiseError
+    from equipoise.migration import diff as diff
+    from equipoise.noise import noise_floor as noise_floor
+    from equipoise.placement import Placement as Placement
+    from equipoise.plan import Contiguous as Contiguous
+    from equipoise.plan import Greedy as Greedy
+    from equipoise.plan import Hierarchical as Hierarchical
+    from equipoise.plan import RoundRobin as RoundRobin
+    from equipoise.plan import evaluate as evaluate
+    from equipoise.plan.problem import Plan as Plan
+    from equipoise.plan.problem import Problem as Problem
+    from equipoise.plan.teaching import best_placement as best_placement
+    from equipoise.report.summary import summarise as summarise
+    from equipoise.sample import sample_trace_path as sample_trace_path
+    from equipoise.topology import Topology as Topology
+    from equipoise.trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Contiguous": "equipoise.plan",
+    "EquipoiseError": "equipoise.errors",
+    "Greedy": "equipoise.plan",
+    "Hierarchical": "equipoise.plan",
+    "MapContext": "equipoise.engines.formats",
+    "Placement": "equipoise.placement",
+    "Plan": "equipoise.plan.problem",
+    "Problem": "equipoise.plan.problem",
+    "RoundRobin": "equipoise.plan",
+    "Topology": "equipoise.topology",
+    "Trace": "equipoise.trace",
+    "TraceOptions": "equipoise.engines.formats",
+    "best_placement": "equipoise.plan.teaching",
+    "diff": "equipoise.migration",
+    "dropped_tokens": "equipoise.balance",
+    "ep_step_time": "equipoise.balance",
+    "evaluate": "equipoise.plan",
+    "expert_loads": "equipoise.balance",
+    "imbalance": "equipoise.balance",
+    "noise_floor": "equipoise.noise",
+    "read_map": "equipoise.engines.map_io",
+    "read_trace": "equipoise.engines.trace_io",
+    "sample_trace_path": "equipoise.sample",
+    "summarise": "equipoise.report.summary",
+    "validate_map": "equipoise.engines.map_io",
+    "write_map": "equipoise.engines.map_io",
+    "write_trace": "equipoise.engines.trace_io",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,232 @@
+"""What a file format is to us: how to recognise it, read it, check it and write it.
+
+One folder an engine holds the formats of that engine; the tuples in ``engines/__init__.py`` list
+them all. A new format is one ``TraceFormat`` or ``MapFormat`` added to its tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.trace import Trace
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total), in bytes or files, while a long file is read."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """What a recording may leave unsaid. ``None`` means not given.
+
+    Parameters
+    ----------
+    num_experts
+        ``E``, where the file does not state it (token ids, tables).
+    layer_ids
+        The model's numbers of the MoE layers, where the file has rows only.
+    placement
+        The map the recorded run used: counts per slot are folded to experts with it.
+    window_tokens
+        Tokens per step, for recordings of single tokens.
+    iterations
+        First and past-the-last step id to read.
+    allow_pickle
+        Read formats that only a (restricted) unpickler can read.
+    """
+
+    num_experts: int | None = None
+    layer_ids: tuple[int, ...] | None = None
+    placement: Placement | None = None
+    window_tokens: int | None = None
+    iterations: tuple[int, int] | None = None
+    allow_pickle: bool = False
+
+    def given(self) -> frozenset[str]:
+        """The names of the options that were set."""
+        return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceFormat:
+    """One kind of recording.
+
+    Parameters
+    ----------
+    name
+        Short and unique, as users type it (``trtllm``).
+    summary
+        One line for the documentation and ``--help``.
+    matches
+        Whether a file or directory is of this kind, decided by content; cheap; never raises for
+        content it does not know.
+    read
+        Reads it. Raises ``FormatError`` with the file's name.
+    options
+        Names of the ``TraceOptions`` this reader uses; any other that is set is refused.
+    write
+        Writes a trace, atomically; ``None`` where only the engine writes.
+    """
+
+    name: str
+    summary: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, TraceOptions, Progress], Trace]
+    options: frozenset[str]
+    write: Callable[[Trace, Path], None] | None = None
+
+    def check_options(self, options: TraceOptions) -> None:
+        """Refuse options this format would ignore."""
+        unused = sorted(options.given() - self.options)
+        if unused:
+            usable = ", ".join(sorted(self.options)) or "none"
+            raise EquipoiseError(
+                f"The format {self.name} does not use {', '.join(unused)}; it can use: {usable}."
+            )
+
+
+class Severity(Enum):
+    """How bad a finding is."""
+
+    ERROR = "error"  # the engine refuses the map, or answers wrongly with it
+    WARNING = "warning"  # legal, but wasteful or fragile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One defect of a map: where it is, what is wrong, what to do.
+
+    ``code`` is the rule in ``docs/formats.md`` (``T4``); ``layer`` the file's own layer key.
+    """
+
+    code: str
+    message: str
+    remedy: str
+    severity: Severity = Severity.ERROR
+    layer: int | str | None = None
+    slot: int | None = None
+    expert: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapContext:
+    """What a map file does not say, and the deployment does. ``None`` means not known.
+
+    Parameters
+    ----------
+    num_ranks
+        ``R``, the expert-parallel size.
+    num_experts
+        ``E``.
+    layer_ids
+        The model's numbers of its MoE layers (``3..60`` for DeepSeek-V3).
+    num_hidden_layers
+        All decoder layers, dense ones included (61 for DeepSeek-V3); SGLang maps have a row each.
+    num_redundant
+        ``S - E`` as the engine will be configured.
+    """
+
+    num_ranks: int | None = None
+    num_experts: int | None = None
+    layer_ids: tuple[int, ...] | None = None
+    num_hidden_layers: int | None = None
+    num_redundant: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawMap:
+    """A map file as found, before anything is believed.
+
+    Parameters
+    ----------
+    rows
+        One list of whatever stands in the slots per layer.
+    layer_keys
+        The file's own key of each row, in row order.
+    num_ranks, num_experts, num_slots
+        What the file itself states, else ``None``.
+    findings
+        Structural defects met on the way (unknown keys, wrong types, duplicate layers).
+    notes
+        What was found that is not a defect, for the user.
+    """
+
+    rows: Sequence[Sequence[Any]]
+    layer_keys: Sequence[int | str]
+    num_ranks: int | None = None
+    num_experts: int | None = None
+    num_slots: int | None = None
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFormat:
+    """One kind of placement file.
+
+    Parameters
+    ----------
+    name
+        Short and unique, as users type it (``trtllm``, ``vllm-49572``).
+    summary
+        One line for the documentation and ``--help``.
+    suffixes
+        File name endings this format may have; the first is the usual one.
+    matches
+        Whether a file is of this kind, decided by content; never raises.
+    parse
+        The file as found; raises ``FormatError`` where nothing can be made of it.
+    check
+        Every defect that this format's strict validator knows, all of them in one run.
+    to_placement
+        The placement of a map without errors.
+    write
+        Writes a placement, atomically.
+    losses
+        What the written file will not say of this placement, one sentence each.
+    """
+
+    name: str
+    summary: str
+    suffixes: tuple[str, ...]
+    matches: Callable[[Path], bool]
+    parse: Callable[[Path], RawMap]
+    check: Callable[[RawMap, MapContext], list[Finding]]
+    to_placement: Callable[[RawMap, MapContext], Placement]
+    write: Callable[[Placement, Path, MapContext], None]
+    losses: Callable[[Placement], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How to start an engine with a map.
+
+    Parameters
+    ----------
+    engine, version
+        The engine and the release the flags are for.
+    command
+        Arguments to add to the engine's own start command, in order.
+    environment
+        Variables to set.
+    files
+        Configuration files to write beside the map: name to content.
+    notes
+        What the operator must know before relying on it.
+    """
+
+    engine: str
+    version: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,201 @@
+"""Which expert every slot holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.errors import EquipoiseError
+from equipoise.layers import check_layer_ids
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The logical expert held by each slot, valid by construction.
+
+    Slots belong to ranks in equal contiguous blocks: the rank of slot ``s`` is ``s // (S // R)``.
+
+    Parameters
+    ----------
+    slots
+        Expert ids, ``(L, S)`` integers in ``[0, E)``; every expert has a slot in every layer.
+        Copied, and read-only afterwards.
+    num_ranks
+        ``R``; divides ``S``.
+    num_experts
+        ``E``.
+    layer_ids
+        The model's own number of each MoE layer, ascending, ``L`` of them; ``None`` numbers the
+        rows from 0. Engines disagree on layer numbering: see ``docs/formats``.
+
+    Raises
+    ------
+    EquipoiseError
+        An invalid placement; the message names the layer, the slot and the expert.
+    """
+
+    slots: NDArray[np.int64]
+    num_ranks: int
+    num_experts: int
+    layer_ids: tuple[int, ...]
+
+    def __init__(
+        self,
+        slots: ArrayLike,
+        *,
+        num_ranks: int,
+        num_experts: int,
+        layer_ids: Sequence[int] | None = None,
+    ) -> None:
+        array = _as_slots(slots)
+        ids = tuple(range(len(array))) if layer_ids is None else tuple(int(i) for i in layer_ids)
+        object.__setattr__(self, "slots", array)
+        object.__setattr__(self, "num_ranks", int(num_ranks))
+        object.__setattr__(self, "num_experts", int(num_experts))
+        object.__setattr__(self, "layer_ids", ids)
+        self._check()
+
+    def _check(self) -> None:
+        check_layer_ids(self.layer_ids, self.num_layers)
+        check_slot_count(self.num_slots, num_ranks=self.num_ranks, num_experts=self.num_experts)
+        outside = (self.slots < 0) | (self.slots >= self.num_experts)
+        if outside.any():
+            row, slot = np.argwhere(outside)[0]
+            raise EquipoiseError(
+                f"Layer {self.layer_ids[row]}, slot {slot} holds expert {self.slots[row, slot]}; "
+                f"expected an id from 0 to {self.num_experts - 1}."
+            )
+        missing = self.copies == 0
+        if missing.any():
+            row, expert = np.argwhere(missing)[0]
+            raise EquipoiseError(
+                f"Layer {self.layer_ids[row]}: expert {expert} has no slot "
+                f"({int(missing.sum())} missing in all); every expert needs at least one."
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """``L``."""
+        return int(self.slots.shape[0])
+
+    @property
+    def num_slots(self) -> int:
+        """``S``."""
+        return int(self.slots.shape[1])
+
+    @property
+    def slots_per_rank(self) -> int:
+        """``S / R``."""
+        return self.num_slots // self.num_ranks
+
+    @property
+    def num_redundant(self) -> int:
+        """``S - E``, redundant slots of a layer over all ranks."""
+        return self.num_slots - self.num_experts
+
+    @property
+    def rank_of_slot(self) -> NDArray[np.int64]:
+        """``(S,)``."""
+        return np.arange(self.num_slots, dtype=np.int64) // self.slots_per_rank
+
+    @property
+    def by_rank(self) -> NDArray[np.int64]:
+        """A view of the slots, ``(L, R, S / R)``."""
+        return self.slots.reshape(self.num_layers, self.num_ranks, self.slots_per_rank)
+
+    @cached_property
+    def copies(self) -> NDArray[np.int64]:
+        """Slots that hold each expert, ``(L, E)``."""
+        copies: NDArray[np.int64] = self.copies_on_rank.sum(axis=1)
+        return copies
+
+    @cached_property
+    def copies_on_rank(self) -> NDArray[np.int64]:
+        """Slots of each rank that hold each expert, ``(L, R, E)``."""
+        counts = np.zeros((self.num_layers, self.num_ranks, self.num_experts), dtype=np.int64)
+        layer = np.arange(self.num_layers)[:, None]
+        np.add.at(counts, (layer, self.rank_of_slot[None, :], self.slots), 1)
+        return counts
+
+    @property
+    def duplicates(self) -> NDArray[np.int64]:
+        """Slots wasted on a second copy of an expert on its own rank, ``(L,)``."""
+        wasted: NDArray[np.int64] = np.maximum(self.copies_on_rank - 1, 0).sum(axis=(1, 2))
+        return wasted
+
+    def slots_of_experts(self) -> NDArray[np.int64]:
+        """Ascending slots of every expert, ``(L, E, X)`` padded with -1; ``X`` = most copies."""
+        width = int(self.copies.max())
+        table = np.full((self.num_layers, self.num_experts, width), -1, dtype=np.int64)
+        order = np.argsort(self.slots, axis=1, kind="stable")
+        expert = np.take_along_axis(self.slots, order, axis=1)
+        first = np.concatenate([np.zeros((self.num_layers, 1), np.int64), self.copies], axis=1)
+        ordinal = np.arange(self.num_slots) - np.take_along_axis(
+            np.cumsum(first, axis=1), expert, axis=1
+        )
+        table[np.arange(self.num_layers)[:, None], expert, ordinal] = order
+        return table
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over shape and content: two placements agree exactly when theirs do."""
+        head = f"{self.num_ranks},{self.num_experts},{self.layer_ids},{self.slots.shape};"
+        return hashlib.sha256(head.encode() + self.slots.astype("<i8").tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Placement):
+            return NotImplemented
+        return (
+            self.num_ranks == other.num_ranks
+            and self.num_experts == other.num_experts
+            and self.layer_ids == other.layer_ids
+            and np.array_equal(self.slots, other.slots)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.checksum)
+
+    def __repr__(self) -> str:
+        return (
+            f"Placement({self.num_layers} layers, {self.num_experts} experts in "
+            f"{self.num_slots} slots on {self.num_ranks} ranks)"
+        )
+
+
+def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(slots)
+    if array.ndim != 2 or not array.size:
+        raise EquipoiseError(
+            f"Slots have shape {array.shape}; expected (layers, slots), neither of them 0."
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise EquipoiseError(f"Slots have type {array.dtype}; expected integer expert ids.")
+    array = array.astype(np.int64)  # always a copy: the caller's array stays his own
+    array.flags.writeable = False
+    return array
+
+
+def check_slot_count(num_slots: int, *, num_ranks: int, num_experts: int) -> None:
+    """Raise ``EquipoiseError`` unless ``S >= E`` and ``R`` divides ``S``."""
+    if num_ranks < 1 or num_experts < 1:
+        raise EquipoiseError(
+            f"{num_experts} experts on {num_ranks} ranks; expected at least one of each."
+        )
+    if num_slots < num_experts:
+        raise EquipoiseError(
+            f"{num_slots} slots cannot hold {num_experts} experts; "
+            f"use at least {-(-num_experts // num_ranks) * num_ranks} slots on {num_ranks} ranks."
+        )
+    if num_slots % num_ranks:
+        below = num_slots // num_ranks * num_ranks
+        legal = [s for s in (below, below + num_ranks) if s >= num_experts]
+        raise EquipoiseError(
+            f"{num_slots} slots do not divide over {num_ranks} ranks; nearest legal: "
+            + " or ".join(f"{s} slots ({s - num_experts} redundant)" for s in legal)
+            + "."
+        )

@@ -1,0 +1,1 @@
+"""Which copies, and where: planners, bounds and scoring."""

@@ -1,0 +1,417 @@
+"""What was routed: assignments per step, layer and logical expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.errors import EquipoiseError
+from equipoise.layers import check_layer_ids, format_ids
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a trace came from and what its reader found.
+
+    ``notes`` are sentences for the user: what was dropped, folded, assumed or missing.
+    """
+
+    format: str
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenIds:
+    """The experts each token chose, tokens grouped by step.
+
+    Parameters
+    ----------
+    ids
+        Expert ids, ``(D, L, K)`` integers; an id outside ``[0, E)`` marks no choice.
+    offsets
+        Tokens ``offsets[t]`` to ``offsets[t + 1]`` belong to step ``t``, ``(T + 1,)``.
+    """
+
+    ids: NDArray[np.integer]
+    offsets: NDArray[np.int64]
+
+    def of_step(self, step: int) -> NDArray[np.integer]:
+        """The ids of one step, a view ``(tokens, L, K)``."""
+        return self.ids[self.offsets[step] : self.offsets[step + 1]]
+
+    def take_steps(self, steps: NDArray[np.int64]) -> TokenIds:
+        """The tokens of the chosen steps, in that order."""
+        sizes = np.diff(self.offsets)[steps]
+        parts = [self.of_step(int(t)) for t in steps]
+        ids = np.concatenate(parts) if parts else self.ids[:0]
+        return TokenIds(ids, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trace:
+    """Assignments each logical expert received: one (token, choice) pair counts one.
+
+    Parameters
+    ----------
+    counts
+        ``(T, L, E)`` integers >= 0.
+    layer_ids
+        The model's own number of each MoE layer, ascending; empty numbers them from 0.
+    step_ids
+        The engine's number of each step (iteration, pass, window), ``(T,)``; ``None``
+        counts from 0.
+    top_k
+        ``K``, choices per token; ``None`` if the source does not say.
+    source_counts
+        The same assignments by the rank their token was on, ``(T, R, L, E)``, if recorded.
+    tokens
+        The tokens' own choices, if recorded.
+    labels
+        Per-step labels such as ``phase`` or ``domain``: name to ``(T,)`` strings.
+    provenance
+        Where this came from.
+
+    Raises
+    ------
+    EquipoiseError
+        Shapes that disagree, negative or non-integer counts.
+    """
+
+    counts: NDArray[np.integer]
+    layer_ids: tuple[int, ...] = ()
+    step_ids: NDArray[np.int64] | None = None
+    top_k: int | None = None
+    source_counts: NDArray[np.integer] | None = None
+    tokens: TokenIds | None = None
+    labels: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    provenance: Provenance = Provenance("array", "memory")
+
+    def __post_init__(self) -> None:
+        counts = _as_counts(self.counts)
+        object.__setattr__(self, "counts", counts)
+        if not self.layer_ids:
+            object.__setattr__(self, "layer_ids", tuple(range(self.num_layers)))
+        steps = np.arange(self.num_steps) if self.step_ids is None else self.step_ids
+        object.__setattr__(self, "step_ids", np.asarray(steps, dtype=np.int64))
+        labels = {name: np.asarray(values, dtype=np.str_) for name, values in self.labels.items()}
+        object.__setattr__(self, "labels", labels)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        T, L, E = self.counts.shape
+        check_layer_ids(self.layer_ids, L)
+        _expect("step_ids", len(self.steps), T)
+        for name, values in self.labels.items():
+            _expect(f"label {name!r}", values.shape, (T,))
+        if self.source_counts is not None:
+            shape = self.source_counts.shape
+            _expect("source_counts", (shape[0], *shape[2:]), (T, L, E))
+        if self.tokens is not None:
+            _expect("tokens.ids layers", self.tokens.ids.shape[1], L)
+            _expect("tokens.offsets", self.tokens.offsets.shape, (T + 1,))
+
+    @property
+    def num_steps(self) -> int:
+        """``T``."""
+        return int(self.counts.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """``L``."""
+        return int(self.counts.shape[1])
+
+    @property
+    def num_experts(self) -> int:
+        """``E``."""
+        return int(self.counts.shape[2])
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """The engine's number of each step, ``(T,)``."""
+        assert self.step_ids is not None  # set in __post_init__
+        return self.step_ids
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """Assignments over all steps, ``(L, E)``."""
+        total: NDArray[np.int64] = self.counts.sum(axis=0, dtype=np.int64)
+        return total
+
+    def select(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        steps: ArrayLike | None = None,
+        **labels: str | Sequence[str],
+    ) -> Self:
+        """A trace of the chosen layers and steps.
+
+        Parameters
+        ----------
+        layers
+            The model's layer numbers to keep.
+        steps
+            Positions along the step axis, or a boolean mask ``(T,)``.
+        labels
+            ``phase="decode"``, ``domain=["code", "math"]``: keep steps with one of the values.
+
+        Raises
+        ------
+        EquipoiseError
+            A layer, label or value the trace does not have, or nothing left.
+        """
+        keep = np.ones(self.num_steps, dtype=bool)
+        for name, wanted in labels.items():
+            keep &= self._label_mask(name, [wanted] if isinstance(wanted, str) else list(wanted))
+        index = np.flatnonzero(keep)
+        if steps is not None:
+            chosen = np.asarray(steps)
+            chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+            index = chosen[np.isin(chosen, index)]
+        if not len(index):
+            raise EquipoiseError(f"No step of the trace ({self.num_steps} steps) has {labels}.")
+        chosen_trace = self._take_steps(index)
+        return chosen_trace if layers is None else chosen_trace._take_layers(layers)
+
+    def split(self, at: float = 0.8, *, within: str | None = "domain") -> tuple[Self, Self]:
+        """Fit and held-out parts: the later steps are held out, separately within each label value.
+
+        Parameters
+        ----------
+        at
+            Share of the steps to fit on, in (0, 1); at least one step goes to each side.
+        within
+            Label whose values are split one by one, so that every domain is on both sides; a trace
+            without it is split as one sequence.
+        """
+        if not 0 < at < 1:
+            raise EquipoiseError(f"Cannot split at {at}; expected a share between 0 and 1.")
+        groups = self.labels.get(within or "", np.zeros(self.num_steps, dtype=np.str_))
+        fit: list[NDArray[np.int64]] = []
+        held: list[NDArray[np.int64]] = []
+        for value in dict.fromkeys(groups.tolist()):
+            index = np.flatnonzero(groups == value)
+            if len(index) < 2:
+                raise EquipoiseError(
+                    f"Only {len(index)} step{f' of {within} {value!r}' if value else ''}; "
+                    "a held-out split needs at least 2."
+                )
+            cut = min(max(round(at * len(index)), 1), len(index) - 1)
+            fit.append(index[:cut])
+            held.append(index[cut:])
+        order = (np.sort(np.concatenate(fit)), np.sort(np.concatenate(held)))
+        return self._take_steps(order[0]), self._take_steps(order[1])
+
+    def windows(self, size: int) -> Self:
+        """Sum blocks of ``size`` consecutive steps; a shorter last block is kept.
+
+        A block never crosses a change of label. Step ids become those of each block's first step.
+        """
+        if size < 1:
+            raise EquipoiseError(f"Window of {size} steps; expected at least 1.")
+        starts = self._block_starts(size)
+        tokens = self.tokens
+        if tokens is not None:
+            tokens = TokenIds(tokens.ids, np.append(tokens.offsets[starts], tokens.offsets[-1]))
+        source = self.source_counts
+        return replace(
+            self,
+            counts=np.add.reduceat(self.counts, starts, axis=0, dtype=np.int64),
+            step_ids=self.steps[starts],
+            source_counts=None if source is None else np.add.reduceat(source, starts, axis=0),
+            tokens=tokens,
+            labels={name: values[starts] for name, values in self.labels.items()},
+        )
+
+    def with_notes(self, *notes: str) -> Self:
+        """The same trace with sentences added to its provenance."""
+        provenance = replace(self.provenance, notes=(*self.provenance.notes, *notes))
+        return replace(self, provenance=provenance)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        ids: ArrayLike,
+        offsets: ArrayLike,
+        *,
+        num_experts: int,
+        layer_ids: tuple[int, ...] = (),
+        labels: Mapping[str, NDArray[np.str_]] | None = None,
+        provenance: Provenance = Provenance("array", "memory"),
+    ) -> Self:
+        """Count the choices of every token, ``ids`` ``(D, L, K)``, by step (see ``TokenIds``).
+
+        An expert named twice by one token counts twice; ids outside ``[0, E)`` count for nothing.
+        """
+        tokens = TokenIds(np.asarray(ids), np.asarray(offsets, dtype=np.int64))
+        if tokens.ids.ndim != 3 or not np.issubdtype(tokens.ids.dtype, np.integer):
+            raise EquipoiseError(
+                f"Token ids have shape {tokens.ids.shape} and type {tokens.ids.dtype}; "
+                "expected (tokens, layers, top_k) integers."
+            )
+        return cls(
+            counts=_count_by_step(tokens, num_experts),
+            layer_ids=layer_ids,
+            top_k=tokens.ids.shape[2],
+            tokens=tokens,
+            labels=labels or {},
+            provenance=provenance,
+        )
+
+    @classmethod
+    def merge(cls, traces: Sequence[Trace]) -> Trace:
+        """One trace of the steps of all, in the order given.
+
+        Source counts, tokens and labels survive where every trace has them.
+
+        Raises
+        ------
+        EquipoiseError
+            No trace, or traces of different layers or experts.
+        """
+        if not traces:
+            raise EquipoiseError("Nothing to merge; give at least one trace.")
+        first = traces[0]
+        for other in traces[1:]:
+            if (other.layer_ids, other.num_experts) != (first.layer_ids, first.num_experts):
+                raise EquipoiseError(
+                    f"Cannot merge {other.provenance.source} ({other.num_layers} layers, "
+                    f"{other.num_experts} experts) with {first.provenance.source} "
+                    f"({first.num_layers} layers, {first.num_experts} experts)."
+                )
+        shared = set.intersection(*(set(t.labels) for t in traces))
+        return Trace(
+            counts=np.concatenate([t.counts for t in traces]),
+            layer_ids=first.layer_ids,
+            step_ids=np.concatenate([t.steps for t in traces]),
+            top_k=first.top_k if all(t.top_k == first.top_k for t in traces) else None,
+            source_counts=_merge_sources([t.source_counts for t in traces]),
+            tokens=_merge_tokens([t.tokens for t in traces]),
+            labels={n: np.concatenate([t.labels[n] for t in traces]) for n in sorted(shared)},
+            provenance=Provenance(
+                first.provenance.format,
+                ", ".join(dict.fromkeys(t.provenance.source for t in traces)),
+                tuple(dict.fromkeys(n for t in traces for n in t.provenance.notes)),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        extra = ""
+        if self.source_counts is not None:
+            extra += f", {self.source_counts.shape[1]} source ranks"
+        if self.tokens is not None:
+            extra += f", {len(self.tokens.ids)} tokens"
+        return (
+            f"Trace({self.num_steps} steps, {self.num_layers} layers, {self.num_experts} experts"
+            f"{extra}, {self.provenance.format} from {self.provenance.source})"
+        )
+
+    def _label_mask(self, name: str, wanted: list[str]) -> NDArray[np.bool_]:
+        if name not in self.labels:
+            known = ", ".join(sorted(self.labels)) or "no label"
+            raise EquipoiseError(f"The trace has no label {name!r}; it has {known}.")
+        values = self.labels[name]
+        for value in wanted:
+            if value not in values:
+                known = ", ".join(dict.fromkeys(values.tolist()))
+                raise EquipoiseError(f"No step has {name} {value!r}; the trace has {known}.")
+        return np.isin(values, wanted)
+
+    def _take_steps(self, index: NDArray[np.int64]) -> Self:
+        return replace(
+            self,
+            counts=self.counts[index],
+            step_ids=self.steps[index],
+            source_counts=None if self.source_counts is None else self.source_counts[index],
+            tokens=None if self.tokens is None else self.tokens.take_steps(index),
+            labels={name: values[index] for name, values in self.labels.items()},
+        )
+
+    def _take_layers(self, layers: Sequence[int]) -> Self:
+        position = {layer: i for i, layer in enumerate(self.layer_ids)}
+        for layer in layers:
+            if layer not in position:
+                raise EquipoiseError(
+                    f"The trace has no layer {layer}; it has {format_ids(self.layer_ids)}."
+                )
+        index = sorted(position[layer] for layer in set(layers))
+        source, tokens = self.source_counts, self.tokens
+        return replace(
+            self,
+            counts=self.counts[:, index],
+            layer_ids=tuple(self.layer_ids[i] for i in index),
+            source_counts=None if source is None else source[:, :, index],
+            tokens=None if tokens is None else TokenIds(tokens.ids[:, index], tokens.offsets),
+        )
+
+    def _block_starts(self, size: int) -> NDArray[np.int64]:
+        change = np.zeros(self.num_steps, dtype=bool)
+        change[0] = True
+        for values in self.labels.values():
+            change[1:] |= values[1:] != values[:-1]
+        run_start = np.maximum.accumulate(np.where(change, np.arange(self.num_steps), 0))
+        return np.flatnonzero((np.arange(self.num_steps) - run_start) % size == 0)
+
+
+def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
+    array = np.asarray(counts)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise EquipoiseError(
+            f"Counts have shape {array.shape}; expected (steps, layers, experts), none of them 0."
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        if not np.isfinite(array).all():
+            raise EquipoiseError("Counts hold NaN or infinity; expected whole numbers >= 0.")
+        whole = array.astype(np.int64)
+        if not (whole == array).all():
+            raise EquipoiseError("Counts hold fractions; expected whole numbers of assignments.")
+        array = whole
+    if array.dtype.kind == "i" and (array < 0).any():
+        step, layer, expert = np.argwhere(array < 0)[0]
+        raise EquipoiseError(
+            f"Step {step}, layer row {layer}, expert {expert} has count "
+            f"{array[step, layer, expert]}; expected numbers >= 0."
+        )
+    return array
+
+
+def _expect(name: str, got: object, wanted: object) -> None:
+    if got != wanted:
+        raise EquipoiseError(f"{name} has size {got}; the trace needs {wanted}.")
+
+
+def _count_by_step(tokens: TokenIds, num_experts: int) -> NDArray[np.int64]:
+    """Choices per step, layer and expert, ``(T, L, E)``."""
+    L = tokens.ids.shape[1]
+    counts = np.zeros((len(tokens.offsets) - 1, L, num_experts), dtype=np.int64)
+    base = np.arange(L)[None, :, None] * num_experts
+    for step in range(len(counts)):
+        ids = tokens.of_step(step).astype(np.int64)
+        cell = (ids + base)[(ids >= 0) & (ids < num_experts)]
+        counts[step] = np.bincount(cell, minlength=L * num_experts).reshape(L, num_experts)
+    return counts
+
+
+def _merge_sources(
+    parts: Sequence[NDArray[np.integer] | None],
+) -> NDArray[np.integer] | None:
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts) or len({p.shape[1] for p in known}) > 1:
+        return None
+    return np.concatenate(known)
+
+
+def _merge_tokens(parts: Sequence[TokenIds | None]) -> TokenIds | None:
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts) or len({p.ids.shape[2] for p in known}) > 1:
+        return None
+    sizes = np.concatenate([np.diff(p.offsets) for p in known])
+    ids = np.concatenate([p.ids for p in known])
+    return TokenIds(ids, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
