@@ -1,6 +1,13 @@
-"""The quantities of the field, each defined once. Symbols and units: ``docs/concepts.md``."""
+"""The quantities of the field, each defined once. Symbols and units: ``docs/concepts.md``.
+
+Loads are counted in assignments, one for each (token, chosen expert) pair. Every function takes
+lists or arrays, changes none of them, and returns float64: an array, or a scalar for a single row.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,12 +15,185 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
+MAX_COUNT = 65_536
+"""Experts or devices beyond this are taken for a mistake, before memory is asked for."""
+
+
+def expert_loads(topk_ids: ArrayLike, num_experts: int) -> NDArray[np.int64]:
+    """Assignments each expert receives from the tokens' choices.
+
+    A token that names an expert twice counts twice; an id outside ``[0, E)`` (padding, no choice)
+    counts for nothing.
+
+    Parameters
+    ----------
+    topk_ids
+        Integer expert ids of any shape, usually ``(D, K)``: a row a token.
+
+    Returns
+    -------
+    ``(E,)`` int64.
+    """
+    check_count("num_experts", num_experts)
+    ids = _as_array(topk_ids, "Expert ids")
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise EquipoiseError(f"Expert ids have type {ids.dtype}; expected integers.")
+    known = ids[(ids >= 0) & (ids < num_experts)].astype(np.int64)
+    return np.bincount(known, minlength=num_experts).astype(np.int64)
+
 
 def imbalance(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
     """Max over mean along ``axis``: the straggler factor, >= 1; 1 where there is no load."""
-    x = np.asarray(loads, dtype=np.float64)
-    mean = x.mean(axis=axis)
-    return np.divide(x.max(axis=axis), mean, out=np.ones_like(mean), where=mean > 0)
+    peak, mean = _peak_and_mean(loads, axis)
+    return _divide(peak, mean, where_empty=1.0)
+
+
+def imbalance_ratio(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
+    """(Max - mean) over mean along ``axis``, >= 0: ``imbalance - 1``; 0 where there is no load."""
+    peak, mean = _peak_and_mean(loads, axis)
+    return _divide(peak - mean, mean, where_empty=0.0)
+
+
+def balancedness(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
+    """Mean over max along ``axis``, in (0, 1]: ``1 / imbalance``; 1 where there is no load."""
+    peak, mean = _peak_and_mean(loads, axis)
+    return _divide(mean, peak, where_empty=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarrierAverages:
+    """Many barriers in single numbers. Averages do not convert into each other: name the one shown.
+
+    Parameters
+    ----------
+    mean_imbalance
+        Mean of max/mean over the barriers.
+    max_imbalance
+        The worst of them.
+    mean_imbalance_ratio
+        Mean of (max - mean)/mean.
+    mean_balancedness
+        Mean of mean/max.
+    ratio_of_sums
+        Sum of the means over sum of the maxima: the share of device time that does work.
+    num_barriers
+        Barriers with load, which all of the above are about.
+    num_without_load
+        Barriers left out because nothing was routed there.
+    """
+
+    mean_imbalance: float
+    max_imbalance: float
+    mean_imbalance_ratio: float
+    mean_balancedness: float
+    ratio_of_sums: float
+    num_barriers: int
+    num_without_load: int
+
+    @property
+    def relative_step_time(self) -> float:
+        """Sum of the maxima over sum of the means: 1.3 means a step 30 % longer than balanced."""
+        return 1.0 / self.ratio_of_sums
+
+    @property
+    def idle_share(self) -> float:
+        """Share of device time spent waiting at the barriers: 23.1 % at a step time of 1.3."""
+        return 1.0 - self.ratio_of_sums
+
+
+def average_over_barriers(loads: ArrayLike) -> BarrierAverages:
+    """Average over layers and steps, each a barrier of its own; those without load are left out.
+
+    Without any load at all everything reads as balanced and ``num_barriers`` is 0.
+
+    Parameters
+    ----------
+    loads
+        Assignments per rank, ``(L, R)``, ``(T, L, R)`` or one row ``(R,)``.
+    """
+    x = as_loads(loads)
+    rows = x.reshape(-1, x.shape[-1])
+    busy = rows[rows.any(axis=1)]
+    counts = {"num_barriers": len(busy), "num_without_load": len(rows) - len(busy)}
+    if not len(busy):
+        busy = np.ones_like(rows)
+    gamma = imbalance(busy)
+    return BarrierAverages(
+        mean_imbalance=float(gamma.mean()),
+        max_imbalance=float(gamma.max()),
+        mean_imbalance_ratio=float(imbalance_ratio(busy).mean()),
+        mean_balancedness=float(balancedness(busy).mean()),
+        ratio_of_sums=float(busy.mean(axis=1).sum() / busy.max(axis=1).sum()),
+        **counts,
+    )
+
+
+def device_loads(
+    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Assignments on each device when every expert lives on one of them.
+
+    Parameters
+    ----------
+    loads
+        Assignments per expert, ``(E,)`` or ``(..., E)``.
+    placement
+        The device of each expert, ``(E,)``; ``None`` deals them out: expert ``e`` on
+        ``e % num_devices``. For experts with copies see ``rank_loads``.
+
+    Returns
+    -------
+    ``(D,)`` or ``(..., D)``, ``D`` devices.
+    """
+    x = as_loads(loads)
+    check_count("num_devices", num_devices)
+    device = _device_of_expert(placement, num_experts=x.shape[-1], num_devices=num_devices)
+    on_device = np.zeros((num_devices, *x.shape[:-1]))
+    np.add.at(on_device, device, np.moveaxis(x, -1, 0))
+    return np.moveaxis(on_device, 0, -1)
+
+
+def ep_step_time(
+    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Load of the busiest device, in assignments: what the step takes, as all wait for it.
+
+    Arguments are those of ``device_loads``. Rows are layers, each a barrier: a step through all of
+    them takes the sum of the result, never the busiest device of the summed loads.
+
+    Returns
+    -------
+    A scalar, or ``(...)`` for loads ``(..., E)``.
+    """
+    return _scalar_if_single(device_loads(loads, num_devices, placement).max(axis=-1))
+
+
+def parallel_efficiency(
+    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Share of the devices' time that does work, in (0, 1]: sum / (devices x max); 1 without load.
+
+    Arguments are those of ``device_loads``.
+    """
+    return balancedness(device_loads(loads, num_devices, placement))
+
+
+def dropped_tokens(loads: ArrayLike, capacity_factor: float) -> NDArray[np.float64]:
+    """Assignments beyond their expert's capacity, which a training system would drop.
+
+    The capacity of every expert is ``ceil(capacity_factor * assignments / E)``. Serving must never
+    drop: a dropped assignment corrupts the output.
+
+    Parameters
+    ----------
+    loads
+        Assignments per expert, ``(E,)`` or ``(..., E)``.
+    """
+    x = as_loads(loads)
+    check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
+    # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
+    capacity = np.ceil(np.round(capacity_factor * x.mean(axis=-1, keepdims=True), 9))
+    return _scalar_if_single(np.maximum(x - capacity, 0).sum(axis=-1))
 
 
 def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
@@ -28,12 +208,142 @@ def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
     -------
     ``(L, R)`` or ``(T, L, R)`` float64.
     """
-    x = np.asarray(load, dtype=np.float64)
+    x = _as_loads_of(placement, load)
+    share = placement.copies_on_rank / placement.copies[:, None, :]
+    on_rank: NDArray[np.float64] = np.einsum("...le,lre->...lr", x, share, optimize=True)
+    return on_rank
+
+
+def active_experts(load: ArrayLike, placement: Placement) -> NDArray[np.int64]:
+    """Slots of each rank whose expert receives anything; the most over ranks drives decode.
+
+    In decode a rank spends its time reading the weights of its active experts, however few
+    assignments each has. An expert with fewer assignments than copies cannot use all of them, so
+    for it this is an upper bound.
+
+    Parameters
+    ----------
+    load
+        Assignments per expert, ``(L, E)`` or ``(T, L, E)``.
+
+    Returns
+    -------
+    ``(L, R)`` or ``(T, L, R)`` int64.
+    """
+    used = _as_loads_of(placement, load) > 0
+    slots: NDArray[np.int64] = np.einsum(
+        "...le,lre->...lr", used.astype(np.int64), placement.copies_on_rank, optimize=True
+    )
+    return slots
+
+
+def peak_tokens(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
+    """Most assignments a rank receives in any one step: what its buffers must hold.
+
+    The unit is assignments under an even split, not tokens: a token that chose two experts of one
+    rank counts twice.
+
+    Parameters
+    ----------
+    load
+        Assignments per expert, ``(T, L, E)``, or ``(L, E)`` for a single step.
+
+    Returns
+    -------
+    ``(L,)``.
+    """
+    on_rank = rank_loads(load, placement)
+    return np.asarray(on_rank.reshape(-1, *on_rank.shape[-2:]).max(axis=(0, 2)))
+
+
+def as_loads(loads: ArrayLike) -> NDArray[np.float64]:
+    """Loads as float64, any shape but empty; ``EquipoiseError`` unless finite numbers >= 0."""
+    array = _as_array(loads, "Loads")
+    if array.dtype.kind not in "iufb":
+        raise EquipoiseError(f"Loads have type {array.dtype}; expected numbers.")
+    if array.ndim == 0 or not array.size:
+        raise EquipoiseError(f"Loads have shape {array.shape}; expected at least one number.")
+    x = array.astype(np.float64, copy=False)
+    if not (x.min() >= 0 and x.max() < np.inf):  # also false for NaN
+        index = tuple(int(i) for i in np.argwhere(~(np.isfinite(x) & (x >= 0)))[0])
+        raise EquipoiseError(
+            f"The load at {list(index)} is {x[index]}; expected finite numbers >= 0."
+        )
+    return x
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ``EquipoiseError`` unless ``value`` is a whole number from 1 to ``MAX_COUNT``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise EquipoiseError(f"{name} is {value!r}; expected a whole number.")
+    if not 1 <= value <= MAX_COUNT:
+        raise EquipoiseError(f"{name} is {value}; expected 1 to {MAX_COUNT}.")
+
+
+def check_number(name: str, value: float, *, low: float, high: float) -> None:
+    """Raise ``EquipoiseError`` unless ``value`` is a finite number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise EquipoiseError(f"{name} is {value!r}; expected a number.")
+    if not (low <= value <= high and value < np.inf):
+        limits = f"{low} or more" if high == np.inf else f"{low} to {high}"
+        raise EquipoiseError(f"{name} is {value}; expected {limits}.")
+
+
+def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise EquipoiseError(f"{what} do not form an array; give rows of equal length.") from error
+
+
+def _as_loads_of(placement: Placement, load: ArrayLike) -> NDArray[np.float64]:
+    x = as_loads(load)
     wanted = (placement.num_layers, placement.num_experts)
     if x.ndim not in (2, 3) or x.shape[-2:] != wanted:
         raise EquipoiseError(
             f"Loads have shape {x.shape}; the placement needs (steps, layers, experts) "
             f"ending in {wanted}."
         )
-    share = placement.copies_on_rank / placement.copies[:, None, :]
-    return np.einsum("...le,lre->...lr", x, share, optimize=True)
+    return x
+
+
+def _device_of_expert(
+    placement: ArrayLike | None, *, num_experts: int, num_devices: int
+) -> NDArray[np.int64]:
+    if placement is None:
+        return np.arange(num_experts) % num_devices
+    device = _as_array(placement, "The devices of the placement")
+    if device.shape != (num_experts,) or not np.issubdtype(device.dtype, np.integer):
+        raise EquipoiseError(
+            f"The placement has shape {device.shape} and type {device.dtype}; "
+            f"expected the device of each of the {num_experts} experts."
+        )
+    outside = np.flatnonzero((device < 0) | (device >= num_devices))
+    if len(outside):
+        expert = outside[0]
+        raise EquipoiseError(
+            f"Expert {expert} is placed on device {device[expert]}; "
+            f"expected a device from 0 to {num_devices - 1}."
+        )
+    return device.astype(np.int64)
+
+
+def _peak_and_mean(loads: ArrayLike, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x = as_loads(loads)
+    if not isinstance(axis, (int, np.integer)) or not -x.ndim <= axis < x.ndim:
+        raise EquipoiseError(f"Loads of shape {x.shape} have no axis {axis}.")
+    return np.asarray(x.max(axis=axis)), np.asarray(x.mean(axis=axis))
+
+
+def _divide(
+    over: NDArray[np.float64], under: NDArray[np.float64], *, where_empty: float
+) -> NDArray[np.float64]:
+    ratio = np.full(under.shape, where_empty)
+    np.divide(over, under, out=ratio, where=under > 0)
+    return _scalar_if_single(ratio)
+
+
+def _scalar_if_single(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A 0-d array as a scalar, which rounds and prints like a number; any other as it is."""
+    plain: NDArray[np.float64] = np.asarray(values)[()]
+    return plain

@@ -1,0 +1,1 @@
+"""Routing that never happened: synthetic popularity and the traces sampled from it."""
