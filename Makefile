@@ -34,14 +34,14 @@ format: .venv-dev/ready
 clean:
 	rm -rf .venv .venv-dev build dist demo-output
 
-.venv/ready: requirements/run.txt pyproject.toml
+.venv/ready: requirements/build.txt requirements/run.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/run.txt
-	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/run.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv-dev/ready: requirements/run.txt requirements/dev.txt pyproject.toml
+.venv-dev/ready: requirements/build.txt requirements/run.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv-dev
-	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
+	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -75,6 +75,8 @@ class TraceFormat:
         Names of the ``TraceOptions`` this reader uses; any other that is set is refused.
     write
         Writes a trace, atomically; ``None`` where only the engine writes.
+    losses
+        What the written file cannot say of a trace, one sentence each.
     """
 
     name: str
@@ -83,6 +85,7 @@ class TraceFormat:
     read: Callable[[Path, TraceOptions, Progress], Trace]
     options: frozenset[str]
     write: Callable[[Trace, Path], None] | None = None
+    losses: Callable[[Trace], list[str]] = lambda _trace: []
 
     def check_options(self, options: TraceOptions) -> None:
         """Refuse options this format would ignore."""

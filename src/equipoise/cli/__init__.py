@@ -1,0 +1,59 @@
+"""The ``equipoise`` command: one file a subcommand, no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from equipoise import __version__
+from equipoise.errors import EquipoiseError
+
+app = App(
+    name="equipoise",
+    help="Load balancing for mixture-of-experts models served with expert parallelism.",
+    version=__version__,
+    result_action="return_value",
+)
+# Import paths, so that `--help` and each command load only what they need.
+for _name, _help in {
+    "report": "How unbalanced a recording is, by layer, and how much of it is chance.",
+    "plan": "Choose copies and places, score them on held-out steps, write the engine's map.",
+    "validate": "Find every defect of a map before an engine loads it.",
+    "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
+    "diff": "Count what must move from one map to another.",
+    "capture": "Record the routing of a Hugging Face model while it runs.",
+}.items():
+    app.command(f"equipoise.cli.{_name}:{_name}", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns
+    -------
+    Exit status: 0 done, 1 a check said no, 2 the input or the arguments are wrong.
+    """
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _refuse(str(error))
+    except EquipoiseError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        return _refuse(f"{error.filename or 'input'}: {error.strerror or error}.")
+    except MemoryError:
+        return _refuse("The input needs more memory than this machine has free.")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def _refuse(message: str) -> int:
+    print(f"equipoise: {message}", file=sys.stderr)
+    return 2

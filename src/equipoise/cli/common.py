@@ -1,0 +1,213 @@
+"""What the commands share: reading the input they name, and showing the output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+
+from equipoise.engines.formats import MapContext, Progress, TraceOptions
+from equipoise.engines.launch import LaunchOptions
+from equipoise.engines.map_io import read_map
+from equipoise.engines.trace_io import read_trace
+from equipoise.errors import EquipoiseError
+from equipoise.layers import parse_ids
+from equipoise.trace import Trace
+
+Json = Annotated[bool, Parameter(name="--json", negative=())]
+"""Print one JSON document on standard output instead of text."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TraceArguments:
+    """How to read a recording, and which part of it.
+
+    Parameters
+    ----------
+    format
+        The recording's format; detected from its content if not given.
+    experts
+        Logical experts of a layer, where the recording does not say.
+    layers
+        The model's numbers of the MoE layers (3-60), where the recording has rows only.
+    run_map
+        The map the recorded run used: folds counts per slot to experts.
+    window_tokens
+        Tokens per step, for recordings of single tokens.
+    iterations
+        Read iterations START-STOP, STOP not included.
+    allow_pickle
+        Read pickle files, through an unpickler that only builds tensors.
+    phase, domain
+        Keep the steps that carry this label.
+    only_layers
+        Keep these layers (3-10,58).
+    window
+        Sum so many consecutive steps into one.
+    """
+
+    format: str | None = None
+    experts: int | None = None
+    layers: str | None = None
+    run_map: Path | None = None
+    window_tokens: int | None = None
+    iterations: str | None = None
+    allow_pickle: Annotated[bool, Parameter(negative=())] = False
+    phase: str | None = None
+    domain: str | None = None
+    only_layers: str | None = None
+    window: int | None = None
+
+    def read(self, path: Path, *, ranks: int | None = None) -> Trace:
+        """The chosen part of the recording at ``path``; ``ranks`` are those of ``run_map``."""
+        with progress_bar(f"reading {path.name}") as progress:
+            trace = read_trace(path, self._options(ranks), format=self.format, progress=progress)
+        labels = {"phase": self.phase, "domain": self.domain}
+        wanted = {name: value for name, value in labels.items() if value is not None}
+        if wanted or self.only_layers:
+            layers = parse_ids(self.only_layers) if self.only_layers else None
+            trace = trace.select(layers=layers, **wanted)
+        return trace if self.window is None else trace.windows(self.window)
+
+    def given(self) -> frozenset[str]:
+        """The names of the arguments that were set."""
+        return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+    def _options(self, ranks: int | None) -> TraceOptions:
+        layer_ids = parse_ids(self.layers) if self.layers else None
+        placement = None
+        if self.run_map is not None:
+            context = MapContext(num_experts=self.experts, num_ranks=ranks, layer_ids=layer_ids)
+            placement = read_map(self.run_map, context)
+        return TraceOptions(
+            num_experts=self.experts,
+            layer_ids=layer_ids,
+            placement=placement,
+            window_tokens=self.window_tokens,
+            iterations=parse_range(self.iterations) if self.iterations else None,
+            allow_pickle=self.allow_pickle,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MapArguments:
+    """What a map file does not say.
+
+    Parameters
+    ----------
+    ranks
+        Expert-parallel ranks.
+    experts
+        Logical experts of a layer.
+    layers
+        The model's numbers of its MoE layers (3-60).
+    hidden_layers
+        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+    redundant
+        Redundant slots of a layer, all ranks together, as the engine is configured.
+    """
+
+    ranks: int | None = None
+    experts: int | None = None
+    layers: str | None = None
+    hidden_layers: int | None = None
+    redundant: int | None = None
+
+    @property
+    def context(self) -> MapContext:
+        """The same as the engines' readers take it."""
+        return MapContext(
+            num_ranks=self.ranks,
+            num_experts=self.experts,
+            layer_ids=parse_ids(self.layers) if self.layers else None,
+            num_hidden_layers=self.hidden_layers,
+            num_redundant=self.redundant,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EngineArguments:
+    """What decides the launch flags besides the map.
+
+    Parameters
+    ----------
+    engine_version
+        The engine's release, from docs/launch.md; the newest known if not given.
+    hidden_layers
+        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+    architecture
+        TensorRT-LLM: the model's architecture, as in its config.json.
+    backend
+        TensorRT-LLM: the MoE backend.
+    a2a_backend
+        SGLang: --moe-a2a-backend.
+    dispatch
+        SGLang: --ep-dispatch-algorithm.
+    """
+
+    engine_version: str | None = None
+    hidden_layers: int | None = None
+    architecture: str | None = None
+    backend: str | None = None
+    a2a_backend: str | None = None
+    dispatch: str | None = None
+
+    @property
+    def options(self) -> LaunchOptions:
+        """The same as the engines' flag writers take it."""
+        return LaunchOptions(
+            version=self.engine_version,
+            architecture=self.architecture,
+            backend=self.backend,
+            a2a_backend=self.a2a_backend,
+            dispatch=self.dispatch,
+        )
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """``START-STOP`` as two numbers, ``START < STOP``."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise EquipoiseError(
+            f"Cannot read iterations from {text!r}; expected START-STOP, as in 100-200."
+        )
+    return int(first), int(last)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document and a newline on standard output."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def stdout() -> Console:
+    """Where results go: colours on a terminal, plain text of a fixed width in a pipe."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A progress bar on standard error while the body runs; none unless that is a terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

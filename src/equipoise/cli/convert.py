@@ -1,0 +1,101 @@
+"""``equipoise convert``: the same map or recording in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from equipoise.cli.common import TraceArguments, stdout
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import MAP_FORMATS, read_map, write_map
+from equipoise.engines.trace_io import trace_format, write_trace
+from equipoise.errors import EquipoiseError
+from equipoise.layers import parse_ids
+
+
+def convert(
+    source: Path,
+    /,
+    *,
+    to: str,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    ranks: int | None = None,
+    hidden_layers: int | None = None,
+    reading: TraceArguments | None = None,
+) -> int:
+    """Rewrite a map or a recording in another format, and say exactly what is lost.
+
+    Parameters
+    ----------
+    source
+        A map or a recording.
+    to
+        Format to write. Maps: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022,
+        ascend. Recordings: equipoise, trtllm.
+    output
+        The file to write; a folder for a trtllm recording.
+    ranks
+        Expert-parallel ranks, which most maps do not say.
+    hidden_layers
+        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+    """
+    reading = reading or TraceArguments()
+    if _is_map(source, reading.format):
+        lost = _convert_map(source, to, output, ranks, hidden_layers, reading)
+    else:
+        lost = _convert_trace(source, to, output, ranks, hidden_layers, reading)
+    console = stdout()
+    console.print(f"{output}: written as {to}.")
+    for sentence in lost:
+        console.print(f"  not in the file: {sentence}")
+    return 0
+
+
+def _is_map(source: Path, name: str | None) -> bool:
+    """Whether a source is a map by its content; a name both kinds know does not decide."""
+    return source.is_file() and any(
+        known.matches(source) for known in MAP_FORMATS if name in (None, known.name)
+    )
+
+
+def _convert_map(
+    source: Path,
+    to: str,
+    output: Path,
+    ranks: int | None,
+    hidden_layers: int | None,
+    reading: TraceArguments,
+) -> list[str]:
+    unused = reading.given() - {"format", "experts", "layers"}
+    if unused:
+        raise EquipoiseError(
+            f"{source} is a map; {', '.join(sorted(unused))} applies to recordings only."
+        )
+    context = MapContext(
+        num_ranks=ranks,
+        num_experts=reading.experts,
+        layer_ids=parse_ids(reading.layers) if reading.layers else None,
+        num_hidden_layers=hidden_layers,
+    )
+    placement = read_map(source, context, format=reading.format)
+    return write_map(
+        placement, output, format=to, context=MapContext(num_hidden_layers=hidden_layers)
+    )
+
+
+def _convert_trace(
+    source: Path,
+    to: str,
+    output: Path,
+    ranks: int | None,
+    hidden_layers: int | None,
+    reading: TraceArguments,
+) -> list[str]:
+    if hidden_layers is not None:
+        raise EquipoiseError(f"{source} is a recording; --hidden-layers applies to maps only.")
+    if ranks is not None and reading.run_map is None:
+        raise EquipoiseError(f"{source} is a recording; --ranks applies to maps only.")
+    trace_format(to)  # before a long read
+    return write_trace(reading.read(source, ranks=ranks), output, format=to)

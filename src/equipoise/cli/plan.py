@@ -1,0 +1,245 @@
+"""``equipoise plan``: a placement, scored on steps it has not seen, and the map an engine loads."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.cli.common import EngineArguments, Json, TraceArguments, print_json, stdout
+from equipoise.engines.formats import Launch, MapContext
+from equipoise.engines.launch import launch
+from equipoise.engines.map_io import write_map
+from equipoise.errors import EquipoiseError
+from equipoise.plan import Contiguous, Evaluation, Greedy, Hierarchical, RoundRobin, evaluate
+from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+PlannerName = Literal["greedy", "hierarchical", "contiguous", "round-robin"]
+
+
+def plan(
+    trace: Path,
+    /,
+    *,
+    ranks: int,
+    redundant: int = 0,
+    ranks_per_node: int | None = None,
+    planner: PlannerName = "greedy",
+    groups: int | None = None,
+    allow_same_rank_copies: Annotated[bool, Parameter(negative=())] = False,
+    hold_out: float = 0.2,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    engine: EngineArguments | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Choose copies and places, score them on held-out steps, write the map an engine loads.
+
+    Parameters
+    ----------
+    trace
+        A recording: file or directory of any known format.
+    ranks
+        Expert-parallel ranks.
+    redundant
+        Redundant slots of a layer, all ranks together; (experts + redundant) must divide by ranks.
+    ranks_per_node
+        Ranks behind one fast interconnect; all of them if not given.
+    planner
+        The planner: see docs/planners.md.
+    groups
+        Expert groups, for the hierarchical planner.
+    allow_same_rank_copies
+        Let a rank hold two copies of one expert, as DeepSeek's EPLB does.
+    hold_out
+        Share of the steps, the latest of each domain, to score on; 0 plans on everything and
+        scores nothing unseen.
+    for_
+        Format of the map: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
+    output
+        The map file to write; needs --for.
+    """
+    if (for_ is None) != (output is None):
+        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
+    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    fit, held = _split(recording, hold_out)
+    problem = Problem(fit, Topology(ranks, ranks_per_node), recording.num_experts + redundant)
+    chosen = _planner(planner, groups, allow_same_rank_copies)
+    result = chosen.plan(problem)
+    scores = _score(result, problem, fit, held)
+    written = None
+    if for_ is not None and output is not None:
+        written = _write(result, for_, output, engine or EngineArguments())
+    if json:
+        print_json(_document(result, scores, written))
+    else:
+        _print_plan(stdout(), recording, result, scores)
+        if written is not None:
+            _print_map(stdout(), written)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A map on disk, what it does not say, and how to start the engine with it."""
+
+    path: Path
+    lost: list[str]
+    launch: Launch | None
+
+
+def _write(result: Plan, format: str, output: Path, engine: EngineArguments) -> _Written:
+    # Flags first: a combination the engine would ignore is refused before a file exists.
+    flags = launch(result.placement, format, output.name, engine.options)
+    context = MapContext(num_hidden_layers=engine.hidden_layers)
+    return _Written(
+        output, write_map(result.placement, output, format=format, context=context), flags
+    )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Imbalance without balancing and with the plan, on steps planned from and on unseen ones."""
+
+    plain_fit: Evaluation
+    plan_fit: Evaluation
+    plain_held: Evaluation | None
+    plan_held: Evaluation | None
+
+
+def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
+    if hold_out == 0:
+        return recording, None
+    if not 0 < hold_out < 1:
+        raise EquipoiseError(f"--hold-out is {hold_out}; expected a share from 0 to below 1.")
+    if recording.num_steps == 1:
+        raise EquipoiseError(
+            "The recording has one step, so none can be held out; record more steps, "
+            "or give --hold-out 0 to plan without a score on unseen traffic."
+        )
+    return recording.split(at=1 - hold_out)
+
+
+def _planner(name: PlannerName, groups: int | None, allow_same_rank_copies: bool) -> Planner:
+    if groups is not None and name != "hierarchical":
+        raise EquipoiseError(f"--groups is for the hierarchical planner; {name} has no groups.")
+    if allow_same_rank_copies and name not in ("greedy", "hierarchical"):
+        raise EquipoiseError(f"--allow-same-rank-copies is not for {name}, which never makes any.")
+    if name == "greedy":
+        return Greedy(allow_same_rank_copies=allow_same_rank_copies)
+    if name == "hierarchical":
+        if groups is None:
+            raise EquipoiseError("The hierarchical planner needs --groups, the expert groups.")
+        return Hierarchical(num_groups=groups, allow_same_rank_copies=allow_same_rank_copies)
+    return Contiguous() if name == "contiguous" else RoundRobin()
+
+
+def _score(result: Plan, problem: Problem, fit: Trace, held: Trace | None) -> _Scores:
+    ranks = problem.topology.num_ranks
+    fewest_slots = -(-problem.num_experts // ranks) * ranks
+    plain = Contiguous().plan(Problem(fit, problem.topology, fewest_slots)).placement
+    return _Scores(
+        plain_fit=evaluate(plain, fit),
+        plan_fit=evaluate(result.placement, fit),
+        plain_held=None if held is None else evaluate(plain, held),
+        plan_held=None if held is None else evaluate(result.placement, held),
+    )
+
+
+def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[str, object]:
+    rows = {
+        "plain_fit": scores.plain_fit,
+        "plan_fit": scores.plan_fit,
+        "plain_held_out": scores.plain_held,
+        "plan_held_out": scores.plan_held,
+    }
+    return {
+        "planner": result.planner,
+        "dispatch": result.dispatch,
+        "ranks": result.placement.num_ranks,
+        "experts": result.placement.num_experts,
+        "slots": result.placement.num_slots,
+        "checksum": result.placement.checksum,
+        "status": result.status,
+        "gap": result.gap,
+        "scores": {name: None if e is None else _numbers(e) for name, e in rows.items()},
+        "layers": [
+            {"layer": b.layer, "peak": peak, "bound": bound, "binds": b.kind, "why": b.text}
+            for b, peak, bound in zip(
+                result.binding, result.peak.tolist(), result.bound.tolist(), strict=True
+            )
+        ],
+        "map": None if written is None else {"path": str(written.path), "lost": written.lost},
+        "launch": None if written is None else written.launch,
+    }
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "mean_imbalance": evaluation.mean_imbalance,
+        "p95_imbalance": evaluation.p95_imbalance,
+        "worst_imbalance": evaluation.worst_imbalance,
+        "relative_step_time": evaluation.relative_step_time,
+    }
+
+
+def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Scores) -> None:
+    placement = result.placement
+    console.print(f"{recording}")
+    for note in recording.provenance.notes:
+        console.print(f"  note: {note}")
+    console.print(
+        f"{result.planner}, {result.dispatch} split: {placement.num_experts} experts in "
+        f"{placement.num_slots} slots on {placement.num_ranks} ranks "
+        f"({placement.num_redundant} redundant, {placement.slots_per_rank} slots a rank)\n"
+    )
+    console.print(_score_table(scores))
+    console.print(f"\n{result.status}")
+    hardest = sorted(
+        range(placement.num_layers),
+        key=lambda i: -result.bound[i] * placement.num_ranks / max(result.load[i].sum(), 1),
+    )
+    for i in hardest[:3]:
+        if result.binding[i].kind != "mean":
+            console.print(f"  {result.binding[i].text}")
+
+
+def _score_table(scores: _Scores) -> Table:
+    table = Table("max/mean rank load", "mean", "p95", "worst", "step time", box=None)
+    rows = {
+        "planned steps, no balancing": scores.plain_fit,
+        "planned steps, this plan": scores.plan_fit,
+        "unseen steps, no balancing": scores.plain_held,
+        "unseen steps, this plan": scores.plan_held,
+    }
+    for name, evaluation in rows.items():
+        if evaluation is not None:
+            table.add_row(name, *(f"{x:.3f}" for x in _numbers(evaluation).values()))
+    return table
+
+
+def _print_map(console: Console, written: _Written) -> None:
+    console.print(f"\nWritten, read back and compared: {written.path}")
+    for sentence in written.lost:
+        console.print(f"  not in the file: {sentence}")
+    flags = written.launch
+    if flags is None:
+        return
+    console.print(f"Start {flags.engine} {flags.version} with")
+    for name, value in flags.environment:
+        console.print(f"  {name}={value}")
+    console.print(f"  {shlex.join(flags.command)}")
+    for name, content in flags.files:
+        console.print(f"and this as {name}:")
+        console.print(textwrap.indent(content.rstrip(), "  "))
+    for note in flags.notes:
+        console.print(f"  note: {note}")

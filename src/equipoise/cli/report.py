@@ -1,0 +1,95 @@
+"""``equipoise report``: how unbalanced a recording is, and how much of it is chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from equipoise.cli.common import Json, TraceArguments, print_json, stdout
+from equipoise.engines.files import write_text
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import read_map
+from equipoise.placement import Placement
+from equipoise.plan import Contiguous
+from equipoise.plan.problem import Problem
+from equipoise.report.page import render_page
+from equipoise.report.summary import TraceSummary, summarise
+from equipoise.report.terminal import SummaryView
+from equipoise.report.trtllm_table import trtllm_table
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+
+def report(
+    trace: Path,
+    /,
+    *,
+    ranks: int | None = None,
+    map: Path | None = None,
+    per_expert: Annotated[bool, Parameter(negative=())] = False,
+    html: Path | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Report how unbalanced a recording is, by layer, and how much of it is chance.
+
+    A TensorRT-LLM dump is first shown as that engine's own script shows it, to the last digit.
+
+    Parameters
+    ----------
+    trace
+        A recording: file or directory of any known format.
+    ranks
+        Expert-parallel ranks; those of the recording if it has one file a rank.
+    map
+        Show the recorded load on this map, beside no balancing.
+    per_expert
+        TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
+    html
+        Also write a self-contained page.
+    """
+    reading = reading or TraceArguments()
+    recording = reading.read(trace, ranks=ranks)
+    placement = None if map is None else _read_placement(map, recording, ranks)
+    num_ranks = ranks if placement is None else placement.num_ranks
+    before = _without_balancing(recording, num_ranks)
+    after = None if placement is None else summarise(recording, placement=placement)
+    if html is not None:
+        write_text(html, render_page(before, after=after))
+    if json:
+        print_json({"before": before, "after": after})
+        return 0
+    if recording.provenance.format == "trtllm" or per_expert:
+        table_ranks = None if per_expert else num_ranks
+        table = trtllm_table(
+            recording, num_ranks=table_ranks, placement=placement, per_expert=per_expert
+        )
+        print(table)
+        print()
+    _print_summaries(before, after)
+    return 0
+
+
+def _read_placement(map: Path, recording: Trace, ranks: int | None) -> Placement:
+    context = MapContext(
+        num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
+    )
+    return read_map(map, context)
+
+
+def _without_balancing(recording: Trace, num_ranks: int | None) -> TraceSummary:
+    if num_ranks is None or recording.num_experts % num_ranks == 0:
+        return summarise(recording, num_ranks=num_ranks)
+    fewest_slots = -(-recording.num_experts // num_ranks) * num_ranks
+    plain = Contiguous().plan(Problem(recording, Topology(num_ranks), fewest_slots))
+    return summarise(recording, placement=plain.placement)
+
+
+def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:
+    console = stdout()
+    console.print(SummaryView(before))
+    if after is not None:
+        console.rule("on the map")
+        console.print(SummaryView(after))

@@ -1,0 +1,1 @@
+"""DeepSeek's open balancing data."""

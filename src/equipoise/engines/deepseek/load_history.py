@@ -1,0 +1,123 @@
+"""ADRS ``expert-load.json``: a list of steps, each the logical experts' loads of every layer.
+
+The file has hundreds of megabytes of JSON; it is read as a stream, one step in memory at a time.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ijson
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines.arrays import agreed_layer_ids, compact, naming
+from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.trace import Provenance, Trace
+
+_HISTORY = "load_history"
+_LOAD = "logical_expert_load"
+_HEAD_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 18
+_LARGEST_COUNT = 2.0**53  # beyond it a JSON number need not be exact
+
+
+def matches(path: Path) -> bool:
+    """Whether a file starts as a JSON object with ``load_history`` among its first keys."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        if not head.lstrip().startswith(b"{"):
+            return False
+        for prefix, event, value in ijson.parse(head, use_float=True):
+            if (prefix, event, value) == ("", "map_key", _HISTORY):
+                return True
+    except (OSError, ijson.JSONError, UnicodeDecodeError):
+        return False
+    return False
+
+
+def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
+    """Read a load history; steps are numbered from 0 in the order of the file.
+
+    Raises
+    ------
+    FormatError
+        Damaged JSON, or a step that differs in shape or is not whole numbers; step and layer are
+        named.
+    """
+    start, stop = options.iterations or (0, None)
+    if start < 0 or (stop is not None and stop <= start):
+        raise EquipoiseError(
+            f"Iterations [{start}, {stop}) are empty or negative; steps count from 0."
+        )
+    steps: list[NDArray[np.integer]] = []
+    with naming(path), path.open("rb") as file:
+        size = path.stat().st_size
+        history = ijson.items(file, f"{_HISTORY}.item", buf_size=_BUFFER_BYTES, use_float=True)
+        try:
+            for step, item in enumerate(islice(history, stop)):
+                progress(file.tell(), size)
+                if step >= start:
+                    steps.append(_loads(step, item, steps[0].shape if steps else None))
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise FormatError(f"{path} is damaged JSON: {error}.") from error
+        progress(size, size)
+        if not steps:
+            raise EquipoiseError(
+                f"No step was found in {_HISTORY}"
+                + (f" within [{start}, {stop})." if options.iterations else "; expected a list.")
+            )
+        return Trace(
+            counts=np.stack(steps),
+            layer_ids=agreed_layer_ids(None, options.layer_ids, len(steps[0])),
+            step_ids=np.arange(start, start + len(steps)),
+            provenance=Provenance("adrs", str(path)),
+        )
+
+
+def _loads(step: int, item: Any, shape: tuple[int, ...] | None) -> NDArray[np.integer]:
+    """The loads of a step, ``(L, E)``, in the smallest type that holds them."""
+    rows = item.get(_LOAD) if isinstance(item, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise EquipoiseError(
+            f"Step {step} has no {_LOAD}; expected a list of loads for each layer."
+        )
+    if shape is not None and len(rows) != shape[0]:
+        raise EquipoiseError(
+            f"Step {step} has {len(rows)} layers; the steps before have {shape[0]}."
+        )
+    first = rows[0]
+    width = shape[1] if shape is not None else len(first) if isinstance(first, list) else 0
+    return compact(np.stack([_layer(step, i, row, width) for i, row in enumerate(rows)]))
+
+
+def _layer(step: int, layer: int, row: Any, width: int) -> NDArray[np.integer]:
+    where = f"Step {step}, layer row {layer}"
+    if not isinstance(row, list) or len(row) != width or not row:
+        found = f"{len(row)} loads" if isinstance(row, list) else f"a {type(row).__name__}"
+        raise EquipoiseError(f"{where} has {found}; expected {width}, one an expert.")
+    try:
+        values = np.array(row)
+    except (ValueError, OverflowError):
+        values = np.array(row, dtype=object)
+    if values.ndim != 1 or values.dtype.kind not in "if":
+        raise EquipoiseError(f"{where} holds something else than numbers.")
+    bad = np.flatnonzero(~((values >= 0) & (values < _LARGEST_COUNT) & (values == np.rint(values))))
+    if len(bad):
+        raise EquipoiseError(
+            f"{where}, expert {bad[0]} has load {row[bad[0]]}; expected a whole number >= 0."
+        )
+    return values.astype(np.int64)
+
+
+FORMAT = TraceFormat(
+    name="adrs",
+    summary="ADRS expert-load.json: load_history with the logical expert loads of each step",
+    matches=matches,
+    read=read,
+    options=frozenset({"layer_ids", "iterations"}),
+)

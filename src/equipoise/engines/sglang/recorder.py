@@ -1,0 +1,131 @@
+"""The files of SGLang's expert distribution recorder, and which of their rows are MoE layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ijson
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines import torch_archive
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.layers import format_ids
+
+_FILE_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))?\.pt")
+_HEAD_BYTES = 1 << 16
+
+
+def dump_files(path: Path) -> list[Path]:
+    """The file, or the recorder's files of a directory by time and rank."""
+    if not path.is_dir():
+        return [path]
+    named = [(match, f) for f in path.iterdir() if (match := _FILE_NAME.fullmatch(f.name))]
+    if not named:
+        raise FormatError(f"{path} holds no expert_distribution_recorder_*.pt file.")
+    return [f for _, f in sorted(named, key=lambda n: (float(n[0][1]), int(n[0][2] or 0)))]
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] == b"{"
+
+
+def looks_like_dump(path: Path) -> bool:
+    """Whether a file is a recording; of JSON only the head is read."""
+    try:
+        _kind_of(path, _head_keys(path) if _is_json(path) else _keys(path))
+    except (FormatError, OSError):
+        return False
+    return True
+
+
+def kind(path: Path) -> str:
+    """``stat``, or ``passes`` for records of single passes; ``FormatError`` for anything else."""
+    return _kind_of(path, _keys(path))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The root of a dump."""
+    root: dict[str, Any]
+    root = _decode(path, dict[str, Any]) if _is_json(path) else torch_archive.load(path)
+    return root
+
+
+def _kind_of(path: Path, keys: Sequence[str]) -> str:
+    """What a dump with these keys at its root is."""
+    if "physical_to_logical_map" in keys:
+        raise FormatError(f"{path} is a map (physical_to_logical_map), not a recording.")
+    if "logical_count" in keys:
+        return "stat"
+    if "records" in keys and not _is_json(path):  # the engine writes tensors
+        return "passes"
+    raise FormatError(
+        f"{path} is no SGLang dump: its root has neither logical_count (stat) nor, in a torch "
+        "archive, records (per_pass, per_token)."
+    )
+
+
+def _keys(path: Path) -> list[str]:
+    """All keys of the root, without the numbers."""
+    root = _decode(path, dict[str, msgspec.Raw]) if _is_json(path) else torch_archive.outline(path)
+    return list(root) if isinstance(root, dict) else []
+
+
+def _head_keys(path: Path) -> list[str]:
+    """The keys of a JSON object that begin in the head of the file."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    keys = []
+    try:
+        for prefix, event, value in ijson.parse(head):
+            if prefix == "" and event == "map_key":
+                keys.append(value)
+    except (ijson.JSONError, UnicodeDecodeError):
+        pass  # where the head ends, or the JSON
+    return keys
+
+
+def _decode(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path} is not the JSON of a dump: {error}.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class MoeLayers:
+    """The rows that are MoE layers, and the decoder's numbers of them."""
+
+    rows: NDArray[np.int64]
+    ids: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeLayers:
+    """Which of the ``L`` rows to keep; ``loaded`` says which ever had a token, ``(L,)``."""
+    everywhere = np.arange(len(loaded))
+    if given is None:
+        rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)
+        note = (
+            f"Decoder layers {format_ids(empty.tolist())} had no load in the whole recording; "
+            "they were taken as dense and left out."
+        )
+        return MoeLayers(rows, tuple(rows.tolist()), (note,) if len(empty) else ())
+    if len(given) == len(loaded):  # a file with a row a MoE layer, or an engine's with all chosen
+        return MoeLayers(everywhere, given, ())
+    if not all(0 <= layer < len(loaded) for layer in given):
+        raise EquipoiseError(
+            f"layer_ids {format_ids(given)} do not fit {len(loaded)} rows; give decoder layers "
+            f"from 0 to {len(loaded) - 1}, or one number for every row."
+        )
+    left_out = np.setdiff1d(np.flatnonzero(loaded), given)
+    note = (
+        f"Layers {format_ids(left_out.tolist())} have load but are not among the layer_ids given."
+    )
+    return MoeLayers(np.array(given, np.int64), given, (note,) if len(left_out) else ())

@@ -1,0 +1,1 @@
+"""Recordings as plain tables and arrays."""

@@ -1,0 +1,362 @@
+"""NumPy archives, understood by the names of their arrays: counts, or the tokens' own choices.
+
+The conventions are in ``docs/formats/traces.md``. Every array's declared size is checked against
+the archive's directory before a byte of it is unpacked, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines.arrays import (
+    MAX_BYTES,
+    agreed_layer_ids,
+    agreed_num_experts,
+    naming,
+    refuse_oversize,
+)
+from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.trace import Provenance, Trace
+
+_IDS = "topk_ids"
+_LENGTHS = "seq_lens"
+_SEQUENCE_LABELS = ("domain", "dataset")  # both become the label ``domain``; the first one wins
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def matches(path: Path) -> bool:
+    """Whether a file, or at least one file of a directory, is an archive of counts or choices."""
+    try:
+        if path.is_dir():
+            return any(_is_recording(file) for file in path.glob("*.npz"))
+        return _is_recording(path)
+    except OSError:
+        return False
+
+
+def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
+    """Read an archive, or the only one of a directory.
+
+    Raises
+    ------
+    FormatError
+        No archive of a known convention, several of them, damaged or oversized arrays.
+    """
+    with naming(path):
+        file = _only_recording(path) if path.is_dir() else path
+    with naming(file):
+        arrays = _Archive(file)
+        trace = _read_counts(arrays, options) if "counts" in arrays else _read_ids(arrays, options)
+        progress(file.stat().st_size, file.stat().st_size)
+        unused = arrays.unused()
+        return trace.with_notes(f"Arrays not used: {', '.join(unused)}.") if unused else trace
+
+
+class _Archive:
+    """The arrays of an archive, loaded when asked for; remembers which ones were."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._used: set[str] = set()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._entries = {
+                    info.filename.removesuffix(".npy"): info for info in archive.infolist()
+                }
+        except OSError:
+            raise
+        except Exception as error:  # damaged directories raise many types
+            raise FormatError(f"{path} is not an .npz archive: {error}.") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def unused(self) -> list[str]:
+        return sorted(self._entries.keys() - self._used)
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """One array; the declared size is checked before anything is allocated for it."""
+        self._used.add(name)
+        entry = self._entries[name]
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                with archive.open(entry) as file:
+                    self._check_size(name, file, entry.file_size)
+                with archive.open(entry) as file:
+                    return np.lib.format.read_array(file, allow_pickle=False)
+        except (FormatError, OSError):
+            raise
+        except Exception as error:  # damaged headers and streams raise many types
+            raise FormatError(f"{self.path}: array {name!r} is damaged: {error}.") from error
+
+    def _check_size(self, name: str, file: IO[bytes], stored: int) -> None:
+        version = np.lib.format.read_magic(file)
+        if version not in _READ_HEADER:
+            raise FormatError(
+                f"{self.path}: array {name!r} has .npy version {version}; save it again."
+            )
+        shape, _, dtype = _READ_HEADER[version](file)
+        if dtype.hasobject:
+            raise FormatError(
+                f"{self.path}: array {name!r} holds Python objects, which are never unpickled; "
+                "save it as numbers or strings."
+            )
+        declared = prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or declared != stored - file.tell():
+            raise FormatError(
+                f"{self.path}: array {name!r} declares shape {shape}, {declared} bytes, but the "
+                f"archive stores {stored - file.tell()}; it is damaged."
+            )
+        if declared > MAX_BYTES:
+            raise FormatError(
+                f"{self.path}: array {name!r} unpacks to {declared / 2**30:.1f} GiB; at most "
+                f"{MAX_BYTES / 2**30:.0f} GiB are read. Split the recording."
+            )
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether the archive has arrays named after a convention; reads its directory only."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    try:
+        names = set(_Archive(path).names())
+    except FormatError:
+        return False
+    return "counts" in names or any(_is_ids(name) for name in names)
+
+
+def _is_ids(name: str) -> bool:
+    return name == _IDS or name.endswith(f"_{_IDS}")
+
+
+def _only_recording(directory: Path) -> Path:
+    found = sorted(file for file in directory.glob("*.npz") if _is_recording(file))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or "none"
+    raise FormatError(
+        f"{directory} holds {len(found)} archives of counts or choices ({names}); name one of them."
+    )
+
+
+def _read_counts(arrays: _Archive, options: TraceOptions) -> Trace:
+    """``counts`` ``(..., L, E)``: every leading axis runs over steps."""
+    counts: NDArray[Any] = arrays.load("counts")
+    if counts.ndim < 2 or not counts.size or counts.dtype.kind not in "iuf":
+        raise EquipoiseError(
+            f"counts has shape {counts.shape} and type {counts.dtype}; "
+            "expected numbers (..., layers, experts)."
+        )
+    *leading, L, E = counts.shape
+    if options.window_tokens is not None:
+        raise EquipoiseError(
+            "The archive holds counts, not tokens, so window_tokens cannot be met; leave it out."
+        )
+    if options.num_experts not in (None, E):
+        raise EquipoiseError(
+            f"counts has {E} experts, num_experts is {options.num_experts}; leave it out."
+        )
+    layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
+    top_k, notes = _top_k(arrays, counts)
+    return Trace(
+        counts=counts.reshape(-1, L, E),
+        layer_ids=agreed_layer_ids(layers, options.layer_ids, L),
+        top_k=top_k,
+        labels=_domain_label(arrays, tuple(leading)),
+        provenance=Provenance("npz", str(arrays.path), notes),
+    )
+
+
+def _domain_label(arrays: _Archive, leading: tuple[int, ...]) -> dict[str, NDArray[np.str_]]:
+    """``domains`` names the entries of the first leading axis."""
+    if "domains" not in arrays:
+        return {}
+    domains = _strings(arrays, "domains")
+    if not leading or len(domains) != leading[0]:
+        raise EquipoiseError(
+            f"domains has {len(domains)} names; counts has leading axes {leading}, "
+            "expected one name for each entry of the first."
+        )
+    return {"domain": np.repeat(domains, prod(leading[1:]))}
+
+
+def _top_k(arrays: _Archive, counts: NDArray[np.integer]) -> tuple[int | None, tuple[str, ...]]:
+    """``top_k`` as stated, else assignments per token where the archive counts the tokens."""
+    stated = int(_integers(arrays, "top_k", 0)) if "top_k" in arrays else None
+    name = next((n for n in ("tokens", "active_seqs") if n in arrays), None)
+    if name is None:
+        return stated, ()
+    tokens = _integers(arrays, name, counts.ndim - 2)
+    if tokens.shape != counts.shape[:-2]:
+        raise EquipoiseError(
+            f"{name} has shape {tokens.shape}; expected the leading axes of counts, "
+            f"{counts.shape[:-2]}."
+        )
+    assignments = counts.sum(axis=-1)
+    quotients = np.unique(assignments[tokens > 0] / tokens[tokens > 0][:, None])
+    if stated is None and len(quotients) == 1 and float(quotients[0]).is_integer():
+        return int(quotients[0]), (f"top_k {int(quotients[0])} follows from counts and {name}.",)
+    if stated is not None and list(quotients) != [stated]:
+        return stated, (f"counts do not add up to top_k {stated} times {name} in every layer.",)
+    return stated, ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Tokens that share a label: their choices ``(D, L, K)`` and the lengths of their sequences."""
+
+    label: str
+    ids: NDArray[np.integer]
+    lengths: NDArray[np.int64] | None
+
+
+def _read_ids(arrays: _Archive, options: TraceOptions) -> Trace:
+    """``topk_ids`` ``(D, L, K)``, plain or several as ``<name>_topk_ids``, with ``seq_lens``."""
+    groups = _groups(arrays)
+    ids = _joined(groups)
+    sizes = [_step_sizes(group, options.window_tokens) for group in groups]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    E, notes = agreed_num_experts(int(ids.max()) if ids.size else -1, options.num_experts)
+    refuse_oversize((len(offsets) - 1, ids.shape[1], E), 8, "Counts (steps, layers, experts)")
+    layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
+    labels = np.repeat([group.label for group in groups], [len(s) for s in sizes])
+    notes += _window_notes(groups, sizes, options.window_tokens)
+    return Trace.from_tokens(
+        ids,
+        offsets,
+        num_experts=E,
+        layer_ids=agreed_layer_ids(layers, options.layer_ids, ids.shape[1]),
+        labels={"domain": labels} if labels.astype(bool).any() else {},
+        provenance=Provenance("npz", str(arrays.path), notes),
+    )
+
+
+def _groups(arrays: _Archive) -> list[_Group]:
+    """The tokens by their label, in the order in which labels occur."""
+    names = [name for name in arrays.names() if _is_ids(name)]
+    if not names or (_IDS in names and len(names) > 1):
+        raise FormatError(
+            f"{arrays.path} has the arrays {', '.join(arrays.names())}; expected counts, or "
+            f"{_IDS}, or <name>_{_IDS} with <name>_{_LENGTHS}."
+        )
+    if names == [_IDS]:
+        return _by_sequence_label(arrays, _group(arrays, ""))
+    return [_group(arrays, name.removesuffix(f"_{_IDS}")) for name in names]
+
+
+def _group(arrays: _Archive, label: str) -> _Group:
+    prefix = f"{label}_" if label else ""
+    ids = _whole(arrays, prefix + _IDS, 3)
+    lengths = None
+    if prefix + _LENGTHS in arrays:
+        lengths = _integers(arrays, prefix + _LENGTHS, 1)
+        if (lengths < 0).any() or lengths.sum() != len(ids):
+            raise EquipoiseError(
+                f"{prefix}{_LENGTHS} adds up to {lengths.sum()} tokens, {prefix}{_IDS} has "
+                f"{len(ids)}; expected non-negative lengths of all sequences."
+            )
+    return _Group(label, ids, lengths)
+
+
+def _by_sequence_label(arrays: _Archive, group: _Group) -> list[_Group]:
+    """Split tokens by the label of their sequence, if the archive has labels."""
+    name = next((n for n in _SEQUENCE_LABELS if n in arrays), None)
+    if name is None:
+        return [group]
+    labels = _strings(arrays, name)
+    if group.lengths is None or len(labels) != len(group.lengths):
+        raise EquipoiseError(
+            f"{name} labels {len(labels)} sequences; expected {_LENGTHS} with as many lengths."
+        )
+    token_label = np.repeat(labels, group.lengths)
+    return [
+        _Group(label, group.ids[token_label == label], group.lengths[labels == label])
+        for label in dict.fromkeys(labels.tolist())
+    ]
+
+
+def _joined(groups: list[_Group]) -> NDArray[np.integer]:
+    """The choices of all groups, one after another, ``(D, L, K)``."""
+    first = groups[0]
+    for group in groups:
+        if group.ids.shape[1:] != first.ids.shape[1:]:
+            raise EquipoiseError(
+                f"{group.label}_{_IDS} has {group.ids.shape[1:]} (layers, choices), "
+                f"{first.label}_{_IDS} has {first.ids.shape[1:]}; expected the same."
+            )
+    return np.concatenate([group.ids for group in groups])
+
+
+def _step_sizes(group: _Group, window_tokens: int | None) -> NDArray[np.int64]:
+    """Tokens of each step of a group: a window each if asked for, else a sequence each."""
+    if window_tokens is None:
+        if group.lengths is None:
+            raise EquipoiseError(
+                f"No {_LENGTHS} array is beside {_IDS}; give window_tokens, the tokens of a step."
+            )
+        return group.lengths
+    if window_tokens < 1:
+        raise EquipoiseError(f"window_tokens is {window_tokens}; expected at least 1.")
+    full, rest = divmod(len(group.ids), window_tokens)
+    return np.array([window_tokens] * full + [rest] * (rest > 0), dtype=np.int64)
+
+
+def _window_notes(
+    groups: list[_Group], sizes: list[NDArray[np.int64]], window_tokens: int | None
+) -> tuple[str, ...]:
+    if window_tokens is None:
+        return ()
+    short = [
+        f"{size[-1]} of {group.label}" if group.label else f"{size[-1]}"
+        for group, size in zip(groups, sizes, strict=True)
+        if len(size) and size[-1] < window_tokens
+    ]
+    if not short:
+        return ()
+    return (f"Last windows shorter than {window_tokens} tokens were kept: {', '.join(short)}.",)
+
+
+def _integers(arrays: _Archive, name: str, ndim: int) -> NDArray[np.int64]:
+    return _whole(arrays, name, ndim).astype(np.int64)
+
+
+def _whole(arrays: _Archive, name: str, ndim: int) -> NDArray[np.integer]:
+    array = arrays.load(name)
+    if array.ndim != ndim or array.dtype.kind not in "iu":
+        raise EquipoiseError(
+            f"{name} has shape {array.shape} and type {array.dtype}; "
+            f"expected whole numbers with {ndim} axes."
+        )
+    return array  # type: ignore[return-value]
+
+
+def _strings(arrays: _Archive, name: str) -> NDArray[np.str_]:
+    array = arrays.load(name)
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise EquipoiseError(
+            f"{name} has shape {array.shape} and type {array.dtype}; expected a list of strings."
+        )
+    return array  # type: ignore[return-value]
+
+
+FORMAT = TraceFormat(
+    name="npz",
+    summary="NumPy archive with counts, or with the tokens' own choices (topk_ids)",
+    matches=matches,
+    read=read,
+    options=frozenset({"num_experts", "layer_ids", "window_tokens"}),
+)

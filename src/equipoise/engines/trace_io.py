@@ -1,0 +1,117 @@
+"""Reading and writing recordings of any format we know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from equipoise.engines.ascend import load as ascend_load
+from equipoise.engines.ascend import plain_load
+from equipoise.engines.deepseek import load_history
+from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
+from equipoise.engines.native import trace_file
+from equipoise.engines.sglang import dump as sglang_dump
+from equipoise.engines.tabular import csv as csv_table
+from equipoise.engines.tabular import json as json_table
+from equipoise.engines.tabular import npz
+from equipoise.engines.trtllm import dump as trtllm_dump
+from equipoise.engines.vllm import load_stats
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.trace import Trace
+
+TRACE_FORMATS: tuple[TraceFormat, ...] = (
+    trace_file.FORMAT,
+    trtllm_dump.FORMAT,
+    sglang_dump.FORMAT,
+    load_stats.FORMAT,
+    load_history.FORMAT,
+    ascend_load.FORMAT,
+    plain_load.FORMAT,
+    npz.FORMAT,
+    json_table.FORMAT,
+    csv_table.FORMAT,
+)
+
+
+def detect_trace(path: Path) -> TraceFormat:
+    """The format of a recording, decided by its content.
+
+    Raises
+    ------
+    FormatError
+        No such file, no format that fits, or several that do.
+    """
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; give a recording (a file or a directory).")
+    found = [f for f in TRACE_FORMATS if f.matches(path)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        known = ", ".join(f.name for f in TRACE_FORMATS)
+        raise FormatError(
+            f"{path} is no recording of a format known here ({known}); "
+            "if it is one, name its format to see what is wrong with it."
+        )
+    names = ", ".join(f.name for f in found)
+    raise FormatError(f"{path} could be any of {names}; name its format.")
+
+
+def read_trace(
+    path: str | Path,
+    options: TraceOptions | None = None,
+    *,
+    format: str | None = None,
+    progress: Progress = no_progress,
+) -> Trace:
+    """Read a recording; ``trace.provenance`` says what was found.
+
+    Parameters
+    ----------
+    path
+        A file or directory an engine, or this package, wrote.
+    options
+        What the recording leaves unsaid; one that its format does not use is refused.
+    format
+        A name from ``TRACE_FORMATS``; detected from the content if ``None``.
+    progress
+        Called with (done, total) while a long file is read.
+
+    Raises
+    ------
+    FormatError
+        What is wrong with which file, and what to do.
+    """
+    path, options = Path(path), options or TraceOptions()
+    chosen = detect_trace(path) if format is None else trace_format(format)
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; give a recording (a file or a directory).")
+    chosen.check_options(options)
+    return chosen.read(path, options, progress)
+
+
+def write_trace(trace: Trace, path: str | Path, *, format: str = "equipoise") -> list[str]:
+    """Write a recording, whole or not at all.
+
+    Returns
+    -------
+    What the format cannot say of this trace, one sentence each.
+
+    Raises
+    ------
+    EquipoiseError
+        A format that only its engine writes.
+    """
+    chosen = trace_format(format)
+    if chosen.write is None:
+        able = ", ".join(f.name for f in TRACE_FORMATS if f.write is not None)
+        raise EquipoiseError(f"Recordings are not written as {format}; choose one of {able}.")
+    chosen.write(trace, Path(path))
+    return chosen.losses(trace)
+
+
+def trace_format(name: str) -> TraceFormat:
+    """The format of that name; raises ``EquipoiseError`` listing the known ones."""
+    for candidate in TRACE_FORMATS:
+        if candidate.name == name:
+            return candidate
+    known = ", ".join(f.name for f in TRACE_FORMATS)
+    raise EquipoiseError(f"There is no recording format {name!r}; known: {known}.")

@@ -1,0 +1,1 @@
+"""Recording routing from models run with Hugging Face transformers."""

@@ -1,0 +1,656 @@
+"""TensorRT-LLM's expert statistics: one file a rank, one vector for each iteration and layer.
+
+Five layouts exist (V0 to V4 in ``docs/formats/traces.md``). All become one cube of counts by source
+rank, because each rank file counts the tokens that started on that rank.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from equipoise.engines.arrays import MAX_EXPERTS, compact_dtype, naming, refuse_oversize
+from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.tensor_file import map_bytes, open_tensor_file
+from equipoise.engines.trtllm.legacy_pickle import load_vectors
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.layers import format_ids
+from equipoise.placement import Placement
+from equipoise.trace import Provenance, TokenIds, Trace
+
+_META = "meta_info.json"
+_COUNTS = re.compile(r"rank(\d{1,6})\.safetensors")
+_RAW = re.compile(r"rank(\d{1,6})_raw\.safetensors")
+_CHOSEN = re.compile(r"token_selected_experts_rank(\d{1,6})\.safetensors")
+_TOGETHER = re.compile(r"cooccurrence_rank(\d{1,6})\.safetensors")
+_NUM_TOKENS = re.compile(r"rank(\d{1,6})_numtokens\.json")
+_PICKLES = re.compile(r"rank_(\d{1,6})\.pkl")
+_KEY = re.compile(r"(\d{1,15})_(\d{1,9})")
+
+# A cube may have this many cells for each value the files hold, so that a few stray keys cannot
+# ask for memory without end. A dump of P pipeline stages holds one P-th of its cube.
+_MAX_CELLS_PER_VALUE = 32
+_FREE_CELLS = 1 << 24
+
+_COUNT_DTYPES = (np.int64, np.int32, np.float32)
+_LARGEST_FLOAT_COUNT = 2.0**53
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    """``meta_info.json``; all of it may be missing."""
+
+    num_experts: int | None = None
+    num_experts_per_token: int | None = None
+    ep_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _RankFile:
+    """The keys of one rank's file, ``n`` of them, and where their values are.
+
+    Parameters
+    ----------
+    path, rank
+        The file and whose it is.
+    iteration, layer
+        What the keys say, ``(n,)``.
+    shapes
+        Shape of each value, ``(n, axes)``.
+    begin
+        First byte of each value in the file, ``(n,)``; ``None`` for a pickle.
+    dtype
+        Type of the values; ``None`` for a pickle.
+    """
+
+    path: Path
+    rank: int
+    iteration: NDArray[np.int64]
+    layer: NDArray[np.int64]
+    shapes: NDArray[np.int64]
+    begin: NDArray[np.int64] | None = None
+    dtype: np.dtype[np.generic] | None = None
+
+    def __len__(self) -> int:
+        return len(self.iteration)
+
+    def key(self, i: int) -> str:
+        """The name of a value."""
+        return f"{self.iteration[i]}_{self.layer[i]}"
+
+    def values(self) -> Sequence[NDArray[Any]] | NDArray[Any]:
+        """All values, in one array where they are alike; the file is mapped only meanwhile."""
+        if self.begin is None or self.dtype is None:
+            vectors = load_vectors(self.path)
+            pairs = zip(self.iteration.tolist(), self.layer.tolist(), strict=True)
+            return [vectors[pair] for pair in pairs]
+        data = map_bytes(self.path)
+        size = self.shapes.prod(axis=1) * self.dtype.itemsize
+        if len(self) and size[0] and (self.shapes == self.shapes[0]).all():
+            first, last = self.begin.min(), self.begin.max() + size[0]
+            row, rest = np.divmod(self.begin - first, size[0])
+            if not rest.any():
+                whole = data[first:last].view(self.dtype)
+                return whole.reshape(-1, *self.shapes[0])[row]
+        places = zip(self.begin.tolist(), size.tolist(), self.shapes.tolist(), strict=True)
+        return [data[at : at + n].view(self.dtype).reshape(shape) for at, n, shape in places]
+
+    def take(self, keep: NDArray[np.bool_]) -> _RankFile:
+        """Only the keys that are to be kept, ``(n,)``."""
+        return replace(
+            self,
+            iteration=self.iteration[keep],
+            layer=self.layer[keep],
+            shapes=self.shapes[keep],
+            begin=None if self.begin is None else self.begin[keep],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The axes of the cube: iterations, ranks from 0, layers."""
+
+    iterations: NDArray[np.int64]
+    num_ranks: int
+    layers: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, files: Sequence[_RankFile]) -> _Grid:
+        return cls(
+            np.unique(np.concatenate([f.iteration for f in files])),
+            max(f.rank for f in files) + 1,
+            np.unique(np.concatenate([f.layer for f in files])),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(T, R, L)``."""
+        return len(self.iterations), self.num_ranks, len(self.layers)
+
+    def cut(self, file: _RankFile) -> _RankFile:
+        """Only the keys of a file that the grid has; none of a rank beyond it."""
+        keep = np.isin(file.iteration, self.iterations) & np.isin(file.layer, self.layers)
+        return file.take(keep & (file.rank < self.num_ranks))
+
+    def cells(self, file: _RankFile) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Row along the iterations and the layers of every key of a file."""
+        return (
+            np.searchsorted(self.iterations, file.iteration),
+            np.searchsorted(self.layers, file.layer),
+        )
+
+
+def matches(path: Path) -> bool:
+    """Whether a directory holds the rank files of a dump; looks into one of them."""
+    if not path.is_dir():
+        return False
+    try:
+        found = _numbered(path, _COUNTS) or _numbered(path, _RAW)
+        if not found:
+            return bool(_numbered(path, _PICKLES))
+        keys = open_tensor_file(next(iter(found.values()))).tensors
+    except OSError:
+        return False
+    except FormatError:
+        return True  # by name a rank file: reading says what is wrong with it
+    return all(_KEY.fullmatch(key) for key in keys)
+
+
+def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
+    """Read a dump of any layout.
+
+    Counts are the sum over ranks; ``source_counts`` keeps the ranks apart. What is missing counts
+    0 and is told in ``provenance.notes``.
+
+    Raises
+    ------
+    FormatError
+        No rank file, a damaged one, counts per slot without the map of the run, pickles without
+        ``allow_pickle``.
+    """
+    with naming(path):
+        counted, chosen = _open(path, options)
+        meta, notes = _read_meta(path / _META)
+        recorded = _during(path, counted or chosen, options.iterations)
+        grid = _Grid.of(recorded)
+        counted, chosen = recorded if counted else [], [grid.cut(file) for file in chosen]
+        width = _width(path, meta, options, counted)
+        _refuse_sparse(path, grid, width, recorded)
+
+        if counted:
+            cube, more = _fill(counted, grid, width, progress)
+        else:
+            cube, more = _count_choices(chosen, grid, width, progress)
+        notes += more + _raggedness(recorded, grid) + _beside(path, meta, cube, grid)
+        if options.placement is None and options.num_experts is None:
+            notes += _perhaps_slots(width)
+        if options.placement is not None:
+            cube = _fold(cube, grid, options.placement)
+            notes += (f"Counts of {width} slots were folded to experts with the map given.",)
+        repeated = _same_on_all_ranks(cube)
+        if repeated:
+            notes += (
+                "All ranks recorded the same counts, as without attention data parallelism; "
+                "they were counted once, and where tokens came from is not known.",
+            )
+        tokens, more = _tokens(chosen[:1] if repeated else chosen, grid, width, options.placement)
+        return Trace(
+            counts=cube[:, 0].astype(np.int64) if repeated else cube.sum(axis=1, dtype=np.int64),
+            layer_ids=tuple(grid.layers.tolist()),
+            step_ids=grid.iterations,
+            top_k=meta.num_experts_per_token,
+            source_counts=None if repeated else cube,
+            tokens=tokens,
+            provenance=Provenance("trtllm", str(path), notes + more),
+        )
+
+
+def write(trace: Trace, path: Path) -> None:
+    """Write a dump in the released layout (V1), the whole directory or nothing.
+
+    Every rank file has every (iteration, layer). A trace without source counts becomes one rank.
+    Labels and token ids have no place in a dump.
+
+    Raises
+    ------
+    EquipoiseError
+        ``top_k`` unknown, step ids that repeat or are negative, or a directory with content.
+    """
+    if trace.top_k is None:
+        raise EquipoiseError(
+            "A TensorRT-LLM dump states the choices per token, which this trace does not know; "
+            "give it a top_k."
+        )
+    if len(np.unique(trace.steps)) < trace.num_steps or trace.steps.min() < 0:
+        raise EquipoiseError(
+            "A TensorRT-LLM dump names every step by a number of its own, >= 0; this trace repeats "
+            "step ids or has negative ones. Number its steps anew."
+        )
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise EquipoiseError(f"{path} exists and is not an empty directory; name a new one.")
+    try:
+        _write_directory(trace, path)
+    except (OSError, SafetensorError) as error:
+        raise EquipoiseError(f"{path} cannot be written: {error}.") from error
+
+
+def _write_directory(trace: Trace, path: Path) -> None:
+    by_rank = trace.counts[:, None] if trace.source_counts is None else trace.source_counts
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        meta = f'{{"num_experts": {trace.num_experts}, "num_experts_per_token": {trace.top_k}}}'
+        (temporary / _META).write_text(meta, encoding="utf-8")
+        for rank in range(by_rank.shape[1]):
+            vectors = {
+                f"{step}_{layer}": by_rank[t, rank, i].astype(np.int64)
+                for t, step in enumerate(trace.steps.tolist())
+                for i, layer in enumerate(trace.layer_ids)
+            }
+            save_file(vectors, temporary / f"rank{rank}.safetensors")
+        temporary.chmod(0o755)  # mkdtemp is private; an engine may run as another user
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """Files of a directory whose whole name fits, by the rank in it, ascending."""
+    found = ((pattern.fullmatch(file.name), file) for file in directory.iterdir())
+    return dict(sorted((int(match[1]), file) for match, file in found if match))
+
+
+def _open(path: Path, options: TraceOptions) -> tuple[list[_RankFile], list[_RankFile]]:
+    """The rank files of counts, and those of the tokens' own choices; each may be empty."""
+    pickles, counts = _numbered(path, _PICKLES), _numbered(path, _COUNTS)
+    chosen = _numbered(path, _CHOSEN) or _numbered(path, _RAW)
+    if pickles and (counts or chosen):
+        raise FormatError(f"{path} holds pickles and safetensors of ranks; keep one kind there.")
+    if pickles and not options.allow_pickle:
+        raise FormatError(
+            f"{path} is a first-era dump of pickles, which can run code when loaded; allow_pickle "
+            "reads them with an unpickler that accepts plain tensors only."
+        )
+    if options.allow_pickle and not pickles:
+        raise FormatError(f"{path} holds no pickles; leave allow_pickle out.")
+    if not (pickles or counts or chosen):
+        raise FormatError(f"{path} has no file rank<number>.safetensors; expected one a rank.")
+    index = [_index_pickle(i) for i in pickles.items()] or [_index(i, 1) for i in counts.items()]
+    return index, [_index(item, 2) for item in chosen.items()]
+
+
+def _during(
+    path: Path, files: list[_RankFile], iterations: tuple[int, int] | None
+) -> list[_RankFile]:
+    """The files with the keys of iterations ``[first, past the last)`` only."""
+    everything = np.unique(np.concatenate([file.iteration for file in files]))
+    if not len(everything):
+        raise FormatError(f"{path} holds rank files without any key; the run recorded nothing.")
+    if iterations is None:
+        return files
+    start, stop = iterations
+    if not ((everything >= start) & (everything < stop)).any():
+        raise FormatError(
+            f"{path} holds the iterations {format_ids(everything.tolist())}; "
+            f"none of them is in [{start}, {stop})."
+        )
+    return [file.take((file.iteration >= start) & (file.iteration < stop)) for file in files]
+
+
+def _index(item: tuple[int, Path], axes: int) -> _RankFile:
+    """The keys of a safetensors file whose values are vectors (1 axis) or choices (2 axes)."""
+    rank, path = item
+    file = open_tensor_file(path)
+    tensors = file.tensors
+    pairs: dict[tuple[int, int], str] = {}
+    for key, info in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise FormatError(f"{path}: {key[:80]!r} is not a key <iteration>_<layer>.")
+        if len(info.shape) != axes:
+            wanted = "a vector of counts" if axes == 1 else "ids (tokens, choices)"
+            raise FormatError(f"{path}: {key} has shape {info.shape}; expected {wanted}.")
+        pair = int(match[1]), int(match[2])
+        if pair in pairs:
+            raise FormatError(f"{path} has {pairs[pair]} and {key}, which mean the same; keep one.")
+        pairs[pair] = key
+    dtypes = {info.numpy_dtype for info in tensors.values()} or {np.dtype(np.int64)}
+    if len(dtypes) > 1:
+        raise FormatError(f"{path} mixes {', '.join(sorted(map(str, dtypes)))}; expected one type.")
+    iteration, layer = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    shapes = np.array([info.shape for info in tensors.values()], dtype=np.int64)
+    begin = np.array([info.data_offsets[0] for info in tensors.values()], dtype=np.int64)
+    return _RankFile(
+        path,
+        rank,
+        iteration,
+        layer,
+        shapes.reshape(-1, axes),
+        begin + file.data_begin,
+        dtypes.pop(),
+    )
+
+
+def _index_pickle(item: tuple[int, Path]) -> _RankFile:
+    rank, path = item
+    vectors = load_vectors(path)
+    iteration, layer = np.array(list(vectors), dtype=np.int64).reshape(-1, 2).T
+    lengths = np.array([[len(vector)] for vector in vectors.values()], np.int64).reshape(-1, 1)
+    return _RankFile(path, rank, iteration, layer, lengths)
+
+
+def _read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
+    missing = "the length of the vectors stands for num_experts, and top_k is not known."
+    if not path.exists():
+        return _Meta(), (f"There is no {_META}: {missing}",)
+    try:
+        meta = msgspec.json.decode(path.read_bytes(), type=_Meta | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}.") from error
+    if meta is None:
+        return _Meta(), (f"{_META} is null, as rank 0 recorded nothing: {missing}",)
+    return meta, ()
+
+
+def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[_RankFile]) -> int:
+    """Ids that were counted: experts, or slots where the recorded run had a map."""
+    placement = options.placement
+    shortest = min((int(f.shapes.min()) for f in counted if len(f)), default=None)
+    wanted = options.num_experts if placement is None else placement.num_slots
+    inferred = wanted if shortest is None else shortest
+    width = inferred if meta.num_experts is None else meta.num_experts
+    if width is None or not 1 <= width <= MAX_EXPERTS:
+        raise FormatError(
+            f"{path} does not state a usable num_experts ({width}); give num_experts."
+        )
+    if placement is None and wanted not in (None, width):
+        raise FormatError(
+            f"{path} counts {width} ids, num_experts is {wanted}. If the recorded run balanced its "
+            "experts, these are slots: give the placement it used."
+        )
+    if placement is not None and width != placement.num_slots:
+        raise FormatError(
+            f"{path} counts {width} ids, the placement given has {placement.num_slots} slots; "
+            "give the map of the recorded run, or none if it had none."
+        )
+    if placement is not None and options.num_experts not in (None, placement.num_experts):
+        raise EquipoiseError(
+            f"num_experts is {options.num_experts}, the placement has {placement.num_experts}."
+        )
+    return width
+
+
+def _perhaps_slots(width: int) -> tuple[str, ...]:
+    """Most models have a power of two of experts; 288 or 320 ids are likely slots."""
+    if width & (width - 1) == 0:
+        return ()
+    return (
+        f"{width} ids were counted. If the recorded run balanced its experts, these are slots: "
+        "give the placement it used.",
+    )
+
+
+def _refuse_sparse(path: Path, grid: _Grid, width: int, files: Sequence[_RankFile]) -> None:
+    T, R, L = grid.shape
+    held = sum(len(file) for file in files) * width
+    if T * R * L * width > max(_FREE_CELLS, _MAX_CELLS_PER_VALUE * held):
+        raise FormatError(
+            f"{path} names {T} iterations, {R} ranks and {L} layers, but holds only "
+            f"{held // width} of their vectors; expected nearly all. Remove stray files."
+        )
+
+
+def _fill(
+    files: Sequence[_RankFile], grid: _Grid, width: int, progress: Progress
+) -> tuple[NDArray[np.integer], tuple[str, ...]]:
+    """Counts by source rank, ``(T, R, L, width)``, in the smallest type that holds them.
+
+    One file is mapped at a time: beyond the cube, memory is bounded by the largest file.
+    """
+    cube: NDArray[np.integer] = np.zeros((*grid.shape, width), dtype=np.uint8)
+    invalid = 0
+    for done, file in enumerate(files):
+        progress(done, len(files))
+        if not len(file):
+            continue
+        rows, dropped = _rows(file, width)
+        needed = compact_dtype(int(rows.max(initial=0)))
+        if needed.itemsize > cube.itemsize:
+            cube = cube.astype(needed)
+        step, layer = grid.cells(file)
+        cube[step, file.rank, layer] = rows
+        invalid += dropped
+    progress(len(files), len(files))
+    if not invalid:
+        return cube, ()
+    return cube, (f"{invalid} assignments to ids beyond num_experts {width} were dropped.",)
+
+
+def _rows(file: _RankFile, width: int) -> tuple[NDArray[np.int64], int]:
+    """The vectors of a file, ``(n, width)``, and the assignments that stood behind that width.
+
+    Old recorders counted an invalid id, one past the experts, so a vector may be longer.
+    """
+    short = np.flatnonzero(file.shapes[:, 0] < width)
+    if len(short):
+        raise FormatError(
+            f"{file.path}: {file.key(short[0])} has {file.shapes[short[0], 0]} counts; "
+            f"expected {width}."
+        )
+    values = file.values()
+    if isinstance(values, np.ndarray):
+        rows, tail = values[:, :width], values[:, width:].ravel()
+    else:
+        rows = np.stack([vector[:width] for vector in values])
+        tail = np.concatenate([vector[width:] for vector in values])
+    return _whole_counts(file, rows), int(_whole_counts(file, tail[None]).sum())
+
+
+def _whole_counts(file: _RankFile, rows: NDArray[Any]) -> NDArray[np.int64]:
+    if rows.dtype not in _COUNT_DTYPES:
+        raise FormatError(f"{file.path} counts in {rows.dtype}; expected int64, int32 or float32.")
+    bad = rows < 0
+    if rows.dtype.kind == "f":
+        bad |= ~(rows < _LARGEST_FLOAT_COUNT) | (rows != np.rint(rows))
+    if bad.any():
+        i, expert = np.argwhere(bad)[0]
+        raise FormatError(
+            f"{file.path}: {file.key(i)} counts {rows[i, expert]} for id {expert}; "
+            "expected whole numbers >= 0."
+        )
+    return rows.astype(np.int64, copy=False)
+
+
+def _count_choices(
+    files: Sequence[_RankFile], grid: _Grid, width: int, progress: Progress
+) -> tuple[NDArray[np.integer], tuple[str, ...]]:
+    """Counts by source rank from the tokens' choices, where no vector of counts was written."""
+    T, R, L = grid.shape
+    refuse_oversize((T, R, L, width), 8, "Counts (iterations, ranks, layers, experts)")
+    cube = np.zeros((T, R, L, width), dtype=np.int64)
+    invalid = 0
+    for done, file in enumerate(files):
+        progress(done, len(files))
+        step, layer = grid.cells(file)
+        for i, ids in enumerate(_choices(file)):
+            valid = ids[(ids >= 0) & (ids < width)]
+            invalid += ids.size - valid.size
+            cube[step[i], file.rank, layer[i]] = np.bincount(valid, minlength=width)
+    progress(len(files), len(files))
+    notes: tuple[str, ...] = (
+        "There are no files of counts; the tokens' own choices were counted.",
+    )
+    if invalid:
+        notes += (f"{invalid} choices of ids beyond num_experts {width} were dropped.",)
+    return cube.astype(compact_dtype(int(cube.max())), copy=False), notes
+
+
+def _choices(file: _RankFile) -> Iterator[NDArray[np.int64]]:
+    """The ids of each key, ``(tokens, K)``."""
+    if file.dtype is None or file.dtype.kind not in "iu":
+        raise FormatError(f"{file.path} holds {file.dtype} values; expected whole ids.")
+    return (ids.astype(np.int64) for ids in file.values())
+
+
+def _tokens(
+    files: Sequence[_RankFile], grid: _Grid, width: int, placement: Placement | None
+) -> tuple[TokenIds | None, tuple[str, ...]]:
+    """The tokens' choices, ordered by iteration, then rank; -1 where a layer was not recorded."""
+    sizes = _token_counts(files, grid)
+    top_k = {int(k) for file in files for k in np.unique(file.shapes[:, 1:])}
+    if sizes is None or len(top_k) != 1:
+        reason = "layers of one iteration differ in tokens or choices"
+        return None, (f"The tokens' own choices were left out: {reason}.",) if files else ()
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    ids_shape = (int(first[-1]), len(grid.layers), top_k.pop())
+    refuse_oversize(ids_shape, 4, "Token ids (tokens, layers, choices)")
+    ids = np.full(ids_shape, -1, dtype=np.int16 if width <= 1 << 15 else np.int32)
+    for file in files:
+        step, layer = grid.cells(file)
+        for i, chosen in enumerate(_choices(file)):
+            begin = first[step[i] * grid.num_ranks + file.rank]
+            chosen = np.where((chosen >= 0) & (chosen < width), chosen, -1)
+            ids[begin : begin + len(chosen), layer[i]] = chosen
+    if placement is not None:
+        row = _placement_rows(grid, placement)
+        expert = np.append(placement.slots[row], np.full((len(row), 1), -1), axis=1)
+        ids = expert[np.arange(len(row))[:, None], ids].astype(ids.dtype)
+    return TokenIds(ids, first[:: grid.num_ranks]), ()
+
+
+def _token_counts(files: Sequence[_RankFile], grid: _Grid) -> NDArray[np.int64] | None:
+    """Tokens of each (iteration, rank), ``(T * R,)``; ``None`` if layers differ or none exist."""
+    if not files:
+        return None
+    most = np.zeros(grid.shape[:2], dtype=np.int64)
+    least = np.full_like(most, np.iinfo(np.int64).max)
+    for file in files:
+        step, _ = grid.cells(file)
+        np.minimum.at(least[:, file.rank], step, file.shapes[:, 0])
+        np.maximum.at(most[:, file.rank], step, file.shapes[:, 0])
+    return None if ((most > 0) & (least != most)).any() else most.ravel()
+
+
+def _fold(cube: NDArray[np.integer], grid: _Grid, placement: Placement) -> NDArray[np.integer]:
+    """Counts per slot ``(T, R, L, S)`` summed to experts ``(T, R, L, E)``."""
+    most_copies = int(placement.copies.max())
+    dtype = compact_dtype(int(cube.max()) * most_copies)
+    folded = np.empty((*cube.shape[:3], placement.num_experts), dtype=dtype)
+    for i, row in enumerate(_placement_rows(grid, placement)):
+        by_expert = np.argsort(placement.slots[row], kind="stable")
+        first = np.concatenate([[0], np.cumsum(placement.copies[row])[:-1]])
+        folded[:, :, i] = np.add.reduceat(cube[:, :, i][..., by_expert], first, axis=-1)
+    return folded
+
+
+def _placement_rows(grid: _Grid, placement: Placement) -> list[int]:
+    row = {layer: i for i, layer in enumerate(placement.layer_ids)}
+    missing = [layer for layer in grid.layers.tolist() if layer not in row]
+    if missing:
+        raise EquipoiseError(
+            f"The dump has layer {format_ids(missing)}, the placement given has layers "
+            f"{format_ids(placement.layer_ids)}; give the map of the recorded run."
+        )
+    return [row[layer] for layer in grid.layers.tolist()]
+
+
+def _same_on_all_ranks(cube: NDArray[np.integer]) -> bool:
+    R = cube.shape[1]
+    if R == 1 or not cube[:, 0].any():
+        return False
+    return all(np.array_equal(cube[:, 0], cube[:, rank]) for rank in range(1, R))
+
+
+def _raggedness(files: Sequence[_RankFile], grid: _Grid) -> tuple[str, ...]:
+    """What a full product of iterations, ranks and layers would have and this dump has not."""
+    notes: list[str] = []
+    present = {file.rank for file in files}
+    missing = [rank for rank in range(grid.num_ranks) if rank not in present]
+    if missing:
+        notes.append(f"Files of the ranks {format_ids(missing)} are missing; they count 0.")
+    per_rank = grid.shape[0] * grid.shape[2]
+    short = [file for file in files if len(file) < per_rank]
+    if short:
+        absent = sum(per_rank - len(file) for file in short)
+        notes.append(
+            f"{absent} of {per_rank * len(files)} (iteration, layer) pairs are missing, in "
+            f"{len(short)} rank files ({_first_missing(short[0], grid)} is the first); "
+            "they count 0."
+        )
+    ranges = {file.rank: tuple(np.unique(file.iteration).tolist()) for file in files}
+    odd = [rank for rank, own in ranges.items() if own != tuple(grid.iterations.tolist())]
+    if odd:
+        notes.append(f"The ranks {format_ids(odd)} did not record every iteration.")
+    if (np.diff(grid.iterations) != 1).any():
+        notes.append(f"Iterations have gaps: {format_ids(grid.iterations.tolist())}.")
+    return tuple(notes)
+
+
+def _first_missing(file: _RankFile, grid: _Grid) -> str:
+    seen = np.zeros((grid.shape[0], grid.shape[2]), dtype=bool)
+    seen[grid.cells(file)] = True
+    step, layer = np.argwhere(~seen)[0]
+    return f"{grid.iterations[step]}_{grid.layers[layer]} of {file.path.name}"
+
+
+def _beside(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: _Grid) -> tuple[str, ...]:
+    """Notes on what the later layouts write beside the counts."""
+    notes: list[str] = []
+    if _numbered(path, _TOGETHER):
+        notes.append("Files of experts chosen together (cooccurrence_rank*) are not used.")
+    if _numbered(path, _RAW):
+        notes.append("Raw files hold the choices of the last chunk of each forward pass only.")
+    if meta.ep_size not in (None, grid.num_ranks):
+        notes.append(f"{_META} states ep_size {meta.ep_size}; files name {grid.num_ranks} ranks.")
+    num_tokens = _numbered(path, _NUM_TOKENS)
+    if num_tokens and meta.num_experts_per_token is not None:
+        notes += _partial_iterations(num_tokens, meta.num_experts_per_token, cube, grid)
+    return tuple(notes)
+
+
+def _partial_iterations(
+    files: Mapping[int, Path], top_k: int, cube: NDArray[np.integer], grid: _Grid
+) -> list[str]:
+    """Compare counts with the numbers of tokens that were recorded apart from them."""
+    step_row = {step: i for i, step in enumerate(grid.iterations.tolist())}
+    layer_row = {layer: i for i, layer in enumerate(grid.layers.tolist())}
+    differing: set[int] = set()
+    for rank, path in files.items():
+        try:
+            tokens = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FormatError(f"{path} is damaged: {error}.") from error
+        for key, count in tokens.items():
+            match = _KEY.fullmatch(key)
+            if match is None:
+                raise FormatError(f"{path}: {key[:80]!r} is not a key <iteration>_<layer>.")
+            step, layer = step_row.get(int(match[1])), layer_row.get(int(match[2]))
+            if step is None or layer is None or rank >= grid.num_ranks:
+                continue  # outside the iterations asked for
+            if int(cube[step, rank, layer].sum()) != count * top_k:
+                differing.add(int(match[1]))
+    if not differing:
+        return []
+    return [
+        f"In the iterations {format_ids(sorted(differing))} counts do not add up to the recorded "
+        "tokens; the last iteration of a dump may be partial."
+    ]
+
+
+FORMAT = TraceFormat(
+    name="trtllm",
+    summary="TensorRT-LLM expert statistics: a directory of rank<number>.safetensors",
+    matches=matches,
+    read=read,
+    options=frozenset({"num_experts", "placement", "iterations", "allow_pickle"}),
+    write=write,
+)

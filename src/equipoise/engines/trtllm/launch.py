@@ -1,0 +1,181 @@
+"""How to start TensorRT-LLM with a placement file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from equipoise.engines.formats import Launch
+from equipoise.engines.launching import check_expert_parallel, choose_release, same_rank_notes
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+
+OPTIONS_FILE = "extra_llm_api_options.yaml"
+
+ARCHITECTURES = (
+    "DeepseekV3ForCausalLM",
+    "DeepseekV32ForCausalLM",
+    "DeepseekV4ForCausalLM",
+    "GlmMoeDsaForCausalLM",
+    "GptOssForCausalLM",
+    "KimiK25ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
+    "MixtralForCausalLM",
+    "NemotronHForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+"""What the engine balances (``main``); a model of any other architecture runs unbalanced."""
+
+UNBALANCED_BACKENDS = ("VANILLA", "TRITON", "MARLIN")
+MAX_SLOTS = 32767  # the routing kernel's slots are int16
+MAX_EXPERTS = 1024  # the routing kernel's limit
+FUSED_ROUTING_SLOTS = 256  # 8 groups of at most 32
+
+
+@dataclass(frozen=True)
+class _Release:
+    """Where a release takes its options, and where in them the map and the MoE backend stand."""
+
+    flag: str
+    map_at: tuple[str, ...]
+    backend_at: tuple[str, ...] | None  # None: not known
+
+
+_SINCE_1_0 = (("moe_config", "load_balancer"), ("moe_config", "backend"))
+RELEASES = {
+    "main": _Release("--config", *_SINCE_1_0),
+    "1.3": _Release("--config", *_SINCE_1_0),
+    "1.2": _Release("--extra_llm_api_options", *_SINCE_1_0),
+    "1.1": _Release("--extra_llm_api_options", *_SINCE_1_0),
+    "1.0": _Release("--extra_llm_api_options", *_SINCE_1_0),
+    "0.21": _Release("--extra_llm_api_options", ("moe_load_balancer",), ("moe_backend",)),
+    "first-era": _Release(
+        "--extra_llm_api_options",
+        ("pytorch_backend_config", "moe_load_balancer"),
+        None,
+    ),
+}
+
+
+def launch(
+    placement: Placement,
+    map_name: str,
+    *,
+    version: str | None = None,
+    architecture: str | None = None,
+    backend: str | None = None,
+) -> Launch:
+    """Flags and options file that make TensorRT-LLM load a static placement.
+
+    Parameters
+    ----------
+    placement
+        What the map holds.
+    map_name
+        Path of the map as the engine's processes will see it.
+    version
+        A key of ``RELEASES``; ``main`` if ``None``. ``first-era`` are the builds whose options file
+        has a section ``pytorch_backend_config``.
+    architecture
+        The first of the model's ``architectures``, checked against what the engine balances.
+    backend
+        MoE backend to select; the engine's default if ``None``.
+
+    Raises
+    ------
+    EquipoiseError
+        What the engine would ignore in silence or fail on: one rank, an architecture or a backend
+        it does not balance, more slots or experts than its kernels address.
+    """
+    name, release = choose_release("TensorRT-LLM", version, RELEASES)
+    check_expert_parallel("TensorRT-LLM", placement, "ignores maps without expert parallelism")
+    _check_limits(placement)
+    _check_architecture(architecture)
+    options: dict[str, Any] = {
+        "enable_attention_dp": True,
+        "moe_expert_parallel_size": placement.num_ranks,
+    }
+    _put(options, release.map_at, map_name)
+    if backend is not None:
+        _put(options, _backend_place(name, release, backend), backend)
+    return Launch(
+        engine="trtllm",
+        version=name,
+        command=(release.flag, OPTIONS_FILE),
+        files=((OPTIONS_FILE, yaml.safe_dump(options)),),
+        notes=_notes(placement, name, architecture),
+    )
+
+
+def _put(options: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        options = options.setdefault(section, {})
+    options[key] = value
+
+
+def _check_limits(placement: Placement) -> None:
+    if placement.num_slots > MAX_SLOTS or placement.num_experts > MAX_EXPERTS:
+        raise EquipoiseError(
+            f"{placement.num_experts} experts in {placement.num_slots} slots; TensorRT-LLM's "
+            f"routing kernels address at most {MAX_EXPERTS} experts and {MAX_SLOTS} slots."
+        )
+
+
+def _check_architecture(architecture: str | None) -> None:
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise EquipoiseError(
+            f"TensorRT-LLM ignores maps for {architecture}; it balances {', '.join(ARCHITECTURES)}."
+        )
+
+
+def _backend_place(version: str, release: _Release, backend: str) -> tuple[str, ...]:
+    """Where the options name the MoE backend, or a refusal."""
+    if backend.upper() in UNBALANCED_BACKENDS:
+        raise EquipoiseError(
+            f"The MoE backend {backend} does not support load balancing; choose one other than "
+            f"{', '.join(UNBALANCED_BACKENDS)}, or none for the engine's default."
+        )
+    if release.backend_at is None:
+        raise EquipoiseError(
+            f"How TensorRT-LLM {version} names its MoE backend is not known; "
+            f"give none and add it to {OPTIONS_FILE} by hand."
+        )
+    return release.backend_at
+
+
+def _notes(placement: Placement, version: str, architecture: str | None) -> tuple[str, ...]:
+    ranks = placement.num_ranks
+    notes = [
+        f"Start with tensor-parallel size {ranks} (whole experts on every rank) and leave the MoE "
+        "cluster size at 1: the map is ignored in silence with MoE clusters.",
+        "Load balancing requires attention data parallelism, so it is switched on.",
+        "Every MoE layer the engine runs needs a row, speculative (MTP) layers included.",
+        "Check answers before relying on it: with some quantisations balancing has produced wrong "
+        "text instead of an error.",
+        "Every node keeps its share of all experts in shared memory (/dev/shm): give instances on "
+        "one machine different TRTLLM_EPLB_SHM_NAME, and remove what a crash leaves there "
+        "(moe_shared* unless named).",
+        "Unset EXPERT_STATISTIC_ITER_RANGE: recording switches CUDA graphs off.",
+    ]
+    if architecture is None:
+        notes.append(
+            "The model's architecture was not checked; the map is ignored in silence unless it is "
+            f"one of {', '.join(ARCHITECTURES)}."
+        )
+    if version != "main":
+        notes.append(
+            f"Architectures and backends were checked against main; {version} may balance fewer."
+        )
+    if placement.num_slots > FUSED_ROUTING_SLOTS:
+        notes.append(
+            f"{placement.num_slots} slots may exceed what fused routing takes on some MoE backends "
+            "(32 experts a group); try another backend if start-up fails on it."
+        )
+    return (*notes, *same_rank_notes(placement))

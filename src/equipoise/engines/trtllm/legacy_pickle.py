@@ -1,0 +1,112 @@
+"""First-era TensorRT-LLM dumps: pickles of ``{(iteration, layer): tensor}``, read without torch.
+
+A pickle is a program. This unpickler gives it three harmless things to call: an ordered dict, and
+our own stand-ins for the two functions torch rebuilds a tensor with. A tensor becomes a numpy
+array that copies out of the bytes in the file; whatever else the pickle names is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import FormatError
+
+_STORAGE_DTYPES = {
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+}
+
+
+def load_vectors(path: Path) -> dict[tuple[int, int], NDArray[np.generic]]:
+    """The vectors of a rank by (iteration, layer).
+
+    Raises
+    ------
+    FormatError
+        A pickle that names anything but plain tensors, a damaged one, or another content.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise FormatError(f"{path} is refused or damaged: {error}.") from error
+    except Exception as error:  # a damaged pickle can fail in any call it makes
+        raise FormatError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.generic]]:
+    if not isinstance(content, Mapping):
+        raise FormatError(f"{path} holds a {type(content).__name__}; expected a dict of tensors.")
+    for key, vector in content.items():
+        pair = isinstance(key, tuple) and len(key) == 2 and all(type(n) is int for n in key)
+        if not pair or min(key) < 0 or not isinstance(vector, np.ndarray) or vector.ndim != 1:
+            raise FormatError(
+                f"{path}: the entry {str(key)[:80]} is no vector under an (iteration, layer) pair."
+            )
+    return dict(content)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors on the way in and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): _load_storage,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+        return allowed[module, name]
+
+
+class _StorageUnpickler(pickle.Unpickler):
+    """The parts of a storage in torch's stream format: plain values and one persistent id."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module != "torch" or name not in _STORAGE_DTYPES:
+            raise pickle.UnpicklingError(f"it wants a storage of type {module}.{name}")
+        return name
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def _load_storage(data: bytes) -> NDArray[np.generic]:
+    """The values of a storage: five pickles (three of them preamble), a length, the bytes."""
+    stream: BinaryIO = io.BytesIO(data)
+    _, _, system, described, _ = (_StorageUnpickler(stream).load() for _ in range(5))
+    if not system["little_endian"]:
+        raise pickle.UnpicklingError("it was written on a big-endian machine")
+    _, storage_type, _, _, length, _ = described
+    (stored,) = struct.unpack("<q", stream.read(8))
+    values = np.frombuffer(stream.read(), dtype=_STORAGE_DTYPES[storage_type])
+    if not stored == length == len(values):
+        raise pickle.UnpicklingError(f"a storage of {length} values holds {len(values)}")
+    return values
+
+
+def _rebuild_tensor(
+    storage: NDArray[np.generic],
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    *_: object,
+) -> NDArray[np.generic]:
+    """A contiguous vector of a storage; anything else is not in these dumps."""
+    if len(size) != 1 or stride != (1,) or not 0 <= offset <= offset + size[0] <= len(storage):
+        raise pickle.UnpicklingError(f"a tensor of shape {size} and stride {stride}")
+    return storage[offset : offset + size[0]]

@@ -1,0 +1,244 @@
+"""The commands end to end, in process: what they print, write and return."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import equipoise as eq
+from equipoise.cli import main
+from equipoise.engines.map_io import MAP_FORMATS
+from equipoise.simulate.routers import lognormal, sample_trace, steady
+
+R0 = {"10_3": [5, 1, 0, 2], "10_4": [1, 3, 3, 1], "11_3": [4, 2, 1, 1], "11_4": [2, 2, 2, 2]}
+R1 = {"10_3": [3, 3, 1, 1], "10_4": [0, 4, 4, 0], "11_3": [6, 0, 2, 0], "11_4": [1, 3, 0, 4]}
+
+GOLDEN_REPORT = """\
+Load statistics:
+         mean       std  imbalance-ratio
+3         8.0  5.656854             0.50
+4         8.0  0.000000             0.00
+average   8.0  2.828427             0.25
+"""
+
+GOLDEN_MAP = """\
+initial_global_assignments:
+  3: [0, 1, 0, 2, 0, 3]
+  4: [3, 0, 1, 2, 1, 2]
+layer_updates_per_iter: 0
+num_slots: 6
+"""
+
+GOLDEN_PROJECTION = """\
+Load statistics:
+             mean       std  imbalance-ratio
+3        5.333333  1.263763         0.218750
+4        5.333333  3.031089         0.500000
+average  5.333333  2.147426         0.359375
+"""
+
+
+@pytest.fixture
+def golden_dump(tmp_path) -> Path:
+    """TensorRT-LLM's example dump: two ranks, iterations 10 and 11, layers 3 and 4."""
+    source = [[[r[f"{i}_{layer}"] for layer in (3, 4)] for r in (R0, R1)] for i in (10, 11)]
+    array = np.array(source)
+    trace = eq.Trace(
+        counts=array.sum(axis=1),
+        layer_ids=(3, 4),
+        step_ids=np.array([10, 11]),
+        top_k=2,
+        source_counts=array,
+    )
+    path = tmp_path / "dump"
+    eq.write_trace(trace, path, format="trtllm")
+    return path
+
+
+@pytest.fixture
+def trace_file(tmp_path) -> Path:
+    """Ten steps of a skewed router: 3 layers, 16 experts, top-2, layers numbered from 2."""
+    popularity = lognormal(16, sigma=1.0, num_layers=3, seed=1)
+    trace = sample_trace(steady(popularity, num_steps=10), num_tokens=500, top_k=2, seed=2)
+    trace = eq.Trace(counts=trace.counts, layer_ids=(2, 3, 4), top_k=2)
+    path = tmp_path / "run.trace.safetensors"
+    eq.write_trace(trace, path)
+    return path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    status = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_report_prints_the_engines_own_table(golden_dump, capsys):
+    status, out, _ = run(capsys, "report", golden_dump)
+    assert status == 0
+    assert out.startswith(GOLDEN_REPORT)
+
+
+def test_report_projects_on_a_map(golden_dump, tmp_path, capsys):
+    map_path = tmp_path / "map.yaml"
+    map_path.write_text(GOLDEN_MAP)
+    status, out, _ = run(capsys, "report", golden_dump, "--map", map_path, "--ranks", 3)
+    assert status == 0
+    assert out.startswith(GOLDEN_PROJECTION)
+
+
+def test_report_per_expert(golden_dump, capsys):
+    _, out, _ = run(capsys, "report", golden_dump, "--per-expert")
+    assert "3         4.0  3.513202           1.2500\n" in out
+
+
+def test_report_as_json(trace_file, capsys):
+    status, out, _ = run(capsys, "report", trace_file, "--ranks", 4, "--json")
+    document = json.loads(out)
+    assert status == 0
+    trace = eq.read_trace(trace_file)
+    assert document["after"] is None
+    assert document["before"]["num_steps"] == 10
+    gamma = eq.imbalance(trace.counts.reshape(10, 3, 4, 4).sum(axis=-1))
+    assert document["before"]["balance"]["imbalance"] == pytest.approx(gamma.mean())
+    assert [layer["layer"] for layer in document["before"]["layers"]] == [2, 3, 4]
+
+
+def test_report_selects_and_sums(trace_file, capsys):
+    arguments = ("--ranks", 4, "--only-layers", "3", "--window", 5, "--json")
+    _, out, _ = run(capsys, "report", trace_file, *arguments)
+    before = json.loads(out)["before"]
+    assert (before["num_steps"], before["num_layers"]) == (2, 1)
+
+
+def test_report_page(trace_file, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert run(capsys, "report", trace_file, "--ranks", 4, "--html", page)[0] == 0
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):
+    arguments = ("--ranks", 4, "--redundant", 4, "--hold-out", 0.3, "--json")
+    status, out, _ = run(capsys, "plan", trace_file, *arguments)
+    document = json.loads(out)
+    fit, held = eq.read_trace(trace_file).split(at=0.7)
+    plan = eq.Greedy().plan(eq.Problem(fit, eq.Topology(4), 20))
+    unseen = eq.evaluate(plan.placement, held).mean_imbalance
+    assert status == 0
+    assert held.num_steps == 3
+    assert document["checksum"] == plan.placement.checksum
+    assert document["scores"]["plan_held_out"]["mean_imbalance"] == pytest.approx(unseen)
+    assert unseen < document["scores"]["plain_held_out"]["mean_imbalance"]
+
+
+@pytest.mark.parametrize("known", MAP_FORMATS, ids=lambda f: f.name)
+def test_a_map_for_every_engine(known, trace_file, tmp_path, capsys):
+    output = tmp_path / f"map{known.suffixes[0]}"
+    extra = ("--hidden-layers", 5) if known.name in ("sglang", "vllm-53022") else ()
+    arguments = ("plan", trace_file, "--ranks", 4, "--redundant", 4, "--for", known.name)
+    status, out, err = run(capsys, *arguments, "--output", output, *extra)
+    assert (status, err) == (0, "")
+    assert str(output) in out.replace("\n", "")
+    deployment = ("--ranks", 4, "--experts", 16)
+    assert run(capsys, "validate", output, "--for", known.name, *deployment)[0] == 0
+    layers = ("--layers", "2-4")
+    status, out, _ = run(
+        capsys, "convert", output, "--format", known.name, "--to", "equipoise",
+        "--output", tmp_path / "again.json", *deployment, *layers, *extra,
+    )  # fmt: skip
+    assert status == 0
+    fit, _ = eq.read_trace(trace_file).split(at=0.8)
+    wanted = eq.Greedy().plan(eq.Problem(fit, eq.Topology(4), 20)).placement
+    assert eq.read_map(tmp_path / "again.json") == wanted
+
+
+def test_plan_prints_the_launch_flags(trace_file, tmp_path, capsys):
+    arguments = ("--ranks", 4, "--redundant", 4, "--for", "sglang", "--hidden-layers", 5)
+    _, out, _ = run(capsys, "plan", trace_file, *arguments, "-o", tmp_path / "loc.json")
+    assert "--ep-num-redundant-experts 4" in out
+    assert "--init-expert-location loc.json" in out
+
+
+def test_a_map_the_engine_would_ignore_is_not_written(trace_file, tmp_path, capsys):
+    output = tmp_path / "map.json"
+    status, _, err = run(
+        capsys, "plan", trace_file, "--ranks", 4, "--for", "vllm-49572",
+        "--engine-version", "0.33.0", "--output", output,
+    )  # fmt: skip
+    assert status == 2
+    assert "reads no map file" in err
+    assert not output.exists()
+
+
+def test_validate_says_no_with_every_defect(tmp_path, capsys):
+    bad = tmp_path / "map.yaml"
+    bad.write_text(
+        GOLDEN_MAP.replace("[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, 0, 9]").replace("1, 2]", "1]")
+    )
+    status, out, _ = run(capsys, "validate", bad, "--ranks", 3, "--experts", 4)
+    assert status == 1
+    assert "slot 5 holds 9" in out
+    assert "expert 3" in out
+    assert "Layer 4" in out
+    _, out, _ = run(capsys, "validate", bad, "--ranks", 3, "--experts", 4, "--json")
+    document = json.loads(out)
+    assert document["valid"] is False
+    assert {f["layer"] for f in document["findings"] if f["severity"] == "error"} == {3, 4}
+
+
+def test_convert_a_recording_says_what_is_lost(trace_file, tmp_path, capsys):
+    status, out, _ = run(capsys, "convert", trace_file, "--to", "trtllm", "-o", tmp_path / "dump")
+    assert status == 0
+    assert (eq.read_trace(tmp_path / "dump").counts == eq.read_trace(trace_file).counts).all()
+    assert "written as trtllm" in out
+
+
+def test_convert_writes_the_golden_dump_back(golden_dump, tmp_path, capsys):
+    native = tmp_path / "t.safetensors"
+    assert run(capsys, "convert", golden_dump, "--to", "equipoise", "-o", native)[0] == 0
+    assert run(capsys, "convert", native, "--to", "trtllm", "-o", tmp_path / "again")[0] == 0
+    for file in golden_dump.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_diff_counts_moves(tmp_path, capsys):
+    for name, slots in {"old": [[0, 1], [1, 0]], "new": [[0, 1], [0, 1]]}.items():
+        placement = eq.Placement(slots, num_ranks=2, num_experts=2)
+        eq.write_map(placement, tmp_path / f"{name}.json", format="equipoise")
+    files = (tmp_path / "old.json", tmp_path / "new.json")
+    status, out, _ = run(capsys, "diff", *files, "--expert-bytes", 10, "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["moves"]["unchanged"] == 2
+    assert document["moves"]["same_node"] == 2
+    assert document["bytes"] == 20
+    _, out, _ = run(capsys, "diff", *files)
+    assert "2 experts cross a wire" in out
+
+
+def test_usage_errors_are_status_2(capsys):
+    for arguments in ([], ["plan"], ["unknown"], ["report", "x", "--unknown"]):
+        status, out, err = run(capsys, *arguments)
+        if arguments:
+            assert status == 2, arguments
+            assert err.startswith("equipoise: ")
+        else:
+            assert status == 0
+            assert "Usage" in out
+
+
+def test_no_progress_bar_and_no_colour_in_a_pipe(trace_file):
+    command = [sys.executable, "-m", "equipoise", "report", str(trace_file), "--ranks", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_no_error(trace_file):
+    command = f"{sys.executable} -m equipoise report {trace_file} --ranks 4 | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

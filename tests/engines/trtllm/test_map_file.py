@@ -1,0 +1,204 @@
+import hashlib
+import time
+
+import numpy as np
+import pytest
+
+from equipoise.engines.formats import MapContext, Severity
+from equipoise.engines.trtllm.map_file import FORMAT, write
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.placement import Placement
+
+GOLDEN = """\
+initial_global_assignments:
+  3: [0, 1, 0, 2, 0, 3]
+  4: [3, 0, 1, 2, 1, 2]
+layer_updates_per_iter: 0
+num_slots: 6
+"""
+PLACEMENT = Placement(
+    [[0, 1, 0, 2, 0, 3], [3, 0, 1, 2, 1, 2]], num_ranks=3, num_experts=4, layer_ids=[3, 4]
+)
+CONTEXT = MapContext(num_ranks=3, num_experts=4, layer_ids=(3, 4), num_redundant=2)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "map.yaml"
+
+
+def findings(path, text, context=CONTEXT):
+    path.write_text(text)
+    return FORMAT.check(FORMAT.parse(path), context)
+
+
+def codes(path, text, context=CONTEXT):
+    return [finding.code for finding in findings(path, text, context)]
+
+
+def test_golden_bytes(path):
+    write(PLACEMENT, path)
+    data = path.read_bytes()
+    assert data == GOLDEN.encode()
+    assert len(data) == 115
+    assert hashlib.sha256(data).hexdigest().startswith("bf130da0289de0f7")
+
+
+def test_online_map(path):
+    write(PLACEMENT, path, layer_updates_per_iter=2)
+    assert path.read_text() == GOLDEN.replace("per_iter: 0", "per_iter: 2")
+    (note,) = FORMAT.parse(path).notes
+    assert "layer_updates_per_iter is 2" in note
+    with pytest.raises(EquipoiseError, match="layer_updates_per_iter is -1"):
+        write(PLACEMENT, path, layer_updates_per_iter=-1)
+
+
+def test_reading_the_golden(path):
+    assert findings(path, GOLDEN) == []
+    assert FORMAT.matches(path)
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
+
+
+def test_layers_in_any_order(path):
+    lines = GOLDEN.splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
+
+
+def test_a_map_inside_the_options_file(path):
+    indented = "".join(f"    {line}\n" for line in GOLDEN.splitlines())
+    options = f"max_batch_size: 8\nmoe_config:\n  backend: CUTLASS\n  load_balancer:\n{indented}"
+    assert findings(path, options) == []
+    assert FORMAT.matches(path)
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
+    assert FORMAT.parse(path).notes == ("Read from moe_config.load_balancer.",)
+
+
+def test_an_options_file_that_names_the_map(path):
+    path.write_text("moe_config:\n  load_balancer: /maps/num_slots.yaml\n")
+    assert not FORMAT.matches(path)
+    with pytest.raises(FormatError, match=r"/maps/num_slots\.yaml; give that file"):
+        FORMAT.parse(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "old", "new"),
+    [
+        ("T1", "num_slots: 6", "num_slots: 6\nep_size: 3"),
+        ("T1", "num_slots: 6", "num_slots: 6\nnum_slots: 6"),
+        ("T1", "  3: [0, 1, 0, 2, 0, 3]", "  3: [1]\n  3: [0, 1, 0, 2, 0, 3]"),
+        ("T2", "num_slots: 6", "num_slots: '6'"),
+        ("T2", "num_slots: 6", "num_slots: 6.0"),
+        ("T2", "num_slots: 6", "num_slots: true"),
+        ("T2", "num_slots: 6", "num_slots: null"),
+        ("T2", "num_slots: 6\n", ""),
+        ("T3", "[0, 1, 0, 2, 0, 3]", "[0, 1, 2, 0, 3]"),
+        ("T3", "[0, 1, 0, 2, 0, 3]", "abc"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, true, 3]"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, 0.0, 3]"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, '0', 3]"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, -1, 3]"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, 4, 3]"),
+        ("T4", "[0, 1, 0, 2, 0, 3]", "[0, 1, 0, 2, 0, 1]"),
+        ("T5", "  3:", "  5:"),
+        ("T5", "  3:", "  '3':"),
+        ("T5", "  3:", "  -3:"),
+        ("T5", "  3:", "  3.0:"),
+        ("T5", "  3: [0, 1, 0, 2, 0, 3]\n", ""),
+        ("T6", "per_iter: 0", "per_iter: -1"),
+        ("T6", "per_iter: 0", "per_iter: false"),
+    ],
+)
+def test_each_rule(path, code, old, new):
+    assert old in GOLDEN
+    found = codes(path, GOLDEN.replace(old, new))
+    assert found
+    assert set(found) == {code}
+
+
+def test_t2_slots_that_do_not_divide_or_do_not_suffice(path):
+    assert codes(path, GOLDEN, MapContext(num_ranks=4, num_experts=4, layer_ids=(3, 4))) == ["T2"]
+    (finding,) = findings(path, GOLDEN, MapContext(num_ranks=3, num_experts=7, layer_ids=(3, 4)))
+    assert finding.code == "T2"
+    assert "6 slots cannot hold 7 experts" in finding.message
+
+
+def test_t5_a_missing_draft_layer_says_so(path):
+    (finding,) = findings(
+        path, GOLDEN, MapContext(num_ranks=3, num_experts=4, layer_ids=(3, 4, 61))
+    )
+    assert finding.code == "T5"
+    assert "61" in finding.message
+    assert "draft (MTP)" in finding.remedy
+
+
+@pytest.mark.parametrize(("experts", "slots"), [(1024, 32768), (1025, 1026)])
+def test_t7_kernel_limits(path, experts, slots):
+    row = [s % experts for s in range(slots)]
+    text = f"num_slots: {slots}\ninitial_global_assignments: {{0: {row}}}\n"
+    found = codes(path, text, MapContext(num_ranks=slots // 2, num_experts=experts, layer_ids=(0,)))
+    assert found == ["T7"]
+
+
+def test_same_rank_copies_are_warnings(path):
+    text = GOLDEN.replace("[0, 1, 0, 2, 0, 3]", "[0, 0, 1, 2, 0, 3]")
+    (finding,) = findings(path, text)
+    assert (finding.code, finding.severity) == ("W1", Severity.WARNING)
+
+
+def test_all_defects_in_one_run(path):
+    text = """\
+initial_global_assignments:
+  '3': [0, 1, 0, 2, 0, x]
+  4: [3, 0, 1, 2, 1]
+  4: [3, 0, 1, 1, 1]
+layer_updates_per_iter: -4
+num_slots: 6.5
+ep_size: 3
+"""
+    assert set(codes(path, text)) == {"T1", "T2", "T3", "T4", "T5", "T6"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [1]\nnum_slots: *x\n",
+        "num_slots: !!python/object/apply:os.system ['true']\n",
+        "num_slots: !!int x\n",
+        pytest.param("num_slots: " + "[" * 50_000, id="deep"),
+        pytest.param("num_slots: " + "9" * 5000, id="digits"),
+        "num_slots: 2001-99-99\n",
+        "? [1, 2]\n: 3\n",
+        "--- {num_slots: 1}\n--- {num_slots: 1}\n",
+        "num_slots: [1\n",
+        "num_slots: 1\n",
+        "num_slots: 1\ninitial_global_assignments: {}\n",
+        "num_slots",
+        "",
+        "\x00",
+    ],
+)
+def test_what_cannot_be_read_is_a_format_error(path, text):
+    path.write_text(text)
+    FORMAT.matches(path)
+    with pytest.raises(FormatError, match=r"map\.yaml"):
+        FORMAT.parse(path)
+
+
+def test_an_alias_bomb_is_refused_at_once(path):
+    lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
+    path.write_text("\n".join([*lines, "num_slots: *a59"]))
+    with pytest.raises(FormatError, match="line 1 has a YAML anchor"):
+        FORMAT.parse(path)
+
+
+def test_a_map_of_full_size_is_read_within_a_second(path):
+    rng = np.random.default_rng(0)
+    rows = [np.concatenate([rng.permutation(256), rng.integers(0, 256, 32)]) for _ in range(58)]
+    placement = Placement(rows, num_ranks=32, num_experts=256, layer_ids=range(3, 61))
+    write(placement, path)
+    context = MapContext(num_ranks=32, num_experts=256, layer_ids=tuple(range(3, 61)))
+    start = time.perf_counter()
+    raw = FORMAT.parse(path)
+    assert time.perf_counter() - start < 1
+    assert FORMAT.to_placement(raw, context) == placement
