@@ -139,16 +139,19 @@ def test_status_says_what_would_help():
         return planner.plan(Problem([load], Topology(num_ranks), num_slots)).status
 
     assert status(Greedy(), [1] * 8, 8, 4) == (
-        "The busiest ranks carry 0.0% more than the mean, 0.0% more than the bound. "
-        "No placement on these slots is noticeably better."
+        "Over all steps together the busiest ranks carry 0.0% more than the mean, "
+        "0.0% more than the bound. "
+        "No placement on these slots is better on that sum; single steps differ."
     )
     assert status(Greedy(), [6, 82, 6, 6], 6, 6) == (
-        "The busiest ranks carry 64.0% more than the mean, 0.0% more than the bound. "
+        "Over all steps together the busiest ranks carry 64.0% more than the mean, "
+        "0.0% more than the bound. "
         "In 1 of 1 layers the heaviest experts have too few copies: more redundant slots help. "
-        "No placement on these slots is noticeably better."
+        "No placement on these slots is better on that sum; single steps differ."
     )
     assert status(Contiguous(), [2, 2, 1, 1], 4, 2) == (
-        "The busiest ranks carry 33.3% more than the mean, 33.3% more than the bound. "
+        "Over all steps together the busiest ranks carry 33.3% more than the mean, "
+        "33.3% more than the bound. "
         "Another placement, or more slots, may come closer to the bound."
     )
 

@@ -265,7 +265,7 @@ def _advice(
     """How far from perfect, how far from possible, and what would help."""
     over_mean, over_bound = peak.sum() / mean.sum() - 1, peak.sum() / bound.sum() - 1
     advice = [
-        f"The busiest ranks carry {over_mean:.1%} more than the mean, "
+        f"Over all steps together the busiest ranks carry {over_mean:.1%} more than the mean, "
         f"{over_bound:.1%} more than the bound."
     ]
     if bound.sum() > mean.sum() * (1 + _GAIN):
@@ -277,5 +277,5 @@ def _advice(
     if over_bound > _GAIN:
         advice.append("Another placement, or more slots, may come closer to the bound.")
     else:
-        advice.append("No placement on these slots is noticeably better.")
+        advice.append("No placement on these slots is better on that sum; single steps differ.")
     return " ".join(advice)
