@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: `python docs/generate.py`. A test says when to run it."""
+"""Write the pages that follow from the code: `python docs/generate.py`; a test says when."""
 
 from __future__ import annotations
 

@@ -111,16 +111,20 @@ class Placement:
     @cached_property
     def copies(self) -> NDArray[np.int64]:
         """Slots that hold each expert, ``(L, E)``."""
-        copies: NDArray[np.int64] = self.copies_on_rank.sum(axis=1)
-        return copies
+        return self._count_per_layer(self.slots, self.num_experts)
 
     @cached_property
     def copies_on_rank(self) -> NDArray[np.int64]:
         """Slots of each rank that hold each expert, ``(L, R, E)``."""
-        counts = np.zeros((self.num_layers, self.num_ranks, self.num_experts), dtype=np.int64)
-        layer = np.arange(self.num_layers)[:, None]
-        np.add.at(counts, (layer, self.rank_of_slot[None, :], self.slots), 1)
-        return counts
+        cell = self.rank_of_slot * self.num_experts + self.slots
+        counts = self._count_per_layer(cell, self.num_ranks * self.num_experts)
+        return counts.reshape(self.num_layers, self.num_ranks, self.num_experts)
+
+    def _count_per_layer(self, keys: NDArray[np.int64], num_keys: int) -> NDArray[np.int64]:
+        """How often each key occurs in each row of ``keys`` ``(L, S)``, ``(L, num_keys)``."""
+        offset = np.arange(self.num_layers)[:, None] * num_keys
+        counts = np.bincount((offset + keys).ravel(), minlength=self.num_layers * num_keys)
+        return counts.reshape(self.num_layers, num_keys)
 
     @property
     def duplicates(self) -> NDArray[np.int64]:

@@ -21,8 +21,9 @@ from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
 from equipoise.trace import Trace
 
-Json = Annotated[bool, Parameter(name="--json", negative=())]
-"""Print one JSON document on standard output instead of text."""
+Json = Annotated[
+    bool, Parameter(name="--json", negative=(), help="Print one JSON document instead of text.")
+]
 
 
 @Parameter(name="*")
@@ -46,8 +47,10 @@ class TraceArguments:
         Read iterations START-STOP, STOP not included.
     allow_pickle
         Read pickle files, through an unpickler that only builds tensors.
-    phase, domain
-        Keep the steps that carry this label.
+    phase
+        Keep the steps of this phase, such as prefill or decode.
+    domain
+        Keep the steps of this domain.
     only_layers
         Keep these layers (3-10,58).
     window

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from equipoise.cli.common import TraceArguments, stdout
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import MAP_FORMATS, read_map, write_map
+from equipoise.engines.map_io import MAP_FORMATS, map_notes, read_map, validate_map, write_map
 from equipoise.engines.trace_io import trace_format, write_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
@@ -49,7 +49,7 @@ def convert(
     console = stdout()
     console.print(f"{output}: written as {to}.")
     for sentence in lost:
-        console.print(f"  not in the file: {sentence}")
+        console.print(f"  {sentence}")
     return 0
 
 
@@ -80,9 +80,14 @@ def _convert_map(
         num_hidden_layers=hidden_layers,
     )
     placement = read_map(source, context, format=reading.format)
-    return write_map(
-        placement, output, format=to, context=MapContext(num_hidden_layers=hidden_layers)
-    )
+    target = MapContext(num_hidden_layers=hidden_layers)
+    lost = write_map(placement, output, format=to, context=target)
+    unchecked = [f for f in validate_map(source, context, format=reading.format) if f.code == "W2"]
+    return [
+        *map_notes(source, format=reading.format),
+        *(f"{finding.message} {finding.remedy}" for finding in unchecked),
+        *lost,
+    ]
 
 
 def _convert_trace(

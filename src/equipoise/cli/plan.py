@@ -78,7 +78,8 @@ def plan(
     scores = _score(result, problem, fit, held)
     written = None
     if for_ is not None and output is not None:
-        written = _write(result, for_, output, engine or EngineArguments())
+        source = recording.provenance.source
+        written = _write(result, for_, output, engine or EngineArguments(), source)
     if json:
         print_json(_document(result, scores, written))
     else:
@@ -97,10 +98,14 @@ class _Written:
     launch: Launch | None
 
 
-def _write(result: Plan, format: str, output: Path, engine: EngineArguments) -> _Written:
+def _write(
+    result: Plan, format: str, output: Path, engine: EngineArguments, source: str
+) -> _Written:
     # Flags first: a combination the engine would ignore is refused before a file exists.
     flags = launch(result.placement, format, output.name, engine.options)
-    context = MapContext(num_hidden_layers=engine.hidden_layers)
+    context = MapContext(
+        num_hidden_layers=engine.hidden_layers, planner=result.planner, trace=source
+    )
     return _Written(
         output, write_map(result.placement, output, format=format, context=context), flags
     )

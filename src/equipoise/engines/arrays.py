@@ -94,9 +94,11 @@ def agreed_num_experts(largest_id: int, given: int | None) -> tuple[int, tuple[s
             f"Expert {largest_id} occurs, but num_experts is {given}; "
             f"give the model's number of routed experts, at least {largest_id + 1}."
         )
-    if max(largest_id + 1, given or 0) > MAX_EXPERTS:
+    wanted = largest_id + 1 if given is None else given
+    if wanted > MAX_EXPERTS:
         raise EquipoiseError(
-            f"Expert {largest_id} occurs; ids up to {MAX_EXPERTS - 1} are read. Check the file."
+            f"{wanted} experts are wanted; ids up to {MAX_EXPERTS - 1} are read. "
+            "Check the ids and num_experts."
         )
     if given is not None:
         return given, ()

@@ -108,7 +108,7 @@ class Severity(Enum):
 class Finding:
     """One defect of a map: where it is, what is wrong, what to do.
 
-    ``code`` is the rule in ``docs/formats.md`` (``T4``); ``layer`` the file's own layer key.
+    ``code`` is the rule in ``docs/formats/maps.md`` (``T4``); ``layer`` the file's own layer key.
     """
 
     code: str
@@ -136,6 +136,9 @@ class MapContext:
         All decoder layers, dense ones included (61 for DeepSeek-V3); SGLang maps have a row each.
     num_redundant
         ``S - E`` as the engine will be configured.
+    planner, trace
+        What made the placement (``Plan.planner``), and from which recording; our own format
+        records it.
     """
 
     num_ranks: int | None = None
@@ -143,6 +146,8 @@ class MapContext:
     layer_ids: tuple[int, ...] | None = None
     num_hidden_layers: int | None = None
     num_redundant: int | None = None
+    planner: str | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

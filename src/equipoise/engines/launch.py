@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from equipoise.engines.ascend.launch import launch as ascend_launch
 from equipoise.engines.formats import Launch
+from equipoise.engines.map_io import map_format as find_map_format
 from equipoise.engines.sglang.launch import NO_A2A
 from equipoise.engines.sglang.launch import launch as sglang_launch
 from equipoise.engines.trtllm.launch import launch as trtllm_launch
@@ -56,10 +57,10 @@ def launch(
     Raises
     ------
     EquipoiseError
-        An option of another engine, or a combination the engine would ignore in silence.
+        An unknown format, an option of another engine, or a combination the engine would ignore in silence.
     """
     options = options or LaunchOptions()
-    engine = map_format.partition("-")[0]
+    engine = find_map_format(map_format).name.partition("-")[0]
     _refuse_options_of_others(engine, options)
     match engine:
         case "trtllm":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from equipoise.engines.files import replacing
+from equipoise.engines.pickle_program import checked_instructions
 from equipoise.errors import EquipoiseError, FormatError
 
 _STORAGES: dict[str, np.dtype[Any]] = {
@@ -179,17 +179,9 @@ def _read(path: Path, values: _Values) -> Any:
 
 def _check_program(program: bytes) -> None:
     """Refuse a pickle with any instruction that ``torch.save`` has no use for."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-        if opcode.name not in _OPCODES:
-            raise FormatError(
-                f"its pickle uses the instruction {opcode.name}, which plain tensors, containers "
-                "and numbers do not need"
-            )
-        # The memo is an array as long as its largest index.
-        if opcode.name == "GLOBAL":
-            _known_global(*str(argument).split(" ", 1))
-        if opcode.name == "LONG_BINPUT" and int(argument or 0) > count:
-            raise FormatError(f"its pickle numbers an object {argument} after {count} instructions")
+    for name, argument in checked_instructions(program, _OPCODES):
+        if name == "GLOBAL":
+            _known_global(*argument.split(" ", 1))
 
 
 def _known_global(module: str, name: str = "") -> Any:

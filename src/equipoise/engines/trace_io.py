@@ -7,6 +7,7 @@ from pathlib import Path
 from equipoise.engines.ascend import load as ascend_load
 from equipoise.engines.ascend import plain_load
 from equipoise.engines.deepseek import load_history
+from equipoise.engines.files import check_readable
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
 from equipoise.engines.native import trace_file
 from equipoise.engines.sglang import dump as sglang_dump
@@ -38,10 +39,9 @@ def detect_trace(path: Path) -> TraceFormat:
     Raises
     ------
     FormatError
-        No such file, no format that fits, or several that do.
+        Nothing that can be read, no format that fits, or several that do.
     """
-    if not path.exists():
-        raise FormatError(f"{path} does not exist; give a recording (a file or a directory).")
+    check_readable(path)
     found = [f for f in TRACE_FORMATS if f.matches(path)]
     if len(found) == 1:
         return found[0]
@@ -82,8 +82,7 @@ def read_trace(
     """
     path, options = Path(path), options or TraceOptions()
     chosen = detect_trace(path) if format is None else trace_format(format)
-    if not path.exists():
-        raise FormatError(f"{path} does not exist; give a recording (a file or a directory).")
+    check_readable(path)
     chosen.check_options(options)
     return chosen.read(path, options, progress)
 

@@ -31,7 +31,7 @@ TEXT = f"""\
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "map.json"
-    write(PLACEMENT, path, planner="Greedy()", trace="run")
+    write(PLACEMENT, path, MapContext(planner="Greedy()", trace="run"))
     return path
 
 
@@ -50,7 +50,7 @@ def test_golden(path):
 
 def test_the_same_placement_gives_the_same_bytes(path, tmp_path):
     other = tmp_path / "other.json"
-    write(PLACEMENT, other, MapContext(), planner="Greedy()", trace="run")
+    write(PLACEMENT, other, MapContext(planner="Greedy()", trace="run"))
     assert other.read_bytes() == path.read_bytes()
 
 
@@ -73,6 +73,10 @@ def test_n1_unknown_keys_inside(path):
         document["layers"][0]["device"] = 1
 
     assert codes(path, change) == ["N1", "N1"]
+
+
+def test_n1_provenance_of_another_kind(path):
+    assert codes(path, lambda d: d.update(provenance=["x"])) == ["N1"]
 
 
 @pytest.mark.parametrize("key", ["provenance", "version", "num_ranks", "num_slots", "checksum"])

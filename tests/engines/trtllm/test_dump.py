@@ -511,6 +511,22 @@ def test_v0_pickles_that_call_anything_else_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "numbers an object 2147483647"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00.", "damaged"),
+        (b"\x80\x02ccollections\nOrderedDict\n}b.", "instruction BUILD"),
+        (b"\x80\x02(ios\nsystem\n.", "instruction INST"),
+    ],
+)
+def test_v0_programs_are_checked_before_they_run(tmp_path: Path, program: bytes, said: str) -> None:
+    path = pickled(tmp_path / "d", {})
+    (path / "rank_0.pkl").write_bytes(program)
+    with pytest.raises(FormatError, match=said):
+        read(path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
     "content",
     [[1], {"a": 1}, {(1, 2): 3}, {(1, -2): 3}, {(True, 2): OrderedDict()}, {(1, 2, 3): 1}, 5],
 )
@@ -544,6 +560,7 @@ def test_other_directories_are_not_claimed(tmp_path: Path) -> None:
     assert not FORMAT.matches(tmp_path)
     (tmp_path / "expert_distribution_recorder_1.pt").write_bytes(b"PK")
     save(tmp_path / "rank0-of-2.safetensors", RANK0)
+    save(tmp_path / "rank00.safetensors", RANK0)
     assert not FORMAT.matches(tmp_path)
     with pytest.raises(FormatError, match="has no file rank<number>"):
         read(tmp_path)

@@ -132,6 +132,11 @@ def test_t5_a_missing_draft_layer_says_so(path):
     assert "draft (MTP)" in finding.remedy
 
 
+def test_t5_a_negative_layer_where_the_model_is_not_known(path):
+    text = GOLDEN.replace("  3:", "  -3:")
+    assert codes(path, text, MapContext(num_ranks=3, num_experts=4)) == ["T5", "W2"]
+
+
 @pytest.mark.parametrize(("experts", "slots"), [(1024, 32768), (1025, 1026)])
 def test_t7_kernel_limits(path, experts, slots):
     row = [s % experts for s in range(slots)]
@@ -167,6 +172,7 @@ ep_size: 3
         "num_slots: !!int x\n",
         pytest.param("num_slots: " + "[" * 50_000, id="deep"),
         pytest.param("num_slots: " + "9" * 5000, id="digits"),
+        pytest.param("num_slots: 0x" + "f" * 5000, id="hexadecimal"),
         "num_slots: 2001-99-99\n",
         "? [1, 2]\n: 3\n",
         "--- {num_slots: 1}\n--- {num_slots: 1}\n",

@@ -11,6 +11,7 @@ import numpy as np
 
 from equipoise.engines.arrays import agreed_num_experts, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.map_checks import parse_json, read_text
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
@@ -38,14 +39,16 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         Keys that are not numbers, or counts that are not whole; layer and expert are named.
     """
     with naming(path):
-        data = path.read_bytes()
+        document, repeated = parse_json(read_text(path), path)
+        if repeated:
+            raise FormatError(f"{path}: the key {repeated[0]!r} stands twice in one mapping.")
         try:
-            table = msgspec.json.decode(data, type=dict[str, dict[str, float]])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            table = msgspec.convert(document, dict[str, dict[str, float]])
+        except msgspec.ValidationError as error:
             raise FormatError(
                 f'{path}: {error}. Expected {{"<layer>": {{"<expert>": tokens}}}}.'
             ) from error
-        progress(len(data), len(data))
+        progress(1, 1)
         return _trace(path, table, options)
 
 

@@ -64,7 +64,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
                 if step >= start:
                     steps.append(_loads(step, item, steps[0].shape if steps else None))
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise FormatError(f"{path} is damaged JSON: {error}.") from error
+            what = str(error).partition("\n")[0].removesuffix(".")  # a drawing follows
+            raise FormatError(f"{path} is damaged JSON near byte {file.tell()}: {what}.") from error
         progress(size, size)
         if not steps:
             raise EquipoiseError(

@@ -39,25 +39,16 @@ _PROVENANCE = ("created_by", "planner", "trace")
 _RULES = Rules(ids="N5", missing="N5", width="N4", slots="N3", stated="N3", redundancy="N3")
 
 
-def write(
-    placement: Placement,
-    path: Path,
-    context: MapContext = NOTHING_KNOWN,
-    *,
-    planner: str | None = None,
-    trace: str | None = None,
-) -> None:
+def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN) -> None:
     """Write a placement; the same placement and provenance give the same bytes.
 
-    Parameters
-    ----------
-    context
-        Not needed: the file says everything itself.
-    planner, trace
-        What made the placement (``Plan.planner``) and from which recording.
+    Of the context only ``planner`` and ``trace`` are used: the file says everything else itself.
     """
-    del context
-    provenance = {"created_by": f"equipoise {__version__}", "planner": planner, "trace": trace}
+    provenance = {
+        "created_by": f"equipoise {__version__}",
+        "planner": context.planner,
+        "trace": context.trace,
+    }
     head: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -110,6 +101,14 @@ def _check_keys(document: dict[str, Any]) -> list[Finding]:
     provenance = document.get("provenance")
     if isinstance(provenance, dict):
         findings += unknown_keys(provenance, _PROVENANCE, "N1", "provenance")
+    elif "provenance" in document:
+        findings.append(
+            Finding(
+                code="N1",
+                message=f"provenance is {describe(provenance)}; expected a mapping.",
+                remedy=f"Write a mapping of {', '.join(_PROVENANCE)}, or an empty one.",
+            )
+        )
     absent = [key for key in _KEYS if key not in document]
     if absent:
         findings.append(

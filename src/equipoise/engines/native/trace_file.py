@@ -37,13 +37,13 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def matches(path: Path) -> bool:
-    """Whether a file is one of our trace files, of any version."""
+    """Whether a file is one of our trace files, of any version, or a damaged safetensors file."""
     if not path.is_file() or not looks_like_tensor_file(path):
         return False
     try:
         return open_tensor_file(path).metadata.get("format") == _FORMAT
     except FormatError:
-        return False
+        return True  # no other recording is one such file: reading says what is wrong with it
 
 
 def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
@@ -109,7 +109,9 @@ def write(trace: Trace, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             save_file(contiguous, temporary, metadata)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise EquipoiseError(f"{path} cannot be written: {error.strerror}.") from error
+    except SafetensorError as error:
         raise EquipoiseError(f"{path} cannot be written: {error}.") from error
 
 

@@ -74,7 +74,11 @@ def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
             row = next(reader)
         except StopIteration:
             return
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{path} is not UTF-8 text, after line {reader.line_num}; save it as UTF-8."
+            ) from error
+        except csv.Error as error:
             raise FormatError(f"{path}, after line {reader.line_num}: {error}.") from error
         yield reader.line_num, row
 
@@ -112,7 +116,7 @@ def _add(records: Records, row: list[str], column: dict[str, int], place: str) -
         raise FormatError(f"{place}: {error}") from error
     except ValueError as error:
         raise FormatError(
-            f"{place}: {', '.join(row)} is not a row of whole numbers; correct or remove it."
+            f"{place}: {', '.join(row)[:80]!r} is not a row of whole numbers; correct or remove it."
         ) from error
 
 

@@ -71,13 +71,14 @@ class _Archive:
         self._used: set[str] = set()
         try:
             with zipfile.ZipFile(path) as archive:
-                self._entries = {
-                    info.filename.removesuffix(".npy"): info for info in archive.infolist()
-                }
+                infos = archive.infolist()
         except OSError:
             raise
         except Exception as error:  # damaged directories raise many types
             raise FormatError(f"{path} is not an .npz archive: {error}.") from error
+        self._entries = {info.filename.removesuffix(".npy"): info for info in infos}
+        if len(self._entries) < len(infos):
+            raise FormatError(f"{path} holds two arrays of one name; keep one of them.")
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -109,7 +110,12 @@ class _Archive:
             raise FormatError(
                 f"{self.path}: array {name!r} has .npy version {version}; save it again."
             )
-        shape, _, dtype = _READ_HEADER[version](file)
+        try:
+            shape, _, dtype = _READ_HEADER[version](file)
+        except Exception as error:  # numpy's words quote whatever stands there
+            raise FormatError(
+                f"{self.path}: array {name!r} has a damaged header; save it again."
+            ) from error
         if dtype.hasobject:
             raise FormatError(
                 f"{self.path}: array {name!r} holds Python objects, which are never unpickled; "

@@ -6,11 +6,9 @@ rank, because each rank file counts the tokens that started on that rank.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,26 @@ from safetensors.numpy import save_file
 
 from equipoise.engines.arrays import MAX_EXPERTS, compact_dtype, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.tensor_file import map_bytes, open_tensor_file
-from equipoise.engines.trtllm.legacy_pickle import load_vectors
+from equipoise.engines.tensor_file import open_tensor_file
+from equipoise.engines.trtllm.rank_files import (
+    COUNTS,
+    KEY,
+    NUM_TOKENS,
+    PICKLES,
+    RAW,
+    TOGETHER,
+    Grid,
+    RankFile,
+    during,
+    numbered,
+    open_rank_files,
+)
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import Provenance, TokenIds, Trace
 
 _META = "meta_info.json"
-_COUNTS = re.compile(r"rank(\d{1,6})\.safetensors")
-_RAW = re.compile(r"rank(\d{1,6})_raw\.safetensors")
-_CHOSEN = re.compile(r"token_selected_experts_rank(\d{1,6})\.safetensors")
-_TOGETHER = re.compile(r"cooccurrence_rank(\d{1,6})\.safetensors")
-_NUM_TOKENS = re.compile(r"rank(\d{1,6})_numtokens\.json")
-_PICKLES = re.compile(r"rank_(\d{1,6})\.pkl")
-_KEY = re.compile(r"(\d{1,15})_(\d{1,9})")
 
 # A cube may have this many cells for each value the files hold, so that a few stray keys cannot
 # ask for memory without end. A dump of P pipeline stages holds one P-th of its cube.
@@ -55,115 +58,20 @@ class _Meta(msgspec.Struct, frozen=True):
     ep_size: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _RankFile:
-    """The keys of one rank's file, ``n`` of them, and where their values are.
-
-    Parameters
-    ----------
-    path, rank
-        The file and whose it is.
-    iteration, layer
-        What the keys say, ``(n,)``.
-    shapes
-        Shape of each value, ``(n, axes)``.
-    begin
-        First byte of each value in the file, ``(n,)``; ``None`` for a pickle.
-    dtype
-        Type of the values; ``None`` for a pickle.
-    """
-
-    path: Path
-    rank: int
-    iteration: NDArray[np.int64]
-    layer: NDArray[np.int64]
-    shapes: NDArray[np.int64]
-    begin: NDArray[np.int64] | None = None
-    dtype: np.dtype[np.generic] | None = None
-
-    def __len__(self) -> int:
-        return len(self.iteration)
-
-    def key(self, i: int) -> str:
-        """The name of a value."""
-        return f"{self.iteration[i]}_{self.layer[i]}"
-
-    def values(self) -> Sequence[NDArray[Any]] | NDArray[Any]:
-        """All values, in one array where they are alike; the file is mapped only meanwhile."""
-        if self.begin is None or self.dtype is None:
-            vectors = load_vectors(self.path)
-            pairs = zip(self.iteration.tolist(), self.layer.tolist(), strict=True)
-            return [vectors[pair] for pair in pairs]
-        data = map_bytes(self.path)
-        size = self.shapes.prod(axis=1) * self.dtype.itemsize
-        if len(self) and size[0] and (self.shapes == self.shapes[0]).all():
-            first, last = self.begin.min(), self.begin.max() + size[0]
-            row, rest = np.divmod(self.begin - first, size[0])
-            if not rest.any():
-                whole = data[first:last].view(self.dtype)
-                return whole.reshape(-1, *self.shapes[0])[row]
-        places = zip(self.begin.tolist(), size.tolist(), self.shapes.tolist(), strict=True)
-        return [data[at : at + n].view(self.dtype).reshape(shape) for at, n, shape in places]
-
-    def take(self, keep: NDArray[np.bool_]) -> _RankFile:
-        """Only the keys that are to be kept, ``(n,)``."""
-        return replace(
-            self,
-            iteration=self.iteration[keep],
-            layer=self.layer[keep],
-            shapes=self.shapes[keep],
-            begin=None if self.begin is None else self.begin[keep],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Grid:
-    """The axes of the cube: iterations, ranks from 0, layers."""
-
-    iterations: NDArray[np.int64]
-    num_ranks: int
-    layers: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, files: Sequence[_RankFile]) -> _Grid:
-        return cls(
-            np.unique(np.concatenate([f.iteration for f in files])),
-            max(f.rank for f in files) + 1,
-            np.unique(np.concatenate([f.layer for f in files])),
-        )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(T, R, L)``."""
-        return len(self.iterations), self.num_ranks, len(self.layers)
-
-    def cut(self, file: _RankFile) -> _RankFile:
-        """Only the keys of a file that the grid has; none of a rank beyond it."""
-        keep = np.isin(file.iteration, self.iterations) & np.isin(file.layer, self.layers)
-        return file.take(keep & (file.rank < self.num_ranks))
-
-    def cells(self, file: _RankFile) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Row along the iterations and the layers of every key of a file."""
-        return (
-            np.searchsorted(self.iterations, file.iteration),
-            np.searchsorted(self.layers, file.layer),
-        )
-
-
 def matches(path: Path) -> bool:
     """Whether a directory holds the rank files of a dump; looks into one of them."""
     if not path.is_dir():
         return False
     try:
-        found = _numbered(path, _COUNTS) or _numbered(path, _RAW)
+        found = numbered(path, COUNTS) or numbered(path, RAW)
         if not found:
-            return bool(_numbered(path, _PICKLES))
+            return bool(numbered(path, PICKLES))
         keys = open_tensor_file(next(iter(found.values()))).tensors
     except OSError:
         return False
     except FormatError:
         return True  # by name a rank file: reading says what is wrong with it
-    return all(_KEY.fullmatch(key) for key in keys)
+    return all(KEY.fullmatch(key) for key in keys)
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
@@ -179,10 +87,10 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         ``allow_pickle``.
     """
     with naming(path):
-        counted, chosen = _open(path, options)
+        counted, chosen = open_rank_files(path, allow_pickle=options.allow_pickle)
         meta, notes = _read_meta(path / _META)
-        recorded = _during(path, counted or chosen, options.iterations)
-        grid = _Grid.of(recorded)
+        recorded = during(path, counted or chosen, options.iterations)
+        grid = Grid.of(recorded)
         counted, chosen = recorded if counted else [], [grid.cut(file) for file in chosen]
         width = _width(path, meta, options, counted)
         _refuse_sparse(path, grid, width, recorded)
@@ -263,91 +171,6 @@ def _write_directory(trace: Trace, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    """Files of a directory whose whole name fits, by the rank in it, ascending."""
-    found = ((pattern.fullmatch(file.name), file) for file in directory.iterdir())
-    return dict(sorted((int(match[1]), file) for match, file in found if match))
-
-
-def _open(path: Path, options: TraceOptions) -> tuple[list[_RankFile], list[_RankFile]]:
-    """The rank files of counts, and those of the tokens' own choices; each may be empty."""
-    pickles, counts = _numbered(path, _PICKLES), _numbered(path, _COUNTS)
-    chosen = _numbered(path, _CHOSEN) or _numbered(path, _RAW)
-    if pickles and (counts or chosen):
-        raise FormatError(f"{path} holds pickles and safetensors of ranks; keep one kind there.")
-    if pickles and not options.allow_pickle:
-        raise FormatError(
-            f"{path} is a first-era dump of pickles, which can run code when loaded; allow_pickle "
-            "reads them with an unpickler that accepts plain tensors only."
-        )
-    if options.allow_pickle and not pickles:
-        raise FormatError(f"{path} holds no pickles; leave allow_pickle out.")
-    if not (pickles or counts or chosen):
-        raise FormatError(f"{path} has no file rank<number>.safetensors; expected one a rank.")
-    index = [_index_pickle(i) for i in pickles.items()] or [_index(i, 1) for i in counts.items()]
-    return index, [_index(item, 2) for item in chosen.items()]
-
-
-def _during(
-    path: Path, files: list[_RankFile], iterations: tuple[int, int] | None
-) -> list[_RankFile]:
-    """The files with the keys of iterations ``[first, past the last)`` only."""
-    everything = np.unique(np.concatenate([file.iteration for file in files]))
-    if not len(everything):
-        raise FormatError(f"{path} holds rank files without any key; the run recorded nothing.")
-    if iterations is None:
-        return files
-    start, stop = iterations
-    if not ((everything >= start) & (everything < stop)).any():
-        raise FormatError(
-            f"{path} holds the iterations {format_ids(everything.tolist())}; "
-            f"none of them is in [{start}, {stop})."
-        )
-    return [file.take((file.iteration >= start) & (file.iteration < stop)) for file in files]
-
-
-def _index(item: tuple[int, Path], axes: int) -> _RankFile:
-    """The keys of a safetensors file whose values are vectors (1 axis) or choices (2 axes)."""
-    rank, path = item
-    file = open_tensor_file(path)
-    tensors = file.tensors
-    pairs: dict[tuple[int, int], str] = {}
-    for key, info in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise FormatError(f"{path}: {key[:80]!r} is not a key <iteration>_<layer>.")
-        if len(info.shape) != axes:
-            wanted = "a vector of counts" if axes == 1 else "ids (tokens, choices)"
-            raise FormatError(f"{path}: {key} has shape {info.shape}; expected {wanted}.")
-        pair = int(match[1]), int(match[2])
-        if pair in pairs:
-            raise FormatError(f"{path} has {pairs[pair]} and {key}, which mean the same; keep one.")
-        pairs[pair] = key
-    dtypes = {info.numpy_dtype for info in tensors.values()} or {np.dtype(np.int64)}
-    if len(dtypes) > 1:
-        raise FormatError(f"{path} mixes {', '.join(sorted(map(str, dtypes)))}; expected one type.")
-    iteration, layer = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
-    shapes = np.array([info.shape for info in tensors.values()], dtype=np.int64)
-    begin = np.array([info.data_offsets[0] for info in tensors.values()], dtype=np.int64)
-    return _RankFile(
-        path,
-        rank,
-        iteration,
-        layer,
-        shapes.reshape(-1, axes),
-        begin + file.data_begin,
-        dtypes.pop(),
-    )
-
-
-def _index_pickle(item: tuple[int, Path]) -> _RankFile:
-    rank, path = item
-    vectors = load_vectors(path)
-    iteration, layer = np.array(list(vectors), dtype=np.int64).reshape(-1, 2).T
-    lengths = np.array([[len(vector)] for vector in vectors.values()], np.int64).reshape(-1, 1)
-    return _RankFile(path, rank, iteration, layer, lengths)
-
-
 def _read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
     missing = "the length of the vectors stands for num_experts, and top_k is not known."
     if not path.exists():
@@ -361,7 +184,7 @@ def _read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
     return meta, ()
 
 
-def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[_RankFile]) -> int:
+def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[RankFile]) -> int:
     """Ids that were counted: experts, or slots where the recorded run had a map."""
     placement = options.placement
     shortest = min((int(f.shapes.min()) for f in counted if len(f)), default=None)
@@ -399,7 +222,7 @@ def _perhaps_slots(width: int) -> tuple[str, ...]:
     )
 
 
-def _refuse_sparse(path: Path, grid: _Grid, width: int, files: Sequence[_RankFile]) -> None:
+def _refuse_sparse(path: Path, grid: Grid, width: int, files: Sequence[RankFile]) -> None:
     T, R, L = grid.shape
     held = sum(len(file) for file in files) * width
     if T * R * L * width > max(_FREE_CELLS, _MAX_CELLS_PER_VALUE * held):
@@ -410,7 +233,7 @@ def _refuse_sparse(path: Path, grid: _Grid, width: int, files: Sequence[_RankFil
 
 
 def _fill(
-    files: Sequence[_RankFile], grid: _Grid, width: int, progress: Progress
+    files: Sequence[RankFile], grid: Grid, width: int, progress: Progress
 ) -> tuple[NDArray[np.integer], tuple[str, ...]]:
     """Counts by source rank, ``(T, R, L, width)``, in the smallest type that holds them.
 
@@ -435,7 +258,7 @@ def _fill(
     return cube, (f"{invalid} assignments to ids beyond num_experts {width} were dropped.",)
 
 
-def _rows(file: _RankFile, width: int) -> tuple[NDArray[np.int64], int]:
+def _rows(file: RankFile, width: int) -> tuple[NDArray[np.int64], int]:
     """The vectors of a file, ``(n, width)``, and the assignments that stood behind that width.
 
     Old recorders counted an invalid id, one past the experts, so a vector may be longer.
@@ -455,7 +278,7 @@ def _rows(file: _RankFile, width: int) -> tuple[NDArray[np.int64], int]:
     return _whole_counts(file, rows), int(_whole_counts(file, tail[None]).sum())
 
 
-def _whole_counts(file: _RankFile, rows: NDArray[Any]) -> NDArray[np.int64]:
+def _whole_counts(file: RankFile, rows: NDArray[Any]) -> NDArray[np.int64]:
     if rows.dtype not in _COUNT_DTYPES:
         raise FormatError(f"{file.path} counts in {rows.dtype}; expected int64, int32 or float32.")
     bad = rows < 0
@@ -471,7 +294,7 @@ def _whole_counts(file: _RankFile, rows: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _count_choices(
-    files: Sequence[_RankFile], grid: _Grid, width: int, progress: Progress
+    files: Sequence[RankFile], grid: Grid, width: int, progress: Progress
 ) -> tuple[NDArray[np.integer], tuple[str, ...]]:
     """Counts by source rank from the tokens' choices, where no vector of counts was written."""
     T, R, L = grid.shape
@@ -494,15 +317,15 @@ def _count_choices(
     return cube.astype(compact_dtype(int(cube.max())), copy=False), notes
 
 
-def _choices(file: _RankFile) -> Iterator[NDArray[np.int64]]:
+def _choices(file: RankFile) -> Iterator[NDArray[np.int64]]:
     """The ids of each key, ``(tokens, K)``."""
-    if file.dtype is None or file.dtype.kind not in "iu":
+    if file.dtype.kind not in "iu":
         raise FormatError(f"{file.path} holds {file.dtype} values; expected whole ids.")
     return (ids.astype(np.int64) for ids in file.values())
 
 
 def _tokens(
-    files: Sequence[_RankFile], grid: _Grid, width: int, placement: Placement | None
+    files: Sequence[RankFile], grid: Grid, width: int, placement: Placement | None
 ) -> tuple[TokenIds | None, tuple[str, ...]]:
     """The tokens' choices, ordered by iteration, then rank; -1 where a layer was not recorded."""
     sizes = _token_counts(files, grid)
@@ -527,7 +350,7 @@ def _tokens(
     return TokenIds(ids, first[:: grid.num_ranks]), ()
 
 
-def _token_counts(files: Sequence[_RankFile], grid: _Grid) -> NDArray[np.int64] | None:
+def _token_counts(files: Sequence[RankFile], grid: Grid) -> NDArray[np.int64] | None:
     """Tokens of each (iteration, rank), ``(T * R,)``; ``None`` if layers differ or none exist."""
     if not files:
         return None
@@ -540,7 +363,7 @@ def _token_counts(files: Sequence[_RankFile], grid: _Grid) -> NDArray[np.int64] 
     return None if ((most > 0) & (least != most)).any() else most.ravel()
 
 
-def _fold(cube: NDArray[np.integer], grid: _Grid, placement: Placement) -> NDArray[np.integer]:
+def _fold(cube: NDArray[np.integer], grid: Grid, placement: Placement) -> NDArray[np.integer]:
     """Counts per slot ``(T, R, L, S)`` summed to experts ``(T, R, L, E)``."""
     most_copies = int(placement.copies.max())
     dtype = compact_dtype(int(cube.max()) * most_copies)
@@ -552,7 +375,7 @@ def _fold(cube: NDArray[np.integer], grid: _Grid, placement: Placement) -> NDArr
     return folded
 
 
-def _placement_rows(grid: _Grid, placement: Placement) -> list[int]:
+def _placement_rows(grid: Grid, placement: Placement) -> list[int]:
     row = {layer: i for i, layer in enumerate(placement.layer_ids)}
     missing = [layer for layer in grid.layers.tolist() if layer not in row]
     if missing:
@@ -570,7 +393,7 @@ def _same_on_all_ranks(cube: NDArray[np.integer]) -> bool:
     return all(np.array_equal(cube[:, 0], cube[:, rank]) for rank in range(1, R))
 
 
-def _raggedness(files: Sequence[_RankFile], grid: _Grid) -> tuple[str, ...]:
+def _raggedness(files: Sequence[RankFile], grid: Grid) -> tuple[str, ...]:
     """What a full product of iterations, ranks and layers would have and this dump has not."""
     notes: list[str] = []
     present = {file.rank for file in files}
@@ -595,30 +418,30 @@ def _raggedness(files: Sequence[_RankFile], grid: _Grid) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _first_missing(file: _RankFile, grid: _Grid) -> str:
+def _first_missing(file: RankFile, grid: Grid) -> str:
     seen = np.zeros((grid.shape[0], grid.shape[2]), dtype=bool)
     seen[grid.cells(file)] = True
     step, layer = np.argwhere(~seen)[0]
     return f"{grid.iterations[step]}_{grid.layers[layer]} of {file.path.name}"
 
 
-def _beside(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: _Grid) -> tuple[str, ...]:
+def _beside(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) -> tuple[str, ...]:
     """Notes on what the later layouts write beside the counts."""
     notes: list[str] = []
-    if _numbered(path, _TOGETHER):
+    if numbered(path, TOGETHER):
         notes.append("Files of experts chosen together (cooccurrence_rank*) are not used.")
-    if _numbered(path, _RAW):
+    if numbered(path, RAW):
         notes.append("Raw files hold the choices of the last chunk of each forward pass only.")
     if meta.ep_size not in (None, grid.num_ranks):
         notes.append(f"{_META} states ep_size {meta.ep_size}; files name {grid.num_ranks} ranks.")
-    num_tokens = _numbered(path, _NUM_TOKENS)
+    num_tokens = numbered(path, NUM_TOKENS)
     if num_tokens and meta.num_experts_per_token is not None:
         notes += _partial_iterations(num_tokens, meta.num_experts_per_token, cube, grid)
     return tuple(notes)
 
 
 def _partial_iterations(
-    files: Mapping[int, Path], top_k: int, cube: NDArray[np.integer], grid: _Grid
+    files: Mapping[int, Path], top_k: int, cube: NDArray[np.integer], grid: Grid
 ) -> list[str]:
     """Compare counts with the numbers of tokens that were recorded apart from them."""
     step_row = {step: i for i, step in enumerate(grid.iterations.tolist())}
@@ -630,7 +453,7 @@ def _partial_iterations(
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"{path} is damaged: {error}.") from error
         for key, count in tokens.items():
-            match = _KEY.fullmatch(key)
+            match = KEY.fullmatch(key)
             if match is None:
                 raise FormatError(f"{path}: {key[:80]!r} is not a key <iteration>_<layer>.")
             step, layer = step_row.get(int(match[1])), layer_row.get(int(match[2]))

@@ -1,14 +1,15 @@
 """First-era TensorRT-LLM dumps: pickles of ``{(iteration, layer): tensor}``, read without torch.
 
-A pickle is a program. This unpickler gives it three harmless things to call: an ordered dict, and
-our own stand-ins for the two functions torch rebuilds a tensor with. A tensor becomes a numpy
-array that copies out of the bytes in the file; whatever else the pickle names is refused.
+A pickle is a program. This reader first walks through it and refuses every instruction that dicts
+of tensors have no use for; what then runs can call three harmless things: an ordered dict, and our
+own stand-ins for the two functions that torch rebuilds a tensor with.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -28,6 +29,19 @@ _STORAGE_DTYPES = {
     "DoubleStorage": "<f8",
 }
 
+# What pickle writes for dicts of tensors in protocols 2 to 5. Left out on purpose: instructions
+# that set attributes, build objects or look names up elsewhere.
+_OPCODES = frozenset(
+    [
+        *("PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BINPERSID"),
+        *("MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+        *("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+        *("EMPTY_DICT", "SETITEM", "SETITEMS"),
+    ]
+)
+
 
 def load_vectors(path: Path) -> dict[tuple[int, int], NDArray[np.generic]]:
     """The vectors of a rank by (iteration, layer).
@@ -39,12 +53,26 @@ def load_vectors(path: Path) -> dict[tuple[int, int], NDArray[np.generic]]:
     """
     try:
         with path.open("rb") as file:
-            content = _Unpickler(file).load()
-    except pickle.UnpicklingError as error:
+            content = _load(_Unpickler, file)
+    except (pickle.UnpicklingError, OSError) as error:
         raise FormatError(f"{path} is refused or damaged: {error}.") from error
     except Exception as error:  # a damaged pickle can fail in any call it makes
         raise FormatError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
     return _checked(path, content)
+
+
+def _load(unpickler: type[pickle.Unpickler], stream: BinaryIO) -> Any:
+    """Check the next pickle of a stream, then run it."""
+    begin = stream.tell()
+    # Walking through also compares every announced length with the bytes that are there.
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it uses the instruction {opcode.name}")
+        # The memo is an array as long as its largest index.
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > count:
+            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+    stream.seek(begin)
+    return unpickler(stream).load()
 
 
 def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.generic]]:
@@ -52,7 +80,11 @@ def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.ge
         raise FormatError(f"{path} holds a {type(content).__name__}; expected a dict of tensors.")
     for key, vector in content.items():
         pair = isinstance(key, tuple) and len(key) == 2 and all(type(n) is int for n in key)
-        if not pair or min(key) < 0 or not isinstance(vector, np.ndarray) or vector.ndim != 1:
+        if (
+            not pair
+            or not 0 <= min(key) <= max(key) < 1 << 48
+            or not isinstance(vector, np.ndarray)
+        ):
             raise FormatError(
                 f"{path}: the entry {str(key)[:80]} is no vector under an (iteration, layer) pair."
             )
@@ -87,8 +119,8 @@ class _StorageUnpickler(pickle.Unpickler):
 
 def _load_storage(data: bytes) -> NDArray[np.generic]:
     """The values of a storage: five pickles (three of them preamble), a length, the bytes."""
-    stream: BinaryIO = io.BytesIO(data)
-    _, _, system, described, _ = (_StorageUnpickler(stream).load() for _ in range(5))
+    stream = io.BytesIO(data)
+    _, _, system, described, _ = (_load(_StorageUnpickler, stream) for _ in range(5))
     if not system["little_endian"]:
         raise pickle.UnpicklingError("it was written on a big-endian machine")
     _, storage_type, _, _, length, _ = described
@@ -108,5 +140,5 @@ def _rebuild_tensor(
 ) -> NDArray[np.generic]:
     """A contiguous vector of a storage; anything else is not in these dumps."""
     if len(size) != 1 or stride != (1,) or not 0 <= offset <= offset + size[0] <= len(storage):
-        raise pickle.UnpicklingError(f"a tensor of shape {size} and stride {stride}")
+        raise pickle.UnpicklingError(f"it holds a tensor of shape {size} and stride {stride}")
     return storage[offset : offset + size[0]]

@@ -37,6 +37,7 @@ else:
 MAX_SLOTS = 32767  # the routing kernel stores slots as int16
 MAX_EXPERTS = 1024
 _MAX_DEPTH = 32
+_MAX_DIGITS = 64
 _KEYS = ("initial_global_assignments", "layer_updates_per_iter", "num_slots")
 _OTHER_FORMATS = {"record_type", "format"}  # vLLM's record and our own file are YAML as well
 _RULES = Rules(ids="T4", missing="T4", width="T3", slots="T2", stated="T2", redundancy="T2")
@@ -96,6 +97,16 @@ class _Loader(SafeLoader):
         return mapping
 
 
+def _construct_int(loader: SafeLoader, node: yaml.ScalarNode) -> int:
+    """Refuse numbers so long (0xfff...) that Python would not print them in a message."""
+    if len(node.value) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(node.value)} digits")
+    return int(loader.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
 def _load(path: Path) -> tuple[Any, list[Any]]:
     """The document and the keys given twice."""
     text = read_text(path)
@@ -111,7 +122,7 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
         raise FormatError(f"{path}: is not safe YAML ({message}).") from error
     except FormatError:
         raise
-    except ValueError as error:  # 2001-99-99, 0b_, a number of 5000 digits
+    except ValueError as error:  # 2001-99-99, 0b_, an endless number
         raise FormatError(f"{path}: holds a value that cannot be read ({error}).") from error
 
 

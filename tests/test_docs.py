@@ -1,0 +1,58 @@
+"""The documentation keeps up with the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from equipoise.engines.map_io import MAP_FORMATS
+from equipoise.engines.trace_io import TRACE_FORMATS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
+FORMATS = "\n".join(p.read_text(encoding="utf-8") for p in sorted((DOCS / "formats").glob("*.md")))
+
+
+def test_the_command_page_is_current():
+    page = runpy.run_path(str(DOCS / "generate.py"))["commands_page"]()
+    current = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert current == page, "run: python docs/generate.py"
+
+
+def test_every_option_has_a_help_text():
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    bare = [line for line in page.splitlines() if re.match(r"\* `.*`:\s*(\*\[.*)?$", line)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("known", [*TRACE_FORMATS, *MAP_FORMATS], ids=lambda f: f.name)
+def test_every_format_is_documented(known):
+    assert f"`{known.name}`" in FORMATS
+
+
+def test_every_rule_is_documented():
+    code = "\n".join(p.read_text() for p in (ROOT / "src/equipoise/engines").rglob("*.py"))
+    rules = set(re.findall(r'"([TSXAENW]\d)"', code))
+    assert len(rules) > 20
+    assert {rule for rule in rules if not re.search(rf"\b{rule}\b", FORMATS)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_index_names_every_page():
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        name = page.relative_to(DOCS).as_posix()
+        if name != "README.md" and not name.startswith("decisions/"):
+            assert f"({name})" in index, name
