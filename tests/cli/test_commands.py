@@ -156,6 +156,14 @@ def test_a_map_for_every_engine(known, trace_file, tmp_path, capsys):
     assert eq.read_map(tmp_path / "again.json") == wanted
 
 
+def test_plan_answers_as_the_engines_own_generator(golden_dump, tmp_path, capsys):
+    output = tmp_path / "map.yaml"
+    arguments = ("--ranks", 3, "--redundant", 2, "--planner", "trtllm", "--hold-out", 0)
+    status, *_ = run(capsys, "plan", golden_dump, *arguments, "--for", "trtllm", "-o", output)
+    assert status == 0
+    assert output.read_text() == GOLDEN_MAP
+
+
 def test_plan_prints_the_launch_flags(trace_file, tmp_path, capsys):
     arguments = ("--ranks", 4, "--redundant", 4, "--for", "sglang", "--hidden-layers", 5)
     _, out, _ = run(capsys, "plan", trace_file, *arguments, "-o", tmp_path / "loc.json")

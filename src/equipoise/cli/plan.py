@@ -17,12 +17,20 @@ from equipoise.engines.formats import Launch, MapContext
 from equipoise.engines.launch import launch
 from equipoise.engines.map_io import write_map
 from equipoise.errors import EquipoiseError
-from equipoise.plan import Contiguous, Evaluation, Greedy, Hierarchical, RoundRobin, evaluate
+from equipoise.plan import (
+    Contiguous,
+    Evaluation,
+    Greedy,
+    Hierarchical,
+    RoundRobin,
+    TrtllmGreedy,
+    evaluate,
+)
 from equipoise.plan.problem import Plan, Planner, Problem
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
-PlannerName = Literal["greedy", "hierarchical", "contiguous", "round-robin"]
+PlannerName = Literal["greedy", "hierarchical", "trtllm", "contiguous", "round-robin"]
 
 
 def plan(
@@ -138,14 +146,20 @@ def _planner(name: PlannerName, groups: int | None, allow_same_rank_copies: bool
     if groups is not None and name != "hierarchical":
         raise EquipoiseError(f"--groups is for the hierarchical planner; {name} has no groups.")
     if allow_same_rank_copies and name not in ("greedy", "hierarchical"):
-        raise EquipoiseError(f"--allow-same-rank-copies is not for {name}, which never makes any.")
-    if name == "greedy":
-        return Greedy(allow_same_rank_copies=allow_same_rank_copies)
-    if name == "hierarchical":
-        if groups is None:
-            raise EquipoiseError("The hierarchical planner needs --groups, the expert groups.")
-        return Hierarchical(num_groups=groups, allow_same_rank_copies=allow_same_rank_copies)
-    return Contiguous() if name == "contiguous" else RoundRobin()
+        raise EquipoiseError(f"--allow-same-rank-copies does not change what {name} does.")
+    match name:
+        case "greedy":
+            return Greedy(allow_same_rank_copies=allow_same_rank_copies)
+        case "hierarchical":
+            if groups is None:
+                raise EquipoiseError("The hierarchical planner needs --groups, the expert groups.")
+            return Hierarchical(num_groups=groups, allow_same_rank_copies=allow_same_rank_copies)
+        case "trtllm":
+            return TrtllmGreedy()
+        case "contiguous":
+            return Contiguous()
+        case "round-robin":
+            return RoundRobin()
 
 
 def _score(result: Plan, problem: Problem, fit: Trace, held: Trace | None) -> _Scores:

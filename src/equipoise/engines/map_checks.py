@@ -118,8 +118,10 @@ def parse_json(text: str, path: Path) -> tuple[Any, list[str]]:
         raise FormatError(
             f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg})."
         ) from error
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits; 100 000 brackets
-        raise FormatError(f"{path}: is not a placement file ({error}).") from error
+    except ValueError as error:  # Python's limit on the digits of a number
+        raise FormatError(f"{path}: holds a number of thousands of digits.") from error
+    except RecursionError as error:
+        raise FormatError(f"{path}: is nested too deeply to be read.") from error
 
 
 def peek_json(path: Path) -> Any:

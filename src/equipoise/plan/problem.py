@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.balance import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
@@ -52,6 +53,7 @@ class Problem:
         if isinstance(load, Trace):
             layer_ids = load.layer_ids if layer_ids is None else layer_ids
             load = load.counts
+        check_count("num_slots", num_slots)
         array = _as_load(load)
         object.__setattr__(self, "load", array)
         object.__setattr__(self, "topology", topology)

@@ -11,7 +11,7 @@ import numpy as np
 
 from equipoise.engines.arrays import agreed_num_experts, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.map_checks import parse_json, read_text
+from equipoise.engines.map_checks import parse_json
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
@@ -39,15 +39,17 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         Keys that are not numbers, or counts that are not whole; layer and expert are named.
     """
     with naming(path):
-        document, repeated = parse_json(read_text(path), path)
-        if repeated:
-            raise FormatError(f"{path}: the key {repeated[0]!r} stands twice in one mapping.")
         try:
+            document, repeated = parse_json(path.read_text(encoding="utf-8"), path)
             table = msgspec.convert(document, dict[str, dict[str, float]])
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
         except msgspec.ValidationError as error:
             raise FormatError(
                 f'{path}: {error}. Expected {{"<layer>": {{"<expert>": tokens}}}}.'
             ) from error
+        if repeated:
+            raise FormatError(f"{path}: The key {repeated[0]!r} stands twice in one mapping.")
         progress(1, 1)
         return _trace(path, table, options)
 
