@@ -5,33 +5,38 @@ set -eu
 out=demo-output
 mkdir -p "$out"
 trace=$(python -c 'import equipoise as eq; print(eq.sample_trace_path())')
+# The recorded model: 5 layers, all MoE, 32 experts.
+model="--experts 32 --layers 0-4"
 
 run() {
     printf '\n$ %s\n' "$*"
     "$@"
 }
 
-echo "== How unbalanced is it, and how much of that is chance?"
+printf '== How unbalanced is it, and how much of that is chance?\n'
 run equipoise report "$trace" --ranks 8 --html "$out/report.html"
 
-echo
-echo "== Which copies, and where? Scored on steps the planner has not seen."
+printf '\n== Which copies, and where? Scored on steps the planner has not seen.\n'
 for ranks in 4 8 16; do
-    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks"
+    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks" \
+        --for equipoise --output "$out/plan-$ranks.json"
 done
 
-echo
-echo "== The file each engine loads, proven valid."
-for target in equipoise:map.json trtllm:moe_load_balancer.yaml sglang:expert_location.json \
+printf '\n== The file each engine loads, proven valid, from the plan for 8 ranks.\n'
+for target in trtllm:moe_load_balancer.yaml sglang:expert_location.json \
     vllm-41141:initial_mapping.jsonl vllm-49572:expert_map_list.json ascend:expert_map.json; do
     format=${target%%:*}
-    file=$out/$format-${target#*:}
-    run equipoise plan "$trace" --ranks 8 --redundant 8 --for "$format" --output "$file"
-    run equipoise validate "$file" --for "$format" --ranks 8 --experts 32
+    file=$out/${target#*:}
+    extra=
+    if [ "$format" = sglang ]; then extra="--hidden-layers 5"; fi
+    run equipoise convert "$out/plan-8.json" --to "$format" --output "$file" $extra
+    run equipoise validate "$file" --for "$format" --ranks 8 $model --redundant 8 $extra
 done
 
-echo
-echo "== What would move from the map of one engine to that of another? Nothing: it is the same plan."
-run equipoise diff "$out/trtllm-moe_load_balancer.yaml" "$out/ascend-expert_map.json" --ranks 8 --experts 32
-echo
-echo "Maps and an HTML report are in $out/."
+printf '\n== And the flags that go with one, for a named release.\n'
+run equipoise plan "$trace" --ranks 8 --redundant 8 --for sglang --engine-version 0.5.23 \
+    --hidden-layers 5 --output "$out/expert_location.json"
+
+printf '\n== The maps of two engines hold the same plan: nothing would move.\n'
+run equipoise diff "$out/moe_load_balancer.yaml" "$out/expert_map.json" --ranks 8 $model
+printf '\nMaps and a page (report.html) are in %s/.\n' "$out"
