@@ -56,3 +56,20 @@ def test_the_index_names_every_page():
         name = page.relative_to(DOCS).as_posix()
         if name != "README.md" and not name.startswith("decisions/"):
             assert f"({name})" in index, name
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "moe_load_balancer.yaml").is_file()
+    assert "more than the bound" in capsys.readouterr().out
+
+
+def test_commands_in_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^equipoise (\w+) ", text, re.MULTILINE))
+    assert len(named) >= 6
+    assert {name for name in named if f"\n## equipoise {name}\n" not in page} == set()

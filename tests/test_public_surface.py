@@ -6,8 +6,8 @@ import sys
 import equipoise
 
 NAMES = {
-    "Contiguous", "EquipoiseError", "Greedy", "Hierarchical", "MapContext", "Placement", "Plan",
-    "Problem", "RoundRobin", "Topology", "Trace", "TraceOptions", "__version__", "best_placement",
+    "Contiguous", "EquipoiseError", "Even", "Greedy", "Hierarchical", "MapContext", "MinMax",
+    "Placement", "Plan", "Problem", "RoundRobin", "Topology", "Trace", "TraceOptions", "__version__", "best_placement",
     "diff", "dropped_tokens", "ep_step_time", "evaluate", "expert_loads", "imbalance",
     "noise_floor", "read_map", "read_trace", "sample_trace_path", "summarise", "validate_map",
     "write_map", "write_trace",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from equipoise.balance import ep_step_time as ep_step_time
     from equipoise.balance import expert_loads as expert_loads
     from equipoise.balance import imbalance as imbalance
+    from equipoise.dispatch import Even as Even
+    from equipoise.dispatch import MinMax as MinMax
     from equipoise.engines.formats import MapContext as MapContext
     from equipoise.engines.formats import TraceOptions as TraceOptions
     from equipoise.engines.map_io import read_map as read_map
@@ -43,9 +45,11 @@ __version__ = "0.1.0"
 _HOME = {
     "Contiguous": "equipoise.plan",
     "EquipoiseError": "equipoise.errors",
+    "Even": "equipoise.dispatch",
     "Greedy": "equipoise.plan",
     "Hierarchical": "equipoise.plan",
     "MapContext": "equipoise.engines.formats",
+    "MinMax": "equipoise.dispatch",
     "Placement": "equipoise.placement",
     "Plan": "equipoise.plan.problem",
     "Problem": "equipoise.plan.problem",

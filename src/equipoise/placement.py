@@ -179,7 +179,7 @@ def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
         )
     if not np.issubdtype(array.dtype, np.integer):
         raise EquipoiseError(f"Slots have type {array.dtype}; expected integer expert ids.")
-    array = array.astype(np.int64)  # always a copy: the caller's array stays his own
+    array = array.astype(np.int64, order="C")  # always a copy: the caller's array stays his own
     array.flags.writeable = False
     return array
 

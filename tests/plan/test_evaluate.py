@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from equipoise.dispatch import MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem, evaluate
@@ -57,7 +58,7 @@ def test_trace_of_other_layers_is_refused():
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        ([[1, 2]], r"shape \(1, 2\)"),
+        ([[1, 2]], r"ending in \(2, 2\)"),
         ([[1, np.nan], [1, 1]], "is nan"),
         ([[1, -1], [1, 1]], "is -1.0"),
     ],
@@ -68,5 +69,17 @@ def test_bad_loads_are_refused(load, message):
 
 
 def test_unknown_dispatcher_is_refused():
-    with pytest.raises(EquipoiseError, match="no dispatcher 'minmax'; use 'even'"):
-        evaluate(PAIR, np.ones((2, 2)), dispatch="minmax")
+    with pytest.raises(
+        EquipoiseError, match="no dispatcher 'fastest'; use one of 'even', 'minmax'"
+    ):
+        evaluate(PAIR, np.ones((2, 2)), dispatch="fastest")
+
+
+def test_minmax_dispatch_is_scored_by_its_own_split():
+    load = np.random.default_rng(1).lognormal(0, 1, (3, 4, 32))
+    placement = Greedy().plan(Problem(load, Topology(4), 40)).placement
+    even, best = (evaluate(placement, load, dispatch=d) for d in ("even", "minmax"))
+    assert (best.peak <= even.peak * (1 + 1e-12)).all()
+    assert best.mean_imbalance < even.mean_imbalance
+    for step in range(3):
+        assert best.peak[step] == pytest.approx(MinMax().split(load[step], placement).peak)

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import rank_loads
+from equipoise.balance import as_loads
+from equipoise.dispatch import dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
@@ -77,7 +78,8 @@ def evaluate(
     load
         A trace of the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``.
     dispatch
-        How copies share an expert's load. ``"even"``: equally.
+        How copies share an expert's load: ``"even"``, equally; ``"minmax"``, so that the busiest
+        rank of every step and layer gets as little as possible.
 
     Raises
     ------
@@ -85,8 +87,6 @@ def evaluate(
         Layers or experts that are not the placement's, loads that are NaN, infinite or negative,
         an unknown dispatcher.
     """
-    if dispatch != "even":
-        raise EquipoiseError(f"There is no dispatcher {dispatch!r}; use 'even'.")
     if isinstance(load, Trace):
         if load.layer_ids != placement.layer_ids:
             raise EquipoiseError(
@@ -94,7 +94,11 @@ def evaluate(
                 f"{format_ids(placement.layer_ids)}; select the same layers of both."
             )
         load = load.counts
-    per_rank = rank_loads(load, placement)
-    if per_rank.ndim == 2:
-        per_rank = per_rank[None]
-    return Evaluation(peak=per_rank.max(axis=-1), mean=per_rank.mean(axis=-1), dispatch=dispatch)
+    loads = as_loads(load)
+    if loads.ndim == 2:
+        loads = loads[None]
+    return Evaluation(
+        peak=dispatcher(dispatch).peaks(loads, placement),
+        mean=loads.sum(axis=-1) / placement.num_ranks,
+        dispatch=dispatch,
+    )

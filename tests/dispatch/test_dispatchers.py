@@ -1,0 +1,201 @@
+"""What every dispatcher keeps to."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.dispatch import DISPATCHERS, dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+
+
+@pytest.fixture(params=DISPATCHERS, ids=repr)
+def each(request):
+    return request.param
+
+
+@st.composite
+def placements(draw, num_layers=1):
+    num_ranks = draw(st.integers(1, 5))
+    num_slots = num_ranks * draw(st.integers(1, 4))
+    num_experts = draw(st.integers(1, num_slots))
+    extra = st.lists(
+        st.integers(0, num_experts - 1),
+        min_size=num_slots - num_experts,
+        max_size=num_slots - num_experts,
+    )
+    rows = [draw(st.permutations([*range(num_experts), *draw(extra)])) for _ in range(num_layers)]
+    return Placement(rows, num_ranks=num_ranks, num_experts=num_experts)
+
+
+counts = st.one_of(st.integers(0, 9), st.integers(0, 10**6), st.integers(2**40, 2**44))
+amounts = st.one_of(st.just(0.0), st.floats(1e-6, 1e6), counts.map(float))
+
+
+@st.composite
+def batches(draw, values, num_layers=2):
+    placement = draw(placements(num_layers))
+    row = st.lists(values, min_size=placement.num_experts, max_size=placement.num_experts)
+    return np.array([draw(row) for _ in range(num_layers)], dtype=float), placement
+
+
+def per_expert(values_LS, placement):
+    total = np.zeros((placement.num_layers, placement.num_experts), values_LS.dtype)
+    np.add.at(total, (np.arange(placement.num_layers)[:, None], placement.slots), values_LS)
+    return total
+
+
+@pytest.mark.parametrize("each", DISPATCHERS, ids=repr)
+@given(batch=batches(amounts))
+def test_shares_serve_every_load_and_the_bound_holds(each, batch):
+    load, placement = batch
+    before = load.copy()
+    split = each.split(load, placement)
+    assert (split.shares >= 0).all()
+    assert per_expert(split.shares, placement) == pytest.approx(load, rel=1e-12, abs=0)
+    assert split.rank_loads.sum(axis=1) == pytest.approx(load.sum(axis=1))
+    assert (split.peak >= split.bound * (1 - 1e-12)).all()
+    assert split.bottleneck_ranks.any(axis=1).all()
+    assert split.status.endswith(".")
+    assert each.peaks(load[None], placement)[0] == pytest.approx(split.peak, rel=1e-12)
+    assert np.array_equal(load, before)
+
+
+@pytest.mark.parametrize("each", DISPATCHERS, ids=repr)
+@given(batch=batches(counts))
+def test_quotas_sum_exactly(each, batch):
+    load, placement = batch
+    quotas = each.split(load, placement).quotas
+    assert quotas.dtype == np.int64
+    assert (quotas >= 0).all()
+    assert np.array_equal(per_expert(quotas, placement), load.astype(np.int64))
+
+
+@pytest.mark.parametrize("each", DISPATCHERS, ids=repr)
+@given(batch=batches(amounts))
+def test_same_answer_alone_among_others_and_again(each, batch):
+    load, placement = batch
+    split = each.split(load, placement)
+    assert np.array_equal(each.split(load, placement).shares, split.shares)
+    for row in range(placement.num_layers):
+        alone = Placement(
+            placement.slots[[row]],
+            num_ranks=placement.num_ranks,
+            num_experts=placement.num_experts,
+        )
+        assert np.array_equal(each.split(load[[row]], alone).shares[0], split.shares[row])
+
+
+@pytest.mark.parametrize("each", DISPATCHERS, ids=repr)
+@given(batch=batches(st.integers(0, 10**6)))
+def test_scaling_by_powers_of_two_scales_the_shares(each, batch):
+    load, placement = batch
+    plain = each.split(load, placement)
+    for exponent in (-40, 20):
+        scaled = each.split(np.ldexp(load, exponent), placement)
+        assert np.array_equal(scaled.shares, np.ldexp(plain.shares, exponent))
+        assert np.array_equal(scaled.bottleneck_ranks, plain.bottleneck_ranks)
+
+
+def test_layouts_and_types_of_arrays_do_not_matter(each):
+    rng = np.random.default_rng(0)
+    load = rng.integers(0, 200, (3, 8))
+    slots = np.concatenate([np.tile(np.arange(8), (3, 1)), rng.integers(0, 8, (3, 4))], axis=1)
+    wanted = each.split(load, Placement(slots, num_ranks=4, num_experts=8))
+    columns = Placement(np.asfortranarray(slots), num_ranks=4, num_experts=8)
+    for other in (np.asfortranarray(load), load.astype(np.uint8), load.tolist()):
+        assert np.array_equal(each.split(other, columns).shares, wanted.shares)
+        assert np.array_equal(each.split(other, columns).quotas, wanted.quotas)
+
+
+def test_a_split_does_not_follow_its_callers_array(each):
+    load = np.array([[3.0, 1.0]])
+    split = each.split(load, Placement([[0, 1, 0, 1]], num_ranks=2, num_experts=2))
+    load[:] = 0
+    assert split.bound.tolist() == [2.0]
+    assert split.quotas.sum() == 4
+    with pytest.raises(ValueError, match="read-only"):
+        split.shares[0, 0] = 5
+
+
+def test_one_rank_no_load_and_idle_experts(each):
+    one = each.split([[5, 0, 2]], Placement([[2, 0, 1, 0]], num_ranks=1, num_experts=3))
+    assert one.peak.tolist() == [7.0]
+    assert one.gap == 0.0
+    assert one.quotas[0, [0, 2]].tolist() == [2, 0]
+    placement = Placement([[0, 1, 2, 0], [1, 2, 0, 1]], num_ranks=2, num_experts=3)
+    idle = each.split(np.zeros((2, 3)), placement)
+    assert not idle.shares.any()
+    assert not idle.quotas.any()
+    assert not idle.bound.any()
+    assert idle.gap == 0.0
+    assert idle.status == "No layer has load; there is nothing to share."
+    assert not each.peaks(np.zeros((3, 2, 3)), placement).any()
+
+
+TWO = Placement([[0, 1, 0, 1]], num_ranks=2, num_experts=2, layer_ids=(7,))
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ([[1, np.nan]], r"load at \[0, 1\] is nan; expected finite numbers >= 0"),
+        ([[1, np.inf]], "is inf; expected finite"),
+        ([[-1, 2]], "is -1.0; expected finite"),
+        ([1, 2], r"shape \(2,\); the placement needs \(layers, experts\) = \(1, 2\)"),
+        ([[1, 2, 3]], r"shape \(1, 3\); the placement needs"),
+        ([[1, 2], [3, 4]], r"shape \(2, 2\); the placement needs"),
+        ([[[1, 2]]], r"shape \(1, 1, 2\); the placement needs"),
+        ([["a", "b"]], "expected numbers"),
+        ([[1, 2], [3]], "rows of equal length"),
+        ([[]], "expected at least one number"),
+        ([[2**53 - 1, 1]], r"Layer 7 has 9.01e.15 assignments; expected fewer than 2\*\*53"),
+        (np.array([[2**64 - 1, 0]], np.uint64), "Layer 7 has 1.84e.19 assignments"),
+        ([[1e308, 1e308]], "Layer 7 has inf assignments"),
+    ],
+)
+def test_what_is_refused(each, load, message):
+    with pytest.raises(EquipoiseError, match=message):
+        each.split(load, TWO)
+
+
+@pytest.mark.parametrize("load", [[[1, 2]], [[[1, np.nan]]], [[[1, 2, 3]]], np.zeros((0, 1, 2))])
+def test_what_peaks_refuse(each, load):
+    with pytest.raises(EquipoiseError):
+        each.peaks(load, TWO)
+
+
+def test_quotas_need_whole_numbers(each):
+    with pytest.raises(EquipoiseError, match=r"Layer 7, expert 1 has a load of 2.5; quotas need"):
+        _ = each.split([[1, 2.5]], TWO).quotas
+
+
+def test_the_most_load_still_exact(each):
+    split = each.split([[2**53 - 2, 1]], TWO)
+    assert int(split.quotas.sum()) == 2**53 - 1
+    assert per_expert(split.quotas, TWO).tolist() == [[2**53 - 2, 1]]
+
+
+def test_dispatchers_are_frozen_and_found_by_name(each):
+    assert each.__dataclass_params__.frozen
+    assert dispatcher(each.name) == each
+    assert each.split([[1, 2]], TWO).dispatch == each.name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        each.speed = 2
+
+
+def test_unknown_name():
+    with pytest.raises(EquipoiseError, match="no dispatcher 'lp'; use one of 'even', 'minmax'"):
+        dispatcher("lp")
+
+
+def test_numba_is_loaded_only_by_splitting():
+    code = "import sys, equipoise.dispatch; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
