@@ -193,3 +193,14 @@ def test_notes_add_up():
     trace = Trace(counts=np.ones((1, 1, 1), int), provenance=Provenance("x", "y", ("one",)))
     assert trace.with_notes("two").provenance.notes == ("one", "two")
     assert "1 steps" in repr(trace)
+
+
+def test_source_counts_are_counts():
+    with pytest.raises(EquipoiseError, match="has count -1"):
+        Trace(counts=np.ones((1, 1, 1), int), source_counts=np.array([[[[2]], [[-1]]]]))
+
+
+def test_windows_of_small_integers_do_not_wrap():
+    source = np.full((4, 2, 1, 1), 200, dtype=np.uint8)
+    trace = Trace(counts=source.sum(axis=1), source_counts=source)
+    assert trace.windows(4).source_counts.tolist() == [[[[800]], [[800]]]]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids, format_ids
+
+MAX_COUNT = 1 << 48
+"""Counts stay below this, far above any real one, so that their sums fit in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Trace:
         if self.source_counts is not None:
             shape = self.source_counts.shape
             _expect("source_counts", (shape[0], *shape[2:]), (T, L, E))
+            _as_counts(self.source_counts.reshape(-1, L, E))  # refuses what counts cannot be
         if self.tokens is not None:
             _expect("tokens.ids layers", self.tokens.ids.shape[1], L)
             _expect("tokens.offsets", self.tokens.offsets.shape, (T + 1,))
@@ -223,7 +227,9 @@ class Trace:
             self,
             counts=np.add.reduceat(self.counts, starts, axis=0, dtype=np.int64),
             step_ids=self.steps[starts],
-            source_counts=None if source is None else np.add.reduceat(source, starts, axis=0),
+            source_counts=None
+            if source is None
+            else np.add.reduceat(source, starts, axis=0, dtype=np.int64),
             tokens=tokens,
             labels={name: values[starts] for name, values in self.labels.items()},
         )
@@ -369,10 +375,13 @@ def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
     if not np.issubdtype(array.dtype, np.integer):
         if not np.isfinite(array).all():
             raise EquipoiseError("Counts hold NaN or infinity; expected whole numbers >= 0.")
+        _check_size(array)
         whole = array.astype(np.int64)
         if not (whole == array).all():
             raise EquipoiseError("Counts hold fractions; expected whole numbers of assignments.")
         array = whole
+    elif array.itemsize == 8:  # smaller ones cannot be too large, and may lie in a file
+        _check_size(array)
     if array.dtype.kind == "i" and (array < 0).any():
         step, layer, expert = np.argwhere(array < 0)[0]
         raise EquipoiseError(
@@ -380,6 +389,13 @@ def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
             f"{array[step, layer, expert]}; expected numbers >= 0."
         )
     return array
+
+
+def _check_size(counts: NDArray[Any]) -> None:
+    if not -MAX_COUNT < counts.min() <= counts.max() < MAX_COUNT:
+        raise EquipoiseError(
+            f"Counts go from {counts.min()} to {counts.max()}; expected numbers from 0 to 2^48."
+        )
 
 
 def _expect(name: str, got: object, wanted: object) -> None:

@@ -135,7 +135,7 @@ def test_detection_by_content(tmp_path, name, suffix):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"\xff\x00", b"PK\x03\x04", b"a: b", b'{"load_history": []}', b"[" * 100_000],
+    [b"{}", b"\xff\x00", b"PK\x03\x04", b"a: b", b'{"load_history": []}', b"[" * 100_000],
 )
 def test_what_is_of_no_format(tmp_path, content):
     path = tmp_path / "map.json"

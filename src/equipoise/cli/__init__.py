@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from equipoise import __version__
+from equipoise.cli.text import in_options, one_line
 from equipoise.errors import EquipoiseError
 
 app = App(
@@ -35,19 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     Exit status: 0 done, 1 a check said no, 2 the input or the arguments are wrong.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        return _refuse("An argument is not UTF-8 text; rename the file it names.")
     try:
         status = app(arguments, exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        return _refuse(f"Too many arguments: {' '.join(error.unused_tokens or ())}.")
     except CycloptsError as error:
         return _refuse(str(error))
     except EquipoiseError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
     except OSError as error:
         return _refuse(f"{error.filename or 'input'}: {error.strerror or error}.")
     except MemoryError:
         return _refuse("The input needs more memory than this machine has free.")
+    except RecursionError:
+        return _refuse("The input is nested too deeply to be read.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -55,5 +66,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"equipoise: {message}", file=sys.stderr)
+    print(f"equipoise: {in_options(one_line(message))}", file=sys.stderr)
     return 2

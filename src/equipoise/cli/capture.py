@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.common import parse_range, stdout
+from equipoise.cli.common import Size, check_output, parse_range, stdout
 from equipoise.engines.trace_io import write_trace
 from equipoise.errors import EquipoiseError
 
@@ -20,8 +20,8 @@ def capture(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     token_ids: Annotated[bool, Parameter(negative=())] = False,
     iterations: str | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
+    max_new_tokens: Annotated[int, Size] = 64,
+    batch_size: Annotated[int, Size] = 8,
 ) -> int:
     """Record the routing of a Hugging Face model while it answers prompts.
 
@@ -44,6 +44,7 @@ def capture(
     batch_size
         Prompts answered together.
     """
+    check_output(output, model, prompts)
     try:
         from equipoise.engines.transformers.capture import capture_prompts, read_prompts
     except ImportError as error:

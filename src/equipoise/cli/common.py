@@ -11,15 +11,22 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.engines.formats import MapContext, Progress, TraceOptions
+from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions
 from equipoise.engines.launch import LaunchOptions
-from equipoise.engines.map_io import read_map
-from equipoise.engines.trace_io import read_trace
+from equipoise.engines.map_io import map_format, read_map
+from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
 from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
 from equipoise.trace import Trace
+
+Size = Parameter(validator=Number(gte=1, lte=1 << 20))
+"""How many of something a deployment has; far above any, so that nothing absurd is allocated."""
+Amount = Parameter(validator=Number(gte=1, lte=1 << 40))
+"""How much of something to take at once."""
+Redundant = Parameter(validator=Number(gte=0, lte=1 << 20))
 
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), help="Print one JSON document instead of text.")
@@ -58,21 +65,23 @@ class TraceArguments:
     """
 
     format: str | None = None
-    experts: int | None = None
+    experts: Annotated[int | None, Size] = None
     layers: str | None = None
     run_map: Path | None = None
-    window_tokens: int | None = None
+    window_tokens: Annotated[int | None, Amount] = None
     iterations: str | None = None
     allow_pickle: Annotated[bool, Parameter(negative=())] = False
     phase: str | None = None
     domain: str | None = None
     only_layers: str | None = None
-    window: int | None = None
+    window: Annotated[int | None, Amount] = None
 
     def read(self, path: Path, *, ranks: int | None = None) -> Trace:
         """The chosen part of the recording at ``path``; ``ranks`` are those of ``run_map``."""
+        known = detect_trace(path) if self.format is None else trace_format(self.format)
+        self._refuse_unused(known)
         with progress_bar(f"reading {path.name}") as progress:
-            trace = read_trace(path, self._options(ranks), format=self.format, progress=progress)
+            trace = read_trace(path, self._options(ranks), format=known.name, progress=progress)
         labels = {"phase": self.phase, "domain": self.domain}
         wanted = {name: value for name, value in labels.items() if value is not None}
         if wanted or self.only_layers:
@@ -83,6 +92,15 @@ class TraceArguments:
     def given(self) -> frozenset[str]:
         """The names of the arguments that were set."""
         return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+    def _refuse_unused(self, known: TraceFormat) -> None:
+        takes = {option_name(name) for name, field in _FIELDS.items() if field in known.options}
+        unused = {option_name(name) for name in self.given() & _FIELDS.keys()} - takes
+        if unused:
+            raise EquipoiseError(
+                f"A recording of the format {known.name} has no use for "
+                f"{', '.join(sorted(unused))}; it takes {', '.join(sorted(takes)) or 'none'}."
+            )
 
     def _options(self, ranks: int | None) -> TraceOptions:
         layer_ids = parse_ids(self.layers) if self.layers else None
@@ -98,6 +116,22 @@ class TraceArguments:
             iterations=parse_range(self.iterations) if self.iterations else None,
             allow_pickle=self.allow_pickle,
         )
+
+
+_FIELDS = {
+    "experts": "num_experts",
+    "layers": "layer_ids",
+    "run_map": "placement",
+    "window_tokens": "window_tokens",
+    "iterations": "iterations",
+    "allow_pickle": "allow_pickle",
+}
+"""The arguments that only some formats use, and what ``TraceOptions`` calls them."""
+
+
+def option_name(argument: str) -> str:
+    """``run_map`` as it is typed: ``--run-map``."""
+    return f"--{argument.replace('_', '-')}"
 
 
 @Parameter(name="*")
@@ -119,11 +153,11 @@ class MapArguments:
         Redundant slots of a layer, all ranks together, as the engine is configured.
     """
 
-    ranks: int | None = None
-    experts: int | None = None
+    ranks: Annotated[int | None, Size] = None
+    experts: Annotated[int | None, Size] = None
     layers: str | None = None
-    hidden_layers: int | None = None
-    redundant: int | None = None
+    hidden_layers: Annotated[int | None, Size] = None
+    redundant: Annotated[int | None, Redundant] = None
 
     @property
     def context(self) -> MapContext:
@@ -159,11 +193,15 @@ class EngineArguments:
     """
 
     engine_version: str | None = None
-    hidden_layers: int | None = None
+    hidden_layers: Annotated[int | None, Size] = None
     architecture: str | None = None
     backend: str | None = None
     a2a_backend: str | None = None
     dispatch: str | None = None
+
+    def given(self) -> frozenset[str]:
+        """The names of the arguments that were set."""
+        return frozenset(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     @property
     def options(self) -> LaunchOptions:
@@ -174,6 +212,31 @@ class EngineArguments:
             backend=self.backend,
             a2a_backend=self.a2a_backend,
             dispatch=self.dispatch,
+        )
+
+
+def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> None:
+    """Refuse an output before any long work: without a place to be, or onto an input."""
+    if not output.parent.is_dir():
+        raise EquipoiseError(f"{output}: there is no folder {output.parent}; create it first.")
+    if output.is_dir() and not folder:
+        raise EquipoiseError(f"{output}: is a folder; give the name of a file.")
+    if not output.exists():
+        return
+    place = output.resolve()
+    for source in filter(None, inputs):
+        if source.resolve() in (place, *place.parents):
+            raise EquipoiseError(
+                f"{output}: would be written over the input {source}; give another name."
+            )
+
+
+def check_decoder_layers(hidden_layers: int | None, *formats: str) -> None:
+    """Refuse a number of decoder layers if all the map formats in play would ignore it."""
+    if hidden_layers is not None and not any(map_format(name).decoder_rows for name in formats):
+        raise EquipoiseError(
+            f"Maps for {' and '.join(formats)} have rows for MoE layers only; "
+            "leave --hidden-layers out."
         )
 
 
@@ -193,9 +256,15 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # to `main`; rich would end the process with status 1
+
+
 def stdout() -> Console:
     """Where results go: colours on a terminal, plain text of a fixed width in a pipe."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # What is printed may be the words of a file or its name: no markup.
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 @contextmanager

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.common import TraceArguments, stdout
-from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import MAP_FORMATS, map_notes, read_map, validate_map, write_map
-from equipoise.engines.trace_io import trace_format, write_trace
+from equipoise.cli.common import (
+    Size,
+    TraceArguments,
+    check_decoder_layers,
+    check_output,
+    option_name,
+    stdout,
+)
+from equipoise.cli.text import in_options, one_line
+from equipoise.engines.formats import MapContext, MapFormat, TraceFormat
+from equipoise.engines.map_io import (
+    MAP_FORMATS,
+    detect_map,
+    map_notes,
+    read_map,
+    validate_map,
+    write_map,
+)
+from equipoise.engines.trace_io import TRACE_FORMATS, trace_format, write_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
 
@@ -21,8 +37,8 @@ def convert(
     *,
     to: str,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    ranks: int | None = None,
-    hidden_layers: int | None = None,
+    ranks: Annotated[int | None, Size] = None,
+    hidden_layers: Annotated[int | None, Size] = None,
     reading: TraceArguments | None = None,
 ) -> int:
     """Rewrite a map or a recording in another format, and say exactly what is lost.
@@ -47,9 +63,9 @@ def convert(
     else:
         lost = _convert_trace(source, to, output, ranks, hidden_layers, reading)
     console = stdout()
-    console.print(f"{output}: written as {to}.")
+    console.print(one_line(f"{output}: written as {to}."))
     for sentence in lost:
-        console.print(f"  {sentence}")
+        console.print(f"  {in_options(one_line(sentence))}")
     return 0
 
 
@@ -71,8 +87,11 @@ def _convert_map(
     unused = reading.given() - {"format", "experts", "layers"}
     if unused:
         raise EquipoiseError(
-            f"{source} is a map; {', '.join(sorted(unused))} applies to recordings only."
+            f"{source} is a map; only for recordings: "
+            f"{', '.join(sorted(map(option_name, unused)))}."
         )
+    check_output(output, source)
+    check_decoder_layers(hidden_layers, reading.format or detect_map(source).name, to)
     context = MapContext(
         num_ranks=ranks,
         num_experts=reading.experts,
@@ -80,14 +99,18 @@ def _convert_map(
         num_hidden_layers=hidden_layers,
     )
     placement = read_map(source, context, format=reading.format)
-    target = MapContext(num_hidden_layers=hidden_layers)
-    lost = write_map(placement, output, format=to, context=target)
+    notes = map_notes(source, format=reading.format)
     unchecked = [f for f in validate_map(source, context, format=reading.format) if f.code == "W2"]
+    target = MapContext(num_hidden_layers=hidden_layers)
     return [
-        *map_notes(source, format=reading.format),
+        *notes,
         *(f"{finding.message} {finding.remedy}" for finding in unchecked),
-        *lost,
+        *write_map(placement, output, format=to, context=target),
     ]
+
+
+def _names(formats: Sequence[MapFormat] | Sequence[TraceFormat]) -> set[str]:
+    return {known.name for known in formats}
 
 
 def _convert_trace(
@@ -102,5 +125,10 @@ def _convert_trace(
         raise EquipoiseError(f"{source} is a recording; --hidden-layers applies to maps only.")
     if ranks is not None and reading.run_map is None:
         raise EquipoiseError(f"{source} is a recording; --ranks applies to maps only.")
+    if to in _names(MAP_FORMATS) - _names(TRACE_FORMATS):
+        raise EquipoiseError(
+            f"{source} is a recording, and {to} is a format of maps; equipoise plan makes them."
+        )
     trace_format(to)  # before a long read
+    check_output(output, source, reading.run_map, folder=True)
     return write_trace(reading.read(source, ranks=ranks), output, format=to)

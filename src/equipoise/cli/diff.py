@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from rich.table import Table
 
-from equipoise.cli.common import Json, MapArguments, print_json, stdout
+from equipoise.cli.common import Amount, Json, MapArguments, Size, print_json, stdout
 from equipoise.engines.map_io import read_map
 from equipoise.migration import Migration, Receive
 from equipoise.migration import diff as compare
@@ -18,8 +19,8 @@ def diff(
     new: Path,
     /,
     *,
-    ranks_per_node: int | None = None,
-    expert_bytes: int | None = None,
+    ranks_per_node: Annotated[int | None, Size] = None,
+    expert_bytes: Annotated[int | None, Amount] = None,
     deployment: MapArguments | None = None,
     json: Json = False,
 ) -> int:

@@ -12,10 +12,22 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from equipoise.cli.common import EngineArguments, Json, TraceArguments, print_json, stdout
+from equipoise.cli.common import (
+    EngineArguments,
+    Json,
+    Redundant,
+    Size,
+    TraceArguments,
+    check_decoder_layers,
+    check_output,
+    option_name,
+    print_json,
+    stdout,
+)
+from equipoise.cli.text import one_line
 from equipoise.engines.formats import Launch, MapContext
 from equipoise.engines.launch import launch
-from equipoise.engines.map_io import write_map
+from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
 from equipoise.plan import (
     Contiguous,
@@ -37,11 +49,11 @@ def plan(
     trace: Path,
     /,
     *,
-    ranks: int,
-    redundant: int = 0,
-    ranks_per_node: int | None = None,
+    ranks: Annotated[int, Size],
+    redundant: Annotated[int, Redundant] = 0,
+    ranks_per_node: Annotated[int | None, Size] = None,
     planner: PlannerName = "greedy",
-    groups: int | None = None,
+    groups: Annotated[int | None, Size] = None,
     allow_same_rank_copies: Annotated[bool, Parameter(negative=())] = False,
     hold_out: float = 0.2,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
@@ -76,9 +88,9 @@ def plan(
     output
         The map file to write; needs --for.
     """
-    if (for_ is None) != (output is None):
-        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
-    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    reading, engine = reading or TraceArguments(), engine or EngineArguments()
+    _check_target(for_, output, engine, trace, reading.run_map)
+    recording = reading.read(trace, ranks=ranks)
     fit, held = _split(recording, hold_out)
     problem = Problem(fit, Topology(ranks, ranks_per_node), recording.num_experts + redundant)
     chosen = _planner(planner, groups, allow_same_rank_copies)
@@ -87,7 +99,7 @@ def plan(
     written = None
     if for_ is not None and output is not None:
         source = recording.provenance.source
-        written = _write(result, for_, output, engine or EngineArguments(), source)
+        written = _write(result, for_, output, engine, source)
     if json:
         print_json(_document(result, scores, written))
     else:
@@ -95,6 +107,22 @@ def plan(
         if written is not None:
             _print_map(stdout(), written)
     return 0
+
+
+def _check_target(
+    format: str | None, output: Path | None, engine: EngineArguments, *inputs: Path | None
+) -> None:
+    """Refuse what would fail, or be ignored, only after the planning."""
+    if (format is None) != (output is None):
+        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
+    if format is None or output is None:
+        if engine.given():
+            names = ", ".join(sorted(map(option_name, engine.given())))
+            raise EquipoiseError(f"{names}: only for a map; give --for and --output as well.")
+        return
+    check_map_path(output, format)
+    check_output(output, *inputs)
+    check_decoder_layers(engine.hidden_layers, format)
 
 
 @dataclass(frozen=True)
@@ -213,9 +241,9 @@ def _numbers(evaluation: Evaluation) -> dict[str, float]:
 
 def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Scores) -> None:
     placement = result.placement
-    console.print(f"{recording}")
+    console.print(one_line(f"{recording}"))
     for note in recording.provenance.notes:
-        console.print(f"  note: {note}")
+        console.print(f"  note: {one_line(note)}")
     console.print(
         f"{result.planner}, {result.dispatch} split: {placement.num_experts} experts in "
         f"{placement.num_slots} slots on {placement.num_ranks} ranks "

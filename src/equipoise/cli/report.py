@@ -7,17 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.common import Json, TraceArguments, print_json, stdout
+from equipoise.cli.common import Json, Size, TraceArguments, check_output, print_json, stdout
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import read_map
+from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous
 from equipoise.plan.problem import Problem
+from equipoise.report.layout import source_ranks
 from equipoise.report.page import render_page
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.report.terminal import SummaryView
-from equipoise.report.trtllm_table import trtllm_table
+from equipoise.report.trtllm_table import TrtllmTable, trtllm_table
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -26,7 +28,7 @@ def report(
     trace: Path,
     /,
     *,
-    ranks: int | None = None,
+    ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
     per_expert: Annotated[bool, Parameter(negative=())] = False,
     html: Path | None = None,
@@ -51,25 +53,40 @@ def report(
         Also write a self-contained page.
     """
     reading = reading or TraceArguments()
+    if json and per_expert:
+        raise EquipoiseError("--per-expert asks for a table of text; leave --json or it out.")
+    if html is not None:
+        check_output(html, trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
     placement = None if map is None else _read_placement(map, recording, ranks)
     num_ranks = ranks if placement is None else placement.num_ranks
     before = _without_balancing(recording, num_ranks)
     after = None if placement is None else summarise(recording, placement=placement)
+    table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
         write_text(html, render_page(before, after=after))
     if json:
         print_json({"before": before, "after": after})
         return 0
-    if recording.provenance.format == "trtllm" or per_expert:
-        table_ranks = None if per_expert else num_ranks
-        table = trtllm_table(
-            recording, num_ranks=table_ranks, placement=placement, per_expert=per_expert
-        )
+    if table is not None:
         print(table)
         print()
     _print_summaries(before, after)
     return 0
+
+
+def _engine_table(
+    recording: Trace, num_ranks: int | None, placement: Placement | None, per_expert: bool
+) -> TrtllmTable | None:
+    """What TensorRT-LLM's own script shows, where it can: its ranks hold equal shares."""
+    if per_expert:
+        return trtllm_table(recording, placement=placement, per_expert=True)
+    if recording.provenance.format != "trtllm":
+        return None
+    ranks = source_ranks(recording) if num_ranks is None else num_ranks
+    if placement is None and ranks is not None and recording.num_experts % ranks:
+        return None
+    return trtllm_table(recording, num_ranks=num_ranks, placement=placement)
 
 
 def _read_placement(map: Path, recording: Trace, ranks: int | None) -> Placement:

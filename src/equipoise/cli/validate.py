@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from equipoise.cli.common import Json, MapArguments, print_json, stdout
+from equipoise.cli.text import in_options, one_line
 from equipoise.engines.formats import Finding, Severity
 from equipoise.engines.map_io import validate_map
 
@@ -44,10 +45,10 @@ def _print(map: Path, findings: list[Finding], num_errors: int) -> None:
     for finding in findings:
         colour = "red" if finding.severity is Severity.ERROR else "yellow"
         label = Text(f"{finding.code} {finding.severity.value}: ", style=colour)
-        console.print(label + Text(f"{finding.message} {finding.remedy}"))
+        console.print(label + Text(in_options(one_line(f"{finding.message} {finding.remedy}"))))
     verdict = "do not load it" if num_errors else "valid"
     counts = f"{_count(num_errors, 'error')}, {_count(len(findings) - num_errors, 'warning')}"
-    console.print(f"{map}: {counts}: {verdict}.")
+    console.print(one_line(f"{map}: {counts}: {verdict}."))
 
 
 def _count(number: int, noun: str) -> str:

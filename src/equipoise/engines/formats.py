@@ -201,6 +201,9 @@ class MapFormat:
         Writes a placement, atomically.
     losses
         What the written file will not say of this placement, one sentence each.
+    decoder_rows
+        Whether the file has a row for every decoder layer, so that writing it needs
+        ``num_hidden_layers``.
     """
 
     name: str
@@ -212,6 +215,7 @@ class MapFormat:
     to_placement: Callable[[RawMap, MapContext], Placement]
     write: Callable[[Placement, Path, MapContext], None]
     losses: Callable[[Placement], list[str]]
+    decoder_rows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,8 @@ def launch(
     Raises
     ------
     EquipoiseError
-        An unknown format, an option of another engine, or a combination the engine would ignore in silence.
+        An unknown format, an option of another engine, or a combination the engine would ignore
+        in silence.
     """
     options = options or LaunchOptions()
     engine = find_map_format(map_format).name.partition("-")[0]

@@ -300,12 +300,22 @@ def default_row(num_slots: int, num_experts: int) -> NDArray[np.int64]:
     return np.arange(num_slots, dtype=np.int64) % num_experts
 
 
-def rows_by_layer(placement: Placement, num_rows: int, path: Path) -> NDArray[np.int64]:
-    """One row per decoder layer, dense ones filled with ``s % E``, ``(num_rows, S)``."""
+def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
+    """One row per decoder layer, dense ones filled with ``s % E``, ``(num_rows, S)``.
+
+    Raises
+    ------
+    EquipoiseError
+        A layer of the placement that has no row, or rows that would not fit into memory.
+    """
+    if num_rows * placement.num_slots > MAX_CELLS:
+        raise EquipoiseError(
+            f"{num_rows} decoder layers are more than any model has; correct num_hidden_layers."
+        )
     outside = [layer for layer in placement.layer_ids if layer >= num_rows]
     if outside:
         raise EquipoiseError(
-            f"{path}: the placement has layer {format_ids(outside)}, the file has rows 0 to "
+            f"The placement has layer {format_ids(outside)}, the file has rows 0 to "
             f"{num_rows - 1}. Leave draft layers out, or correct num_hidden_layers."
         )
     rows = np.tile(default_row(placement.num_slots, placement.num_experts), (num_rows, 1))

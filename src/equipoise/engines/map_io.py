@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from equipoise.engines.ascend import expert_map
-from equipoise.engines.files import replacing
+from equipoise.engines.files import check_readable, replacing
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
 from equipoise.engines.map_checks import NOTHING_KNOWN
 from equipoise.engines.native import map_file as native_map
@@ -155,17 +155,23 @@ def write_map(
         would refuse.
     """
     path, chosen = Path(path), map_format(format)
-    if path.suffix not in chosen.suffixes:
-        raise EquipoiseError(
-            f"{path}: a map for {chosen.name} needs a name that ends in exactly "
-            f"{' or '.join(chosen.suffixes)}."
-        )
+    check_map_path(path, format)
     if not path.parent.is_dir():
         raise EquipoiseError(f"{path}: there is no folder {path.parent}; create it first.")
     if path.is_dir():
         raise EquipoiseError(f"{path}: is a folder; give the name of a file.")
     _write_proven(placement, path, chosen, _complete(context, placement))
     return chosen.losses(placement)
+
+
+def check_map_path(path: Path, format: str) -> None:
+    """Raise ``EquipoiseError`` for an unknown format, or a file name its engine would not take."""
+    chosen = map_format(format)
+    if path.suffix not in chosen.suffixes:
+        raise EquipoiseError(
+            f"{path}: a map for {chosen.name} needs a name that ends in exactly "
+            f"{' or '.join(chosen.suffixes)}."
+        )
 
 
 def _write_proven(placement: Placement, path: Path, chosen: MapFormat, context: MapContext) -> None:
@@ -224,7 +230,7 @@ def _choose(path: Path, name: str | None) -> MapFormat:
 
 def _existing(path: str | PathLike[str]) -> Path:
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder; a placement is one file" if path.is_dir() else "does not exist"
-        raise FormatError(f"{path}: {what}.")
+    check_readable(path)
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder; a placement is one file.")
     return path

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from equipoise.errors import FormatError
 
 MAX_NESTING = 100
-"""Tuples within tuples. Hashing a tuple recurses without a check, so depth would end the process."""
+"""Tuples within tuples. Python hashes them by recursion without a check: depth ends the process."""
 
 
 def checked_instructions(
@@ -31,6 +31,7 @@ def checked_instructions(
     """
     nesting: list[int | None] = []  # tuples within each object on the stack; None is a mark
     memo: dict[int, int] = {}
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if opcode.name not in allowed:
             raise FormatError(

@@ -111,12 +111,11 @@ def map_bytes(path: Path) -> NDArray[np.uint8]:
 def looks_like_tensor_file(path: Path) -> bool:
     """Whether the first bytes could open a safetensors file; reads nine of them."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(9)
     except OSError:
         return False
-    return len(head) == 9 and head[8:] == b"{" and _header_length(head) <= size - 8
+    return len(head) == 9 and head[8:] == b"{" and _header_length(head) <= _MAX_HEADER_BYTES
 
 
 def _header_length(head: bytes) -> int:

@@ -173,7 +173,7 @@ def _read(path: Path, values: _Values) -> Any:
     except OSError as error:
         raise FormatError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # damaged zips and pickles raise nearly every built-in exception
-        what = str(error) or type(error).__name__
+        what = str(error)[:100] or type(error).__name__  # some quote all of the file
         raise FormatError(f"Cannot read {path} as a torch archive: {what}.") from error
 
 

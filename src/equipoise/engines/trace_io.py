@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 from equipoise.engines.ascend import load as ascend_load
@@ -45,6 +46,11 @@ def detect_trace(path: Path) -> TraceFormat:
     found = [f for f in TRACE_FORMATS if f.matches(path)]
     if len(found) == 1:
         return found[0]
+    if not found and _is_cut_zip(path):
+        raise FormatError(
+            f"{path} begins like a zip archive (.pt, .npz), but is cut off or damaged; "
+            "record or copy it again."
+        )
     if not found:
         known = ", ".join(f.name for f in TRACE_FORMATS)
         raise FormatError(
@@ -53,6 +59,13 @@ def detect_trace(path: Path) -> TraceFormat:
         )
     names = ", ".join(f.name for f in found)
     raise FormatError(f"{path} could be any of {names}; name its format.")
+
+
+def _is_cut_zip(path: Path) -> bool:
+    if path.is_dir() or zipfile.is_zipfile(path):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def read_trace(

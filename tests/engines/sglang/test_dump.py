@@ -343,7 +343,7 @@ GOOD = record(1, 0, np.ones((2, 6)))
         ([GOOD], P2L + 5, "layer 0, slot 1 of the map holds expert 6"),
         ([GOOD], P2L[:, :4].copy(), r"global_physical_count \(2, 6\); expected"),
         ([GOOD | {"global_physical_count": [[1]]}], P2L, "global_physical_count list"),
-        ([GOOD | {"global_physical_count": -np.ones((2, 6), np.int64)}], P2L, "negative"),
+        ([GOOD | {"global_physical_count": -np.ones((2, 6), np.int64)}], P2L, "from -1 to -1"),
         ([GOOD | {"rank": 1 << 40}], P2L, "rank 1099511627776"),
         ([GOOD | {"rank": None}], P2L, "rank None"),
         ([GOOD | {"forward_pass_id": -1}], P2L, "forward_pass_id -1"),

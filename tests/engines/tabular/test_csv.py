@@ -83,8 +83,8 @@ def test_marks_of_spreadsheets_are_understood(tmp_path: Path) -> None:
         ("", r"columns \(none\)"),
         ("layer,layer,expert,tokens\n0,0,0,0\n", "'layer' twice"),
         ("layer,expert,tokens\n", "no row of counts"),
-        ("layer,expert,tokens\n0,0,1\n0,x,1\n", "line 3: 0, x, 1 is not a row"),
-        ("layer,expert,tokens\n0,0,1.5\n", "line 2: 0, 0, 1.5 is not a row"),
+        ("layer,expert,tokens\n0,0,1\n0,x,1\n", "line 3: '0, x, 1' is not a row"),
+        ("layer,expert,tokens\n0,0,1.5\n", "line 2: '0, 0, 1.5' is not a row"),
         ("layer,expert,tokens\n0,0,nan\n", "line 2"),
         ("layer,expert,tokens\n0,0,1e999\n", "line 2"),
         (f"layer,expert,tokens\n0,0,{'9' * 5000}\n", "line 2"),
@@ -108,7 +108,7 @@ def test_a_given_num_experts_must_hold_every_id(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"layer,expert,tokens\n0,0,\xff\n")
-    with pytest.raises(FormatError, match=r"a\.csv, after line"):
+    with pytest.raises(FormatError, match=r"a\.csv is not UTF-8 text, after line"):
         read(tmp_path / "a.csv")
 
 

@@ -202,7 +202,7 @@ def test_unreadable_and_empty_prompt_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         read_prompts(tmp_path / "absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(FormatError, match="no prompts"):

@@ -485,7 +485,7 @@ def test_v0_pickles_are_read_without_calling_torch(tmp_path: Path) -> None:
 
     path = pickled(tmp_path / "d", tensors(RANK0, torch.int64), tensors(RANK1, torch.float32))
     assert FORMAT.matches(path)
-    with pytest.raises(FormatError, match="can run code when loaded; allow_pickle"):
+    with pytest.raises(FormatError, match="can run code when loaded; give allow_pickle"):
         read(path)
     trace = read(path, allow_pickle=True)
     np.testing.assert_array_equal(trace.source_counts, GOLDEN_SOURCE)

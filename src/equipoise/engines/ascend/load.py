@@ -44,7 +44,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             table = msgspec.convert(document, dict[str, dict[str, float]])
         except UnicodeDecodeError as error:
             raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate
             raise FormatError(
                 f'{path}: {error}. Expected {{"<layer>": {{"<expert>": tokens}}}}.'
             ) from error

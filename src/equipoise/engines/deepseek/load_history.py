@@ -64,8 +64,9 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
                 if step >= start:
                     steps.append(_loads(step, item, steps[0].shape if steps else None))
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            what = str(error).partition("\n")[0].removesuffix(".")  # a drawing follows
-            raise FormatError(f"{path} is damaged JSON near byte {file.tell()}: {what}.") from error
+            raise FormatError(
+                f"{path} is damaged JSON, at or before byte {file.tell()}; copy it again."
+            ) from error
         progress(size, size)
         if not steps:
             raise EquipoiseError(

@@ -57,10 +57,10 @@ def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN)
     """
     if context.num_hidden_layers is None:
         raise EquipoiseError(
-            f"{path}: SGLang's map has a row for every decoder layer, dense ones included; "
+            "SGLang's map has a row for every decoder layer, dense ones included; "
             "give num_hidden_layers."
         )
-    rows = rows_by_layer(placement, context.num_hidden_layers, path)
+    rows = rows_by_layer(placement, context.num_hidden_layers)
     if path.suffix == ".pt":
         torch_archive.save(path, {KEY: rows})
     else:
@@ -187,4 +187,5 @@ FORMAT = MapFormat(
     to_placement=_to_placement,
     write=write,
     losses=_losses,
+    decoder_rows=True,
 )

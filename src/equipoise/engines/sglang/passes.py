@@ -14,7 +14,7 @@ from equipoise.engines.arrays import compact, compact_dtype, naming, refuse_over
 from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.trace import Provenance, TokenIds, Trace
+from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
 
 _PHASES = {1: "prefill", 2: "decode", 3: "mixed", 4: "idle"}
 _IDLE = 4
@@ -124,8 +124,11 @@ def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int
             f"{file}: pass {record['forward_pass_id']} has global_physical_count {found}; expected "
             f"whole numbers (layers, slots) {shape}, as the map."
         )
-    if (counts < 0).any():
-        raise FormatError(f"{file}: pass {record['forward_pass_id']} has negative counts.")
+    if not 0 <= counts.min() <= counts.max() < MAX_COUNT:
+        raise FormatError(
+            f"{file}: pass {record['forward_pass_id']} has counts from {counts.min()} to "
+            f"{counts.max()}; expected numbers from 0 to 2^48."
+        )
     return counts
 
 

@@ -87,13 +87,15 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     """Position of each column we use, by our name of it."""
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
-        raise FormatError(f"{path} names the column {min(repeated)!r} twice; rename one of them.")
+        name = min(repeated)[:80]
+        raise FormatError(f"{path} names the column {name!r} twice; rename one of them.")
     counts = [name for name in _COUNT_NAMES if name in header]
     missing = [name for name in ("layer", "expert") if name not in header]
     if len(counts) != 1 or missing:
+        found_names = ", ".join(header)[:200] or "(none)"
         raise FormatError(
-            f"{path} has the columns {', '.join(header) or '(none)'}; expected a header line with "
-            "layer, expert and either tokens or count."
+            f"{path} has the columns {found_names}; expected a header line with layer, expert and "
+            "either tokens or count."
         )
     found = {name: header.index(name) for name in ("layer", "expert", *_OPTIONAL) if name in header}
     return {**found, "tokens": header.index(counts[0])}

@@ -57,6 +57,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         file = _only_recording(path) if path.is_dir() else path
     with naming(file):
         arrays = _Archive(file)
+        if len(arrays.names()) < arrays.num_entries:
+            raise FormatError(f"{file} holds two arrays of one name; keep one of them.")
         trace = _read_counts(arrays, options) if "counts" in arrays else _read_ids(arrays, options)
         progress(file.stat().st_size, file.stat().st_size)
         unused = arrays.unused()
@@ -75,10 +77,10 @@ class _Archive:
         except OSError:
             raise
         except Exception as error:  # damaged directories raise many types
-            raise FormatError(f"{path} is not an .npz archive: {error}.") from error
+            what = str(error)[:100]  # some quote all of the file
+            raise FormatError(f"{path} is not an .npz archive: {what}.") from error
         self._entries = {info.filename.removesuffix(".npy"): info for info in infos}
-        if len(self._entries) < len(infos):
-            raise FormatError(f"{path} holds two arrays of one name; keep one of them.")
+        self.num_entries = len(infos)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -102,7 +104,8 @@ class _Archive:
         except (FormatError, OSError):
             raise
         except Exception as error:  # damaged headers and streams raise many types
-            raise FormatError(f"{self.path}: array {name!r} is damaged: {error}.") from error
+            what = str(error)[:100]
+            raise FormatError(f"{self.path}: array {name!r} is damaged: {what}.") from error
 
     def _check_size(self, name: str, file: IO[bytes], stored: int) -> None:
         version = np.lib.format.read_magic(file)
@@ -356,6 +359,11 @@ def _strings(arrays: _Archive, name: str) -> NDArray[np.str_]:
         raise EquipoiseError(
             f"{name} has shape {array.shape} and type {array.dtype}; expected a list of strings."
         )
+    # NumPy keeps any 32 bits as a character; Python ends in odd errors on those that are none.
+    native = array.astype(array.dtype.newbyteorder("="))
+    codes = native.view(np.uint32) if native.nbytes else np.zeros(0, np.uint32)
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise EquipoiseError(f"{name} holds characters that do not exist; the file is damaged.")
     return array  # type: ignore[return-value]
 
 

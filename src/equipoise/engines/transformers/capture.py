@@ -97,8 +97,10 @@ def read_prompts(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
     numbered = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise FormatError(f"{path}: no prompts; expected one a line.")
@@ -145,6 +147,8 @@ def _batches(by_domain: Mapping[str, list[str]], size: int) -> Iterator[tuple[st
 
 def _load(path: Path, batch_size: int) -> tuple[Any, Any]:
     """The model and its tokenizer, from local files only, ready to run."""
+    if not (path / "config.json").is_file():
+        raise EquipoiseError(f"{path} holds no config.json; expected a folder with a saved model.")
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -152,8 +156,6 @@ def _load(path: Path, batch_size: int) -> tuple[Any, Any]:
         raise EquipoiseError(
             "Running a model needs torch and transformers; install equipoise[capture]."
         ) from error
-    if not (path / "config.json").is_file():
-        raise EquipoiseError(f"{path} holds no config.json; expected a folder with a saved model.")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _no_progress_bars():

@@ -37,7 +37,7 @@ from equipoise.engines.trtllm.rank_files import (
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
-from equipoise.trace import Provenance, TokenIds, Trace
+from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
 
 _META = "meta_info.json"
 
@@ -47,7 +47,6 @@ _MAX_CELLS_PER_VALUE = 32
 _FREE_CELLS = 1 << 24
 
 _COUNT_DTYPES = (np.int64, np.int32, np.float32)
-_LARGEST_FLOAT_COUNT = 2.0**53
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -281,14 +280,14 @@ def _rows(file: RankFile, width: int) -> tuple[NDArray[np.int64], int]:
 def _whole_counts(file: RankFile, rows: NDArray[Any]) -> NDArray[np.int64]:
     if rows.dtype not in _COUNT_DTYPES:
         raise FormatError(f"{file.path} counts in {rows.dtype}; expected int64, int32 or float32.")
-    bad = rows < 0
+    bad = ~((rows >= 0) & (rows < MAX_COUNT))
     if rows.dtype.kind == "f":
-        bad |= ~(rows < _LARGEST_FLOAT_COUNT) | (rows != np.rint(rows))
+        bad |= rows != np.rint(rows)
     if bad.any():
         i, expert = np.argwhere(bad)[0]
         raise FormatError(
             f"{file.path}: {file.key(i)} counts {rows[i, expert]} for id {expert}; "
-            "expected whole numbers >= 0."
+            "expected whole numbers from 0 to 2^48."
         )
     return rows.astype(np.int64, copy=False)
 

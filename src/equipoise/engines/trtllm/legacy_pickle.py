@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.engines.pickle_program import checked_instructions
 from equipoise.errors import FormatError
 
 _STORAGE_DTYPES = {
@@ -54,10 +54,9 @@ def load_vectors(path: Path) -> dict[tuple[int, int], NDArray[np.generic]]:
     try:
         with path.open("rb") as file:
             content = _load(_Unpickler, file)
-    except (pickle.UnpicklingError, OSError) as error:
-        raise FormatError(f"{path} is refused or damaged: {error}.") from error
     except Exception as error:  # a damaged pickle can fail in any call it makes
-        raise FormatError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+        what = str(error)[:100] or type(error).__name__
+        raise FormatError(f"{path} is refused or damaged: {what}.") from error
     return _checked(path, content)
 
 
@@ -65,12 +64,8 @@ def _load(unpickler: type[pickle.Unpickler], stream: BinaryIO) -> Any:
     """Check the next pickle of a stream, then run it."""
     begin = stream.tell()
     # Walking through also compares every announced length with the bytes that are there.
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"it uses the instruction {opcode.name}")
-        # The memo is an array as long as its largest index.
-        if opcode.name == "LONG_BINPUT" and int(argument or 0) > count:
-            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+    for _ in checked_instructions(stream, _OPCODES):
+        pass
     stream.seek(begin)
     return unpickler(stream).load()
 

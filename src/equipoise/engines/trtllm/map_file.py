@@ -117,6 +117,10 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
             return loader.get_single_data(), loader.repeated
         finally:
             loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "unknown" if mark is None else mark.line + 1
+        raise FormatError(f"{path}: is not safe YAML, line {line}: {error.problem}.") from error
     except yaml.YAMLError as error:
         message = " ".join(str(error).split())
         raise FormatError(f"{path}: is not safe YAML ({message}).") from error

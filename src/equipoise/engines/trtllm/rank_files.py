@@ -136,8 +136,8 @@ def open_rank_files(path: Path, *, allow_pickle: bool) -> tuple[list[RankFile], 
         raise FormatError(f"{path} holds pickles and safetensors of ranks; keep one kind there.")
     if pickles and not allow_pickle:
         raise FormatError(
-            f"{path} is a first-era dump of pickles, which can run code when loaded; allow_pickle "
-            "reads them with an unpickler that accepts plain tensors only."
+            f"{path} is a first-era dump of pickles, which can run code when loaded; give "
+            "allow_pickle to read them with an unpickler that accepts plain tensors only."
         )
     if allow_pickle and not pickles:
         raise FormatError(f"{path} holds no pickles; leave allow_pickle out.")

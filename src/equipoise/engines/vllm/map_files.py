@@ -272,11 +272,11 @@ def write_decoder_list(
     """
     if context.num_hidden_layers is None:
         raise EquipoiseError(
-            f"{path}: the list of vLLM's pull request 53022 has a row for every decoder and draft "
+            "The list of vLLM's pull request 53022 has a row for every decoder and draft "
             "layer; give num_hidden_layers."
         )
     num_rows = max(context.num_hidden_layers, placement.layer_ids[-1] + 1)
-    write_text(path, format_rows(rows_by_layer(placement, num_rows, path)) + "\n")
+    write_text(path, format_rows(rows_by_layer(placement, num_rows)) + "\n")
 
 
 def _matches_list(path: Path) -> bool:
@@ -392,5 +392,6 @@ FORMATS = (
         to_placement=_decoder_list_to_placement,
         write=write_decoder_list,
         losses=_decoder_losses,
+        decoder_rows=True,
     ),
 )

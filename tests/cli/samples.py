@@ -1,0 +1,221 @@
+"""A small valid file of every format: one deployment, as every engine would have recorded it.
+
+Four steps of two MoE layers (decoder layers 3 and 4) with four experts; the maps hold them in six
+slots on two ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import equipoise as eq
+from equipoise.engines import torch_archive
+from equipoise.engines.formats import MapContext
+from equipoise.trace import TokenIds
+
+LAYERS = (3, 4)
+NUM_DECODER_LAYERS = 5
+SLOTS = np.array([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 3]])
+CHOICES = np.random.default_rng(7).integers(0, 4, size=(4, 2, 6, 2, 2))
+"""What every token chose: (steps, source ranks, tokens, layers, choices)."""
+
+_PLACEMENT = eq.Placement(SLOTS, num_ranks=2, num_experts=4, layer_ids=LAYERS)
+
+
+def _count(ids: np.ndarray) -> np.ndarray:
+    """Choices ``(..., tokens, L, K)`` counted by expert, ``(..., L, E)``."""
+    return (ids[..., None] == np.arange(4)).sum(axis=(-4, -2))
+
+
+SOURCE_COUNTS = _count(CHOICES)
+COUNTS = SOURCE_COUNTS.sum(axis=1)
+
+
+def trace() -> eq.Trace:
+    """The recording with all a trace can hold."""
+    return eq.Trace(
+        counts=COUNTS,
+        layer_ids=LAYERS,
+        step_ids=np.array([10, 11, 12, 13]),
+        top_k=2,
+        source_counts=SOURCE_COUNTS,
+        tokens=TokenIds(CHOICES.reshape(-1, 2, 2), np.arange(0, 49, 12)),
+        labels={"domain": np.array(["code", "code", "text", "text"])},
+    )
+
+
+def _by_key(values: np.ndarray) -> dict[str, np.ndarray]:
+    """One rank's ``values[step][layer]`` under TensorRT-LLM's keys."""
+    return {
+        f"{10 + t}_{layer}": np.ascontiguousarray(values[t][i])
+        for t in range(4)
+        for i, layer in enumerate(LAYERS)
+    }
+
+
+def _dump(path: Path) -> None:
+    """TensorRT-LLM's vectors of counts, with all that later layouts write beside them."""
+    eq.write_trace(trace(), path, format="trtllm")
+    for rank in range(2):
+        chosen = _by_key(CHOICES[:, rank].swapaxes(1, 2))
+        save_file(chosen, path / f"token_selected_experts_rank{rank}.safetensors")
+        tokens = json.dumps(dict.fromkeys(chosen, 6))
+        (path / f"rank{rank}_numtokens.json").write_text(tokens)
+
+
+def _raw(path: Path) -> None:
+    path.mkdir()
+    (path / "meta_info.json").write_text('{"num_experts": 4, "num_experts_per_token": 2}')
+    for rank in range(2):
+        save_file(_by_key(CHOICES[:, rank].swapaxes(1, 2)), path / f"rank{rank}_raw.safetensors")
+
+
+def _pickles(path: Path) -> None:
+    import torch
+
+    path.mkdir()
+    for rank in range(2):
+        vectors = {
+            tuple(map(int, key.split("_"))): torch.from_numpy(counts)
+            for key, counts in _by_key(SOURCE_COUNTS[:, rank]).items()
+        }
+        (path / f"rank_{rank}.pkl").write_bytes(pickle.dumps(vectors))
+
+
+def _stat(path: Path) -> None:
+    counts = np.zeros((4, NUM_DECODER_LAYERS, 4), dtype=np.int32)
+    counts[:, LAYERS] = COUNTS
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"rank": 0, "logical_count": counts.tolist()}))
+    else:
+        torch_archive.save(path, {"rank": 0, "logical_count": counts})
+
+
+def _passes(path: Path) -> None:
+    """SGLang's records of single passes, with the tokens of each: a file a rank."""
+    path.mkdir()
+    slots = np.tile(np.arange(6) % 4, (NUM_DECODER_LAYERS, 1))
+    for rank in range(2):
+        records = []
+        for t in range(4):
+            ids = np.full((NUM_DECODER_LAYERS, 6, 8), -1, dtype=np.int32)
+            ids[LAYERS, :, :2] = CHOICES[t, rank].swapaxes(0, 1)
+            counts = (ids[..., None] == np.arange(6)).sum(axis=(1, 2)).astype(np.int32)
+            record = {"forward_pass_id": 10 + t, "rank": rank, "global_physical_count": counts}
+            records.append(record | {"topk_ids_of_layer": ids, "forward_mode": 1 + t % 2})
+        root = {"records": records, "last_physical_to_logical_map": slots}
+        torch_archive.save(path / f"expert_distribution_recorder_1700000000.5_{rank}.pt", root)
+
+
+def _load_stats(path: Path) -> None:
+    meta = {"record_type": "eplb_load_meta", "version": 1, "num_ranks": 2, "num_layers": 2}
+    records: list[dict[str, Any]] = [meta | {"num_redundant_experts": 2}]
+    for t in range(4):
+        load = np.pad(COUNTS[t], ((0, 0), (0, 2)))  # on the first copy of every expert
+        stats = {"record_type": "eplb_load_stats", "version": 1, "step": 10 + t}
+        identity = [[0, 1, 2, 3, 0, 1]] * 2
+        records.append(stats | {"expert_load": load.tolist(), "p2l_map": identity})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _history(path: Path) -> None:
+    steps = [{"logical_expert_load": counts.tolist()} for counts in COUNTS]
+    path.write_text(json.dumps({"load_history": steps}))
+
+
+def _hotness(path: Path) -> None:
+    counts = COUNTS.sum(axis=0).tolist()
+    path.write_text(json.dumps({str(i): dict(enumerate(row)) for i, row in enumerate(counts)}))
+
+
+def _load(path: Path) -> None:
+    torch_archive.save(path, COUNTS.sum(axis=0))
+
+
+def _counts_archive(path: Path) -> None:
+    np.savez(path, counts=COUNTS, layers=np.array(LAYERS), top_k=np.array(2))
+
+
+def _choices_archive(path: Path) -> None:
+    np.savez_compressed(
+        path,
+        topk_ids=CHOICES.reshape(-1, 2, 2),
+        seq_lens=np.full(4, 12),
+        domain=np.array(["code", "code", "text", "text"]),
+    )
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [
+        {"step": 10 + t, "layer": LAYERS[i], "expert": e, "tokens": int(COUNTS[t, i, e])}
+        for t, i, e in np.ndindex(*COUNTS.shape)
+    ]
+
+
+def _csv(path: Path) -> None:
+    lines = [",".join(map(str, row.values())) for row in _rows()]
+    path.write_text("step,layer,expert,tokens\n" + "\n".join(lines) + "\n")
+
+
+def _json(path: Path) -> None:
+    path.write_text(json.dumps(_rows()))
+
+
+def _map(engine: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        context = MapContext(num_hidden_layers=NUM_DECODER_LAYERS)
+        eq.write_map(_PLACEMENT, path, format=engine, context=context)
+
+    return write
+
+
+TRACES: dict[str, Callable[[Path], None]] = {
+    "run.safetensors": lambda path: eq.write_trace(trace(), path) and None,
+    "dump": _dump,
+    "raw": _raw,
+    "pickles": _pickles,
+    "stat.pt": _stat,
+    "stat.json": _stat,
+    "passes": _passes,
+    "stats.jsonl": _load_stats,
+    "history.json": _history,
+    "hotness.json": _hotness,
+    "load.pt": _load,
+    "counts.npz": _counts_archive,
+    "choices.npz": _choices_archive,
+    "table.csv": _csv,
+    "table.json": _json,
+}
+"""Writers of recordings, by the file name to give them."""
+
+MAPS: dict[str, Callable[[Path], None]] = {
+    "map.json": _map("equipoise"),
+    "map.yaml": _map("trtllm"),
+    "location.json": _map("sglang"),
+    "location.pt": _map("sglang"),
+    "record.jsonl": _map("vllm-41141"),
+    "moe_rows.json": _map("vllm-49572"),
+    "decoder_rows.json": _map("vllm-53022"),
+    "expert_map.json": _map("ascend"),
+}
+"""Writers of maps, by the file name to give them."""
+
+OPTIONS = {
+    "pickles": ("--allow-pickle",),
+    "moe_rows.json": ("--format", "vllm-49572"),
+    "decoder_rows.json": ("--format", "vllm-53022", "--layers", "3-4"),
+}
+"""What else a reader needs to know of some of them."""
+
+
+def write_sample(folder: Path, name: str) -> Path:
+    """Write the valid file or directory of that name into a folder."""
+    (TRACES | MAPS)[name](folder / name)
+    return folder / name
