@@ -18,9 +18,12 @@ run equipoise report "$trace" --ranks 8 --html "$out/report.html"
 
 printf '\n== Which copies, and where? Scored on steps the planner has not seen.\n'
 for ranks in 4 8 16; do
-    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks" \
+    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks" --moves 400000 \
         --for equipoise --output "$out/plan-$ranks.json"
 done
+
+printf '\n== The same copies packed by mean loads, as engines do today, for comparison.\n'
+run equipoise plan "$trace" --ranks 8 --redundant 8 --planner greedy
 
 printf '\n== The file each engine loads, proven valid, from the plan for 8 ranks.\n'
 for target in trtllm:moe_load_balancer.yaml sglang:expert_location.json \
@@ -34,8 +37,8 @@ for target in trtllm:moe_load_balancer.yaml sglang:expert_location.json \
 done
 
 printf '\n== And the flags that go with one, for a named release.\n'
-run equipoise plan "$trace" --ranks 8 --redundant 8 --for sglang --engine-version 0.5.23 \
-    --hidden-layers 5 --output "$out/expert_location.json"
+run equipoise plan "$trace" --ranks 8 --redundant 8 --moves 400000 --for sglang \
+    --engine-version 0.5.23 --hidden-layers 5 --output "$out/expert_location.json"
 
 printf '\n== The maps of two engines hold the same plan: nothing would move.\n'
 run equipoise diff "$out/moe_load_balancer.yaml" "$out/expert_map.json" --ranks 8 $model

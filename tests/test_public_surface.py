@@ -7,10 +7,10 @@ import equipoise
 
 NAMES = {
     "Contiguous", "EquipoiseError", "Even", "Greedy", "Hierarchical", "MapContext", "MinMax",
-    "Placement", "Plan", "Problem", "RoundRobin", "Topology", "Trace", "TraceOptions", "__version__", "best_placement",
-    "diff", "dropped_tokens", "ep_step_time", "evaluate", "expert_loads", "imbalance",
-    "noise_floor", "read_map", "read_trace", "sample_trace_path", "summarise", "validate_map",
-    "write_map", "write_trace",
+    "Placement", "Plan", "Problem", "Robust", "RoundRobin", "Topology", "Trace", "TraceOptions",
+    "__version__", "best_placement", "diff", "dropped_tokens", "ep_step_time", "evaluate",
+    "expert_loads", "imbalance", "noise_floor", "read_map", "read_trace", "sample_trace_path",
+    "summarise", "validate_map", "write_map", "write_trace",
 }  # fmt: skip
 
 HEAVY = {

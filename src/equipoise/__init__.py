@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from equipoise.plan import Contiguous as Contiguous
     from equipoise.plan import Greedy as Greedy
     from equipoise.plan import Hierarchical as Hierarchical
+    from equipoise.plan import Robust as Robust
     from equipoise.plan import RoundRobin as RoundRobin
     from equipoise.plan import evaluate as evaluate
     from equipoise.plan.problem import Plan as Plan
@@ -53,6 +54,7 @@ _HOME = {
     "Placement": "equipoise.placement",
     "Plan": "equipoise.plan.problem",
     "Problem": "equipoise.plan.problem",
+    "Robust": "equipoise.plan",
     "RoundRobin": "equipoise.plan",
     "Topology": "equipoise.topology",
     "Trace": "equipoise.trace",

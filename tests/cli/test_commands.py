@@ -122,8 +122,8 @@ def test_report_page(trace_file, tmp_path, capsys):
 
 
 def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):
-    arguments = ("--ranks", 4, "--redundant", 4, "--hold-out", 0.3, "--json")
-    status, out, _ = run(capsys, "plan", trace_file, *arguments)
+    arguments = ("--ranks", 4, "--redundant", 4, "--hold-out", 0.3, "--planner", "greedy")
+    status, out, _ = run(capsys, "plan", trace_file, *arguments, "--json")
     document = json.loads(out)
     fit, held = eq.read_trace(trace_file).split(at=0.7)
     plan = eq.Greedy().plan(eq.Problem(fit, eq.Topology(4), 20))
@@ -135,12 +135,28 @@ def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):
     assert unseen < document["scores"]["plain_held_out"]["mean_imbalance"]
 
 
+@pytest.mark.parametrize("dispatch", ["even", "minmax"])
+def test_plan_is_robust_for_the_dispatcher(dispatch, trace_file, capsys):
+    arguments = ("--ranks", 4, "--redundant", 4, "--moves", 5000, "--dispatch", dispatch)
+    status, out, err = run(capsys, "plan", trace_file, *arguments, "--json")
+    document = json.loads(out)
+    fit, held = eq.read_trace(trace_file).split(at=0.8)
+    problem = eq.Problem(fit, eq.Topology(4), 20)
+    plan = eq.Robust(dispatch=dispatch, moves=5000).plan(problem)
+    unseen = eq.evaluate(plan.placement, held, dispatch=dispatch).mean_imbalance
+    assert (status, err) == (0, "")
+    assert document["dispatch"] == dispatch
+    assert document["checksum"] == plan.placement.checksum
+    assert document["scores"]["plan_held_out"]["mean_imbalance"] == pytest.approx(unseen)
+
+
 @pytest.mark.parametrize("known", MAP_FORMATS, ids=lambda f: f.name)
 def test_a_map_for_every_engine(known, trace_file, tmp_path, capsys):
     output = tmp_path / f"map{known.suffixes[0]}"
     extra = ("--hidden-layers", 5) if known.name in ("sglang", "vllm-53022") else ()
-    arguments = ("plan", trace_file, "--ranks", 4, "--redundant", 4, "--for", known.name)
-    status, out, err = run(capsys, *arguments, "--output", output, *extra)
+    arguments = ("plan", trace_file, "--ranks", 4, "--redundant", 4, "--planner", "greedy")
+    target = ("--for", known.name, "--output", output)
+    status, out, err = run(capsys, *arguments, *target, *extra)
     assert (status, err) == (0, "")
     assert str(output) in out.replace("\n", "")
     deployment = ("--ranks", 4, "--experts", 16)
@@ -165,8 +181,9 @@ def test_plan_answers_as_the_engines_own_generator(golden_dump, tmp_path, capsys
 
 
 def test_plan_prints_the_launch_flags(trace_file, tmp_path, capsys):
-    arguments = ("--ranks", 4, "--redundant", 4, "--for", "sglang", "--hidden-layers", 5)
-    _, out, _ = run(capsys, "plan", trace_file, *arguments, "-o", tmp_path / "loc.json")
+    arguments = ("--ranks", 4, "--redundant", 4, "--planner", "greedy", "--hidden-layers", 5)
+    target = ("--for", "sglang", "-o", tmp_path / "loc.json")
+    _, out, _ = run(capsys, "plan", trace_file, *arguments, *target)
     assert "--ep-num-redundant-experts 4" in out
     assert "--init-expert-location loc.json" in out
 

@@ -6,7 +6,7 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -24,25 +24,16 @@ from equipoise.cli.common import (
     print_json,
     stdout,
 )
+from equipoise.cli.planners import PlannerArguments
 from equipoise.cli.text import one_line
 from equipoise.engines.formats import Launch, MapContext
 from equipoise.engines.launch import launch
 from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
-from equipoise.plan import (
-    Contiguous,
-    Evaluation,
-    Greedy,
-    Hierarchical,
-    RoundRobin,
-    TrtllmGreedy,
-    evaluate,
-)
-from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.plan import Contiguous, Evaluation, evaluate
+from equipoise.plan.problem import Plan, Problem
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-
-PlannerName = Literal["greedy", "hierarchical", "trtllm", "contiguous", "round-robin"]
 
 
 def plan(
@@ -52,12 +43,10 @@ def plan(
     ranks: Annotated[int, Size],
     redundant: Annotated[int, Redundant] = 0,
     ranks_per_node: Annotated[int | None, Size] = None,
-    planner: PlannerName = "greedy",
-    groups: Annotated[int | None, Size] = None,
-    allow_same_rank_copies: Annotated[bool, Parameter(negative=())] = False,
     hold_out: float = 0.2,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    planning: PlannerArguments | None = None,
     engine: EngineArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
@@ -74,12 +63,6 @@ def plan(
         Redundant slots of a layer, all ranks together; (experts + redundant) must divide by ranks.
     ranks_per_node
         Ranks behind one fast interconnect; all of them if not given.
-    planner
-        The planner: see docs/planners.md.
-    groups
-        Expert groups, for the hierarchical planner.
-    allow_same_rank_copies
-        Let a rank hold two copies of one expert, as DeepSeek's EPLB does.
     hold_out
         Share of the steps, the latest of each domain, to score on; 0 plans on everything and
         scores nothing unseen.
@@ -89,13 +72,14 @@ def plan(
         The map file to write; needs --for.
     """
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
+    planning = planning or PlannerArguments()
     _check_target(for_, output, engine, trace, reading.run_map)
+    planning.check()
     recording = reading.read(trace, ranks=ranks)
     fit, held = _split(recording, hold_out)
     problem = Problem(fit, Topology(ranks, ranks_per_node), recording.num_experts + redundant)
-    chosen = _planner(planner, groups, allow_same_rank_copies)
-    result = chosen.plan(problem)
-    scores = _score(result, problem, fit, held)
+    result = planning.plan(problem)
+    scores = _score(result, problem, fit, held, planning.dispatch)
     written = None
     if for_ is not None and output is not None:
         source = recording.provenance.source
@@ -170,35 +154,17 @@ def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
     return recording.split(at=1 - hold_out)
 
 
-def _planner(name: PlannerName, groups: int | None, allow_same_rank_copies: bool) -> Planner:
-    if groups is not None and name != "hierarchical":
-        raise EquipoiseError(f"--groups is for the hierarchical planner; {name} has no groups.")
-    if allow_same_rank_copies and name not in ("greedy", "hierarchical"):
-        raise EquipoiseError(f"--allow-same-rank-copies does not change what {name} does.")
-    match name:
-        case "greedy":
-            return Greedy(allow_same_rank_copies=allow_same_rank_copies)
-        case "hierarchical":
-            if groups is None:
-                raise EquipoiseError("The hierarchical planner needs --groups, the expert groups.")
-            return Hierarchical(num_groups=groups, allow_same_rank_copies=allow_same_rank_copies)
-        case "trtllm":
-            return TrtllmGreedy()
-        case "contiguous":
-            return Contiguous()
-        case "round-robin":
-            return RoundRobin()
-
-
-def _score(result: Plan, problem: Problem, fit: Trace, held: Trace | None) -> _Scores:
+def _score(
+    result: Plan, problem: Problem, fit: Trace, held: Trace | None, dispatch: str
+) -> _Scores:
     ranks = problem.topology.num_ranks
     fewest_slots = -(-problem.num_experts // ranks) * ranks
     plain = Contiguous().plan(Problem(fit, problem.topology, fewest_slots)).placement
     return _Scores(
-        plain_fit=evaluate(plain, fit),
-        plan_fit=evaluate(result.placement, fit),
-        plain_held=None if held is None else evaluate(plain, held),
-        plan_held=None if held is None else evaluate(result.placement, held),
+        plain_fit=evaluate(plain, fit, dispatch=dispatch),
+        plan_fit=evaluate(result.placement, fit, dispatch=dispatch),
+        plain_held=None if held is None else evaluate(plain, held, dispatch=dispatch),
+        plan_held=None if held is None else evaluate(result.placement, held, dispatch=dispatch),
     )
 
 
@@ -245,7 +211,7 @@ def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Score
     for note in recording.provenance.notes:
         console.print(f"  note: {one_line(note)}")
     console.print(
-        f"{result.planner}, {result.dispatch} split: {placement.num_experts} experts in "
+        f"{result.planner}: {placement.num_experts} experts in "
         f"{placement.num_slots} slots on {placement.num_ranks} ranks "
         f"({placement.num_redundant} redundant, {placement.slots_per_rank} slots a rank)\n"
     )
@@ -261,7 +227,14 @@ def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Score
 
 
 def _score_table(scores: _Scores) -> Table:
-    table = Table("max/mean rank load", "mean", "p95", "worst", "step time", box=None)
+    table = Table(
+        f"max/mean rank load, {scores.plan_fit.dispatch} split",
+        "mean",
+        "p95",
+        "worst",
+        "step time",
+        box=None,
+    )
     rows = {
         "planned steps, no balancing": scores.plain_fit,
         "planned steps, this plan": scores.plan_fit,
