@@ -225,11 +225,9 @@ class Trace:
         source = self.source_counts
         return replace(
             self,
-            counts=np.add.reduceat(self.counts, starts, axis=0, dtype=np.int64),
+            counts=_sum_blocks(self.counts, starts),
             step_ids=self.steps[starts],
-            source_counts=None
-            if source is None
-            else np.add.reduceat(source, starts, axis=0, dtype=np.int64),
+            source_counts=None if source is None else _sum_blocks(source, starts),
             tokens=tokens,
             labels={name: values[starts] for name, values in self.labels.items()},
         )
@@ -401,6 +399,15 @@ def _check_size(counts: NDArray[Any]) -> None:
 def _expect(name: str, got: object, wanted: object) -> None:
     if got != wanted:
         raise EquipoiseError(f"{name} has size {got}; the trace needs {wanted}.")
+
+
+def _sum_blocks(counts: NDArray[np.integer], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums along the step axis of the blocks that begin at ``starts``.
+
+    Block by block, since ``np.add.reduceat`` would first widen a copy of everything.
+    """
+    blocks = np.split(counts, starts[1:])
+    return np.stack([block.sum(axis=0, dtype=np.int64) for block in blocks])
 
 
 def _count_by_step(tokens: TokenIds, num_experts: int) -> NDArray[np.int64]:

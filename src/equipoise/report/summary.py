@@ -21,6 +21,7 @@ _TOP = 10
 _MOSTLY_CHANCE = 0.8
 _MOST_VALUES = 32  # of a label, beyond which it names steps rather than kinds of traffic
 _STEPS_AT_ONCE = 64
+_MOST_WINDOWS = 256  # compared with each other: bounds memory on long recordings
 _CALM_WINDOW = 32  # assignments per expert; fewer, and chance hides how a load vector moves
 
 
@@ -548,8 +549,9 @@ def _expert_curves(trace: Trace, total: NDArray[np.int64]) -> ExpertCurves:
 def _drift(trace: Trace) -> Drift:
     """Compare windows of equal labels one after another, and all windows by label."""
     per_expert = trace.counts.sum(dtype=np.float64) / trace.counts.size
-    size = int(np.clip(np.ceil(_CALM_WINDOW / per_expert), 1, max(1, trace.num_steps // 2)))
-    windows = trace.windows(size)
+    calm = max(_CALM_WINDOW / per_expert, trace.num_steps / _MOST_WINDOWS)
+    size = int(np.clip(np.ceil(calm), 1, max(1, trace.num_steps // 2)))
+    windows = replace(trace, source_counts=None, tokens=None).windows(size)
     group = _label_groups(windows)
     unit = _unit_vectors(windows.counts)
     correlation: list[NDArray[np.float64]] = []
