@@ -408,7 +408,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case(
             "a dispatch that gives wrong text",
             "plan run.safetensors --ranks 2 --for sglang --hidden-layers 5 -o m.json "
-            "--dispatch static",
+            "--ep-dispatch static",
         ),
         case(
             "a vLLM release that reads no map",
@@ -416,8 +416,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         case(
             "same-rank copies on vllm-ascend",
-            "plan run.safetensors --ranks 2 --redundant 6 --allow-same-rank-copies "
-            "--for ascend -o m.json",
+            "plan run.safetensors --ranks 2 --redundant 6 --planner greedy "
+            "--allow-same-rank-copies --for ascend -o m.json",
         ),
     ),
     "Files and folders": (

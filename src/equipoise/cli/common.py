@@ -188,7 +188,7 @@ class EngineArguments:
         TensorRT-LLM: the MoE backend.
     a2a_backend
         SGLang: --moe-a2a-backend.
-    dispatch
+    ep_dispatch
         SGLang: --ep-dispatch-algorithm.
     """
 
@@ -197,7 +197,7 @@ class EngineArguments:
     architecture: str | None = None
     backend: str | None = None
     a2a_backend: str | None = None
-    dispatch: str | None = None
+    ep_dispatch: str | None = None
 
     def given(self) -> frozenset[str]:
         """The names of the arguments that were set."""
@@ -211,7 +211,7 @@ class EngineArguments:
             architecture=self.architecture,
             backend=self.backend,
             a2a_backend=self.a2a_backend,
-            dispatch=self.dispatch,
+            dispatch=self.ep_dispatch,
         )
 
 

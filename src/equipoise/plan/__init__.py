@@ -12,6 +12,7 @@ from equipoise.plan.bounds import (
 from equipoise.plan.eplb import Greedy, Hierarchical, TrtllmGreedy
 from equipoise.plan.evaluate import Evaluation, evaluate
 from equipoise.plan.problem import Binding, Plan, Planner, Problem
+from equipoise.plan.robust import Progress, Robust
 
 __all__ = [
     "Binding",
@@ -22,6 +23,8 @@ __all__ = [
     "Plan",
     "Planner",
     "Problem",
+    "Progress",
+    "Robust",
     "RoundRobin",
     "TrtllmGreedy",
     "evaluate",

@@ -140,7 +140,7 @@ def certify(
 
 def _peak(load: Floats, placement: Placement, dispatch: str) -> Floats:
     if dispatch != "even":
-        return dispatcher(dispatch).peaks(load[None], placement)[0]
+        return dispatcher(dispatch).peaks(load[None], placement).reshape(-1)
     # One row a layer: gathering slots is several times faster than the sums over many batches.
     shape = (placement.num_layers, placement.num_ranks, placement.slots_per_rank)
     per_slot = np.take_along_axis(load / placement.copies, placement.slots, axis=1)

@@ -30,17 +30,21 @@ class Problem:
         ``S``, all ranks together, redundant ones included; ``R`` divides it.
     layer_ids
         The model's numbers of the layers; those of the trace if ``None``.
+    groups
+        The kind of traffic of each step, ``(T,)`` strings; a trace's label ``domain`` if ``None``.
+        ``Robust`` balances each group; the other planners look at the sum.
 
     Raises
     ------
     EquipoiseError
-        Loads that are NaN, negative or all zero; slots that do not fit.
+        Loads that are NaN, negative or all zero; slots or groups that do not fit.
     """
 
     load: NDArray[np.float64]
     topology: Topology
     num_slots: int
     layer_ids: tuple[int, ...]
+    groups: NDArray[np.str_] | None
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class Problem:
         num_slots: int,
         *,
         layer_ids: tuple[int, ...] | None = None,
+        groups: ArrayLike | None = None,
     ) -> None:
         if isinstance(load, Trace):
             layer_ids = load.layer_ids if layer_ids is None else layer_ids
+            groups = load.labels.get("domain") if groups is None else groups
             load = load.counts
         check_count("num_slots", num_slots)
         array = _as_load(load)
@@ -61,6 +67,7 @@ class Problem:
         ids = tuple(range(array.shape[1])) if layer_ids is None else tuple(layer_ids)
         object.__setattr__(self, "layer_ids", ids)
         check_layer_ids(ids, array.shape[1])
+        object.__setattr__(self, "groups", _as_groups(groups, len(array)))
         check_slot_count(self.num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
 
     @property
@@ -148,6 +155,17 @@ class Planner(Protocol):
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places. Deterministic; changes nothing of the problem."""
         ...
+
+
+def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:
+    if groups is None:
+        return None
+    array = np.asarray(groups, dtype=np.str_)
+    if array.shape != (num_steps,):
+        raise EquipoiseError(
+            f"Groups have shape {array.shape}; expected one name for each of {num_steps} steps."
+        )
+    return array
 
 
 def _as_load(load: ArrayLike) -> NDArray[np.float64]:

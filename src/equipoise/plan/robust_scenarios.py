@@ -1,0 +1,255 @@
+"""From recorded windows to the few risk-adjusted scenarios that ``Robust`` plans against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import EquipoiseError
+from equipoise.plan.problem import Problem
+
+Floats = NDArray[np.float64]
+
+MAX_WINDOWS = 64
+"""Windows a search looks at; longer histories are summed into as many within each group."""
+
+_HELD_SHARE = 0.2  # of each group's windows, the latest
+MIX_SHARE = 0.2
+"""What the mix of all groups counts beside the groups one by one."""
+
+_DRAWS, _NOISE = 3, 0.7  # scenarios drawn from a window, standard deviations of chance added
+
+
+@dataclass(frozen=True)
+class History:
+    """Windows in units of the mean rank's load.
+
+    Parameters
+    ----------
+    load
+        ``(T, L, E)``; a layer without load in a window is zero there.
+    volume
+        The mean rank's load as recorded, ``(T, L)``.
+    group
+        The group of each window, 0 to ``G - 1``, ``(T,)``; in time order within a group.
+    group_weight
+        What each group counts, ``(G,)``, 1 in sum.
+    num_ranks
+        ``R``.
+    """
+
+    load: Floats
+    volume: Floats
+    group: NDArray[np.int64]
+    group_weight: Floats
+    num_ranks: int
+
+    @property
+    def mix(self) -> Floats:
+        """All windows' loads together, as recorded, ``(L, E)``; same unit as ``load``."""
+        return _per_mean_rank((self.load * self.volume[:, :, None]).sum(axis=0), self.num_ranks)
+
+    @property
+    def window_weight(self) -> Floats:
+        """A group's weight shared by its windows, ``(T,)``, 1 in sum."""
+        windows = np.bincount(self.group, minlength=len(self.group_weight))
+        share = (self.group_weight / np.maximum(windows, 1))[self.group]
+        weight: Floats = share / share.sum()
+        return weight
+
+    def group_means(self, values: Floats) -> Floats:
+        """Mean over each group's windows, ``(G, L)`` of ``(T, L)``; 0 for a group without any."""
+        windows = np.bincount(self.group, minlength=len(self.group_weight))
+        sums = np.zeros((len(self.group_weight), values.shape[1]))
+        np.add.at(sums, self.group, values)
+        means: Floats = sums / np.maximum(windows, 1)[:, None]
+        return means
+
+    def held_out(self) -> tuple[History, History] | None:
+        """Earlier and latest windows of every group that has two; ``None`` if none has."""
+        late = np.zeros(len(self.group), dtype=bool)
+        for g in range(len(self.group_weight)):
+            index = np.flatnonzero(self.group == g)
+            if len(index) > 1:
+                late[index[-max(1, round(_HELD_SHARE * len(index))) :]] = True
+        if not late.any():
+            return None
+        return self._take(~late), self._take(late)
+
+    def _take(self, keep: NDArray[np.bool_]) -> History:
+        return replace(self, load=self.load[keep], volume=self.volume[keep], group=self.group[keep])
+
+    def of_layers(self, rows: NDArray[np.int64]) -> History:
+        """The same windows of some layers."""
+        return replace(self, load=self.load[:, rows], volume=self.volume[:, rows])
+
+
+@dataclass(frozen=True)
+class Scenarios:
+    """What the search balances, per layer; units of the mean rank's load.
+
+    Parameters
+    ----------
+    load
+        ``(L, E, T)``, contiguous.
+    risk
+        Added to a slot's load times the square of its share, ``(L, E, T)``: the price of variance.
+    weight
+        ``(L, T)``; 0 where the layer has no load.
+    """
+
+    load: Floats
+    risk: Floats
+    weight: Floats
+
+
+def read_history(problem: Problem, group_weights: Mapping[str, float] | None) -> History:
+    """The windows of a problem, by group, normalised one by one: a long window counts no more.
+
+    Raises
+    ------
+    EquipoiseError
+        Weights for groups the problem does not have, negative ones or all zero.
+    """
+    names, group = _groups(problem)
+    weight = _weights(names, group_weights)
+    raw, group = _merge_long(np.ldexp(problem.load, -_exponent(problem.load)), group)
+    num_ranks = problem.topology.num_ranks
+    return History(
+        load=_per_mean_rank(raw, num_ranks),
+        volume=raw.sum(axis=-1) / num_ranks,
+        group=group,
+        group_weight=weight,
+        num_ranks=num_ranks,
+    )
+
+
+def single_scenario(history: History, _chance: np.random.Generator) -> Scenarios:
+    """The mix as it is, without a price on variance."""
+    return _by_layer(history.mix[None], np.zeros((1, *history.mix.shape)), np.ones(1))
+
+
+def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
+    """One scenario a group, its mean window; variance has its price.
+
+    Which experts of a group deviate together is forgotten: few windows do not tell.
+    """
+    mean, variance = _moments(history)
+    risk = variance * _price(variance, history.num_ranks)
+    return _with_mix(mean, risk, history.group_weight, history)
+
+
+def window_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
+    """One scenario a window, at half the price: its own deviation is in it already."""
+    _, variance = _moments(history)
+    risk = 0.5 * variance * _price(variance, history.num_ranks)
+    return _with_mix(history.load, risk[history.group], history.window_weight, history)
+
+
+def noisy_scenarios(history: History, chance: np.random.Generator) -> Scenarios:
+    """Several scenarios a window, with chance added expert by expert; no price.
+
+    For a dispatcher that follows the load: it evens most deviations out, so what a deviation costs
+    shows only once it is dispatched.
+    """
+    load = np.tile(history.load, (_DRAWS, 1, 1))
+    deviation = np.sqrt(_moments(history)[1])[np.tile(history.group, _DRAWS)]
+    load += _NOISE * deviation * chance.standard_normal(load.shape)
+    load = _per_mean_rank(np.maximum(load, 0), history.num_ranks)
+    weight = np.tile(history.window_weight / _DRAWS, _DRAWS)
+    return _with_mix(load, np.zeros_like(load), weight, history)
+
+
+def _groups(problem: Problem) -> tuple[list[str], NDArray[np.int64]]:
+    if problem.groups is None:
+        return [""], np.zeros(len(problem.load), dtype=np.int64)
+    names, group = np.unique(problem.groups, return_inverse=True)
+    return names.tolist(), group.astype(np.int64)
+
+
+def _weights(names: list[str], given: Mapping[str, float] | None) -> Floats:
+    if given is None:
+        return np.full(len(names), 1 / len(names))
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        have = ", ".join(names) if names != [""] else "no group"
+        raise EquipoiseError(f"There is a weight for group {unknown[0]!r}; the load has {have}.")
+    weight = np.array([given.get(name, 1.0) for name in names], dtype=np.float64)
+    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
+        raise EquipoiseError(
+            f"Group weights are {dict(given)}; expected numbers >= 0, one above 0."
+        )
+    normalised: Floats = weight / weight.sum()
+    return normalised
+
+
+def _exponent(load: Floats) -> int:
+    """The power of two above the largest load: scaling by it loses no bit and no range."""
+    return int(np.frexp(load.max())[1])
+
+
+def _merge_long(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    """Neighbouring windows of a group summed until at most ``MAX_WINDOWS`` are left."""
+    num_groups = int(group.max()) + 1
+    limit = max(MAX_WINDOWS // num_groups, 2)
+    loads, groups = [], []
+    for g in range(num_groups):
+        members = load[group == g]
+        parts = np.array_split(members, min(limit, len(members)))
+        loads += [part.sum(axis=0) for part in parts]
+        groups += [g] * len(parts)
+    return np.stack(loads), np.array(groups, dtype=np.int64)
+
+
+def _per_mean_rank(load: Floats, num_ranks: int) -> Floats:
+    total = load.sum(axis=-1, keepdims=True)
+    scaled: Floats = np.divide(load * num_ranks, total, out=np.zeros_like(load), where=total > 0)
+    return scaled
+
+
+def _moments(history: History) -> tuple[Floats, Floats]:
+    """Mean window of each group, and the variance to expect of another one, ``(G, L, E)``."""
+    G = len(history.group_weight)
+    mean = np.zeros((G, *history.load.shape[1:]))
+    variance = np.zeros_like(mean)
+    for g in range(G):
+        members = history.load[history.group == g]
+        n = len(members)
+        if n:
+            mean[g] = members.mean(axis=0)
+        if n > 1:
+            variance[g] = members.var(axis=0, ddof=1) * (1 + 1 / n)
+    return mean, variance
+
+
+def _price(variance: Floats, num_ranks: int) -> Floats:
+    """What a unit of variance on a rank costs, ``(G, L, 1)``.
+
+    The largest of ``R`` ranks that deviate by ``s`` is some ``z s`` above the mean, with
+    ``z = sqrt(2 ln R)``; its derivative by the variance is ``z / 2s``.  Half of that is charged, as
+    deviations of busy and idle ranks weigh the same in ``s``.
+    """
+    deviation = np.sqrt(variance.sum(axis=-1, keepdims=True) / num_ranks)
+    z = np.sqrt(2 * np.log(num_ranks))
+    price: Floats = np.divide(z / 4, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return price
+
+
+def _with_mix(load: Floats, risk: Floats, weight: Floats, history: History) -> Scenarios:
+    """The scenarios, and what all groups are together: batches may mix them."""
+    mix = history.mix[None]
+    return _by_layer(
+        np.concatenate([load, mix]),
+        np.concatenate([risk, np.zeros_like(mix)]),
+        np.append((1 - MIX_SHARE) * weight, MIX_SHARE),
+    )
+
+
+def _by_layer(load_TLE: Floats, risk_TLE: Floats, weight: Floats) -> Scenarios:
+    load = np.ascontiguousarray(load_TLE.transpose(1, 2, 0))
+    risk = np.ascontiguousarray(risk_TLE.transpose(1, 2, 0))
+    present = load.sum(axis=1) > 0
+    return Scenarios(load, risk, present * weight)
