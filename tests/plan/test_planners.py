@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from equipoise.errors import EquipoiseError
-from equipoise.plan import Contiguous, Greedy, Hierarchical, Problem, RoundRobin, TrtllmGreedy
+from equipoise.plan import (
+    Contiguous,
+    Greedy,
+    Hierarchical,
+    Problem,
+    Robust,
+    RoundRobin,
+    TrtllmGreedy,
+)
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -22,6 +30,7 @@ PLANNERS = (
     Hierarchical(num_groups=4),
     Hierarchical(num_groups=4, allow_same_rank_copies=True),
     TrtllmGreedy(),
+    Robust(moves=5000),
 )
 LOADS = {
     "equal": np.ones((2, 12)),

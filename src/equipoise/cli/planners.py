@@ -62,7 +62,7 @@ class PlannerArguments:
         "robust"
     )
     dispatch: Literal["even", "minmax"] = "even"
-    moves: Annotated[int, Amount] = 4_000_000
+    moves: Annotated[int, Amount] = Robust.moves
     budget_seconds: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     groups: Annotated[int | None, Size] = None
