@@ -133,6 +133,8 @@ def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):
     assert document["checksum"] == plan.placement.checksum
     assert document["scores"]["plan_held_out"]["mean_imbalance"] == pytest.approx(unseen)
     assert unseen < document["scores"]["plain_held_out"]["mean_imbalance"]
+    floor = eq.noise_floor(500, num_experts=16, top_k=2, num_ranks=4)
+    assert document["noise_floor_held_out"] == pytest.approx(floor.mean)
 
 
 @pytest.mark.parametrize("dispatch", ["even", "minmax"])

@@ -30,6 +30,7 @@ from equipoise.engines.formats import Launch, MapContext
 from equipoise.engines.launch import launch
 from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
+from equipoise.noise import trace_noise_floor
 from equipoise.plan import Contiguous, Evaluation, evaluate
 from equipoise.plan.problem import Plan, Problem
 from equipoise.topology import Topology
@@ -133,12 +134,16 @@ def _write(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Imbalance without balancing and with the plan, on steps planned from and on unseen ones."""
+    """Imbalance without balancing and with the plan, on steps planned from and on unseen ones.
+
+    ``chance_held`` is the noise floor of the unseen steps: what is left of a perfect even split.
+    """
 
     plain_fit: Evaluation
     plan_fit: Evaluation
     plain_held: Evaluation | None
     plan_held: Evaluation | None
+    chance_held: float | None
 
 
 def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
@@ -165,7 +170,13 @@ def _score(
         plan_fit=evaluate(result.placement, fit, dispatch=dispatch),
         plain_held=None if held is None else evaluate(plain, held, dispatch=dispatch),
         plan_held=None if held is None else evaluate(result.placement, held, dispatch=dispatch),
+        chance_held=None if held is None else _chance(held, ranks),
     )
+
+
+def _chance(held: Trace, ranks: int) -> float:
+    """Mean imbalance that a fair router would show in steps of these sizes."""
+    return float(trace_noise_floor(held, ranks).mean[held.counts.any(axis=2)].mean())
 
 
 def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[str, object]:
@@ -185,6 +196,7 @@ def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[s
         "status": result.status,
         "gap": result.gap,
         "scores": {name: None if e is None else _numbers(e) for name, e in rows.items()},
+        "noise_floor_held_out": scores.chance_held,
         "layers": [
             {"layer": b.layer, "peak": peak, "bound": bound, "binds": b.kind, "why": b.text}
             for b, peak, bound in zip(
@@ -244,6 +256,8 @@ def _score_table(scores: _Scores) -> Table:
     for name, evaluation in rows.items():
         if evaluation is not None:
             table.add_row(name, *(f"{x:.3f}" for x in _numbers(evaluation).values()))
+    if scores.chance_held is not None:
+        table.add_row("unseen steps, chance alone", f"{scores.chance_held:.3f}")
     return table
 
 

@@ -120,7 +120,7 @@ class Robust:
         else:
             slots = Greedy().plan(problem).placement.slots
         plan = certify(problem, slots, planner=repr(self), dispatch=self.dispatch)
-        return replace(plan, status=f"{plan.status} {finding}")
+        return replace(plan, status=f"{finding} {plan.status}")
 
 
 class _Clock:
