@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions
+from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions, given
 from equipoise.engines.launch import LaunchOptions
 from equipoise.engines.map_io import map_format, read_map
 from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
@@ -89,13 +89,9 @@ class TraceArguments:
             trace = trace.select(layers=layers, **wanted)
         return trace if self.window is None else trace.windows(self.window)
 
-    def given(self) -> frozenset[str]:
-        """The names of the arguments that were set."""
-        return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
-
     def _refuse_unused(self, known: TraceFormat) -> None:
         takes = {option_name(name) for name, field in _FIELDS.items() if field in known.options}
-        unused = {option_name(name) for name in self.given() & _FIELDS.keys()} - takes
+        unused = {option_name(name) for name in given(self) & _FIELDS.keys()} - takes
         if unused:
             raise EquipoiseError(
                 f"A recording of the format {known.name} has no use for "
@@ -198,10 +194,6 @@ class EngineArguments:
     backend: str | None = None
     a2a_backend: str | None = None
     ep_dispatch: str | None = None
-
-    def given(self) -> frozenset[str]:
-        """The names of the arguments that were set."""
-        return frozenset(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     @property
     def options(self) -> LaunchOptions:

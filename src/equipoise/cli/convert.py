@@ -17,13 +17,12 @@ from equipoise.cli.common import (
     stdout,
 )
 from equipoise.cli.text import in_options, one_line
-from equipoise.engines.formats import MapContext, MapFormat, TraceFormat
+from equipoise.engines.formats import MapContext, MapFormat, TraceFormat, given
+from equipoise.engines.map_checks import NOT_CHECKED
 from equipoise.engines.map_io import (
     MAP_FORMATS,
     detect_map,
-    map_notes,
-    read_map,
-    validate_map,
+    examine_map,
     write_map,
 )
 from equipoise.engines.trace_io import TRACE_FORMATS, trace_format, write_trace
@@ -84,7 +83,7 @@ def _convert_map(
     hidden_layers: int | None,
     reading: TraceArguments,
 ) -> list[str]:
-    unused = reading.given() - {"format", "experts", "layers"}
+    unused = given(reading) - {"format", "experts", "layers"}
     if unused:
         raise EquipoiseError(
             f"{source} is a map; only for recordings: "
@@ -98,14 +97,13 @@ def _convert_map(
         layer_ids=parse_ids(reading.layers) if reading.layers else None,
         num_hidden_layers=hidden_layers,
     )
-    placement = read_map(source, context, format=reading.format)
-    notes = map_notes(source, format=reading.format)
-    unchecked = [f for f in validate_map(source, context, format=reading.format) if f.code == "W2"]
+    found = examine_map(source, context, format=reading.format)
+    unchecked = [finding for finding in found.findings if finding.code == NOT_CHECKED]
     target = MapContext(num_hidden_layers=hidden_layers)
     return [
-        *notes,
+        *found.notes,
         *(f"{finding.message} {finding.remedy}" for finding in unchecked),
-        *write_map(placement, output, format=to, context=target),
+        *write_map(found.placement, output, format=to, context=target),
     ]
 
 

@@ -26,12 +26,12 @@ from equipoise.cli.common import (
 )
 from equipoise.cli.planners import PlannerArguments
 from equipoise.cli.text import one_line
-from equipoise.engines.formats import Launch, MapContext
+from equipoise.engines.formats import Launch, MapContext, given
 from equipoise.engines.launch import launch
 from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
 from equipoise.noise import trace_noise_floor
-from equipoise.plan import Contiguous, Evaluation, evaluate
+from equipoise.plan import Evaluation, evaluate, without_balancing
 from equipoise.plan.problem import Plan, Problem
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -101,8 +101,8 @@ def _check_target(
     if (format is None) != (output is None):
         raise EquipoiseError("A map needs both --for and --output; give both or neither.")
     if format is None or output is None:
-        if engine.given():
-            names = ", ".join(sorted(map(option_name, engine.given())))
+        if given(engine):
+            names = ", ".join(sorted(map(option_name, given(engine))))
             raise EquipoiseError(f"{names}: only for a map; give --for and --output as well.")
         return
     check_map_path(output, format)
@@ -162,15 +162,13 @@ def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
 def _score(
     result: Plan, problem: Problem, fit: Trace, held: Trace | None, dispatch: str
 ) -> _Scores:
-    ranks = problem.topology.num_ranks
-    fewest_slots = -(-problem.num_experts // ranks) * ranks
-    plain = Contiguous().plan(Problem(fit, problem.topology, fewest_slots)).placement
+    plain = without_balancing(fit, problem.topology)
     return _Scores(
         plain_fit=evaluate(plain, fit, dispatch=dispatch),
         plan_fit=evaluate(result.placement, fit, dispatch=dispatch),
         plain_held=None if held is None else evaluate(plain, held, dispatch=dispatch),
         plan_held=None if held is None else evaluate(result.placement, held, dispatch=dispatch),
-        chance_held=None if held is None else _chance(held, ranks),
+        chance_held=None if held is None else _chance(held, problem.topology.num_ranks),
     )
 
 

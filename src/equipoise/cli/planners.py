@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.common import Amount, Size, option_name, progress_bar
+from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
 from equipoise.plan import (
     Contiguous,
@@ -70,8 +71,7 @@ class PlannerArguments:
 
     def check(self) -> None:
         """Refuse options the planner would ignore, and the lack of one it needs."""
-        given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
-        unused = given - {"planner", "dispatch"} - _OPTIONS[self.planner]
+        unused = given(self) - {"planner", "dispatch"} - _OPTIONS[self.planner]
         if unused:
             usable = ", ".join(map(option_name, sorted(_OPTIONS[self.planner]))) or "none"
             raise EquipoiseError(

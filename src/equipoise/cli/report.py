@@ -13,8 +13,7 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import read_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan import Contiguous
-from equipoise.plan.problem import Problem
+from equipoise.plan import without_balancing
 from equipoise.report.layout import source_ranks
 from equipoise.report.page import render_page
 from equipoise.report.summary import TraceSummary, summarise
@@ -99,9 +98,7 @@ def _read_placement(map: Path, recording: Trace, ranks: int | None) -> Placement
 def _without_balancing(recording: Trace, num_ranks: int | None) -> TraceSummary:
     if num_ranks is None or recording.num_experts % num_ranks == 0:
         return summarise(recording, num_ranks=num_ranks)
-    fewest_slots = -(-recording.num_experts // num_ranks) * num_ranks
-    plain = Contiguous().plan(Problem(recording, Topology(num_ranks), fewest_slots))
-    return summarise(recording, placement=plain.placement)
+    return summarise(recording, placement=without_balancing(recording, Topology(num_ranks)))
 
 
 def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.trace import Trace
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Progress = Callable[[int, int], None]
 """Called with (done, total), in bytes or files, while a long file is read."""
@@ -22,6 +25,11 @@ Progress = Callable[[int, int], None]
 
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
+
+
+def given(options: DataclassInstance) -> frozenset[str]:
+    """The names of the fields that were set to something other than their default."""
+    return frozenset(f.name for f in fields(options) if getattr(options, f.name) != f.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +58,6 @@ class TraceOptions:
     window_tokens: int | None = None
     iterations: tuple[int, int] | None = None
     allow_pickle: bool = False
-
-    def given(self) -> frozenset[str]:
-        """The names of the options that were set."""
-        return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class TraceFormat:
 
     def check_options(self, options: TraceOptions) -> None:
         """Refuse options this format would ignore."""
-        unused = sorted(options.given() - self.options)
+        unused = sorted(given(options) - self.options)
         if unused:
             usable = ", ".join(sorted(self.options)) or "none"
             raise EquipoiseError(

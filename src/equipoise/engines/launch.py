@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from equipoise.engines.ascend.launch import launch as ascend_launch
-from equipoise.engines.formats import Launch
+from equipoise.engines.formats import Launch, given
 from equipoise.engines.map_io import map_format as find_map_format
 from equipoise.engines.sglang.launch import NO_A2A
 from equipoise.engines.sglang.launch import launch as sglang_launch
@@ -91,8 +91,7 @@ def launch(
 
 
 def _refuse_options_of_others(engine: str, options: LaunchOptions) -> None:
-    given = {f.name for f in fields(options) if getattr(options, f.name) is not None}
-    unused = sorted(given - _OPTIONS[engine])
+    unused = sorted(given(options) - _OPTIONS[engine])
     if unused:
         usable = ", ".join(sorted(_OPTIONS[engine])) or "none"
         raise EquipoiseError(

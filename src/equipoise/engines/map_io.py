@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
 from equipoise.engines.ascend import expert_map
 from equipoise.engines.files import check_readable, replacing
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.formats import Finding, MapContext, MapFormat, Severity
 from equipoise.engines.map_checks import NOTHING_KNOWN
 from equipoise.engines.native import map_file as native_map
 from equipoise.engines.sglang import location
@@ -108,8 +108,42 @@ def read_map(
     EquipoiseError
         The context lacks what the file does not say.
     """
+    return examine_map(path, context, format=format).placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapReading:
+    """All that one reading of a placement file gives.
+
+    Parameters
+    ----------
+    placement
+        What the file holds.
+    findings
+        Its warnings; a file with errors is not read.
+    notes
+        As ``map_notes``.
+    """
+
+    placement: Placement
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def examine_map(
+    path: str | PathLike[str], context: MapContext = NOTHING_KNOWN, *, format: str | None = None
+) -> MapReading:
+    """As ``read_map``, with the warnings and notes that come with the placement."""
     path = _existing(path)
-    return _read(path, context, _choose(path, format))
+    chosen = _choose(path, format)
+    raw = chosen.parse(path)
+    findings = chosen.check(raw, context)
+    _refuse_errors(findings, f"{path}")
+    try:
+        placement = chosen.to_placement(raw, context)
+    except EquipoiseError as error:
+        raise EquipoiseError(f"{path}: {error}") from error
+    return MapReading(placement=placement, findings=tuple(findings), notes=raw.notes)
 
 
 def map_notes(path: str | PathLike[str], *, format: str | None = None) -> tuple[str, ...]:
@@ -205,15 +239,6 @@ def _complete(context: MapContext, placement: Placement) -> MapContext:
                 "plan for this deployment, or correct what was given."
             )
     return replace(context, **known)  # type: ignore[arg-type]
-
-
-def _read(path: Path, context: MapContext, chosen: MapFormat) -> Placement:
-    raw: RawMap = chosen.parse(path)
-    _refuse_errors(chosen.check(raw, context), f"{path}")
-    try:
-        return chosen.to_placement(raw, context)
-    except EquipoiseError as error:
-        raise EquipoiseError(f"{path}: {error}") from error
 
 
 def _refuse_errors(findings: list[Finding], where: str) -> None:

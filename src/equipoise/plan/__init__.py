@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.plan.baselines import Contiguous, RoundRobin
+from equipoise.plan.baselines import Contiguous, RoundRobin, without_balancing
 from equipoise.plan.bounds import (
     even_split_lower_bound,
     hierarchy_lower_bound,
@@ -32,4 +32,5 @@ __all__ = [
     "hierarchy_lower_bound",
     "packing_lower_bound",
     "peak_lower_bound",
+    "without_balancing",
 ]

@@ -85,6 +85,14 @@ def _tail_mean(norm: Floats, weight: Floats, tail: float, level: float) -> Any:
 
 
 @_compiled
+def _exact_score(sums_RT: Floats, peak: Floats, weight: Floats, tail: float) -> Any:
+    """The objective with the busiest rank itself in place of a norm; overwrites ``peak``, (T,)."""
+    for t in range(peak.size):
+        peak[t] = sums_RT[:, t].max()
+    return _tail_mean(peak, weight, tail, _tail_level(peak, weight, tail))
+
+
+@_compiled
 def _hold(slots: Ints, num_ranks: int, num_experts: int) -> tuple[Ints, Bools]:
     """Copies of each expert, ``(E,)``, and who holds it, ``(R, E)``."""
     C = slots.size // num_ranks
@@ -186,9 +194,7 @@ def anneal_even(
         if changed:
             score = value
             if exact:
-                for t in range(T):
-                    new_norm[t] = sums_RT[:, t].max()
-                score = _tail_mean(new_norm, weight, tail, _tail_level(new_norm, weight, tail))
+                score = _exact_score(sums_RT, new_norm, weight, tail)
             if score < best - _CLOSE:
                 best = score
                 best_slots[:] = slots
@@ -415,9 +421,7 @@ def anneal_minmax(
             value = _tail_mean(norm, weight, tail, level)
             score = value
             if exact:
-                for t in range(T):
-                    new_norm[t] = sums_RT[:, t].max()
-                score = _tail_mean(new_norm, weight, tail, _tail_level(new_norm, weight, tail))
+                score = _exact_score(sums_RT, new_norm, weight, tail)
             if score < best - _CLOSE:
                 best = score
                 best_slots[:] = slots
