@@ -161,7 +161,7 @@ def show(rows: list[Row]) -> None:
     for test in rows[0].scores:
         base, ours = np.mean([row.scores[test] for row in rows], axis=0)
         seconds = np.mean([row.seconds for row in rows])
-        finding = rows[0].status.rsplit(". ", 1)[-1]
+        finding = rows[0].status.partition(" Over all steps together")[0]
         print(
             f"{test:10} {rows[0].config} {base:9.4f} {ours:9.4f} {ours / base - 1:8.1%} "
             f"{seconds:8.1f}  {finding}",
