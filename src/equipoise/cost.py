@@ -1,0 +1,113 @@
+"""What a rank's share of a MoE layer takes, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.errors import EquipoiseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCost:
+    """Time of the grouped expert computation on one rank.
+
+    ``fixed + sum over slots with load of max(expert, token * padded load)``: below the knee an
+    expert takes what reading its weights takes, above it what its tokens take.
+
+    Parameters
+    ----------
+    fixed_seconds
+        Once a layer.
+    expert_seconds
+        Reading the weights of one expert that has load.
+    token_seconds
+        Computing one assignment.
+    token_block
+        Assignments of an expert are padded to a multiple of this: 128 for contiguous grouped
+        GEMM (prefill), 1 for masked decode.
+    source
+        Where the constants are from.
+    """
+
+    fixed_seconds: float = 0.0
+    expert_seconds: float = 0.0
+    token_seconds: float
+    token_block: int = 1
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_seconds") and not 0 <= value < np.inf:
+                raise EquipoiseError(f"{field.name} is {value}; expected seconds >= 0.")
+        if self.token_seconds == 0:
+            raise EquipoiseError("token_seconds is 0; expected what one assignment takes.")
+        if self.token_block < 1 or self.token_block != int(self.token_block):
+            raise EquipoiseError(f"token_block is {self.token_block}; expected 1 or more.")
+
+    @property
+    def knee(self) -> float:
+        """Assignments of one expert from which on its tokens, not its weights, take the time."""
+        return self.expert_seconds / self.token_seconds
+
+    def slot_seconds(self, load: ArrayLike) -> NDArray[np.float64]:
+        """Time of each slot, of the shape of its load in assignments; 0 without load."""
+        x = np.asarray(load, dtype=np.float64)
+        padded = np.ceil(x / self.token_block) * self.token_block if self.token_block > 1 else x
+        seconds = np.maximum(self.expert_seconds, self.token_seconds * padded)
+        return np.where(x > 0, seconds, 0.0)
+
+    def rank_seconds(self, slot_load: ArrayLike, num_ranks: int) -> NDArray[np.float64]:
+        """Time of each rank at speed 1, ``(..., R)``, from the load of each slot, ``(..., S)``.
+
+        A layer lasts as long as the slowest: the maximum of this over its ranks' speeds.
+        """
+        x = np.asarray(slot_load, dtype=np.float64)
+        if x.ndim < 1 or x.shape[-1] % num_ranks:
+            raise EquipoiseError(
+                f"Slot loads have shape {x.shape}; expected a multiple of {num_ranks} slots."
+            )
+        by_rank = self.slot_seconds(x).reshape(*x.shape[:-1], num_ranks, -1)
+        return np.asarray(self.fixed_seconds + by_rank.sum(axis=-1))
+
+
+_FIT = "least-squares fit to NVIDIA's public aiconfigurator kernel tables, DeepSeek-V3 expert"
+
+
+def _published(
+    kernel: str, fixed: float, expert: float, token: float, token_block: int = 1
+) -> RankCost:
+    return RankCost(
+        fixed_seconds=fixed * 1e-6,
+        expert_seconds=expert * 1e-6,
+        token_seconds=token * 1e-6,
+        token_block=token_block,
+        source=f"{kernel}; {_FIT}",
+    )
+
+
+RANK_COSTS: Mapping[str, RankCost] = MappingProxyType(
+    {
+        "h100-deepep-ep8": _published("H100, DeepEP, FP8, EP 8", 21.3, 16.04, 0.087),
+        "h100-deepep-ep16": _published("H100, DeepEP, FP8, EP 16", 21.3, 16.04, 0.094),
+        "h100-deepep-ep32": _published("H100, DeepEP, FP8, EP 32", 21.3, 16.04, 0.110),
+        "h100-deepep-ep64": _published("H100, DeepEP, FP8, EP 64", 21.3, 16.04, 0.145),
+        "h100-cutlass-ep32": _published("H100, WideEP cutlass, FP8, EP 32", 14.5, 16.79, 0.24),
+        "gb200-cutlass-ep8": _published("GB200, WideEP cutlass, NVFP4, EP 8", 53.2, 3.54, 0.034),
+        "gb200-cutlass-ep16": _published("GB200, WideEP cutlass, NVFP4, EP 16", 53.2, 3.54, 0.040),
+        "gb200-cutlass-ep32": _published("GB200, WideEP cutlass, NVFP4, EP 32", 53.2, 3.54, 0.055),
+    }
+)
+"""Published constants by name; calibrate your own before trusting them to the last percent."""
+
+
+def rank_cost(name: str) -> RankCost:
+    """The published constants of that name; ``EquipoiseError`` if there are none."""
+    if name not in RANK_COSTS:
+        raise EquipoiseError(f"There is no rank cost {name!r}; use one of {', '.join(RANK_COSTS)}.")
+    return RANK_COSTS[name]
