@@ -11,6 +11,8 @@ domains, 75 layers each, 525 in all.
   rounds as they came; in brackets over batches, each at its median over the rounds, which leaves
   out what else the machine did.
 * "58 layers" times the public calls on the first 58 layers of a window: checks, all layers, result.
+* "steps together" is `peaks` of 8 windows of one domain in one call, where a step starts from the
+  one before, over `peaks` of each window on its own: a ratio of medians.
 * HiGHS solves the linear program through `scipy.optimize.linprog`, model building included.
 * "affine, LPLB" and "affine, SGLang" are the published per-batch solvers written anew in numpy and
   LAPACK: variables per copy, a slack per rank, the peak and an auxiliary column of cost 1000; five
@@ -136,8 +138,10 @@ def solvers_by_layer(held: np.ndarray, placement: Placement, rounds: int) -> Non
         gap = peak / least - 1
         print(f"{name:18}{microseconds(times)}{gap.mean():12.2e}{gap.max():12.2e}")
 
+    alike = np.ones(NUM_RANKS)
+
     def ours(layer: int, load: np.ndarray) -> float:
-        shares, _ = _kernels.minmax(load[None], slots[layer], NUM_RANKS)
+        shares, _ = _kernels.minmax(load[None], slots[layer], alike)
         return float(shares.reshape(NUM_RANKS, -1).sum(axis=1).max())
 
     def highs(layer: int, load: np.ndarray) -> float:
@@ -184,6 +188,18 @@ def public_calls(held: np.ndarray, placement: Placement, rounds: int) -> None:
         print(f"{name:18}{np.median(times) * 1e3:9.3f}{np.quantile(times, 0.99) * 1e3:9.3f}")
 
 
+def steps_together(windows: np.ndarray, placement: Placement, rounds: int) -> None:
+    """``windows`` (T, L, E) of one domain."""
+    peaks = MinMax().peaks
+    peaks(windows, placement)
+    together = [seconds(lambda: peaks(windows, placement)) for _ in range(rounds)]
+    alone = [
+        sum(seconds(lambda: peaks(load[None], placement)) for load in windows)  # noqa: B023
+        for _ in range(rounds)
+    ]
+    print(f"peaks, steps together: {np.median(together) / np.median(alone):.2f} of one by one")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=Path, default=WINDOWS)
@@ -199,6 +215,7 @@ def main() -> None:
         print(f"\n256 experts, {NUM_RANKS} ranks, {redundant} redundant")
         solvers_by_layer(held, placement, args.rounds)
         public_calls(held, placement, args.rounds)
+        steps_together(counts[0].astype(float), placement, args.rounds)
 
 
 if __name__ == "__main__":

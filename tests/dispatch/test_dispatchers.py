@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.cost import RankCost
 from equipoise.dispatch import DISPATCHERS, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.topology import Topology
 
 
 @pytest.fixture(params=DISPATCHERS, ids=repr)
@@ -189,6 +191,66 @@ def test_dispatchers_are_frozen_and_found_by_name(each):
     assert each.split([[1, 2]], TWO).dispatch == each.name
     with pytest.raises(dataclasses.FrozenInstanceError):
         each.speed = 2
+
+
+def test_a_batch_by_source_rank_is_its_sum(each):
+    rng = np.random.default_rng(3)
+    placement = Placement([[0, 1, 2, 0], [1, 2, 0, 1]], num_ranks=2, num_experts=3)
+    source = rng.integers(0, 50, (2, 2, 3))
+    split = each.split(source, placement)
+    assert np.array_equal(split.load, source.sum(axis=1))
+    assert split.peak == pytest.approx(each.split(source, placement).peak)
+    assert np.array_equal(split.source_quotas.sum(axis=1), split.quotas)
+    for rank in range(2):
+        served = per_expert(split.source_quotas[:, rank], placement)
+        assert np.array_equal(served, source[:, rank])
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ([[[1, 2], [3, np.nan]]], r"load at \[0, 1, 1\] is nan"),
+        ([[[1, 2], [3, -1]]], "is -1.0; expected finite"),
+        ([[[1, 2]]], r"shape \(1, 1, 2\); the placement needs .*source ranks.* = \(1, 2, 2\)"),
+        ([[[1, 2], [3, 4], [5, 6]]], r"shape \(1, 3, 2\); the placement needs"),
+        ([[[2**52, 2**51], [2**52, 1]]], r"Layer 7 has .* expected fewer than 2\*\*53"),
+        ([[[1e308, 1e308], [1e308, 1]]], "Layer 7 has inf assignments"),
+    ],
+)
+def test_what_is_refused_of_sources(each, load, message):
+    with pytest.raises(EquipoiseError, match=message):
+        each.split(load, TWO)
+
+
+def test_quotas_of_sources_need_sources_and_whole_numbers(each):
+    with pytest.raises(EquipoiseError, match=r"without its source ranks; .* \(1, 2, 2\)"):
+        _ = each.split([[1, 2]], TWO).source_quotas
+    halves = each.split([[[0.5, 1], [0.5, 1]]], TWO)
+    with pytest.raises(EquipoiseError, match="source rank 0, expert 0 has a load of 0"):
+        _ = halves.source_quotas
+
+
+def test_machines_are_given_by_name_or_instance(each):
+    topology = Topology(2, speed=(1, 3))
+    placed = dispatcher(each.name, topology)
+    assert placed == dataclasses.replace(each, topology=topology)
+    assert dispatcher(placed) is placed
+    split = placed.split([[4, 4]], TWO)
+    assert split.peak == pytest.approx((split.rank_loads / [0.5, 1.5]).max(axis=1))
+    assert placed.peaks([[[4, 4]]], TWO)[0] == pytest.approx(split.peak)
+    with pytest.raises(EquipoiseError, match="The topology has 3 ranks, the placement 2"):
+        dispatcher(each.name, Topology(3)).split([[4, 4]], TWO)
+
+
+@pytest.mark.parametrize(
+    "cost", [RankCost(token_seconds=0.5), RankCost(expert_seconds=3, token_seconds=0.5)]
+)
+def test_with_a_cost_peaks_are_seconds_at_the_speeds_given(each, cost):
+    timed = dataclasses.replace(each, topology=Topology(2, speed=(1, 2)), cost=cost)
+    split = timed.split([[4, 4]], TWO)
+    assert split.rank_times == pytest.approx(cost.rank_seconds(split.shares, 2) / [1, 2])
+    assert split.peak == pytest.approx(split.rank_times.max(axis=1))
+    assert (split.bound <= split.peak * (1 + 1e-12)).all()
 
 
 def test_unknown_name():

@@ -4,11 +4,11 @@ A layer is a bipartite graph: an *edge* joins an expert to a rank that holds it,
 that rank has. Edges are numbered expert by expert, ranks ascending. Only *shared* experts, those
 on two ranks or more, leave a choice.
 
-The optimum is found as a maximum flow with a rising level (discrete Newton): ranks above the level
-push load along chains of shared experts to ranks below it. Where no chain leads on, the ranks that
-were reached hold every copy of the experts that load them, so no split can bring them below their
-mean; that mean is the next level. When no rank is above the level, the split is optimal and the
-ranks reached last are the proof.
+The optimum is found as a maximum flow with a rising level (discrete Newton): ranks above their
+capacity, the level times their speed, push load along chains of shared experts to ranks below
+theirs. Where no chain leads on, the ranks that were reached hold every copy of the experts that
+load them, so no split can bring them below their load over their speed; that is the next level.
+When no rank is above its capacity, the split is optimal and the ranks reached last are the proof.
 
 Everything is deterministic: fixed visiting order, the lowest index where values tie. Loads are
 finite, non-negative, sum to less than 2**53 in a layer, and shapes fit: the callers have checked.
@@ -34,7 +34,9 @@ ROUNDING = 1e-13
 # Of the starting split only its quality depends on these, and with it the time; measured on real
 # windows of 256 experts, where 2 sweeps leave the median layer without a single chain to push.
 SWEEPS = 2
-NEARLY_BUSIEST = 0.999
+NEARLY_SLOWEST = 0.999
+
+FAR = np.int64(2**62)  # no chain costs as much
 
 _compiled = njit(cache=True, nogil=True)
 
@@ -51,6 +53,8 @@ class Graph(NamedTuple):
     shared_edge: Ints  # (S,): edges of shared experts, rank by rank
     flow: Floats  # (S,): load on each edge
     load: Floats  # (R,): load of each rank
+    speed: Floats  # (R,)
+    capacity: Floats  # (R,): what each rank may carry at the present level
 
 
 class Search(NamedTuple):
@@ -63,7 +67,8 @@ class Search(NamedTuple):
 
 
 @_compiled
-def _workspace(num_experts: int, num_slots: int, num_ranks: int) -> tuple[Graph, Search]:
+def _workspace(num_experts: int, num_slots: int, speed: Floats) -> tuple[Graph, Search]:
+    num_ranks = speed.size
     graph = Graph(
         np.empty(num_experts + 1, np.int64),
         np.empty(num_slots, np.int64),
@@ -73,6 +78,8 @@ def _workspace(num_experts: int, num_slots: int, num_ranks: int) -> tuple[Graph,
         np.empty(num_ranks + 1, np.int64),
         np.empty(num_slots, np.int64),
         np.empty(num_slots, np.float64),
+        np.empty(num_ranks, np.float64),
+        speed,
         np.empty(num_ranks, np.float64),
     )
     search = Search(
@@ -91,11 +98,12 @@ def _connect(slots: Ints, g: Graph, newest: Ints) -> None:
     slots_per_rank = slots.size // num_ranks
     g.first_edge[:] = 0
     newest[:] = -1  # the last rank seen to hold each expert
-    for s in range(slots.size):
-        e, r = slots[s], s // slots_per_rank
-        if newest[e] != r:
-            newest[e] = r
-            g.first_edge[e + 1] += 1
+    for r in range(num_ranks):
+        for s in range(r * slots_per_rank, (r + 1) * slots_per_rank):
+            e = slots[s]
+            if newest[e] != r:
+                newest[e] = r
+                g.first_edge[e + 1] += 1
     for e in range(newest.size):
         newest[e] = g.first_edge[e] - 1  # from here on: the last edge made for each expert
         g.first_edge[e + 1] += g.first_edge[e]
@@ -123,31 +131,46 @@ def _connect(slots: Ints, g: Graph, newest: Ints) -> None:
 @_compiled
 def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
     """Share an expert's load anew over its ranks, filling them to a common level as water does."""
-    total = amount
+    total, speed = amount, 0.0
     lightest = lo
     for k in range(lo, hi):
-        g.load[g.rank[k]] -= g.flow[k]
-        total += g.load[g.rank[k]]
-        if g.load[g.rank[k]] < g.load[g.rank[lightest]]:
+        r = g.rank[k]
+        g.load[r] -= g.flow[k]
+        total += g.load[r]
+        speed += g.speed[r]
+        if g.load[r] < g.load[g.rank[lightest]]:
             lightest = k
     num = hi - lo
-    level = total / num
+    level = total / speed
     while True:  # ranks above the level take nothing, and without them it is lower
-        total, num_below = amount, 0
+        total, below, num_below = amount, 0.0, 0
         for k in range(lo, hi):
-            if g.load[g.rank[k]] < level:
-                total += g.load[g.rank[k]]
+            r = g.rank[k]
+            if g.load[r] < level * g.speed[r]:
+                total += g.load[r]
+                below += g.speed[r]
                 num_below += 1
         if num_below == 0 or num_below >= num:  # none or more only by rounding
             break
+        speed = below
         num = num_below
-        level = total / num
+        level = total / speed
     for k in range(lo, hi):
-        g.flow[k] = min(amount, max(0.0, level - g.load[g.rank[k]]))
+        r = g.rank[k]
+        g.flow[k] = min(amount, max(0.0, level * g.speed[r] - g.load[r]))
         amount -= g.flow[k]
     g.flow[lightest] += amount  # what rounding left over: no load is lost
     for k in range(lo, hi):
         g.load[g.rank[k]] += g.flow[k]
+
+
+@_compiled
+def _sweep(load: Floats, g: Graph) -> None:
+    """Pour every shared expert in turn."""
+    for e in range(load.size):
+        lo, hi = g.first_edge[e], g.first_edge[e + 1]
+        if hi - lo > 1:
+            _pour(load[e], lo, hi, g)
 
 
 @_compiled
@@ -162,26 +185,38 @@ def _fill(load: Floats, g: Graph) -> None:
         else:
             g.flow[lo:hi] = 0.0
     for _ in range(SWEEPS):
-        for e in range(load.size):
-            lo, hi = g.first_edge[e], g.first_edge[e + 1]
-            if hi - lo > 1:
-                _pour(load[e], lo, hi, g)
+        _sweep(load, g)
 
 
 @_compiled
-def _reach(above: float, below: float, least: float, g: Graph, s: Search) -> tuple[int, int]:
-    """Search, breadth first, along chains of load that can move, from ranks over ``above``.
+def _refill(load: Floats, g: Graph) -> None:
+    """A first split near that of the step before: its proportions, then one sweep."""
+    g.load[:] = 0.0
+    for e in range(load.size):
+        lo, hi = g.first_edge[e], g.first_edge[e + 1]
+        before = g.flow[lo:hi].sum()
+        for k in range(lo, hi):
+            part = g.flow[k] / before if before > 0.0 else 1.0 / (hi - lo)
+            g.flow[k] = load[e] * part
+            g.load[g.rank[k]] += g.flow[k]
+    _sweep(load, g)
+
+
+@_compiled
+def _reach(tolerance: float, least: float, find: bool, g: Graph, s: Search) -> tuple[int, int]:
+    """Search, breadth first, along chains of load that can move, from ranks over their capacity.
 
     A chain leads from a rank to its shared experts with flow over ``least`` and on to all their
-    ranks.
+    ranks. The tolerance is relative to capacities.
 
     Returns
     -------
-    The first rank met whose load is under ``below``, or -1; the number of ranks in ``s.queue``.
+    The first rank met below its capacity, or -1, and always if not to ``find``; the number of ranks
+    in ``s.queue``.
     """
     tail = 0
     for r in range(g.load.size):
-        s.seen[r] = g.load[r] > above
+        s.seen[r] = g.load[r] > g.capacity[r] + g.capacity[r] * tolerance
         if s.seen[r]:
             s.into[r] = -1
             s.queue[tail] = r
@@ -207,21 +242,21 @@ def _reach(above: float, below: float, least: float, g: Graph, s: Search) -> tup
                 s.into[r] = j
                 s.queue[tail] = r
                 tail += 1
-                if g.load[r] < below:
+                if find and g.load[r] < g.capacity[r] - g.capacity[r] * tolerance:
                     return r, tail
     return -1, tail
 
 
 @_compiled
-def _push(target: int, level: float, g: Graph, s: Search) -> None:
+def _push(target: int, g: Graph, s: Search) -> None:
     """Move load along the chain found to ``target``, as much as its narrowest place lets pass."""
-    amount = level - g.load[target]
+    amount = g.capacity[target] - g.load[target]
     r = target
     while s.into[r] >= 0:
         k = s.out_of[g.expert[s.into[r]]]
         amount = min(amount, g.flow[k])
         r = g.rank[k]
-    amount = min(amount, g.load[r] - level)
+    amount = min(amount, g.load[r] - g.capacity[r])
     g.load[r] -= amount
     g.load[target] += amount
     r = target
@@ -234,70 +269,117 @@ def _push(target: int, level: float, g: Graph, s: Search) -> None:
 
 
 @_compiled
-def _mean(ranks: Ints, g: Graph, whole: bool) -> float:
-    """Mean load of some ranks; the next whole number if ``whole``, exactly."""
-    total = 0.0
+def _set_level(level: float, whole: bool, g: Graph) -> None:
+    """Give each rank the capacity it has at that level; ``whole`` loads must not take longer."""
+    for r in range(g.load.size):
+        capacity = level * g.speed[r]
+        if whole:
+            capacity = np.floor(capacity)
+            if (capacity + 1.0) / g.speed[r] <= level:
+                capacity += 1.0
+            elif capacity / g.speed[r] > level:
+                capacity -= 1.0
+        g.capacity[r] = capacity
+
+
+@_compiled
+def _level_of(ranks: Ints, whole: bool, g: Graph) -> float:
+    """The least level at which some ranks can carry what they carry together.
+
+    With ``whole`` loads the least whose whole capacities suffice; capacities are overwritten.
+    """
+    total, speed = 0.0, 0.0
     for r in ranks:
         total += g.load[r]
-    return float(-(-int(total) // ranks.size)) if whole else total / ranks.size
+        speed += g.speed[r]
+    level = total / speed
+    if not whole:
+        return level
+    missing = total
+    for r in ranks:  # too little, whatever rounding does; each step below is the next least level
+        g.capacity[r] = max(0.0, np.floor(level * g.speed[r]) - 1.0)
+        missing -= g.capacity[r]
+    while missing > 0.0:
+        best = ranks[0]
+        for r in ranks:
+            if (g.capacity[r] + 1.0) / g.speed[r] < (g.capacity[best] + 1.0) / g.speed[best]:
+                best = r
+        g.capacity[best] += 1.0
+        level = g.capacity[best] / g.speed[best]
+        missing -= 1.0
+    return level
 
 
 @_compiled
 def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) -> None:
     """Bring every rank down to the level, raising the level where that cannot be.
 
-    With ``whole``, flows and levels are whole numbers and the arithmetic is exact. ``bottleneck``
-    ``(R,)`` receives the ranks that raised the level last; it is left alone if nothing did.
+    With ``whole``, flows and capacities are whole numbers and the arithmetic is exact.
+    ``bottleneck`` ``(R,)`` receives the ranks that raised the level last; it is left alone if
+    nothing did.
     """
+    tolerance = 0.0 if whole else ROUNDING
+    _set_level(level, whole, g)
     while True:
-        tolerance = 0.0 if whole else level * ROUNDING
-        target, num = _reach(level + tolerance, level - tolerance, tolerance, g, s)
+        target, num = _reach(tolerance, level * tolerance, True, g, s)
         if target >= 0:
-            _push(target, level, g, s)
+            _push(target, g, s)
             continue
         if num == 0:
             return
-        raised = _mean(s.queue[:num], g, whole)
+        raised = _level_of(s.queue[:num], whole, g)
         if raised <= level:  # the ranks reached are level up to rounding
             return
         level = raised
+        _set_level(level, whole, g)
         bottleneck[:] = s.seen
 
 
 @_compiled
-def _solve(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
-    """An optimal split of one layer, in ``g``; the ranks that prove it in ``bottleneck``."""
-    _fill(load, g)
-    level = g.load.sum() / g.load.size
+def _slowest(g: Graph) -> float:
+    """Load over speed of the rank where it is most."""
+    most = 0.0
+    for r in range(g.load.size):
+        most = max(most, g.load[r] / g.speed[r])
+    return most
+
+
+@_compiled
+def _solve(bottleneck: Bools, g: Graph, s: Search) -> None:
+    """Make the split in ``g`` optimal; the ranks that prove it in ``bottleneck``."""
+    level = g.load.sum() / g.speed.sum()
     bottleneck[:] = True
-    # Chains from the busiest ranks end in a set of ranks whose mean is already a valid level, and
-    # mostly the final one. Without it time goes into chains that a later level makes pointless.
-    _, num = _reach(g.load.max() * NEARLY_BUSIEST, -1.0, 0.0, g, s)
+    # Chains from the slowest ranks end in a set of ranks whose level is already valid, and mostly
+    # the final one. Without it time goes into chains that a later level makes pointless.
+    _set_level(_slowest(g) * NEARLY_SLOWEST, False, g)
+    _, num = _reach(0.0, 0.0, False, g, s)
     if num:
-        mean = _mean(s.queue[:num], g, False)
-        if mean > level:
-            level = mean
+        reached = _level_of(s.queue[:num], False, g)
+        if reached > level:
+            level = reached
             bottleneck[:] = s.seen
     _relieve(level, False, bottleneck, g, s)
 
 
 @_compiled
-def minmax(load_LE: Floats, slots_LS: Ints, num_ranks: int) -> tuple[Floats, Bools]:
-    """The split with the least peak.
+def minmax(load_LE: Floats, slots_LS: Ints, speed: Floats) -> tuple[Floats, Bools]:
+    """The split whose largest load over speed is the least.
 
     Copies of an expert on one rank get equal parts of what the rank gets.
 
     Returns
     -------
-    Load of each slot, ``(L, S)``; ranks whose mean load is the least peak there can be, ``(L, R)``.
+    Load of each slot, ``(L, S)``; ranks whose load over speed, taken together, is the least peak
+    there can be, ``(L, R)``.
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
-    g, s = _workspace(E, S, num_ranks)
+    g, s = _workspace(E, S, speed)
     share_LS = np.empty((L, S))
-    bottleneck_LR = np.empty((L, num_ranks), np.bool_)
+    bottleneck_LR = np.empty((L, speed.size), np.bool_)
     for layer in range(L):
         _connect(slots_LS[layer], g, s.out_of)
-        _solve(load_LE[layer], bottleneck_LR[layer], g, s)
+        _fill(load_LE[layer], g)
+        _solve(bottleneck_LR[layer], g, s)
         for i in range(S):
             k = g.edge_of_slot[i]
             share_LS[layer, i] = g.flow[k] / g.copies[k]
@@ -305,23 +387,31 @@ def minmax(load_LE: Floats, slots_LS: Ints, num_ranks: int) -> tuple[Floats, Boo
 
 
 @_compiled
-def minmax_peaks(load_TLE: Floats, slots_LS: Ints, num_ranks: int) -> Floats:
-    """The least peak of every step and layer, ``(T, L)``."""
+def minmax_peaks(load_TLE: Floats, slots_LS: Ints, speed: Floats) -> Floats:
+    """The least peak of every step and layer, ``(T, L)``, as load over speed.
+
+    Each step starts from the split of the one before, which may change the last digit of its peak
+    but never the optimum. Splits that are used start afresh: they must not depend on the past.
+    """
     (T, L, E), S = load_TLE.shape, slots_LS.shape[1]
-    g, s = _workspace(E, S, num_ranks)
-    bottleneck = np.empty(num_ranks, np.bool_)
+    g, s = _workspace(E, S, speed)
+    bottleneck = np.empty(speed.size, np.bool_)
     peak_TL = np.empty((T, L))
     for layer in range(L):
         _connect(slots_LS[layer], g, s.out_of)
         for step in range(T):
-            _solve(load_TLE[step, layer], bottleneck, g, s)
-            peak_TL[step, layer] = g.load.max()
+            if step == 0:
+                _fill(load_TLE[step, layer], g)
+            else:
+                _refill(load_TLE[step, layer], g)
+            _solve(bottleneck, g, s)
+            peak_TL[step, layer] = _slowest(g)
     return peak_TL
 
 
 @_compiled
 def _round(load: Floats, g: Graph) -> None:
-    """Make the flows whole: rounded down, then what is missing token by token to lighter ranks."""
+    """Make the flows whole: rounded down, then what is missing one by one to ranks soonest done."""
     g.load[:] = 0.0
     for e in range(load.size):
         missing = load[e]  # a limit too: flows of huge loads may sum to more, by rounding
@@ -334,7 +424,8 @@ def _round(load: Floats, g: Graph) -> None:
         for _ in range(int(load[e] - g.flow[lo:hi].sum())):
             best = lo
             for k in range(lo + 1, hi):
-                if g.load[g.rank[k]] < g.load[g.rank[best]]:
+                r, least = g.rank[k], g.rank[best]
+                if (g.load[r] + 1.0) / g.speed[r] < (g.load[least] + 1.0) / g.speed[least]:
                     best = k
             g.flow[best] += 1.0
             g.load[g.rank[best]] += 1.0
@@ -342,20 +433,21 @@ def _round(load: Floats, g: Graph) -> None:
 
 @_compiled
 def minmax_quotas(
-    load_LE: Floats, share_LS: Floats, level_L: Floats, slots_LS: Ints, num_ranks: int
+    load_LE: Floats, share_LS: Floats, level_L: Floats, slots_LS: Ints, speed: Floats
 ) -> Ints:
     """Whole-number shares with the least peak a whole-number split can have.
 
-    Loads are whole; ``level_L`` is whole and at most that peak. Starts from ``share_LS``, so that
-    little has to move. Of copies on one rank the lower slots get the odd tokens.
+    Loads are whole; ``level_L``, in load over speed, is at most that peak. Starts from
+    ``share_LS``, so that little has to move. Of copies on one rank the lower slots get the odd
+    tokens.
 
     Returns
     -------
     ``(L, S)`` int64; over the slots of an expert they sum to its load.
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
-    g, s = _workspace(E, S, num_ranks)
-    unused = np.empty(num_ranks, np.bool_)
+    g, s = _workspace(E, S, speed)
+    unused = np.empty(speed.size, np.bool_)
     quota_LS = np.empty((L, S), np.int64)
     for layer in range(L):
         _connect(slots_LS[layer], g, s.out_of)
@@ -364,12 +456,255 @@ def minmax_quotas(
             g.flow[g.edge_of_slot[i]] += share_LS[layer, i]
         _round(load_LE[layer], g)
         _relieve(level_L[layer], True, unused, g, s)
-        for i in range(S):
-            k = g.edge_of_slot[i]
-            quota = int(g.flow[k]) // g.copies[k]
-            if quota * g.copies[k] < g.flow[k]:
-                quota += 1
-            quota_LS[layer, i] = quota
-            g.flow[k] -= quota
-            g.copies[k] -= 1
+        _deal(quota_LS[layer], g)
     return quota_LS
+
+
+@_compiled
+def _deal(quota: Ints, g: Graph) -> None:
+    """Share whole flows over the copies on each rank; flows and copies are used up."""
+    for i in range(quota.size):
+        k = g.edge_of_slot[i]
+        part = int(g.flow[k]) // g.copies[k]
+        if part * g.copies[k] < g.flow[k]:
+            part += 1
+        quota[i] = part
+        g.flow[k] -= part
+        g.copies[k] -= 1
+
+
+class Nearness(NamedTuple):
+    """Where a layer's tokens are, edge by edge, and a search for chains that keep them near.
+
+    Edges of an expert to ranks of one node form a *group*, known by the first of them.
+    """
+
+    group: Ints  # (S,): of each edge
+    own: Floats  # (S,): load of the edge's expert that is on the edge's rank
+    own_of_group: Floats  # (S,): on its node; at the first edge of each group
+    flow_of_group: Floats  # (S,)
+    cost: Ints  # (R,): of the cheapest chain to each rank
+    into: Ints  # (R,): the edge by which it arrives; -1 for a start
+    out_of: Ints  # (R,): the edge by which it leaves the rank before
+    stale: Bools  # (R,): the cost fell since it was last passed on
+
+
+@_compiled
+def _nearness(num_slots: int, num_ranks: int) -> Nearness:
+    return Nearness(
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots, np.float64),
+        np.empty(num_slots, np.float64),
+        np.empty(num_slots, np.float64),
+        np.empty(num_ranks, np.int64),
+        np.empty(num_ranks, np.int64),
+        np.empty(num_ranks, np.int64),
+        np.empty(num_ranks, np.bool_),
+    )
+
+
+@_compiled
+def _locate(source_RE: Floats, node_of_rank: Ints, g: Graph, n: Nearness) -> None:
+    """Find the groups, and what of each expert is on the rank and the node of each edge."""
+    for e in range(source_RE.shape[1]):
+        lo, hi = g.first_edge[e], g.first_edge[e + 1]
+        for k in range(lo, hi):
+            r = g.rank[k]
+            same = k > lo and node_of_rank[r] == node_of_rank[g.rank[k - 1]]
+            n.group[k] = n.group[k - 1] if same else k
+            n.own[k] = source_RE[r, e]
+            n.own_of_group[k] = 0.0
+        for k in range(lo, hi):
+            if n.group[k] == k:
+                for r in range(g.load.size):
+                    if node_of_rank[r] == node_of_rank[g.rank[k]]:
+                        n.own_of_group[k] += source_RE[r, e]
+
+
+@_compiled
+def _put(amount: float, lo: int, hi: int, g: Graph) -> None:
+    """Give load of an expert to that of some edges whose rank has most room for its speed."""
+    best = lo
+    for k in range(lo + 1, hi):
+        r, b = g.rank[k], g.rank[best]
+        if (g.capacity[r] - g.load[r]) * g.speed[b] > (g.capacity[b] - g.load[b]) * g.speed[r]:
+            best = k
+    g.flow[best] += amount
+    g.load[g.rank[best]] += amount
+
+
+@_compiled
+def _stay(load: Floats, g: Graph, n: Nearness) -> None:
+    """The nearest split, whatever the ranks then carry: own rank, else own node, else any."""
+    g.load[:] = 0.0
+    for k in range(g.first_edge[-1]):
+        g.flow[k] = n.own[k]
+        g.load[g.rank[k]] += n.own[k]
+    for e in range(load.size):
+        lo, hi = g.first_edge[e], g.first_edge[e + 1]
+        far = load[e]
+        for k in range(lo, hi):
+            if n.group[k] == k:
+                end = k + 1
+                while end < hi and n.group[end] == k:
+                    end += 1
+                _put(n.own_of_group[k] - n.own[k:end].sum(), k, end, g)
+                far -= n.own_of_group[k]
+        _put(far, lo, hi, g)
+        n.flow_of_group[lo:hi] = 0.0
+        for k in range(lo, hi):
+            n.flow_of_group[n.group[k]] += g.flow[k]
+
+
+@_compiled
+def _cost_of_arc(k: int, j: int, g: Graph, n: Nearness) -> int:
+    """What moving one assignment from edge ``k`` to edge ``j`` of the same expert costs.
+
+    First counts how many fewer are on their own rank, then on their own node, then arcs: a chain
+    with the fewest of them passes no expert twice, so that its cost is the sum over its arcs.
+    """
+    to_node = g.load.size + 1
+    to_rank = 2 * to_node * to_node
+    a, b = n.group[k], n.group[j]
+    cost = 1
+    cost += to_rank * (int(g.flow[k] <= n.own[k]) - int(g.flow[j] < n.own[j]))
+    if a != b:
+        leaves = int(n.flow_of_group[a] <= n.own_of_group[a])
+        arrives = int(n.flow_of_group[b] < n.own_of_group[b])
+        cost += to_node * (leaves - arrives)
+    return cost
+
+
+@_compiled
+def _most_on_arc(k: int, j: int, g: Graph, n: Nearness) -> float:
+    """How much can move from edge ``k`` to edge ``j`` at that cost."""
+    most: float = g.flow[k]
+    if g.flow[k] > n.own[k]:
+        most -= n.own[k]
+    if g.flow[j] < n.own[j]:
+        most = min(most, n.own[j] - g.flow[j])
+    a, b = n.group[k], n.group[j]
+    if a != b and n.flow_of_group[a] > n.own_of_group[a]:
+        most = min(most, n.flow_of_group[a] - n.own_of_group[a])
+    if a != b and n.flow_of_group[b] < n.own_of_group[b]:
+        most = min(most, n.own_of_group[b] - n.flow_of_group[b])
+    return most
+
+
+@_compiled
+def _cheapest_chain(g: Graph, n: Nearness) -> int:
+    """Find the cheapest chains from ranks over their capacity (Bellman-Ford).
+
+    Returns
+    -------
+    Of the ranks below their capacity the cheapest to reach, the lowest of equals; -1 if no rank is
+    over its capacity.
+    """
+    num_ranks = g.load.size
+    for r in range(num_ranks):
+        n.stale[r] = g.load[r] > g.capacity[r]
+        n.cost[r] = 0 if n.stale[r] else FAR
+        n.into[r] = -1
+    while n.stale.any():
+        for start in range(num_ranks):
+            if not n.stale[start]:
+                continue
+            n.stale[start] = False
+            for i in range(g.first_shared[start], g.first_shared[start + 1]):
+                k = g.shared_edge[i]
+                if g.flow[k] <= 0.0:
+                    continue
+                e = g.expert[k]
+                for j in range(g.first_edge[e], g.first_edge[e + 1]):
+                    r = g.rank[j]
+                    cost = n.cost[start] + _cost_of_arc(k, j, g, n)
+                    if j != k and cost < n.cost[r]:
+                        n.cost[r], n.into[r], n.out_of[r] = cost, j, k
+                        n.stale[r] = True
+    target = -1
+    for r in range(num_ranks):
+        if g.load[r] < g.capacity[r] and n.cost[r] < (FAR if target < 0 else n.cost[target]):
+            target = r
+    return target
+
+
+@_compiled
+def _push_near(target: int, g: Graph, n: Nearness) -> None:
+    """Move load along the chain found to ``target``, as much as goes at its cost."""
+    amount = g.capacity[target] - g.load[target]
+    r = target
+    while n.into[r] >= 0:
+        amount = min(amount, _most_on_arc(n.out_of[r], n.into[r], g, n))
+        r = g.rank[n.out_of[r]]
+    amount = min(amount, g.load[r] - g.capacity[r])
+    g.load[r] -= amount
+    g.load[target] += amount
+    r = target
+    while n.into[r] >= 0:
+        j, k = n.into[r], n.out_of[r]
+        g.flow[j] += amount
+        g.flow[k] -= amount
+        n.flow_of_group[n.group[j]] += amount
+        n.flow_of_group[n.group[k]] -= amount
+        r = g.rank[k]
+
+
+@_compiled
+def nearest_quotas(
+    source_LRE: Floats, peak_L: Floats, slots_LS: Ints, speed: Floats, node_of_rank: Ints
+) -> Ints:
+    """Of the whole splits no slower than ``peak_L`` one that keeps most on the source's own rank.
+
+    Of those one that keeps most on its node. Exact, by successive shortest paths: the nearest split
+    of all, then load moved along the cheapest chains until no rank is over its capacity. Loads are
+    whole, and some whole split has that peak.
+
+    Returns
+    -------
+    ``(L, S)`` int64; over the slots of an expert they sum to its load.
+    """
+    (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
+    g, s = _workspace(E, S, speed)
+    n = _nearness(S, R)
+    quota_LS = np.empty((L, S), np.int64)
+    for layer in range(L):
+        _connect(slots_LS[layer], g, s.out_of)
+        _set_level(peak_L[layer], True, g)
+        _locate(source_LRE[layer], node_of_rank, g, n)
+        _stay(source_LRE[layer].sum(axis=0), g, n)
+        target = _cheapest_chain(g, n)
+        while target >= 0:
+            _push_near(target, g, n)
+            target = _cheapest_chain(g, n)
+        _deal(quota_LS[layer], g)
+    return quota_LS
+
+
+@_compiled
+def fill_from_sources(quota_LS: Ints, source_LRE: Ints, slots_LS: Ints, node_of_rank: Ints) -> Ints:
+    """Which source fills which quota: own rank first, then own node, then in order, ``(L, R, S)``.
+
+    Sources and quotas of an expert sum to the same.
+    """
+    (L, R, _), S = source_LRE.shape, slots_LS.shape[1]
+    per_rank = S // R
+    filled = np.zeros((L, R, S), np.int64)
+    left = np.empty_like(source_LRE[0])
+    free = np.empty(S, np.int64)
+    for layer in range(L):
+        left[:] = source_LRE[layer]
+        free[:] = quota_LS[layer]
+        for near in range(2, -1, -1):  # 2: from the same rank, 1: the same node, 0: any
+            for i in range(S):
+                e, r = slots_LS[layer, i], i // per_rank
+                first, last = (r, r + 1) if near == 2 else (0, R)
+                for source in range(first, last):
+                    if free[i] == 0:
+                        break
+                    if near == 1 and node_of_rank[source] != node_of_rank[r]:
+                        continue
+                    amount = min(free[i], left[source, e])
+                    filled[layer, source, i] += amount
+                    left[source, e] -= amount
+                    free[i] -= amount
+    return filled

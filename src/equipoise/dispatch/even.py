@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import rank_loads
+from equipoise.cost import RankCost
+from equipoise.dispatch.minmax import bottleneck_ranks
 from equipoise.dispatch.quotas import even_quotas
-from equipoise.dispatch.split import Split, checked_load
+from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_speeds, rank_times
 from equipoise.placement import Placement
+from equipoise.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +22,19 @@ class Even:
     """Give each copy of an expert the same: what most engines aim at, blind to the batch.
 
     Its bound is that of the best split over the same copies, so ``gap`` is what ``MinMax`` gains.
+
+    Parameters
+    ----------
+    topology
+        Speeds and nodes of the ranks, which tell peaks and places of sources but change no share.
+    cost
+        What a rank's share takes; peaks are then in seconds.
     """
 
     name: ClassVar[str] = "even"
+
+    topology: Topology | None = None
+    cost: RankCost | None = None
 
     def split(self, load: ArrayLike, placement: Placement) -> Split:
         """Share a batch over the copies.
@@ -31,26 +44,26 @@ class Even:
         Parameters
         ----------
         load
-            Assignments ``(L, E)``; not changed.
+            Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
 
         Raises
         ------
         EquipoiseError
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``.
+            a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        from equipoise.dispatch import _kernels  # numba takes long to import
-
-        load_LE = checked_load(load, placement, steps=False).copy()
+        load_LE, source_LRE = checked_batch(load, placement)
         shares = np.take_along_axis(load_LE / placement.copies, placement.slots, axis=1)
-        _, bottleneck_ranks = _kernels.minmax(load_LE, placement.slots, placement.num_ranks)
         return Split(
             placement=placement,
             load=load_LE,
             shares=shares,
-            bottleneck_ranks=bottleneck_ranks,
+            bottleneck_ranks=bottleneck_ranks(load_LE, placement, self.topology, self.cost),
             dispatch=self.name,
             rounding=even_quotas,
+            topology=self.topology,
+            cost=self.cost,
+            source_load=source_LRE,
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
@@ -63,13 +76,18 @@ class Even:
 
         Returns
         -------
-        Assignments on the busiest rank, ``(T, L)``.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
 
         Raises
         ------
         EquipoiseError
             As ``split``.
         """
-        return np.asarray(
-            rank_loads(checked_load(load, placement, steps=True), placement).max(axis=2)
-        )
+        x = checked_load(load, placement, steps=True)
+        if self.cost is None:
+            speed = rank_speeds(self.topology, placement.num_ranks)
+            return np.asarray((rank_loads(x, placement) / speed).max(axis=2))
+        rows = np.arange(placement.num_layers)[:, None]
+        per_slot = (x / placement.copies)[:, rows, placement.slots]
+        times = rank_times(per_slot, placement.num_ranks, self.topology, self.cost)
+        return np.asarray(times.max(axis=2))

@@ -1,4 +1,4 @@
-"""The split whose busiest rank is as light as the copies allow."""
+"""The split whose slowest rank is as fast as the copies allow."""
 
 from __future__ import annotations
 
@@ -8,51 +8,83 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.dispatch.quotas import minmax_quotas
-from equipoise.dispatch.split import Split, checked_load
+from equipoise.cost import RankCost
+from equipoise.dispatch.quotas import minmax_quotas, whole_shares
+from equipoise.dispatch.split import (
+    TOO_MUCH_LOAD,
+    Split,
+    checked_batch,
+    checked_load,
+    least_times,
+    rank_speeds,
+    rank_times,
+)
+from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.topology import Topology
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
-    """Share every batch so that the busiest rank gets as little as possible.
+    """Share every batch so that the slowest rank takes as little time as possible.
 
-    Exact: a maximum flow between experts and ranks, with the level of the ranks raised by discrete
-    Newton steps until it is feasible. The first call compiles, or loads from numba's cache.
+    Exact without a cost: a maximum flow between experts and ranks, with the level of the ranks
+    raised by discrete Newton steps until it is feasible. With a cost, spreading an expert takes
+    time too, and the split is the best of several that local moves have improved; ``gap`` tells
+    how far it can be from the best. The first call compiles, or loads from numba's cache.
+
+    Parameters
+    ----------
+    topology
+        Speeds of the ranks, and their nodes for batches by source rank; ``None``: all alike.
+    cost
+        What a rank's share takes; peaks are then in seconds. ``None``: load over speed.
     """
 
     name: ClassVar[str] = "minmax"
 
+    topology: Topology | None = None
+    cost: RankCost | None = None
+
     def split(self, load: ArrayLike, placement: Placement) -> Split:
         """Share a batch over the copies.
 
-        ``quotas`` of the answer have the least peak whole numbers allow, ``ceil(bound)``.
+        ``quotas`` of the answer have the least peak whole numbers allow; where all ranks are alike
+        that is ``ceil(bound)``. Among those they keep most on the source's own rank, then on its
+        node, if the batch is given by source rank. With a cost the shares of whole loads are whole.
 
         Parameters
         ----------
         load
-            Assignments ``(L, E)``; not changed.
+            Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
 
         Raises
         ------
         EquipoiseError
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``.
+            a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        from equipoise.dispatch import _kernels  # numba takes long to import
-
-        load_LE = checked_load(load, placement, steps=False).copy()
-        shares, bottleneck_ranks = _kernels.minmax(load_LE, placement.slots, placement.num_ranks)
+        load_LE, source_LRE = checked_batch(load, placement)
+        if self.cost is None:
+            shares, bottleneck = _even_out(load_LE, placement, self.topology)
+        else:
+            shares = _fastest_shares(load_LE, placement, self.topology, self.cost)
+            bottleneck = bottleneck_ranks(load_LE, placement, self.topology, self.cost)
         return Split(
             placement=placement,
             load=load_LE,
             shares=shares,
-            bottleneck_ranks=bottleneck_ranks,
+            bottleneck_ranks=bottleneck,
             dispatch=self.name,
-            rounding=minmax_quotas,
+            rounding=minmax_quotas if self.cost is None else whole_shares,
+            topology=self.topology,
+            cost=self.cost,
+            source_load=source_LRE,
         )
 
-    def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
+    def peaks(self, load: ArrayLike, placement: Placement) -> Floats:
         """Peaks of many batches, without their splits: to score a placement.
 
         Parameters
@@ -62,7 +94,7 @@ class MinMax:
 
         Returns
         -------
-        Assignments on the busiest rank, ``(T, L)``.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
 
         Raises
         ------
@@ -71,5 +103,124 @@ class MinMax:
         """
         from equipoise.dispatch import _kernels  # numba takes long to import
 
-        load_TLE = checked_load(load, placement, steps=True)
-        return _kernels.minmax_peaks(load_TLE, placement.slots, placement.num_ranks)
+        x = checked_load(load, placement, steps=True)
+        if self.cost is None:
+            speed = rank_speeds(self.topology, placement.num_ranks)
+            return _kernels.minmax_peaks(x, placement.slots, speed)
+        shares = [_fastest_shares(step, placement, self.topology, self.cost) for step in x]
+        times = rank_times(np.stack(shares), placement.num_ranks, self.topology, self.cost)
+        return np.asarray(times.max(axis=2))
+
+
+def bottleneck_ranks(
+    load: Floats,
+    placement: Placement,
+    topology: Topology | None = None,
+    cost: RankCost | None = None,
+) -> NDArray[np.bool_]:
+    """The ranks that prove the least peak over these copies, ``(L, R)``, for loads ``(L, E)``.
+
+    With a cost, of two sets the one that proves more: where unsplit experts spread to perfection
+    take longest, and where each rank reads the weights of most experts.
+    """
+    if cost is None:
+        return _even_out(load, placement, topology)[1]
+    work = _even_out_work(load, placement, topology, cost)[1]
+    reading = _even_out((load > 0).astype(np.float64), placement, topology)[1]
+    proven = [least_times(load, placement, ranks, topology, cost) for ranks in (work, reading)]
+    return np.where((proven[0] >= proven[1])[:, None], work, reading)
+
+
+def _even_out(
+    load: Floats, placement: Placement, topology: Topology | None
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The shares ``(L, S)`` with the least peak, and the ranks ``(L, R)`` that prove it."""
+    from equipoise.dispatch import _kernels  # numba takes long to import
+
+    return _kernels.minmax(load, placement.slots, rank_speeds(topology, placement.num_ranks))
+
+
+def _even_out_work(
+    load: Floats, placement: Placement, topology: Topology | None, cost: RankCost
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """As ``_even_out``, of the time each expert takes unsplit, on ranks that take some at once.
+
+    What a rank takes at once is the load of one more expert, which is only there. Times are counted
+    in assignments beyond the knee, so that they are as far from 0 and infinity as loads.
+    """
+    L, R = placement.num_layers, placement.num_ranks
+    fixed = np.tile(placement.num_experts + np.arange(R), (L, 1))
+    extended = Placement(
+        np.concatenate([placement.by_rank, fixed[:, :, None]], axis=2).reshape(L, -1),
+        num_ranks=R,
+        num_experts=placement.num_experts + R,
+    )
+    seconds = [cost.slot_seconds(load), np.full((L, R), cost.fixed_seconds)]
+    with np.errstate(over="ignore"):
+        work = np.concatenate(seconds, axis=1) / cost.token_seconds
+        total = work.sum(axis=1)
+    if total.max() >= TOO_MUCH_LOAD:
+        row = int(total.argmax())
+        raise EquipoiseError(
+            f"Layer {placement.layer_ids[row]} takes as long as {total[row]:.3g} assignments "
+            "beyond the knee; expected fewer than 2**53. Check the constants of the cost."
+        )
+    shares, ranks = _even_out(work, extended, topology)
+    return shares.reshape(L, R, -1)[:, :, :-1].reshape(L, -1), ranks
+
+
+def _fastest_shares(
+    load: Floats, placement: Placement, topology: Topology | None, cost: RankCost
+) -> Floats:
+    """Shares that take little time, ``(L, S)``: whole if all loads are, no slower than min-max.
+
+    Starts are improved move by move and the best is kept, the first of equals: the least peak in
+    assignments; unsplit seconds spread to perfection, the best where every part of an expert is
+    beyond the knee; and chunks just beyond it spread as whole, the best where no expert is.
+    """
+    from equipoise.dispatch import _time_kernels  # numba takes long to import
+
+    whole = bool((load == np.floor(load)).all())
+    minmax = MinMax(topology=topology)
+    chunk = max(cost.knee, cost.token_block)
+    chunks = np.where(load > 0, np.maximum(1.0, np.floor(load / chunk)), 0.0)
+    tokens = minmax.split(load, placement)
+    starts = [
+        tokens.quotas.astype(np.float64) if whole else tokens.shares,
+        _spread(load, _even_out_work(load, placement, topology, cost)[0], placement, whole),
+        _spread(load, minmax.split(chunks, placement).quotas, placement, whole),
+    ]
+    numbers = _time_kernels.Cost(
+        cost.fixed_seconds, cost.expert_seconds, cost.token_seconds, float(cost.token_block), whole
+    )
+    speed = rank_speeds(topology, placement.num_ranks, cost)
+    copies = placement.slots_of_experts()
+    shares = np.stack(
+        [_time_kernels.hasten(x, placement.slots, copies, speed, numbers) for x in starts]
+    )
+    peak = rank_times(shares, placement.num_ranks, topology, cost).max(axis=2)
+    return np.asarray(shares[peak.argmin(axis=0), np.arange(placement.num_layers)])
+
+
+def _spread(
+    load: Floats, weights: NDArray[np.generic], placement: Placement, whole: bool
+) -> Floats:
+    """Loads ``(L, E)`` over slots in proportion to weights ``(L, S)``.
+
+    If ``whole``, rounded down, and the remainders go to the slots of the largest weight.
+    """
+    table = placement.slots_of_experts()
+    rows = np.arange(placement.num_layers)[:, None]
+    weight = np.where(table >= 0, weights[rows[:, :, None], table], 0)
+    total = weight.sum(axis=2, keepdims=True)
+    part = np.divide(load[:, :, None] * weight, total, out=np.zeros(weight.shape), where=total > 0)
+    if whole:
+        part = np.floor(part)
+    heaviest = weight.argmax(axis=2, keepdims=True)
+    rest = load - part.sum(axis=2)
+    largest = np.take_along_axis(part, heaviest, axis=2)[:, :, 0] + rest
+    np.put_along_axis(part, heaviest, largest[:, :, None], axis=2)
+    shares = np.empty(placement.slots.shape)
+    layer, expert, ordinal = np.nonzero(table >= 0)
+    shares[layer, table[layer, expert, ordinal]] = part[layer, expert, ordinal]
+    return shares

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.dispatch.split import Split
+from equipoise.dispatch.split import Split, nodes_of_ranks, rank_speeds, rank_times
 
 
 def even_quotas(split: Split) -> NDArray[np.int64]:
@@ -29,11 +29,18 @@ def even_quotas(split: Split) -> NDArray[np.int64]:
     return np.asarray(load // copies + (nth_copy < load % copies))
 
 
-def minmax_quotas(split: Split) -> NDArray[np.int64]:
-    """Near the shares, with the least peak that whole numbers allow: the bound, rounded up.
+def whole_shares(split: Split) -> NDArray[np.int64]:
+    """Quotas of a split whose shares are whole already, ``(L, S)``."""
+    return split.shares.astype(np.int64)
 
-    Shares are rounded down, the rest goes to the lighter ranks, and chains of single assignments
-    relieve ranks above that peak. Integral capacities admit an integral flow, so it is reached.
+
+def minmax_quotas(split: Split) -> NDArray[np.int64]:
+    """With the least peak that whole numbers allow, near the shares or near the sources.
+
+    Shares are rounded down, the rest goes to the ranks soonest done, and chains of single
+    assignments relieve ranks above that peak. Integral capacities admit an integral flow, so it is
+    reached: where all ranks are alike, the bound rounded up. If sources are known, a minimum-cost
+    flow then finds, of all whole splits with that peak, one that keeps most on its rank and node.
 
     Returns
     -------
@@ -41,10 +48,13 @@ def minmax_quotas(split: Split) -> NDArray[np.int64]:
     """
     from equipoise.dispatch import _kernels  # numba takes long to import
 
-    return _kernels.minmax_quotas(
-        split.load,
-        split.shares,
-        np.ceil(split.bound),
-        split.placement.slots,
-        split.placement.num_ranks,
-    )
+    p = split.placement
+    speed = rank_speeds(split.topology, p.num_ranks)
+    alike = (speed == 1.0).all()
+    level = np.ceil(split.bound) if alike else split.bound * (1 - _kernels.ROUNDING)
+    quotas = _kernels.minmax_quotas(split.load, split.shares, level, p.slots, speed)
+    if split.source_load is None:
+        return quotas
+    peak = rank_times(quotas.astype(np.float64), p.num_ranks, split.topology).max(axis=1)
+    nodes = nodes_of_ranks(split.topology, p.num_ranks)
+    return _kernels.nearest_quotas(split.source_load, peak, p.slots, speed, nodes)

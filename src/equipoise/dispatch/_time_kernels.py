@@ -1,0 +1,151 @@
+"""Moves that make a split faster where time is not proportional to load, compiled.
+
+A slot with load takes the larger of what its weights and what its padded load take, a rank the sum
+over its slots and something fixed, over its speed: ``RankCost``. Spreading an expert over one more
+slot can therefore cost time as well as save it, and the least peak is a packing problem. The moves
+here start from a split, only ever relieve the slowest rank, and end where no single one does.
+
+Deterministic: the lowest slot where values tie. Loads are finite and non-negative, shapes fit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WORTHWHILE = 1e-9  # relative gain below which a move is not made, or fractions would never end
+BISECTIONS = 50
+MOVES_PER_SLOT = 8  # real batches end far below; a limit on time, not on quality
+
+_compiled = njit(cache=True, nogil=True)
+
+
+class Cost(NamedTuple):
+    """The numbers of a ``RankCost``, and whether loads are to stay whole."""
+
+    fixed: float
+    expert: float
+    token: float
+    block: float
+    whole: bool
+
+
+class Rank(NamedTuple):
+    """One end of a move: a slot's load, what the rest of its rank takes, the rank's speed."""
+
+    load: float
+    rest: float
+    speed: float
+
+
+@_compiled
+def _slot_seconds(load: float, cost: Cost) -> float:
+    if load <= 0.0:
+        return 0.0
+    padded = np.ceil(load / cost.block) * cost.block if cost.block > 1.0 else load
+    return max(cost.expert, cost.token * padded)
+
+
+@_compiled
+def _seconds(rank: Rank, more: float, cost: Cost) -> float:
+    """What a rank takes once its slot has that much more load."""
+    return (rank.rest + _slot_seconds(rank.load + more, cost)) / rank.speed
+
+
+@_compiled
+def _best_amount(giver: Rank, taker: Rank, cost: Cost) -> tuple[float, float]:
+    """How much to move from one rank to another so that the later of both ends soonest, and when.
+
+    With the amount the giver's time falls and the taker's rises, so the best is where they cross,
+    or to move everything, which frees the slot.
+    """
+    amount, low, high = giver.load, 0.0, giver.load
+    best = max(_seconds(giver, -amount, cost), _seconds(taker, amount, cost))
+    for _ in range(BISECTIONS):
+        middle = np.floor((low + high) / 2) if cost.whole else (low + high) / 2
+        if not low < middle < high:
+            break
+        if _seconds(giver, -middle, cost) > _seconds(taker, middle, cost):
+            low = middle
+        else:
+            high = middle
+    for y in (low, high):
+        later = max(_seconds(giver, -y, cost), _seconds(taker, y, cost))
+        if later < best:
+            amount, best = y, later
+    return amount, best
+
+
+@_compiled
+def _work(load: Floats, rank: int, per_rank: int, cost: Cost) -> float:
+    """What a rank of speed 1 takes."""
+    total = cost.fixed
+    for i in range(rank * per_rank, (rank + 1) * per_rank):
+        total += _slot_seconds(load[i], cost)
+    return total
+
+
+@_compiled
+def _best_move(
+    slowest: int, load: Floats, slots: Ints, copies: Ints, work: Floats, speed: Floats, cost: Cost
+) -> tuple[int, int, float]:
+    """Slot to take load from, slot to give it to, and how much; the first is -1 if nothing helps.
+
+    ``copies`` are the slots of each expert, ``(E, X)`` padded with -1.
+    """
+    per_rank = load.size // speed.size
+    source, target, amount = -1, -1, 0.0
+    best = work[slowest] / speed[slowest] * (1.0 - WORTHWHILE)
+    for i in range(slowest * per_rank, (slowest + 1) * per_rank):
+        if load[i] <= 0.0:
+            continue
+        rest = work[slowest] - _slot_seconds(load[i], cost)
+        for j in copies[slots[i]]:
+            if j < 0 or j == i:
+                continue
+            r = j // per_rank
+            other = _slot_seconds(load[j], cost)
+            if r == slowest:  # two copies on one rank: one of them can do for both
+                taker = Rank(load[j], rest - other, speed[r])
+                moved, later = load[i], _seconds(taker, load[i], cost)
+            else:
+                giver = Rank(load[i], rest, speed[slowest])
+                taker = Rank(load[j], work[r] - other, speed[r])
+                moved, later = _best_amount(giver, taker, cost)
+            if later < best:
+                source, target, amount, best = i, j, moved, later
+    return source, target, amount
+
+
+@_compiled
+def hasten(load_LS: Floats, slots_LS: Ints, copies_LEX: Ints, speed: Floats, cost: Cost) -> Floats:
+    """A split no slower than the given one, which no move away from a slowest rank improves.
+
+    Returns
+    -------
+    Load of each slot, ``(L, S)``; whole if ``cost.whole`` and the given ones are.
+    """
+    L, S = load_LS.shape
+    R, per_rank = speed.size, S // speed.size
+    better_LS = load_LS.copy()
+    work = np.empty(R)
+    for layer in range(L):
+        load, slots, copies = better_LS[layer], slots_LS[layer], copies_LEX[layer]
+        for r in range(R):
+            work[r] = _work(load, r, per_rank, cost)
+        for _ in range(MOVES_PER_SLOT * S):
+            slowest = int(np.argmax(work / speed))
+            i, j, amount = _best_move(slowest, load, slots, copies, work, speed, cost)
+            if i < 0:
+                break
+            load[i] -= amount
+            load[j] += amount
+            work[slowest] = _work(load, slowest, per_rank, cost)
+            work[j // per_rank] = _work(load, j // per_rank, per_rank, cost)
+    return better_LS

@@ -1,0 +1,151 @@
+"""The split in which the ranks read the weights of as few experts as the copies allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.cost import RankCost
+from equipoise.dispatch.minmax import MinMax, bottleneck_ranks
+from equipoise.dispatch.quotas import whole_shares
+from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_speeds
+from equipoise.layers import format_ids
+from equipoise.placement import Placement
+from equipoise.topology import Topology
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FewestExpertsSplit(Split):
+    """A split that serves each expert by one copy, beside a proof that no rank could serve fewer.
+
+    ``bound`` and ``gap`` stay those of the load, as in every split.
+
+    Parameters
+    ----------
+    active
+        The split of one assignment for each expert with load. Its ``bottleneck_experts`` and
+        ``bottleneck_ranks`` are the proof of ``active_bound``.
+    """
+
+    active: Split
+
+    @cached_property
+    def active_experts(self) -> NDArray[np.int64]:
+        """Slots with load on each rank, ``(L, R)``."""
+        return active_experts(self.shares, self.placement.num_ranks)
+
+    @property
+    def active_bound(self) -> NDArray[np.int64]:
+        """The fewest active experts the busiest rank can have over these copies, ``(L,)``."""
+        return np.ceil(self.active.bound).astype(np.int64)
+
+    @property
+    def status(self) -> str:
+        """One or two sentences of advice."""
+        if not self.load.any():
+            return super().status
+        even = -(-np.count_nonzero(self.load, axis=1) // self.placement.num_ranks)
+        row = int((self.active_bound - even).argmax())
+        most = f"at most {self.active_experts.max()} active experts on a rank"
+        if self.active_bound[row] == even[row]:
+            return f"Optimal: {most}, in every layer as few as whole experts allow."
+        ranks = np.flatnonzero(self.active.bottleneck_ranks[row]).tolist()
+        return (
+            f"Optimal: {most}. In layer {self.placement.layer_ids[row]} it is "
+            f"{self.active_bound[row]} where {even[row]} would do, set by the "
+            f"{self.active.bottleneck_experts[row].sum()} experts whose copies are all on ranks "
+            f"{format_ids(ranks)}; only copies elsewhere help."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewestExperts:
+    """Serve each expert by one copy, so that the busiest rank has the fewest active experts.
+
+    For decode: with few tokens an expert takes what reading its weights takes. The number is exact,
+    a maximum flow of one assignment for each expert with load. Among such splits it looks for one
+    whose slowest rank has little load, by a local search; that part is a heuristic.
+
+    Parameters
+    ----------
+    topology
+        Speeds of the ranks, by which their loads are compared, and nodes for batches by source
+        rank; active experts are counted, however fast the rank is.
+    cost
+        What a rank's share takes, which changes no share; peaks are then in seconds.
+    """
+
+    name: ClassVar[str] = "fewest"
+
+    topology: Topology | None = None
+    cost: RankCost | None = None
+
+    def split(self, load: ArrayLike, placement: Placement) -> FewestExpertsSplit:
+        """Share a batch over the copies.
+
+        Parameters
+        ----------
+        load
+            Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
+
+        Raises
+        ------
+        EquipoiseError
+            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
+            a layer reaches ``2**53``; a topology of another number of ranks.
+        """
+        from equipoise.dispatch import _fewest_kernels  # numba takes long to import
+
+        load_LE, source_LRE = checked_batch(load, placement)
+        speed = rank_speeds(self.topology, placement.num_ranks)
+        active = MinMax().split(load_LE > 0, placement)
+        shares = _fewest_kernels.lighten(
+            load_LE,
+            active.quotas,
+            active_experts(active.quotas, placement.num_ranks).max(axis=1),
+            placement.slots,
+            placement.slots_of_experts(),
+            speed,
+        )
+        return FewestExpertsSplit(
+            placement=placement,
+            load=load_LE,
+            shares=shares,
+            bottleneck_ranks=bottleneck_ranks(load_LE, placement, self.topology, self.cost),
+            dispatch=self.name,
+            rounding=whole_shares,
+            topology=self.topology,
+            cost=self.cost,
+            source_load=source_LRE,
+            active=active,
+        )
+
+    def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
+        """Peaks of many batches.
+
+        Parameters
+        ----------
+        load
+            Assignments ``(T, L, E)``; not changed.
+
+        Returns
+        -------
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
+
+        Raises
+        ------
+        EquipoiseError
+            As ``split``.
+        """
+        steps = checked_load(load, placement, steps=True)
+        return np.stack([self.split(step, placement).peak for step in steps])
+
+
+def active_experts(slot_load: NDArray[np.number], num_ranks: int) -> NDArray[np.int64]:
+    """Slots with load on each rank, ``(..., R)``, from the load of each slot, ``(..., S)``."""
+    by_rank = slot_load.reshape(*slot_load.shape[:-1], num_ranks, -1)
+    return np.asarray(np.count_nonzero(by_rank, axis=-1))
