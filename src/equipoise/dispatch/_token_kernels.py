@@ -1,0 +1,134 @@
+"""From quotas to the slot of every assignment, compiled. Plain twin: ``tests/reference/tokens.py``.
+
+Everything is deterministic: tokens in order, their choices in order, the lowest slot where values
+tie. Quotas of an expert sum to its assignments and shapes fit: the caller has checked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+_compiled = njit(cache=True, nogil=True)
+_inlined = njit(cache=True, nogil=True, inline="always")  # handing over a Layer takes longer
+
+
+class Layer(NamedTuple):
+    """One layer's copies and how far their quotas are used up."""
+
+    first: Ints  # (E + 1,): copies of expert e are listed[first[e]] ... listed[first[e + 1] - 1]
+    listed: Ints  # (S,): slots, expert by expert, ascending
+    quota: Ints  # (S,)
+    taken: Ints  # (S,): of the quota
+    total: Ints  # (E,): assignments of each expert
+    seen: Ints  # (E,): of these, so far
+    rank: Ints  # (S,): rank of each slot
+    value: Ints  # (R,): what each rank is worth to the token at hand
+
+
+@_compiled
+def _start_layer(slots: Ints, quota: Ints, num_experts: int, num_ranks: int) -> Layer:
+    layer = Layer(
+        np.zeros(num_experts + 1, np.int64),
+        np.empty(slots.size, np.int64),
+        quota,
+        np.zeros(slots.size, np.int64),
+        np.zeros(num_experts, np.int64),
+        np.zeros(num_experts, np.int64),
+        np.arange(slots.size) // (slots.size // num_ranks),
+        np.empty(num_ranks, np.int64),
+    )
+    for s in range(slots.size):
+        layer.first[slots[s] + 1] += 1
+        layer.total[slots[s]] += quota[s]
+    for e in range(num_experts):
+        layer.first[e + 1] += layer.first[e]
+    end = layer.first.copy()
+    for s in range(slots.size):
+        layer.listed[end[slots[s]]] = s
+        end[slots[s]] += 1
+    return layer
+
+
+@_inlined
+def _may_take(s: int, e: int, a: Layer, ahead: int) -> bool:
+    """Whether slot ``s`` has quota left and is not too far ahead of its share of what was seen."""
+    share = a.quota[s] * (a.seen[e] + 1)  # times total
+    return bool(a.taken[s] < a.quota[s] and (a.taken[s] + 1 - ahead) * a.total[e] <= share)
+
+
+@_inlined
+def _choose_only(ids: Ints, out: Ints, a: Layer, used: int) -> None:
+    """Experts with one slot have no choice, and tell which ranks the token is sent to anyway."""
+    for k in range(ids.size):
+        e = ids[k]
+        if 0 <= e < a.total.size and a.first[e + 1] - a.first[e] == 1:
+            out[k] = a.listed[a.first[e]]
+            a.value[a.rank[out[k]]] = used
+
+
+@_inlined
+def _count_choices(ids: Ints, out: Ints, a: Layer, used: int, ahead: int) -> None:
+    """What each other rank is worth: the token's choices that could go there."""
+    for k in range(ids.size):
+        e = ids[k]
+        if out[k] >= 0 or e < 0 or e >= a.total.size:
+            continue
+        for i in range(a.first[e], a.first[e + 1]):
+            s = a.listed[i]
+            if a.value[a.rank[s]] != used and _may_take(s, e, a, ahead):
+                a.value[a.rank[s]] += 1
+
+
+@_inlined
+def _best_copy(e: int, a: Layer, ahead: int) -> int:
+    """Of the slots that may take expert ``e`` the one on the worthiest rank, then most behind."""
+    best, best_value, best_behind = -1, -1, 0
+    for i in range(a.first[e], a.first[e + 1]):
+        s = a.listed[i]
+        if not _may_take(s, e, a, ahead):
+            continue
+        value = a.value[a.rank[s]]
+        behind = a.quota[s] * (a.seen[e] + 1) - a.taken[s] * a.total[e]
+        if value > best_value or (value == best_value and behind > best_behind):
+            best, best_value, best_behind = s, value, behind
+    return best
+
+
+@_compiled
+def assign(
+    ids_DLK: Ints, quota_LS: Ints, slots_LS: Ints, num_experts: int, num_ranks: int, ahead: int
+) -> Ints:
+    """The slot of every assignment; -1 where the id is outside ``[0, E)``.
+
+    A token's experts with one slot come first. Each other one then goes to a rank that the token
+    is sent to already, else to the one that most of its choices could go to, among slots that have
+    quota left and are at most ``ahead`` (>= 1) assignments ahead of their share.
+
+    Returns
+    -------
+    ``(D, L, K)`` int64; each slot of a layer occurs as often as its quota says.
+    """
+    (D, L, K), S = ids_DLK.shape, slots_LS.shape[1]
+    used = K * S + 1  # worth more than any count of choices
+    out_DLK = np.full((D, L, K), -1, np.int64)
+    for layer in range(L):
+        a = _start_layer(slots_LS[layer], quota_LS[layer], num_experts, num_ranks)
+        for token in range(D):
+            ids, out = ids_DLK[token, layer], out_DLK[token, layer]
+            a.value[:] = 0
+            _choose_only(ids, out, a, used)
+            _count_choices(ids, out, a, used, ahead)
+            for k in range(K):
+                e = ids[k]
+                if out[k] < 0 and 0 <= e < num_experts:
+                    out[k] = _best_copy(e, a, ahead)
+                    a.taken[out[k]] += 1
+                    a.seen[e] += 1
+                    a.value[a.rank[out[k]]] = used
+    return out_DLK

@@ -1,0 +1,60 @@
+"""Capacity limits of training systems: which choices an expert has no room for.
+
+Serving must never drop: a dropped choice corrupts the output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.balance import check_number, expert_loads
+from equipoise.dispatch.tokens import as_integers, earlier_equal
+from equipoise.errors import EquipoiseError
+
+
+def expert_capacity(num_assignments: int, num_experts: int, capacity_factor: float) -> int:
+    """Assignments every expert has room for: ``ceil(capacity_factor * assignments / E)``."""
+    check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
+    # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
+    return math.ceil(round(capacity_factor * (num_assignments / num_experts), 9))
+
+
+def dropped_choices(
+    topk_ids: ArrayLike, num_experts: int, capacity_factor: float
+) -> NDArray[np.bool_]:
+    """The choices that come when their expert is full already; first come, first served.
+
+    As many as ``dropped_tokens`` counts. Tokens are served in order, and each in the order of its
+    choices.
+
+    Parameters
+    ----------
+    topk_ids
+        Expert ids of one layer, ``(D, K)`` integers; ids outside ``[0, E)`` (padding) take no room
+        and are not dropped.
+    num_experts
+        ``E``.
+    capacity_factor
+        1 gives every expert room for the mean.
+
+    Returns
+    -------
+    ``(D, K)``.
+
+    Raises
+    ------
+    EquipoiseError
+        Ids that are not integers or not ``(D, K)``, a factor that is not a number >= 0.
+    """
+    ids = as_integers(topk_ids, "Expert ids")
+    loads = expert_loads(ids, num_experts)
+    if ids.ndim != 2:
+        raise EquipoiseError(f"Expert ids have shape {ids.shape}; expected (tokens, top_k).")
+    capacity = expert_capacity(int(loads.sum()), num_experts, capacity_factor)
+    known = (ids >= 0) & (ids < num_experts)
+    dropped = np.zeros(ids.shape, dtype=np.bool_)
+    dropped[known] = earlier_equal(ids[known].astype(np.int64)) >= capacity
+    return dropped

@@ -1,0 +1,120 @@
+"""A step's tokens in several waves, so that what a rank receives fits its buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.balance import check_count, check_number
+from equipoise.dispatch.even import Even
+from equipoise.dispatch.split import Dispatcher, checked_load
+from equipoise.dispatch.tokens import as_integers
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+
+_EVEN = Even()
+_MOST_CHUNKS = 65_536
+_MOST_TOKENS = 2**40  # of a rank: their sum fits in 64 bits
+
+
+def num_chunks(tokens_per_rank: ArrayLike, max_num_tokens: int) -> int:
+    """Chunks of a step, the same on all ranks: its tokens over ``max_num_tokens``, rounded up.
+
+    The rule of TensorRT-LLM (``moe_max_num_tokens``).
+
+    Parameters
+    ----------
+    tokens_per_rank
+        ``(R,)`` whole numbers.
+    max_num_tokens
+        Tokens of one chunk, all ranks together.
+
+    Returns
+    -------
+    0 for a step without tokens.
+    """
+    tokens = _checked_tokens(tokens_per_rank)
+    whole = isinstance(max_num_tokens, (int, np.integer)) and not isinstance(max_num_tokens, bool)
+    if not whole or max_num_tokens < 1:
+        raise EquipoiseError(f"max_num_tokens is {max_num_tokens!r}; expected 1 or more.")
+    return -(-int(tokens.sum()) // int(max_num_tokens))
+
+
+def chunk_tokens(tokens_per_rank: ArrayLike, max_num_tokens: int) -> NDArray[np.int64]:
+    """Tokens of each rank in each chunk, ``(R, num_chunks)``: equal parts, the first ones larger.
+
+    A chunk may exceed ``max_num_tokens`` by up to one token a rank, as every rank rounds by itself.
+    Parameters are those of ``num_chunks``.
+
+    Raises
+    ------
+    EquipoiseError
+        What ``num_chunks`` refuses, and more than 65,536 chunks.
+    """
+    tokens = _checked_tokens(tokens_per_rank)
+    chunks = num_chunks(tokens, max_num_tokens)
+    if chunks > _MOST_CHUNKS:
+        raise EquipoiseError(f"{chunks} chunks are taken for a mistake; raise max_num_tokens.")
+    part, rest = np.divmod(tokens[:, None], max(chunks, 1))
+    return np.asarray(part + (np.arange(chunks) < rest))
+
+
+def advised_max_tokens(
+    load: ArrayLike,
+    placement: Placement,
+    *,
+    top_k: int,
+    rank_assignments: int,
+    dispatch: Dispatcher = _EVEN,
+) -> int:
+    """The most tokens a chunk can have if no rank is to receive more than its buffers hold.
+
+    From the recorded batch and layer whose busiest rank has the largest part of all assignments; a
+    chunk is taken to be like the batch it is from. A step is not split at all while it has no more
+    tokens than this.
+
+    Parameters
+    ----------
+    load
+        Recorded batches, assignments ``(T, L, E)``; not changed.
+    top_k
+        ``K``, choices per token.
+    rank_assignments
+        What a rank can hold. A token that chose two experts of one rank counts twice.
+    dispatch
+        How copies share the load.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads that do not fit the placement or are all zero, counts below 1, buffers that do not
+        hold a single token of the worst batch.
+    """
+    check_count("top_k", top_k)
+    check_number("rank_assignments", rank_assignments, low=1, high=np.inf)
+    x = checked_load(load, placement, steps=True)
+    total = x.sum(axis=2)
+    if not total.any():
+        raise EquipoiseError("The load is zero everywhere; record some traffic first.")
+    peak = dispatch.peaks(x, placement)
+    worst = float(np.divide(peak, total, out=np.zeros_like(peak), where=total > 0).max())
+    advised = int(np.floor(round(rank_assignments / (worst * top_k), 9)))
+    if advised < 1:
+        raise EquipoiseError(
+            f"Buffers for {rank_assignments} assignments do not hold one token's part on the "
+            f"busiest rank, {worst * top_k:.3g}; give the ranks more room."
+        )
+    return advised
+
+
+def _checked_tokens(tokens_per_rank: ArrayLike) -> NDArray[np.int64]:
+    tokens = as_integers(tokens_per_rank, "Tokens per rank")
+    if tokens.ndim != 1 or not tokens.size:
+        raise EquipoiseError(
+            f"Tokens per rank have shape {tokens.shape}; expected one number a rank."
+        )
+    if not 0 <= tokens.min() <= tokens.max() < _MOST_TOKENS:
+        raise EquipoiseError(
+            f"Ranks have {tokens.min()} to {tokens.max()} tokens; expected 0 to 2**40."
+        )
+    return tokens.astype(np.int64)
