@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,11 @@ def test_refuses_unknown_names_and_shapes():
         rank_cost("abacus")
     with pytest.raises(EquipoiseError, match="multiple of 2"):
         RankCost(token_seconds=1).rank_seconds([1, 2, 3], 2)
+
+
+def test_the_page_lists_every_published_cost():
+    page = (Path(__file__).parents[1] / "docs" / "costs.md").read_text(encoding="utf-8")
+    for name, cost in RANK_COSTS.items():
+        micro = [1e6 * x for x in (cost.fixed_seconds, cost.expert_seconds, cost.token_seconds)]
+        row = f"| `{name}` | {micro[0]:.1f} | {micro[1]:.2f} | {micro[2]:.3f} | {cost.knee:.0f} |"
+        assert row in page

@@ -136,12 +136,11 @@ class Placement:
         """Ascending slots of every expert, ``(L, E, X)`` padded with -1; ``X`` = most copies."""
         width = int(self.copies.max())
         table = np.full((self.num_layers, self.num_experts, width), -1, dtype=np.int64)
-        order = np.argsort(self.slots, axis=1, kind="stable")
+        small = self.slots.astype(np.min_scalar_type(self.num_experts))  # which numpy radix-sorts
+        order = np.argsort(small, axis=1, kind="stable")
         expert = np.take_along_axis(self.slots, order, axis=1)
-        first = np.concatenate([np.zeros((self.num_layers, 1), np.int64), self.copies], axis=1)
-        ordinal = np.arange(self.num_slots) - np.take_along_axis(
-            np.cumsum(first, axis=1), expert, axis=1
-        )
+        first = np.cumsum(self.copies, axis=1) - self.copies
+        ordinal = np.arange(self.num_slots) - np.take_along_axis(first, expert, axis=1)
         table[np.arange(self.num_layers)[:, None], expert, ordinal] = order
         return table
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def plan(trace: Trace) -> Plan:
     slots = np.take_along_axis(order, np.argsort(rank, kind="stable")[None, :], axis=1)
     placement = Placement(slots, num_ranks=RANKS, num_experts=EXPERTS, layer_ids=trace.layer_ids)
     load = trace.total.astype(np.float64)
-    return Plan(
+    return SimpleNamespace(  # what the page reads of a plan
         placement=placement,
         planner="ToAndFro(an_option_with_a_long_name=False, another_with_a_longer_name=True)",
         dispatch="even",
@@ -72,6 +73,7 @@ def plan(trace: Trace) -> Plan:
         bound=load.sum(axis=1) / RANKS,
         binding=tuple(Binding(n, "copies", f"layer {n}: too few copies") for n in trace.layer_ids),
         status="Load it.",
+        gap=rank_loads(load, placement).max(axis=1).sum() * RANKS / load.sum() - 1,
     )
 
 

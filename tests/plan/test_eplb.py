@@ -240,6 +240,19 @@ def test_loads_near_the_ends_of_float64(sign):
         assert slots_of(planner, np.ldexp(load, sign * 1000), 16, 8) == plain
 
 
+@pytest.mark.parametrize("planner", [Greedy(), Hierarchical(num_groups=2), TrtllmGreedy()])
+def test_ranks_that_are_not_alike_are_not_passed_over_in_silence(planner):
+    for unequal in ({"speed": (1, 2)}, {"room": (1, 2)}):
+        status = planner.plan(Problem([A], Topology(2, **unequal), 12)).status
+        assert status.startswith("Planned as if all ranks were alike in speed and room; Robust")
+    assert "alike" not in planner.plan(Problem([A], Topology(2), 12)).status
+
+
+def test_loads_that_differ_in_the_tenth_digit_are_told_apart():
+    load = 1 + 1e-10 * np.random.default_rng(0).permutation(600)
+    assert slots_of(Greedy(), [load], 600, 6) == [reference.distinct(load, 600, 6)]
+
+
 def test_too_large_a_total_is_refused():
     with pytest.raises(EquipoiseError, match=r"layer 1 add up to infinity; scale them down"):
         slots_of(Greedy(), [[1, 1], [1e308, 1.7e308]], 2, 2)

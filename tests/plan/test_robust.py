@@ -11,8 +11,9 @@ from equipoise.dispatch import MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Greedy, Problem, evaluate, peak_lower_bound
 from equipoise.plan import _robust_kernels as kernels
-from equipoise.plan.robust import Progress, Robust, _tail_mean
+from equipoise.plan.robust import Robust
 from equipoise.plan.robust_scenarios import MAX_WINDOWS, read_history
+from equipoise.plan.search import Progress, _tail_mean
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 from tests.conftest import SHARED_DATA
@@ -48,13 +49,20 @@ def layers(draw):
     return load, risk, rng.dirichlet(np.ones(T)), plan.placement.slots[0].copy(), num_ranks
 
 
+def plain(num_ranks, load):
+    """Equal ranks and no terms, as the kernels take them."""
+    node = np.zeros(num_ranks, dtype=np.int64)
+    ranks = kernels.Ranks(np.ones(num_ranks), node, False, 0.0, 0.0)
+    return ranks, kernels.Terms(np.zeros((num_ranks, len(load))), 0, False, 0.0)
+
+
 @given(layers(), st.sampled_from([1.0, 0.5, 0.3]), st.integers(1, 5))
 def test_even_kernel_keeps_the_objective_it_says(layer, tail, bits):
     load, risk, weight, slots, num_ranks = layer
     tail = max(tail, weight.min())
     start = slots.copy()
-    found, value = kernels.anneal_even(
-        load, risk, weight, slots, num_ranks, 300, 1e-1, 1e-3, tail, bits, False, 5
+    found, value = kernels.anneal_fixed(
+        load, risk, weight, slots, *plain(num_ranks, load), 300, 1e-1, 1e-3, tail, bits, False, 5
     )
     assert np.array_equal(slots, start)
     expected = reference.even_objective(load, risk, weight, found, num_ranks, tail, bits)
@@ -70,7 +78,7 @@ def test_minmax_kernel_reaches_the_exact_split(layer):
     load, _, _, slots, num_ranks = layer
     load = load[:, :1].copy()
     found, value = kernels.anneal_minmax(
-        load, np.ones(1), slots, num_ranks, 200, 1e-2, 1e-4, 1.0, 4, True, 5
+        load, np.ones(1), slots, *plain(num_ranks, load), 200, 1e-2, 1e-4, 1.0, 4, True, 5
     )
     problem = Problem(load.T, Topology(num_ranks), len(slots))
     exact = MinMax().peaks(load.T[None], problem.placement(found[None]))[0, 0]
@@ -251,7 +259,7 @@ def test_history_is_normalised_and_bounded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dispatch": "nearest"}, "no dispatcher 'nearest'"),
+        ({"dispatch": "divine"}, "no dispatcher 'divine'"),
         ({"tail": 1.5}, "tail is 1.5; expected a share"),
         ({"tail": float("nan")}, "tail is nan"),
         ({"moves": -1}, "moves is -1"),

@@ -53,3 +53,44 @@ def best_peak(load, num_ranks, slots_per_rank):
 
     place([], 0)
     return best
+
+
+def shares_of(slots, num_ranks, node, near):
+    """Share of each expert's load on each rank, ``{(rank, expert): share}``; -1 is no slot."""
+    size = len(slots) // num_ranks
+    hosts = {}
+    for slot, expert in enumerate(slots):
+        if expert >= 0:
+            hosts.setdefault(int(expert), []).append(slot // size)
+    shares = {}
+    for expert, ranks in hosts.items():
+        for source in set(node):  # every node sends as much as any other
+            own = [r for r in ranks if node[r] == source]
+            used = own if near and own else ranks
+            for r in used:
+                part = 1 / len(used) / len(set(node))
+                shares[r, expert] = shares.get((r, expert), 0) + part
+    return shares
+
+
+def timed_sums(load, risk, slots, num_ranks, slowness, node, near, floor, pad):
+    """What every rank counts, ``(R, T)``, on unequal ranks."""
+    sums = np.zeros((num_ranks, load.shape[1]))
+    for (r, e), share in shares_of(slots, num_ranks, node, near).items():
+        for t in range(load.shape[1]):
+            x = load[e, t] * share + risk[e, t] * share**2
+            if floor > 0 and load[e, t] > 0:
+                x = max(floor, x + pad)
+            sums[r, t] += slowness[r] * x
+    return sums
+
+
+def extra(slots, num_ranks, node, price, homes, by_node, missing):
+    """Prices of experts on ranks, and of homes they are short of."""
+    size = len(slots) // num_ranks
+    total = sum(price[s // size, e] for s, e in enumerate(slots) if e >= 0)
+    for expert in range(price.shape[1]):
+        ranks = [s // size for s, e in enumerate(slots) if e == expert]
+        where = {node[r] for r in ranks} if by_node else set(ranks)
+        total += missing * max(0, homes - len(where))
+    return total

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def placed(recorded: Trace, num_ranks: int) -> Placement:
 def planned(recorded: Trace, placement: Placement) -> Plan:
     load = recorded.total.astype(np.float64)
     mean = load.sum(axis=1) / placement.num_ranks
-    return Plan(
+    return SimpleNamespace(  # what the page reads of a plan
         placement=placement,
         planner="ByHand()",
         dispatch="even",
@@ -68,6 +69,7 @@ def planned(recorded: Trace, placement: Placement) -> Plan:
             for layer, kind in zip(recorded.layer_ids, ("mean", "experts", "copies"), strict=True)
         ),
         status="Load it, then look again.",
+        gap=0.25,
     )
 
 

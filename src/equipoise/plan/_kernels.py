@@ -14,38 +14,46 @@ from numba import njit
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_ROUNDING = 1e-12  # relative: what a proof has to exceed
+_WORTH = 1e-6  # relative: what a bound is raised by, or not at all
 
 _compiled = njit(cache=True, nogil=True)
 
 
 @_compiled
-def _sift_down(heap: Ints, size: int, root: int, key: Floats, high_ties: bool) -> None:
-    """Restore the heap below ``root``: largest key on top, equal keys by expert id."""
-    while True:
-        top = root
-        for child in (2 * root + 1, 2 * root + 2):
-            if child >= size:
-                continue
-            a, b = heap[child], heap[top]
-            if key[a] > key[b] or (key[a] == key[b] and (a > b) == high_ties):
-                top = child
-        if top == root:
-            return
-        heap[root], heap[top] = heap[top], heap[root]
-        root = top
+def _play(winner: Ints, node: int, key: Floats, high_ties: bool) -> None:
+    a, b = winner[2 * node], winner[2 * node + 1]
+    winner[node] = b if key[b] > key[a] or (high_ties and key[b] == key[a]) else a
 
 
 @_compiled
-def _sift_up(heap: Ints, leaf: int, key: Floats) -> None:
-    """Restore the heap above ``leaf``: largest key on top, equal keys by lowest id."""
-    while leaf > 0:
-        parent = (leaf - 1) // 2
-        a, b = heap[leaf], heap[parent]
-        if key[a] < key[b] or (key[a] == key[b] and a > b):
-            return
-        heap[leaf], heap[parent] = b, a
-        leaf = parent
+def _tournament(key: Floats, high_ties: bool) -> Ints:
+    """A tree of matches, won by the larger key, among equals by the lower index (or the higher).
+
+    ``winner[1]`` has won all; the matches of node ``i`` are between nodes ``2 i`` and ``2 i + 1``.
+    The last index stands in for those missing to a power of two.
+    """
+    size = 1
+    while size < key.size:
+        size *= 2
+    winner = np.empty(2 * size, np.int64)
+    for leaf in range(size):
+        winner[size + leaf] = min(leaf, key.size - 1)
+    for node in range(size - 1, 0, -1):
+        _play(winner, node, key, high_ties)
+    return winner
+
+
+@_compiled
+def _replay(winner: Ints, index: int, key: Floats, high_ties: bool) -> None:
+    """Play the matches of one index again, its key having changed."""
+    node = (winner.size // 2 + index) // 2
+    while node > 0:
+        _play(winner, node, key, high_ties)
+        node //= 2
 
 
 @_compiled
@@ -66,19 +74,13 @@ def replicate(load: Floats, num_slots: int, most_copies: int, high_ties: bool) -
     if num_slots == E:
         return expert, copies
     key = load.copy()
-    heap = np.arange(E)
-    size = E
-    for root in range(E // 2 - 1, -1, -1):
-        _sift_down(heap, size, root, key, high_ties)
+    winner = _tournament(key, high_ties)
     for slot in range(E, num_slots):
-        e = heap[0]
+        e = winner[1]
         expert[slot] = e
         copies[e] += 1
-        key[e] = load[e] / copies[e]
-        if copies[e] == most_copies:
-            size -= 1
-            heap[0] = heap[size]
-        _sift_down(heap, size, 0, key, high_ties)
+        key[e] = load[e] / copies[e] if copies[e] < most_copies else -1.0
+        _replay(winner, e, key, high_ties)
     return expert, copies
 
 
@@ -90,6 +92,92 @@ def adams_counts(load_LE: Floats, num_slots: int, most_copies: int) -> Ints:
     for layer in range(L):
         copies_LE[layer] = replicate(load_LE[layer], num_slots, most_copies, False)[1]
     return copies_LE
+
+
+@_compiled
+def spread(work_NE: Doubles, num_slots: int, capacity: Doubles, fixed: float) -> Doubles:
+    """What a rank takes at least for the ``j + 1`` heaviest experts of a row, ``(N, E)``.
+
+    They are on some ``x`` ranks; so are at least ``x S / R - (S - E)`` experts in all, each of
+    which has no copy elsewhere. The least over ``x`` of what these bring, over the fastest ``x``.
+
+    Parameters
+    ----------
+    work_NE
+        What each expert takes, heaviest first.
+    capacity
+        Summed speed of the fastest 1, 2, ... ``R`` ranks, ``(R,)``.
+    fixed
+        What each rank takes besides.
+    """
+    N, E = work_NE.shape
+    R = capacity.size
+    C, extra = num_slots // R, num_slots - E
+    least_NE = np.full((N, E), np.inf)
+    lightest = np.zeros(E + 1)  # sums of the lightest 0, 1, ... experts
+    for row in range(N):
+        for i in range(E):
+            lightest[i + 1] = lightest[i] + work_NE[row, E - 1 - i]
+        heaviest = 0.0
+        for j in range(1, E + 1):
+            heaviest += work_NE[row, j - 1]
+            fewest = -(-j // C) if j < E else R  # all experts are on all ranks
+            for x in range(fewest, min(R, j + extra) + 1):
+                beside = min(max(0, x * C - j - extra), E - j)
+                share = (heaviest + lightest[beside] + x * fixed) / capacity[x - 1]
+                least_NE[row, j - 1] = min(least_NE[row, j - 1], share)
+    return least_NE
+
+
+@_compiled
+def _cannot_fit(load: Doubles, level: float, num_slots: int, num_ranks: int) -> bool:
+    """Proof that no even split keeps every rank at or below ``level``; ``False`` if there is none.
+
+    Each expert needs ``load / level`` copies, rounded up; few slots are then to spare. What sits
+    beside the heaviest copies is bounded as in ``spread``, with these copies for experts.
+    """
+    C = num_slots // num_ranks
+    copies = np.maximum(1, np.ceil(load / level * (1 - _ROUNDING))).astype(np.int64)
+    needed = copies.sum()
+    spare = num_slots - needed
+    if spare < 0:
+        return True
+    order = np.argsort(-load / copies, kind="mergesort")
+    lightest = np.zeros(needed + 1)  # sums of the lightest 0, 1, ... copies
+    m = 0
+    for e in order[::-1]:
+        for _ in range(copies[e]):
+            lightest[m + 1] = lightest[m] + load[e] / copies[e]
+            m += 1
+    n, heaviest = 0, 0.0
+    for e in order:
+        n += copies[e]
+        heaviest += load[e]
+        least = np.inf
+        for x in range(-(-n // C), min(num_ranks, n + spare) + 1):
+            beside = min(max(0, x * C - n - spare), needed - n)
+            least = min(least, (heaviest + lightest[beside]) / x)
+        if least > level * (1 + _ROUNDING):
+            return True
+    return False
+
+
+@_compiled
+def raise_even_bound(load_NE: Doubles, bound_N: Doubles, num_slots: int, num_ranks: int) -> Doubles:
+    """The bounds of rows, each raised to the highest level found that provably cannot be kept."""
+    raised = bound_N.copy()
+    for row in range(len(load_NE)):
+        above = raised[row] * (1 + _WORTH)
+        if above == 0 or not _cannot_fit(load_NE[row], above, num_slots, num_ranks):
+            continue
+        raised[row], high = above, 2 * above
+        for _ in range(30):
+            middle = (raised[row] + high) / 2
+            if _cannot_fit(load_NE[row], middle, num_slots, num_ranks):
+                raised[row] = middle
+            else:
+                high = middle
+    return raised
 
 
 @_compiled
@@ -111,19 +199,15 @@ def _pack(weight: Floats, num_bins: int) -> Ints:
     """
     bin_size = weight.size // num_bins
     place = np.empty(weight.size, np.int64)
-    free = np.zeros(num_bins)  # minus the load: the lightest bin has the largest
+    free = np.zeros(num_bins)  # minus the load; minus infinity once full
     filled = np.zeros(num_bins, np.int64)
-    heap = np.arange(num_bins)
-    size = num_bins
+    lightest = _tournament(free, False)
     for item in np.argsort(-weight, kind="mergesort"):
-        b = heap[0]
+        b = lightest[1]
         place[item] = b * bin_size + filled[b]
-        free[b] -= weight[item]
         filled[b] += 1
-        if filled[b] == bin_size:
-            size -= 1
-            heap[0] = heap[size]
-        _sift_down(heap, size, 0, free, False)
+        free[b] = free[b] - weight[item] if filled[b] < bin_size else -np.inf
+        _replay(lightest, b, free, False)
     return place
 
 
@@ -139,7 +223,7 @@ def _holds(held_RC: Ints, filled: Ints, rank: int, expert: int) -> Any:
 
 
 @_compiled
-def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, free: Floats) -> None:
+def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, load: Floats) -> None:
     """Place a copy when every rank with room holds its expert already.
 
     Then a full rank lacks the expert, which has at most ``R`` copies, and at least two experts of
@@ -154,21 +238,21 @@ def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, free: Fl
             continue
         for p in range(C):
             other = held_RC[full, p]
-            left = -free[full] - share[other] + share[expert]
+            left = load[full] - share[other] + share[expert]
             for rank in range(R):
-                peak = max(left, -free[rank] + share[other])
+                peak = max(left, load[rank] + share[other])
                 if filled[rank] < C and peak < best and not _holds(held_RC, filled, rank, other):
                     best, source, position, target = peak, full, p, rank
     other = held_RC[source, position]
     held_RC[target, filled[target]] = other
     filled[target] += 1
-    free[target] -= share[other]
+    load[target] += share[other]
     held_RC[source, position] = expert
-    free[source] += share[other] - share[expert]
+    load[source] -= share[other] - share[expert]
 
 
 @_compiled
-def _pack_distinct(share: Floats, copies: Ints, num_ranks: int) -> Ints:
+def _pack_distinct(share: Floats, copies: Ints, order: Ints, held_RC: Ints) -> None:
     """Heaviest copies first, those of an expert to as many of the lightest ranks with room.
 
     No expert has more than ``R`` copies, and no rank gets two of one expert.
@@ -177,37 +261,36 @@ def _pack_distinct(share: Floats, copies: Ints, num_ranks: int) -> Ints:
     ----------
     share, copies
         Load of a copy and number of copies of each expert, ``(E,)``.
-
-    Returns
-    -------
-    The expert of every slot, ``(S,)``.
+    order
+        Experts by decreasing share, ``(E,)``.
+    held_RC
+        Receives the experts of every rank.
     """
-    C = copies.sum() // num_ranks
-    held_RC = np.empty((num_ranks, C), np.int64)
-    free = np.zeros(num_ranks)  # minus the load: the lightest rank has the largest
-    filled = np.zeros(num_ranks, np.int64)
-    heap = np.arange(num_ranks)  # the ranks with room
-    taken = np.empty(num_ranks, np.int64)
-    size = num_ranks
-    for expert in np.argsort(-share, kind="mergesort"):
-        num_direct = min(copies[expert], size)
+    R, C = held_RC.shape
+    load = np.zeros(R)
+    free = np.zeros(R)  # minus the load; minus infinity where no copy can go
+    filled = np.zeros(R, np.int64)
+    taken = np.empty(R, np.int64)
+    lightest = _tournament(free, False)
+    num_open = R
+    for expert in order:
+        num_direct = min(copies[expert], num_open)
         for i in range(num_direct):
-            rank = heap[0]
+            rank = lightest[1]
             taken[i] = rank
             held_RC[rank, filled[rank]] = expert
             filled[rank] += 1
-            free[rank] -= share[expert]
-            size -= 1
-            heap[0] = heap[size]
-            _sift_down(heap, size, 0, free, False)
+            load[rank] += share[expert]
+            if i + 1 < num_direct:
+                free[rank] = -np.inf
+                _replay(lightest, rank, free, False)
         for _ in range(num_direct, copies[expert]):
-            _make_room(expert, share, held_RC, filled, free)
+            _make_room(expert, share, held_RC, filled, load)
         for rank in taken[:num_direct]:
-            if filled[rank] < C:
-                heap[size] = rank
-                size += 1
-                _sift_up(heap, size - 1, free)
-    return held_RC.ravel()
+            is_open = filled[rank] < C
+            num_open -= not is_open
+            free[rank] = -load[rank] if is_open else -np.inf
+            _replay(lightest, rank, free, False)
 
 
 @_compiled
@@ -232,19 +315,57 @@ def eplb_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
 
 
 @_compiled
-def distinct_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
-    """As ``eplb_slots``, and no rank holds an expert twice. Needs ``S <= E * R``."""
+def _distinct_counts(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
+    """Adams' copies, at most ``R``, ``(L, E)``; even ones in a layer without load."""
     L, E = load_LE.shape
+    copies_LE = np.empty((L, E), np.int64)
+    for layer in range(L):
+        if load_LE[layer].max() > 0:
+            copies_LE[layer] = replicate(load_LE[layer], num_slots, num_ranks, False)[1]
+        else:
+            copies_LE[layer] = _even_counts(E, num_slots)
+    return copies_LE
+
+
+@_compiled
+def _distinct_places(
+    share_LE: Floats, copies_LE: Ints, order_LE: Ints, num_slots: int, num_ranks: int
+) -> Ints:
+    """Every layer packed, ``(L, S)``; one without load dealt out."""
+    L, E = share_LE.shape
     slots_LS = np.empty((L, num_slots), np.int64)
     for layer in range(L):
-        load = load_LE[layer]
-        if load.max() > 0:
-            copies = replicate(load, num_slots, num_ranks, False)[1]
-            slots_LS[layer] = _pack_distinct(load / copies, copies, num_ranks)
+        held_RC = slots_LS[layer].reshape(num_ranks, -1)
+        if share_LE[layer, order_LE[layer, 0]] > 0:
+            _pack_distinct(share_LE[layer], copies_LE[layer], order_LE[layer], held_RC)
         else:
             # Dealt one by one: the copies of an expert are neighbours, so on different ranks.
-            dealt = np.repeat(np.arange(E), _even_counts(E, num_slots))
-            slots_LS[layer] = dealt.reshape(-1, num_ranks).T.copy().ravel()
+            dealt = np.repeat(np.arange(E), copies_LE[layer])
+            held_RC[:] = dealt.reshape(-1, num_ranks).T
+    return slots_LS
+
+
+def _heaviest_first(share_LE: Doubles) -> Ints:
+    """Experts by decreasing share, ``(L, E)``; shares that agree to 10 digits by lowest id.
+
+    The bits of non-negative doubles sort as the doubles do; the last ones make room for the id, so
+    that plain numbers are sorted, several times faster than a stable sort of indices.
+    """
+    E = share_LE.shape[1]
+    mask = (1 << E.bit_length()) - 1
+    key = (share_LE.view(np.int64) | mask) - np.arange(E)
+    key.sort(axis=1)
+    order: Ints = mask - (key[:, ::-1] & mask)
+    return order
+
+
+def distinct_slots(load_LE: Doubles, num_slots: int, num_ranks: int) -> Ints:
+    """As ``eplb_slots``, and no rank holds an expert twice. Needs ``S <= E * R``."""
+    copies_LE: Ints = _distinct_counts(load_LE, num_slots, num_ranks)
+    share_LE = load_LE / copies_LE
+    slots_LS: Ints = _distinct_places(
+        share_LE, copies_LE, _heaviest_first(share_LE), num_slots, num_ranks
+    )
     return slots_LS
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import as_loads, check_count
-from equipoise.dispatch import dispatcher
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch.split import rank_speeds
 from equipoise.errors import EquipoiseError
-from equipoise.placement import Placement, check_slot_count
-from equipoise.plan.problem import Binding, Plan, Problem
+from equipoise.placement import check_slot_count
+from equipoise.topology import Topology
+
+if TYPE_CHECKING:
+    from equipoise.plan.problem import Plan, Problem
 
 Floats = NDArray[np.float64]
 
@@ -17,29 +27,52 @@ _ROUNDING = 1e-9  # relative: bounds that differ by less are equal
 _GAIN = 0.02  # relative: what is worth advice
 
 
-def peak_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
+@dataclass(frozen=True)
+class Binding:
+    """The constraint that keeps a layer's peak from being lower.
+
+    ``kind`` is ``mean`` (nothing binds: perfect balance is not excluded), ``experts`` (the heaviest
+    experts have too few copies), ``copies`` (an even split over the copies), ``slots`` (that, and
+    the places of the copies) or ``weights`` (reading the weights of the active experts); ``text``
+    says it to a person: "layer 17: expert 203 alone is 4.1x the mean; only copies help".
+    """
+
+    layer: int
+    kind: str
+    text: str
+
+
+def peak_lower_bound(
+    load_LE: ArrayLike, num_ranks: int, num_slots: int, *, speed: ArrayLike | None = None
+) -> Floats:
     """The least peak any placement of the loads can have, whatever the dispatcher.
 
-    For the ``j`` heaviest experts at most ``j + S - E`` slots exist, so their load cannot be shared
-    by more than ``min(R, j + S - E)`` ranks.  The bound is the largest such share, over all ``j``.
+    For the ``j`` heaviest experts at most ``j + S - E`` slots exist, so they are on some ``x``
+    ranks, ``x`` at most that many. Of the ``x S / R`` slots there, all but ``S - E`` are the only
+    or last copies of an expert each; so besides the ``j``, the ranks carry at least the
+    ``x S / R - j - (S - E)`` lightest. The bound is the least share over ``x`` of the worst ``j``.
 
     Parameters
     ----------
     load_LE
         Assignments per layer and expert, ``(L, E)``; not changed.
+    speed
+        Of each rank, ``(R,)``; only ratios count. ``None``: all alike.
 
     Returns
     -------
-    ``(L,)`` float64, assignments on the busiest rank.
+    ``(L,)`` float64: assignments on the busiest rank; with speeds, on the slowest over its relative
+    speed.
 
     Raises
     ------
     EquipoiseError
-        Loads that are no finite numbers >= 0, slots that do not fit.
+        Loads that are no finite numbers >= 0, slots or speeds that do not fit.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
-    bound: Floats = _prefix_shares(load, num_ranks, num_slots).max(axis=1)
+    topology = Topology(num_ranks, speed=None if speed is None else tuple(np.ravel(speed)))
+    bound: Floats = _spread(load, num_slots, topology.relative_speed, 0.0).max(axis=1)
     return bound
 
 
@@ -50,11 +83,64 @@ def even_split_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -
     least when each redundant slot goes to the largest load per copy, as in Adams' method of
     apportionment; copies beyond one a rank lower nothing.
 
-    Parameters and result as for ``peak_lower_bound``.
+    Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
-    bound: Floats = _load_per_copy(load, num_ranks, num_slots).max(axis=1)
+    bound: Floats = _load_per_copy(load, num_slots, num_ranks).max(axis=1)
+    return bound
+
+
+def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
+    """The least peak of any even split, by counts and places together: the best bound there is.
+
+    To stay below a level, an expert needs its load over the level in copies; that leaves so many
+    slots to spare. With these copies in place of experts, and the spare slots in place of the
+    redundant ones, the argument of ``peak_lower_bound`` may prove that the level cannot be kept.
+
+    Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
+    """
+    spread = peak_lower_bound(load_LE, num_ranks, num_slots)
+    split = even_split_lower_bound(load_LE, num_ranks, num_slots)
+    return _joint(_as_load(load_LE), np.maximum(spread, split), num_slots, num_ranks)
+
+
+def active_lower_bound(load_LE: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
+    """The fewest active experts the busiest rank can have, whatever placement and dispatcher.
+
+    Every expert with load is active somewhere.
+
+    Returns
+    -------
+    ``(L,)`` int64.
+    """
+    check_count("num_ranks", num_ranks)
+    active: NDArray[np.int64] = -(-np.count_nonzero(_as_load(load_LE), axis=1) // num_ranks)
+    return active
+
+
+def time_lower_bound(
+    load_LE: ArrayLike, topology: Topology, num_slots: int, cost: RankCost
+) -> Floats:
+    """The least time of a layer, whatever placement and dispatcher.
+
+    ``peak_lower_bound`` with the time an expert takes unsplit for its load, and the fixed time on
+    every rank: splitting never takes less. And at least what the ranks take to read the weights of
+    every active expert once.
+
+    Returns
+    -------
+    Seconds, ``(L,)``.
+
+    Raises
+    ------
+    EquipoiseError
+        As ``peak_lower_bound``.
+    """
+    load = _as_load(load_LE)
+    check_slot_count(num_slots, num_ranks=topology.num_ranks, num_experts=load.shape[1])
+    spread, reading = _times(load, num_slots, topology, cost)
+    bound: Floats = np.maximum(spread.max(axis=1), reading)
     return bound
 
 
@@ -112,40 +198,111 @@ def hierarchy_lower_bound(
     return node * num_nodes / num_ranks
 
 
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What no placement can be below, row by row of some loads, and by which argument.
+
+    Parameters
+    ----------
+    work
+        What each expert adds to its ranks if they share it to perfection, ``(N, E)``.
+    spread
+        Share of a rank if the ``j + 1`` heaviest experts spread as far as they can, ``(N, E)``.
+    per_copy
+        What a rank takes for one even copy of each expert; 0 for other dispatchers, ``(N, E)``.
+    joint
+        Even copies and their places together; 0 where there is no such bound, ``(N,)``.
+    reading
+        Reading the weights of the active experts; 0 without a cost, ``(N,)``.
+    num_ranks, num_slots
+        ``R`` and ``S``.
+    """
+
+    work: Floats
+    spread: Floats
+    per_copy: Floats
+    joint: Floats
+    reading: Floats
+    num_ranks: int
+    num_slots: int
+
+    @property
+    def mean(self) -> Floats:
+        """Everything spread over everything, ``(N,)``."""
+        return self.spread[:, -1]
+
+    @cached_property
+    def bound(self) -> Floats:
+        """The best of all, ``(N,)``; read-only."""
+        rows = (self.spread.max(axis=1), self.per_copy.max(axis=1), self.joint, self.reading)
+        bound: Floats = np.max(rows, axis=0)
+        bound.flags.writeable = False
+        return bound
+
+
+def limits(load_NE: Floats, num_slots: int, num_ranks: int, dispatch: Dispatcher) -> Limits:
+    """All bounds on the peaks of a dispatcher, in its unit, for checked loads."""
+    topology: Topology = getattr(dispatch, "topology", None) or Topology(num_ranks)
+    cost: RankCost | None = getattr(dispatch, "cost", None)
+    work, reading = load_NE, np.zeros(len(load_NE))
+    if cost is None:
+        spread = _spread(load_NE, num_slots, topology.relative_speed, 0.0)
+    else:
+        work = cost.slot_seconds(load_NE)
+        spread, reading = _times(load_NE, num_slots, topology, cost)
+    per_copy, joint = np.zeros_like(load_NE), np.zeros(len(load_NE))
+    if dispatch.name == "even":  # copies that take unequal shares are bound by their experts alone
+        # A fast rank may take several copies of an expert: there, none of them is useless.
+        most_copies = num_ranks if topology.speed is None else num_slots
+        per_copy = _load_per_copy(load_NE, num_slots, most_copies)
+        if cost is not None:
+            per_copy = cost.fixed_seconds + cost.slot_seconds(per_copy)
+        per_copy /= rank_speeds(topology, num_ranks, cost).max()
+        if cost is None and topology.speed is None:
+            best = np.maximum(spread.max(axis=1), per_copy.max(axis=1))
+            joint = _joint(load_NE, best, num_slots, num_ranks)
+    return Limits(work, spread, per_copy, joint, reading, num_ranks, num_slots)
+
+
+def bindings(of: Limits, layer_ids: Sequence[int]) -> tuple[Binding, ...]:
+    """What makes the bound of each row."""
+    named = [(layer, *_binding(of, row)) for row, layer in enumerate(layer_ids)]
+    return tuple(Binding(layer, kind, f"layer {layer}: {text}") for layer, kind, text in named)
+
+
 def certify(
-    problem: Problem, slots_LS: NDArray[np.int64], *, planner: str, dispatch: str = "even"
+    problem: Problem,
+    slots_LS: NDArray[np.int64],
+    *,
+    planner: str,
+    dispatch: str | Dispatcher = "even",
+    note: str = "",
 ) -> Plan:
-    """The plan with this placement: its peaks under the dispatcher, bounds, what binds, advice.
+    """The plan with this placement, which bounds itself.
+
+    Parameters
+    ----------
+    dispatch
+        The dispatcher it was made for; by name, it is told of the problem's topology.
+    note
+        What the planner has to say, before the advice.
 
     Raises
     ------
     EquipoiseError
         Loads of a layer that add up to infinity, an unknown dispatcher.
     """
-    placement = problem.placement(slots_LS)
-    load = _finite_total(problem)
-    peak = _peak(load, placement, dispatch)
-    bound, binding = _bind(load, problem, dispatch)
-    return Plan(
-        placement=placement,
+    from equipoise.plan.problem import Plan  # which needs this module
+
+    plan = Plan(
+        placement=problem.placement(slots_LS),
         planner=planner,
-        dispatch=dispatch,
-        load=load,
-        peak=peak,
-        bound=bound,
-        binding=binding,
-        status=_advice(peak, bound, load.sum(axis=1) / placement.num_ranks, binding),
+        problem=problem,
+        dispatcher=dispatcher(dispatch, problem.topology),
+        note=note,
     )
-
-
-def _peak(load: Floats, placement: Placement, dispatch: str) -> Floats:
-    if dispatch != "even":
-        return dispatcher(dispatch).peaks(load[None], placement).reshape(-1)
-    # One row a layer: gathering slots is several times faster than the sums over many batches.
-    shape = (placement.num_layers, placement.num_ranks, placement.slots_per_rank)
-    per_slot = np.take_along_axis(load / placement.copies, placement.slots, axis=1)
-    peak: Floats = per_slot.reshape(shape).sum(axis=2).max(axis=1)
-    return peak
+    _check_total(plan)
+    return plan
 
 
 def check_groups(num_experts: int, num_groups: int, num_nodes: int) -> None:
@@ -171,31 +328,52 @@ def _as_load(load_LE: ArrayLike) -> Floats:
     return load
 
 
-def _finite_total(problem: Problem) -> Floats:
+def _check_total(plan: Plan) -> None:
     with np.errstate(over="ignore"):
-        load = problem.total
-        total = load.sum(axis=1)
+        total = plan.load.sum(axis=1)
     if not np.isfinite(total).all():
-        layer = problem.layer_ids[int(np.argmin(np.isfinite(total)))]
+        layer = plan.placement.layer_ids[int(np.argmin(np.isfinite(total)))]
         raise EquipoiseError(f"The loads of layer {layer} add up to infinity; scale them down.")
-    return load
 
 
-def _prefix_shares(load: Floats, num_ranks: int, num_slots: int) -> Floats:
-    """Share of a rank if the ``j + 1`` heaviest experts spread as far as they can, ``(L, E)``."""
-    num_experts = load.shape[1]
-    reach = np.minimum(num_ranks, np.arange(1, num_experts + 1) + num_slots - num_experts)
-    shares: Floats = np.cumsum(-np.sort(-load, axis=1), axis=1) / reach
-    return shares
-
-
-def _load_per_copy(load: Floats, num_ranks: int, num_slots: int) -> Floats:
-    """Load per copy under the counts that make its maximum least, ``(L, E)``."""
+def _spread(work_NE: Floats, num_slots: int, speed: Floats, fixed: float) -> Floats:
+    """Least share of a rank of what the ``j + 1`` heaviest experts bring, ``(N, E)``."""
     from equipoise.plan import _kernels  # numba takes long to import
 
-    useful = min(num_slots, load.shape[1] * num_ranks)
-    copies: NDArray[np.int64] = _kernels.adams_counts(load, useful, num_ranks)
-    return load / copies
+    spread: Floats = _kernels.spread(
+        -np.sort(-work_NE, axis=1), num_slots, np.cumsum(-np.sort(-speed)), fixed
+    )
+    return spread
+
+
+def _times(
+    load_NE: Floats, num_slots: int, topology: Topology, cost: RankCost
+) -> tuple[Floats, Floats]:
+    """``_spread`` in seconds; what reading the active experts' weights takes, ``(N,)``."""
+    speed = rank_speeds(topology, topology.num_ranks, cost)
+    spread = _spread(cost.slot_seconds(load_NE), num_slots, speed, cost.fixed_seconds)
+    done = cost.fixed_seconds + cost.expert_seconds * np.arange(load_NE.shape[1] + 1)
+    # The ranks are done with so many reads at these times, in order; nothing to read comes first.
+    reads = np.sort((done[1:, None] / speed).ravel())
+    times = np.concatenate([[done[0] / speed.min()], reads])
+    return spread, times[np.count_nonzero(load_NE, axis=1)]
+
+
+def _joint(load_NE: Floats, bound_N: Floats, num_slots: int, num_ranks: int) -> Floats:
+    """The bounds, raised where even copies and their places together prove more."""
+    from equipoise.plan import _kernels  # numba takes long to import
+
+    raised: Floats = _kernels.raise_even_bound(load_NE, bound_N, num_slots, num_ranks)
+    return raised
+
+
+def _load_per_copy(load_NE: Floats, num_slots: int, most_copies: int) -> Floats:
+    """Load per copy under the counts that make its maximum least, ``(N, E)``."""
+    from equipoise.plan import _kernels  # numba takes long to import
+
+    useful = min(num_slots, load_NE.shape[1] * most_copies)
+    copies: NDArray[np.int64] = _kernels.adams_counts(load_NE, useful, most_copies)
+    return load_NE / copies
 
 
 def _slot_prefix_bound(slots: Floats, num_ranks: int) -> Floats:
@@ -224,27 +402,25 @@ def _pigeonhole_bound(slots: Floats, num_ranks: int) -> Floats:
     return bound
 
 
-def _bind(load: Floats, problem: Problem, dispatch: str) -> tuple[Floats, tuple[Binding, ...]]:
-    """The best bound of each layer under the dispatcher, and what makes it."""
-    num_ranks, num_slots = problem.topology.num_ranks, problem.num_slots
-    shares = _prefix_shares(load, num_ranks, num_slots)
-    # Copies that take unequal shares are bound by the experts they belong to alone.
-    per_copy = _load_per_copy(load, num_ranks, num_slots) if dispatch == "even" else 0 * load
-    mean = load.sum(axis=1) / num_ranks
-    spread, split = shares.max(axis=1), per_copy.max(axis=1)
-    bound = np.maximum(spread, split)
-    binding = []
-    for row, layer in enumerate(problem.layer_ids):
-        if bound[row] <= mean[row] * (1 + _ROUNDING):
-            kind, text = "mean", _mean_text(mean[row])
-        elif split[row] > spread[row] * (1 + _ROUNDING):
-            kind, text = "copies", _copies_text(per_copy[row], mean[row])
-        else:
-            heavy = int(np.argmax(shares[row] >= spread[row] * (1 - _ROUNDING))) + 1
-            reach = min(num_ranks, heavy + num_slots - problem.num_experts)
-            kind, text = "experts", _experts_text(load[row], heavy, reach, mean[row])
-        binding.append(Binding(layer, kind, f"layer {layer}: {text}"))
-    return bound, tuple(binding)
+def _binding(of: Limits, row: int) -> tuple[str, str]:
+    """Kind and text of what makes the bound of a row."""
+    mean, bound, almost = of.mean[row], of.bound[row], of.bound[row] * (1 - _ROUNDING)
+    if bound <= mean * (1 + _ROUNDING):
+        return "mean", _mean_text(mean)
+    if of.spread[row].max() >= almost:
+        return "experts", _experts_text(of, row, int(np.argmax(of.spread[row] >= almost)) + 1)
+    if of.per_copy[row].max() >= almost:
+        return "copies", _copies_text(of.per_copy[row], mean)
+    if of.joint[row] >= almost:
+        return "slots", (
+            f"an even split cannot get below {bound / mean:.2f}x the mean: the copies it takes "
+            "leave too few slots, and too much beside the heaviest of them; more slots help, or a "
+            "dispatcher that follows the load"
+        )
+    return "weights", (
+        f"reading the weights of all active experts takes {bound / mean:.2f}x the mean; "
+        "fewer active experts help"
+    )
 
 
 def _mean_text(mean: float) -> str:
@@ -259,41 +435,43 @@ def _copies_text(per_copy: Floats, mean: float) -> str:
     )
 
 
-def _experts_text(load: Floats, heavy: int, reach: int, mean: float) -> str:
-    order = np.argsort(-load, kind="stable")[:heavy]
-    ratio = load[order].sum() / mean
+def _experts_text(of: Limits, row: int, heavy: int) -> str:
+    work, mean = of.work[row], of.mean[row]
+    order = np.argsort(-work, kind="stable")[:heavy]
+    extra = of.num_slots - len(work)
+    reach = min(of.num_ranks, heavy + extra)
+    beside = min(reach * of.num_slots // of.num_ranks - heavy - extra, len(work) - heavy)
+    others = f", with {beside} more beside," if beside > 0 else ""
     if heavy == 1:
-        limit, remedy = f"on at most {reach} ranks", "more copies"
+        limit, remedy = f" on at most {reach} ranks", "more copies"
         if reach == 1:
-            limit, remedy = "alone", "copies"
-        return f"expert {order[0]} {limit} is {ratio / reach:.1f}x the mean; only {remedy} help"
+            limit, remedy = " alone" if beside <= 0 else " on its rank", "copies"
+        ratio = of.spread[row, 0] / mean
+        return f"expert {order[0]}{limit}{others} is {ratio:.1f}x the mean; only {remedy} help"
     names = ", ".join(map(str, order[:3])) + (", ..." if heavy > 3 else "")
     return (
-        f"the {heavy} heaviest experts ({names}) are {ratio:.1f} ranks' worth of load on at most "
-        f"{reach} ranks; only more copies help"
+        f"the {heavy} heaviest experts ({names}) are {work[order].sum() / mean:.1f} ranks' worth "
+        f"of load on at most {reach} ranks{others.rstrip(',')}; only more copies help"
     )
 
 
-def _advice(
-    peak: Floats,
-    bound: Floats,
-    mean: Floats,
-    binding: tuple[Binding, ...],
-) -> str:
+def advice(peak: Floats, of: Limits) -> str:
     """How far from perfect, how far from possible, and what would help."""
+    mean, bound = of.mean, of.bound
     over_mean, over_bound = peak.sum() / mean.sum() - 1, peak.sum() / bound.sum() - 1
-    advice = [
+    said = [
         f"Over all steps together the busiest ranks carry {over_mean:.1%} more than the mean, "
         f"{over_bound:.1%} more than the bound."
     ]
     if bound.sum() > mean.sum() * (1 + _GAIN):
-        held = sum(b.kind != "mean" for b in binding)
-        advice.append(
-            f"In {held} of {len(binding)} layers the heaviest experts have too few copies: "
+        too_few = np.max((of.spread.max(axis=1), of.per_copy.max(axis=1), of.joint), axis=0)
+        held = np.count_nonzero(too_few > mean * (1 + _ROUNDING))
+        said.append(
+            f"In {held} of {len(bound)} layers the heaviest experts have too few copies: "
             "more redundant slots help."
         )
     if over_bound > _GAIN:
-        advice.append("Another placement, or more slots, may come closer to the bound.")
+        said.append("Another placement, or more slots, may come closer to the bound.")
     else:
-        advice.append("No placement on these slots is better on that sum; single steps differ.")
-    return " ".join(advice)
+        said.append("No placement on these slots is better on that sum; single steps differ.")
+    return " ".join(said)

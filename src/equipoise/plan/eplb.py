@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +41,7 @@ class Greedy:
             More slots than every expert on every rank would fill.
         """
         slots = _balanced_slots(problem, 1, 1, self.allow_same_rank_copies)
-        return certify(problem, slots, planner=repr(self))
+        return certify(problem, slots, planner=repr(self), note=_note(problem))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,8 @@ class Hierarchical:
             plan.load, problem.topology.num_ranks, self.num_groups, num_nodes
         )
         cost = np.maximum(bound, plan.bound).sum() / plan.bound.sum() - 1
-        note = f"Keeping each group on one node raises the bound by {cost:.1%}."
-        return replace(plan, status=f"{plan.status} {note}")
+        price = f"Keeping each group on one node raises the bound by {cost:.1%}."
+        return replace(plan, note=f"{_note(problem)} {price}".lstrip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class TrtllmGreedy:
 
         load = _scaled(problem.total).astype(np.float32).astype(np.float64)
         slots = _kernels.trtllm_slots(load, problem.num_slots, problem.topology.num_ranks)
-        return certify(problem, slots, planner=repr(self))
+        return certify(problem, slots, planner=repr(self), note=_note(problem))
 
 
 def check_distinct(problem: Problem, num_nodes: int = 1) -> None:
@@ -120,20 +122,29 @@ def _balanced_slots(
     """Groups to nodes, then every node by itself: slots ``(L, S)``."""
     from equipoise.plan import _kernels  # numba takes long to import
 
-    load = _scaled(problem.total)
+    load: NDArray[np.floating[Any]] = _scaled(problem.total)
+    kernel: Callable[..., NDArray[np.int64]] = _kernels.distinct_slots
     if allow_same_rank_copies:
         load, kernel = load.astype(np.float32), _kernels.eplb_slots
     else:
         check_distinct(problem, num_nodes)
-        kernel = _kernels.distinct_slots
-    L, E = load.shape
     S, R = problem.num_slots, problem.topology.num_ranks
+    if num_groups == 1:
+        return kernel(load, S, R)
+    L, E = load.shape
     group_load = load.reshape(L, num_groups, E // num_groups).sum(axis=2)
     group_order = np.argsort(_kernels.places(group_load, num_nodes), axis=1)
     members = np.arange(E).reshape(num_groups, -1)[group_order].reshape(L, E)  # node by node
     node_load = np.take_along_axis(load, members, axis=1).reshape(L * num_nodes, E // num_nodes)
     chosen = kernel(node_load, S // num_nodes, R // num_nodes)
     return np.take_along_axis(members.reshape(node_load.shape), chosen, axis=1).reshape(L, S)
+
+
+def _note(problem: Problem) -> str:
+    """What these planners do not look at, if it was given."""
+    if problem.topology.speed is None and problem.topology.room is None:
+        return ""
+    return "Planned as if all ranks were alike in speed and room; Robust looks at both."
 
 
 def _scaled(load: NDArray[np.float64]) -> NDArray[np.float64]:

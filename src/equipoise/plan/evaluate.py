@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import as_loads
-from equipoise.dispatch import dispatcher
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch.split import rank_speeds
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
@@ -25,9 +27,10 @@ class Evaluation:
     Parameters
     ----------
     peak
-        Assignments on the busiest rank, ``(T, L)``.
+        Assignments on the busiest rank, ``(T, L)``, or the time of the slowest: the dispatcher's
+        unit.
     mean
-        Assignments on the mean rank, ``(T, L)``.
+        The same of the mean rank, ``(T, L)``.
     dispatch
         The dispatcher that shared the load over the copies.
     """
@@ -69,7 +72,7 @@ class Evaluation:
 
 
 def evaluate(
-    placement: Placement, load: Trace | ArrayLike, *, dispatch: str = "even"
+    placement: Placement, load: Trace | ArrayLike, *, dispatch: str | Dispatcher = "even"
 ) -> Evaluation:
     """Score a placement on loads, e.g. on steps that were held out of planning.
 
@@ -79,7 +82,8 @@ def evaluate(
         A trace of the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``.
     dispatch
         How copies share an expert's load: ``"even"``, equally; ``"minmax"``, so that the busiest
-        rank of every step and layer gets as little as possible.
+        rank of every step and layer gets as little as possible; or a dispatcher that knows the
+        ranks' speeds or a cost: then peaks and means are its times.
 
     Raises
     ------
@@ -97,8 +101,19 @@ def evaluate(
     loads = as_loads(load)
     if loads.ndim == 2:
         loads = loads[None]
+    known = dispatcher(dispatch)
     return Evaluation(
-        peak=dispatcher(dispatch).peaks(loads, placement),
-        mean=loads.sum(axis=-1) / placement.num_ranks,
-        dispatch=dispatch,
+        peak=known.peaks(loads, placement),
+        mean=_mean(loads, known, placement.num_ranks),
+        dispatch=known.name,
     )
+
+
+def _mean(load_TLE: NDArray[np.float64], known: Dispatcher, num_ranks: int) -> NDArray[np.float64]:
+    """What a rank takes if all share everything to perfection, ``(T, L)``."""
+    cost: RankCost | None = getattr(known, "cost", None)
+    if cost is None:
+        return np.asarray(load_TLE.sum(axis=-1) / num_ranks)
+    work = cost.slot_seconds(load_TLE).sum(axis=-1) + num_ranks * cost.fixed_seconds
+    speed = rank_speeds(getattr(known, "topology", None), num_ranks, cost)
+    return np.where(load_TLE.any(axis=-1), work / speed.sum(), 0.0)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import check_count
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
+from equipoise.plan.bounds import Binding, Limits, advice, bindings, limits
 from equipoise.topology import Topology
 from equipoise.trace import Trace
+
+__all__ = ["Binding", "Plan", "Planner", "Problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,23 +102,13 @@ class Problem:
         )
 
 
-@dataclass(frozen=True)
-class Binding:
-    """The constraint that keeps a layer's peak from being lower.
-
-    ``kind`` is ``mean`` (nothing binds: perfect balance is not excluded), ``experts`` (the heaviest
-    experts have too few copies) or ``copies`` (an even split over the copies); ``text`` says it to
-    a person: "layer 17: expert 203 alone is 4.1x the mean; only copies help".
-    """
-
-    layer: int
-    kind: str
-    text: str
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """A placement, beside the bound that says how much better any other could be.
+
+    Numbers and advice follow from the fields and are worked out when first asked for. Peaks and
+    bounds are in assignments; where ranks have speeds, in those that a rank of mean speed serves
+    meanwhile; where the dispatcher has a cost, in seconds. Arrays are read-only.
 
     Parameters
     ----------
@@ -120,33 +116,94 @@ class Plan:
         What to load.
     planner
         The planner as configured, e.g. ``Greedy(allow_same_rank_copies=False)``.
-    dispatch
-        The dispatcher the plan was made for.
-    load
-        The load it was made for, ``(L, E)``.
-    peak
-        Load of the busiest rank in each layer under that load and dispatcher, ``(L,)``.
-    bound
-        What no placement can be below, ``(L,)``.
-    binding
-        Per layer, the constraint behind the bound.
-    status
-        One or two sentences of advice.
+    problem
+        What it was made for.
+    dispatcher
+        The dispatcher it was made for.
+    note
+        What the planner has to say of this plan, before the advice.
     """
 
     placement: Placement
     planner: str
-    dispatch: str
-    load: NDArray[np.float64]
-    peak: NDArray[np.float64]
-    bound: NDArray[np.float64]
-    binding: tuple[Binding, ...]
-    status: str
+    problem: Problem
+    dispatcher: Dispatcher
+    note: str = ""
+
+    @property
+    def dispatch(self) -> str:
+        """The dispatcher's name."""
+        return self.dispatcher.name
+
+    @cached_property
+    def load(self) -> NDArray[np.float64]:
+        """The load summed over windows, ``(L, E)``."""
+        return _read_only(self.problem.total)
+
+    @cached_property
+    def peak(self) -> NDArray[np.float64]:
+        """What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``."""
+        return _read_only(self._peaks(self.load[None])[0])
+
+    @property
+    def bound(self) -> NDArray[np.float64]:
+        """What no placement on these slots can be below, ``(L,)``."""
+        return self._limits.bound
+
+    @cached_property
+    def dispatch_bound(self) -> NDArray[np.float64]:
+        """What no dispatcher can be below on this placement, ``(L,)``."""
+        best = MinMax(topology=getattr(self.dispatcher, "topology", None), cost=self._cost)
+        split = best.split(np.ldexp(self.load, -self._exponent), self.placement)
+        return _read_only(np.ldexp(split.bound, self._exponent))
+
+    @cached_property
+    def binding(self) -> tuple[Binding, ...]:
+        """Per layer, the constraint behind the bound."""
+        return bindings(self._limits, self.problem.layer_ids)
 
     @property
     def gap(self) -> float:
         """How far the summed peaks are above the summed bounds: 0.02 means at most 2 % to gain."""
         return float(self.peak.sum() / self.bound.sum() - 1.0)
+
+    @cached_property
+    def window_gap(self) -> float:
+        """As ``gap``, over the windows of the problem one by one instead of their sum.
+
+        A placement has to serve all windows, each bound looks at one: no placement makes the mean
+        peak less, but perhaps none comes as close.
+        """
+        loads = self.problem.load
+        least = self._limits_of(loads.reshape(-1, loads.shape[2]))
+        return float(self._peaks(loads).sum() / least.bound.sum() - 1.0)
+
+    @cached_property
+    def status(self) -> str:
+        """The planner's note, and one or two sentences of advice."""
+        said = advice(self.peak, self._limits)
+        return f"{self.note} {said}" if self.note else said
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return self._limits_of(self.load)
+
+    def _limits_of(self, load_NE: NDArray[np.float64]) -> Limits:
+        p = self.placement
+        return limits(load_NE, p.num_slots, p.num_ranks, self.dispatcher)
+
+    @property
+    def _cost(self) -> RankCost | None:
+        return getattr(self.dispatcher, "cost", None)
+
+    @property
+    def _exponent(self) -> int:
+        """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
+        return 0 if self._cost else int(np.frexp(self.load.max())[1])
+
+    def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
+        scaled = np.ldexp(load_TLE, -self._exponent)
+        return np.ldexp(self.dispatcher.peaks(scaled, self.placement), self._exponent)
 
 
 class Planner(Protocol):
@@ -155,6 +212,11 @@ class Planner(Protocol):
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places. Deterministic; changes nothing of the problem."""
         ...
+
+
+def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    array.flags.writeable = False
+    return array
 
 
 def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:

@@ -20,7 +20,7 @@ _HELD_SHARE = 0.2  # of each group's windows, the latest
 MIX_SHARE = 0.2
 """What the mix of all groups counts beside the groups one by one."""
 
-_DRAWS, _NOISE = 3, 0.7  # scenarios drawn from a window, standard deviations of chance added
+_DRAWS, _NOISE = 4, 0.7  # scenarios drawn from a window, standard deviations of chance added
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class History:
     load
         ``(T, L, E)``; a layer without load in a window is zero there.
     volume
-        The mean rank's load as recorded, ``(T, L)``.
+        The mean rank's load as recorded, ``(T, L)``, over ``2 ** exponent``.
     group
         The group of each window, 0 to ``G - 1``, ``(T,)``; in time order within a group.
     group_weight
         What each group counts, ``(G,)``, 1 in sum.
     num_ranks
         ``R``.
+    exponent
+        Of the unit of volume.
     """
 
     load: Floats
@@ -46,6 +48,14 @@ class History:
     group: NDArray[np.int64]
     group_weight: Floats
     num_ranks: int
+    exponent: int
+
+    @property
+    def mean_volume(self) -> Floats:
+        """Assignments of a window with load on the mean rank, ``(L,)``; 0 without any."""
+        num = np.maximum((self.volume > 0).sum(axis=0), 1)
+        mean: Floats = np.ldexp(self.volume.sum(axis=0) / num, self.exponent)
+        return mean
 
     @property
     def mix(self) -> Floats:
@@ -116,7 +126,8 @@ def read_history(problem: Problem, group_weights: Mapping[str, float] | None) ->
     """
     names, group = _groups(problem)
     weight = _weights(names, group_weights)
-    raw, group = _merge_long(np.ldexp(problem.load, -_exponent(problem.load)), group)
+    exponent = _exponent(problem.load)
+    raw, group = _merge_long(np.ldexp(problem.load, -exponent), group)
     num_ranks = problem.topology.num_ranks
     return History(
         load=_per_mean_rank(raw, num_ranks),
@@ -124,6 +135,7 @@ def read_history(problem: Problem, group_weights: Mapping[str, float] | None) ->
         group=group,
         group_weight=weight,
         num_ranks=num_ranks,
+        exponent=exponent,
     )
 
 
@@ -143,9 +155,9 @@ def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios
 
 
 def window_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
-    """One scenario a window, at half the price: its own deviation is in it already."""
+    """One scenario a window; variance has its price here too, as another window deviates anew."""
     _, variance = _moments(history)
-    risk = 0.5 * variance * _price(variance, history.num_ranks)
+    risk = variance * _price(variance, history.num_ranks)
     return _with_mix(history.load, risk[history.group], history.window_weight, history)
 
 
@@ -155,12 +167,18 @@ def noisy_scenarios(history: History, chance: np.random.Generator) -> Scenarios:
     For a dispatcher that follows the load: it evens most deviations out, so what a deviation costs
     shows only once it is dispatched.
     """
-    load = np.tile(history.load, (_DRAWS, 1, 1))
-    deviation = np.sqrt(_moments(history)[1])[np.tile(history.group, _DRAWS)]
+    noisy = with_noise(history, chance, _DRAWS)
+    return _with_mix(noisy.load, np.zeros_like(noisy.load), noisy.window_weight, history)
+
+
+def with_noise(history: History, chance: np.random.Generator, draws: int) -> History:
+    """Every window ``draws`` times, each with chance added as experts deviate in its group."""
+    load = np.tile(history.load, (draws, 1, 1))
+    volume, group = np.tile(history.volume, (draws, 1)), np.tile(history.group, draws)
+    deviation = np.sqrt(_moments(history)[1])[group]
     load += _NOISE * deviation * chance.standard_normal(load.shape)
     load = _per_mean_rank(np.maximum(load, 0), history.num_ranks)
-    weight = np.tile(history.window_weight / _DRAWS, _DRAWS)
-    return _with_mix(load, np.zeros_like(load), weight, history)
+    return replace(history, load=load, volume=volume, group=group)
 
 
 def _groups(problem: Problem) -> tuple[list[str], NDArray[np.int64]]:
