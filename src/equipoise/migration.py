@@ -1,9 +1,12 @@
-"""From one placement to the next: what every slot receives."""
+"""From one placement to the next: what every slot receives, from where and when."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +25,7 @@ class Receive(IntEnum):
     ``SAME_RANK``           Another slot of the rank held it: a copy within the device.
     ``FREE_RIDER``          An earlier slot of the rank fetches it: again a local copy.
     ``SAME_NODE``           A rank of the node held it: one transfer on the fast fabric.
-    ``CROSS_NODE``          Only other nodes held it: one transfer between nodes.
+    ``CROSS_NODE``          The node did not hold it: one transfer between nodes.
     ======================  ===========================================================
     """
 
@@ -35,7 +38,11 @@ class Receive(IntEnum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Migration:
-    """What each slot of a new placement receives, and over which link.
+    """What each slot of a new placement receives, from which rank, over which link, and when.
+
+    A *move* is a slot whose content changes. A *transfer* is an expert that crosses a wire to a
+    rank: at most one a move, and exactly one where slots are kept (``keep_slots``) and no rank
+    holds an expert twice.
 
     Parameters
     ----------
@@ -45,12 +52,15 @@ class Migration:
         The devices both are for.
     receive
         The ``Receive`` of every slot, ``(L, S)``.
+    source
+        The rank that sends the slot its expert, -1 where nothing crosses a wire, ``(L, S)``.
     """
 
     old: Placement
     new: Placement
     topology: Topology
     receive: NDArray[np.int8]
+    source: NDArray[np.int64]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -59,11 +69,58 @@ class Migration:
         return counts
 
     @property
+    def moves(self) -> int:
+        """Slots whose content changes, all layers together."""
+        return int((self.receive != Receive.UNCHANGED).sum())
+
+    @property
+    def transfers(self) -> NDArray[np.bool_]:
+        """Slots whose expert crosses a wire, ``(L, S)``."""
+        return np.greater_equal(self.source, 0)
+
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """Slots whose expert only dead ranks held: load it from storage, ``(L, S)``."""
+        return np.asarray((self.receive == Receive.CROSS_NODE) & ~self.transfers)
+
+    @property
     def received(self) -> NDArray[np.int64]:
         """Experts that each rank fetches from another, each over the wire once, ``(L, R)``."""
-        wire = (self.receive >= Receive.SAME_NODE).reshape(self.new.by_rank.shape)
-        received: NDArray[np.int64] = wire.sum(axis=2)
+        received: NDArray[np.int64] = self.transfers.reshape(self.new.by_rank.shape).sum(axis=2)
         return received
+
+    @property
+    def sent(self) -> NDArray[np.int64]:
+        """Experts that each rank sends to others, ``(L, R)``."""
+        sent = np.zeros((self.new.num_layers, self.new.num_ranks), dtype=np.int64)
+        layer, slot = np.nonzero(self.transfers)
+        np.add.at(sent, (layer, self.source[layer, slot]), 1)
+        return sent
+
+    @cached_property
+    def round(self) -> NDArray[np.int64]:
+        """The round of each slot's transfer, from 0; -1 without transfer, ``(L, S)``.
+
+        In a round no rank sends or receives more than one expert.  A layer has as many rounds as
+        its busiest rank sends or receives experts, which is the least there can be (König).
+        """
+        round_LS = np.full(self.new.slots.shape, -1, dtype=np.int64)
+        for layer, row in enumerate(self.transfers):
+            slots = np.flatnonzero(row)
+            # Transfers between nodes first: they tend to share rounds, which leaves others short.
+            slots = slots[np.argsort(-self.receive[layer, slots], kind="stable")]
+            pairs = zip(
+                self.source[layer, slots].tolist(),
+                self.new.rank_of_slot[slots].tolist(),
+                strict=True,
+            )
+            round_LS[layer, slots] = _rounds(list(pairs))
+        return round_LS
+
+    @property
+    def num_rounds(self) -> NDArray[np.int64]:
+        """Rounds of each layer, ``(L,)``."""
+        return np.asarray(self.round.max(axis=1) + 1)
 
     def bytes(self, expert_bytes: int) -> int:
         """Bytes that cross a wire, all layers together.
@@ -73,9 +130,35 @@ class Migration:
         expert_bytes
             All tensors of one expert in one layer, scales included.
         """
-        if expert_bytes < 0:
-            raise EquipoiseError(f"expert_bytes is {expert_bytes}; expected at least 0.")
-        return int(self.received.sum()) * int(expert_bytes)
+        _check_bytes(expert_bytes)
+        return int(self.transfers.sum()) * int(expert_bytes)
+
+    def bytes_by_link(self, expert_bytes: int) -> dict[str, int]:
+        """The same by link: ``"node"``, within nodes, and ``"network"``, between them."""
+        network = self.transfers & (self.receive == Receive.CROSS_NODE)
+        total, between = self.bytes(expert_bytes), int(network.sum()) * int(expert_bytes)
+        return {"node": total - between, "network": between}
+
+    def layer_seconds(self, expert_bytes: int) -> NDArray[np.float64]:
+        """Time to move each layer, round after round, ``(L,)``.
+
+        A round takes latency and one expert's bytes on the slowest link it uses.  Copies within a
+        rank take no time, experts that are ``lost`` are not counted.
+        """
+        _check_bytes(expert_bytes)
+        slowest = np.zeros((len(self.round), int(self.num_rounds.max())))
+        for kind, link in (
+            (Receive.SAME_NODE, self.topology.node_link),
+            (Receive.CROSS_NODE, self.topology.network_link),
+        ):
+            layer, slot = np.nonzero(self.transfers & (self.receive == kind))
+            seconds = link.latency_seconds + expert_bytes / link.bytes_per_second
+            np.maximum.at(slowest, (layer, self.round[layer, slot]), seconds)
+        return np.asarray(slowest.sum(axis=1))
+
+    def seconds(self, expert_bytes: int) -> float:
+        """Time to move all layers, one after the other."""
+        return float(self.layer_seconds(expert_bytes).sum())
 
     def __repr__(self) -> str:
         total = self.counts.sum(axis=0)
@@ -83,10 +166,51 @@ class Migration:
         return f"Migration({parts})"
 
 
-def diff(old: Placement, new: Placement, topology: Topology) -> Migration:
+def diff(
+    old: Placement, new: Placement, topology: Topology, *, dead_ranks: Collection[int] = ()
+) -> Migration:
     """What changing one placement for another moves.
 
-    Classes as in SGLang's expert relocation, with the node taken from the topology.
+    Classes as in SGLang's expert relocation, with the node taken from the topology.  A rank of the
+    same node sends where there is one, and among those that may send, the busiest sends as little
+    as possible.
+
+    Parameters
+    ----------
+    dead_ranks
+        Ranks that neither send nor receive; what they hold or should hold is left out.
+
+    Raises
+    ------
+    EquipoiseError
+        Placements of different shapes, a topology of other ranks, dead ranks it does not have.
+    """
+    _check_same_shape(old, new)
+    _check_ranks(new, topology)
+    dead = _dead(dead_ranks, topology.num_ranks)
+    L, R, N = new.num_layers, new.num_ranks, topology.num_nodes
+    holds_LRE = (old.copies_on_rank > 0) & ~dead[:, None]
+    on_node_LNE = np.asarray(holds_LRE.reshape(L, N, R // N, old.num_experts).any(axis=2))
+    layer, rank = np.arange(L)[:, None], new.rank_of_slot
+    repeated = ordinal_on_rank(new.by_rank).reshape(new.slots.shape) > 0
+    first_that_fits = [
+        (old.slots == new.slots) | dead[rank],
+        holds_LRE[layer, rank, new.slots],
+        repeated,
+        on_node_LNE[layer, topology.node_of_rank[rank], new.slots],
+        np.ones_like(new.slots, dtype=bool),
+    ]
+    receive = np.argmax(first_that_fits, axis=0).astype(np.int8)  # a Receive is its position
+    source = _sources(receive, new, holds_LRE, topology)
+    return Migration(old=old, new=new, topology=topology, receive=receive, source=source)
+
+
+def match_ranks(old: Placement, new: Placement, topology: Topology) -> Placement:
+    """The new placement with its ranks renamed, layer by layer, so that most experts stay.
+
+    An assignment problem on what the ranks hold.  Nodes are kept whole: ranks are matched within
+    every pair of nodes, then the nodes.  Only ranks of equal speed and room change places, so the
+    loads of the ranks are the same but for their order.  Slots are kept as by ``keep_slots``.
 
     Raises
     ------
@@ -94,25 +218,15 @@ def diff(old: Placement, new: Placement, topology: Topology) -> Migration:
         Placements of different shapes, or a topology of other ranks.
     """
     _check_same_shape(old, new)
-    if topology.num_ranks != new.num_ranks:
-        raise EquipoiseError(
-            f"The topology has {topology.num_ranks} ranks, the placements {new.num_ranks}; "
-            "give the topology they were made for."
-        )
-    L, R, N = new.num_layers, new.num_ranks, topology.num_nodes
-    on_rank_LRE = old.copies_on_rank > 0
-    on_node_LNE = np.asarray(on_rank_LRE.reshape(L, N, R // N, old.num_experts).any(axis=2))
-    layer, rank = np.arange(L)[:, None], new.rank_of_slot
-    repeated = _ordinal(new.by_rank).reshape(new.slots.shape) > 0
-    first_that_fits = [
-        old.slots == new.slots,
-        on_rank_LRE[layer, rank, new.slots],
-        repeated,
-        on_node_LNE[layer, topology.node_of_rank[rank], new.slots],
-        np.ones_like(new.slots, dtype=bool),
-    ]
-    receive = np.argmax(first_that_fits, axis=0).astype(np.int8)  # a Receive is its position
-    return Migration(old=old, new=new, topology=topology, receive=receive)
+    _check_ranks(new, topology)
+    alike = _alike(topology)
+    by_rank = np.empty_like(new.by_rank)
+    for layer in range(new.num_layers):
+        stays = _common(new.copies_on_rank[layer], old.copies_on_rank[layer])
+        # No gain makes up for an exchange of unlike ranks: leaving all as they are is better.
+        stays = np.where(alike, stays, -new.num_slots - 1)
+        by_rank[layer, _match_nodes(stays, topology.num_nodes)] = new.by_rank[layer]
+    return keep_slots(old, with_slots(new, by_rank))
 
 
 def keep_slots(old: Placement, new: Placement) -> Placement:
@@ -128,23 +242,171 @@ def keep_slots(old: Placement, new: Placement) -> Placement:
     """
     _check_same_shape(old, new)
     same = old.by_rank[..., :, None] == new.by_rank[..., None, :]
-    kept = _ordinal(old.by_rank) < same.sum(axis=-1)  # old slots whose expert stays
-    used = _ordinal(new.by_rank) < same.sum(axis=-2)  # new slots that such an expert came from
+    kept = ordinal_on_rank(old.by_rank) < same.sum(axis=-1)  # old slots whose expert stays
+    used = ordinal_on_rank(new.by_rank) < same.sum(
+        axis=-2
+    )  # new slots that such an expert came from
     slots = old.by_rank.copy()
     slots[~kept] = new.by_rank[~used]  # as many a rank on either side
+    return with_slots(new, slots)
+
+
+def with_slots(like: Placement, slots: NDArray[np.int64]) -> Placement:
+    """Another placement of the same shape, from slots ``(L, S)`` or ``(L, R, S / R)``."""
     return Placement(
-        slots.reshape(new.slots.shape),
-        num_ranks=new.num_ranks,
-        num_experts=new.num_experts,
-        layer_ids=new.layer_ids,
+        slots.reshape(like.slots.shape),
+        num_ranks=like.num_ranks,
+        num_experts=like.num_experts,
+        layer_ids=like.layer_ids,
     )
 
 
-def _ordinal(by_rank_LRC: NDArray[np.int64]) -> NDArray[np.int64]:
+def ordinal_on_rank(by_rank_LRC: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many earlier slots of the rank hold the same expert, ``(L, R, S / R)``."""
     same = by_rank_LRC[..., :, None] == by_rank_LRC[..., None, :]
     ordinal: NDArray[np.int64] = np.tril(same, k=-1).sum(axis=-1)
     return ordinal
+
+
+def _sources(
+    receive_LS: NDArray[np.int8],
+    new: Placement,
+    holds_LRE: NDArray[np.bool_],
+    topology: Topology,
+) -> NDArray[np.int64]:
+    """The sender of every transfer, of its node if any of it can send; -1 elsewhere, ``(L, S)``."""
+    source = np.full(receive_LS.shape, -1, dtype=np.int64)
+    node_of_slot = topology.node_of_rank[new.rank_of_slot]
+    for layer, receive in enumerate(receive_LS):
+        slots = np.flatnonzero(receive >= Receive.SAME_NODE)
+        may_send = holds_LRE[layer][:, new.slots[layer, slots]].T
+        near = topology.node_of_rank == node_of_slot[slots, None]
+        may_send &= near | (receive[slots, None] == Receive.CROSS_NODE)
+        known = may_send.any(axis=1)
+        options = [np.flatnonzero(row).tolist() for row in may_send[known]]
+        source[layer, slots[known]] = _share(options, new.num_ranks)
+    return source
+
+
+def _share(options: list[list[int]], num_ranks: int) -> list[int]:
+    """A sender for every transfer, of those that may send it; the busiest sends least.
+
+    One transfer after the other, each along the shortest chain of changed senders that ends at the
+    least busy rank it can reach: an optimal semi-matching (Harvey et al., J. Algorithms 2006).
+    """
+    sender = [-1] * len(options)
+    given: list[list[int]] = [[] for _ in range(num_ranks)]
+    for transfer in range(len(options)):
+        moves_to: dict[int, int] = {}  # rank reached, and the transfer that would go there
+        queue = [transfer]
+        for j in queue:
+            for rank in options[j]:
+                if rank not in moves_to:
+                    moves_to[rank] = j
+                    queue += given[rank]
+        rank = min(moves_to, key=lambda r: len(given[r]))
+        while rank >= 0:
+            j = moves_to[rank]
+            before, sender[j] = sender[j], rank
+            given[rank].append(j)
+            if before >= 0:
+                given[before].remove(j)
+            rank = before
+    return sender
+
+
+def _rounds(pairs: list[tuple[int, int]]) -> list[int]:
+    """A round for every transfer ``(sender, receiver)``, as many rounds as the largest degree.
+
+    Edge colouring of a bipartite multigraph: where sender and receiver have no common free round,
+    the chain of transfers that alternates between two rounds changes them (König, 1916).
+    """
+    busiest = max((max(Counter(end).values()) for end in zip(*pairs, strict=True)), default=0)
+    sends: dict[tuple[int, int], int] = {}  # (rank, round): the transfer
+    takes: dict[tuple[int, int], int] = {}
+    ends = ((takes, 0), (sends, 1))  # at a receiver, a transfer leads to its sender; and back
+    rounds: list[int] = []
+    for sender, receiver in pairs:
+        start, end = (sends, sender), (takes, receiver)
+        here = there = _first_free(busiest, start, end)
+        if here == busiest:
+            here, there = _first_free(busiest, start), _first_free(busiest, end)
+        chain: list[int] = []
+        rank, at = receiver, here
+        while (transfer := ends[len(chain) % 2][0].get((rank, at))) is not None:
+            rank, at = pairs[transfer][len(chain) % 2], here + there - at
+            chain.append(transfer)
+        for transfer in chain:
+            del sends[pairs[transfer][0], rounds[transfer]]
+            del takes[pairs[transfer][1], rounds[transfer]]
+            rounds[transfer] = here + there - rounds[transfer]
+        rounds.append(here)
+        for transfer in [*chain, len(rounds) - 1]:
+            sends[pairs[transfer][0], rounds[transfer]] = transfer
+            takes[pairs[transfer][1], rounds[transfer]] = transfer
+    return rounds
+
+
+def _first_free(limit: int, *ends: tuple[dict[tuple[int, int], int], int]) -> int:
+    """The first round in which all these ends are free; the limit if there is none before."""
+    free = (at for at in range(limit) if all((rank, at) not in taken for taken, rank in ends))
+    return next(free, limit)
+
+
+def _common(a_RE: NDArray[np.int64], b_RE: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Slots that can stay if rank ``i`` of ``a`` becomes rank ``j`` of ``b``, ``(R, R)``."""
+    common = np.zeros((len(a_RE), len(b_RE)))
+    for copy in range(int(max(a_RE.max(), b_RE.max()))):
+        common += (a_RE > copy).astype(np.float64) @ (b_RE > copy).T
+    return common
+
+
+def _match_nodes(gain_RR: NDArray[np.float64], num_nodes: int) -> NDArray[np.int64]:
+    """The new name of each rank, ``(R,)``: best gain in sum, every node within one node."""
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
+    size = len(gain_RR) // num_nodes
+    blocks = gain_RR.reshape(num_nodes, size, num_nodes, size).swapaxes(1, 2)
+    names = np.empty((num_nodes, num_nodes, size), dtype=np.int64)
+    gain = np.empty((num_nodes, num_nodes))
+    for i, j in np.ndindex(gain.shape):
+        rows, names[i, j] = linear_sum_assignment(blocks[i, j], maximize=True)
+        gain[i, j] = blocks[i, j][rows, names[i, j]].sum()
+    rows, node = linear_sum_assignment(gain, maximize=True)
+    return np.asarray(node[:, None] * size + names[rows, node]).ravel()
+
+
+def _alike(topology: Topology) -> NDArray[np.bool_]:
+    """Which ranks may take each other's name: those of equal speed and room, ``(R, R)``."""
+    alike = np.ones((topology.num_ranks, topology.num_ranks), dtype=bool)
+    for values in (topology.speed, topology.room):
+        if values is not None:
+            alike &= np.equal.outer(np.array(values), np.array(values))
+    return alike
+
+
+def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:
+    dead = np.zeros(num_ranks, dtype=bool)
+    for rank in dead_ranks:
+        if not 0 <= rank < num_ranks:
+            raise EquipoiseError(
+                f"There is no rank {rank} to be dead; expected numbers from 0 to {num_ranks - 1}."
+            )
+        dead[rank] = True
+    return dead
+
+
+def _check_bytes(expert_bytes: int) -> None:
+    if expert_bytes < 0:
+        raise EquipoiseError(f"expert_bytes is {expert_bytes}; expected at least 0.")
+
+
+def _check_ranks(placement: Placement, topology: Topology) -> None:
+    if topology.num_ranks != placement.num_ranks:
+        raise EquipoiseError(
+            f"The topology has {topology.num_ranks} ranks, the placements {placement.num_ranks}; "
+            "give the topology they were made for."
+        )
 
 
 def _check_same_shape(old: Placement, new: Placement) -> None:

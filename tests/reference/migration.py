@@ -1,6 +1,8 @@
-"""What each slot receives, as plain loops over one layer."""
+"""What each slot receives, from where and when, as plain loops; choices by trying them all."""
 
 from __future__ import annotations
+
+from itertools import permutations, product
 
 
 def receives(old, new, num_ranks, num_nodes):
@@ -43,3 +45,48 @@ def keep_slots(old, new, num_ranks):
                 row[slot] = unused.pop(0)
         answer += row
     return answer
+
+
+def match(stays):
+    """The best sum of ``stays[a][name of a]`` over all ways to name the ranks, by trying them."""
+    ranks = range(len(stays))
+    return max(sum(stays[a][name[a]] for a in ranks) for name in permutations(ranks))
+
+
+def least_busiest_sender(options, num_ranks):
+    """The least any rank can be kept to if every transfer is sent by one of its options."""
+    return min(max(chosen.count(rank) for rank in range(num_ranks)) for chosen in product(*options))
+
+
+def replay(migration, weights):
+    """Weights ``[layer][slot]`` after the migration, round by round, through receive buffers.
+
+    Every transfer reads its sender's slots as they were before the layer was touched.
+    """
+    old, new = migration.old, migration.new
+    size = new.slots_per_rank
+    after = []
+    for layer, before in enumerate(weights):
+        buffers = {}  # (rank, expert): what arrived
+        for now in range(max(migration.round[layer]) + 1):
+            senders, receivers = set(), set()
+            for slot in range(new.num_slots):
+                if migration.round[layer][slot] != now:
+                    continue
+                sender, receiver = int(migration.source[layer][slot]), slot // size
+                assert sender not in senders, "a rank sends twice in a round"
+                assert receiver not in receivers, "a rank receives twice in a round"
+                senders.add(sender)
+                receivers.add(receiver)
+                expert = int(new.slots[layer][slot])
+                block = range(sender * size, (sender + 1) * size)
+                held = next(s for s in block if old.slots[layer][s] == expert)
+                buffers[receiver, expert] = before[held].copy()
+        row = []
+        for slot in range(new.num_slots):
+            rank, expert = slot // size, int(new.slots[layer][slot])
+            block = range(rank * size, (rank + 1) * size)
+            local = [s for s in block if old.slots[layer][s] == expert]
+            row.append(before[local[0]].copy() if local else buffers[rank, expert])
+        after.append(row)
+    return after
