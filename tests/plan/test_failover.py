@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan import Greedy, Problem, evaluate
+from equipoise.plan.failover import Content, failover_maps, resize
+from equipoise.plan.robust_scenarios import group_scenarios, read_history
+from equipoise.topology import Topology
+from tests.reference.robust import even_objective
+
+
+def solved(topology, num_slots, num_experts, seed=0, layers=2, steps=3):
+    load = np.random.default_rng(seed).lognormal(0, 1, (steps, layers, num_experts))
+    problem = Problem(load, topology, num_slots)
+    return Greedy().plan(problem).placement, problem
+
+
+@st.composite
+def placements(draw):
+    """A small placement and its problem: four or six ranks in nodes of two."""
+    num_ranks, size = draw(st.sampled_from([4, 6])), draw(st.integers(2, 4))
+    num_experts = draw(st.integers(size, num_ranks * size))
+    return solved(Topology(num_ranks, 2), num_ranks * size, num_experts, draw(st.integers(0, 999)))
+
+
+def check(refit):
+    """What holds for every refit; the constructor of ``Placement`` has checked the rest."""
+    old, new = refit.old.by_rank, refit.placement.by_rank
+    assert not refit.placement.duplicates.any()
+    content = refit.content.reshape(new.shape)
+    for rank, before in enumerate(refit.old_rank):
+        for layer, at in np.ndindex(len(new), new.shape[2]):
+            had = (
+                before >= 0 and at < old.shape[2] and old[layer, before, at] == new[layer, rank, at]
+            )
+            assert (content[layer, rank, at] == Content.KEPT) == had
+    assert (refit.counts.sum(axis=1) == refit.placement.num_slots).all()
+
+
+@given(placements(), st.sampled_from(["rank", "node"]))
+def test_survivors_change_no_more_than_they_must(case, domain):
+    placement, problem = case
+    maps = failover_maps(placement, problem, domain=domain)
+    num_lost = 1 if domain == "rank" else 2
+    assert len(maps) == placement.num_ranks // num_lost
+    for number, refit in enumerate(maps):
+        check(refit)
+        gone = list(range(number * num_lost, (number + 1) * num_lost))
+        assert refit.gone.tolist() == gone
+        survivors = np.delete(placement.by_rank, gone, axis=1)
+        for layer, row in enumerate(survivors):
+            lost = placement.num_experts - len(np.unique(row))
+            assert refit.counts[layer, Content.RELOADED] == lost
+            if refit.placement.slots_per_rank == placement.slots_per_rank:
+                assert refit.counts[layer, Content.COPIED] == 0
+
+
+def test_the_slot_is_the_one_whose_loss_harms_least():
+    placement = Placement([[0, 1, 2, 1, 3, 2, 4, 3, 0]], num_ranks=3, num_experts=5)
+    load = np.random.default_rng(0).lognormal(0, 1, (6, 1, 5))
+    problem = Problem(load, Topology(3), 9, groups=list("aaabbb"))
+    last = failover_maps(placement, problem)[2]
+    assert last.status == (
+        "3 ranks become 2: 5 slots keep their expert, 0 copy one from a rank that is alive, "
+        "1 reload one that no rank has."
+    )
+    scenarios = group_scenarios(read_history(problem, None), np.random.default_rng(0))
+    start = placement.slots[0, :6]
+
+    def objective(slots):
+        arrays = scenarios.load[0], scenarios.risk[0], scenarios.weight[0]
+        return even_objective(*arrays, slots, 2, 1.0, 4)
+
+    best = min(
+        objective(np.where(np.arange(6) == s, 4, start))
+        for s in range(6)
+        if (start == start[s]).sum() > 1
+    )
+    assert objective(last.placement.slots[0]) == pytest.approx(best)
+
+
+def test_more_slots_where_the_survivors_have_too_few():
+    placement, problem = solved(Topology(4), 8, 8)
+    refit = failover_maps(placement, problem)[1]
+    check(refit)
+    assert refit.placement.slots_per_rank == 3
+    assert refit.counts.tolist() == [[6, 1, 2]] * 2
+    assert refit.status.endswith("3 ranks of 2 slots do not hold all 8 experts, so each needs 3.")
+
+
+def test_room_limits_the_survivors():
+    placement, problem = solved(Topology(4), 8, 8)
+    tight = Problem(problem.load, Topology(4, room=(3, 3, 3, 2)), 8)
+    refits = failover_maps(placement, tight)
+    for refit in refits:
+        distinct = (refit.placement.copies_on_rank > 0).sum(axis=2)
+        assert (distinct <= np.array([3, 3, 3, 2])[refit.old_rank]).all()
+    with pytest.raises(EquipoiseError, match="Without rank 0 there is room for 7 experts of a lay"):
+        failover_maps(placement, Problem(problem.load, Topology(4, room=(3, 2, 2, 3)), 8))
+    uneven = Problem(problem.load, Topology(4, room=(2, 2, 5, 5)), 8)
+    assert [r.placement.slots_per_rank for r in failover_maps(placement, uneven)] == [3, 3, 4, 4]
+
+
+def test_slots_that_repeat_an_expert_are_used_first():
+    placement = Placement([[0, 0, 1, 1, 2, 2, 3, 3]], num_ranks=4, num_experts=4)
+    refit = failover_maps(placement, Problem([[1, 2, 3, 4]], Topology(4), 8))[3]
+    assert refit.placement.slots.tolist() == [[0, 3, 1, 1, 2, 2]]
+    assert refit.counts.tolist() == [[5, 0, 1]]
+
+
+def test_slow_ranks_get_less():
+    placement = Placement([[0, 1, 0, 2, 1, 2, 3, 0]], num_ranks=4, num_experts=4)
+    load = [[10, 1, 1, 10]]
+    for slow in (0, 1):
+        speed = np.ones(4)
+        speed[slow] = 0.5
+        refit = failover_maps(placement, Problem(load, Topology(4, speed=tuple(speed)), 8))[3]
+        rank = np.flatnonzero(refit.placement.copies_on_rank[0, :, 3])
+        assert rank != slow
+
+
+@given(placements(), st.integers(1, 9))
+def test_resizing_keeps_what_stays(case, num_ranks):
+    placement, problem = case
+    refit = resize(placement, problem, num_ranks)
+    check(refit)
+    assert refit.placement.num_ranks == num_ranks
+    assert refit.counts[:, Content.RELOADED].sum() == 0
+    again = resize(placement, problem, num_ranks)
+    assert again.placement == refit.placement
+    if num_ranks == placement.num_ranks:
+        assert refit.placement == placement
+    elif num_ranks > placement.num_ranks:
+        new_slots = (num_ranks - placement.num_ranks) * placement.slots_per_rank
+        assert (refit.counts[:, Content.COPIED] == new_slots).all()
+
+
+def test_new_ranks_take_load_off_the_others():
+    placement, problem = solved(Topology(4), 16, 12, layers=4)
+    grown = resize(placement, problem, 6).placement
+    before, after = (evaluate(p, problem.total).peak.sum() for p in (placement, grown))
+    assert after < 0.8 * before
+
+
+def test_layers_without_load():
+    load = np.zeros((1, 2, 6))
+    load[0, 1] = 1
+    problem = Problem(load, Topology(4), 8)
+    placement = Greedy().plan(problem).placement
+    check(resize(placement, problem, 3))
+    check(resize(placement, problem, 5))
+    for refit in failover_maps(placement, problem):
+        check(refit)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a, b: failover_maps(a, b, domain="rack"), "domain is 'rack'"),
+        (lambda a, b: failover_maps(a, b, domain="node"), "a single node: nothing survives"),
+        (lambda a, b: resize(a, b, 0), "num_ranks is 0; expected 1"),
+        (lambda a, b: resize(a, b, 60000), "The number of slots is 120000; expected 1 to"),
+        (lambda a, b: resize(a, solved(Topology(2), 8, 8)[1], 3), "differ in ranks; give the"),
+        (lambda a, b: resize(a, solved(Topology(4), 12, 8)[1], 3), "differ in slots; give the"),
+        (lambda a, b: resize(a, solved(Topology(4), 8, 7)[1], 3), "differ in experts"),
+        (lambda a, b: resize(a, solved(Topology(4), 8, 8, layers=3)[1], 3), "differ in layers"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(EquipoiseError, match=message):
+        call(*solved(Topology(4), 8, 8))
