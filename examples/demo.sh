@@ -23,7 +23,16 @@ for ranks in 4 8 16; do
 done
 
 printf '\n== The same copies packed by mean loads, as engines do today, for comparison.\n'
-run equipoise plan "$trace" --ranks 8 --redundant 8 --planner greedy
+run equipoise plan "$trace" --ranks 8 --redundant 8 --planner greedy \
+    --for equipoise --output "$out/greedy-8.json"
+
+printf '\n== That map made better while it serves: 20 of its 200 slots may change.\n'
+run equipoise plan "$trace" --ranks 8 --redundant 8 --from "$out/greedy-8.json" --max-moves 20 \
+    --moves 100000 --for equipoise --output "$out/repaired-8.json"
+
+printf '\n== A map for the loss of each rank, made beforehand; the others keep what they have.\n'
+run equipoise failover "$out/plan-8.json" "$trace" --lost rank --for equipoise \
+    --output "$out/failover"
 
 printf '\n== The file each engine loads, proven valid, from the plan for 8 ranks.\n'
 for target in trtllm:moe_load_balancer.yaml sglang:expert_location.json \

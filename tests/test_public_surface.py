@@ -6,10 +6,11 @@ import sys
 import equipoise
 
 NAMES = {
-    "Contiguous", "EquipoiseError", "Even", "Greedy", "Hierarchical", "MapContext", "MinMax",
-    "Placement", "Plan", "Problem", "Robust", "RoundRobin", "Topology", "Trace", "TraceOptions",
-    "__version__", "best_placement", "diff", "dropped_tokens", "ep_step_time", "evaluate",
-    "expert_loads", "imbalance", "noise_floor", "read_map", "read_trace", "sample_trace_path",
+    "Auto", "Contiguous", "EquipoiseError", "Even", "FewestExperts", "Greedy", "Hierarchical",
+    "MapContext", "MinMax", "Nearest", "Placement", "Plan", "Problem", "RankCost", "Repair",
+    "Robust", "RoundRobin", "Survivable", "Topology", "Trace", "TraceOptions", "__version__",
+    "best_placement", "diff", "dropped_tokens", "ep_step_time", "evaluate", "expert_loads",
+    "imbalance", "noise_floor", "rank_cost", "read_map", "read_trace", "sample_trace_path",
     "summarise", "validate_map", "write_map", "write_trace",
 }  # fmt: skip
 

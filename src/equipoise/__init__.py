@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from equipoise.balance import ep_step_time as ep_step_time
     from equipoise.balance import expert_loads as expert_loads
     from equipoise.balance import imbalance as imbalance
+    from equipoise.cost import RankCost as RankCost
+    from equipoise.cost import rank_cost as rank_cost
+    from equipoise.dispatch import Auto as Auto
     from equipoise.dispatch import Even as Even
+    from equipoise.dispatch import FewestExperts as FewestExperts
     from equipoise.dispatch import MinMax as MinMax
+    from equipoise.dispatch import Nearest as Nearest
     from equipoise.engines.formats import MapContext as MapContext
     from equipoise.engines.formats import TraceOptions as TraceOptions
     from equipoise.engines.map_io import read_map as read_map
@@ -30,8 +35,10 @@ if TYPE_CHECKING:
     from equipoise.plan import Contiguous as Contiguous
     from equipoise.plan import Greedy as Greedy
     from equipoise.plan import Hierarchical as Hierarchical
+    from equipoise.plan import Repair as Repair
     from equipoise.plan import Robust as Robust
     from equipoise.plan import RoundRobin as RoundRobin
+    from equipoise.plan import Survivable as Survivable
     from equipoise.plan import evaluate as evaluate
     from equipoise.plan.problem import Plan as Plan
     from equipoise.plan.problem import Problem as Problem
@@ -44,18 +51,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Auto": "equipoise.dispatch",
     "Contiguous": "equipoise.plan",
     "EquipoiseError": "equipoise.errors",
     "Even": "equipoise.dispatch",
+    "FewestExperts": "equipoise.dispatch",
     "Greedy": "equipoise.plan",
     "Hierarchical": "equipoise.plan",
     "MapContext": "equipoise.engines.formats",
     "MinMax": "equipoise.dispatch",
+    "Nearest": "equipoise.dispatch",
     "Placement": "equipoise.placement",
     "Plan": "equipoise.plan.problem",
     "Problem": "equipoise.plan.problem",
+    "RankCost": "equipoise.cost",
+    "Repair": "equipoise.plan",
     "Robust": "equipoise.plan",
     "RoundRobin": "equipoise.plan",
+    "Survivable": "equipoise.plan",
     "Topology": "equipoise.topology",
     "Trace": "equipoise.trace",
     "TraceOptions": "equipoise.engines.formats",
@@ -67,6 +80,7 @@ _HOME = {
     "expert_loads": "equipoise.balance",
     "imbalance": "equipoise.balance",
     "noise_floor": "equipoise.noise",
+    "rank_cost": "equipoise.cost",
     "read_map": "equipoise.engines.map_io",
     "read_trace": "equipoise.engines.trace_io",
     "sample_trace_path": "equipoise.sample",

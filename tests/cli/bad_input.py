@@ -303,6 +303,12 @@ def _other_map(path: Path, num_experts: int, layer_ids: tuple[int, ...]) -> None
 _NESTED = b"\x80\x02})" + b"\x85" * 100_000 + b"Ns."
 """A dict whose key is a tuple in a tuple, 100,000 deep: to hash it would end the process."""
 
+_PRICES = (
+    "--rank-cost h100-deepep-ep8 --expert-bytes 9 --dwell-steps 9 --stall-seconds 1 "
+    "--interference 1 --delay-steps 1"
+)
+"""What a decision to move needs."""
+
 # The catalogue ------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, tuple[Case, ...]] = {
@@ -354,6 +360,182 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         case("nothing left to plan on", "plan run.safetensors --ranks 2 --hold-out 1"),
         case("a negative share", "plan run.safetensors --ranks 2 --hold-out -0.5"),
+        case("no share to score a budget on", "budget run.safetensors --ranks 2 --hold-out 0"),
+        case("one held-out step", "budget run.safetensors --ranks 2 --domain code"),
+        case("a budget of one step", "budget hotness.json --ranks 2"),
+        case("a budget for one rank", "budget run.safetensors --ranks 1"),
+        case("less than one slot a rank", "budget run.safetensors --ranks 2 --up-to 1"),
+        case("a budget of more copies than ranks", "budget run.safetensors --ranks 2 --up-to 6"),
+        case("experts of no bytes", "budget run.safetensors --ranks 2 --expert-bytes 0"),
+        case(
+            "tokens without the bytes of an expert",
+            "budget run.safetensors --ranks 2 --kv-bytes-per-token 70272",
+        ),
+        case(
+            "an option that the budget's planner ignores",
+            "budget run.safetensors --ranks 2 --planner greedy --moves 100",
+        ),
+        case("an unknown dispatcher", "plan run.safetensors --ranks 2 --dispatch best"),
+        case("an unknown rank cost", "plan run.safetensors --ranks 2 --rank-cost h200"),
+        case(
+            "times of a dispatcher that knows none",
+            "plan run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --dispatch vllm",
+        ),
+        case(
+            "the size of a step without a cost",
+            "plan run.safetensors --ranks 2 --step-assignments 100",
+        ),
+        case(
+            "a step without assignments",
+            "plan run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 0",
+        ),
+        case(
+            "an endless step",
+            "plan run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments inf",
+        ),
+        case(
+            "another size of step for a budget",
+            "budget run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 100",
+        ),
+        case(
+            "losses for a planner that counts on none", "plan run.safetensors --ranks 2 --losses 2"
+        ),
+        case("all ranks lost", "plan run.safetensors --ranks 2 --planner survivable --losses 2"),
+        case(
+            "the loss of the only node",
+            "plan run.safetensors --ranks 2 --planner survivable --loss-of node",
+        ),
+        case(
+            "too few slots for a mirror",
+            "plan run.safetensors --ranks 2 --planner survivable --mirrored",
+        ),
+        case(
+            "a mirror of times",
+            "plan run.safetensors --ranks 2 --planner survivable --mirrored "
+            "--rank-cost h100-deepep-ep8",
+        ),
+        case(
+            "a fixed graph without its name", "plan run.safetensors --ranks 2 --planner fixed-graph"
+        ),
+        case(
+            "an unknown graph", "plan run.safetensors --ranks 2 --planner fixed-graph --graph star"
+        ),
+        case(
+            "ranks that are not the graph",
+            "plan run.safetensors --ranks 2 --planner fixed-graph --graph cube",
+        ),
+        case("a graph for a planner without any", "plan run.safetensors --ranks 2 --graph ring"),
+        case(
+            "LPLB without its graph",
+            "plan run.safetensors --ranks 4 --redundant 8 --planner greedy --dispatch lplb",
+        ),
+        case("too few speeds", "plan run.safetensors --ranks 2 --speed 1"),
+        case("a speed that is no number", "plan run.safetensors --ranks 2 --speed 1,fast"),
+        case("no speed", "plan run.safetensors --ranks 2 --speed 1,0"),
+        case("room for half an expert", "plan run.safetensors --ranks 2 --room 1.5,3"),
+        case("room for too few experts", "plan run.safetensors --ranks 2 --room 1,2"),
+        case(
+            "room for a planner that does not look at it",
+            "plan run.safetensors --ranks 2 --planner greedy --room 2,2",
+        ),
+        case(
+            "a budget of moves without a map in force",
+            "plan run.safetensors --ranks 2 --max-moves 5",
+        ),
+        case(
+            "a planner beside the map in force",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --planner greedy",
+        ),
+        case(
+            "bytes of moves without those of an expert",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-bytes 100",
+        ),
+        case(
+            "fewer moves than none",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-moves -1",
+        ),
+        case(
+            "moves in no time",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
+            "--expert-bytes 1 --max-seconds 0",
+        ),
+        case("a negative price of locality", "plan run.safetensors --ranks 2 --locality-price -1"),
+        case("an endless price of locality", "plan run.safetensors --ranks 2 --locality-price inf"),
+        case(
+            "locality for a dispatcher that follows the load",
+            "plan run.safetensors --ranks 2 --locality-price 0.01 --dispatch minmax",
+        ),
+        case(
+            "locality from the map in force",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --locality-price 0.01",
+        ),
+        case(
+            "locality for copies that must stay",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner survivable "
+            "--locality-price 0.01",
+        ),
+        case("locality without tokens", "plan table.csv --ranks 2 --locality-price 0.01"),
+        case(
+            "locality from an expert twice on a rank",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner trtllm --locality-price 0.01",
+        ),
+        case("neither a loss nor other ranks", "failover map.json run.safetensors"),
+        case(
+            "a loss and other ranks", "failover map.json run.safetensors --lost rank --to-ranks 3"
+        ),
+        case("the loss of what is unknown", "failover map.json run.safetensors --lost rack"),
+        case(
+            "the loss of nodes without their size", "failover map.json run.safetensors --lost node"
+        ),
+        case(
+            "nodes for the loss of ranks",
+            "failover map.json run.safetensors --lost rank --ranks-per-node 1",
+        ),
+        case(
+            "the loss of the only node with its maps",
+            "failover map.json run.safetensors --lost node --ranks-per-node 2",
+        ),
+        case("no ranks left", "failover map.json run.safetensors --to-ranks 0"),
+        case("absurdly many ranks", "failover map.json run.safetensors --to-ranks 1000000"),
+        case("survivors without room", "failover map.json run.safetensors --lost rank --room 3,3"),
+        case(
+            "failover maps without a folder",
+            "failover map.json run.safetensors --lost rank --for trtllm",
+        ),
+        case(
+            "decoder layers without failover maps",
+            "failover map.json run.safetensors --lost rank --hidden-layers 5",
+        ),
+        case(
+            "decoder layers for failover maps without them",
+            "failover map.json run.safetensors --lost rank --for trtllm -o maps --hidden-layers 5",
+        ),
+        case(
+            "failover maps for SGLang without decoder layers",
+            "failover map.json run.safetensors --lost rank --for sglang -o maps",
+        ),
+        case(
+            "another ending than the engine's",
+            "failover map.json run.safetensors --to-ranks 3 --for trtllm -o map.txt",
+        ),
+        case("prices without a decision", "diff map.json map.yaml --ranks 2 --interference 0.1"),
+        case(
+            "a decision without prices", "diff map.json map.yaml --ranks 2 --trace run.safetensors"
+        ),
+        case("speeds that nothing looks at", "diff map.json map.yaml --ranks 2 --speed 1,2"),
+        case("room that nothing looks at", "diff map.json map.yaml --ranks 2 --room 3,3"),
+        case(
+            "a map to write, and none that is new", "diff map.json map.yaml --for trtllm -o x.yaml"
+        ),
+        case("a renamed map without a file", "diff map.json map.yaml --match --for trtllm"),
+        case(
+            "an unknown engine for failover maps",
+            "failover map.json run.safetensors --lost rank --for tgi -o x",
+        ),
+        case(
+            "a negative stall",
+            "diff map.json map.yaml --ranks 2 --trace run.safetensors --stall-seconds -1",
+        ),
         case("a share that is no number", "plan run.safetensors --ranks 2 --hold-out nan"),
         case("one step, none to hold out", "plan hotness.json --ranks 2"),
         case("a domain of one step", "plan run.safetensors --ranks 2 --window 2"),
@@ -449,6 +631,24 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case(
             "output into a missing folder",
             "plan run.safetensors --ranks 2 --for trtllm -o missing/map.yaml",
+        ),
+        case(
+            "failover maps into a missing folder",
+            "failover map.json run.safetensors --lost rank --for trtllm -o missing/maps",
+        ),
+        case(
+            "failover maps onto a file",
+            "failover map.json run.safetensors --lost rank --for trtllm -o old",
+            text("old", "x"),
+        ),
+        case(
+            "a failover map onto the map in force",
+            "failover map.json run.safetensors --to-ranks 3 --for ascend -o map.json",
+        ),
+        case(
+            "a plan onto the map in force",
+            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
+            "--for equipoise -o map.json",
         ),
         case(
             "output onto a folder",
@@ -1603,6 +1803,56 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             lambda here: _other_map(here / "far.json", 4, (3, 4)),
         ),
         case("a map and no second", "diff map.json"),
+        case(
+            "a renamed map onto the old one",
+            "diff map.json map.yaml --ranks 2 --match --for equipoise -o map.json",
+        ),
+        case("a missing map in force", "plan run.safetensors --ranks 2 --from missing.json"),
+        case("a map in force of other slots", "plan run.safetensors --ranks 2 --from map.json"),
+        case(
+            "a map in force of other ranks",
+            "plan run.safetensors --ranks 4 --redundant 4 --from map.json",
+        ),
+        case(
+            "a map in force of other experts",
+            "failover big.json run.safetensors --lost rank",
+            valid("run.safetensors"),
+            lambda here: _other_map(here / "big.json", 8, (3, 4)),
+        ),
+        case("a map in force without ranks", "failover map.yaml run.safetensors --lost rank"),
+        case(
+            "failover for other ranks than the map has",
+            "failover map.json run.safetensors --ranks 3 --lost rank",
+        ),
+        case(
+            "a decision on a missing recording",
+            f"diff map.json map.json --trace missing.npz {_PRICES}",
+        ),
+        case(
+            "a decision on other layers",
+            f"diff map.json map.json --trace hotness.json {_PRICES}",
+        ),
+        case(
+            "a decision on one step",
+            f"diff one.json one.json --trace hotness.json {_PRICES}",
+            lambda here: _other_map(here / "one.json", 4, (0, 1)),
+        ),
+        case(
+            "a decision for an unknown dispatcher",
+            f"diff map.json map.json --trace run.safetensors --dispatch best {_PRICES}",
+        ),
+        case(
+            "a decision by an unknown cost",
+            f"diff map.json map.json --trace run.safetensors {_PRICES}".replace(
+                "h100-deepep-ep8", "h200"
+            ),
+        ),
+        case(
+            "loads that last for ever",
+            f"diff map.json map.json --trace run.safetensors {_PRICES}".replace(
+                "--dwell-steps 9", "--dwell-steps inf"
+            ),
+        ),
         case("nodes that do not divide the ranks", "diff map.json map.json --ranks-per-node 3"),
         case("an expert of negative size", "diff map.json map.json --expert-bytes -1"),
     ),

@@ -91,6 +91,25 @@ def test_report_projects_on_a_map(golden_dump, tmp_path, capsys):
     assert out.startswith(GOLDEN_PROJECTION)
 
 
+@pytest.mark.parametrize(
+    ("slots", "sentence"),
+    [
+        (
+            [*range(16), 0, 1, 2, 3],
+            "A lost rank takes 3.0 experts of a layer on average; up to 12 of 16 live on one rank "
+            "only.",
+        ),
+        ([*range(16), *range(15, -1, -1)], "The loss of any rank leaves every expert alive."),
+    ],
+)
+def test_report_says_what_a_lost_rank_takes(slots, sentence, trace_file, tmp_path, capsys):
+    placement = eq.Placement([slots] * 3, num_ranks=4, num_experts=16, layer_ids=(2, 3, 4))
+    eq.write_map(placement, tmp_path / "map.json", format="equipoise")
+    arguments = ("report", trace_file, "--map", tmp_path / "map.json")
+    assert run(capsys, *arguments)[1].endswith(f"{sentence}\n")
+    assert json.loads(run(capsys, *arguments, "--json")[1])["loss_of_a_rank"] == sentence
+
+
 def test_report_per_expert(golden_dump, capsys):
     _, out, _ = run(capsys, "report", golden_dump, "--per-expert")
     assert "3         4.0  3.513202           1.2500\n" in out
@@ -101,7 +120,7 @@ def test_report_as_json(trace_file, capsys):
     document = json.loads(out)
     assert status == 0
     trace = eq.read_trace(trace_file)
-    assert document["after"] is None
+    assert (document["after"], document["loss_of_a_rank"]) == (None, None)
     assert document["before"]["num_steps"] == 10
     gamma = eq.imbalance(trace.counts.reshape(10, 3, 4, 4).sum(axis=-1))
     assert document["before"]["balance"]["imbalance"] == pytest.approx(gamma.mean())

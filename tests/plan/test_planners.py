@@ -17,6 +17,7 @@ from equipoise.plan import (
     Problem,
     Robust,
     RoundRobin,
+    Survivable,
     TrtllmGreedy,
 )
 from equipoise.topology import Topology
@@ -31,6 +32,7 @@ PLANNERS = (
     Hierarchical(num_groups=4, allow_same_rank_copies=True),
     TrtllmGreedy(),
     Robust(moves=5000),
+    Survivable(moves=5000),
 )
 LOADS = {
     "equal": np.ones((2, 12)),

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.cost import rank_cost
 from equipoise.dispatch import Even, MinMax
+from equipoise.engines.dispatching import engine_rule
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Problem
@@ -148,3 +150,17 @@ def test_room_for_too_few_experts():
 def test_fill_up_repeats_what_lives_nowhere_else():
     slots = np.array([[0, 1, -1, 0, 2, 3]])
     assert fill_up(slots, 2).tolist() == [[0, 1, 1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize("judge", [engine_rule("vllm"), Even(cost=rank_cost("h100-deepep-ep8"))])
+def test_what_depends_on_the_batch_is_judged_at_its_recorded_size(judge):
+    topology = Topology(4)
+    steps = np.random.default_rng(2).integers(0, 50, (3, 2, 8)).astype(float)
+    steps *= 1200 / steps.sum(axis=2, keepdims=True)  # batches of one size
+    history = history_of(steps, topology, 12)
+    cost = getattr(judge, "cost", None)
+    search = Search(history=history, topology=topology, dispatch=judge, cost=cost)
+    slots = first_layout(history.mix, 12, topology)
+    unit = 300 if cost is None else 300 * cost.token_seconds
+    recorded = judge.peaks(steps, Placement(slots, num_ranks=4, num_experts=8))
+    assert search.peaks(slots, history.load) * unit == pytest.approx(recorded)

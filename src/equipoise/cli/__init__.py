@@ -22,9 +22,11 @@ app = App(
 for _name, _help in {
     "report": "How unbalanced a recording is, by layer, and how much of it is chance.",
     "plan": "Choose copies and places, score them on held-out steps, write the engine's map.",
+    "budget": "How many redundant slots pay, and in which layers.",
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
-    "diff": "Count what must move from one map to another.",
+    "diff": "Count what must move from one map to another, and decide whether it pays.",
+    "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "capture": "Record the routing of a Hugging Face model while it runs.",
 }.items():
     app.command(f"equipoise.cli.{_name}:{_name}", name=_name, help=_help)

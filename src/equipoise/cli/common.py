@@ -20,6 +20,7 @@ from equipoise.engines.map_io import map_format, read_map
 from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
 from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
+from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 Size = Parameter(validator=Number(gte=1, lte=1 << 20))
@@ -128,6 +129,43 @@ _FIELDS = {
 def option_name(argument: str) -> str:
     """``run_map`` as it is typed: ``--run-map``."""
     return f"--{argument.replace('_', '-')}"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineArguments:
+    """The ranks, where they are not all alike.
+
+    Parameters
+    ----------
+    ranks_per_node
+        Ranks behind one fast interconnect; all of them if not given.
+    speed
+        Relative speeds, one a rank: 1,1,2,2.
+    room
+        Experts of a layer that each rank's memory holds, one number a rank; all slots if not given.
+    """
+
+    ranks_per_node: Annotated[int | None, Size] = None
+    speed: str | None = None
+    room: str | None = None
+
+    def topology(self, ranks: int) -> Topology:
+        """So many ranks, as described."""
+        room = None if self.room is None else tuple(map(int, _numbers("--room", self.room)))
+        speed = None if self.speed is None else _numbers("--speed", self.speed)
+        return Topology(ranks, self.ranks_per_node, speed=speed, room=room)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (option == "--room" and any(v % 1 for v in values)):
+        kind = "whole numbers" if option == "--room" else "numbers"
+        raise EquipoiseError(f"{option} is {text!r}; expected {kind}, one a rank, as in 1,1,2,2.")
+    return values
 
 
 @Parameter(name="*")

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+from cyclopts import Parameter
 from rich.table import Table
 
-from equipoise.cli.common import Amount, Json, MapArguments, Size, print_json, stdout
-from equipoise.engines.map_io import read_map
-from equipoise.migration import Migration, Receive
+from equipoise.cli.common import (
+    Amount,
+    Json,
+    MachineArguments,
+    MapArguments,
+    check_output,
+    print_json,
+    stdout,
+)
+from equipoise.cli.gate import GateArguments
+from equipoise.cli.moves import moves_document, moves_text
+from equipoise.cli.text import in_options, one_line
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import check_map_path, read_map, write_map
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration, Receive, match_ranks
 from equipoise.migration import diff as compare
-from equipoise.topology import Topology
+from equipoise.placement import Placement
+from equipoise.plan.gate import Decision
 
 
 def diff(
@@ -19,33 +36,96 @@ def diff(
     new: Path,
     /,
     *,
-    ranks_per_node: Annotated[int | None, Size] = None,
     expert_bytes: Annotated[int | None, Amount] = None,
+    match: Annotated[bool, Parameter(negative=())] = False,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    machine: MachineArguments | None = None,
     deployment: MapArguments | None = None,
+    gate: GateArguments | None = None,
     json: Json = False,
 ) -> int:
     """Count what must move from one map to another; the maps may be of different formats.
+
+    With --trace, decide whether moving pays. Exit status 1 if it does not.
 
     Parameters
     ----------
     old, new
         The map in force, and the one to come.
-    ranks_per_node
-        Ranks behind one fast interconnect; all of them if not given.
     expert_bytes
-        Bytes of one expert in one layer, scales included; adds the volume to the answer.
+        Bytes of one expert in one layer, scales included; adds volume and time to the answer.
+    match
+        Rename the new map's ranks, layer by layer, so that most experts stay; the ranks' loads are
+        the same but for their order.
+    for_
+        With --match: format of the renamed map, as for equipoise convert.
+    output
+        With --match: the file for the renamed map; needs --for.
     """
+    machine, gate = machine or MachineArguments(), gate or GateArguments()
+    gate.check(expert_bytes)
+    _refuse_unused(machine, match, gate)
     context = (deployment or MapArguments()).context
+    _check_target(for_, output, match, old, new, gate.trace)
     before, after = read_map(old, context), read_map(new, context)
-    migration = compare(before, after, Topology(before.num_ranks, ranks_per_node))
+    topology = machine.topology(before.num_ranks)
+    if match:
+        after = match_ranks(before, after, topology)
+    migration = compare(before, after, topology)
+    decision = gate.decide(migration, expert_bytes)
+    written = _write(after, for_, output, context.num_hidden_layers)
     if json:
-        print_json(_document(migration, expert_bytes))
+        print_json(_document(migration, expert_bytes, decision) | {"map": written})
     else:
-        _print(migration, expert_bytes)
-    return 0
+        _print(migration, expert_bytes, decision)
+        _print_map(written)
+    return 0 if decision is None or decision.move else 1
 
 
-def _document(migration: Migration, expert_bytes: int | None) -> dict[str, object]:
+def _refuse_unused(machine: MachineArguments, match: bool, gate: GateArguments) -> None:
+    if machine.room is not None and not match:
+        raise EquipoiseError("--room: only with --match, which renames ranks of equal room.")
+    if machine.speed is not None and not match and gate.trace is None:
+        raise EquipoiseError("--speed: only with --match or --trace, which look at it.")
+
+
+def _check_target(
+    format: str | None, output: Path | None, match: bool, *inputs: Path | None
+) -> None:
+    if (format is None) != (output is None):
+        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
+    if format is None or output is None:
+        return
+    if not match:
+        raise EquipoiseError(
+            "--for and --output: only with --match; equipoise convert copies maps."
+        )
+    check_map_path(output, format)
+    check_output(output, *inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """The renamed map on disk, and what it does not say."""
+
+    path: str
+    lost: list[str]
+
+
+def _write(
+    placement: Placement, format: str | None, output: Path | None, hidden_layers: int | None
+) -> _Written | None:
+    if format is None or output is None:
+        return None
+    context = MapContext(num_hidden_layers=hidden_layers)
+    lost = write_map(placement, output, format=format, context=context)
+    return _Written(path=str(output), lost=lost)
+
+
+def _document(
+    migration: Migration, expert_bytes: int | None, decision: Decision | None
+) -> dict[str, object]:
     return {
         "slots": migration.receive.size,
         "moves": _totals(migration),
@@ -53,9 +133,15 @@ def _document(migration: Migration, expert_bytes: int | None) -> dict[str, objec
             str(layer): {kind.name.lower(): int(n) for kind, n in zip(Receive, row, strict=True)}
             for layer, row in zip(migration.new.layer_ids, migration.counts, strict=True)
         },
-        "transfers": int(migration.received.sum()),
-        "bytes": None if expert_bytes is None else migration.bytes(expert_bytes),
+        **moves_document(migration, expert_bytes),
+        "decision": None if decision is None else _finite(decision),
     }
+
+
+def _finite(decision: Decision) -> dict[str, object]:
+    """The decision with ``None`` for steps that never come, which JSON cannot say."""
+    values = {name: None if value == np.inf else value for name, value in asdict(decision).items()}
+    return values | {"text": decision.text}
 
 
 def _totals(migration: Migration) -> dict[str, int]:
@@ -72,16 +158,21 @@ _MEANING = {
 }
 
 
-def _print(migration: Migration, expert_bytes: int | None) -> None:
+def _print(migration: Migration, expert_bytes: int | None, decision: Decision | None) -> None:
     table = Table("what becomes of a slot", "slots", "share", box=None)
     for kind, count in zip(Receive, _totals(migration).values(), strict=True):
         table.add_row(_MEANING[kind], f"{count:,}", f"{count / migration.receive.size:.1%}")
     console = stdout()
     console.print(table)
-    busiest = int(migration.received.max())
-    console.print(
-        f"{int(migration.received.sum()):,} experts cross a wire; "
-        f"at most {busiest} to one rank in one layer."
-    )
-    if expert_bytes is not None:
-        console.print(f"{migration.bytes(expert_bytes) / 1e9:.3f} GB in all.")
+    console.print(moves_text(migration, expert_bytes))
+    if decision is not None:
+        console.print(decision.text)
+
+
+def _print_map(written: _Written | None) -> None:
+    if written is None:
+        return
+    console = stdout()
+    console.print(one_line(f"Written, read back and compared: {written.path}"))
+    for sentence in written.lost:
+        console.print(f"  not in the file: {in_options(one_line(sentence))}")

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.table import Table
 
 from equipoise.cli.common import (
     EngineArguments,
     Json,
+    MachineArguments,
     Redundant,
     Size,
     TraceArguments,
@@ -22,18 +22,22 @@ from equipoise.cli.common import (
     check_output,
     option_name,
     print_json,
+    progress_bar,
     stdout,
 )
+from equipoise.cli.locality import LocalityArguments, Reach
+from equipoise.cli.moves import moves_document, moves_text
 from equipoise.cli.planners import PlannerArguments
+from equipoise.cli.repair import RepairArguments
+from equipoise.cli.scores import Scores, score, scores_document, scores_table
 from equipoise.cli.text import one_line
 from equipoise.engines.formats import Launch, MapContext, given
 from equipoise.engines.launch import launch
 from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
-from equipoise.noise import trace_noise_floor
-from equipoise.plan import Evaluation, evaluate, without_balancing
-from equipoise.plan.problem import Plan, Problem
-from equipoise.topology import Topology
+from equipoise.migration import Migration
+from equipoise.migration import diff as compare
+from equipoise.plan import Plan, Problem
 from equipoise.trace import Trace
 
 
@@ -43,11 +47,13 @@ def plan(
     *,
     ranks: Annotated[int, Size],
     redundant: Annotated[int, Redundant] = 0,
-    ranks_per_node: Annotated[int | None, Size] = None,
     hold_out: float = 0.2,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     planning: PlannerArguments | None = None,
+    repairing: RepairArguments | None = None,
+    gathering: LocalityArguments | None = None,
+    machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
@@ -62,8 +68,6 @@ def plan(
         Expert-parallel ranks.
     redundant
         Redundant slots of a layer, all ranks together; (experts + redundant) must divide by ranks.
-    ranks_per_node
-        Ranks behind one fast interconnect; all of them if not given.
     hold_out
         Share of the steps, the latest of each domain, to score on; 0 plans on everything and
         scores nothing unseen.
@@ -73,25 +77,49 @@ def plan(
         The map file to write; needs --for.
     """
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
-    planning = planning or PlannerArguments()
-    _check_target(for_, output, engine, trace, reading.run_map)
-    planning.check()
+    planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
+    gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
+    _check_target(for_, output, engine, trace, reading.run_map, repairing.from_map)
+    repairing.check(planning)
+    gathering.check(planning, repairing)
+    planning.check(machine, gathering.uses)
+    topology = machine.topology(ranks)
     recording = reading.read(trace, ranks=ranks)
     fit, held = _split(recording, hold_out)
-    problem = Problem(fit, Topology(ranks, ranks_per_node), recording.num_experts + redundant)
-    result = planning.plan(problem)
-    scores = _score(result, problem, fit, held, planning.dispatch)
-    written = None
-    if for_ is not None and output is not None:
-        source = recording.provenance.source
-        written = _write(result, for_, output, engine, source)
+    problem = Problem(fit, topology, recording.num_experts + redundant)
+    current = repairing.read(problem)
+    judge = planning.judge(topology, recording.top_k)
+    with progress_bar("planning") as progress:
+        if current is None:
+            planner = planning.configured(judge, progress)
+            result = gathering.applied(planner, planning, fit).plan(problem)
+        else:
+            result = repairing.configured(current, planning, judge).plan(problem)
+    outcome = _Outcome(
+        plan=result,
+        scores=score(result, fit, held, judge, planning.step_assignments),
+        migration=None if current is None else compare(current, result.placement, topology),
+        expert_bytes=repairing.expert_bytes,
+        reach=gathering.reach(result, held),
+        written=_write(result, for_, output, engine, recording.provenance.source),
+    )
     if json:
-        print_json(_document(result, scores, written))
+        print_json(_document(outcome))
     else:
-        _print_plan(stdout(), recording, result, scores)
-        if written is not None:
-            _print_map(stdout(), written)
+        _print(stdout(), recording, outcome)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """A plan and what is to be said of it."""
+
+    plan: Plan
+    scores: Scores
+    migration: Migration | None
+    expert_bytes: int | None
+    reach: Reach | None
+    written: _Written | None
 
 
 def _check_target(
@@ -120,8 +148,10 @@ class _Written:
 
 
 def _write(
-    result: Plan, format: str, output: Path, engine: EngineArguments, source: str
-) -> _Written:
+    result: Plan, format: str | None, output: Path | None, engine: EngineArguments, source: str
+) -> _Written | None:
+    if format is None or output is None:
+        return None
     # Flags first: a combination the engine would ignore is refused before a file exists.
     flags = launch(result.placement, format, output.name, engine.options)
     context = MapContext(
@@ -130,20 +160,6 @@ def _write(
     return _Written(
         output, write_map(result.placement, output, format=format, context=context), flags
     )
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Imbalance without balancing and with the plan, on steps planned from and on unseen ones.
-
-    ``chance_held`` is the noise floor of the unseen steps: what is left of a perfect even split.
-    """
-
-    plain_fit: Evaluation
-    plan_fit: Evaluation
-    plain_held: Evaluation | None
-    plan_held: Evaluation | None
-    chance_held: float | None
 
 
 def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
@@ -159,31 +175,8 @@ def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
     return recording.split(at=1 - hold_out)
 
 
-def _score(
-    result: Plan, problem: Problem, fit: Trace, held: Trace | None, dispatch: str
-) -> _Scores:
-    plain = without_balancing(fit, problem.topology)
-    return _Scores(
-        plain_fit=evaluate(plain, fit, dispatch=dispatch),
-        plan_fit=evaluate(result.placement, fit, dispatch=dispatch),
-        plain_held=None if held is None else evaluate(plain, held, dispatch=dispatch),
-        plan_held=None if held is None else evaluate(result.placement, held, dispatch=dispatch),
-        chance_held=None if held is None else _chance(held, problem.topology.num_ranks),
-    )
-
-
-def _chance(held: Trace, ranks: int) -> float:
-    """Mean imbalance that a fair router would show in steps of these sizes."""
-    return float(trace_noise_floor(held, ranks).mean[held.counts.any(axis=2)].mean())
-
-
-def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[str, object]:
-    rows = {
-        "plain_fit": scores.plain_fit,
-        "plan_fit": scores.plan_fit,
-        "plain_held_out": scores.plain_held,
-        "plan_held_out": scores.plan_held,
-    }
+def _document(outcome: _Outcome) -> dict[str, object]:
+    result, migration, written = outcome.plan, outcome.migration, outcome.written
     return {
         "planner": result.planner,
         "dispatch": result.dispatch,
@@ -193,8 +186,10 @@ def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[s
         "checksum": result.placement.checksum,
         "status": result.status,
         "gap": result.gap,
-        "scores": {name: None if e is None else _numbers(e) for name, e in rows.items()},
-        "noise_floor_held_out": scores.chance_held,
+        "scores": scores_document(outcome.scores),
+        "noise_floor_held_out": outcome.scores.chance_held,
+        "reach_held_out": outcome.reach,
+        "moves": None if migration is None else moves_document(migration, outcome.expert_bytes),
         "layers": [
             {"layer": b.layer, "peak": peak, "bound": bound, "binds": b.kind, "why": b.text}
             for b, peak, bound in zip(
@@ -206,17 +201,14 @@ def _document(result: Plan, scores: _Scores, written: _Written | None) -> dict[s
     }
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, float]:
-    return {
-        "mean_imbalance": evaluation.mean_imbalance,
-        "p95_imbalance": evaluation.p95_imbalance,
-        "worst_imbalance": evaluation.worst_imbalance,
-        "relative_step_time": evaluation.relative_step_time,
-    }
+def _print(console: Console, recording: Trace, outcome: _Outcome) -> None:
+    _print_plan(console, recording, outcome)
+    if outcome.written is not None:
+        _print_map(console, outcome.written)
 
 
-def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Scores) -> None:
-    placement = result.placement
+def _print_plan(console: Console, recording: Trace, outcome: _Outcome) -> None:
+    result, placement = outcome.plan, outcome.plan.placement
     console.print(one_line(f"{recording}"))
     for note in recording.provenance.notes:
         console.print(f"  note: {one_line(note)}")
@@ -225,8 +217,12 @@ def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Score
         f"{placement.num_slots} slots on {placement.num_ranks} ranks "
         f"({placement.num_redundant} redundant, {placement.slots_per_rank} slots a rank)\n"
     )
-    console.print(_score_table(scores))
+    console.print(scores_table(outcome.scores))
     console.print(f"\n{result.status}")
+    if outcome.migration is not None:
+        console.print(moves_text(outcome.migration, outcome.expert_bytes))
+    if outcome.reach is not None:
+        console.print(outcome.reach.text)
     hardest = sorted(
         range(placement.num_layers),
         key=lambda i: -result.bound[i] * placement.num_ranks / max(result.load[i].sum(), 1),
@@ -234,29 +230,6 @@ def _print_plan(console: Console, recording: Trace, result: Plan, scores: _Score
     for i in hardest[:3]:
         if result.binding[i].kind != "mean":
             console.print(f"  {result.binding[i].text}")
-
-
-def _score_table(scores: _Scores) -> Table:
-    table = Table(
-        f"max/mean rank load, {scores.plan_fit.dispatch} split",
-        "mean",
-        "p95",
-        "worst",
-        "step time",
-        box=None,
-    )
-    rows = {
-        "planned steps, no balancing": scores.plain_fit,
-        "planned steps, this plan": scores.plan_fit,
-        "unseen steps, no balancing": scores.plain_held,
-        "unseen steps, this plan": scores.plan_held,
-    }
-    for name, evaluation in rows.items():
-        if evaluation is not None:
-            table.add_row(name, *(f"{x:.3f}" for x in _numbers(evaluation).values()))
-    if scores.chance_held is not None:
-        table.add_row("unseen steps, chance alone", f"{scores.chance_held:.3f}")
-    return table
 
 
 def _print_map(console: Console, written: _Written) -> None:

@@ -14,6 +14,7 @@ from equipoise.engines.map_io import read_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import without_balancing
+from equipoise.plan.coverage import coverage
 from equipoise.report.layout import source_ranks
 from equipoise.report.page import render_page
 from equipoise.report.summary import TraceSummary, summarise
@@ -64,14 +65,29 @@ def report(
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
         write_text(html, render_page(before, after=after))
+    lost = None if placement is None else _loss_of_a_rank(placement)
     if json:
-        print_json({"before": before, "after": after})
+        print_json({"before": before, "after": after, "loss_of_a_rank": lost})
         return 0
     if table is not None:
         print(table)
         print()
     _print_summaries(before, after)
+    if lost is not None:
+        stdout().print(f"\n{lost}")
     return 0
+
+
+def _loss_of_a_rank(placement: Placement) -> str:
+    """What the map holds against it, in a sentence."""
+    found = coverage(placement, Topology(placement.num_ranks))
+    if found.guaranteed_losses:
+        return "The loss of any rank leaves every expert alive."
+    alone, lost = int(found.endangered(1).max()), float(found.expected_lost(1).mean())
+    return (
+        f"A lost rank takes {lost:.1f} experts of a layer on average; up to {alone} of "
+        f"{placement.num_experts} live on one rank only."
+    )
 
 
 def _engine_table(

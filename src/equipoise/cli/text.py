@@ -13,8 +13,10 @@ _OPTIONS = {  # what the library calls a parameter: the option that sets it
     "ranks_per_node": "--ranks-per-node",
     "window_tokens": "--window-tokens",
     "allow_pickle": "--allow-pickle",
+    "mirrored": "--mirrored",
+    "the cost": "--rank-cost",
 }
-_ADVICE = re.compile(r"\b(?:[Gg]ive|leave|correct)\b[^.;]*")
+_ADVICE = re.compile(r"\b(?:[Gg]ive|leave|correct|set by)\b[^.;]*")
 _PARAMETER = re.compile(rf"\b(?:{'|'.join(_OPTIONS)})\b")
 
 

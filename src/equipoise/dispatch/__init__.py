@@ -27,6 +27,7 @@ __all__ = [
     "Nearest",
     "Split",
     "dispatcher",
+    "is_scale_free",
 ]
 
 
@@ -58,3 +59,9 @@ def _on(known: Any, topology: Topology) -> Dispatcher:
     takes_it = any(field.name == "topology" for field in fields(known))
     placed: Dispatcher = replace(known, topology=topology) if takes_it else known
     return placed
+
+
+def is_scale_free(dispatch: Dispatcher) -> bool:
+    """Whether twice the load has twice the peaks, so that the unit of loads does not matter."""
+    proportional = dispatch.name in (Even.name, MinMax.name, Nearest.name)
+    return proportional and getattr(dispatch, "cost", None) is None

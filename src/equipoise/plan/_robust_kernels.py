@@ -287,6 +287,16 @@ def _share(holding: Holding, e: int, r: int, ranks: Ranks) -> Any:
 
 
 @_compiled
+def _fill_shares(
+    share_a: Floats, share_b: Floats, visit: Ints, a: int, b: int, holding: Holding, ranks: Ranks
+) -> None:
+    """Shares of two experts' loads on the ranks to visit."""
+    for i in range(visit.size):
+        share_a[i] = _share(holding, a, visit[i], ranks)
+        share_b[i] = _share(holding, b, visit[i], ranks)
+
+
+@_compiled
 def _slot_sums(
     load_ET: Floats, risk_ET: Floats, slots: Ints, holding: Holding, ranks: Ranks
 ) -> Floats:
@@ -416,13 +426,9 @@ def anneal_fixed(
             step += terms.missing * _more_missing(a, b, r, q, relabel, holding, ranks, terms)
         count = _touched(visit, r, q, a, b, relabel or ranks.near, holding, C)
         if ranks.near:
-            for i in range(count):
-                before_a[i] = _share(holding, a, visit[i], ranks)
-                before_b[i] = _share(holding, b, visit[i], ranks)
+            _fill_shares(before_a, before_b, visit[:count], a, b, holding, ranks)
             _apply(holding, slots, s, r, o, q, b, relabel, ranks)
-            for i in range(count):
-                after_a[i] = _share(holding, a, visit[i], ranks)
-                after_b[i] = _share(holding, b, visit[i], ranks)
+            _fill_shares(after_a, after_b, visit[:count], a, b, holding, ranks)
             _apply(holding, slots, s, r, o, q, a, relabel, ranks)
         else:
             more = 1 if relabel else 0
@@ -431,11 +437,8 @@ def anneal_fixed(
                 has_a, has_b = held[p, a], held[p, b]
                 before_a[i] = 1.0 / copies[a] if has_a else 0.0
                 before_b[i] = 1.0 / copies[b] if has_b else 0.0
-                gets_a, gets_b = has_a, has_b
-                if p == r:
-                    gets_a, gets_b = False, True
-                elif p == q:
-                    gets_a, gets_b = True, False
+                gets_a = p != r and (has_a or (p == q and not relabel))
+                gets_b = p == r or (has_b and p != q)
                 after_a[i] = 1.0 / (copies[a] - more) if gets_a else 0.0
                 after_b[i] = 1.0 / (copies[b] + more) if gets_b else 0.0
         new_total[:] = total

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import check_count
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, MinMax
+from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
@@ -199,7 +199,7 @@ class Plan:
     @property
     def _exponent(self) -> int:
         """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
-        return 0 if self._cost else int(np.frexp(self.load.max())[1])
+        return int(np.frexp(self.load.max())[1]) if is_scale_free(self.dispatcher) else 0
 
     def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
         scaled = np.ldexp(load_TLE, -self._exponent)

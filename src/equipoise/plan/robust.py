@@ -151,6 +151,7 @@ _SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_sc
 
 _TRIAL_MOVES = (1 << 18) - (1 << 9)
 _TRIAL_LAYERS = 24
+_TRIAL_SHARE = 0.25  # of a budget in seconds
 _SURE = 2.0  # standard errors by which a plan must beat the plain one on held-out windows
 
 
@@ -169,7 +170,13 @@ def choose_stages(search: Search, num_slots: int) -> tuple[tuple[Stage, ...], st
         return plain, "No group has two windows to learn from, so this is the plain plan."
     rows = np.unique(np.linspace(0, history.load.shape[1] - 1, _TRIAL_LAYERS).astype(np.int64))
     past, late = (part.of_layers(rows) for part in parts)
-    trial = replace(search, history=past, terms=search.terms.of_layers(rows), progress=None)
+    trial = replace(
+        search,
+        history=past,
+        terms=search.terms.of_layers(rows),
+        clock=search.clock.part(_TRIAL_SHARE),
+        progress=None,
+    )
     start = first_layout(past.mix, num_slots, search.topology)
     ways: list[tuple[Stage, ...]] = [(_GROUPS,), (_WINDOWS,)]
     if follows_load:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher
+from equipoise.dispatch import Dispatcher, is_scale_free
 from equipoise.placement import Placement
 from equipoise.plan.robust_scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
 from equipoise.topology import Topology
@@ -52,6 +52,10 @@ class Clock:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._start
+
+    def part(self, share: float) -> Clock:
+        """A clock that starts now and is over after a share of the budget."""
+        return Clock(None if self._budget is None else share * self._budget)
 
     @property
     def is_over(self) -> bool:
@@ -200,17 +204,12 @@ class Search:
         """
         R = self.history.num_ranks
         placement = Placement(fill_up(slots, R), num_ranks=R, num_experts=load.shape[2])
-        if self.cost is None:
+        if is_scale_free(self.dispatch):
             return self.dispatch.peaks(load, placement)
-        scale = self._mean_rank_load[:, None]
-        peaks = np.empty(load.shape[:2])
-        for t, step in enumerate(load):
-            shares = self.dispatch.split(step * scale, placement).shares
-            seconds = self.cost.rank_seconds(shares, R) - self.cost.fixed_seconds
-            peaks[t] = (seconds / self.topology.relative_speed).max(axis=1)
-        return np.divide(
-            peaks, self.cost.token_seconds * scale[:, 0], where=scale[:, 0] > 0, out=0 * peaks
-        )
+        assignments = np.where(self._mean_rank_load > 0, self._mean_rank_load, 1)
+        unit = assignments if self.cost is None else assignments * self.cost.token_seconds
+        peaks: Floats = self.dispatch.peaks(load * assignments[:, None], placement) / unit
+        return peaks
 
     @cached_property
     def _mean_rank_load(self) -> Floats:
