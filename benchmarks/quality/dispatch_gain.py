@@ -121,7 +121,7 @@ def esft(data: Path) -> Study:
 
 def gptoss(data: Path) -> Study:
     study = engine_rules.gptoss(data)
-    return replace(study, batches={"decode": study.batches["8 to 18"]}, topology=Topology(8, 4))
+    return replace(study, topology=Topology(8, 4))
 
 
 STUDIES: dict[str, Callable[[Path], Study]] = {

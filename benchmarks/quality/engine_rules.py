@@ -116,7 +116,7 @@ def gptoss(data: Path) -> Study:
     assert tokens is not None
     topology = Topology(8)
     steps = [tokens.of_step(t).astype(np.int64) for t in range(0, len(tokens.offsets) - 1, 4)]
-    batches = {"8 to 18": [np.array_split(ids, topology.num_ranks) for ids in steps]}
+    batches = {"decode": [np.array_split(ids, topology.num_ranks) for ids in steps]}
     return Study("gptoss", split.fit, batches, 4, topology, 40)
 
 
