@@ -178,9 +178,7 @@ def choose_stages(search: Search, num_slots: int) -> tuple[tuple[Stage, ...], st
         progress=None,
     )
     start = first_layout(past.mix, num_slots, search.topology)
-    ways: list[tuple[Stage, ...]] = [(_GROUPS,), (_WINDOWS,)]
-    if follows_load:
-        ways = [(*way, _SPLITS) for way in ways]
+    ways = [(_WINDOWS, _SPLITS)] if follows_load else [(_GROUPS,), (_WINDOWS,)]
     before, *after = (
         trial.peaks(trial.run(way, start, _TRIAL_MOVES), late.load) for way in (plain, *ways)
     )
