@@ -155,13 +155,9 @@ def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios
 
 
 def window_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
-    """One scenario a window; variance has its price here too, as another window deviates anew.
-
-    Half of it if there is one group only: most of how its windows differ is in the scenarios.
-    """
+    """One scenario a window, at half the price: its own deviation is in it already."""
     _, variance = _moments(history)
-    share = 0.5 if len(history.group_weight) == 1 else 1.0
-    risk = share * variance * _price(variance, history.num_ranks)
+    risk = 0.5 * variance * _price(variance, history.num_ranks)
     return _with_mix(history.load, risk[history.group], history.window_weight, history)
 
 
