@@ -109,6 +109,11 @@ class Topology:
         """The node of each rank, ``(R,)``."""
         return np.arange(self.num_ranks, dtype=np.int64) * self.num_nodes // self.num_ranks
 
+    def distinct_experts(self, slots_per_rank: int) -> NDArray[np.int64]:
+        """Different experts of a layer that each rank can hold in so many slots, ``(R,)``."""
+        room = np.full(self.num_ranks, slots_per_rank, dtype=np.int64)
+        return room if self.room is None else np.minimum(room, self.room)
+
     @property
     def relative_speed(self) -> NDArray[np.float64]:
         """Speed of each rank over their mean, ``(R,)``: ones where all are alike."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_count, check_number
+from equipoise.balance import check_number
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.bounds import certify
@@ -24,6 +24,7 @@ from equipoise.plan.robust_scenarios import (
     single_scenario,
     window_scenarios,
 )
+from equipoise.plan.search import check_search_options, kernel_seed
 from equipoise.plan.traffic import (
     StepTime,
     checked_ids,
@@ -87,11 +88,7 @@ class Colocate:
     def __post_init__(self) -> None:
         if not isinstance(self.price, StepTime):
             check_number("price", self.price, low=0, high=np.inf)
-        for name, value in (("moves", self.moves), ("seed", self.seed)):
-            if not 0 <= value < 2**63 or value != int(value):
-                raise EquipoiseError(f"{name} is {value}; expected a whole number >= 0.")
-        if self.num_threads is not None:
-            check_count("num_threads", self.num_threads)
+        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
@@ -138,7 +135,6 @@ class Colocate:
             return np.asarray(start.slots[row])
         layer = _layer(problem, ids, scenarios, row, self.price)
         timed = isinstance(self.price, StepTime)
-        seed = np.random.SeedSequence([self.seed, row]).generate_state(1, np.uint64)[0] >> 1
         slots, _ = kernels.colocate(
             layer,
             start.slots[row].copy(),  # writable, or the kernel would be compiled once more
@@ -147,7 +143,7 @@ class Colocate:
             self.moves,
             _HOT,
             _COLD,
-            int(seed),
+            kernel_seed(self.seed, row),
         )
         return np.asarray(slots)
 

@@ -30,18 +30,21 @@ def first_layout(load_LE: Floats, num_slots: int, topology: Topology) -> Ints:
         slots: Ints = _kernels.distinct_slots(load_LE, num_slots, topology.num_ranks)
         return slots
     size, num_experts = num_slots // topology.num_ranks, load_LE.shape[1]
-    room = np.full(topology.num_ranks, size)
-    if topology.room is not None:
-        room = np.minimum(room, topology.room)
+    room = topology.distinct_experts(size)
+    check_room(room, num_experts)
+    layout = np.full((len(load_LE), topology.num_ranks, size), -1, dtype=np.int64)
+    for row, load in zip(layout, load_LE, strict=True):
+        _deal(load, room, topology.relative_speed, row)
+    return layout.reshape(len(load_LE), num_slots)
+
+
+def check_room(room: Ints, num_experts: int) -> None:
+    """Raise ``EquipoiseError`` unless the ranks have room for all experts of a layer together."""
     if room.sum() < num_experts:
         raise EquipoiseError(
             f"The ranks have room for {room.sum()} experts of a layer, the model has "
             f"{num_experts}; give them more room, or more slots where slots are the limit."
         )
-    layout = np.full((len(load_LE), topology.num_ranks, size), -1, dtype=np.int64)
-    for row, load in zip(layout, load_LE, strict=True):
-        _deal(load, room, topology.relative_speed, row)
-    return layout.reshape(len(load_LE), num_slots)
 
 
 def _deal(load: Floats, room: Ints, speed: Floats, layout_RC: Ints) -> None:

@@ -352,8 +352,7 @@ def _without_repeats(current: Placement, search: Search) -> Ints:
     repeats = ordinal_on_rank(by_rank) > 0
     if not repeats.any() and topology.room is None:
         return current.slots
-    size = current.slots_per_rank
-    room = np.full(current.num_ranks, size) if topology.room is None else np.array(topology.room)
+    room = topology.distinct_experts(current.slots_per_rank)
     for layer, load in enumerate(search.history.mix):
         held = current.copies_on_rank[layer] > 0
         _check_room(held.sum(axis=1), room, current.layer_ids[layer])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from equipoise.balance import check_count
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.errors import EquipoiseError
@@ -22,7 +21,15 @@ from equipoise.plan.robust_scenarios import (
     single_scenario,
     window_scenarios,
 )
-from equipoise.plan.search import Clock, Progress, Search, Stage, Terms, fill_up
+from equipoise.plan.search import (
+    Clock,
+    Progress,
+    Search,
+    Stage,
+    Terms,
+    check_search_options,
+    fill_up,
+)
 from equipoise.topology import Topology
 
 
@@ -88,13 +95,9 @@ class Robust:
                 )
         if not 0 <= self.tail <= 1:
             raise EquipoiseError(f"tail is {self.tail}; expected a share between 0 and 1.")
-        for name, value in (("moves", self.moves), ("seed", self.seed)):
-            if not 0 <= value < 2**63 or value != int(value):
-                raise EquipoiseError(f"{name} is {value}; expected a whole number >= 0.")
+        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
         if self.budget_seconds is not None and not self.budget_seconds >= 0:
             raise EquipoiseError(f"budget_seconds is {self.budget_seconds}; expected at least 0.")
-        if self.num_threads is not None:
-            check_count("num_threads", self.num_threads)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.

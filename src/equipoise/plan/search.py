@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.balance import check_count
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, is_scale_free
+from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.robust_scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
 from equipoise.topology import Topology
@@ -267,7 +269,7 @@ class Search:
             max(self.tail, weight[weight > 0].min()),
             stage.bits,
             weight.size == 1,
-            _seed(self.seed, number, int(layer)),
+            kernel_seed(self.seed, number, int(layer)),
         )
         if stage.follows_load:
             slots, _ = kernels.anneal_minmax(load, *how)
@@ -341,9 +343,18 @@ def _rounds(moves: int) -> list[int]:
     return lengths
 
 
-def _seed(seed: int, number: int, layer: int) -> int:
-    """A seed for one round of one layer, unlike any other's."""
-    return int(np.random.SeedSequence([seed, number, layer]).generate_state(1, np.uint64)[0] >> 1)
+def kernel_seed(*numbers: int) -> int:
+    """A seed from several numbers, such as the user's and a layer's, unlike that of any others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def check_search_options(*, moves: int, seed: int, num_threads: int | None) -> None:
+    """Raise ``EquipoiseError`` for what no search can be given."""
+    for name, value in (("moves", moves), ("seed", seed)):
+        if not 0 <= value < 2**63 or value != int(value):
+            raise EquipoiseError(f"{name} is {value}; expected a whole number >= 0.")
+    if num_threads is not None:
+        check_count("num_threads", num_threads)
 
 
 def _tail_mean(peak: Floats, weight: Floats, tail: float) -> Floats:

@@ -12,6 +12,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.plan.bounds import certify
 from equipoise.plan.coverage import Coverage, coverage, domains_of_ranks
 from equipoise.plan.eplb import check_distinct
+from equipoise.plan.layout import check_room
 from equipoise.plan.problem import Plan, Problem
 from equipoise.plan.robust import Robust, choose_stages
 from equipoise.plan.search import Terms, fill_up
@@ -134,7 +135,7 @@ class Survivable(Robust):
 
 def _home_capacity(num_slots: int, topology: Topology, domain: str, num_experts: int) -> Ints:
     """How many different experts of a layer each rank or node can hold, ``(X,)``."""
-    room = _room(num_slots, topology)
+    room = topology.distinct_experts(num_slots // topology.num_ranks)
     capacity = np.bincount(domains_of_ranks(topology, domain), weights=room).astype(np.int64)
     return np.minimum(capacity, num_experts)
 
@@ -164,15 +165,12 @@ def covered_layout(
         Ranks that have no room for all experts together.
     """
     num_experts = load_LE.shape[1]
-    room, group = _room(num_slots, topology), domains_of_ranks(topology, domain)
+    size, group = num_slots // topology.num_ranks, domains_of_ranks(topology, domain)
+    room = topology.distinct_experts(size)
+    check_room(room, num_experts)
     capacity = _home_capacity(num_slots, topology, domain, num_experts)
     total = min(homes * num_experts, int(capacity.sum()))
-    if total < num_experts:
-        raise EquipoiseError(
-            f"The ranks have room for {total} experts of a layer, the model has {num_experts}; "
-            "give them more room, or more slots where slots are the limit."
-        )
-    layout = np.full((len(load_LE), topology.num_ranks, num_slots // topology.num_ranks), -1)
+    layout = np.full((len(load_LE), topology.num_ranks, size), -1)
     for row, load in zip(layout, load_LE, strict=True):
         order = np.argsort(-load, kind="stable")
         wanted = np.full(num_experts, total // num_experts)
@@ -209,14 +207,6 @@ def _deal_rest(load: Floats, room: Ints, held: Bools) -> None:
         e = int(np.where(possible, share, -1).argmax())
         r = int(np.where(free & ~held[:, e], held @ share, np.inf).argmin())
         held[r, e] = True
-
-
-def _room(num_slots: int, topology: Topology) -> Ints:
-    """Different experts of a layer that each rank can hold, ``(R,)``."""
-    size = num_slots // topology.num_ranks
-    if topology.room is None:
-        return np.full(topology.num_ranks, size)
-    return np.minimum(size, topology.room)
 
 
 def _part(topology: Topology, parts: int, domain: str) -> Topology:
