@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem, evaluate
-from equipoise.plan.failover import Content, failover_maps, resize
+from equipoise.plan.failover import Content, failover_maps, refit, resize
 from equipoise.plan.robust_scenarios import group_scenarios, read_history
 from equipoise.topology import Topology
 from tests.reference.robust import even_objective
@@ -48,16 +48,16 @@ def test_survivors_change_no_more_than_they_must(case, domain):
     maps = failover_maps(placement, problem, domain=domain)
     num_lost = 1 if domain == "rank" else 2
     assert len(maps) == placement.num_ranks // num_lost
-    for number, refit in enumerate(maps):
-        check(refit)
+    for number, change in enumerate(maps):
+        check(change)
         gone = list(range(number * num_lost, (number + 1) * num_lost))
-        assert refit.gone.tolist() == gone
+        assert change.gone.tolist() == gone
         survivors = np.delete(placement.by_rank, gone, axis=1)
         for layer, row in enumerate(survivors):
             lost = placement.num_experts - len(np.unique(row))
-            assert refit.counts[layer, Content.RELOADED] == lost
-            if refit.placement.slots_per_rank == placement.slots_per_rank:
-                assert refit.counts[layer, Content.COPIED] == 0
+            assert change.counts[layer, Content.RELOADED] == lost
+            if change.placement.slots_per_rank == placement.slots_per_rank:
+                assert change.counts[layer, Content.COPIED] == 0
 
 
 def test_the_slot_is_the_one_whose_loss_harms_least():
@@ -97,9 +97,9 @@ def test_room_limits_the_survivors():
     placement, problem = solved(Topology(4), 8, 8)
     tight = Problem(problem.load, Topology(4, room=(3, 3, 3, 2)), 8)
     refits = failover_maps(placement, tight)
-    for refit in refits:
-        distinct = (refit.placement.copies_on_rank > 0).sum(axis=2)
-        assert (distinct <= np.array([3, 3, 3, 2])[refit.old_rank]).all()
+    for change in refits:
+        distinct = (change.placement.copies_on_rank > 0).sum(axis=2)
+        assert (distinct <= np.array([3, 3, 3, 2])[change.old_rank]).all()
     with pytest.raises(EquipoiseError, match="Without rank 0 there is room for 7 experts of a lay"):
         failover_maps(placement, Problem(problem.load, Topology(4, room=(3, 2, 2, 3)), 8))
     uneven = Problem(problem.load, Topology(4, room=(2, 2, 5, 5)), 8)
@@ -140,6 +140,70 @@ def test_resizing_keeps_what_stays(case, num_ranks):
         assert (refit.counts[:, Content.COPIED] == new_slots).all()
 
 
+@st.composite
+def holdings(draw):
+    """What ranks hold, some of it unknown, a rank perhaps nothing; and a problem."""
+    num_ranks, size, num_experts = (draw(st.integers(1, n)) for n in (5, 4, 8))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    held = rng.integers(0, num_experts, (2, num_ranks, size))
+    held[rng.random(held.shape) < draw(st.sampled_from([0, 0.3, 1]))] = -1
+    held[:, rng.integers(num_ranks)] = -1
+    wanted = -(-num_experts // num_ranks) + draw(st.integers(0, 2))
+    room = [draw(st.integers(-(-num_experts // num_ranks), 9)) for _ in range(num_ranks)]
+    topology = Topology(num_ranks, room=draw(st.sampled_from([None, tuple(room)])))
+    load = rng.lognormal(0, 1, (2, num_experts))
+    return held, Problem(load, topology, wanted * num_ranks, layer_ids=(3, 4))
+
+
+@given(holdings())
+def test_a_refit_keeps_what_is_known_and_reloads_what_nobody_has(case):
+    held, problem = case
+    placement, content = refit(held, problem)
+    assert placement.layer_ids == (3, 4)
+    assert placement.num_slots == problem.num_slots
+    stays = min(placement.slots_per_rank, held.shape[2])
+    before = np.full(placement.by_rank.shape, -1)
+    before[:, :, :stays] = held[:, :, :stays]
+    assert ((content == Content.KEPT) == (before.reshape(content.shape) == placement.slots)).all()
+    for layer in range(2):
+        lost = np.setdiff1d(np.arange(placement.num_experts), held[layer])
+        reloaded = placement.slots[layer, content[layer] == Content.RELOADED]
+        assert sorted(reloaded) == lost.tolist()
+    again, content = refit(placement.by_rank, problem)
+    assert again == placement
+    assert (content == Content.KEPT).all()
+
+
+def test_a_refit_is_the_failover_map_of_what_survives():
+    placement, problem = solved(Topology(4), 16, 12)
+    for gone, known in enumerate(failover_maps(placement, problem)):
+        survivors = np.delete(placement.by_rank, gone, axis=1)
+        fewer = Problem(problem.load, Topology(3), 12)
+        again, content = refit(survivors, fewer)
+        assert again == known.placement
+        assert (content == known.content).all()
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (np.zeros((2, 3, 2), dtype=int), "expected 2 layers, 4 ranks, and the slots"),
+        (np.zeros((8, 2), dtype=int), "has shape .8, 2.; expected"),
+        (np.full((2, 4, 2), 8), "hold experts 8 to 8; expected ids from 0 to 7, or -1"),
+        (np.full((2, 4, 2), -2), "hold experts -2 to -2"),
+    ],
+)
+def test_holdings_that_do_not_fit_are_refused(held, message):
+    with pytest.raises(EquipoiseError, match=message):
+        refit(held, Problem(np.ones((2, 8)), Topology(4), 8))
+
+
+def test_a_refit_without_room_is_refused():
+    problem = Problem(np.ones((1, 8)), Topology(4, room=(1, 2, 2, 2)), 8)
+    with pytest.raises(EquipoiseError, match="room for 7 experts of a layer, the model has 8"):
+        refit(np.full((1, 4, 2), -1), problem)
+
+
 def test_new_ranks_take_load_off_the_others():
     placement, problem = solved(Topology(4), 16, 12, layers=4)
     grown = resize(placement, problem, 6).placement
@@ -154,8 +218,8 @@ def test_layers_without_load():
     placement = Greedy().plan(problem).placement
     check(resize(placement, problem, 3))
     check(resize(placement, problem, 5))
-    for refit in failover_maps(placement, problem):
-        check(refit)
+    for change in failover_maps(placement, problem):
+        check(change)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.plan.coverage import domains_of_ranks
+from equipoise.plan.layout import check_room
 from equipoise.plan.problem import Problem
 from equipoise.plan.robust_scenarios import Scenarios, group_scenarios, read_history
 from equipoise.plan.search import fill_up
@@ -151,27 +152,69 @@ def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
     return _refit(placement, problem, _scenarios(problem), old_rank, alive)
 
 
+def refit(before_LRC: ArrayLike, problem: Problem) -> tuple[Placement, NDArray[np.int8]]:
+    """The placement on ranks of which each holds something, nothing, or what nobody knows.
+
+    As for ``failover_maps``, from what the ranks there are now hold: slots keep their expert, those
+    without one get what is missing, then copies.
+
+    Parameters
+    ----------
+    before_LRC
+        Expert ids ``(L, R, C)``, -1 for a slot without a known expert; a rank that is new has none.
+    problem
+        Traffic to balance, the ranks there are now, and how many slots they shall have. They get
+        more if those do not hold all experts; where they had more, the last are given up.
+
+    Returns
+    -------
+    The placement, and the ``Content`` of its slots, ``(L, S)``.
+
+    Raises
+    ------
+    EquipoiseError
+        Experts of another shape or outside ``[-1, E)``, ranks without room for all experts.
+    """
+    topology, num_experts = problem.topology, problem.num_experts
+    held = _as_held(before_LRC, problem)
+    room = topology.distinct_experts(num_experts)
+    check_room(room, num_experts)
+    size = _slots_per_rank(problem.num_slots // topology.num_ranks, room, num_experts)
+    before = np.full((problem.num_layers, topology.num_ranks, size), -1)
+    stays = min(size, held.shape[2])
+    before[:, :, :stays] = held[:, :, :stays]
+    room, slowness = np.minimum(room, size), 1 / topology.relative_speed
+    placement = problem.placement(_filled(before, _scenarios(problem), room, slowness))
+    alive_LE = np.stack([np.isin(np.arange(num_experts), layer) for layer in held])
+    return placement, _content(before.reshape(placement.slots.shape), placement.slots, alive_LE)
+
+
 def _refit(
     old: Placement, problem: Problem, scenarios: Scenarios, old_rank: Ints, alive: Bools
 ) -> Refit:
     """The placement on the ranks that ``old_rank`` names; ``alive`` old ranks can be copied."""
     room, slowness = _of_ranks(problem, old_rank)
-    size = _slots_per_rank(old, old_rank, room)
-    room = np.minimum(room, size)
+    _check_survivors(old, old_rank, room)
+    size = _slots_per_rank(old.slots_per_rank, room, old.num_experts)
     before = np.full((old.num_layers, len(old_rank), size), -1)
     stays = old_rank >= 0
     before[:, stays, : old.slots_per_rank] = old.by_rank[:, old_rank[stays]]
-    slots = before.copy()
-    for layer, row in enumerate(slots):
-        load, risk = scenarios.load[layer], scenarios.risk[layer]
-        _Layer(row, load, risk, scenarios.weight[layer], room, slowness).fill()
-    after = fill_up(slots.reshape(old.num_layers, -1), len(old_rank))
+    after = _filled(before, scenarios, np.minimum(room, size), slowness)
     alive_LE = np.asarray(old.copies_on_rank[:, alive].any(axis=1))
     placement = Placement(
         after, num_ranks=len(old_rank), num_experts=old.num_experts, layer_ids=old.layer_ids
     )
     content = _content(before.reshape(after.shape), after, alive_LE)
     return Refit(old=old, placement=placement, old_rank=old_rank, content=content)
+
+
+def _filled(before_LRC: Ints, scenarios: Scenarios, room: Ints, slowness: Floats) -> Ints:
+    """What the slots hold once every expert has one and none is empty, ``(L, S)``."""
+    slots = before_LRC.copy()
+    for layer, row in enumerate(slots):
+        load, risk = scenarios.load[layer], scenarios.risk[layer]
+        _Layer(row, load, risk, scenarios.weight[layer], room, slowness).fill()
+    return fill_up(slots.reshape(len(slots), -1), slots.shape[1])
 
 
 def _content(before: Ints, after: Ints, alive_LE: Bools) -> NDArray[np.int8]:
@@ -282,19 +325,37 @@ def _of_ranks(problem: Problem, old_rank: Ints) -> tuple[Ints, Floats]:
     return room, slowness
 
 
-def _slots_per_rank(old: Placement, old_rank: Ints, room: Ints) -> int:
-    """As many as before, or the fewest that hold all experts."""
+def _check_survivors(old: Placement, old_rank: Ints, room: Ints) -> None:
     if room.sum() < old.num_experts:
         gone = np.setdiff1d(np.arange(old.num_ranks), old_rank).tolist()
         raise EquipoiseError(
             f"Without rank {format_ids(gone)} there is room for {room.sum()} experts of a layer, "
             f"the model has {old.num_experts}; the ranks that are left cannot take over."
         )
-    size = old.slots_per_rank
-    while np.minimum(room, size).sum() < old.num_experts:
+
+
+def _slots_per_rank(size: int, room: Ints, num_experts: int) -> int:
+    """That many, or the fewest that hold all experts."""
+    while np.minimum(room, size).sum() < num_experts:
         size += 1
-    check_count("The number of slots", len(old_rank) * size)
+    check_count("The number of slots", len(room) * size)
     return size
+
+
+def _as_held(before_LRC: ArrayLike, problem: Problem) -> Ints:
+    held = np.asarray(before_LRC, dtype=np.int64)
+    shape, num_experts = (problem.num_layers, problem.topology.num_ranks), problem.num_experts
+    if held.ndim != 3 or held.shape[:2] != shape:
+        raise EquipoiseError(
+            f"What the ranks hold has shape {held.shape}; expected {shape[0]} layers, "
+            f"{shape[1]} ranks, and the slots of a rank."
+        )
+    if ((held < -1) | (held >= num_experts)).any():
+        raise EquipoiseError(
+            f"The ranks hold experts {held.min()} to {held.max()}; expected ids from 0 to "
+            f"{num_experts - 1}, or -1 for none."
+        )
+    return held
 
 
 def _scenarios(problem: Problem) -> Scenarios:
