@@ -1,5 +1,6 @@
-# Two commands: `make demo` runs the main job on the data that comes with the package, `make test`
-# runs the tests. Each makes its own virtual environment with pinned versions.
+# Two commands: `make demo` runs the main job on the data that comes with the package and then
+# serves a small model on four processes, `make test` runs the tests. Each makes its own virtual
+# environment with pinned versions.
 PYTHON ?= python3
 RUN := .venv/bin
 DEV := .venv-dev/bin
@@ -34,13 +35,13 @@ format: .venv-dev/ready
 clean:
 	rm -rf .venv .venv-dev build dist demo-output
 
-.venv/ready: requirements/build.txt requirements/run.txt pyproject.toml
+.venv/ready: requirements/build.txt requirements/run.txt requirements/serve.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/run.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/serve.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv-dev/ready: requirements/build.txt requirements/run.txt requirements/dev.txt pyproject.toml
+.venv-dev/ready: requirements/build.txt requirements/run.txt requirements/serve.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

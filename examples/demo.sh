@@ -1,6 +1,7 @@
 #!/bin/sh
 # The main job on the recording that ships with the package: report, plan for several deployments,
 # score on held-out steps, write and validate a map for every engine. Results go to demo-output/.
+# Then the same live: a small model served by four processes, balanced while its load shifts.
 set -eu
 out=demo-output
 mkdir -p "$out"
@@ -52,3 +53,6 @@ run equipoise plan "$trace" --ranks 8 --redundant 8 --moves 400000 --for sglang 
 printf '\n== The maps of two engines hold the same plan: nothing would move.\n'
 run equipoise diff "$out/moe_load_balancer.yaml" "$out/expert_map.json" --ranks 8 $model
 printf '\nMaps and a page (report.html) are in %s/.\n' "$out"
+
+printf '\n== And live: four processes serve a small model; half-way the prompts turn from prose to tables.\n'
+run equipoise demo

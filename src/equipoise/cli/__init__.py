@@ -27,6 +27,7 @@ for _name, _help in {
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
+    "demo": "Serve a small model on several processes and balance it live.",
     "capture": "Record the routing of a Hugging Face model while it runs.",
 }.items():
     app.command(f"equipoise.cli.{_name}:{_name}", name=_name, help=_help)

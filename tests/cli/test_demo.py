@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from equipoise.cli import demo as module
+from equipoise.cli import main
+from tests.cli import fake_server
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "balance-5m"
+PATIENCE_SECONDS = 120  # starting a process takes as long as importing torch
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The demo with two processes that only say they serve."""
+    launch, _ = module._runtime()
+    monkeypatch.setattr(module, "_runtime", lambda: (launch, fake_server.serve))
+    return ["demo", "--processes", "2", "--model", str(MODEL)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--processes 1", 'Invalid value "1" for --processes. Must be >= 2.'),
+        ("--seconds 0", 'Invalid value "0.0" for --seconds. Must be > 0.'),
+        ("--seconds nan", 'Invalid value "nan" for --seconds.'),
+        ("--metrics-port 70000", 'Invalid value "70000" for --metrics-port.'),
+        ("--metrics-port 65534", "--metrics-port is 65534; 4 processes need as many ports"),
+        ("--model nowhere", "nowhere: there is no model here (no config.json); run in a checkout"),
+        ("--dispatch fair", "fair"),
+        ("--redundant 3", "35 slots do not divide over 4 ranks; nearest legal: 32 slots"),
+        ("--redundant 5000", "96 already put every expert on each of 4 ranks"),
+        ("--no-balance --redundant 4", "--no-balance has no redundant slots; leave --redundant"),
+        ("--balance", "Unknown option: --balance."),
+        ("more", "Too many arguments: more."),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_starts(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    assert main(["demo", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("equipoise: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_default_model_is_looked_for_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 2
+    assert "models/balance-5m: there is no model here" in capsys.readouterr().err
+
+
+def test_lines_in_a_pipe_and_a_table_at_the_end(fake, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_LINE_SECONDS", 0.5)
+    assert main([*fake, "--seconds", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    assert "  imbalance 1.10  " in out
+    assert "  imbalance 1.50  " in out
+    table = out.partition("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in table] == ["from", "start", "shift"]
+
+
+def test_one_document(fake, capsys):
+    assert main([*fake, "--seconds", "2", "--json", "--metrics-port", "9400"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert err == ""
+    assert [(s["domain"], s["imbalance"]) for s in document["stretches"]] == [
+        ("docs", pytest.approx(1.1)),
+        ("tables", pytest.approx(1.5)),
+    ]
+    assert sum(s["seconds"] for s in document["stretches"]) == pytest.approx(2, abs=1)
+    assert document["ended"] == {}
+
+
+def test_processes_that_cannot_serve_end_the_demo(fake, capsys):
+    assert main([*fake, "--dispatch", "even"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("equipoise: p")
+    assert "ended with status 2: not today." in err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_signal_leaves_nothing_behind(tmp_path, number, status, terminal):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    shared = set(Path("/dev/shm").iterdir())
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    errors = tmp_path.with_suffix(".stderr")
+    command = [sys.executable, __file__, "demo", "--processes", "2", "--model", str(MODEL)]
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=theirs, stderr=stderr, env=environment)
+    os.close(theirs)
+    try:
+        assert b"okens/s" in _read_until(ours, b"okens/s"), errors.read_text()
+        started = _descendants(process.pid)
+        process.send_signal(number)
+        _read_until(ours, None)
+        assert process.wait(PATIENCE_SECONDS) == status
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert errors.read_text() == ""
+    time.sleep(0.2)  # what is killed is not gone at once
+    assert len(started) >= 2
+    assert not any(map(_alive, started))
+    # Importing torch makes an empty cache folder, one a user, which other programs may be using.
+    assert [p for p in tmp_path.iterdir() if not p.name.startswith("torchinductor_")] == []
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def _read_until(file: int, words: bytes | None) -> bytes:
+    """What can be read, to the words or the end."""
+    said = b""
+    while words is None or words not in said:
+        try:
+            more = os.read(file, 4096)
+        except OSError:  # the other end of a terminal is closed
+            more = b""
+        if not more:
+            return said
+        said += more
+    return said
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that these have."""
+    children = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    real, _ = module._runtime()
+    module._runtime = lambda: (real, fake_server.serve)  # type: ignore[assignment]
+    sys.exit(main())
