@@ -52,7 +52,7 @@ class Pool:
         store = str(self._folder / f"store-{self._generation}")
         for rank in range(NUM_PROCESSES):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(rank, store, theirs), daemon=True)
+            process = self._context.Process(target=_serve, args=(rank, store, theirs))
             process.start()
             theirs.close()
             self._processes.append(process)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import re
+import socket
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from equipoise.errors import EquipoiseError
 from equipoise.runtime.controller import Action, Controller, Outcome, Report, State
 from equipoise.runtime.metrics import DESCRIPTIONS, Metrics
 from equipoise.runtime.planning import Balance, Failure
@@ -27,6 +31,7 @@ def full() -> Metrics:
     metrics.take_step(0.5)
     metrics.take_step(0.25, stall_seconds=0.125)
     metrics.take_bytes(44)
+    metrics.take_ranks(3, 1.5)
     metrics.take_alarms(frozenset({"maps_disagree"}))
     return metrics
 
@@ -51,6 +56,8 @@ def test_what_a_scraper_reads():
         "equipoise_achieved_gain_seconds": 1e-3,
         "equipoise_planner_seconds": 4.0,
         "equipoise_state": 0.0,
+        "equipoise_ranks": 3.0,
+        "equipoise_recovery_seconds": 1.5,
         "equipoise_alarm/balancing_stopped": 0.0,
         "equipoise_alarm/nothing_counted": 0.0,
         "equipoise_alarm/maps_disagree": 1.0,
@@ -68,7 +75,7 @@ def test_what_a_scraper_reads():
 
 
 def test_about_twenty_series():
-    assert len(samples(full())) <= 22
+    assert len(samples(full())) <= 24
 
 
 def test_orders_are_counted():
@@ -125,3 +132,14 @@ def test_every_label_is_documented():
     page = PAGE.read_text(encoding="utf-8")
     labels = [*ALARMS, *(outcome.value for outcome in Outcome), *(state.value for state in State)]
     assert [label for label in labels if f"`{label}`" not in page] == []
+
+
+def test_answers_prometheus_over_http():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    metrics = full()
+    metrics.listen(port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        assert "equipoise_ranks 3.0" in page.read().decode()
+    with pytest.raises(EquipoiseError, match=f"Port {port} cannot answer"):
+        full().listen(port)

@@ -19,7 +19,13 @@ from equipoise.balance import check_number
 from equipoise.migration import Migration
 from equipoise.runtime.agreement import gather_objects
 from equipoise.runtime.layer import ExpertParallelLayer
-from equipoise.runtime.transfer import LayerMove, Outcome, check_migration, rows_that_move
+from equipoise.runtime.transfer import (
+    LayerMove,
+    Outcome,
+    check_migration,
+    device_of,
+    rows_that_move,
+)
 
 
 class BackgroundTransfer:
@@ -67,18 +73,17 @@ class BackgroundTransfer:
             check_number("bytes_per_second", bytes_per_second, low=1, high=float("inf"))
             self._pace = Throttle(bytes_per_second, wait=self._stop.wait)
         check_migration(migration, layers)
+        self.migration = migration
         self._group = group
         self._moves = [LayerMove(migration, r, layers[r]) for r in rows_that_move(migration)]
         self._layers_group = layers[0].group
-        self._device = next(iter(layers[0].weights.values())).device
+        self._device = device_of(layers[0])
         self._moved: list[int] = []
         self._failures: tuple[str, ...] = ()
         self._gathered: SimpleQueue[_Gathered] = SimpleQueue()
         self._consumed: SimpleQueue[None] = SimpleQueue()
         self._ready: _Gathered | None = None
-        # NCCL opens connections when all ranks first use a group together.
-        dist.barrier(group)
-        _finish(self._device)
+        self._orderly = False
         self._thread = Thread(target=self._work, name="equipoise-transfer", daemon=True)
         self._thread.start()
 
@@ -91,6 +96,14 @@ class BackgroundTransfer:
     def outcome(self) -> Outcome:
         """What has become of it so far."""
         return Outcome(tuple(self._moved), self._failures)
+
+    @property
+    def orderly(self) -> bool:
+        """Whether the thread has ended and left the group free for another, as this rank sees it.
+
+        Not so after an error that broke off an exchange of messages.
+        """
+        return self._orderly and not self._thread.is_alive()
 
     def commit(self) -> int | None:
         """Exchange the layer that is ready on all ranks, if one is.
@@ -123,9 +136,13 @@ class BackgroundTransfer:
         After it the group is free for another. A transfer that is not done has to be closed on all
         ranks after the same ``commit``.
         """
+        self.abandon()
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """End the transfer where it is without waiting: see ``orderly``."""
         self._stop.set()
         self._consumed.put(None)
-        self._thread.join()
 
     def _agreed_state(self) -> _State:
         """The least advanced state of all ranks."""
@@ -149,30 +166,37 @@ class BackgroundTransfer:
         every = gather_objects(wrong, self._layers_group)
         self._failures = tuple(text for texts in every for text in texts)
         self._ready = None
-        self._stop.set()
-        self._consumed.put(None)
+        self.abandon()
 
     def _work(self) -> None:
         """The thread: gather a layer, publish it, wait until it is consumed."""
         with _own_stream(self._device):
             for move in self._moves:
-                try:
-                    gathered = _Gathered(*move.stage(self._group, self._pace))
-                except Exception as error:  # whatever it is, all ranks have to be told
-                    where = f"Rank {move.layer.rank}, layer {move.layer.layer_id}"
-                    gathered = _Gathered({}, [f"{where}: {error}"])
+                gathered = self._gather(move)
                 self._gathered.put(gathered)
                 self._consumed.get()
                 if self._stop.is_set():
-                    return
+                    break
+        self._orderly = not (self._moves and gathered.broken)
+
+    def _gather(self, move: LayerMove) -> _Gathered:
+        try:
+            if move is self._moves[0]:
+                # NCCL opens connections when all ranks first use a group together.
+                dist.all_reduce(torch.zeros((), device=self._device), group=self._group)
+            return _Gathered(*move.stage(self._group, self._pace))
+        except Exception as error:  # whatever it is, all ranks have to be told
+            where = f"Rank {move.layer.rank}, layer {move.layer.layer_id}"
+            return _Gathered({}, [f"{where}: {error}"], broken=True)
 
 
 @dataclass(frozen=True)
 class _Gathered:
-    """What ``stage`` answered."""
+    """What ``stage`` answered; ``broken`` if it did not."""
 
     weights: dict[str, Tensor]
     wrong: list[str]
+    broken: bool = False
 
 
 class _State(IntEnum):

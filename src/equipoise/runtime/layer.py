@@ -6,7 +6,7 @@ of a rank; ``R``, ``S``, ``E`` as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -130,6 +130,8 @@ class ExpertParallelLayer(nn.Module):
         self.dispatcher = dispatcher(dispatch, topology)
         self.max_num_tokens = max_num_tokens
         self.recorder: LoadRecorder | None = None
+        self.meter: Callable[[NDArray[np.int64]], None] | None = None
+        """Told what each rank computes of every chunk: assignments, ``(R,)``."""
         self.real: Tensor | None = None
         agree(
             f"layer {self.layer_id}",
@@ -220,6 +222,8 @@ class ExpertParallelLayer(nn.Module):
         sent = quota_RS[self.rank].reshape(R, C).sum(axis=1)
         took_RC = quota_RS.reshape(R, R, C)[:, self.rank]
         took = took_RC.sum(axis=1)
+        if self.meter is not None:
+            self.meter(quota_RS.reshape(R, R, C).sum(axis=(0, 2)))
         rows = torch.from_numpy(order).to(hidden_DH.device)
         arrived = self._exchange(hidden_DH[rows // K], sent, took)
         answers = self._exchange(self._answer(arrived, took_RC), took, sent)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from equipoise.errors import EquipoiseError
 from equipoise.runtime.controller import Order, Outcome, State
 from equipoise.runtime.planning import Balance, Failure, Finding
 from equipoise.runtime.watchdog import ALARMS
@@ -27,7 +28,9 @@ DESCRIPTIONS = {
     "achieved_gain_seconds": "What the last move has saved in a step.",
     "planner_seconds": "Time of the last look at the loads, planning included.",
     "state": "0 warm-up, 1 observe, 2 plan, 3 move, 4 settle.",
-    "failures": "Planners and transfers that failed.",
+    "ranks": "Ranks that serve together.",
+    "recovery_seconds": "Time without serving when the ranks last changed.",
+    "failures": "Planners, transfers and attempts to keep a map that failed.",
     "alarm": "1 while a watchdog barks.",
 }
 """Every metric, without the prefix ``equipoise_`` and the suffix ``_total`` of counters."""
@@ -46,6 +49,8 @@ class Metrics(Collector):
         self._predicted: float | None = None
         self._achieved: float | None = None
         self._planner_seconds: float | None = None
+        self._ranks: int | None = None
+        self._recovery_seconds: float | None = None
         self._steps = 0
         self._step_seconds = 0.0
         self._stall_seconds = 0.0
@@ -82,9 +87,37 @@ class Metrics(Collector):
         """So many bytes of experts have arrived on this rank."""
         self._moved_bytes += moved_bytes
 
+    def take_failure(self) -> None:
+        """Something failed of which no order tells."""
+        self._failures += 1
+
+    def take_ranks(self, num_ranks: int, seconds: float) -> None:
+        """So many ranks serve from now on; since the last step it took so long until they do."""
+        self._ranks, self._recovery_seconds = num_ranks, seconds
+
     def take_alarms(self, alarms: frozenset[str]) -> None:
         """These watchdogs bark."""
         self._alarms = {name: name in alarms for name in ALARMS}
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of experts that have arrived on this rank."""
+        return self._moved_bytes
+
+    def listen(self, port: int) -> None:
+        """Answer Prometheus at this port, on all addresses, until the process ends.
+
+        Raises
+        ------
+        EquipoiseError
+            A port that cannot be had.
+        """
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            start_http_server(port, registry=registry)
+        except (OSError, OverflowError) as error:
+            raise EquipoiseError(f"Port {port} cannot answer Prometheus: {error}.") from error
 
     def text(self) -> str:
         """All of it in Prometheus's text format."""
@@ -102,6 +135,8 @@ class Metrics(Collector):
             ("achieved_gain_seconds", self._achieved),
             ("planner_seconds", self._planner_seconds),
             ("state", list(State).index(self._state)),
+            ("ranks", self._ranks),
+            ("recovery_seconds", self._recovery_seconds),
         ):
             if value is not None:
                 yield GaugeMetricFamily(*_head(name), value=value)

@@ -6,8 +6,7 @@ attention, expert-parallel experts, the usual layout of wide expert parallelism.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from equipoise.balance import check_count
 from equipoise.dispatch import Dispatcher
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.runtime.agreement import Group, agree
+from equipoise.runtime.checkpoint import Checkpoint, moe_blocks
 from equipoise.runtime.layer import ExpertParallelLayer, one_layer
 from equipoise.runtime.recorder import LoadRecorder
 from equipoise.topology import Topology
@@ -53,6 +51,13 @@ class ExpertParallelModel:
     def group(self) -> Group:
         """The ranks that serve together."""
         return self.layers[0].group
+
+    def replace(self, row: int, layer: ExpertParallelLayer) -> None:
+        """Let another layer serve in the place of one, which is let go of."""
+        old = self.layers[row]
+        place = next(name for name, module in self.model.named_modules() if module is old)
+        self.model.set_submodule(place, layer)
+        self.layers = (*self.layers[:row], layer, *self.layers[row + 1 :])
 
     @property
     def placement(self) -> Placement:
@@ -181,15 +186,12 @@ def load_model(
 
     Parameters
     ----------
-    folder
-        With ``config.json`` and ``model.safetensors``, as ``save_pretrained`` writes them.
-        Nothing is downloaded and no code from the folder is run.
+    folder, dtype, device
+        See ``Checkpoint``.
     placement
         Of the model's MoE layers.
     dispatch, topology, group, max_num_tokens
         See ``ExpertParallelLayer``.
-    dtype
-        Of weights and computation.
 
     Raises
     ------
@@ -198,54 +200,33 @@ def load_model(
     FormatError
         Files that are missing, damaged or lack a tensor.
     """
-    path = Path(folder)
-    model = _skeleton(path, dtype)
-    blocks = {i: layer.mlp for i, layer in enumerate(model.model.layers) if _is_moe(layer.mlp)}
-    _check_fits(placement, tuple(blocks), model.config.num_experts, dist.get_world_size(group))
-    here = placement.by_rank[:, dist.get_rank(group)]
-    slots, rest = _read(path / "model.safetensors", blocks, here, dtype, device)
-    for row, block in enumerate(blocks.values()):
-        block.experts = ExpertParallelLayer(
+    checkpoint = Checkpoint(folder, dtype=dtype, device=device)
+    _check_fits(placement, checkpoint, dist.get_world_size(group))
+    body = checkpoint.read_rest()
+    here = placement.by_rank[:, dist.get_rank(group)].tolist()
+    layers = [
+        ExpertParallelLayer(
             one_layer(placement, row),
-            slots[row],
+            checkpoint.read_slots(layer_id, here[row]),
             dispatch=dispatch,
             topology=topology,
             group=group,
             max_num_tokens=max_num_tokens,
         )
-    _fill(model, rest)
-    return ExpertParallelModel(model.eval(), [block.experts for block in blocks.values()])
+        for row, layer_id in enumerate(placement.layer_ids)
+    ]
+    return assemble(body, layers)
 
 
-def _skeleton(path: Path, dtype: torch.dtype) -> Any:
-    """The model without weights, and with none of its memory taken."""
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise EquipoiseError(
-            "Loading a model needs transformers; install equipoise[capture]."
-        ) from error
-    try:
-        family = json.loads((path / "config.json").read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise FormatError(f"{path / 'config.json'} cannot be read: {error}.") from error
-    if family != "qwen2_moe":
-        raise EquipoiseError(f"{path} holds a model of type {family!r}; expected qwen2_moe.")
-    config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-    if config.hidden_act != "silu":
-        raise EquipoiseError(f"{path} has activation {config.hidden_act!r}; expected silu.")
-    auto: Any = AutoModelForCausalLM  # not annotated throughout
-    with torch.device("meta"):
-        return auto.from_config(config, dtype=dtype)
+def assemble(body: nn.Module, layers: Sequence[ExpertParallelLayer]) -> ExpertParallelModel:
+    """Put layers in the places that ``Checkpoint.read_rest`` has left empty for them."""
+    for block, layer in zip(moe_blocks(body).values(), layers, strict=True):
+        block.experts = layer
+    return ExpertParallelModel(body, layers)
 
 
-def _is_moe(mlp: nn.Module) -> bool:
-    return hasattr(mlp, "experts")
-
-
-def _check_fits(
-    placement: Placement, layer_ids: tuple[int, ...], num_experts: int, num_ranks: int
-) -> None:
+def _check_fits(placement: Placement, checkpoint: Checkpoint, num_ranks: int) -> None:
+    layer_ids, num_experts = checkpoint.layer_ids, checkpoint.num_experts
     if placement.layer_ids != layer_ids or placement.num_experts != num_experts:
         raise EquipoiseError(
             f"The placement has layers {format_ids(placement.layer_ids)} of "
@@ -257,60 +238,3 @@ def _check_fits(
             f"The placement is for {placement.num_ranks} ranks, the group has {num_ranks}; "
             "make a placement for this group."
         )
-
-
-def _read(
-    path: Path,
-    blocks: Mapping[int, Any],
-    experts_LC: NDArray[np.int64],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Stacked tensors of the experts in this rank's slots, by layer; and all that is no expert."""
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            slots = [
-                _read_slots(file, f"model.layers.{layer}.mlp.experts", experts, block.experts)
-                for (layer, block), experts in zip(blocks.items(), experts_LC.tolist(), strict=True)
-            ]
-            names: list[str] = file.keys()
-            rest = {name: file.get_tensor(name) for name in names if ".mlp.experts." not in name}
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise FormatError(f"{path} is not the checkpoint of its config.json: {error}.") from error
-    return [_cast(one, dtype) for one in slots], _cast(rest, dtype)
-
-
-def _read_slots(file: Any, prefix: str, experts: list[int], like: nn.Module) -> dict[str, Tensor]:
-    """These experts' tensors, ``(C, ...)`` by name, of the shapes the model has for them."""
-    slots = {}
-    for name, parts in {
-        "gate_up_proj": ("gate_proj", "up_proj"),
-        "down_proj": ("down_proj",),
-    }.items():
-        of_expert = [
-            torch.cat([file.get_tensor(f"{prefix}.{expert}.{part}.weight") for part in parts])
-            for expert in experts
-        ]
-        slots[name] = torch.stack(of_expert)
-        wanted, got = like.get_parameter(name).shape[1:], slots[name].shape[1:]
-        if got != wanted:
-            raise RuntimeError(f"{prefix} have {name} {tuple(got)}, expected {tuple(wanted)}")
-    return slots
-
-
-def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-def _fill(model: Any, state: dict[str, Tensor]) -> None:
-    """Load everything but the routed experts, which are in place."""
-    if model.config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise FormatError(f"The checkpoint is not that of its config.json: {error}") from error
-    model.tie_weights()
-    # The one part that is computed, not stored; it was made without memory like the others.
-    rotary = type(model.model.rotary_emb)
-    model.model.rotary_emb = rotary(model.config).to(model.model.embed_tokens.weight.device)

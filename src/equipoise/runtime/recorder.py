@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,55 +93,103 @@ class LoadRecorder:
             first = self._row[layer_id] * self.num_experts
             self._now[first : first + self.num_experts] += counts
 
+    @property
+    def counted(self) -> int:
+        """Assignments of this rank's tokens in the iterations remembered, all layers together."""
+        return int(self._ring[:, :-1].sum())
+
     def to_trace(self, group: Group = None) -> Trace:
         """What all ranks together routed in the iterations remembered.
 
         One collective, which every rank of the group takes part in between the same iterations.
-        An iteration in which not all layers saw all tokens, as when a forward pass is broken off,
-        is left out and the trace says so.
 
         Raises
         ------
         EquipoiseError
-            Nothing was recorded, or no layer saw a token.
+            See ``sum_up`` and ``SummedLoads.trace``.
+        """
+        return self.sum_up(group).trace()
+
+    def sum_up(self, group: Group = None) -> SummedLoads:
+        """Begin to add up the ranks, and do not wait for it; collective as ``to_trace``.
+
+        Raises
+        ------
+        EquipoiseError
+            Nothing was recorded.
         """
         if not self._recorded:
             raise EquipoiseError(
                 f"Nothing is recorded after {self._iteration + 1} iterations; "
                 "serve first, in the range to be recorded."
             )
-        array = self._sum_of_ranks(group)
-        counts = array[:, :-1].reshape(len(array), len(self.layer_ids), self.num_experts)
+        summed = self._ring[[self._place(iteration) for iteration in self._recorded]]
+        work = dist.all_reduce(summed, group=group, async_op=True)
+        return SummedLoads(self.layer_ids, np.array(self._recorded), summed, work)
+
+    def _place(self, iteration: int) -> int:
+        """The row of an iteration."""
+        return iteration % len(self._ring)
+
+
+@dataclass(frozen=True, eq=False)
+class SummedLoads:
+    """Loads of all ranks, on their way.
+
+    Parameters
+    ----------
+    layer_ids
+        The model's number of each layer.
+    iterations
+        Those that are summed up, ``(T,)``, ascending.
+    summed
+        ``(T, L E + 1)``: assignments, and the number of ranks in prefill.
+    work
+        What fills it.
+    """
+
+    layer_ids: tuple[int, ...]
+    iterations: NDArray[np.int64]
+    summed: Tensor
+    work: Any
+
+    @property
+    def done(self) -> bool:
+        """Whether they are there."""
+        return bool(self.work.is_completed())
+
+    def trace(self) -> Trace:
+        """Wait for them.
+
+        An iteration in which not all layers saw all tokens, as when a forward pass is broken off,
+        is left out and the trace says so.
+
+        Raises
+        ------
+        EquipoiseError
+            No layer saw a token.
+        """
+        self.work.wait()
+        array: NDArray[np.int64] = self.summed.cpu().numpy()
+        counts = array[:, :-1].reshape(len(array), len(self.layer_ids), -1)
         total = counts.sum(axis=2)
         if not total.any():
             raise EquipoiseError("No layer saw a token in the iterations recorded; serve first.")
         whole = total.min(axis=1) == total.max(axis=1)
         if not whole.any():
             raise EquipoiseError("All iterations recorded were broken off; serve first.")
-        steps, phase = np.array(self._recorded), np.where(array[:, -1] > 0, "prefill", "decode")
+        phase = np.where(array[:, -1] > 0, "prefill", "decode")
         notes = [
             f"Iteration {step} is left out: its layers saw unequal numbers of tokens."
-            for step in steps[~whole]
+            for step in self.iterations[~whole]
         ]
         return Trace(
             counts=counts[whole],
             layer_ids=self.layer_ids,
-            step_ids=steps[whole],
+            step_ids=self.iterations[whole],
             labels={"phase": phase[whole]},
             provenance=Provenance("runtime", "memory", tuple(notes)),
         )
-
-    def _sum_of_ranks(self, group: Group) -> NDArray[np.int64]:
-        """The rows of the iterations remembered, the oldest first, added up over ranks."""
-        rows = [self._place(iteration) for iteration in self._recorded]
-        summed = self._ring[rows]
-        dist.all_reduce(summed, group=group)
-        array: NDArray[np.int64] = summed.cpu().numpy()
-        return array
-
-    def _place(self, iteration: int) -> int:
-        """The row of an iteration."""
-        return iteration % len(self._ring)
 
 
 def count_experts(ids: Tensor, num_experts: int) -> Tensor:

@@ -71,12 +71,17 @@ def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Out
         layer = layers[row]
         move = LayerMove(migration, row, layer)
         staged, wrong = move.stage(layer.group)
-        failures = [text for texts in gather_objects(wrong, layer.group) for text in texts]
-        if failures:
-            return Outcome(tuple(moved), tuple(failures))
+        if _anywhere(bool(wrong), layer):
+            every = gather_objects(wrong, layer.group)
+            return Outcome(tuple(moved), tuple(text for texts in every for text in texts))
         move.commit(staged)
         moved.append(layer.layer_id)
     return Outcome(tuple(moved))
+
+
+def device_of(layer: ExpertParallelLayer) -> torch.device:
+    """Where its weights are."""
+    return next(iter(layer.weights.values())).device
 
 
 def rows_that_move(migration: Migration) -> list[int]:
@@ -89,13 +94,17 @@ def rows_that_move(migration: Migration) -> list[int]:
 def check_migration(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> None:
     """Make sure that the migration fits the layers, and is the same on every rank.
 
+    Every rank has to call it: one small collective if all is well.
+
     Raises
     ------
     EquipoiseError
         See ``transfer``; on every rank alike.
     """
     refusal = _refusal(migration, layers)
-    agree("the migration", refusal or _digest(migration), layers[0].group)
+    what = refusal or _digest(migration)
+    if not _same_everywhere(what, layers[0]):
+        agree("the migration", what, layers[0].group)  # says who has what
     if refusal:
         raise EquipoiseError(refusal)
 
@@ -136,15 +145,11 @@ class LayerMove:
         with them, one sentence an expert.
         """
         staged = {name: torch.empty_like(tensor) for name, tensor in self.layer.weights.items()}
+        wrong: list[str] = []
         for number in range(int(self.migration.num_rounds[self.row])):
-            self._exchange(number, staged, group, pace)
-        self._copy_on_rank(staged)
-        wrong = [
-            f"Rank {self.layer.rank}, layer {self.layer.layer_id}: expert {expert} arrived with "
-            "another checksum than it was loaded with."
-            for slot, expert in self._changed
-            if int(expert_checksum(staged, slot)) != self.layer.checksums[expert]
-        ]
+            arrived = self._exchange(number, staged, group, pace)
+            wrong += self._check(staged, arrived)  # one by one, so that forward passes get by
+        wrong += self._check(staged, self._copy_on_rank(staged))
         return staged, wrong
 
     @torch.no_grad()
@@ -161,11 +166,15 @@ class LayerMove:
         staged: dict[str, Tensor],
         group: Group,
         pace: Callable[[int], None] | None,
-    ) -> None:
-        """Send and receive what this rank has to in one round: at most one expert each way."""
+    ) -> list[int]:
+        """Send and receive what this rank has to in one round: at most one expert each way.
+
+        Returns the slots that are filled now, numbered within the rank.
+        """
         C, rank = self.migration.new.slots_per_rank, self.layer.rank
         sending: list[Tensor] = []
         taking: list[Tensor] = []
+        filled: list[int] = []
         to = source = -1
         for slot in np.flatnonzero(self.migration.round[self.row] == number).tolist():
             if self.migration.source[self.row, slot] == rank:
@@ -175,6 +184,7 @@ class LayerMove:
             if slot // C == rank:
                 source = int(self.migration.source[self.row, slot])
                 taking = _messages(staged, slot % C)
+                filled = [slot % C]
         for out, into in zip_longest(sending, taking):
             operations = []
             if out is not None:
@@ -185,9 +195,14 @@ class LayerMove:
                 work.wait()
             if pace is not None and out is not None:
                 pace(out.numel())
+        return filled
 
-    def _copy_on_rank(self, staged: dict[str, Tensor]) -> None:
-        """Fill slots whose expert is on the rank: in an old slot, or a new one that received it."""
+    def _copy_on_rank(self, staged: dict[str, Tensor]) -> list[int]:
+        """Fill slots whose expert is on the rank: in an old slot, or a new one that received it.
+
+        Returns them, numbered within the rank.
+        """
+        filled = []
         for slot, expert in self._changed:
             if self._receive[slot] == Receive.SAME_RANK:
                 origin, at = self.layer.weights, _first(self._old, expert)
@@ -197,6 +212,17 @@ class LayerMove:
                 continue
             for name, tensor in staged.items():
                 tensor[slot] = origin[name][at]
+            filled.append(slot)
+        return filled
+
+    def _check(self, staged: dict[str, Tensor], slots: list[int]) -> list[str]:
+        """What is wrong with slots that were filled, one sentence an expert."""
+        return [
+            f"Rank {self.layer.rank}, layer {self.layer.layer_id}: expert {self._new[slot]} "
+            "arrived with another checksum than it was loaded with."
+            for slot in slots
+            if int(expert_checksum(staged, slot)) != self.layer.checksums[self._new[slot]]
+        ]
 
     @property
     def _old(self) -> NDArray[np.int64]:
@@ -242,6 +268,21 @@ def _digest(migration: Migration) -> str:
     source = hashlib.sha256(migration.source.tobytes()).hexdigest()
     parts = (migration.old.checksum, migration.new.checksum, source)
     return " ".join(part[:12] for part in parts)
+
+
+def _same_everywhere(text: str, layer: ExpertParallelLayer) -> bool:
+    """Whether the text of all ranks is that of this one, on every rank alike."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    ends = torch.tensor([number, -number], device=device_of(layer))
+    dist.all_reduce(ends, dist.ReduceOp.MAX, group=layer.group)
+    return int(ends[0]) == -int(ends[1])  # the greatest is the least
+
+
+def _anywhere(here: bool, layer: ExpertParallelLayer) -> bool:
+    """Whether something is so on any rank."""
+    flag = torch.tensor(int(here), device=device_of(layer))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, group=layer.group)
+    return bool(flag)
 
 
 def _refusal(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> str | None:

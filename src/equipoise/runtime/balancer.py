@@ -1,0 +1,402 @@
+"""Balancing joined to a model that serves.
+
+After every forward pass, on every rank::
+
+    report ---> Controller (rank 0) ---> order, broadcast ---> Follower ---> act ---> next report
+                     ^
+    PlanningProcess -'               LOOK    LoadRecorder: add up the ranks; then ask the planner
+                                     MOVE    transfer, or begin a BackgroundTransfer
+                                     COMMIT  BackgroundTransfer: exchange a layer that is there
+                                     ABORT   drop question and transfer
+                                     SETTLE  keep the placement
+
+``Balancer`` has no rules of its own: when to look and what to move the controller says, how to move
+the transfers do, and ``Metrics`` and ``Watchdog`` look on.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from equipoise.balance import check_number
+from equipoise.cost import RankCost
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration, Receive, diff
+from equipoise.placement import Placement
+from equipoise.plan.gate import Gate
+from equipoise.runtime.agreement import agree
+from equipoise.runtime.background import BackgroundTransfer
+from equipoise.runtime.controller import Action, Controller, Follower, Order, Report
+from equipoise.runtime.metrics import Metrics
+from equipoise.runtime.model import ExpertParallelModel
+from equipoise.runtime.planning import Advisor, Failure, Finding, GatedRepair, PlanningProcess
+from equipoise.runtime.recorder import LoadRecorder, SummedLoads
+from equipoise.runtime.settings import Settings
+from equipoise.runtime.transfer import Outcome, device_of, transfer
+from equipoise.runtime.watchdog import Watchdog
+from equipoise.topology import Topology
+
+logger = logging.getLogger("equipoise.runtime")
+
+
+class Balancer:
+    """Measures, plans and moves experts while a model serves.
+
+    Every rank has one and calls ``step`` between the same two forward passes. Making one is
+    collective; it has the model record its loads anew.
+
+    Parameters
+    ----------
+    model
+        What serves.
+    settings
+        When, and how much at a time; the same on every rank.
+    topology
+        The devices.
+    spare
+        The ranks of the model's group in a process group of their own, which nothing else uses. Its
+        time-out is how long a transfer may wait for a rank.
+    advisor
+        Looks at the loads and plans, on rank 0; ``None``: ``plain_advisor``.
+    metrics
+        Told all that happens.
+    keep
+        Called on rank 0 with every placement that has settled, to write it down. An ``OSError`` is
+        logged and counted.
+    bytes_per_second
+        The most that a rank sends on average while it moves experts in the background.
+    renew_spare
+        Makes another spare group, called by all ranks after a transfer that has left the old one in
+        disorder: ``Membership.renew_spare``, which frees a thread that still waits in the old one,
+        as gloo alone never does. ``None``: a plain new group.
+
+    Raises
+    ------
+    EquipoiseError
+        Settings that differ between ranks; a topology or a spare group of other ranks; a limit that
+        is not positive, or without moves in the background.
+    """
+
+    def __init__(
+        self,
+        model: ExpertParallelModel,
+        settings: Settings,
+        *,
+        topology: Topology,
+        spare: dist.ProcessGroup,
+        advisor: Advisor | None = None,
+        metrics: Metrics | None = None,
+        keep: Callable[[Placement], None] | None = None,
+        bytes_per_second: float | None = None,
+        renew_spare: Callable[[], dist.ProcessGroup] | None = None,
+    ) -> None:
+        _check(model, settings, topology, spare, bytes_per_second)
+        self._group, self._spare = model.group, spare
+        self._settings, self._topology, self._keep = settings, topology, keep
+        self._bytes_per_second = bytes_per_second
+        self._renew_spare = renew_spare or self._another_spare
+        self._metrics = metrics or Metrics()
+        self._watchdog = Watchdog(settings)
+        self._layers = {layer.layer_id: layer for layer in model.layers}
+        self._device = device_of(model.layers[0])
+        self._expert_bytes = sum(t[0].nbytes for t in model.layers[0].weights.values())
+        self._follower = Follower(model.placement)
+        self._recorder = _recorder_of(model, settings.window)
+        self._tokens: deque[int] = deque(maxlen=settings.window)  # this rank's, by step
+        self._loads: SummedLoads | None = None
+        self._last: Order | None = None
+        self._report = Report()
+        self._moving: BackgroundTransfer | None = None
+        self._failed: BackgroundTransfer | None = None
+        self.moved_slots = 0
+        """Slots of this rank that have got another expert."""
+        self._controller: Controller | None = None
+        if dist.get_rank(self._group) == 0:
+            self._controller = Controller(
+                model.placement, settings, expert_bytes=self._expert_bytes
+            )
+            self._planner = PlanningProcess(advisor or plain_advisor(model, settings, topology))
+
+    def step(self, seconds: float, tokens: int) -> Order:
+        """Do what is to be done after a forward pass; every rank calls it.
+
+        Where there is nothing to do, and while a transfer is under way, one collective of one
+        number.
+
+        Parameters
+        ----------
+        seconds
+            The forward pass has taken.
+        tokens
+            This rank has served in it.
+
+        Returns
+        -------
+        What was done, the same on every rank.
+        """
+        started = time.monotonic()
+        self._tokens.append(tokens)
+        order = self._last = self._hear(self._decide())
+        self._follower.follow(order)
+        self._watch(order)
+        self._report = self._act(order)
+        self._metrics.take_step(seconds, stall_seconds=time.monotonic() - started)
+        return order
+
+    def close(self) -> None:
+        """End planner and transfer, without waiting for other ranks."""
+        if self._controller is not None:
+            self._planner.close()
+        self._abort()
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def _decide(self) -> Order | None:
+        """The next order, on rank 0."""
+        if self._controller is None:
+            return None
+        answer = self._report.answer or self._answer(self._controller)
+        if answer is not None:
+            self._metrics.take_answer(answer)
+        return self._controller.step(replace(self._report, answer=answer))
+
+    def _answer(self, controller: Controller) -> Finding | Failure | None:
+        """The planner's, which is asked as soon as the loads of all ranks are there."""
+        if self._loads is not None and self._loads.done:
+            loads, self._loads = self._loads, None
+            try:
+                self._planner.ask(controller.question, loads.trace())
+            except EquipoiseError as error:
+                return Failure(number=controller.question.number, text=str(error))
+        return self._planner.poll()
+
+    def _hear(self, order: Order | None) -> Order:
+        """Rank 0's order, on every rank.
+
+        Its size is broadcast, 0 for the one that every rank expects. Not even that is needed while
+        a transfer is under way: all ranks know that they look at nothing else.
+        """
+        if self._transferring:
+            return order or _expected(self._last)
+        text = b"" if order is None or _is_expected(order, self._last) else pickle.dumps(order)
+        size = torch.tensor(len(text), device=self._device)
+        dist.broadcast(size, group=self._group, group_src=0)
+        if not size:
+            return order or _expected(self._last)
+        data = torch.frombuffer(bytearray(text or int(size)), dtype=torch.uint8).to(self._device)
+        dist.broadcast(data, group=self._group, group_src=0)
+        heard: Order = order or pickle.loads(data.cpu().numpy().tobytes())
+        return heard
+
+    @property
+    def _transferring(self) -> bool:
+        """Whether the next order is to commit, and known to be on every rank."""
+        return self._moving is not None and not self._moving.done and not self._report.moved
+
+    # --- doing it --------------------------------------------------------------------------------
+
+    def _act(self, order: Order) -> Report:
+        """What has come of an order."""
+        match order.action:
+            case Action.LOOK:
+                return self._look(order)
+            case Action.MOVE:
+                return self._move(order)
+            case Action.COMMIT:
+                return self._commit()
+            case Action.ABORT:
+                self._abort()
+            case Action.SETTLE:
+                self._settle()
+        return Report()
+
+    def _look(self, order: Order) -> Report:
+        """Have the counts of all ranks added up, to ask the planner about."""
+        self._watchdog.see_counts(self._recorder.counted, sum(self._tokens))
+        try:
+            self._loads = self._recorder.sum_up(self._group)
+        except EquipoiseError as error:  # on every rank
+            return Report(answer=Failure(number=order.number, text=str(error)))
+        return Report()
+
+    def _move(self, order: Order) -> Report:
+        """Begin to move the layers of an order, or do it at once."""
+        layers = [self._layers[layer] for layer in order.layers]
+        migration = self._migration(order)
+        try:
+            if not self._settings.background:
+                return self._moved(migration, transfer(migration, layers))
+            self._moving = BackgroundTransfer(
+                migration,
+                layers,
+                group=self._orderly_spare(),
+                bytes_per_second=self._bytes_per_second,
+            )
+        except EquipoiseError as error:  # on every rank
+            return Report(failures=(str(error),))
+        return Report()
+
+    def _commit(self) -> Report:
+        """Exchange a layer if it has arrived everywhere."""
+        assert self._moving is not None
+        moved = self._moving.commit()
+        outcome = Outcome(() if moved is None else (moved,), self._moving.outcome.failures)
+        return self._moved(self._moving.migration, outcome)
+
+    def _moved(self, migration: Migration, outcome: Outcome) -> Report:
+        """Take note of layers that serve their new placement."""
+        self._follower.commit(outcome.moved)
+        rows = [migration.new.layer_ids.index(layer) for layer in outcome.moved]
+        rank = dist.get_rank(self._group)
+        changes = (migration.receive != Receive.UNCHANGED).reshape(migration.new.by_rank.shape)
+        self.moved_slots += int(changes[rows, rank].sum())
+        self._metrics.take_bytes(int(migration.received[rows, rank].sum()) * self._expert_bytes)
+        return Report(moved=outcome.moved, failures=outcome.failures)
+
+    def _abort(self) -> None:
+        """Drop the question and the transfer under way; wait for nobody."""
+        self._loads = None
+        if self._controller is not None:
+            self._planner.drop()
+        if self._moving is not None:
+            self._moving.abandon()
+            self._moving, self._failed = None, self._moving
+
+    def _settle(self) -> None:
+        """A change is complete: keep the placement."""
+        self._moving = None
+        if self._controller is None or self._keep is None:
+            return
+        try:
+            self._keep(self._controller.placement)
+        except OSError as error:
+            logger.warning("The placement could not be kept: %s", error)
+            self._metrics.take_failure()
+
+    def _migration(self, order: Order) -> Migration:
+        """From what the layers of an order hold to what they are to hold."""
+        old = _rows_of(self._follower.placement, order.layers)
+        new = _rows_of(self._follower.target(), order.layers)
+        return diff(old, new, self._topology)
+
+    def _orderly_spare(self) -> dist.ProcessGroup:
+        """The spare group; another one where a transfer that failed has left it in disorder."""
+        if self._failed is not None:
+            orderly = torch.tensor(int(self._failed.orderly), device=self._device)
+            dist.all_reduce(orderly, dist.ReduceOp.MIN, group=self._group)
+            if not orderly:
+                self._spare = self._renew_spare()
+            self._failed = None
+        return self._spare
+
+    def _another_spare(self) -> dist.ProcessGroup:
+        """A new group of the same ranks; collective. What waits in the old one need not wait on."""
+        group = self._spare
+        backend: Any = group._get_backend(self._device)
+        backend.abort()
+        other: dist.ProcessGroup = dist.new_group(
+            dist.get_process_group_ranks(group),
+            timeout=backend.options._timeout,
+            backend=dist.get_backend(group),
+            use_local_synchronization=True,
+        )
+        return other
+
+    # --- looking on ------------------------------------------------------------------------------
+
+    def _watch(self, order: Order) -> None:
+        self._watchdog.see_order(order, self._follower)
+        self._metrics.take_order(order)
+        self._metrics.take_alarms(self._watchdog.alarms)
+        if order.note and self._controller is not None:
+            logger.info("Step %d, %s: %s", order.number, order.state.value, order.note)
+
+
+def plain_advisor(
+    model: ExpertParallelModel, settings: Settings, topology: Topology
+) -> GatedRepair:
+    """An advisor that moves experts wherever the gain is sure, whatever moving costs.
+
+    Counts an assignment as a microsecond, so its gains compare with each other only. Give an
+    advisor with a ``Gate`` of your own to weigh the costs of your machine.
+    """
+    gate = Gate(
+        cost=RankCost(token_seconds=1e-6, source="one microsecond an assignment"),
+        expert_bytes=0,
+        dwell_steps=settings.update_interval,
+        stall_seconds=0.0,
+        interference=0.0,
+        delay_steps=0,
+        dispatch=model.layers[0].dispatcher,
+    )
+    return GatedRepair(topology=topology, gate=gate, repair={"num_threads": 1})
+
+
+def _recorder_of(model: ExpertParallelModel, window: int) -> LoadRecorder:
+    """A recorder that the model has just got."""
+    model.record(window=window)
+    assert model.recorder is not None
+    return model.recorder
+
+
+def _expected(last: Order | None) -> Order:
+    """The order that follows where nothing new is to be done."""
+    assert last is not None
+    under_way = last.action in (Action.MOVE, Action.COMMIT)
+    return replace(
+        last,
+        number=last.number + 1,
+        action=Action.COMMIT if under_way else Action.NOTHING,
+        layers=(),
+        slots=None,
+        outcome=None,
+        note="",
+    )
+
+
+def _is_expected(order: Order, last: Order | None) -> bool:
+    """Whether it is that order, in every field."""
+    return last is not None and order.slots is None and vars(order) == vars(_expected(last))
+
+
+def _rows_of(placement: Placement, layers: tuple[int, ...]) -> Placement:
+    """The part of a placement that is of these layers."""
+    return Placement(
+        placement.slots[[placement.layer_ids.index(layer) for layer in layers]],
+        num_ranks=placement.num_ranks,
+        num_experts=placement.num_experts,
+        layer_ids=layers,
+    )
+
+
+def _check(
+    model: ExpertParallelModel,
+    settings: Settings,
+    topology: Topology,
+    spare: dist.ProcessGroup,
+    bytes_per_second: float | None,
+) -> None:
+    of_all = {name: value for name, value in vars(settings).items() if name != "map_path"}
+    agree("how to balance", of_all, model.group)
+    ranks = dist.get_process_group_ranks(model.group)
+    if topology.num_ranks != len(ranks) or dist.get_process_group_ranks(spare) != ranks:
+        raise EquipoiseError(
+            f"The model is served by {len(ranks)} ranks; expected a topology of as many (it has "
+            f"{topology.num_ranks}) and a spare group of the same."
+        )
+    if bytes_per_second is not None:
+        check_number("bytes_per_second", bytes_per_second, low=1, high=float("inf"))
+        if not settings.background:
+            raise EquipoiseError(
+                "bytes_per_second limits moves in the background, and these settings have none; "
+                "leave it out."
+            )

@@ -1,0 +1,162 @@
+"""What a saved model has on disk: everything but the routed experts, and any of these.
+
+The layout is that of transformers' Qwen2-MoE in one safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from equipoise.errors import EquipoiseError, FormatError
+
+_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Tensors of an expert, and what each is stored as."""
+
+
+class Checkpoint:
+    """A saved Qwen2-MoE model, read in parts: of the routed experts only those asked for.
+
+    Parameters
+    ----------
+    folder
+        With ``config.json`` and ``model.safetensors``, as ``save_pretrained`` writes them.
+        Nothing is downloaded and no code from the folder is run.
+    dtype
+        Of weights and computation.
+    device
+        Where tensors are put.
+
+    Raises
+    ------
+    EquipoiseError
+        A model of another family or activation.
+    FormatError
+        A configuration that is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folder, self.dtype, self.device = Path(folder), dtype, torch.device(device)
+        model = self._without_weights()
+        self.num_experts: int = model.config.num_experts
+        self._experts = {i: block.experts for i, block in moe_blocks(model).items()}
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        """The model's number of each MoE layer, ascending."""
+        return tuple(self._experts)
+
+    def read_slots(self, layer_id: int, experts: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of some experts of a layer, ``(len(experts), ...)`` each, by name.
+
+        Raises
+        ------
+        FormatError
+            A file that is missing, damaged, or lacks a tensor.
+        """
+        prefix = f"model.layers.{layer_id}.mlp.experts"
+        slots = {}
+        with self._open() as file:
+            for name, parts in _PARTS.items():
+                shape = self._experts[layer_id].get_parameter(name).shape[1:]
+                held = torch.empty((len(experts), *shape), dtype=self.dtype, device=self.device)
+                for slot, expert in enumerate(experts):
+                    stored = [file.get_tensor(f"{prefix}.{expert}.{part}.weight") for part in parts]
+                    whole = torch.cat(stored)
+                    if whole.shape != shape:
+                        raise FormatError(
+                            f"{self._path}: {prefix} have {name} {tuple(whole.shape)}; expected "
+                            f"{tuple(shape)} by its config.json."
+                        )
+                    held[slot] = whole
+                slots[name] = held
+        return slots
+
+    def read_rest(self) -> Any:
+        """The model with all its weights but the routed experts, whose places are left empty.
+
+        Raises
+        ------
+        FormatError
+            A file that is missing, damaged, or not what the configuration says.
+        """
+        model = self._without_weights()
+        for block in moe_blocks(model).values():
+            block.experts = nn.Identity()
+        with self._open() as file:
+            names: list[str] = file.keys()
+            state = {
+                name: file.get_tensor(name).to(self.dtype)
+                for name in names
+                if ".mlp.experts." not in name
+            }
+        if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        try:
+            model.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            raise FormatError(f"{self._path} is not that of its config.json: {error}") from error
+        model.tie_weights()
+        # The one part that is computed, not stored; it was made without memory like the others.
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self.device)
+        return model.eval()
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The file of tensors; what it says of what is wrong with it becomes a ``FormatError``."""
+        try:
+            with safe_open(self._path, "pt", device=str(self.device)) as file:
+                yield file
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise FormatError(
+                f"{self._path} is not the checkpoint of its config.json: {error}."
+            ) from error
+
+    def _without_weights(self) -> Any:
+        """The model as configured, with none of its memory taken."""
+        try:
+            from transformers import AutoConfig, AutoModelForCausalLM
+        except ImportError as error:
+            raise EquipoiseError(
+                "Loading a model needs transformers; install equipoise[runtime]."
+            ) from error
+        path = self.folder / "config.json"
+        try:
+            family = json.loads(path.read_bytes()).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise FormatError(f"{path} cannot be read: {error}.") from error
+        if family != "qwen2_moe":
+            raise EquipoiseError(
+                f"{self.folder} holds a model of type {family!r}; expected qwen2_moe."
+            )
+        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        if config.hidden_act != "silu":
+            raise EquipoiseError(
+                f"{self.folder} has activation {config.hidden_act!r}; expected silu."
+            )
+        auto: Any = AutoModelForCausalLM  # not annotated throughout
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=self.dtype)
+
+
+def moe_blocks(model: Any) -> dict[int, Any]:
+    """The modules of a model with routed ``experts``, by the model's layer numbers."""
+    layers = enumerate(model.model.layers)
+    return {number: layer.mlp for number, layer in layers if hasattr(layer.mlp, "experts")}

@@ -1,0 +1,107 @@
+"""Which process serves which request, kept where it survives all of them.
+
+The ledger is one value in the store: how many requests were given out, and who is at which. It is
+only ever exchanged whole (``compare_set``), so a process that dies between two calls loses nothing:
+what it was at is given to another one as soon as it is no longer a member.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.distributed.distributed_c10d import Store
+
+_KEY = "requests"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be continued.
+
+    Parameters
+    ----------
+    number
+        Counts requests from 0.
+    prompt
+        Token ids, at least one.
+    domain
+        What kind of text it is, for whoever looks on.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    domain: str = ""
+
+
+class Source(Protocol):
+    """Makes requests by number; every process makes the same. Has to be picklable."""
+
+    def __call__(self, number: int) -> Request:
+        """The request of a number."""
+        ...
+
+
+class Ledger:
+    """Gives out the numbers of requests, each to one process at a time.
+
+    Parameters
+    ----------
+    store
+        Which all processes have.
+    name
+        Of this process.
+    limit
+        How many requests there are; ``None``: no end.
+    """
+
+    def __init__(self, store: Store, name: str, limit: int | None = None) -> None:
+        self._store, self._name = store, name
+        self._limit = sys.maxsize if limit is None else limit
+        self._seen = ""  # what the store held last; "" stands for nothing
+
+    def exchange(
+        self, finished: Collection[int], wanted: int, members: Collection[str]
+    ) -> list[int]:
+        """Hand in numbers that are finished and take others.
+
+        What processes that are not members any more were at is given out first. Numbers to hand in
+        that another process has taken meanwhile count for nothing.
+
+        Returns
+        -------
+        So many numbers, or fewer where there are no more.
+        """
+        while True:
+            book: dict[str, Any] = json.loads(self._seen or '{"next": 0, "of": {}}')
+            mine = [n for n in book["of"].pop(self._name, []) if n not in set(finished)]
+            taken = self._take(book, wanted, {*members, self._name})
+            book["of"][self._name] = mine + taken
+            entry = json.dumps(book)
+            held = self._store.compare_set(_KEY, self._seen, entry).decode()
+            if held == entry:
+                self._seen = entry
+                return taken
+            self._seen = held
+
+    def keep_only(self, numbers: Collection[int]) -> list[int]:
+        """Of these numbers, those that are still this process's; others have been given away."""
+        entry = self._store.compare_set(_KEY, "", "").decode()
+        mine = json.loads(entry)["of"].get(self._name, []) if entry else []
+        return [number for number in numbers if number in mine]
+
+    def _take(self, book: dict[str, Any], wanted: int, members: Collection[str]) -> list[int]:
+        """Numbers from the book: first those of processes that are gone."""
+        taken: list[int] = []
+        for name in sorted(set(book["of"]) - set(members)):
+            numbers = book["of"][name]
+            while numbers and len(taken) < wanted:
+                taken.append(numbers.pop(0))
+            if not numbers:
+                del book["of"][name]
+        first = book["next"]
+        book["next"] = min(first + wanted - len(taken), self._limit)
+        return [*taken, *range(first, book["next"])]

@@ -1,0 +1,423 @@
+"""Processes that serve a model together, keep it balanced, and go on when one of them is gone.
+
+Every process runs the same loop. In an epoch, a time in which the same processes serve together,
+a step is one forward pass of all of them and whatever balancing does between two. When somebody
+dies, hangs, leaves or joins, the epoch ends and those that are there begin the next: they agree on
+who they are, see to it that every expert has a slot again, and take up the pass that was broken
+off. Requests of a process that is gone are given to others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
+
+from equipoise.balance import check_count
+from equipoise.dispatch import dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan.baselines import Contiguous
+from equipoise.plan.problem import Problem
+from equipoise.runtime.agreement import gather_objects
+from equipoise.runtime.balancer import Balancer
+from equipoise.runtime.checkpoint import Checkpoint
+from equipoise.runtime.controller import Order
+from equipoise.runtime.decoding import Batch, idle_step
+from equipoise.runtime.layer import ExpertFunction, swiglu
+from equipoise.runtime.membership import Epoch, Membership
+from equipoise.runtime.metrics import Metrics
+from equipoise.runtime.model import ExpertParallelModel, load_model
+from equipoise.runtime.planning import Advisor
+from equipoise.runtime.recovery import rebuild
+from equipoise.runtime.requests import Ledger, Source
+from equipoise.runtime.settings import Settings
+from equipoise.runtime.speed import SpeedMeter
+from equipoise.runtime.status import Status
+from equipoise.topology import Topology
+
+_LISTEN_STEPS = 4  # from one look at who comes, goes or has work to the next
+_SPEED_STEPS = 256  # from one look at how fast ranks are to the next
+_MOST_FRUITLESS = 3  # epochs of the same processes in a row that end before their first step
+
+logger = logging.getLogger("equipoise.runtime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is served and how; the same for all processes.
+
+    Parameters
+    ----------
+    model
+        Folder of a saved model: see ``load_model``.
+    source
+        Makes the requests.
+    limit
+        How many requests there are; ``None``: serve until told to stop.
+    processes
+        To wait for at the start.
+    nodes
+        Of equally many processes, in their order; used while it divides their number.
+    settings
+        Of balancing; ``None``: balance nothing.
+    placement
+        To start from; ``None``: experts in their order, redundant slots for the first ones.
+    dispatch
+        Name of the dispatcher.
+    batch_size, new_tokens
+        Requests that a process decodes together, and how far.
+    advisor
+        Who plans, instead of ``GatedRepair``.
+    compute
+        What experts compute.
+    keep, bytes_per_second
+        Of ``Balancer``.
+    results
+        Folder for what was generated, one file a process, a JSON object a line; ``None``: none.
+    threads
+        Of torch, a process.
+    timeout_seconds, silence_seconds
+        Of ``Membership``.
+    """
+
+    model: Path
+    source: Source
+    limit: int | None = None
+    processes: int = 1
+    nodes: int = 1
+    settings: Settings | None = field(default_factory=Settings)
+    placement: Placement | None = None
+    dispatch: str = "minmax"
+    batch_size: int = 4
+    new_tokens: int = 32
+    advisor: Advisor | None = None
+    compute: ExpertFunction = swiglu
+    keep: Callable[[Placement], None] | None = None
+    bytes_per_second: float | None = None
+    results: Path | None = None
+    threads: int = 1
+    timeout_seconds: float = 30.0
+    silence_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "nodes", "batch_size", "new_tokens", "threads"):
+            check_count(name, getattr(self, name))
+        if self.settings is not None and self.settings.map_path and self.placement is None:
+            raise EquipoiseError(
+                f"The settings start from {self.settings.map_path}, which is not read here; read "
+                "it and give its placement too."
+            )
+
+
+def serve(
+    host: str, port: int, name: str, options: Options, metrics_port: int | None = None
+) -> None:
+    """Serve as one process: what a launcher starts, once a process.
+
+    The store at ``host`` and ``port`` is the launcher's, or torchrun's. Returns when all requests
+    are served; SIGTERM makes the process leave after the step it is in.
+
+    Parameters
+    ----------
+    metrics_port
+        Where to answer Prometheus; ``None``: nowhere.
+    """
+    torch.set_num_threads(options.threads)
+    logger.setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
+    store = TCPStore(host, port, is_master=False)
+    server = Server(store, name, options)
+    if metrics_port is not None:
+        server.metrics.listen(metrics_port)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+class Server:
+    """One process of those that serve.
+
+    Parameters
+    ----------
+    store
+        Which all processes have.
+    name
+        Of this process, unlike the others'.
+    options
+        The same for all.
+    """
+
+    def __init__(self, store: Store, name: str, options: Options) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.model: ExpertParallelModel | None = None
+        self._membership = Membership(
+            store,
+            name,
+            timeout_seconds=options.timeout_seconds,
+            silence_seconds=options.silence_seconds,
+        )
+        self._ledger = Ledger(store, self._membership.name, options.limit)
+        self._status = Status(store, name)
+        logger.addHandler(self._status.log)
+        self._checkpoint = Checkpoint(options.model)
+        self._balancer: Balancer | None = None
+        self._speed = SpeedMeter(options.compute)
+        self._speeds: tuple[float, ...] = ()
+        self._slots_per_rank: int | None = None
+        self._batch: Batch | None = None
+        self._results = _open(options.results, name)
+        self._steps = 0
+        self._last_step = time.monotonic()
+        self._stopping = False
+        self._fruitless = 0
+
+    def stop(self) -> None:
+        """Leave after the step under way."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until there are no more requests, or ``stop`` was called.
+
+        Raises
+        ------
+        EquipoiseError
+            The processes cannot go on: an expert that nobody has and no checkpoint has either,
+            processes that find each other and fail again and again.
+        """
+        while True:
+            epoch = self._membership.form(self.options.processes)
+            before = self._steps
+            try:
+                self._begin(epoch)
+                if self._serve(epoch):
+                    return
+            except RuntimeError as error:  # of a collective: somebody is gone
+                why = self._membership.failed or str(error).partition("\n")[0]
+                logger.warning("Epoch %d was broken off: %s", epoch.number, why)
+                self._give_up_on(error, fruitless=self._steps == before)
+            finally:
+                self._end_balancing()
+
+    def close(self) -> None:
+        """Let go of everything; the others go on."""
+        self._end_balancing()
+        self._membership.close()
+        logger.removeHandler(self._status.log)
+        if self._results is not None:
+            self._results.close()
+
+    def _begin(self, epoch: Epoch) -> None:
+        """Have a model on the processes of this epoch, and its balancer."""
+        num_ranks = len(epoch.members)
+        self._speeds = (1.0,) * num_ranks
+        first = not any(gather_objects(self.model is not None, None))
+        if first:
+            start = self._start(num_ranks)
+            self._slots_per_rank = start.slots_per_rank
+            self.model = load_model(
+                self.options.model,
+                start,
+                dispatch=self.options.dispatch,
+                topology=self._topology(num_ranks),
+            )
+        else:
+            self.model, recovered = rebuild(
+                self.model,
+                self._checkpoint,
+                topology=self._topology,
+                slots_per_rank=self._slots_per_rank,
+                dispatch=self.options.dispatch,
+            )
+            self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
+            logger.info("Epoch %d: %s", epoch.number, recovered)
+        for layer in self.model.layers:
+            layer.compute = self._speed
+            layer.meter = self._status.take_load
+        self._status.forget()
+        self._reclaim()
+        self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
+        self._begin_balancing(epoch, warm_up=first)
+
+    def _begin_balancing(self, epoch: Epoch, *, warm_up: bool) -> None:
+        """Have a balancer for the ranks as they are; warm up only where all have just begun."""
+        settings = self.options.settings
+        if settings is None or len(epoch.members) == 1:
+            return
+        assert self.model is not None
+        self._balancer = Balancer(
+            self.model,
+            settings if warm_up else replace(settings, warm_up_steps=0),
+            topology=self._topology(len(epoch.members)),
+            spare=epoch.spare,
+            advisor=self.options.advisor,
+            metrics=self.metrics,
+            keep=self.options.keep,
+            bytes_per_second=self.options.bytes_per_second,
+            renew_spare=self._membership.renew_spare,
+        )
+
+    def _serve(self, epoch: Epoch) -> bool:
+        """Step until the epoch ends; whether this process is through."""
+        assert self.model is not None
+        for step in range(1 << 62):
+            if step % _LISTEN_STEPS == 0:
+                self._take_requests(epoch)
+                going = self._listen()
+                if going is not None:
+                    return going
+            if step % _SPEED_STEPS == _SPEED_STEPS - 1:
+                self._adapt(epoch)
+            began = time.monotonic()
+            tokens = self._forward(self.model)
+            order = self._balance(time.monotonic() - began, tokens)
+            self._steps += 1
+            self._last_step = time.monotonic()
+            self._status.take_step(tokens, time.monotonic() - began)
+            if self._status.due:
+                self._publish(epoch, order)
+        raise AssertionError("unreachable")
+
+    def _listen(self) -> bool | None:
+        """What all ranks do now: end the epoch (the value: for good), or go on (``None``).
+
+        One collective.
+        """
+        if self._stopping:
+            self._membership.leave()
+        changes = self._membership.newcomers or self._membership.departures
+        wish = torch.tensor([self._batch is not None, changes, self._stopping], dtype=torch.int64)
+        dist.all_reduce(wish, dist.ReduceOp.MAX)
+        busy, changes, leaving = wish.tolist()
+        if not busy and self.options.limit is not None:
+            return True
+        if changes or leaving:
+            return self._stopping
+        return None
+
+    def _adapt(self, epoch: Epoch) -> None:
+        """Dispatch and plan for the speeds that the ranks have shown, if they are others now.
+
+        One small collective.
+        """
+        assert self.model is not None
+        speeds = self._speed.speeds()
+        if speeds == self._speeds:
+            return
+        self._speeds = speeds
+        logger.warning("Speeds of the ranks are now %s.", ", ".join(f"{s:.2g}" for s in speeds))
+        topology = self._topology(len(speeds))
+        for layer in self.model.layers:
+            layer.dispatcher = dispatcher(self.options.dispatch, topology)
+        self._end_balancing()
+        self._begin_balancing(epoch, warm_up=False)
+
+    def _forward(self, model: ExpertParallelModel) -> int:
+        if self._batch is None or self._batch.done:
+            idle_step(model)
+            return 0
+        return self._batch.advance(model)
+
+    def _balance(self, seconds: float, tokens: int) -> Order | None:
+        if self._balancer is None:
+            self.metrics.take_step(seconds)
+            return None
+        return self._balancer.step(seconds, tokens)
+
+    def _take_requests(self, epoch: Epoch) -> None:
+        """Hand in a batch that is done and take another."""
+        finished: list[int] = []
+        if self._batch is not None:
+            if not self._batch.done:
+                return
+            finished = [request.number for request in self._batch.requests]
+            self._write(self._batch)
+        wanted = 0 if self._stopping else self.options.batch_size
+        numbers = self._ledger.exchange(finished, wanted, epoch.members)
+        self._batch = self._batch_of(numbers)
+
+    def _reclaim(self) -> None:
+        """After a change of epoch: drop what was given to others while this process was away."""
+        if self._batch is None:
+            return
+        numbers = [request.number for request in self._batch.requests]
+        ours = self._ledger.keep_only(numbers)
+        if ours != numbers:
+            self._batch = self._batch_of(ours)
+
+    def _batch_of(self, numbers: list[int]) -> Batch | None:
+        if not numbers:
+            return None
+        requests = [self.options.source(number) for number in numbers]
+        return Batch(requests, self.options.new_tokens)
+
+    def _write(self, batch: Batch) -> None:
+        """Write what was generated, before the ledger forgets who was at it."""
+        if self._results is None:
+            return
+        for request, tokens in zip(batch.requests, batch.tokens, strict=True):
+            self._results.write(json.dumps({"number": request.number, "tokens": tokens}) + "\n")
+        self._results.flush()
+
+    def _publish(self, epoch: Epoch, order: Order | None) -> None:
+        self._status.publish(
+            rank=epoch.rank,
+            members=list(epoch.members),
+            epoch=epoch.number,
+            step=self._steps,
+            state=order.state.value if order is not None else "off",
+            version=order.version if order is not None else 0,
+            moved_slots=self._balancer.moved_slots if self._balancer is not None else 0,
+            moved_bytes=self.metrics.moved_bytes,
+            domain=self._batch.requests[0].domain if self._batch is not None else "",
+        )
+
+    def _give_up_on(self, error: RuntimeError, *, fruitless: bool) -> None:
+        """Raise an error that comes back whenever the same processes meet."""
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        if self._fruitless > _MOST_FRUITLESS:
+            raise error
+
+    def _end_balancing(self) -> None:
+        if self._balancer is not None:
+            self._balancer.close()
+            self._balancer = None
+
+    def _topology(self, num_ranks: int) -> Topology:
+        nodes = self.options.nodes
+        per_node = num_ranks // nodes if num_ranks % nodes == 0 else num_ranks
+        speed = self._speeds if len(set(self._speeds)) > 1 else None
+        return Topology(num_ranks, per_node, speed=speed)
+
+    def _start(self, num_ranks: int) -> Placement:
+        if self.options.placement is not None:
+            return self.options.placement
+        layer_ids, num_experts = self._checkpoint.layer_ids, self._checkpoint.num_experts
+        num_slots = num_experts
+        if self.options.settings is not None and num_ranks > 1:
+            num_slots = self.options.settings.num_slots(num_experts, num_ranks)
+        like = np.ones((len(layer_ids), num_experts))
+        problem = Problem(like, Topology(num_ranks), num_slots, layer_ids=layer_ids)
+        return Contiguous().plan(problem).placement
+
+
+def _open(folder: Path | None, name: str) -> TextIO | None:
+    if folder is None:
+        return None
+    try:
+        return (folder / f"{name}.jsonl").open("a")
+    except OSError as error:
+        raise EquipoiseError(f"{folder} cannot be written to: {error.strerror}.") from error

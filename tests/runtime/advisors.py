@@ -1,0 +1,62 @@
+"""Advisors that let things happen which real loads would rarely ask for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from equipoise.migration import with_slots
+from equipoise.placement import Placement
+from equipoise.plan.gate import Decision
+from equipoise.runtime.planning import Balance, Finding
+
+
+@dataclass(frozen=True)
+class Restless:
+    """An advisor that always wants experts elsewhere, and always finds that it was worth it."""
+
+    seed: int
+    fault: str = "none"
+
+    def __call__(self, question: Any, window: Any) -> Any:
+        rng = np.random.default_rng([self.seed, question.number])
+        if self.fault == "slow" and rng.random() < 0.7:
+            time.sleep(3)
+        if self.fault == "garbage" and rng.random() < 0.7:
+            return self._garbage(question, rng)
+        return self._finding(question, _shuffled(question.current, rng))
+
+    def _finding(self, question: Any, proposal: Any) -> Finding:
+        return Finding(
+            number=question.number,
+            balance={"": Balance(imbalance=1.5, excess=0.5, balancedness=0.7)},
+            sure_excess=0.5,
+            assignments=1000,
+            achieved=WORTH_IT if question.previous is not None else None,
+            proposal=proposal,
+            predicted=WORTH_IT,
+        )
+
+    def _garbage(self, question: Any, rng: np.random.Generator) -> Any:
+        if rng.random() < 0.3:
+            return "garbage"
+        broken = _shuffled(question.current, rng)
+        slots = broken.slots.copy()
+        slots[slots == 0] = 1  # nobody has expert 0
+        object.__setattr__(broken, "slots", slots)
+        return self._finding(question, broken)
+
+
+WORTH_IT = Decision(
+    move=True, gain_seconds=1.0, gain_low=0.9, gain_high=1.1, gain_assignments=1.0, moves=1,
+    moved_bytes=1, move_seconds=0.0, pay_seconds=0.0, break_even_steps=0.0, sure_after_steps=0.0,
+    dwell_steps=1000.0, confidence=0.95,
+)  # fmt: skip
+
+
+def _shuffled(current: Placement, rng: np.random.Generator) -> Placement:
+    """The same slots in another order."""
+    return with_slots(current, np.stack([rng.permutation(row) for row in current.slots]))

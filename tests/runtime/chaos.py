@@ -1,0 +1,318 @@
+"""Randomised runs of real processes that serve the small model while things go wrong.
+
+    python -m tests.runtime.chaos [--runs 200] [--seed 0] [--json FILE]
+
+A run starts four processes on a model, a dispatcher, a redundancy and a way to move experts drawn
+at random, under an advisor that moves experts all the time, and does one thing to it at a random
+moment:
+
+=========  =====================================================================================
+kill       ``kill -9`` of one process; of two; or of one, and a new one joins
+stop       SIGSTOP of one process for longer than the silence that is put up with, then SIGCONT
+leave      SIGTERM of one process
+corrupt    one process sends every chunk of experts with a bit flipped, for a while
+slow       planners that take longer than may be waited for
+garbage    planners that answer a map with an expert missing, or no map at all
+full       every map that is to be kept finds the disk full
+none       nothing
+=========  =====================================================================================
+
+A run is right if all processes end by themselves in time, every request is answered, and every
+token of every answer is that of the plain transformers model in a single process. Prompts are such
+that the best token leads by more than 1e-3 at every step, so that rounding cannot decide.
+Recovery is the time from the fault to the first status of a step in a later epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from equipoise.placement import Placement
+from equipoise.runtime import transfer
+from equipoise.runtime.requests import Request
+from equipoise.runtime.server import Options, serve
+from equipoise.runtime.settings import Settings
+from tests.runtime.advisors import Restless
+from tests.runtime.processes import PRELOAD
+from tests.runtime.small_model import FOLDER
+
+NEW_TOKENS = 24
+NUM_PROMPTS = 40
+LEAD = 1e-3
+PROCESSES = 4
+SILENCE_SECONDS = 2.0
+RUN_SECONDS = 90.0  # after which a run hangs
+FAULTS = (
+    "kill", "kill", "kill two", "kill, join", "stop", "leave", "corrupt", "slow", "garbage",
+    "full", "none",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The source of requests: prompts known beforehand, round and round."""
+
+    ids: tuple[tuple[int, ...], ...]
+
+    def __call__(self, number: int) -> Request:
+        return Request(number, self.ids[number % len(self.ids)])
+
+
+def disk_full(_placement: Placement) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -> None:
+    """``serve``, sending every chunk with a bit flipped as long as the flag is there."""
+    whole = transfer._messages
+
+    def messages(weights: dict[str, torch.Tensor], slot: int) -> list[torch.Tensor]:
+        chunks = whole(weights, slot)
+        if flag.exists() and flag.read_text() == name:
+            chunks = [chunk.clone() for chunk in chunks]
+            chunks[-1][-1] ^= 1
+        return chunks
+
+    transfer._messages = messages
+    logging.basicConfig(filename=flag.with_name(f"{name}.log"), level=logging.INFO, force=True)
+    serve(host, port, name, options)
+
+
+@dataclass
+class Run:
+    """One run and what came of it."""
+
+    seed: int
+    fault: str
+    about: str
+    wrong: list[str] = field(default_factory=list)
+    recovery_seconds: float | None = None
+    seconds: float = 0.0
+    moves: int = 0
+
+
+class Group:
+    """The processes of a run, as their launcher sees them."""
+
+    def __init__(self, context: Any, folder: Path, options: Options) -> None:
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.folder, self.options, self._context = folder, options, context
+        self.flag = folder / "corrupt"
+        self.processes: dict[str, Any] = {}
+        for _ in range(PROCESSES):
+            self.start()
+
+    def start(self) -> str:
+        name = f"p{len(self.processes)}"
+        process = self._context.Process(
+            target=serve_badly,
+            args=("127.0.0.1", self.store.port, name, self.options, self.flag),
+        )
+        process.start()
+        self.processes[name] = process
+        return name
+
+    def status(self, name: str) -> dict[str, Any]:
+        key = f"status/{name}"
+        return json.loads(self.store.get(key)) if self.store.check([key]) else {}
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [status for name in self.processes if (status := self.status(name))]
+
+    def signal(self, name: str, number: int) -> None:
+        os.kill(self.processes[name].pid, number)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.join()
+
+
+def run(
+    seed: int, context: Any, prompts: Prompts, answers: list[list[int]], fault: str | None = None
+) -> Run:
+    """One run, with a fault or the one drawn."""
+    draw = random.Random(seed)
+    drawn = draw.choice(FAULTS)
+    fault = fault or drawn
+    settings = Settings(
+        num_redundant=draw.choice((0, 8, 16)), window=8, update_interval=8, wait_steps=40,
+        warm_up_steps=0, cool_down_steps=8, background=draw.random() < 0.7,
+        layers_per_step=draw.choice((1, 2, 5)),
+    )  # fmt: skip
+    dispatch = draw.choice(("even", "minmax", "nearest", "fewest"))
+    done = Run(seed, fault, f"{dispatch} +{settings.num_redundant} "
+               f"{'background' if settings.background else 'blocking'}")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(
+            model=FOLDER, source=prompts, limit=draw.randint(60, 120), processes=PROCESSES,
+            settings=settings, dispatch=dispatch, batch_size=2, new_tokens=NEW_TOKENS,
+            advisor=Restless(seed, fault), keep=disk_full if fault == "full" else None,
+            results=Path(folder), timeout_seconds=20.0, silence_seconds=SILENCE_SECONDS,
+        )  # fmt: skip
+        began = time.monotonic()
+        group = Group(context, Path(folder), options)
+        try:
+            _let_happen(group, draw, done)
+            _await_end(group, done, began + RUN_SECONDS)
+            done.seconds = time.monotonic() - began
+            _check_answers(group, answers, done)
+        finally:
+            group.end()
+        if done.wrong:
+            for path in sorted(Path(folder).glob("*.log")):
+                print(path.name, path.read_text()[-3000:], sep="\n")
+    return done
+
+
+def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
+    """Wait for a random moment of serving, then let the fault happen."""
+    deadline = time.monotonic() + 40
+    while len(group.statuses()) < PROCESSES and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(draw.uniform(0.0, 1.5))
+    names = draw.sample(sorted(group.processes), 2)
+    epoch = max((s["epoch"] for s in group.statuses()), default=0)
+    at = time.monotonic()
+    if done.fault.startswith("kill"):
+        for name in names[: 2 if done.fault == "kill two" else 1]:
+            group.signal(name, signal.SIGKILL)
+        if done.fault == "kill, join":
+            time.sleep(draw.uniform(0.0, 1.0))
+            group.start()
+    elif done.fault == "stop":
+        group.signal(names[0], signal.SIGSTOP)
+    elif done.fault == "leave":
+        group.signal(names[0], signal.SIGTERM)
+    elif done.fault == "corrupt":
+        group.flag.write_text(names[0])
+        time.sleep(1)
+        group.flag.unlink()
+        return
+    else:
+        return
+    while time.monotonic() < at + 30 and any(p.is_alive() for p in group.processes.values()):
+        if any(s["epoch"] > epoch for s in group.statuses()):
+            done.recovery_seconds = time.monotonic() - at
+            break
+        time.sleep(0.02)
+    if done.fault == "stop":
+        group.signal(names[0], signal.SIGCONT)
+
+
+def _await_end(group: Group, done: Run, deadline: float) -> None:
+    for name, process in group.processes.items():
+        process.join(max(deadline - time.monotonic(), 0.1))
+        if process.exitcode is None:
+            done.wrong.append(f"{name} hangs: {group.status(name)}")
+        elif process.exitcode not in (0, -signal.SIGKILL):
+            done.wrong.append(f"{name} ended with {process.exitcode}")
+    done.moves = max((s["version"] for s in group.statuses()), default=0)
+
+
+def _check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
+    seen = set()
+    for path in group.folder.glob("*.jsonl"):
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                continue  # killed while it wrote: the request is served again
+            said = json.loads(line)
+            seen.add(said["number"])
+            if said["tokens"] != answers[said["number"] % len(answers)]:
+                done.wrong.append(f"request {said['number']} was answered otherwise")
+    missing = set(range(group.options.limit or 0)) - seen
+    if missing:
+        done.wrong.append(f"requests {sorted(missing)} were not answered")
+
+
+def references() -> tuple[Prompts, list[list[int]]]:
+    """Prompts, and what transformers makes of each in one process, where rounding cannot decide."""
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    text = Path(random.__file__).read_text()  # code and prose that every Python has
+    draw, kept, answers = random.Random(0), [], []
+    while len(kept) < NUM_PROMPTS:
+        start = draw.randrange(len(text) - 200)
+        ids = tokenizer.encode(text[start : start + draw.randint(10, 120)]).ids
+        answer, lead = _continue(model, ids)
+        if lead > LEAD:
+            kept.append(tuple(ids))
+            answers.append(answer)
+    return Prompts(tuple(kept)), answers
+
+
+@torch.no_grad()
+def _continue(model: Any, ids: list[int]) -> tuple[list[int], float]:
+    """The greedy continuation, and the least lead of the best token over the second."""
+    tokens, lead, cache, new = [], float("inf"), None, torch.tensor([ids])
+    for _ in range(NEW_TOKENS):
+        out = model(input_ids=new, past_key_values=cache, use_cache=True)
+        best = out.logits[0, -1].topk(2)
+        lead = min(lead, float(best.values[0] - best.values[1]))
+        cache, new = out.past_key_values, best.indices[None, :1]
+        tokens.append(int(new))
+    return tokens, lead
+
+
+def forked() -> Any:
+    """Starts processes that have imported what takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, "equipoise.runtime.server"])
+    return context
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    context, (prompts, answers) = forked(), references()
+    runs = []
+    for seed in range(options.seed, options.seed + options.runs):
+        runs.append(run(seed, context, prompts, answers))
+        last = runs[-1]
+        recovery = "" if last.recovery_seconds is None else f"{last.recovery_seconds:.2f}"
+        print(f"{seed:4d} {last.fault:10s} {last.about:24s} {last.seconds:6.1f} s  "
+              f"{last.moves:3d} moves  {recovery:5s} {'; '.join(last.wrong) or 'right'}",
+              flush=True)  # fmt: skip
+    _tell(runs)
+    if options.json:
+        options.json.write_text(json.dumps([vars(one) for one in runs]))
+    raise SystemExit(any(one.wrong for one in runs))
+
+
+def _tell(runs: list[Run]) -> None:
+    print("\n| fault | runs | right | moves | recovery, median | longest |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for fault, count in sorted(Counter(one.fault for one in runs).items()):
+        these = [one for one in runs if one.fault == fault]
+        took = [one.recovery_seconds for one in these if one.recovery_seconds is not None]
+        times = f"{np.median(took):.2f} s | {max(took):.2f} s" if took else "|"
+        right = sum(not one.wrong for one in these)
+        print(f"| {fault} | {count} | {right} | {sum(o.moves for o in these)} | {times} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from equipoise.errors import FormatError
+from equipoise.runtime.checkpoint import Checkpoint, moe_blocks
+from tests.runtime.small_model import FOLDER, E, L
+
+
+def stored(layer, expert, part):
+    tensors = load_file(FOLDER / "model.safetensors")
+    return tensors[f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"]
+
+
+def test_it_knows_its_layers_and_experts():
+    checkpoint = Checkpoint(FOLDER)
+    assert checkpoint.layer_ids == tuple(range(L))
+    assert checkpoint.num_experts == E
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slots_hold_the_experts_asked_for_in_their_order(dtype):
+    slots = Checkpoint(FOLDER, dtype=dtype).read_slots(3, [7, 0, 7])
+    assert sorted(slots) == ["down_proj", "gate_up_proj"]
+    for slot, expert in enumerate([7, 0, 7]):
+        gate_up = torch.cat([stored(3, expert, "gate"), stored(3, expert, "up")])
+        assert torch.equal(slots["gate_up_proj"][slot], gate_up.to(dtype))
+        assert torch.equal(slots["down_proj"][slot], stored(3, expert, "down").to(dtype))
+
+
+def test_no_slots_have_shapes_too():
+    slots = Checkpoint(FOLDER).read_slots(0, [])
+    assert {name: tuple(t.shape) for name, t in slots.items()} == {
+        "gate_up_proj": (0, 112, 160),
+        "down_proj": (0, 160, 56),
+    }
+
+
+def test_the_rest_is_the_model_without_its_routed_experts():
+    body = Checkpoint(FOLDER).read_rest()
+    assert not body.training
+    assert len(moe_blocks(body)) == L
+    names = {name for name, _ in body.named_parameters()}
+    tensors = load_file(FOLDER / "model.safetensors")
+    assert not any(".mlp.experts." in name for name in names)
+    assert {name for name in tensors if ".mlp.experts." not in name} <= names | {"lm_head.weight"}
+    for name, parameter in body.named_parameters():
+        assert torch.equal(parameter, tensors.get(name, tensors["model.embed_tokens.weight"]))
+    assert body.model.rotary_emb.inv_freq.device.type == "cpu"
+
+
+def test_a_file_that_is_gone_or_cut_is_named(tmp_path):
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    whole = (FOLDER / "model.safetensors").read_bytes()
+    for content in (None, whole[: len(whole) // 2]):
+        if content is not None:
+            (tmp_path / "model.safetensors").write_bytes(content)
+        for read in (checkpoint.read_rest, lambda: checkpoint.read_slots(1, [2])):
+            with pytest.raises(FormatError, match=r"model\.safetensors"):
+                read()
+
+
+def test_an_expert_that_is_not_stored_is_named():
+    with pytest.raises(FormatError, match=r"experts\.32\."):
+        Checkpoint(FOLDER).read_slots(1, [32])
