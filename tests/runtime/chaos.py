@@ -2,7 +2,7 @@
 
     python -m tests.runtime.chaos [--runs 200] [--seed 0] [--json FILE]
 
-A run starts four processes on a model, a dispatcher, a redundancy and a way to move experts drawn
+A run starts two to four processes with a dispatcher, a redundancy and a way to move experts drawn
 at random, under an advisor that moves experts all the time, and does one thing to it at a random
 moment:
 
@@ -53,10 +53,10 @@ from tests.runtime.advisors import Restless
 from tests.runtime.processes import PRELOAD
 from tests.runtime.small_model import FOLDER
 
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 NUM_PROMPTS = 40
 LEAD = 1e-3
-PROCESSES = 4
+SHAPES = {2: (0, 8, 16), 3: (1, 4, 16), 4: (0, 8, 16)}  # processes, and redundant slots for them
 SILENCE_SECONDS = 2.0
 RUN_SECONDS = 90.0  # after which a run hangs
 FAULTS = (
@@ -116,13 +116,14 @@ class Group:
         self.folder, self.options, self._context = folder, options, context
         self.flag = folder / "corrupt"
         self.processes: dict[str, Any] = {}
-        for _ in range(PROCESSES):
+        for _ in range(options.processes):
             self.start()
 
     def start(self) -> str:
         name = f"p{len(self.processes)}"
         process = self._context.Process(
             target=serve_badly,
+            name=name,
             args=("127.0.0.1", self.store.port, name, self.options, self.flag),
         )
         process.start()
@@ -152,20 +153,22 @@ def run(
     draw = random.Random(seed)
     drawn = draw.choice(FAULTS)
     fault = fault or drawn
+    processes = draw.choice((3, 4) if fault == "kill two" else (2, 3, 4))
     settings = Settings(
-        num_redundant=draw.choice((0, 8, 16)), window=8, update_interval=8, wait_steps=40,
+        num_redundant=draw.choice(SHAPES[processes]), window=8, update_interval=8, wait_steps=40,
         warm_up_steps=0, cool_down_steps=8, background=draw.random() < 0.7,
         layers_per_step=draw.choice((1, 2, 5)),
     )  # fmt: skip
     dispatch = draw.choice(("even", "minmax", "nearest", "fewest"))
-    done = Run(seed, fault, f"{dispatch} +{settings.num_redundant} "
+    done = Run(seed, fault, f"{processes} x {dispatch} +{settings.num_redundant} "
                f"{'background' if settings.background else 'blocking'}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
-            model=FOLDER, source=prompts, limit=draw.randint(60, 120), processes=PROCESSES,
-            settings=settings, dispatch=dispatch, batch_size=2, new_tokens=NEW_TOKENS,
-            advisor=Restless(seed, fault), keep=disk_full if fault == "full" else None,
-            results=Path(folder), timeout_seconds=20.0, silence_seconds=SILENCE_SECONDS,
+            model=FOLDER, source=prompts, limit=processes * draw.randint(8, 14),
+            processes=processes, settings=settings, dispatch=dispatch, batch_size=2,
+            new_tokens=NEW_TOKENS, advisor=Restless(seed, fault),
+            keep=disk_full if fault == "full" else None, results=Path(folder),
+            timeout_seconds=20.0, silence_seconds=SILENCE_SECONDS,
         )  # fmt: skip
         began = time.monotonic()
         group = Group(context, Path(folder), options)
@@ -185,7 +188,7 @@ def run(
 def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
     """Wait for a random moment of serving, then let the fault happen."""
     deadline = time.monotonic() + 40
-    while len(group.statuses()) < PROCESSES and time.monotonic() < deadline:
+    while len(group.statuses()) < group.options.processes and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(draw.uniform(0.0, 1.5))
     names = draw.sample(sorted(group.processes), 2)
@@ -294,7 +297,7 @@ def main() -> None:
         runs.append(run(seed, context, prompts, answers))
         last = runs[-1]
         recovery = "" if last.recovery_seconds is None else f"{last.recovery_seconds:.2f}"
-        print(f"{seed:4d} {last.fault:10s} {last.about:24s} {last.seconds:6.1f} s  "
+        print(f"{seed:4d} {last.fault:10s} {last.about:28s} {last.seconds:6.1f} s  "
               f"{last.moves:3d} moves  {recovery:5s} {'; '.join(last.wrong) or 'right'}",
               flush=True)  # fmt: skip
     _tell(runs)

@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import multiprocessing
+import time
+from dataclasses import dataclass
+
 import pytest
 
+from equipoise.runtime.layer import swiglu
+from equipoise.runtime.server import Options
+from equipoise.runtime.settings import Settings
 from tests.runtime import chaos
+from tests.runtime.small_model import FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +36,38 @@ def test_whatever_happens_every_request_is_answered_right(prepared, fault, seed)
     assert done.wrong == []
     if fault in ("kill, join", "stop"):
         assert done.recovery_seconds is not None
+
+
+@dataclass(frozen=True)
+class Dragging:
+    """Experts that take long on one process."""
+
+    name: str
+
+    def __call__(self, rows, counts, weights):
+        if multiprocessing.current_process().name == self.name:
+            time.sleep(2e-4 * len(rows))
+        return swiglu(rows, counts, weights)
+
+
+@pytest.mark.long
+def test_a_slow_rank_gets_less_to_do(prepared, tmp_path):
+    context, prompts, _ = prepared
+    options = Options(
+        model=FOLDER, source=prompts, processes=4, batch_size=4, compute=Dragging("p1"),
+        settings=Settings(num_redundant=16, window=32, update_interval=64),
+    )  # fmt: skip
+    group = chaos.Group(context, tmp_path, options)
+    shares = []
+    try:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and (len(shares) < 40 or min(shares[-20:]) > 0.6):
+            time.sleep(0.25)
+            status = group.status("p1")
+            if status and status["rank_load"]:
+                load = status["rank_load"][status["rank"]]
+                shares.append(load * 4 / sum(status["rank_load"]))
+    finally:
+        group.end()
+    assert sum(shares[:10]) / 10 > 0.8  # nobody knows yet
+    assert min(shares[-20:]) <= 0.6

@@ -250,9 +250,9 @@ class Server:
         self._status.forget()
         self._reclaim()
         self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
-        self._begin_balancing(epoch, warm_up=first)
+        self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
-    def _begin_balancing(self, epoch: Epoch, *, warm_up: bool) -> None:
+    def _begin_balancing(self, epoch: Epoch, spare: dist.ProcessGroup, *, warm_up: bool) -> None:
         """Have a balancer for the ranks as they are; warm up only where all have just begun."""
         settings = self.options.settings
         if settings is None or len(epoch.members) == 1:
@@ -262,7 +262,7 @@ class Server:
             self.model,
             settings if warm_up else replace(settings, warm_up_steps=0),
             topology=self._topology(len(epoch.members)),
-            spare=epoch.spare,
+            spare=spare,
             advisor=self.options.advisor,
             metrics=self.metrics,
             keep=self.options.keep,
@@ -322,8 +322,8 @@ class Server:
         topology = self._topology(len(speeds))
         for layer in self.model.layers:
             layer.dispatcher = dispatcher(self.options.dispatch, topology)
-        self._end_balancing()
-        self._begin_balancing(epoch, warm_up=False)
+        self._end_balancing()  # perhaps in the middle of a transfer
+        self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
 
     def _forward(self, model: ExpertParallelModel) -> int:
         if self._batch is None or self._batch.done:

@@ -34,7 +34,7 @@ class SpeedMeter:
         self, compute: ExpertFunction, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._compute, self._clock = compute, clock
-        self._rows, self._seconds = 0, 0.0
+        self._forget()
 
     def __call__(
         self, rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]
@@ -44,26 +44,39 @@ class SpeedMeter:
         answers = self._compute(rows, counts, weights)
         self._seconds += self._clock() - began
         self._rows += len(rows)
+        self._active += sum(count > 0 for count in counts)
         return answers
 
     def speeds(self, group: Group = None) -> tuple[float, ...]:
         """Of each rank since the last call, the middle one being 1; one small collective.
 
-        In powers of 1.25, and 1 for all that are less than two of these off; 1 too for ranks that
-        had nothing to compute.
+        In powers of 1.25, and 1 for all that are less than two of these off, or had nothing to do.
         """
-        mine = torch.tensor([self._rows, self._seconds], dtype=torch.float64)
+        mine = torch.tensor([self._rows, self._active, self._seconds], dtype=torch.float64)
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(every, mine, group=group)
-        self._rows, self._seconds = 0, 0.0
-        return in_steps([(float(rows), float(seconds)) for rows, seconds in every])
+        self._forget()
+        return in_steps(torch.stack(every).tolist())
+
+    def _forget(self) -> None:
+        self._rows, self._active, self._seconds = 0, 0, 0.0
 
 
-def in_steps(work: Sequence[tuple[float, float]]) -> tuple[float, ...]:
-    """Speeds from rows and seconds of each rank; see ``SpeedMeter.speeds``."""
-    known = [rows / seconds if rows and seconds else np.nan for rows, seconds in work]
-    if np.isnan(known).all():
+def in_steps(work: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Speeds from rows, active experts and seconds of each rank; see ``SpeedMeter.speeds``.
+
+    Time is for rows or for experts, depending on how many rows an expert has. A rank is as slow,
+    or fast, as both of them say: few rows on many experts look slow by their number only.
+    """
+    table = np.array(work, dtype=np.float64)
+    idle = np.asarray((table <= 0).any(axis=1))
+    if idle.all():
         return (1.0,) * len(work)
-    steps = np.rint(np.log(np.array(known) / np.nanmedian(known)) / np.log(_STEP))
-    steps[np.isnan(steps) | (np.abs(steps) < _LEAST_STEPS)] = 0
+    table[idle] = 1.0
+    rates = np.log(table[:, :2] / table[:, 2:])
+    rates -= np.median(rates[~idle], axis=0)
+    by_rows, by_experts = rates.T
+    agreed = np.where(np.abs(by_rows) < np.abs(by_experts), by_rows, by_experts)
+    steps = np.rint(agreed / np.log(_STEP))
+    steps[idle | (by_rows * by_experts < 0) | (np.abs(steps) < _LEAST_STEPS)] = 0
     return tuple(float(_STEP**step) for step in steps)
