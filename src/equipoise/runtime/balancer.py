@@ -77,7 +77,8 @@ class Balancer:
     renew_spare
         Makes another spare group, called by all ranks after a transfer that has left the old one in
         disorder: ``Membership.renew_spare``, which frees a thread that still waits in the old one,
-        as gloo alone never does. ``None``: a plain new group.
+        as gloo alone never does. ``None``: a plain new group, which all processes there are have to
+        make together.
 
     Raises
     ------
@@ -129,8 +130,8 @@ class Balancer:
     def step(self, seconds: float, tokens: int) -> Order:
         """Do what is to be done after a forward pass; every rank calls it.
 
-        Where there is nothing to do, and while a transfer is under way, one collective of one
-        number.
+        No collective until there is something to look at again; while a plan is awaited, and while
+        a transfer is under way, one of one number.
 
         Parameters
         ----------
@@ -183,9 +184,10 @@ class Balancer:
         """Rank 0's order, on every rank.
 
         Its size is broadcast, 0 for the one that every rank expects. Not even that is needed while
-        a transfer is under way: all ranks know that they look at nothing else.
+        a transfer is under way, when all ranks know that they look at nothing else, and until
+        the controller is to look at something again.
         """
-        if self._transferring:
+        if self._quiet or self._transferring:
             return order or _expected(self._last)
         text = b"" if order is None or _is_expected(order, self._last) else pickle.dumps(order)
         size = torch.tensor(len(text), device=self._device)
@@ -196,6 +198,16 @@ class Balancer:
         dist.broadcast(data, group=self._group, group_src=0)
         heard: Order = order or pickle.loads(data.cpu().numpy().tobytes())
         return heard
+
+    @property
+    def _quiet(self) -> bool:
+        """Whether the next order is known, on every rank, to say nothing new."""
+        last = self._last
+        return (
+            last is not None
+            and last.action is Action.NOTHING
+            and last.number + 1 < last.quiet_until
+        )
 
     @property
     def _transferring(self) -> bool:
@@ -307,7 +319,6 @@ class Balancer:
             dist.get_process_group_ranks(group),
             timeout=backend.options._timeout,
             backend=dist.get_backend(group),
-            use_local_synchronization=True,
         )
         return other
 

@@ -98,6 +98,8 @@ class Order:
         Of the attempt that ended with this order.
     note
         A sentence for the log; empty if nothing of interest happened.
+    quiet_until
+        Orders with a number below this one, if more of them follow, say nothing new.
     """
 
     number: int
@@ -109,6 +111,7 @@ class Order:
     slots: Ints | None = None
     outcome: Outcome | None = None
     note: str = ""
+    quiet_until: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -376,7 +379,16 @@ class Controller:
             slots=slots,
             outcome=outcome,
             note=note,
+            quiet_until=self._quiet_until,
         )
+
+    @property
+    def _quiet_until(self) -> int:
+        """The number of the next order that may be something else than nothing."""
+        if self._state is State.WARM_UP:
+            return self._settings.warm_up_steps + 1
+        waits = self._state in (State.OBSERVE, State.SETTLE) and self._question is None
+        return self._next_look if waits else 0
 
 
 class Follower:

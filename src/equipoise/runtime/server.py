@@ -46,7 +46,7 @@ from equipoise.runtime.speed import SpeedMeter
 from equipoise.runtime.status import Status
 from equipoise.topology import Topology
 
-_LISTEN_STEPS = 4  # from one look at who comes, goes or has work to the next
+_LISTEN_STEPS = 8  # from one look at who comes, goes or has work to the next
 _SPEED_STEPS = 256  # from one look at how fast ranks are to the next
 _MOST_FRUITLESS = 3  # epochs of the same processes in a row that end before their first step
 
