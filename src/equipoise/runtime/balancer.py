@@ -119,7 +119,7 @@ class Balancer:
         self._moving: BackgroundTransfer | None = None
         self._failed: BackgroundTransfer | None = None
         self.moved_slots = 0
-        """Slots of this rank that have got another expert."""
+        """Slots that have got another expert, all ranks together."""
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
             self._controller = Controller(
@@ -268,9 +268,8 @@ class Balancer:
         """Take note of layers that serve their new placement."""
         self._follower.commit(outcome.moved)
         rows = [migration.new.layer_ids.index(layer) for layer in outcome.moved]
+        self.moved_slots += int((migration.receive[rows] != Receive.UNCHANGED).sum())
         rank = dist.get_rank(self._group)
-        changes = (migration.receive != Receive.UNCHANGED).reshape(migration.new.by_rank.shape)
-        self.moved_slots += int(changes[rows, rank].sum())
         self._metrics.take_bytes(int(migration.received[rows, rank].sum()) * self._expert_bytes)
         return Report(moved=outcome.moved, failures=outcome.failures)
 
