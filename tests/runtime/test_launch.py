@@ -14,7 +14,7 @@ import pytest
 from equipoise.runtime.launch import Processes, local_store
 from tests.runtime import children
 
-PATIENCE_SECONDS = 120  # starting a process takes as long as importing torch
+PATIENCE_SECONDS = 300  # a busy machine takes long to import torch
 
 
 def wait_for(what: Callable[[], object]) -> None:
@@ -82,10 +82,12 @@ def test_one_that_is_killed_is_named_by_the_signal(tmp_path):
 def test_ctrl_c_reaches_the_launcher_only_and_its_death_ends_them(tmp_path):
     command = [sys.executable, "-m", "tests.runtime.children", str(tmp_path / "p")]
     launcher = subprocess.Popen(command, start_new_session=True)
-    (pid,) = said(tmp_path / "p")
-    assert os.getpgid(pid) != os.getpgid(launcher.pid)
-    launcher.kill()
-    launcher.wait()
+    try:
+        (pid,) = said(tmp_path / "p")
+        assert os.getpgid(pid) != os.getpgid(launcher.pid)
+    finally:
+        launcher.kill()
+        launcher.wait()
     wait_for(lambda: not alive(pid))
 
 
