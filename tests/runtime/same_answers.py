@@ -39,7 +39,7 @@ from tests.runtime.small_model import FOLDER, TOLERANCE, load, random_placement
 NEW_TOKENS = 100
 BATCH = 2
 MOST_STEPS_BETWEEN = 50
-DISPATCHERS = ("even", "minmax", "nearest", "fewest", "auto")
+DISPATCHERS = ("even", "minmax", "nearest", "fewest")
 
 
 @cache
