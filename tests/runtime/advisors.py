@@ -14,6 +14,14 @@ from equipoise.plan.gate import Decision
 from equipoise.runtime.planning import Balance, Finding
 
 
+def decision(move: bool = True, gain: float = 1.0, low: float = 0.5) -> Decision:
+    return Decision(
+        move=move, gain_seconds=gain, gain_low=low, gain_high=2 * gain, gain_assignments=1.0,
+        moves=6, moved_bytes=6, move_seconds=0.1, pay_seconds=0.1, break_even_steps=1.0,
+        sure_after_steps=1.0, dwell_steps=100.0, confidence=0.95,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Restless:
     """An advisor that always wants experts elsewhere, and always finds that it was worth it."""
@@ -35,9 +43,9 @@ class Restless:
             balance={"": Balance(imbalance=1.5, excess=0.5, balancedness=0.7)},
             sure_excess=0.5,
             assignments=1000,
-            achieved=WORTH_IT if question.previous is not None else None,
+            achieved=decision() if question.previous is not None else None,
             proposal=proposal,
-            predicted=WORTH_IT,
+            predicted=decision(),
         )
 
     def _garbage(self, question: Any, rng: np.random.Generator) -> Any:
@@ -48,13 +56,6 @@ class Restless:
         slots[slots == 0] = 1  # nobody has expert 0
         object.__setattr__(broken, "slots", slots)
         return self._finding(question, broken)
-
-
-WORTH_IT = Decision(
-    move=True, gain_seconds=1.0, gain_low=0.9, gain_high=1.1, gain_assignments=1.0, moves=1,
-    moved_bytes=1, move_seconds=0.0, pay_seconds=0.0, break_even_steps=0.0, sure_after_steps=0.0,
-    dwell_steps=1000.0, confidence=0.95,
-)  # fmt: skip
 
 
 def _shuffled(current: Placement, rng: np.random.Generator) -> Placement:

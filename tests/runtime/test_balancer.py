@@ -28,6 +28,7 @@ from equipoise.runtime.transfer import LayerMove
 from equipoise.runtime.watchdog import ALARMS
 from equipoise.topology import Topology
 from equipoise.trace import Trace
+from tests.runtime.advisors import decision
 from tests.runtime.small_model import (
     NEW_TOKENS,
     TOLERANCE,
@@ -37,7 +38,6 @@ from tests.runtime.small_model import (
     random_placement,
     reference,
 )
-from tests.runtime.test_controller import decision
 
 EAGER = Settings(
     window=8, update_interval=8, warm_up_steps=2, cool_down_steps=8, wait_steps=100_000

@@ -13,7 +13,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
 from equipoise.plan.baselines import Contiguous
-from equipoise.plan.gate import Decision, Gate
+from equipoise.plan.gate import Gate
 from equipoise.plan.problem import Problem
 from equipoise.runtime.controller import (
     Action,
@@ -29,19 +29,12 @@ from equipoise.runtime.settings import Settings
 from equipoise.simulate.routers import lognormal, sample_trace, shift_domains, steady, uniform
 from equipoise.topology import Topology
 from equipoise.trace import Trace
+from tests.runtime.advisors import decision
 
 TOPOLOGY = Topology(num_ranks=4)
 SETTINGS = Settings(window=8, update_interval=10, wait_steps=5, warm_up_steps=6, excess_on=0.05)
 START = Placement([[0, 1, 2, 3, 4, 5, 0, 1]] * 3, num_ranks=4, num_experts=6, layer_ids=(3, 4, 7))
 OTHER = with_slots(START, np.array([[2, 1, 0, 3, 4, 5, 0, 1]] * 3))
-
-
-def decision(move: bool = True, gain: float = 1.0, low: float = 0.5) -> Decision:
-    return Decision(
-        move=move, gain_seconds=gain, gain_low=low, gain_high=2 * gain, gain_assignments=1.0,
-        moves=6, moved_bytes=6, move_seconds=0.1, pay_seconds=0.1, break_even_steps=1.0,
-        sure_after_steps=1.0, dwell_steps=100.0, confidence=0.95,
-    )  # fmt: skip
 
 
 def finding(number: int, excess: float = 0.5, **more: object) -> Finding:

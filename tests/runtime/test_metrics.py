@@ -16,7 +16,8 @@ from equipoise.runtime.controller import Action, Controller, Outcome, Report, St
 from equipoise.runtime.metrics import DESCRIPTIONS, Metrics
 from equipoise.runtime.planning import Balance, Failure
 from equipoise.runtime.watchdog import ALARMS
-from tests.runtime.test_controller import SETTINGS, START, decision, finding
+from tests.runtime.advisors import decision
+from tests.runtime.test_controller import SETTINGS, START, finding
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 DECODE = Balance(imbalance=1.5, excess=0.3, balancedness=0.7)

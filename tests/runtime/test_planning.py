@@ -30,7 +30,8 @@ from equipoise.runtime.settings import Settings
 from equipoise.simulate.routers import lognormal, sample_trace, steady, uniform
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-from tests.runtime.test_controller import GATE, OTHER, START, decision
+from tests.runtime.advisors import decision
+from tests.runtime.test_controller import GATE, OTHER, START
 
 TOPOLOGY = Topology(num_ranks=4)
 ADVISOR = GatedRepair(topology=TOPOLOGY, gate=GATE, repair={"proposals": 1 << 13, "num_threads": 1})

@@ -8,7 +8,8 @@ import pytest
 from equipoise.runtime.controller import Action, Controller, Follower, Order, Report, State
 from equipoise.runtime.planning import Failure
 from equipoise.runtime.watchdog import ALARMS, Watchdog
-from tests.runtime.test_controller import OTHER, SETTINGS, START, decision, finding
+from tests.runtime.advisors import decision
+from tests.runtime.test_controller import OTHER, SETTINGS, START, finding
 
 PATIENCE = 2 * (SETTINGS.update_interval + SETTINGS.wait_steps)
 

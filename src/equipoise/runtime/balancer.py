@@ -36,6 +36,7 @@ from equipoise.plan.gate import Gate
 from equipoise.runtime.agreement import agree
 from equipoise.runtime.background import BackgroundTransfer
 from equipoise.runtime.controller import Action, Controller, Follower, Order, Report
+from equipoise.runtime.layer import some_layers
 from equipoise.runtime.metrics import Metrics
 from equipoise.runtime.model import ExpertParallelModel
 from equipoise.runtime.planning import Advisor, Failure, Finding, GatedRepair, PlanningProcess
@@ -295,8 +296,9 @@ class Balancer:
 
     def _migration(self, order: Order) -> Migration:
         """From what the layers of an order hold to what they are to hold."""
-        old = _rows_of(self._follower.placement, order.layers)
-        new = _rows_of(self._follower.target(), order.layers)
+        served = self._follower.placement
+        rows = [served.layer_ids.index(layer) for layer in order.layers]
+        old, new = some_layers(served, rows), some_layers(self._follower.target(), rows)
         return diff(old, new, self._topology)
 
     def _orderly_spare(self) -> dist.ProcessGroup:
@@ -376,16 +378,6 @@ def _expected(last: Order | None) -> Order:
 def _is_expected(order: Order, last: Order | None) -> bool:
     """Whether it is that order, in every field."""
     return last is not None and order.slots is None and vars(order) == vars(_expected(last))
-
-
-def _rows_of(placement: Placement, layers: tuple[int, ...]) -> Placement:
-    """The part of a placement that is of these layers."""
-    return Placement(
-        placement.slots[[placement.layer_ids.index(layer) for layer in layers]],
-        num_ranks=placement.num_ranks,
-        num_experts=placement.num_experts,
-        layer_ids=layers,
-    )
 
 
 def _check(

@@ -271,11 +271,16 @@ class ExpertParallelLayer(nn.Module):
 
 def one_layer(placement: Placement, row: int) -> Placement:
     """One layer of a placement, by its row."""
+    return some_layers(placement, [row])
+
+
+def some_layers(placement: Placement, rows: Sequence[int]) -> Placement:
+    """Some layers of a placement, by their rows."""
     return Placement(
-        placement.slots[row : row + 1],
+        placement.slots[list(rows)],
         num_ranks=placement.num_ranks,
         num_experts=placement.num_experts,
-        layer_ids=[placement.layer_ids[row]],
+        layer_ids=[placement.layer_ids[row] for row in rows],
     )
 
 

@@ -23,7 +23,7 @@ from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.runtime.agreement import Group, agree
 from equipoise.runtime.checkpoint import Checkpoint, moe_blocks
-from equipoise.runtime.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.layer import ExpertFunction, ExpertParallelLayer, one_layer, swiglu
 from equipoise.runtime.recorder import LoadRecorder
 from equipoise.topology import Topology
 
@@ -200,7 +200,27 @@ def load_model(
     FormatError
         Files that are missing, damaged or lack a tensor.
     """
-    checkpoint = Checkpoint(folder, dtype=dtype, device=device)
+    return load_from(
+        Checkpoint(folder, dtype=dtype, device=device),
+        placement,
+        dispatch=dispatch,
+        topology=topology,
+        group=group,
+        max_num_tokens=max_num_tokens,
+    )
+
+
+def load_from(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    *,
+    compute: ExpertFunction = swiglu,
+    dispatch: str | Dispatcher = "even",
+    topology: Topology | None = None,
+    group: Group = None,
+    max_num_tokens: int | None = None,
+) -> ExpertParallelModel:
+    """The same from a checkpoint that is there already; ``compute`` as for the layers."""
     _check_fits(placement, checkpoint, dist.get_world_size(group))
     body = checkpoint.read_rest()
     here = placement.by_rank[:, dist.get_rank(group)].tolist()
@@ -208,6 +228,7 @@ def load_model(
         ExpertParallelLayer(
             one_layer(placement, row),
             checkpoint.read_slots(layer_id, here[row]),
+            compute=compute,
             dispatch=dispatch,
             topology=topology,
             group=group,

@@ -37,7 +37,7 @@ from equipoise.runtime.decoding import Batch, idle_step
 from equipoise.runtime.layer import ExpertFunction, swiglu
 from equipoise.runtime.membership import Epoch, Membership
 from equipoise.runtime.metrics import Metrics
-from equipoise.runtime.model import ExpertParallelModel, load_model
+from equipoise.runtime.model import ExpertParallelModel, load_from
 from equipoise.runtime.planning import Advisor
 from equipoise.runtime.recovery import rebuild
 from equipoise.runtime.requests import Ledger, Source
@@ -228,9 +228,10 @@ class Server:
         if first:
             start = self._start(num_ranks)
             self._slots_per_rank = start.slots_per_rank
-            self.model = load_model(
-                self.options.model,
+            self.model = load_from(
+                self._checkpoint,
                 start,
+                compute=self._speed,
                 dispatch=self.options.dispatch,
                 topology=self._topology(num_ranks),
             )
@@ -240,12 +241,12 @@ class Server:
                 self._checkpoint,
                 topology=self._topology,
                 slots_per_rank=self._slots_per_rank,
+                compute=self._speed,
                 dispatch=self.options.dispatch,
             )
             self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
             logger.info("Epoch %d: %s", epoch.number, recovered)
         for layer in self.model.layers:
-            layer.compute = self._speed
             layer.meter = self._status.take_load
         self._status.forget()
         self._reclaim()
@@ -273,13 +274,15 @@ class Server:
     def _serve(self, epoch: Epoch) -> bool:
         """Step until the epoch ends; whether this process is through."""
         assert self.model is not None
-        for step in range(1 << 62):
+        step = 0
+        while True:
             if step % _LISTEN_STEPS == 0:
                 self._take_requests(epoch)
                 going = self._listen()
                 if going is not None:
                     return going
-            if step % _SPEED_STEPS == _SPEED_STEPS - 1:
+            step += 1
+            if step % _SPEED_STEPS == 0:
                 self._adapt(epoch)
             began = time.monotonic()
             tokens = self._forward(self.model)
@@ -289,7 +292,6 @@ class Server:
             self._status.take_step(tokens, time.monotonic() - began)
             if self._status.due:
                 self._publish(epoch, order)
-        raise AssertionError("unreachable")
 
     def _listen(self) -> bool | None:
         """What all ranks do now: end the epoch (the value: for good), or go on (``None``).
