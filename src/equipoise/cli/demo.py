@@ -72,6 +72,9 @@ def demo(
     options = _options(processes, seconds, model, redundant, dispatch, seed, not no_balance)
     view = View(model.resolve().name, seconds)
     with _sigterm_as_exit():
+        if not json:
+            print("Getting ready; half a minute the first time.", flush=True)
+        _rehearse(options)
         store = launch.local_store()
         calls = {
             f"p{number}": {
@@ -103,6 +106,15 @@ def _runtime() -> tuple[Any, Callable[..., None]]:
     return launch, serve
 
 
+def _rehearse(options: Options) -> None:
+    """Have all compiled that serving needs, before its clock runs."""
+    from equipoise.runtime.rehearsal import rehearse
+    from equipoise.runtime.settings import Settings
+    from equipoise.topology import Topology
+
+    rehearse(options.dispatch, options.settings or Settings(), Topology(options.processes))
+
+
 def _options(
     processes: int,
     seconds: float,
@@ -130,7 +142,7 @@ def _options(
     if redundant is None:
         redundant = processes + -(num_experts + processes) % processes
     settings = Settings(  # a look every few seconds, not every few minutes
-        num_redundant=redundant, window=64, update_interval=64, warm_up_steps=16, wait_steps=256
+        num_redundant=redundant, window=64, update_interval=64, warm_up_steps=16, wait_steps=512
     )
     settings.num_slots(num_experts, processes)
     before, after = _SHIFT

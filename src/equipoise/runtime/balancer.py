@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from equipoise.balance import check_number
 from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, diff
 from equipoise.placement import Placement
@@ -126,7 +127,9 @@ class Balancer:
             self._controller = Controller(
                 model.placement, settings, expert_bytes=self._expert_bytes
             )
-            self._planner = PlanningProcess(advisor or plain_advisor(model, settings, topology))
+            self._planner = PlanningProcess(
+                advisor or plain_advisor(model.layers[0].dispatcher, settings, topology)
+            )
 
     def step(self, seconds: float, tokens: int) -> Order:
         """Do what is to be done after a forward pass; every rank calls it.
@@ -333,9 +336,7 @@ class Balancer:
             logger.info("Step %d, %s: %s", order.number, order.state.value, order.note)
 
 
-def plain_advisor(
-    model: ExpertParallelModel, settings: Settings, topology: Topology
-) -> GatedRepair:
+def plain_advisor(dispatch: Dispatcher, settings: Settings, topology: Topology) -> GatedRepair:
     """An advisor that moves experts wherever the gain is sure, whatever moving costs.
 
     Counts an assignment as a microsecond, so its gains compare with each other only. Give an
@@ -348,7 +349,7 @@ def plain_advisor(
         stall_seconds=0.0,
         interference=0.0,
         delay_steps=0,
-        dispatch=model.layers[0].dispatcher,
+        dispatch=dispatch,
     )
     return GatedRepair(topology=topology, gate=gate, repair={"num_threads": 1})
 
