@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from equipoise.errors import EquipoiseError
+from equipoise.noise import trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.baselines import Contiguous
 from equipoise.plan.problem import Problem
@@ -101,6 +102,34 @@ def test_a_fair_router_raises_an_alarm_on_fewer_than_one_look_in_a_hundred(num_t
     looks = [trace.select(steps=np.arange(s, s + 16)) for s in range(0, 3200, 16)]
     alarms = [ADVISOR(question(current=placement), look).sure_excess > 0 for look in looks]
     assert np.mean(alarms) < 0.01
+
+
+# Ranks 1 to 3 can help each other, and rank 0 can help them; nobody can help rank 0.
+ONE_ALONE = Placement(
+    [[*range(8), 8, 16, 24, 9, *range(8, 16), 16, 24, 17, 25, *range(16, 24), 8, 24, 10, 26,
+      *range(24, 32), 9, 18, 11, 19]],
+    num_ranks=4, num_experts=32,
+)  # fmt: skip
+EVENING = replace(ADVISOR, gate=replace(GATE, dispatch="minmax"))
+
+
+def looks_of(popularity: np.ndarray, length: int = 16) -> list[Trace]:
+    trace = sample_trace(steady(popularity, num_steps=3200), num_tokens=64, top_k=4, seed=5)
+    return [trace.select(steps=np.arange(s, s + length)) for s in range(0, 3200, length)]
+
+
+def test_under_the_min_max_split_a_fair_router_raises_no_alarm_either():
+    found = [EVENING(question(current=ONE_ALONE), look) for look in looks_of(uniform(32))]
+    assert np.mean([one.sure_excess > 0.01 for one in found]) < 0.01
+    assert abs(np.mean([one.balance[""].excess for one in found])) < 0.01
+
+
+def test_an_excess_that_an_even_split_would_hide_in_chance_is_seen_under_the_min_max_split():
+    hotter = uniform(32) * np.where(np.arange(32) < 8, 1.12, 1 - 0.12 / 3)
+    for look in looks_of(hotter, 200):
+        found = EVENING(question(current=ONE_ALONE), look)
+        assert found.balance[""].imbalance < trace_noise_floor(look, 4).mean.mean() + 0.05
+        assert 0.02 < found.sure_excess < found.balance[""].excess < 0.2
 
 
 def test_limits_on_plans_reach_the_planner():

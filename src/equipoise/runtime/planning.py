@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.balance import check_number
-from equipoise.dispatch import dispatcher
+from equipoise.dispatch import MinMax, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
-from equipoise.noise import ALARM_STDS, trace_noise_floor
+from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
 from equipoise.plan.gate import Decision, Gate
@@ -190,7 +190,10 @@ class GatedRepair:
         NaN where a layer had no load.
         """
         known = dispatcher(self.gate.dispatch, self.topology)
-        floor = trace_noise_floor(window, placement.num_ranks)
+        if isinstance(known, MinMax):
+            floor = _floor_of_split(window, placement, known)
+        else:
+            floor = trace_noise_floor(window, placement.num_ranks)
         loaded = window.counts.any(axis=2)
         imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
         return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
@@ -422,6 +425,22 @@ def _checked_placement(proposal: Placement, like: Placement) -> Placement:
         num_experts=like.num_experts,
         layer_ids=like.layer_ids,
     )
+
+
+def _floor_of_split(window: Trace, placement: Placement, split: MinMax) -> TraceNoiseFloor:
+    """What chance alone does to batches that are split each for itself, which evens out much of it.
+
+    Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean
+    load by chance only. Drawn with a fixed seed.
+    """
+    total_LE = window.total
+    share_LE = total_LE / np.maximum(total_LE.sum(axis=1, keepdims=True), 1)
+    drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
+    mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
+    chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
+    # Twice the variance: what was drawn has its own chance, beside that of what was served.
+    std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
+    return TraceNoiseFloor(1 + chance, std)
 
 
 def _by_phase(
