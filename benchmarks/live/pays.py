@@ -1,24 +1,28 @@
 """Whether balancing live pays: tokens a second before, during and after the prompts change.
 
-    python -m benchmarks.live.pays [--rounds 5] [--redundant 8] [--work 12] [--json FILE]
+    python -m benchmarks.live.pays [--rounds 3] [--redundant 2] [--work 192] [--json FILE]
 
 Protocol: as many processes as cores, one thread each, over gloo, decode batches of
-`models/balance-5m`; prompts are prose (`docs`) for the first 400 steps and tables from then on, the
-same for every policy. What experts compute is done `--work` times over, so that a step lasts as
-long as the rank with most assignments computes: imbalance costs real time. Policies:
+`models/balance-5m`; prompts are prose (`docs`) for the first 256 steps and tables from then on, the
+same for every policy. Experts compute every row `--work` times over, so that a step lasts as long
+as the rank with most assignments computes: imbalance costs real time. Policies:
 
 no balancing   experts in their order, no copies
-static map     planned before with `Robust` on 200 recorded steps of prose; never changed
+static map     planned before with `Robust` on 192 recorded steps of prose and never changed; the
+               even split
+static, split  planned in the same way for the min-max split, and served with it
 periodic       DeepSeek-style: every 100 steps `Greedy` in its parity mode on the mean of the last
                64, moved whatever it costs, all layers at once, while serving waits; even split
-ours           `Balancer` with its default advisor, started from the static map, same window, moves
-               in the background, one layer a step; min-max split
+ours           `Balancer` with its default advisor, started from the map of "static, split", same
+               window, moves in the background, one layer a step; min-max split; plans from 2 %
+               of sure excess on
 
-All but the first have the same slots. The policies take turns, `--rounds` times in all; a cell is
-the median over rounds of the generated tokens of all ranks a second, and beside it the same over
-that of "static map" in the same round (median of ratios). Prompts are read in steps of their own,
-which count. Periods by steps: before 100-399, shift 400-549, after 550-1199; the planner's process
-shares the cores with the ranks.
+All but the first have the same slots. The policies take turns, `--rounds` times in all, each round
+beginning with another one; a cell is the median over rounds of the generated tokens of all ranks a
+second, and beside it the same over that of "static map" in the same round (median of ratios).
+Periods by steps: before 96-255, shift 256-383, after 384-639. Forward passes that read prompts are
+done without the additional work and do not count, what the balancer does after them does. The
+planner's process shares the cores with the ranks.
 """
 
 from __future__ import annotations
@@ -55,10 +59,18 @@ from equipoise.trace import Trace
 
 FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
 LAYERS, EXPERTS = 5, 32
-BATCH, NEW_TOKENS = 16, 32
-SHIFT, STEPS = 400, 1200
-PERIODS = {"before": (100, 400), "shift": (400, 550), "after": (550, 1200)}
-OURS = Settings(window=64, update_interval=64, warm_up_steps=16, wait_steps=2000)
+BATCH, NEW_TOKENS = 32, 32
+SHIFT, STEPS = 256, 640
+PERIODS = {"before": (96, SHIFT), "shift": (SHIFT, 384), "after": (384, STEPS)}
+POLICIES = ("no balancing", "static map", "static, split", "periodic", "ours")
+OURS = Settings(
+    window=64,
+    update_interval=64,
+    warm_up_steps=16,
+    wait_steps=2000,
+    excess_on=0.02,
+    excess_off=0.01,
+)
 EVERY = replace(OURS, update_interval=100, layers_per_step=LAYERS, background=False)
 PROMPTS = Prompts(0, [(0.0, {"docs": 1.0}), (float(SHIFT), {"tables": 1.0})])
 
@@ -83,15 +95,16 @@ class Periodic:
 
 
 class Work:
-    """Experts that compute the same several times over."""
+    """Experts that compute every row several times over, unless it is off."""
 
     def __init__(self, times: int) -> None:
-        self.times = times
+        self.times, self.off = times, False
 
     def __call__(self, rows: torch.Tensor, counts: Any, weights: Any) -> torch.Tensor:
-        for _ in range(self.times - 1):
-            swiglu(rows, counts, weights)
-        return swiglu(rows, counts, weights)
+        if self.off:
+            return swiglu(rows, counts, weights)
+        more = rows.repeat_interleave(self.times, dim=0)
+        return swiglu(more, [self.times * count for count in counts], weights)[:: self.times]
 
 
 def request(rank: int, round_: int, row: int) -> Request:
@@ -107,17 +120,25 @@ def _tokenizer() -> Any:
     return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
 
-def play(model: ExpertParallelModel, balancer: Balancer | None, steps: int) -> list[float]:
-    """When each step ended, in seconds."""
-    rank, ended = dist.get_rank(), [time.perf_counter()]
+def play(
+    model: ExpertParallelModel, balancer: Balancer | None, work: Work, steps: int = STEPS
+) -> list[float]:
+    """When each step ended, in seconds that count."""
+    rank, ended = dist.get_rank(), [0.0]
     while len(ended) <= steps:
         round_ = (len(ended) - 1) // NEW_TOKENS
         batch = Batch([request(rank, round_, row) for row in range(BATCH)], NEW_TOKENS)
+        reading = True
         while not batch.done:
+            work.off = reading
+            started = time.perf_counter()
             batch.advance(model)
+            forward = time.perf_counter()
             if balancer is not None:
-                balancer.step(time.perf_counter() - ended[-1], BATCH)
-            ended.append(time.perf_counter())
+                balancer.step(forward - started, BATCH)
+            now = time.perf_counter()
+            ended.append(ended[-1] + now - (forward if reading else started))
+            reading = False
     return ended
 
 
@@ -126,12 +147,13 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     ranks = options.ranks
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     spare, work = dist.new_group(), Work(options.work)
-    static, told = _static_map(options), []
-    for _ in range(options.rounds):
-        for policy in ("no balancing", "static map", "periodic", "ours"):
-            model = _load(policy, static, ranks, work)
+    maps, told = _maps(options), []
+    for round_ in range(options.rounds):
+        first = round_ % len(POLICIES)
+        for policy in POLICIES[first:] + POLICIES[:first]:
+            model = _load(policy, maps, work)
             balancer = _balancer(policy, model, spare)
-            ended = play(model, balancer, STEPS)
+            ended = play(model, balancer, work)
             if balancer is not None:
                 balancer.close()
             told.append({
@@ -148,27 +170,30 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     dist.destroy_process_group()
 
 
-def _static_map(options: argparse.Namespace) -> Placement:
-    """Planned on prose that was served without balancing; the same on every rank."""
-    start = Contiguous().plan(_problem(np.ones((LAYERS, EXPERTS)), options.ranks, EXPERTS))
-    model = load_model(FOLDER, start.placement)
+def _maps(options: argparse.Namespace) -> dict[str, Placement]:
+    """What to start from by the way to split, the same on every rank; without copies too.
+
+    Planned on prose that was served without balancing.
+    """
+    R, even_LE = options.ranks, np.ones((LAYERS, EXPERTS))
+    start = Contiguous().plan(Problem(even_LE, Topology(R), EXPERTS)).placement
+    model = load_model(FOLDER, start)
     model.record(window=1000)
-    play(model, None, 200)
+    play(model, None, Work(1), 192)
     assert model.recorder is not None
-    trace = model.recorder.to_trace()
-    problem = _problem(trace.windows(16), options.ranks, EXPERTS + options.redundant)
-    return Robust(dispatch="even", num_threads=1).plan(problem).placement
+    traffic = model.recorder.to_trace().windows(16)
+    problem = Problem(traffic, Topology(R), EXPERTS + options.redundant)
+    planned = {
+        dispatch: Robust(dispatch=dispatch, num_threads=1).plan(problem).placement
+        for dispatch in ("even", "minmax")
+    }
+    return {"": start, **planned}
 
 
-def _problem(traffic: Any, ranks: int, slots: int) -> Problem:
-    return Problem(traffic, Topology(ranks), slots)
-
-
-def _load(policy: str, static: Placement, ranks: int, work: Work) -> ExpertParallelModel:
-    where = static
-    if policy == "no balancing":
-        where = Contiguous().plan(_problem(np.ones((LAYERS, EXPERTS)), ranks, EXPERTS)).placement
-    model = load_model(FOLDER, where, dispatch="minmax" if policy == "ours" else "even")
+def _load(policy: str, maps: dict[str, Placement], work: Work) -> ExpertParallelModel:
+    dispatch = "minmax" if policy in ("static, split", "ours") else "even"
+    where = maps["" if policy == "no balancing" else dispatch]
+    model = load_model(FOLDER, where, dispatch=dispatch)
     for layer in model.layers:
         layer.compute = work
     return model
@@ -193,9 +218,8 @@ def _balancer(policy: str, model: ExpertParallelModel, spare: Any) -> Balancer |
 def table(told: list[dict[str, Any]]) -> str:
     lines = ["| tokens/s | " + " | ".join(f"{name} | over static" for name in PERIODS)
              + " | slots moved |", "|---|" + "---:|" * (2 * len(PERIODS) + 1)]  # fmt: skip
-    policies = list(dict.fromkeys(one["policy"] for one in told))
     static = [one for one in told if one["policy"] == "static map"]
-    for policy in policies:
+    for policy in POLICIES:
         these, cells = [one for one in told if one["policy"] == policy], []
         for name in PERIODS:
             ratios = [one[name] / base[name] for one, base in zip(these, static, strict=True)]
@@ -207,10 +231,10 @@ def table(told: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=os.cpu_count())
-    parser.add_argument("--redundant", type=int, default=8)
-    parser.add_argument("--work", type=int, default=12)
+    parser.add_argument("--redundant", type=int, default=2)
+    parser.add_argument("--work", type=int, default=192)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

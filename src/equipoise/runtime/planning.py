@@ -37,7 +37,6 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 _BEAT_SECONDS = 1.0
-_NICE = 10  # the processes that serve come first
 _PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
 _PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
 
@@ -357,7 +356,9 @@ class _Worker:
 
 def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
     """The worker process: answer until the other end is gone."""
-    os.nice(_NICE)
+    # The processes that serve come first: it gets what they leave, on a machine without idle cores
+    # while they wait for each other.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
     busy, one_at_a_time = Event(), Lock()
     Thread(target=_beat, args=(connection, busy, one_at_a_time), daemon=True).start()
