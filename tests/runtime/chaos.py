@@ -4,7 +4,7 @@
 
 A run starts two to four processes with a dispatcher, a redundancy and a way to move experts drawn
 at random, under an advisor that moves experts all the time, and does one thing to it at a random
-moment:
+moment, three times in four after a move has begun:
 
 =========  =====================================================================================
 kill       ``kill -9`` of one process; of two; or of one, and a new one joins
@@ -140,6 +140,10 @@ class Group:
     def signal(self, name: str, number: int) -> None:
         os.kill(self.processes[name].pid, number)
 
+    @property
+    def serves(self) -> bool:
+        return any(process.is_alive() for process in self.processes.values())
+
     def end(self) -> None:
         for process in self.processes.values():
             process.kill()
@@ -164,7 +168,7 @@ def run(
                f"{'background' if settings.background else 'blocking'}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
-            model=FOLDER, source=prompts, limit=processes * draw.randint(8, 14),
+            model=FOLDER, source=prompts, limit=draw.randint(40, 60),
             processes=processes, settings=settings, dispatch=dispatch, batch_size=2,
             new_tokens=NEW_TOKENS, advisor=Restless(seed, fault),
             keep=disk_full if fault == "full" else None, results=Path(folder),
@@ -190,6 +194,11 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
     deadline = time.monotonic() + 40
     while len(group.statuses()) < group.options.processes and time.monotonic() < deadline:
         time.sleep(0.02)
+    if draw.random() < 0.75:  # the others may be hit before anything has moved
+        while group.serves and time.monotonic() < deadline:
+            if any(status["version"] for status in group.statuses()):
+                break
+            time.sleep(0.02)
     time.sleep(draw.uniform(0.0, 1.5))
     names = draw.sample(sorted(group.processes), 2)
     epoch = max((s["epoch"] for s in group.statuses()), default=0)
@@ -211,7 +220,7 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
         return
     else:
         return
-    while time.monotonic() < at + 30 and any(p.is_alive() for p in group.processes.values()):
+    while time.monotonic() < at + 30 and group.serves:
         if any(s["epoch"] > epoch for s in group.statuses()):
             done.recovery_seconds = time.monotonic() - at
             break
