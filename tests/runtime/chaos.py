@@ -36,6 +36,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ class Group:
         return [status for name in self.processes if (status := self.status(name))]
 
     def signal(self, name: str, number: int) -> None:
-        os.kill(self.processes[name].pid, number)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self.processes[name].pid, number)
 
     @property
     def serves(self) -> bool:
@@ -200,6 +202,9 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
                 break
             time.sleep(0.02)
     time.sleep(draw.uniform(0.0, 1.5))
+    if not group.serves:
+        done.fault += ", late"  # all was served before
+        return
     names = draw.sample(sorted(group.processes), 2)
     epoch = max((s["epoch"] for s in group.statuses()), default=0)
     at = time.monotonic()
