@@ -170,7 +170,7 @@ def run(
                f"{'background' if settings.background else 'blocking'}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
-            model=FOLDER, source=prompts, limit=draw.randint(40, 60),
+            model=FOLDER, source=prompts, limit=draw.randint(28, 44),
             processes=processes, settings=settings, dispatch=dispatch, batch_size=2,
             new_tokens=NEW_TOKENS, advisor=Restless(seed, fault),
             keep=disk_full if fault == "full" else None, results=Path(folder),
@@ -264,6 +264,7 @@ def references() -> tuple[Prompts, list[list[int]]]:
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
+    torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     loader: Any = AutoModelForCausalLM
     model = loader.from_pretrained(FOLDER, dtype=torch.float32).eval()

@@ -4,11 +4,12 @@
 
 Four processes continue prompts of their own, two each, by 100 tokens, then the next two, while a
 ``Balancer`` moves experts anywhere again and again (an advisor that is never content). For every
-dispatcher, blocking and background transfer, with 0 and 16 redundant slots. At every step every
-process compares token and logits with what the plain transformers model makes of its prompts in a
-single process. Columns: decode steps; moves completed; most steps from one to the next; tokens that
-differ; the furthest any logit is from transformers'. The last row serves one slot's weights 10 %
-off on one rank: it has to differ.
+dispatcher: the blocking transfer without redundant slots and the background transfer with 16, and a
+fourth of the steps with both the other way round. At every step every process compares token and
+logits with what the plain transformers model makes of its prompts in a single process. Columns:
+decode steps; moves completed; most steps from one to the next; tokens that differ; the furthest any
+logit is from transformers'. The last row serves one slot's weights 10 % off on one rank: it has to
+differ.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def compare(
     advisor = Restless(seed=redundant)
     balancer = Balancer(model, settings, topology=topology, spare=dist.new_group(), advisor=advisor)
     seen = {"steps": 0, "moves": 0, "between": 0, "differ": 0, "furthest": 0.0}
-    last_move, state = 0, State.OBSERVE
+    last_move, state = None, State.OBSERVE
     for round_ in itertools.count():
         if seen["steps"] >= steps:
             break
@@ -123,7 +124,8 @@ def compare(
             seen["steps"] += 1
             if state is State.MOVE and order.state is State.SETTLE:
                 seen["moves"] += 1
-                seen["between"] = max(seen["between"], seen["steps"] - last_move)
+                if last_move is not None:
+                    seen["between"] = max(seen["between"], seen["steps"] - last_move)
                 last_move = seen["steps"]
             state = order.state
         tokens, logits = expected(rank, round_)
@@ -148,11 +150,14 @@ def main() -> None:
     print("| dispatch | redundant | transfer | steps | moves | most between | differ | furthest |")
     print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
     rows, wrong = [], 0
-    runs = [(*run, False) for run in itertools.product(DISPATCHERS, (0, 16), (False, True))]
+    full, fewer = options.steps, max(options.steps // 4, 1)
+    ways = ((0, False, full), (16, True, full), (0, True, fewer), (16, False, fewer))
+    runs = [(dispatch, *way, False) for way in ways for dispatch in DISPATCHERS]
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder))
-        for dispatch, redundant, background, damage in [*runs, ("minmax", 16, True, True)]:
-            answers = pool.run(compare, dispatch, redundant, background, options.steps, damage)
+        for run in [*runs, ("minmax", 16, True, fewer, True)]:
+            dispatch, redundant, background, _, damage = run
+            answers = pool.run(compare, *run)
             seen = {name: max(answer[name] for answer in answers) for name in answers[0]}
             wrong += right(seen) == damage
             how = ("background" if background else "blocking") + ", damaged" * damage

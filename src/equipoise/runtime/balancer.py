@@ -34,6 +34,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, diff
 from equipoise.placement import Placement
 from equipoise.plan.gate import Gate
+from equipoise.plan.repair import Repair
 from equipoise.runtime.agreement import agree
 from equipoise.runtime.background import BackgroundTransfer
 from equipoise.runtime.controller import Action, Controller, Follower, Order, Report
@@ -48,6 +49,8 @@ from equipoise.runtime.watchdog import Watchdog
 from equipoise.topology import Topology
 
 logger = logging.getLogger("equipoise.runtime")
+
+_PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower and hardly better
 
 
 class Balancer:
@@ -128,7 +131,10 @@ class Balancer:
                 model.placement, settings, expert_bytes=self._expert_bytes
             )
             self._planner = PlanningProcess(
-                advisor or plain_advisor(model.layers[0].dispatcher, settings, topology)
+                advisor
+                or plain_advisor(
+                    model.layers[0].dispatcher, settings, topology, model.placement.num_slots
+                )
             )
 
     def step(self, seconds: float, tokens: int) -> Order:
@@ -336,8 +342,12 @@ class Balancer:
             logger.info("Step %d, %s: %s", order.number, order.state.value, order.note)
 
 
-def plain_advisor(dispatch: Dispatcher, settings: Settings, topology: Topology) -> GatedRepair:
+def plain_advisor(
+    dispatch: Dispatcher, settings: Settings, topology: Topology, num_slots: int
+) -> GatedRepair:
     """An advisor that moves experts wherever the gain is sure, whatever moving costs.
+
+    Small layers are searched for a shorter time than large ones.
 
     Counts an assignment as a microsecond, so its gains compare with each other only. Give an
     advisor with a ``Gate`` of your own to weigh the costs of your machine.
@@ -351,7 +361,10 @@ def plain_advisor(dispatch: Dispatcher, settings: Settings, topology: Topology) 
         delay_steps=0,
         dispatch=dispatch,
     )
-    return GatedRepair(topology=topology, gate=gate, repair={"num_threads": 1})
+    proposals = min(_PROPOSALS_PER_SLOT * num_slots, Repair.proposals)
+    return GatedRepair(
+        topology=topology, gate=gate, repair={"num_threads": 1, "proposals": proposals}
+    )
 
 
 def _recorder_of(model: ExpertParallelModel, window: int) -> LoadRecorder:

@@ -30,4 +30,4 @@ def rehearse(dispatch: str, settings: Settings, topology: Topology) -> None:
     quota_RS = by_name.split(by_source, placement).source_quotas[0]
     assign_tokens(np.arange(E)[:, None], quota_RS[0], placement)
     question = Question(number=1, current=placement, previous=placement, plan_above=-np.inf)
-    plain_advisor(by_name, settings, topology)(question, Trace(counts=counts))
+    plain_advisor(by_name, settings, topology, E + R)(question, Trace(counts=counts))
