@@ -3,7 +3,7 @@
     python -m benchmarks.live.pays [--rounds 3] [--redundant 2] [--work 192] [--json FILE]
 
 Protocol: as many processes as cores, one thread each, over gloo, decode batches of
-`models/balance-5m`; prompts are prose (`docs`) for the first 256 steps and tables from then on, the
+`models/balance-5m`; prompts are prose (`docs`) for the first 224 steps and tables from then on, the
 same for every policy. Experts compute every row `--work` times over, so that a step lasts as long
 as the rank with most assignments computes: imbalance costs real time. Policies:
 
@@ -20,7 +20,7 @@ ours           `Balancer` with its default advisor, started from the map of "sta
 All but the first have the same slots. The policies take turns, `--rounds` times in all, each round
 beginning with another one; a cell is the median over rounds of the generated tokens of all ranks a
 second, and beside it the same over that of "static map" in the same round (median of ratios).
-Periods by steps: before 96-255, shift 256-383, after 384-639. Forward passes that read prompts are
+Periods by steps: before 96-223, shift 224-351, after 352-543. Forward passes that read prompts are
 done without the additional work and do not count, what the balancer does after them does. The
 planner's process shares the cores with the ranks.
 """
@@ -60,8 +60,8 @@ from equipoise.trace import Trace
 FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
 LAYERS, EXPERTS = 5, 32
 BATCH, NEW_TOKENS = 32, 32
-SHIFT, STEPS = 256, 640
-PERIODS = {"before": (96, SHIFT), "shift": (SHIFT, 384), "after": (384, STEPS)}
+SHIFT, STEPS = 224, 544
+PERIODS = {"before": (96, SHIFT), "shift": (SHIFT, 352), "after": (352, STEPS)}
 POLICIES = ("no balancing", "static map", "static, split", "periodic", "ours")
 OURS = Settings(
     window=64,

@@ -87,9 +87,11 @@ def test_balance_by_phase():
     assert 0 < total.balancedness < 1
 
 
-def test_a_window_without_load_is_no_alarm():
+@pytest.mark.parametrize("dispatch", ["even", "minmax"])
+def test_a_window_without_load_is_no_alarm(dispatch):
     silent = replace(WINDOW, counts=np.zeros_like(WINDOW.counts))
-    answer = ADVISOR(question(plan_above=0.05), silent)
+    advisor = replace(ADVISOR, gate=replace(GATE, dispatch=dispatch))
+    answer = advisor(question(plan_above=0.05), silent)
     assert (answer.balance, answer.sure_excess, answer.assignments) == ({}, 0.0, 0)
 
 
