@@ -170,7 +170,7 @@ def run(
                f"{'background' if settings.background else 'blocking'}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
-            model=FOLDER, source=prompts, limit=draw.randint(28, 44),
+            model=FOLDER, source=prompts, limit=draw.randint(36, 52),
             processes=processes, settings=settings, dispatch=dispatch, batch_size=2,
             new_tokens=NEW_TOKENS, advisor=Restless(seed, fault),
             keep=disk_full if fault == "full" else None, results=Path(folder),
@@ -196,6 +196,8 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
     deadline = time.monotonic() + 40
     while len(group.statuses()) < group.options.processes and time.monotonic() < deadline:
         time.sleep(0.02)
+    if done.fault in ("slow", "garbage", "full", "none"):
+        return  # from the start, or not at all
     if draw.random() < 0.75:  # the others may be hit before anything has moved
         while group.serves and time.monotonic() < deadline:
             if any(status["version"] for status in group.statuses()):
@@ -222,8 +224,6 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
         group.flag.write_text(names[0])
         time.sleep(1)
         group.flag.unlink()
-        return
-    else:
         return
     while time.monotonic() < at + 30 and group.serves:
         if any(s["epoch"] > epoch for s in group.statuses()):
