@@ -180,9 +180,9 @@ def run(
         group = Group(context, Path(folder), options)
         try:
             _let_happen(group, draw, done)
-            _await_end(group, done, began + RUN_SECONDS)
+            await_end(group, done, began + RUN_SECONDS)
             done.seconds = time.monotonic() - began
-            _check_answers(group, answers, done)
+            check_answers(group, answers, done)
         finally:
             group.end()
         if done.wrong:
@@ -234,7 +234,8 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
         group.signal(names[0], signal.SIGCONT)
 
 
-def _await_end(group: Group, done: Run, deadline: float) -> None:
+def await_end(group: Group, done: Run, deadline: float) -> None:
+    """Wait for the processes to end by themselves; what they did otherwise is wrong."""
     for name, process in group.processes.items():
         process.join(max(deadline - time.monotonic(), 0.1))
         if process.exitcode is None:
@@ -244,7 +245,8 @@ def _await_end(group: Group, done: Run, deadline: float) -> None:
     done.moves = max((s["version"] for s in group.statuses()), default=0)
 
 
-def _check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
+def check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
+    """Compare every answer with the right one; a wrong or missing one is wrong."""
     seen = set()
     for path in group.folder.glob("*.jsonl"):
         for line in path.read_text().splitlines(keepends=True):

@@ -6,9 +6,10 @@ Four processes continue prompts of their own, two each, by 100 tokens, then the 
 ``Balancer`` moves experts anywhere again and again (an advisor that is never content). For every
 dispatcher, blocking and background transfer, with 0 and 16 redundant slots. At every step every
 process compares token and logits with what the plain transformers model makes of its prompts in a
-single process. Columns: decode steps; moves completed; most steps from one to the next; tokens that
-differ; the furthest any logit is from transformers'. The last row serves one slot's weights 10 %
-off on one rank: it has to differ.
+single process. Columns: decode steps; moves completed; most steps from one to the next, or from the
+last to the end (the first one waits for the planner's start); tokens that differ; the furthest any
+logit is from transformers'. The last row serves one slot's weights 10 % off on one rank: it has to
+differ.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ def compare(
         seen["differ"] += int((np.array(tokens) != np.array(batch.tokens)).sum())
         off = (torch.stack(noted.logits) - logits).abs().max().item()
         seen["furthest"] = max(seen["furthest"], off)
+    if last_move is not None:
+        seen["between"] = max(seen["between"], seen["steps"] - last_move)
     balancer.close()
     return seen
 
@@ -149,8 +152,8 @@ def main() -> None:
     print("| dispatch | redundant | transfer | steps | moves | most between | differ | furthest |")
     print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
     rows, wrong = [], 0
-    ways = [(0, False), (16, True), (0, True), (16, False)]
-    runs = [(dispatch, *way, options.steps, False) for way in ways for dispatch in DISPATCHERS]
+    each = itertools.product(DISPATCHERS, (0, 16), (False, True))
+    runs = [(*run, options.steps, False) for run in each]
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder))
         for run in [*runs, ("minmax", 16, True, options.steps, True)]:

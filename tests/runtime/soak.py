@@ -22,7 +22,15 @@ from pathlib import Path
 from equipoise.runtime.server import Options
 from equipoise.runtime.settings import Settings
 from tests.runtime.advisors import Restless
-from tests.runtime.chaos import NEW_TOKENS, Group, Run, _check_answers, forked, references
+from tests.runtime.chaos import (
+    NEW_TOKENS,
+    Group,
+    Run,
+    await_end,
+    check_answers,
+    forked,
+    references,
+)
 from tests.runtime.small_model import FOLDER
 
 BATCH = 4
@@ -65,10 +73,9 @@ def main() -> None:
             seconds = time.monotonic() - began
             for name in group.processes:
                 group.signal(name, signal.SIGTERM)
-            for process in group.processes.values():
-                process.join(PATIENCE_SECONDS)
             done = Run(0, "none", "")
-            _check_answers(group, answers, done)
+            await_end(group, done, time.monotonic() + PATIENCE_SECONDS)
+            check_answers(group, answers, done)
         finally:
             group.end()
         served = sum(len(p.read_text().splitlines()) for p in Path(folder).glob("*.jsonl"))

@@ -109,10 +109,9 @@ def _runtime() -> tuple[Any, Callable[..., None]]:
 def _rehearse(options: Options) -> None:
     """Have all compiled that serving needs, before its clock runs."""
     from equipoise.runtime.rehearsal import rehearse
-    from equipoise.runtime.settings import Settings
     from equipoise.topology import Topology
 
-    rehearse(options.dispatch, options.settings or Settings(), Topology(options.processes))
+    rehearse(options.dispatch, Topology(options.processes))
 
 
 def _options(

@@ -19,15 +19,15 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 
-def rehearse(dispatch: str, settings: Settings, topology: Topology) -> None:
+def rehearse(dispatch: str, topology: Topology) -> None:
     """Split a batch, assign its tokens, and plan for a made-up load, as a server would."""
     R = topology.num_ranks
     E = 2 * R
-    counts = np.random.default_rng(0).integers(20, 200, (settings.window, 1, E))
+    counts = np.random.default_rng(0).integers(20, 200, (64, 1, E))
     placement = Contiguous().plan(Problem(counts, topology, E + R)).placement
     by_name = dispatcher(dispatch, topology)
     by_source = np.ones((1, R, E), dtype=np.int64)
     quota_RS = by_name.split(by_source, placement).source_quotas[0]
     assign_tokens(np.arange(E)[:, None], quota_RS[0], placement)
     question = Question(number=1, current=placement, previous=placement, plan_above=-np.inf)
-    plain_advisor(by_name, settings, topology, E + R)(question, Trace(counts=counts))
+    plain_advisor(by_name, Settings(), topology, E + R)(question, Trace(counts=counts))
