@@ -1,11 +1,12 @@
 """Whether balancing live pays: tokens a second before, during and after the prompts change.
 
-    python -m benchmarks.live.pays [--rounds 3] [--redundant 2] [--work 192] [--json FILE]
+    python -m benchmarks.live.pays [--rounds 2] [--redundant 2] [--work 320] [--json FILE]
 
 Protocol: as many processes as cores, one thread each, over gloo, decode batches of
 `models/balance-5m`; prompts are prose (`docs`) for the first 224 steps and tables from then on, the
-same for every policy. Experts compute every row `--work` times over, so that a step lasts as long
-as the rank with most assignments computes: imbalance costs real time. Policies:
+same for every policy, others in every round. Experts compute every row `--work` times over, so
+that a step lasts as long as the rank with most assignments computes: imbalance costs real time.
+Policies:
 
 no balancing   experts in their order, no copies
 static map     planned before with `Robust` on 192 recorded steps of prose and never changed; the
@@ -17,12 +18,16 @@ ours           `Balancer` with its default advisor, started from the map of "sta
                window, moves in the background, one layer a step; min-max split; plans from 2 %
                of sure excess on
 
-All but the first have the same slots. The policies take turns, `--rounds` times in all, each round
-beginning with another one; a cell is the median over rounds of the generated tokens of all ranks a
-second, and beside it the same over that of "static map" in the same round (median of ratios).
+All but the first have the same slots. Every policy has a model of its own in the same processes,
+and they take turns of 8 steps, each time another one first: the machine, whose speed drifts, is the
+same for all. A planner is stopped while it is another policy's turn, so that what it takes is taken
+from its own; what is left of a transfer at the end of a turn, at most one layer, goes on.
+
+Tokens a second are the generated tokens of all ranks in a period over the seconds of all its turns,
+moves and planning included, all rounds together; beside them the same over that of "static map",
+and where 90 % of these ratios lie when turns are drawn anew 10,000 times, each with all policies.
 Periods by steps: before 96-223, shift 224-351, after 352-543. Forward passes that read prompts are
-done without the additional work and do not count, what the balancer does after them does. The
-planner's process shares the cores with the ranks.
+done without the additional work and do not count, what the balancer does after them does.
 """
 
 from __future__ import annotations
@@ -30,10 +35,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import cache
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +49,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from numpy.typing import NDArray
 
 from benchmarks.live.stall import SURE
 from benchmarks.quality import machine
@@ -57,10 +66,12 @@ from equipoise.runtime.settings import Settings
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
+Floats = NDArray[np.float64]
+
 FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
 LAYERS, EXPERTS = 5, 32
 BATCH, NEW_TOKENS = 32, 32
-SHIFT, STEPS = 224, 544
+SHIFT, STEPS, TURN = 224, 544, 8
 PERIODS = {"before": (96, SHIFT), "shift": (SHIFT, 352), "after": (352, STEPS)}
 POLICIES = ("no balancing", "static map", "static, split", "periodic", "ours")
 OURS = Settings(
@@ -107,10 +118,49 @@ class Work:
         return swiglu(more, [self.times * count for count in counts], weights)[:: self.times]
 
 
-def request(rank: int, round_: int, row: int) -> Request:
-    number = (round_ * 64 + rank) * BATCH + row
-    domain, text = PROMPTS.at(number, round_ * NEW_TOKENS)
-    return Request(number, tuple(_tokenizer().encode(text).ids), domain)
+class Service:
+    """One policy serving: its model, the batch it is at, and what each step took."""
+
+    def __init__(self, policy: str, model: ExpertParallelModel, work: Work) -> None:
+        self.policy, self._model, self._work = policy, model, work
+        self.balancer: Balancer | None = None
+        self.seconds: list[float] = []
+        self.planners: list[BaseProcess] = []
+        self._batch: Batch | None = None
+
+    def play(self, round_: int, steps: int) -> None:
+        """Some steps more, in all at most those of a round."""
+        for _ in range(steps):
+            if self._batch is None or self._batch.done:
+                self._batch = _batch(round_, len(self.seconds))
+                self._work.off = True
+            started = time.perf_counter()
+            self._batch.advance(self._model)
+            forward = time.perf_counter()
+            if self.balancer is not None:
+                self.balancer.step(forward - started, BATCH)
+            self.seconds.append(time.perf_counter() - (forward if self._work.off else started))
+            self._work.off = False
+
+    def signal_planners(self, number: signal.Signals) -> None:
+        for planner in self.planners:
+            if planner.is_alive():
+                assert planner.pid is not None
+                os.kill(planner.pid, number)
+
+    def close(self) -> None:
+        if self.balancer is not None:
+            self.balancer.close()
+
+
+def _batch(round_: int, step: int) -> Batch:
+    first = (((round_ * STEPS + step) // NEW_TOKENS) * 64 + dist.get_rank()) * BATCH
+    asked = [PROMPTS.at(number, step) for number in range(first, first + BATCH)]
+    requests = [
+        Request(number, tuple(_tokenizer().encode(text).ids), domain)
+        for number, (domain, text) in enumerate(asked, start=first)
+    ]
+    return Batch(requests, NEW_TOKENS)
 
 
 @cache
@@ -120,50 +170,38 @@ def _tokenizer() -> Any:
     return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
 
-def play(
-    model: ExpertParallelModel, balancer: Balancer | None, work: Work, steps: int = STEPS
-) -> list[float]:
-    """When each step ended, in seconds that count."""
-    rank, ended = dist.get_rank(), [0.0]
-    while len(ended) <= steps:
-        round_ = (len(ended) - 1) // NEW_TOKENS
-        batch = Batch([request(rank, round_, row) for row in range(BATCH)], NEW_TOKENS)
-        reading = True
-        while not batch.done:
-            work.off = reading
-            started = time.perf_counter()
-            batch.advance(model)
-            forward = time.perf_counter()
-            if balancer is not None:
-                balancer.step(forward - started, BATCH)
-            now = time.perf_counter()
-            ended.append(ended[-1] + now - (forward if reading else started))
-            reading = False
-    return ended
+def take_turns(services: list[Service], round_: int) -> None:
+    """A round: all its steps of every policy."""
+    for turn in range(STEPS // TURN):
+        first = turn % len(services)
+        for service in services[first:] + services[:first]:
+            dist.barrier()
+            service.signal_planners(signal.SIGCONT)
+            service.play(round_, TURN)
+            known = [planner for one in services for planner in one.planners]
+            service.planners += [one for one in active_children() if one not in known]
+            service.signal_planners(signal.SIGSTOP)
 
 
 def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> None:
     torch.set_num_threads(1)
     ranks = options.ranks
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
-    spare, work = dist.new_group(), Work(options.work)
+    spare = {policy: dist.new_group() for policy in ("periodic", "ours")}
     maps, told = _maps(options), []
     for round_ in range(options.rounds):
-        first = round_ % len(POLICIES)
-        for policy in POLICIES[first:] + POLICIES[:first]:
-            model = _load(policy, maps, work)
-            balancer = _balancer(policy, model, spare)
-            ended = play(model, balancer, work)
-            if balancer is not None:
-                balancer.close()
+        services = [_service(policy, maps, options.work, spare) for policy in POLICIES]
+        take_turns(services, round_)
+        for service in services:
+            service.close()
             told.append({
-                "policy": policy,
-                "moved": getattr(balancer, "moved_slots", 0),
-                **{name: BATCH * ranks * (stop - start) / (ended[stop] - ended[start])
-                   for name, (start, stop) in PERIODS.items()},
+                "policy": service.policy,
+                "round": round_,
+                "moved": getattr(service.balancer, "moved_slots", 0),
+                "seconds": service.seconds,
             })  # fmt: skip
-            if rank == 0:
-                print(told[-1], flush=True)
+        if rank == 0:
+            print(table(told, ranks), flush=True)
     if rank == 0:
         Path(results).write_text(json.dumps(told))
     dist.barrier()
@@ -179,7 +217,7 @@ def _maps(options: argparse.Namespace) -> dict[str, Placement]:
     start = Contiguous().plan(Problem(even_LE, Topology(R), EXPERTS)).placement
     model = load_model(FOLDER, start)
     model.record(window=1000)
-    play(model, None, Work(1), 192)
+    Service("", model, Work(1)).play(options.rounds, 192)
     assert model.recorder is not None
     traffic = model.recorder.to_trace().windows(16)
     problem = Problem(traffic, Topology(R), EXPERTS + options.redundant)
@@ -190,51 +228,62 @@ def _maps(options: argparse.Namespace) -> dict[str, Placement]:
     return {"": start, **planned}
 
 
-def _load(policy: str, maps: dict[str, Placement], work: Work) -> ExpertParallelModel:
-    dispatch = "minmax" if policy in ("static, split", "ours") else "even"
-    where = maps["" if policy == "no balancing" else dispatch]
-    model = load_model(FOLDER, where, dispatch=dispatch)
+def _service(policy: str, maps: dict[str, Placement], times: int, spare: dict[str, Any]) -> Service:
+    dispatch, work = "minmax" if policy in ("static, split", "ours") else "even", Work(times)
+    model = load_model(
+        FOLDER, maps["" if policy == "no balancing" else dispatch], dispatch=dispatch
+    )
     for layer in model.layers:
         layer.compute = work
-    return model
+    service = Service(policy, model, work)
+    if policy in spare:
+        slots, ranks = model.placement.num_slots, model.placement.num_ranks
+        settings = EVERY if policy == "periodic" else OURS
+        service.balancer = Balancer(
+            model,
+            replace(settings, num_redundant=slots - EXPERTS),
+            topology=Topology(ranks),
+            spare=spare[policy],
+            advisor=Periodic() if policy == "periodic" else None,
+        )
+    return service
 
 
-def _balancer(policy: str, model: ExpertParallelModel, spare: Any) -> Balancer | None:
-    if policy not in ("periodic", "ours"):
-        return None
-    settings = replace(
-        EVERY if policy == "periodic" else OURS,
-        num_redundant=model.placement.num_slots - EXPERTS,
-    )
-    return Balancer(
-        model,
-        settings,
-        topology=Topology(model.placement.num_ranks),
-        spare=spare,
-        advisor=Periodic() if policy == "periodic" else None,
-    )
-
-
-def table(told: list[dict[str, Any]]) -> str:
-    lines = ["| tokens/s | " + " | ".join(f"{name} | over static" for name in PERIODS)
-             + " | slots moved |", "|---|" + "---:|" * (2 * len(PERIODS) + 1)]  # fmt: skip
-    static = [one for one in told if one["policy"] == "static map"]
+def table(told: list[dict[str, Any]], ranks: int) -> str:
+    lines = ["| tokens/s | " + " | ".join(f"{name} | over static | 90 %" for name in PERIODS)
+             + " | slots moved |", "|---|" + "---:|" * (3 * len(PERIODS) + 1)]  # fmt: skip
     for policy in POLICIES:
-        these, cells = [one for one in told if one["policy"] == policy], []
+        cells = []
         for name in PERIODS:
-            ratios = [one[name] / base[name] for one, base in zip(these, static, strict=True)]
-            cells += [f"{np.median([one[name] for one in these]):.0f}", f"{np.median(ratios):.3f}"]
-        moved = f"{np.mean([one['moved'] for one in these]):.0f}"
-        lines.append(f"| {policy} | " + " | ".join([*cells, moved]) + " |")
+            these, static = _turns(told, policy, name), _turns(told, "static map", name)
+            drawn = np.random.default_rng(0).integers(len(these), size=(10_000, len(these)))
+            again = static[drawn].sum(axis=1) / these[drawn].sum(axis=1)
+            low, high = np.quantile(again, (0.05, 0.95))
+            decoded = TURN * len(these) * (NEW_TOKENS - 1) // NEW_TOKENS  # not from prompts
+            tokens = BATCH * ranks * decoded
+            cells += [
+                f"{tokens / these.sum():.0f}",
+                f"{static.sum() / these.sum():.3f}",
+                f"{low:.3f}-{high:.3f}",
+            ]
+        moved = np.mean([one["moved"] for one in told if one["policy"] == policy])
+        lines.append(f"| {policy} | " + " | ".join([*cells, f"{moved:.0f}"]) + " |")
     return "\n".join(lines)
+
+
+def _turns(told: list[dict[str, Any]], policy: str, period: str) -> Floats:
+    """Seconds of the turns of a period, all rounds."""
+    steps = slice(*PERIODS[period])
+    seconds = [one["seconds"][steps] for one in told if one["policy"] == policy]
+    return np.reshape(seconds, (-1, TURN)).sum(axis=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=os.cpu_count())
     parser.add_argument("--redundant", type=int, default=2)
-    parser.add_argument("--work", type=int, default=192)
+    parser.add_argument("--work", type=int, default=320)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +293,7 @@ def main() -> None:
         )
         told = json.loads(results.read_text())
     print(f"{machine.about_machine()}; {options.rounds} rounds\n")
-    print(table(told))
+    print(table(told, options.ranks))
     if options.json:
         options.json.write_text(json.dumps(told))
 

@@ -256,6 +256,14 @@ def test_a_late_plan_is_dropped():
     assert controller.step(Report(answer=late)).state is State.PLAN  # not an answer to this
 
 
+def test_while_a_plan_is_awaited_there_may_be_news_every_fourth_step_and_when_it_is_late():
+    controller = Controller(START, SETTINGS)
+    look = run_until(controller, Action.LOOK)
+    until = [controller.step().quiet_until - look.number for _ in range(SETTINGS.wait_steps)]
+    assert until == [4, 4, 4, 6, 6]
+    assert controller.step().action is Action.ABORT
+
+
 def test_a_failed_planner_is_asked_again():
     controller = Controller(START, SETTINGS)
     look = run_until(controller, Action.LOOK)
@@ -336,12 +344,16 @@ class AnyReports(RuleBasedStateMachine):
         self.follower = Follower(START)
         self.under_way: set[int] = set()
         self.asked: int | None = None
+        self.quiet_until = 0
         self.step(Report())
 
     def step(self, report: Report) -> None:
         before = self.controller.state
         order = self.controller.step(report)
         self.follower.follow(order)
+        if order.number < self.quiet_until and report.answer is None:
+            assert (order.action, order.outcome) == (Action.NOTHING, None)
+        self.quiet_until = order.quiet_until if order.action is Action.NOTHING else 0
         assert order.state is self.controller.state
         assert order.state is before or order.state in NEXT[before]
         if order.number <= SETTINGS.warm_up_steps + SETTINGS.window:

@@ -140,8 +140,8 @@ class Balancer:
     def step(self, seconds: float, tokens: int) -> Order:
         """Do what is to be done after a forward pass; every rank calls it.
 
-        No collective until there is something to look at again; while a plan is awaited, and while
-        a transfer is under way, one of one number.
+        No collective until there is something to look at again; one of one number every fourth
+        step while a plan is awaited, and every step while a transfer is under way.
 
         Parameters
         ----------
@@ -175,7 +175,9 @@ class Balancer:
         """The next order, on rank 0."""
         if self._controller is None:
             return None
-        answer = self._report.answer or self._answer(self._controller)
+        answer = self._report.answer
+        if answer is None and not self._quiet:
+            answer = self._answer(self._controller)
         if answer is not None:
             self._metrics.take_answer(answer)
         return self._controller.step(replace(self._report, answer=answer))

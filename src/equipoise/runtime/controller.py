@@ -40,6 +40,9 @@ from equipoise.runtime.settings import Settings
 Ints = NDArray[np.int64]
 
 _LONGEST_BACK_OFF = 64  # update intervals
+_ANSWER_EVERY = (
+    4  # steps: so often, and not after each, ranks hear whether the planner has answered
+)
 
 
 class State(Enum):
@@ -99,7 +102,9 @@ class Order:
     note
         A sentence for the log; empty if nothing of interest happened.
     quiet_until
-        Orders with a number below this one, if more of them follow, say nothing new.
+        Orders with a number below this one, if more of them follow, say nothing new. That holds as
+        long as the planner's answer, if one is awaited, is not reported before the step of this
+        number.
     """
 
     number: int
@@ -387,8 +392,12 @@ class Controller:
         """The number of the next order that may be something else than nothing."""
         if self._state is State.WARM_UP:
             return self._settings.warm_up_steps + 1
-        waits = self._state in (State.OBSERVE, State.SETTLE) and self._question is None
-        return self._next_look if waits else 0
+        if self._question is not None:
+            asked = self._question.number
+            waited = self._number - asked
+            late = self._settings.wait_steps + 1
+            return asked + min(waited + _ANSWER_EVERY - waited % _ANSWER_EVERY, late)
+        return self._next_look if self._state in (State.OBSERVE, State.SETTLE) else 0
 
 
 class Follower:
