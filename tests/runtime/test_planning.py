@@ -26,6 +26,7 @@ from equipoise.runtime.planning import (
     GatedRepair,
     PlanningProcess,
     Question,
+    _Worker,
 )
 from equipoise.runtime.settings import Settings
 from equipoise.simulate.routers import lognormal, sample_trace, steady, uniform
@@ -332,6 +333,14 @@ if __name__ == "__main__":
     print(planner._worker.process.pid, flush=True)
     input()
 """
+
+
+def test_a_worker_whose_server_is_gone_before_it_has_started_ends_quietly():
+    worker = _Worker.start(Scripted())
+    worker.connection.send((question(100), WINDOW))
+    worker.connection.close()
+    worker.process.join(60)
+    assert worker.process.exitcode == 0
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -362,21 +363,19 @@ def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
     busy, one_at_a_time = Event(), Lock()
     Thread(target=_beat, args=(connection, busy, one_at_a_time), daemon=True).start()
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
             question, window = connection.recv()
-        except EOFError:
-            return
-        connection.send(None)
-        busy.set()
-        reply: object
-        try:
-            reply = advisor(question, window)
-        except Exception as error:  # a planner's error is an answer
-            reply = Failure(number=question.number, text=_said(error))
-        with one_at_a_time:
-            busy.clear()
-            connection.send(reply)
+            connection.send(None)
+            busy.set()
+            reply: object
+            try:
+                reply = advisor(question, window)
+            except Exception as error:  # a planner's error is an answer
+                reply = Failure(number=question.number, text=_said(error))
+            with one_at_a_time:
+                busy.clear()
+                connection.send(reply)
 
 
 def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) -> None:
