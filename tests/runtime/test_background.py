@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import datetime
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -280,3 +284,43 @@ def test_the_model_says_the_same_while_and_after_its_experts_move(pool, backgrou
         assert failures == ()
         assert moved
         assert far < small_model.TOLERANCE
+
+
+EXITS_WHILE_MOVING = """
+import sys, torch
+import torch.distributed as dist
+from equipoise.migration import diff
+from equipoise.placement import Placement
+from equipoise.runtime import transfer
+from equipoise.runtime.background import BackgroundTransfer
+from equipoise.runtime.layer import ExpertParallelLayer
+from equipoise.topology import Topology
+
+store, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+old = Placement([[*range(16)]], num_ranks=2, num_experts=16)
+new = Placement([[*range(8, 16), *range(8)]], num_ranks=2, num_experts=16)
+layer = ExpertParallelLayer(old, {"weight": torch.zeros(8, 4096)})
+transfer.CHUNK_BYTES = 64  # many short waits in torch
+moving = BackgroundTransfer(diff(old, new, Topology(2)), [layer], group=dist.new_group())
+moving.abandon()
+print(moving._thread.is_alive())
+"""
+
+
+def test_a_process_can_end_in_the_middle_of_a_transfer(tmp_path):
+    root = Path(__file__).parents[2]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXITS_WHILE_MOVING, tmp_path / "store", str(rank)],
+            env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [(rank.returncode, out) for rank, (out, _) in zip(ranks, told, strict=True)] == [
+        (0, "True\n")
+    ] * 2, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from enum import IntEnum
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,8 @@ from equipoise.runtime.transfer import (
     device_of,
     rows_that_move,
 )
+
+_EXIT_SECONDS = 5.0  # for threads to end before the interpreter does
 
 
 class BackgroundTransfer:
@@ -86,6 +90,7 @@ class BackgroundTransfer:
         self._orderly = False
         self._thread = Thread(target=self._work, name="equipoise-transfer", daemon=True)
         self._thread.start()
+        _transfers.add(self)
 
     @property
     def done(self) -> bool:
@@ -140,7 +145,10 @@ class BackgroundTransfer:
         self._thread.join()
 
     def abandon(self) -> None:
-        """End the transfer where it is without waiting: see ``orderly``."""
+        """End the transfer where it is without waiting: see ``orderly``.
+
+        A process that ends waits for the thread, at most 5 seconds.
+        """
         self._stop.set()
         self._consumed.put(None)
 
@@ -188,6 +196,22 @@ class BackgroundTransfer:
         except Exception as error:  # whatever it is, all ranks have to be told
             where = f"Rank {move.layer.rank}, layer {move.layer.layer_id}"
             return _Gathered({}, [f"{where}: {error}"], broken=True)
+
+
+_transfers: WeakSet[BackgroundTransfer] = WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End what was not waited for while there is an interpreter.
+
+    A thread that comes back from torch when it is gone takes the process with it (SIGABRT).
+    """
+    transfers, until = tuple(_transfers), time.monotonic() + _EXIT_SECONDS
+    for transfer in transfers:
+        transfer.abandon()
+    for transfer in transfers:
+        transfer._thread.join(max(0.0, until - time.monotonic()))
 
 
 @dataclass(frozen=True)
