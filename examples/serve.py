@@ -1,6 +1,6 @@
 """Serve the small model with torchrun, balanced live.
 
-    torchrun --nproc-per-node 4 examples/serve.py [--requests 64] [--results FOLDER]
+    torchrun --nproc-per-node 4 examples/serve.py [--requests 512] [--results FOLDER]
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
@@ -9,21 +9,27 @@ On two nodes, in the checkout on each, NODE being 0 and 1:
     torchrun --nnodes 2 --node-rank NODE --nproc-per-node 2 --master-addr ADDRESS_OF_NODE_0 \
         --master-port 29500 examples/serve.py --nodes 2
 
-torchrun starts the processes and has the store in which they meet. When a process fails it ends
-the others too. To survive that, start processes that call ``serve`` by something that does not,
-as ``equipoise demo`` does.
+Before they serve, one process a node compiles what they need; half a minute the first time. The
+log says what moves and why. torchrun starts the processes and has the store in which they meet.
+When a process fails it ends the others too. To survive that, start processes that call ``serve``
+by something that does not, as ``equipoise demo`` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from equipoise import Placement, read_map, write_map
+from torch.distributed import TCPStore
+
+from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
 from equipoise.engines.formats import MapContext
 from equipoise.runtime.prompts import Prompts, Stream
+from equipoise.runtime.rehearsal import rehearse
 from equipoise.runtime.server import Options, serve
 from equipoise.runtime.settings import Settings
 
@@ -35,41 +41,63 @@ def keep(path: Path, placement: Placement) -> None:
     write_map(placement, path, format="equipoise")
 
 
+def rehearse_once(dispatch: str) -> None:
+    """One process a node compiles, the others wait for all nodes."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    if os.environ["LOCAL_RANK"] == "0":
+        rehearse(dispatch, Topology(int(os.environ["WORLD_SIZE"])))
+        store.set(f"rehearsed/{os.environ['GROUP_RANK']}", "")
+    nodes = range(int(os.environ["GROUP_WORLD_SIZE"]))
+    store.wait([f"rehearsed/{node}" for node in nodes], timedelta(minutes=10))
+
+
 def main() -> None:
     """Serve as the process that torchrun has started."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--map", type=Path)
-    options = parser.parse_args()
-    processes = int(os.environ["WORLD_SIZE"])
-    start = read_map(options.map, MapContext(num_ranks=processes)) if options.map else None
-    settings = Settings(
-        num_redundant=2 * processes,
-        window=32,
-        update_interval=32,
-        warm_up_steps=8,
-        layers_per_step=0 if options.map else 1,
-        map_path=options.map,
-    )
-    prompts = Prompts(0, [(0.0, {"docs": 1.0})])
+    arguments = parser.parse_args()
+    try:
+        options = _options(arguments)
+    except EquipoiseError as error:
+        parser.error(str(error))
+    if os.environ["RANK"] == "0":
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rehearse_once(options.dispatch)
     serve(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         f"rank{int(os.environ['RANK']):04}",
-        Options(
-            model=MODEL,
-            source=Stream(prompts, MODEL / "tokenizer.json"),
-            limit=options.requests,
-            processes=processes,
-            nodes=options.nodes,
-            settings=settings,
-            placement=start,
-            keep=partial(keep, options.keep) if options.keep else None,
-            results=options.results,
-        ),
+        options,
+    )
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    processes = int(os.environ["WORLD_SIZE"])
+    start = read_map(arguments.map, MapContext(num_ranks=processes)) if arguments.map else None
+    settings = Settings(
+        num_redundant=2 * processes,
+        window=64,
+        update_interval=64,
+        warm_up_steps=16,
+        layers_per_step=0 if arguments.map else 1,
+        map_path=arguments.map,
+    )
+    prompts = Prompts(0, [(0.0, {"docs": 1.0})])
+    return Options(
+        model=MODEL,
+        source=Stream(prompts, MODEL / "tokenizer.json"),
+        limit=arguments.requests,
+        processes=processes,
+        nodes=arguments.nodes,
+        batch_size=16,
+        settings=settings,
+        placement=start,
+        keep=partial(keep, arguments.keep) if arguments.keep else None,
+        results=arguments.results,
     )
 
 

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from equipoise import read_map
+from equipoise.engines.formats import MapContext
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`examples/serve.py` as its head says to start it."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(processes), "examples/serve.py"),
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.long
+def test_every_request_is_answered_once(tmp_path):
+    done = torchrun(2, "--requests", 40, "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
+    assert sorted(json.loads(line)["number"] for line in lines) == [*range(40)]
+
+
+def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text("{}")
+    done = torchrun(2, "--map", path)
+    assert done.returncode != 0
+    assert re.search(rf"serve.py: error: .*{path}", done.stderr)
+    assert "Epoch" not in done.stderr
+
+
+@pytest.mark.long
+def test_starts_from_the_map_it_came_to_and_stays(tmp_path):
+    path = tmp_path / "map.json"
+    done = torchrun(4, "--keep", path)
+    assert done.returncode == 0, done.stderr
+    assert "Move: moving" in done.stderr
+    assert read_map(path, MapContext(num_ranks=4)).num_slots == 40
+    written = path.read_bytes()
+    done = torchrun(4, "--requests", 256, "--map", path, "--keep", path)
+    assert done.returncode == 0, done.stderr
+    assert "Move:" not in done.stderr
+    assert path.read_bytes() == written
