@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +74,38 @@ def test_a_slow_rank_gets_less_to_do(prepared, tmp_path):
         group.end()
     assert sum(shares[:10]) / 10 > 0.8  # nobody knows yet
     assert min(shares[-20:]) <= 0.6
+
+
+SERVES_AND_LOOKS = """
+import sys
+from pathlib import Path
+from equipoise.runtime.launch import local_store
+from equipoise.runtime.prompts import Prompts, Stream
+from equipoise.runtime.server import Options, serve
+
+def threads():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+class Watched(Stream):
+    def __call__(self, number):
+        during.update(threads())
+        return super().__call__(number)
+
+model, store, during = Path(sys.argv[1]), local_store(), set()
+source = Watched(Prompts(0, [(0.0, {"docs": 1.0})]), model / "tokenizer.json")
+options = Options(model=model, source=source, limit=4, new_tokens=4)
+serve("127.0.0.1", store.port, "p0", options)
+print(len(during) > 0, threads())
+"""
+
+
+def test_no_thread_of_a_group_is_left_after_serving():
+    done = subprocess.run(
+        [sys.executable, "-c", SERVES_AND_LOOKS, FOLDER],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "True []\n", done.stderr

@@ -231,6 +231,8 @@ class Membership:
         with suppress(RuntimeError):  # the store may be gone
             self._board.want(self.name, _GONE)
         self._dissolve("this process has left")
+        # Threads of a group that is still referred to when the interpreter ends can abort it.
+        self._term = None
 
     def _form(self, expected: int) -> Epoch:
         failures: Counter[tuple[str, ...]] = Counter()

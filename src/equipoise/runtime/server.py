@@ -126,7 +126,7 @@ def serve(
     """Serve as one process: what a launcher starts, once a process.
 
     The store at ``host`` and ``port`` is the launcher's, or torchrun's. Returns when all requests
-    are served; SIGTERM makes the process leave after the step it is in.
+    are served; SIGTERM makes the process leave after the step it is in, and is ignored afterwards.
 
     Parameters
     ----------
@@ -145,6 +145,7 @@ def serve(
         server.run()
     finally:
         server.close()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has left; nor may the server live on
 
 
 class Server:
@@ -216,6 +217,7 @@ class Server:
         """Let go of everything; the others go on."""
         self._end_balancing()
         self._membership.close()
+        self.model = None
         logger.removeHandler(self._status.log)
         if self._results is not None:
             self._results.close()
