@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,19 @@ def compact_dtype(largest: int) -> np.dtype[np.integer]:
 def compact(counts: NDArray[np.integer]) -> NDArray[np.integer]:
     """The same counts (>= 0) in the smallest type; not copied if they have it already."""
     return counts.astype(compact_dtype(int(counts.max()) if counts.size else 0), copy=False)
+
+
+def numbers(row: Sequence[Any], where: str) -> NDArray[np.float64]:
+    """A list of numbers as an array; a list that holds anything else is refused.
+
+    NumPy by itself would make a text of every entry, each as long as the longest.
+    """
+    if not set(map(type, row)) <= {int, float}:
+        raise EquipoiseError(f"{where} holds something else than numbers.")
+    try:
+        return np.frombuffer(array("d", row), dtype=np.float64)
+    except OverflowError as error:
+        raise EquipoiseError(f"{where} holds an enormous number.") from error
 
 
 def refuse_oversize(shape: Sequence[int], itemsize: int, what: str) -> None:

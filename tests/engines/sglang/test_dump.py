@@ -164,7 +164,7 @@ def test_layer_ids_choose_rows_or_name_them(tmp_path: Path) -> None:
         ([[]], "shape"),
         ([[0, 0]], "no load at all"),
         ("text", "not a table of numbers"),
-        (None, "not a table of numbers"),
+        (None, "neither logical_count"),
     ],
 )
 def test_refuses_counts_that_are_none(tmp_path: Path, counts: Any, complaint: str) -> None:
