@@ -21,6 +21,9 @@ MAX_EXPERTS = 1 << 16
 MAX_BYTES = 4 << 30
 """Largest array that a reader allocates on the word of a file alone."""
 
+_SMALL_BYTES, _MOST_GROWTH = 256 << 20, 64
+"""An array may have so many bytes whatever the file's size, and so many for each byte of it."""
+
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -64,14 +67,31 @@ def numbers(row: Sequence[Any], where: str) -> NDArray[np.float64]:
         raise EquipoiseError(f"{where} holds an enormous number.") from error
 
 
-def refuse_oversize(shape: Sequence[int], itemsize: int, what: str) -> None:
-    """Raise ``EquipoiseError`` for an array larger than ``MAX_BYTES``, before it is allocated."""
+def refuse_oversize(
+    shape: Sequence[int], itemsize: int, what: str, file_bytes: int | None = None
+) -> None:
+    """Refuse an array before it is allocated.
+
+    Parameters
+    ----------
+    file_bytes
+        Size of the file it comes from, where a few numbers of it, or references, can ask for much.
+
+    Raises
+    ------
+    EquipoiseError
+        More than ``MAX_BYTES``, or far more than the file has.
+    """
     size = prod(int(n) for n in shape) * itemsize
-    if size > MAX_BYTES:
+    limit = MAX_BYTES
+    if file_bytes is not None:
+        limit = min(MAX_BYTES, max(_SMALL_BYTES, _MOST_GROWTH * file_bytes))
+    if size > limit:
         raise EquipoiseError(
             f"{what} of shape {tuple(int(n) for n in shape)} would take {size / 2**30:.1f} GiB; "
-            f"at most {MAX_BYTES / 2**30:.0f} GiB are read at once. "
-            "Check the numbers, or split the recording."
+            f"at most {limit / 2**30:.3g} GiB are read at once"
+            + (f" from {file_bytes} bytes. " if limit < MAX_BYTES else ". ")
+            + "Check the numbers, or split the recording."
         )
 
 

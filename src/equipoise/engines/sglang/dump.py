@@ -31,6 +31,10 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         if len(set(kinds.values())) > 1:
             listing = ", ".join(f"{file.name} ({mode})" for file, mode in kinds.items())
             raise FormatError(f"{path} mixes dumps of different modes: {listing}; read one mode.")
+        if kinds[files[0]] == "stat" and options.placement is not None:
+            raise FormatError(
+                f"{path} holds counts of experts, which need no map; leave placement out."
+            )
         read = read_windows if kinds[files[0]] == "stat" else read_passes
         return read(path, files, options, progress)
 
@@ -41,5 +45,5 @@ FORMAT = TraceFormat(
     "logical_count (.json)",
     matches=_matches,
     read=_read,
-    options=frozenset({"layer_ids", "iterations"}),
+    options=frozenset({"layer_ids", "iterations", "placement"}),
 )
