@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -17,6 +17,9 @@ from equipoise.layers import format_ids
 
 MAX_EXPERTS = 1 << 16
 """Most experts a table or a token recording may name; models of today have at most 1024."""
+
+MAX_LABEL = 256
+"""Characters of the longest label of a step."""
 
 MAX_BYTES = 4 << 30
 """Largest array that a reader allocates on the word of a file alone."""
@@ -93,6 +96,23 @@ def refuse_oversize(
             + (f" from {file_bytes} bytes. " if limit < MAX_BYTES else ". ")
             + "Check the numbers, or split the recording."
         )
+
+
+def refuse_long_labels(values: Collection[str], num_steps: int, file_bytes: int) -> None:
+    """Refuse labels whose column would take much memory: NumPy gives each the longest one's room.
+
+    Raises
+    ------
+    EquipoiseError
+        A label of more than ``MAX_LABEL`` characters, or far more room than the file takes.
+    """
+    longest = max(map(len, values), default=0)
+    if longest > MAX_LABEL:
+        raise EquipoiseError(
+            f"A label has {longest} characters; expected at most {MAX_LABEL}. Shorten it."
+        )
+    rows = max(num_steps, len(values))
+    refuse_oversize((rows, longest), 4, "A column of labels (steps, characters)", file_bytes)
 
 
 def agreed_layer_ids(

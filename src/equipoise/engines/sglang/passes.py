@@ -180,9 +180,9 @@ def _loaded(record: Mapping[str, Any], others: NDArray[np.bool_]) -> bool:
     """Whether a record counts or names any slot in these of its rows, ``(L,)``."""
     for key, least in ((_COUNTS, 1), (_CHOICES, 0)):
         table = record.get(key)
-        if isinstance(table, np.ndarray) and table.shape[:1] == others.shape:
-            if (table[others] >= least).any():
-                return True
+        fits = isinstance(table, np.ndarray) and table.shape[:1] == others.shape
+        if fits and (table[others] >= least).any():
+            return True
     return False
 
 

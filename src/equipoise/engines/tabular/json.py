@@ -58,9 +58,10 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             _add(records, row, f"{path}, record {number}")
         progress(1, 1)
         first = _first_record(path)
-        unused = [name for name in first if name not in _Record.__struct_fields__]
+        unused = [name[:40] for name in first if name not in _Record.__struct_fields__][:8]
         notes = (f"Keys not used: {', '.join(unused)}.",) if unused else ()
-        return records.trace(options, Provenance("json", str(path), notes), _columns(records, rows))
+        provenance = Provenance("json", str(path), notes)
+        return records.trace(options, provenance, _columns(records, rows), path.stat().st_size)
 
 
 def _first_record(path: Path) -> dict[str, Any]:
