@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layers import format_ids
+from equipoise.placement import Placement
 
 MAX_EXPERTS = 1 << 16
 """Most experts a table or a token recording may name; models of today have at most 1024."""
@@ -96,6 +97,47 @@ def refuse_oversize(
             + (f" from {file_bytes} bytes. " if limit < MAX_BYTES else ". ")
             + "Check the numbers, or split the recording."
         )
+
+
+def refuse_map(table: NDArray[Any]) -> None:
+    """Refuse a bare table ``(L, n)`` that can hardly be anything but the experts in slots.
+
+    Raises
+    ------
+    EquipoiseError
+        Every row holds each number from 0 to its largest.
+    """
+    if (
+        table.ndim == 2
+        and table.size
+        and all(
+            3 <= row.max() < len(row) and np.array_equal(np.unique(row), np.arange(row.max() + 1))
+            for row in table
+        )
+    ):
+        raise EquipoiseError(
+            "Every row holds each number from 0 to its largest: that is a map, the experts in the "
+            "slots of each layer, not a recording."
+        )
+
+
+def fold_slots(load: NDArray[np.int64], placement: Placement) -> NDArray[np.int64]:
+    """Counts per slot ``(L, S)`` as counts per expert ``(L, E)``, by the map of the run.
+
+    Raises
+    ------
+    EquipoiseError
+        Another number of layers or slots than the placement has.
+    """
+    L, S = placement.num_layers, placement.num_slots
+    if load.shape != (L, S):
+        raise EquipoiseError(
+            f"The file counts (layers, slots) {load.shape}, the placement given has {(L, S)}; "
+            "give the map of the recorded run."
+        )
+    counts = np.zeros((L, placement.num_experts), dtype=np.int64)
+    np.add.at(counts, (np.arange(L)[:, None], placement.slots), load)
+    return counts
 
 
 def refuse_long_labels(values: Collection[str], num_steps: int, file_bytes: int) -> None:

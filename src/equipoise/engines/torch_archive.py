@@ -26,6 +26,8 @@ from equipoise.engines.files import replacing
 from equipoise.engines.pickle_program import checked_instructions
 from equipoise.errors import EquipoiseError, FormatError
 
+NO_PROGRAM = "it is a zip, but not one that torch.save wrote (no data.pkl in it)"
+
 _STORAGES: dict[str, np.dtype[Any]] = {
     "BoolStorage": np.dtype(np.bool_),
     "ByteStorage": np.dtype(np.uint8),
@@ -122,7 +124,7 @@ class _Archive:
         self._file = file
         roots = [n for n in file.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise FormatError("it is a zip, but not one that torch.save wrote (no data.pkl in it)")
+            raise FormatError(NO_PROGRAM)
         prefix = roots[0].removesuffix("data.pkl")
         infos = [info for info in file.infolist() if info.filename.startswith(prefix)]
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):

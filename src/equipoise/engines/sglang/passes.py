@@ -131,7 +131,7 @@ def _slot_experts(
     if slot_expert is None:
         return _slots_without_map(file, records, options.placement)
     if options.placement is not None:
-        raise EquipoiseError("The dump holds the map of its run; leave placement out.")
+        raise EquipoiseError("The dump holds the map of its run; leave its map (--run-map) out.")
     if not isinstance(slot_expert, np.ndarray) or slot_expert.dtype.kind not in "iu":
         raise FormatError(f"{file}: last_physical_to_logical_map is no table of whole numbers.")
     if slot_expert.ndim != 2 or not slot_expert.size:
@@ -180,8 +180,9 @@ def _loaded(record: Mapping[str, Any], others: NDArray[np.bool_]) -> bool:
     """Whether a record counts or names any slot in these of its rows, ``(L,)``."""
     for key, least in ((_COUNTS, 1), (_CHOICES, 0)):
         table = record.get(key)
-        fits = isinstance(table, np.ndarray) and table.shape[:1] == others.shape
-        if fits and (table[others] >= least).any():
+        if not isinstance(table, np.ndarray) or table.shape[:1] != others.shape:
+            continue
+        if (table[others] >= least).any():
             return True
     return False
 

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from equipoise.engines.arrays import naming
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.rank_parts import part_of_rank
 from equipoise.engines.tabular.records import LABELS, Records, whole_number
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
@@ -47,8 +48,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     records = Records()
     with naming(path):
         columns, unused = add_table(path, records, progress)
-        notes = (f"Columns not used: {', '.join(unused)}.",) if unused else ()
-        provenance = Provenance("csv", str(path), notes)
+        notes = [f"Columns not used: {', '.join(unused)}."] if unused else []
+        provenance = Provenance("csv", str(path), (*notes, *part_of_rank(path)))
         return records.trace(options, provenance, columns, path.stat().st_size)
 
 
