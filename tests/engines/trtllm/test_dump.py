@@ -347,11 +347,26 @@ def test_vectors_that_do_not_fit_are_named(
         read(dump(tmp_path / "d", vectors, dtype=dtype))
 
 
+def test_half_precision_is_counted_where_it_is_exact(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    path = dump(tmp_path / "d")
+    exact = {"1_3": torch.tensor([1, 2, 3, 255]).to(torch.bfloat16)}
+    save_torch(exact, path / "rank0.safetensors")
+    for file in path.glob("rank[1-9]*.safetensors"):
+        file.unlink()
+    assert read(path).counts.tolist() == [[[1, 2, 3, 255]]]
+    save_torch({"1_3": exact["1_3"] * 2}, path / "rank0.safetensors")
+    with pytest.raises(FormatError, match=r"rank0.safetensors: it holds 510 in bfloat16"):
+        read(path)
+
+
 def test_mixed_types_are_refused(tmp_path: Path) -> None:
     path = dump(tmp_path / "d")
     tensors = {"1_3": np.zeros(4, np.int64), "2_3": np.zeros(4, np.int32)}
     save_file(tensors, path / "rank0.safetensors")
-    with pytest.raises(FormatError, match="mixes int32, int64"):
+    with pytest.raises(FormatError, match="mixes I32, I64"):
         read(path)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.tensor_file import map_bytes, open_tensor_file
+from equipoise.engines.half_precision import widened
+from equipoise.engines.tensor_file import HALF, map_bytes, open_tensor_file
 from equipoise.engines.trtllm.legacy_pickle import load_vectors
 from equipoise.errors import FormatError
 from equipoise.layers import format_ids
@@ -41,6 +42,8 @@ class RankFile:
         First byte of each value in the file, ``(n,)``.
     dtype
         Type of the values.
+    half
+        Which half precision they are stored in, if one: then ``dtype`` is float32.
     loaded
         The values, where the file is a pickle: ``begin`` then counts them from 0.
     """
@@ -53,6 +56,7 @@ class RankFile:
     begin: NDArray[np.int64]
     dtype: np.dtype[np.generic]
     loaded: list[NDArray[np.generic]] | None = None
+    half: str = ""
 
     def __len__(self) -> int:
         return len(self.iteration)
@@ -65,16 +69,27 @@ class RankFile:
         """All values, in one array where they are alike; the file is mapped only meanwhile."""
         if self.loaded is not None:
             return [self.loaded[i] for i in self.begin]
+        if not self.half:
+            return self._stored(self.dtype)
+        bits = self._stored(np.dtype("<u2"))
+        try:
+            if isinstance(bits, np.ndarray):
+                return widened(bits, self.half)
+            return [widened(part, self.half) for part in bits]
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}.") from None
+
+    def _stored(self, dtype: np.dtype[np.generic]) -> Sequence[NDArray[Any]] | NDArray[Any]:
         data = map_bytes(self.path)
-        size = self.shapes.prod(axis=1) * self.dtype.itemsize
+        size = self.shapes.prod(axis=1) * dtype.itemsize
         if len(self) and size[0] and (self.shapes == self.shapes[0]).all():
             first, last = self.begin.min(), self.begin.max() + size[0]
             row, rest = np.divmod(self.begin - first, size[0])
             if not rest.any():
-                whole = data[first:last].view(self.dtype)
+                whole = data[first:last].view(dtype)
                 return whole.reshape(-1, *self.shapes[0])[row]
         places = zip(self.begin.tolist(), size.tolist(), self.shapes.tolist(), strict=True)
-        return [data[at : at + n].view(self.dtype).reshape(shape) for at, n, shape in places]
+        return [data[at : at + n].view(dtype).reshape(shape) for at, n, shape in places]
 
     def take(self, keep: NDArray[np.bool_]) -> RankFile:
         """Only the keys that are to be kept, ``(n,)``."""
@@ -180,9 +195,11 @@ def _index(item: tuple[int, Path], axes: int) -> RankFile:
         if pair in pairs:
             raise FormatError(f"{path} has {pairs[pair]} and {key}, which mean the same; keep one.")
         pairs[pair] = key
-    dtypes = {info.numpy_dtype for info in tensors.values()} or {np.dtype(np.int64)}
-    if len(dtypes) > 1:
-        raise FormatError(f"{path} mixes {', '.join(sorted(map(str, dtypes)))}; expected one type.")
+    names = {info.dtype for info in tensors.values()} or {"I64"}
+    if len(names) > 1:
+        raise FormatError(f"{path} mixes {', '.join(sorted(names))}; expected one type.")
+    half = HALF.get(names.pop(), "")
+    dtype = next((info.numpy_dtype for info in tensors.values()), np.dtype(np.int64))
     iteration, layer = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
     shapes = np.array([info.shape for info in tensors.values()], dtype=np.int64)
     begin = np.array([info.data_offsets[0] for info in tensors.values()], dtype=np.int64)
@@ -193,7 +210,8 @@ def _index(item: tuple[int, Path], axes: int) -> RankFile:
         layer,
         shapes.reshape(-1, axes),
         begin + file.data_begin,
-        dtypes.pop(),
+        np.dtype(np.float32) if half else dtype,
+        half=half,
     )
 
 
