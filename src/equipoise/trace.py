@@ -237,6 +237,34 @@ class Trace:
         provenance = replace(self.provenance, notes=(*self.provenance.notes, *notes))
         return replace(self, provenance=provenance)
 
+    def first_experts(self, num_experts: int) -> Self:
+        """The same trace with ``num_experts`` experts: columns cut off the end, or added empty."""
+        source = self.source_counts
+        return replace(
+            self,
+            counts=_resized(self.counts, num_experts),
+            source_counts=None if source is None else _resized(source, num_experts),
+        )
+
+    def with_layers(self, layer_ids: Sequence[int]) -> Self:
+        """The same trace with exactly these layers: others cut, missing ones added empty."""
+        known = [i for i in layer_ids if i in self.layer_ids]
+        cut = self._take_layers(known) if known else self
+        if tuple(layer_ids) == cut.layer_ids:
+            return cut
+        row = {layer: i for i, layer in enumerate(cut.layer_ids)}
+        index = np.array([row.get(layer, -1) for layer in layer_ids])
+        source, tokens = cut.source_counts, cut.tokens
+        return replace(
+            cut,
+            counts=_rows_or(cut.counts, index, 1, 0),
+            layer_ids=tuple(layer_ids),
+            source_counts=None if source is None else _rows_or(source, index, 2, 0),
+            tokens=None
+            if tokens is None
+            else TokenIds(_rows_or(tokens.ids, index, 1, -1), tokens.offsets),
+        )
+
     @classmethod
     def from_tokens(
         cls,
@@ -408,6 +436,27 @@ def _sum_blocks(counts: NDArray[np.integer], starts: NDArray[np.int64]) -> NDArr
     """
     blocks = np.split(counts, starts[1:])
     return np.stack([block.sum(axis=0, dtype=np.int64) for block in blocks])
+
+
+def _resized(counts: NDArray[np.integer], num_experts: int) -> NDArray[np.integer]:
+    """The last axis cut, or padded with zeros, to ``num_experts``."""
+    more = num_experts - counts.shape[-1]
+    if more <= 0:
+        return counts[..., :num_experts]
+    return np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, more)])
+
+
+def _rows_or(
+    array: NDArray[np.integer], index: NDArray[np.int64], axis: int, fill: int
+) -> NDArray[np.integer]:
+    """``array`` taken along ``axis``; ``fill`` where the index is -1."""
+    taken = np.take(array, np.maximum(index, 0), axis=axis)
+    if fill < 0:
+        taken = taken.astype(np.result_type(taken.dtype, np.int8), copy=False)
+    where = [slice(None)] * taken.ndim
+    where[axis] = np.flatnonzero(index < 0)  # type: ignore[call-overload]
+    taken[tuple(where)] = fill
+    return taken
 
 
 def _count_by_step(tokens: TokenIds, num_experts: int) -> NDArray[np.int64]:

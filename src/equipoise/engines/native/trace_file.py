@@ -177,5 +177,6 @@ FORMAT = TraceFormat(
     matches=matches,
     read=read,
     options=frozenset(),
+    complete=True,
     write=write,
 )

@@ -41,5 +41,5 @@ FORMAT = TraceFormat(
     "logical_count (.json)",
     matches=_matches,
     read=_read,
-    options=frozenset({"layer_ids", "iterations"}),
+    options=frozenset({"layer_ids", "first_axis", "iterations"}),
 )
