@@ -477,8 +477,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("locality without tokens", "plan table.csv --ranks 2 --locality-price 0.01"),
         case(
             "locality from an expert twice on a rank",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner greedy --allow-same-rank-copies "
-            "--locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner greedy "
+            "--allow-same-rank-copies --locality-price 0.01",
         ),
         case("neither a loss nor other ranks", "failover map.json run.safetensors"),
         case(
