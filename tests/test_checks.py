@@ -175,6 +175,15 @@ def test_no_ids_are_integers():
     assert checks.as_ids([], "Ids").dtype == np.int64
 
 
+def test_names_are_text_or_whole_numbers():
+    assert checks.as_names(["a", "bc"], "Names").tolist() == ["a", "bc"]
+    assert checks.as_names(np.array(["a", "bc"], object), "Names").tolist() == ["a", "bc"]
+    assert checks.as_names([3, 4], "Names").tolist() == ["3", "4"]
+    for odd in (["a", None], [1.5], None, [b"a"], [["a"], ["b", "c"]], np.array(["2024"], "M8[Y]")):
+        with pytest.raises(EquipoiseError, match=r"^Names (has type|do not form an array)"):
+            checks.as_names(odd, "Names")
+
+
 # --- tensors, by their methods -------------------------------------------------------------------
 
 

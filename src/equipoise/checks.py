@@ -104,12 +104,7 @@ def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
         Rows of different lengths, masked entries, a tensor that cannot be read; text, complex
         numbers, dates, records and other objects.
     """
-    try:
-        array = np.asarray(_plain(values, what))
-    except EquipoiseError:
-        raise
-    except Exception as error:  # whatever an object raises that cannot be made an array
-        raise EquipoiseError(f"{what} do not form an array; give rows of equal length.") from error
+    array = _as_numpy(values, what)
     if array.dtype.kind not in "biuf":
         raise EquipoiseError(f"{what} have type {str(array.dtype)[:60]}; expected numbers.")
     # The half type overflows where it is compared or added up; all it can hold, single can.
@@ -155,6 +150,15 @@ def as_ids(ids: ArrayLike, what: str) -> NDArray[np.integer]:
     return array if array.dtype.kind in "iu" else array.astype(np.int64)
 
 
+def as_names(names: ArrayLike, what: str) -> NDArray[np.str_]:
+    """Text of any shape; whole numbers are names as well."""
+    array = _as_numpy(names, what)
+    is_text = array.dtype.kind in "UTiu"
+    if not is_text and not (array.dtype == object and all(isinstance(x, str) for x in array.flat)):
+        raise EquipoiseError(f"{what} has type {str(array.dtype)[:60]}; expected names, as text.")
+    return array.astype(np.str_)
+
+
 def _as_float(value: Any) -> float:
     """As float64; a whole number or a wider float beyond it becomes infinity."""
     try:
@@ -162,6 +166,16 @@ def _as_float(value: Any) -> float:
             return float(value)
     except OverflowError:
         return np.inf if value > 0 else -np.inf
+
+
+def _as_numpy(values: Any, what: str) -> NDArray[Any]:
+    """The values as numpy sees them, with what it would read past taken care of."""
+    try:
+        return np.asarray(_plain(values, what))
+    except EquipoiseError:
+        raise
+    except Exception as error:  # whatever an object raises that cannot be made an array
+        raise EquipoiseError(f"{what} do not form an array; give rows of equal length.") from error
 
 
 def _plain(values: Any, what: str, depth: int = 0) -> Any:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_loads, check_count, check_type
+from equipoise.checks import as_loads, as_names, check_count, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
@@ -224,7 +224,7 @@ def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
 def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:
     if groups is None:
         return None
-    array = np.asarray(groups, dtype=np.str_)
+    array = as_names(groups, "Groups")
     if array.shape != (num_steps,):
         raise EquipoiseError(
             f"Groups have shape {array.shape}; expected one name for each of {num_steps} steps."
