@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.layers import format_ids
 from equipoise.placement import Placement
 
 MAX_EXPERTS = 1 << 16
@@ -162,17 +161,18 @@ def agreed_layer_ids(
 ) -> tuple[int, ...]:
     """The layer numbers of a file: what it states, else what the user gave, else from 0.
 
+    Fewer given numbers than layers, all of them rows of the file, choose among decoder layers:
+    then rows are numbered from 0, and the others are left out later.
+
     Raises
     ------
     EquipoiseError
-        Both are known and differ, or their number is not ``num_layers``.
+        The number of layer ids is not ``num_layers``.
     """
-    if stated is not None and given is not None and tuple(stated) != given:
-        raise EquipoiseError(
-            f"The file numbers its layers {format_ids(stated)}, the layer_ids given are "
-            f"{format_ids(given)}; leave layer_ids out."
-        )
-    ids = tuple(int(i) for i in (stated if stated is not None else given or range(num_layers)))
+    chosen = stated if stated is not None else given or range(num_layers)
+    if stated is None and len(chosen) < num_layers and max(chosen) < num_layers:
+        chosen = range(num_layers)
+    ids = tuple(int(i) for i in chosen)
     if len(ids) != num_layers:
         raise EquipoiseError(f"{len(ids)} layer ids for {num_layers} layers; give one a layer.")
     return ids

@@ -6,20 +6,23 @@ import zipfile
 from pathlib import Path
 
 from equipoise.engines import torch_archive
+from equipoise.engines.arrays import naming
 from equipoise.engines.ascend import load as ascend_load
 from equipoise.engines.ascend import plain_load
 from equipoise.engines.deepseek import load_history
 from equipoise.engines.files import check_readable
+from equipoise.engines.fitting import fitted
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
 from equipoise.engines.map_io import MAP_FORMATS
 from equipoise.engines.native import trace_file
 from equipoise.engines.sglang import dump as sglang_dump
-from equipoise.engines.tabular import counts_json, layer_lines, npz, rank_loads, rank_tables
+from equipoise.engines.tabular import counts_json, layer_lines, npy, npz, rank_loads, rank_tables
 from equipoise.engines.tabular import csv as csv_table
 from equipoise.engines.tabular import json as json_table
 from equipoise.engines.trtllm import dump as trtllm_dump
-from equipoise.engines.vllm import load_stats
+from equipoise.engines.vllm import completions, load_stats
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.invariants import checked
 from equipoise.trace import Trace
 
 TRACE_FORMATS: tuple[TraceFormat, ...] = (
@@ -31,6 +34,8 @@ TRACE_FORMATS: tuple[TraceFormat, ...] = (
     ascend_load.FORMAT,
     plain_load.FORMAT,
     npz.FORMAT,
+    npy.FORMAT,
+    completions.FORMAT,
     json_table.FORMAT,
     csv_table.FORMAT,
     layer_lines.FORMAT,
@@ -108,7 +113,7 @@ def read_trace(
     format: str | None = None,
     progress: Progress = no_progress,
 ) -> Trace:
-    """Read a recording; ``trace.provenance`` says what was found.
+    """Read a recording and check that it can be routing; ``trace.provenance`` says what was found.
 
     Parameters
     ----------
@@ -130,7 +135,13 @@ def read_trace(
     chosen = detect_trace(path) if format is None else trace_format(format)
     check_readable(path)
     chosen.check_options(options)
-    return chosen.read(path, options, progress)
+    trace = chosen.read(path, chosen.own(options), progress)
+    with naming(path):
+        return checked(
+            fitted(trace, options),
+            layers_given=chosen.complete or options.layer_ids is not None,
+            experts_given=chosen.complete or options.num_experts is not None,
+        )
 
 
 def write_trace(trace: Trace, path: str | Path, *, format: str = "equipoise") -> list[str]:

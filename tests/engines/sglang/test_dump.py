@@ -277,15 +277,6 @@ def test_disjoint_counts_on_foreign_slots_decide_nothing(tmp_path: Path) -> None
     assert "cannot be told" in notes(trace)
 
 
-def test_ranks_that_saw_the_same_tokens_are_summed_and_noted(tmp_path: Path) -> None:
-    for rank in range(2):
-        write_passes(tmp_path, rank, [record(4, rank, [[1, 0, 0, 1, 0, 0]] * 2)])
-    trace = read(tmp_path)
-    assert trace.counts[0, 0].tolist() == [2, 0, 0, 2]
-    assert trace.source_counts is None
-    assert "2 times what was routed" in notes(trace)
-
-
 def test_each_dump_is_folded_with_its_own_map(tmp_path: Path) -> None:
     counts = [[5, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 5]]
     write_passes(tmp_path, 0, [record(1, 0, counts)], time=1.5)

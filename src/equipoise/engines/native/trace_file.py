@@ -184,5 +184,6 @@ FORMAT = TraceFormat(
     matches=matches,
     read=read,
     options=frozenset(),
+    complete=True,
     write=write,
 )

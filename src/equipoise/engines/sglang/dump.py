@@ -46,5 +46,5 @@ FORMAT = TraceFormat(
     "logical_count (.json)",
     matches=_matches,
     read=_read,
-    options=frozenset({"layer_ids", "iterations", "placement"}),
+    options=frozenset({"layer_ids", "first_axis", "iterations", "placement"}),
 )

@@ -91,7 +91,8 @@ def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeL
         rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)
         note = (
             f"Decoder layers {format_ids(empty.tolist())} had no load in the whole recording; "
-            "they were taken as dense and left out."
+            "they were taken as dense and left out. If they have experts, as hash-routed layers "
+            f"that record nothing, give --layers 0-{len(loaded) - 1}."
         )
         return MoeLayers(rows, tuple(rows.tolist()), (note,) if len(empty) else ())
     if len(given) == len(loaded):  # a file with a row a MoE layer, or an engine's with all chosen

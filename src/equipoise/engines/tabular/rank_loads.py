@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from equipoise.engines import torch_archive
 from equipoise.engines.arrays import agreed_layer_ids, fold_slots, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.rank_parts import counted_once, missing_ranks
+from equipoise.engines.rank_parts import missing_ranks
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 
@@ -166,13 +166,12 @@ def _joined(path: Path, parts: list[_Part], options: TraceOptions) -> Trace:
         )
     else:
         notes += missing_ranks(list(by_rank), R)
-    trace = Trace(
+    return Trace(
         counts=cube.sum(axis=1),
         layer_ids=agreed_layer_ids(None, options.layer_ids, cube.shape[2]),
         source_counts=cube if len(parts) > 1 else None,
         provenance=Provenance("rank-loads", str(path), tuple(notes)),
     )
-    return counted_once(trace)
 
 
 FORMAT = TraceFormat(

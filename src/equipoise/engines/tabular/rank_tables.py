@@ -7,7 +7,7 @@ from pathlib import Path
 
 from equipoise.engines.arrays import naming
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
-from equipoise.engines.rank_parts import counted_once, missing_ranks, rank_in_name
+from equipoise.engines.rank_parts import missing_ranks, rank_in_name
 from equipoise.engines.tabular import csv, layer_lines
 from equipoise.engines.tabular.records import Records
 from equipoise.errors import FormatError
@@ -51,7 +51,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         notes += missing_ranks(list(ranks))
         provenance = Provenance("rank-tables", str(path), tuple(notes))
         size = sum(file.stat().st_size for _, file in files)
-        return counted_once(records.trace(options, provenance, frozenset({"source_rank"}), size))
+        return records.trace(options, provenance, frozenset({"source_rank"}), size)
 
 
 def _by_rank(path: Path) -> dict[int, list[Path]]:

@@ -230,3 +230,28 @@ def _index_pickle(item: tuple[int, Path]) -> RankFile:
         np.result_type(*loaded) if loaded else np.dtype(np.int64),
         loaded,
     )
+
+
+def by_stage(files: list[RankFile]) -> tuple[list[RankFile], tuple[str, ...]]:
+    """The files with the ranks of pipeline stages counted from 0 in each, and a note.
+
+    With expert parallelism alone every rank has every layer. Ranks whose layers are disjoint are
+    stages of a pipeline: the first rank of each stage is one and the same expert-parallel rank.
+    """
+    layers = {file.rank: tuple(np.unique(file.layer).tolist()) for file in files if len(file)}
+    stages: dict[tuple[int, ...], list[int]] = {}
+    for rank, own in layers.items():
+        stages.setdefault(own, []).append(rank)
+    seen = [layer for own in stages for layer in own]
+    sizes = {len(ranks) for ranks in stages.values()}
+    if len(stages) < 2 or len(set(seen)) < len(seen) or len(sizes) > 1:
+        return files, ()
+    position = {rank: i for ranks in stages.values() for i, rank in enumerate(sorted(ranks))}
+    shown = [f"ranks {format_ids(sorted(r))} layers {format_ids(own)}" for own, r in stages.items()]
+    note = (
+        f"No two of the {len(stages)} groups of ranks recorded the same layer "
+        f"({'; '.join(shown[:4])}{'; ...' if len(shown) > 4 else ''}): they were read as pipeline "
+        f"stages of {sizes.pop()} expert-parallel ranks each."
+    )
+    staged = [replace(f, rank=position[f.rank]) if f.rank in position else f for f in files]
+    return [f for f in staged if len(f)], (note,)
