@@ -83,7 +83,7 @@ class RankCost:
         """
         x = _as_slot_loads(slot_load)
         check_whole("num_ranks", num_ranks, low=1)
-        if x.ndim < 1 or x.shape[-1] % num_ranks:
+        if x.ndim < 1 or not x.size or x.shape[-1] % num_ranks:
             raise EquipoiseError(
                 f"Slot loads have shape {x.shape}; expected a multiple of {num_ranks} slots."
             )
