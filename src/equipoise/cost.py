@@ -55,8 +55,8 @@ class RankCost:
             seconds = check_number(name, getattr(self, name), low=0, high=_LONGEST)
             if 0 < seconds < _SHORTEST:
                 raise EquipoiseError(
-                    f"{name} is {seconds}; expected 0, or {_SHORTEST} or more. Only the ratios "
-                    "matter: use another unit of time."
+                    f"{name} is {seconds}; expected 0, or {_SHORTEST} or more. Check the "
+                    "unit: these are seconds."
                 )
             object.__setattr__(self, name, seconds)
         if self.token_seconds == 0:
