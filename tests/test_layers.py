@@ -33,8 +33,9 @@ def test_one_id_a_layer():
 @pytest.mark.parametrize(
     ("ids", "says"),
     [
-        ("01", "layer_ids is '01'; expected several numbers"),
-        (3, "layer_ids is 3; expected several numbers"),
+        ("01", "layer_ids is '01'; expected several, as a list"),
+        (3, "layer_ids is 3; expected several"),
+        (np.array(3), "layer_ids is array.3.; expected several"),
         ((0, 1.5), "A layer id is 1.5; expected a whole number"),
         ((0, True), "A layer id is True; expected a whole number"),
         ((0, 10**30), "expected -999999 to 999999"),

@@ -207,6 +207,7 @@ COUNTS = np.ones((2, 1, 2), int)
     [
         ({"layer_ids": (1.5,)}, "A layer id is 1.5; expected a whole number"),
         ({"layer_ids": "3"}, "layer_ids is '3'"),
+        ({"layer_ids": np.array(3)}, "layer_ids is array.3."),
         ({"step_ids": [0.5, 1]}, "step_ids have type float64; expected integers"),
         ({"step_ids": 3}, "step_ids is 3; expected a number for each step"),
         ({"step_ids": [0]}, "step_ids has size 1; the trace needs 2"),
@@ -249,10 +250,13 @@ def test_what_is_no_tokens(ids, offsets, says):
     [
         (lambda trace: trace.windows(1.5), "size of a window is 1.5; expected a whole number"),
         (lambda trace: trace.windows(0), "size of a window is 0; expected 1 or more"),
+        (lambda trace: Trace.merge(trace), "traces is .*; expected several"),
+        (lambda trace: Trace.merge([trace, None]), "A trace to merge is None; expected a Trace"),
+        (lambda trace: trace.split(within=["phase"]), "within is .*; expected a str"),
         (lambda trace: trace.split("0.8"), "Cannot split at '0.8'"),
         (lambda trace: trace.select(steps=[0.5]), "steps to keep have type float64"),
         (lambda trace: trace.select(steps=[True]), "mask of steps has size"),
-        (lambda trace: trace.select(layers=0), "layers is 0; expected several numbers"),
+        (lambda trace: trace.select(layers=0), "layers is 0; expected several"),
         (lambda trace: trace.select(layers=[0.0]), "layers have type float64"),
     ],
 )

@@ -49,8 +49,9 @@ def check_type(name: str, value: object, kind: type[Kind]) -> Kind:
 
 def check_collection(name: str, values: Collection[Any]) -> list[Any]:
     """The values as a list; ``EquipoiseError`` unless they are a tuple, a list, a set or alike."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
-        raise EquipoiseError(f"{name} is {brief(values)}; expected several numbers, as a list.")
+    single = isinstance(values, (str, bytes)) or not isinstance(values, Collection)
+    if single or not getattr(values, "shape", True):  # an array of no axis is a single number
+        raise EquipoiseError(f"{name} is {brief(values)}; expected several, as a list.")
     return list(values)
 
 

@@ -55,8 +55,8 @@ class RankCost:
             seconds = check_number(name, getattr(self, name), low=0, high=_LONGEST)
             if 0 < seconds < _SHORTEST:
                 raise EquipoiseError(
-                    f"{name} is {seconds}; expected 0, or {_SHORTEST} or more. Only the ratios "
-                    "matter: use another unit of time."
+                    f"{name} is {seconds}; expected 0, or {_SHORTEST} or more. Check the "
+                    "unit: these are seconds."
                 )
             object.__setattr__(self, name, seconds)
         if self.token_seconds == 0:
@@ -83,7 +83,7 @@ class RankCost:
         """
         x = _as_slot_loads(slot_load)
         check_whole("num_ranks", num_ranks, low=1)
-        if x.ndim < 1 or x.shape[-1] % num_ranks:
+        if x.ndim < 1 or not x.size or x.shape[-1] % num_ranks:
             raise EquipoiseError(
                 f"Slot loads have shape {x.shape}; expected a multiple of {num_ranks} slots."
             )

@@ -387,7 +387,7 @@ def _alike(topology: Topology) -> NDArray[np.bool_]:
 
 def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:
     dead = np.zeros(num_ranks, dtype=bool)
-    for rank in as_ids(check_collection("dead_ranks", dead_ranks), "Dead ranks"):
+    for rank in as_ids(check_collection("dead_ranks", dead_ranks), "Dead ranks").ravel():
         if not 0 <= rank < num_ranks:
             raise EquipoiseError(
                 f"There is no rank {rank} to be dead; expected numbers from 0 to {num_ranks - 1}."

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import imbalance
-from equipoise.checks import as_loads, check_count, check_type, check_whole
+from equipoise.checks import as_loads, brief, check_count, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.trace import Trace
@@ -85,7 +85,9 @@ def noise_floor(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -
     EquipoiseError
         Numbers that are not positive, or more choices per token than experts.
     """
-    _check_router(num_tokens, num_experts, top_k, num_ranks)
+    num_tokens, num_experts, top_k, num_ranks = _checked_router(
+        num_tokens, num_experts, top_k, num_ranks
+    )
     mean, std = _floors(np.array([num_tokens], np.float64), num_experts, top_k, num_ranks)
     return NoiseFloor(float(mean[0]), float(std[0]))
 
@@ -98,7 +100,7 @@ def trace_noise_floor(trace: Trace, num_ranks: int) -> TraceNoiseFloor:
     choices of one token cannot fall on the same expert.
     """
     top_k = check_type("trace", trace, Trace).top_k or 1
-    _check_router(0, trace.num_experts, top_k, num_ranks)
+    *_, num_ranks = _checked_router(0, trace.num_experts, top_k, num_ranks)
     tokens = trace.counts.sum(axis=-1, dtype=np.float64) / top_k
     mean, std = _floors(tokens.ravel(), trace.num_experts, top_k, num_ranks)
     return TraceNoiseFloor(mean.reshape(tokens.shape), std.reshape(tokens.shape))
@@ -136,8 +138,11 @@ def simulate_noise_floor(
     """
     if (num_ranks is None) == (placement is None):
         raise EquipoiseError("Give either num_ranks or placement, and not both.")
-    _check_router(num_tokens, num_experts, top_k, 1 if num_ranks is None else num_ranks)
-    _check_simulation(num_tokens, num_experts, num_draws)
+    num_tokens, num_experts, top_k, ranks = _checked_router(
+        num_tokens, num_experts, top_k, 1 if num_ranks is None else num_ranks
+    )
+    num_ranks = None if num_ranks is None else ranks
+    num_draws = _checked_draws(num_tokens, num_experts, num_draws)
     if num_tokens == 0:
         return NoiseFloor(1.0, 0.0)
     share = None if placement is None else _placed_shares(placement, num_experts)
@@ -163,6 +168,8 @@ def excess(observed: ArrayLike, floor: NoiseFloor | TraceNoiseFloor) -> NDArray[
     Trigger on this and not on the imbalance: call it more than chance where ``observed`` exceeds
     ``floor.alarm_level``.
     """
+    if not isinstance(floor, (NoiseFloor, TraceNoiseFloor)):
+        raise EquipoiseError(f"floor is {brief(floor)}; expected the answer of noise_floor.")
     row: Any = [observed]  # one axis more, so that a single number passes as well
     above: NDArray[np.float64] = as_loads(row)[0] - floor.mean
     return above
@@ -287,23 +294,27 @@ def _placed_shares(placement: Placement, num_experts: int) -> NDArray[np.float64
     return placement.copies_on_rank / placement.copies[:, None, :]
 
 
-def _check_router(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -> None:
-    check_count("num_experts", num_experts)
-    check_count("top_k", top_k)
-    check_count("num_ranks", num_ranks)
+def _checked_router(
+    num_tokens: int, num_experts: int, top_k: int, num_ranks: int
+) -> tuple[int, int, int, int]:
+    """The same numbers as plain ints, which do not wrap as numpy's do."""
+    num_experts = check_count("num_experts", num_experts)
+    top_k = check_count("top_k", top_k)
+    num_ranks = check_count("num_ranks", num_ranks)
     if top_k > num_experts:
         raise EquipoiseError(
             f"A token cannot choose {top_k} different experts of {num_experts}; lower top_k."
         )
-    check_whole("num_tokens", num_tokens)
+    return check_whole("num_tokens", num_tokens), num_experts, top_k, num_ranks
 
 
-def _check_simulation(num_tokens: int, num_experts: int, num_draws: int) -> None:
-    check_count("num_draws", num_draws)
+def _checked_draws(num_tokens: int, num_experts: int, num_draws: int) -> int:
+    num_draws = check_count("num_draws", num_draws)
     if num_draws < 2:
         raise EquipoiseError("One draw has no standard deviation; use a num_draws of 2 or more.")
-    if int(num_draws) * int(num_tokens) * int(num_experts) > _MAX_CHOICES:
+    if num_draws * num_tokens * num_experts > _MAX_CHOICES:
         raise EquipoiseError(
             f"{num_draws} steps of {num_tokens} tokens would take minutes; use fewer of either, "
             "or noise_floor, whose formula is accurate for large steps."
         )
+    return num_draws

@@ -188,8 +188,10 @@ def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
 def check_slot_count(num_slots: int, *, num_ranks: int, num_experts: int) -> None:
     """Raise ``EquipoiseError`` unless ``S >= E`` and ``R`` divides ``S``."""
     check_whole("num_slots", num_slots)
-    check_whole("num_ranks", num_ranks, low=1)
-    check_whole("num_experts", num_experts, low=1)
+    if not check_whole("num_ranks", num_ranks) or not check_whole("num_experts", num_experts):
+        raise EquipoiseError(
+            f"{num_experts} experts on {num_ranks} ranks; expected at least one of each."
+        )
     if num_slots < num_experts:
         raise EquipoiseError(
             f"{num_slots} slots cannot hold {num_experts} experts; "

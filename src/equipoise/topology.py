@@ -105,7 +105,7 @@ class Topology:
         if not _LOWEST_SPEED <= slowest <= fastest <= _HIGHEST_SPEED:
             raise EquipoiseError(
                 f"speed goes from {slowest} to {fastest}; expected {_LOWEST_SPEED} to "
-                f"{_HIGHEST_SPEED}. Only the ratios matter: give 1 for a rank of mean speed."
+                f"{_HIGHEST_SPEED}. Give 1 to a rank of usual speed."
             )
         if fastest > _MOST_UNEQUAL * slowest:
             raise EquipoiseError(

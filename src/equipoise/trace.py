@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -123,7 +123,8 @@ class Trace:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts", _as_counts(self.counts))
-        ids = range(self.num_layers) if _is_empty(self.layer_ids) else self.layer_ids
+        given = self.layer_ids
+        ids = range(self.num_layers) if isinstance(given, (tuple, list)) and not given else given
         object.__setattr__(self, "layer_ids", check_layer_ids(ids, self.num_layers))
         steps = np.arange(self.num_steps) if self.step_ids is None else self.step_ids
         object.__setattr__(self, "step_ids", _as_steps(steps))
@@ -223,7 +224,8 @@ class Trace:
         """
         if not (isinstance(at, (float, np.floating)) and 0 < at < 1):
             raise EquipoiseError(f"Cannot split at {brief(at)}; expected a share between 0 and 1.")
-        groups = self.labels.get(within or "", np.zeros(self.num_steps, dtype=np.str_))
+        label = "" if within is None else check_type("within", within, str)
+        groups = self.labels.get(label, np.zeros(self.num_steps, dtype=np.str_))
         fit: list[NDArray[np.int64]] = []
         held: list[NDArray[np.int64]] = []
         for value in dict.fromkeys(groups.tolist()):
@@ -314,7 +316,7 @@ class Trace:
             layer_ids=layer_ids,
             top_k=tokens.ids.shape[2],
             tokens=tokens,
-            labels=labels or {},
+            labels={} if labels is None else labels,
             provenance=provenance,
         )
 
@@ -329,6 +331,9 @@ class Trace:
         EquipoiseError
             No trace, or traces of different layers or experts.
         """
+        traces = [
+            check_type("A trace to merge", t, Trace) for t in check_collection("traces", traces)
+        ]
         if not traces:
             raise EquipoiseError("Nothing to merge; give at least one trace.")
         first = traces[0]
@@ -471,10 +476,6 @@ def _as_labels(labels: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.str_]]:
         check_type("The name of a label", name, str): as_names(values, f"Label {brief(name)}")
         for name, values in labels.items()
     }
-
-
-def _is_empty(layer_ids: object) -> bool:
-    return isinstance(layer_ids, Sized) and len(layer_ids) == 0
 
 
 def _check_size(counts: NDArray[Any]) -> None:

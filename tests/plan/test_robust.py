@@ -260,7 +260,7 @@ def test_history_is_normalised_and_bounded():
     ("options", "message"),
     [
         ({"dispatch": "divine"}, "no dispatcher 'divine'"),
-        ({"tail": 1.5}, "tail is 1.5; expected a share"),
+        ({"tail": 1.5}, "tail is 1.5; expected 0 to 1"),
         ({"tail": float("nan")}, "tail is nan"),
         ({"moves": -1}, "moves is -1"),
         ({"moves": 2.5}, "moves is 2.5"),
@@ -278,9 +278,9 @@ def test_what_is_refused(options, message):
     ("weights", "message"),
     [
         ({"math": 1}, "weight for group 'math'; the load has chat, code"),
-        ({"code": -1}, "expected numbers >= 0"),
+        ({"code": -1}, "weight of group .code. is -1; expected 0 to"),
         ({"code": 0, "chat": 0}, "one above 0"),
-        ({"code": float("inf")}, "expected numbers >= 0"),
+        ({"code": float("inf")}, "weight of group .code. is inf"),
     ],
 )
 def test_weights_that_are_refused(weights, message):

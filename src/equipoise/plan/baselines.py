@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import as_loads, check_type
 from equipoise.placement import Placement
 from equipoise.plan.bounds import certify
 from equipoise.plan.eplb import check_distinct
@@ -31,7 +32,7 @@ class Contiguous:
         EquipoiseError
             More slots than every expert on every rank would fill.
         """
-        experts = np.arange(problem.num_experts)
+        experts = np.arange(check_type("problem", problem, Problem).num_experts)
         rank = experts * problem.topology.num_ranks // problem.num_experts
         return _plan(problem, rank, repr(self))
 
@@ -42,7 +43,8 @@ class RoundRobin:
 
     def plan(self, problem: Problem) -> Plan:
         """The same slots in every layer; raises as ``Contiguous`` does."""
-        rank = np.arange(problem.num_experts) % problem.topology.num_ranks
+        experts = np.arange(check_type("problem", problem, Problem).num_experts)
+        rank = experts % problem.topology.num_ranks
         return _plan(problem, rank, repr(self))
 
 
@@ -51,7 +53,8 @@ def without_balancing(load: Trace | ArrayLike, topology: Topology) -> Placement:
 
     That is a slot an expert where the ranks divide the experts, and the next multiple elsewhere.
     """
-    num_experts = np.shape(load.counts if isinstance(load, Trace) else load)[-1]
+    check_type("topology", topology, Topology)
+    num_experts = as_loads(load.counts if isinstance(load, Trace) else load).shape[-1]
     fewest_slots = -(-num_experts // topology.num_ranks) * topology.num_ranks
     return Contiguous().plan(Problem(load, topology, fewest_slots)).placement
 

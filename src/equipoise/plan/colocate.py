@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import brief, check_number, check_type
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.bounds import certify
@@ -88,6 +88,10 @@ class Colocate:
     def __post_init__(self) -> None:
         if not isinstance(self.price, StepTime):
             check_number("price", self.price, low=0, high=np.inf)
+        if self.tokens is not None:
+            check_type("tokens", self.tokens, TokenIds)
+        if not callable(getattr(self.start, "plan", None)):
+            raise EquipoiseError(f"start is {brief(self.start)}; expected a planner.")
         check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
 
     def plan(self, problem: Problem) -> Plan:

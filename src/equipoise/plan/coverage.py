@@ -11,7 +11,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import brief, check_count, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.topology import Topology
@@ -110,6 +110,7 @@ class Coverage:
             Of the random combinations.
         """
         self._check(losses)
+        check_whole("seed", seed)
         families = [_host_sets(hosts, losses) for hosts in self.hosts]
         every = np.unique(np.concatenate(families), axis=0)
         if len(every) <= _FEW_HOST_SETS:
@@ -144,6 +145,8 @@ def coverage(placement: Placement, topology: Topology, *, domain: str = "rank") 
     EquipoiseError
         A topology of other ranks, or an unknown domain.
     """
+    check_type("placement", placement, Placement)
+    check_type("topology", topology, Topology)
     if topology.num_ranks != placement.num_ranks:
         raise EquipoiseError(
             f"The topology has {topology.num_ranks} ranks, the placement {placement.num_ranks}; "
@@ -157,8 +160,8 @@ def coverage(placement: Placement, topology: Topology, *, domain: str = "rank") 
 
 def domains_of_ranks(topology: Topology, domain: str) -> Ints:
     """The failure domain of each rank, ``(R,)``; ``EquipoiseError`` for an unknown kind."""
-    if domain not in DOMAINS:
-        raise EquipoiseError(f"domain is {domain!r}; expected 'rank' or 'node'.")
+    if not isinstance(domain, str) or domain not in DOMAINS:
+        raise EquipoiseError(f"domain is {brief(domain)}; expected 'rank' or 'node'.")
     return topology.node_of_rank if domain == "node" else np.arange(topology.num_ranks)
 
 

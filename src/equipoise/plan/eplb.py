@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.checks import check_count, check_flag, check_type
 from equipoise.errors import EquipoiseError
 from equipoise.plan.bounds import certify, check_groups, hierarchy_lower_bound
 from equipoise.plan.problem import Plan, Problem
@@ -31,6 +32,9 @@ class Greedy:
     """
 
     allow_same_rank_copies: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("allow_same_rank_copies", self.allow_same_rank_copies)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
@@ -63,6 +67,10 @@ class Hierarchical:
     num_groups: int
     allow_same_rank_copies: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag("allow_same_rank_copies", self.allow_same_rank_copies)
+        object.__setattr__(self, "num_groups", check_count("num_groups", self.num_groups))
+
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
 
@@ -72,7 +80,7 @@ class Hierarchical:
             Groups that do not divide the experts, nodes that do not divide the groups, more slots
             on a node than every expert of the node on each of its ranks would fill.
         """
-        num_nodes = problem.topology.num_nodes
+        num_nodes = check_type("problem", problem, Problem).topology.num_nodes
         check_groups(problem.num_experts, self.num_groups, num_nodes)
         slots = _balanced_slots(problem, self.num_groups, num_nodes, self.allow_same_rank_copies)
         plan = certify(problem, slots, planner=repr(self))
@@ -97,14 +105,18 @@ class TrtllmGreedy:
         """Choose copies and places."""
         from equipoise.plan import _kernels  # numba takes long to import
 
-        load = _scaled(problem.total).astype(np.float32).astype(np.float64)
+        load = (
+            _scaled(check_type("problem", problem, Problem).total)
+            .astype(np.float32)
+            .astype(np.float64)
+        )
         slots = _kernels.trtllm_slots(load, problem.num_slots, problem.topology.num_ranks)
         return certify(problem, slots, planner=repr(self), note=_note(problem))
 
 
 def check_distinct(problem: Problem, num_nodes: int = 1) -> None:
     """Raise ``EquipoiseError`` if some rank must hold an expert twice."""
-    ranks = problem.topology.num_ranks // num_nodes
+    ranks = check_type("problem", problem, Problem).topology.num_ranks // num_nodes
     experts = problem.num_experts // num_nodes
     slots = problem.num_slots // num_nodes
     if slots > experts * ranks:
@@ -122,7 +134,7 @@ def _balanced_slots(
     """Groups to nodes, then every node by itself: slots ``(L, S)``."""
     from equipoise.plan import _kernels  # numba takes long to import
 
-    load: NDArray[np.floating[Any]] = _scaled(problem.total)
+    load: NDArray[np.floating[Any]] = _scaled(check_type("problem", problem, Problem).total)
     kernel: Callable[..., NDArray[np.int64]] = _kernels.distinct_slots
     if allow_same_rank_copies:
         load, kernel = load.astype(np.float32), _kernels.eplb_slots

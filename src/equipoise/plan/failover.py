@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import as_ids, check_count, check_type
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
@@ -145,7 +145,7 @@ def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
         A problem of another shape, ranks without room for all experts.
     """
     _check(placement, problem)
-    check_count("num_ranks", num_ranks)
+    num_ranks = check_count("num_ranks", num_ranks)
     old_rank = np.arange(num_ranks)
     old_rank[placement.num_ranks :] = -1
     alive = np.ones(placement.num_ranks, dtype=bool)
@@ -175,6 +175,7 @@ def refit(before_LRC: ArrayLike, problem: Problem) -> tuple[Placement, NDArray[n
     EquipoiseError
         Experts of another shape or outside ``[-1, E)``, ranks without room for all experts.
     """
+    check_type("problem", problem, Problem)
     topology, num_experts = problem.topology, problem.num_experts
     held = _as_held(before_LRC, problem)
     room = topology.distinct_experts(num_experts)
@@ -346,7 +347,7 @@ def _slots_per_rank(size: int, room: Ints, num_experts: int) -> int:
 
 
 def _as_held(before_LRC: ArrayLike, problem: Problem) -> Ints:
-    held = np.asarray(before_LRC, dtype=np.int64)
+    held = as_ids(before_LRC, "What the ranks hold")
     shape, num_experts = (problem.num_layers, problem.topology.num_ranks), problem.num_experts
     if held.ndim != 3 or held.shape[:2] != shape:
         raise EquipoiseError(
@@ -358,7 +359,7 @@ def _as_held(before_LRC: ArrayLike, problem: Problem) -> Ints:
             f"The ranks hold experts {held.min()} to {held.max()}; expected ids from 0 to "
             f"{num_experts - 1}, or -1 for none."
         )
-    return held
+    return held.astype(np.int64)
 
 
 def _scenarios(problem: Problem) -> Scenarios:
@@ -366,6 +367,8 @@ def _scenarios(problem: Problem) -> Scenarios:
 
 
 def _check(placement: Placement, problem: Problem) -> None:
+    check_type("placement", placement, Placement)
+    check_type("problem", problem, Problem)
     for what, ours, theirs in (
         ("layers", placement.layer_ids, problem.layer_ids),
         ("experts", placement.num_experts, problem.num_experts),

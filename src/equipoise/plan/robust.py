@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.errors import EquipoiseError
@@ -89,15 +90,15 @@ class Robust:
         if self.step_assignments is not None:
             if self.cost is None:
                 raise EquipoiseError("step_assignments matters with a cost only; give both.")
-            if not 0 < self.step_assignments < np.inf:
-                raise EquipoiseError(
-                    f"step_assignments is {self.step_assignments}; expected a number above 0."
-                )
-        if not 0 <= self.tail <= 1:
-            raise EquipoiseError(f"tail is {self.tail}; expected a share between 0 and 1.")
+            check_type("cost", self.cost, RankCost)
+            check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
+        elif self.cost is not None:
+            check_type("cost", self.cost, RankCost)
+        check_number("tail", self.tail, low=0, high=1)
         check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
-        if self.budget_seconds is not None and not self.budget_seconds >= 0:
-            raise EquipoiseError(f"budget_seconds is {self.budget_seconds}; expected at least 0.")
+        budget = self.budget_seconds
+        if budget is not None and not (isinstance(budget, float) and budget == np.inf):
+            check_number("budget_seconds", budget, low=0, high=np.inf)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.checks import brief, check_number
 from equipoise.errors import EquipoiseError
 from equipoise.plan.problem import Problem
 
@@ -19,6 +20,8 @@ MAX_WINDOWS = 64
 _HELD_SHARE = 0.2  # of each group's windows, the latest
 MIX_SHARE = 0.2
 """What the mix of all groups counts beside the groups one by one."""
+
+_MOST_WEIGHT = 1e100  # of a group: their sum is a number too
 
 _DRAWS, _NOISE = 4, 0.7  # scenarios drawn from a window, standard deviations of chance added
 
@@ -191,15 +194,26 @@ def _groups(problem: Problem) -> tuple[list[str], NDArray[np.int64]]:
 def _weights(names: list[str], given: Mapping[str, float] | None) -> Floats:
     if given is None:
         return np.full(len(names), 1 / len(names))
-    unknown = sorted(set(given) - set(names))
+    if not isinstance(given, Mapping):
+        raise EquipoiseError(
+            f"group_weights is {brief(given)}; expected a number for each group, by its name."
+        )
+    unknown = [name for name in given if name not in names]
     if unknown:
         have = ", ".join(names) if names != [""] else "no group"
-        raise EquipoiseError(f"There is a weight for group {unknown[0]!r}; the load has {have}.")
-    weight = np.array([given.get(name, 1.0) for name in names], dtype=np.float64)
-    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise EquipoiseError(
-            f"Group weights are {dict(given)}; expected numbers >= 0, one above 0."
+            f"There is a weight for group {brief(unknown[0])}; the load has {have}."
         )
+    weight = np.array(
+        [
+            check_number(
+                f"The weight of group {name!r}", given.get(name, 1.0), low=0, high=_MOST_WEIGHT
+            )
+            for name in names
+        ]
+    )
+    if not weight.any():
+        raise EquipoiseError("The weight of every group is 0; expected one above 0.")
     normalised: Floats = weight / weight.sum()
     return normalised
 

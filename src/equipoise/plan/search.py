@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count, check_whole
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, is_scale_free
-from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.robust_scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
 from equipoise.topology import Topology
@@ -350,9 +349,8 @@ def kernel_seed(*numbers: int) -> int:
 
 def check_search_options(*, moves: int, seed: int, num_threads: int | None) -> None:
     """Raise ``EquipoiseError`` for what no search can be given."""
-    for name, value in (("moves", moves), ("seed", seed)):
-        if not 0 <= value < 2**63 or value != int(value):
-            raise EquipoiseError(f"{name} is {value}; expected a whole number >= 0.")
+    check_whole("moves", moves)
+    check_whole("seed", seed)
     if num_threads is not None:
         check_count("num_threads", num_threads)
 
