@@ -22,6 +22,8 @@ from equipoise.engines.map_checks import (
     check_rows,
     describe,
     format_rows,
+    guessed_decoder_rows,
+    guessed_order,
     infer_experts,
     is_int,
     parse_json,
@@ -72,6 +74,7 @@ def _check_limit(raw: RawMap, context: MapContext) -> list[Finding]:
             code="X4",
             message=f"{redundant} redundant slots; vLLM takes at most {MAX_REDUNDANT}.",
             remedy=f"Plan with at most {shape.num_experts + MAX_REDUNDANT} slots.",
+            readable=True,
         )
     ]
 
@@ -226,7 +229,8 @@ def _check_record(raw: RawMap, context: MapContext) -> list[Finding]:
         *_check_stated_experts(raw, context),
         *check_row_count(raw, _moe_layers(context), "X5", "MoE layers"),
         *_check_limit(raw, context),
-        *unchecked(raw, context, "layer_ids"),
+        *guessed_order(raw, context),
+        *unchecked(raw, context),
     ]
 
 
@@ -313,7 +317,8 @@ def _check_list(raw: RawMap, context: MapContext, num_rows: int | None, what: st
 def _check_moe_list(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         *_check_list(raw, context, _moe_layers(context), "MoE layers"),
-        *unchecked(raw, context, "layer_ids"),
+        *([] if _is_shared(raw) else guessed_order(raw, context)),
+        *unchecked(raw, context, *(["layer_ids"] if _is_shared(raw) else [])),
     ]
 
 
@@ -324,7 +329,8 @@ def _check_decoder_list(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         *_check_list(raw, context, num_rows, "decoder and draft layers"),
         *([] if _is_shared(raw) else check_layers_have_rows(raw, context.layer_ids, "X5")),
-        *unchecked(raw, context, "layer_ids", "num_hidden_layers"),
+        *([] if _is_shared(raw) else guessed_decoder_rows(raw, context)),
+        *unchecked(raw, context, "num_hidden_layers", *(["layer_ids"] if _is_shared(raw) else [])),
     ]
 
 
@@ -368,6 +374,7 @@ FORMATS = (
         to_placement=_record_to_placement,
         write=write_record,
         losses=_losses,
+        signature=f'"{_RECORD_TYPE}"',
     ),
     MapFormat(
         name="vllm-49572",
