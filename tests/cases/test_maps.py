@@ -192,11 +192,13 @@ def test_a_text_is_neither_a_map_nor_a_recording(run, tmp_path, command):
     assert status == 2
     assert "is neither a map nor a recording" in said
     assert "The simplest map is two lines of YAML" in said
+    assert "columns layer,expert,tokens, or numpy.savez(counts=...)" in said
 
 
 def test_the_simplest_map_is_read_as_the_sentence_says(run, tmp_path):
     _, said = run("validate", MAPS / "not_a_map.txt")
-    (tmp_path / "map").write_text("\n".join(re.findall(r'"([^"]*:[^"]*)"', said)))
+    lines = re.findall(r'"((?:num_slots|initial)[^"]*)"', said)
+    (tmp_path / "map").write_text("\n".join(lines))
     target = tmp_path / "map.json"
     status, _ = run("convert", tmp_path / "map", "--ranks", 2, "--to", "equipoise", "-o", target)
     assert status == 0

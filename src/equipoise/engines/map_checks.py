@@ -26,6 +26,7 @@ LIMIT = 20  # findings of one kind in one layer that are listed singly; the rest
 SHOWN = 3  # findings of one kind that people are shown singly; see ``by_kind``
 MAX_BYTES = 32 << 20  # 128 layers of 2048 slots take 9 MB in the wordiest format
 MAX_ENTRIES = 1 << 20  # commas, colons and lines; 128 layers of 2048 slots have half as many
+MAX_LAYERS = 1 << 12  # ten times as many as any model has
 MAX_CELLS = 1 << 27  # layers x ranks x experts of a placement's copy counts: 1 GiB
 
 NOTHING_KNOWN = MapContext()
@@ -389,7 +390,7 @@ def unknown_keys(
 
 
 def by_kind(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings for people, errors first; more than a few of one kind become one with a count."""
+    """The findings for people, errors first; more than a few of one kind are one with a count."""
     kinds: dict[tuple[object, ...], list[Finding]] = {}
     for finding in sorted(findings, key=lambda f: list(Severity).index(f.severity)):
         kinds.setdefault(_kind(finding), []).append(finding)
@@ -497,7 +498,7 @@ def _check_sizes(raw: RawMap, context: MapContext, shape: Shape, rules: Rules) -
         check_slot_count(
             shape.num_slots,
             num_ranks=1 if shape.num_ranks is None else shape.num_ranks,
-            num_experts=shape.num_experts,
+            num_experts=max(shape.num_experts, 1),  # 0 where no id can be one, told of each
         )
     except EquipoiseError as error:
         findings.append(
@@ -565,7 +566,7 @@ def _check_ids(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> li
         for slot, value in enumerate(row)
         if is_int(value) and not 0 <= value < shape.num_experts
     ]
-    last = shape.num_experts - 1
+    last = (shape.num_experts or shape.num_slots) - 1
     return [
         *_capped(
             strange,

@@ -17,6 +17,7 @@ from equipoise.engines.ascend import expert_map
 from equipoise.engines.files import check_readable, replacing
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
 from equipoise.engines.map_checks import (
+    MAX_LAYERS,
     NOTHING_KNOWN,
     WAY_IN,
     by_kind,
@@ -86,6 +87,7 @@ def is_map(path: Path) -> bool:
 
 def _by_signature(path: Path) -> MapFormat:
     """The format of a damaged map; if there is none, ``FormatError`` says what the file is."""
+    _refuse_bombs(path)
     recording = next((known for known in TRACE_FORMATS if known.matches(path)), None)
     if recording is not None:
         raise FormatError(
@@ -97,14 +99,32 @@ def _by_signature(path: Path) -> MapFormat:
         for known in MAP_FORMATS:
             if known.signature and re.search(known.signature, content, re.MULTILINE):
                 return known
-        if re.match(r"\s*[\[{]", content):
+        if _looks_like_json(content):
             parse_json(content, path)  # raises: it begins like JSON, and here is where it ends
     words = stated(content)
     if words is not None:
         raise FormatError(
             f"{path}: states the {words}, which is not known here: another program's file. {WAY_IN}"
         )
-    raise FormatError(f"{path}: is neither a map nor a recording{_kind(content)}. {WAY_IN}")
+    raise FormatError(
+        f"{path}: is neither a map nor a recording{_kind(content)}. {WAY_IN} The simplest "
+        "recording is a CSV file with the columns layer,expert,tokens, or numpy.savez(counts=...)."
+    )
+
+
+def _refuse_bombs(path: Path) -> None:
+    """Refuse JSON that nests too deeply, or has endless numbers, before others try to read it."""
+    try:
+        text = read_text(path)
+        if _looks_like_json(text):
+            parse_json(text, path)
+    except FormatError as error:
+        if type(error.__cause__) in (RecursionError, ValueError):  # not the syntax, as of JSONL
+            raise
+
+
+def _looks_like_json(text: str) -> bool:
+    return re.match(r"\s*[\[{]", text) is not None
 
 
 def _content(path: Path) -> Any:
@@ -158,7 +178,7 @@ def inspect_map(
     """As ``validate_map``, with the format's name and the notes."""
     path = _existing(path)
     chosen = _choose(path, format)
-    raw = _of_model(chosen.parse(path), context.model_key, path)
+    raw = _parse(path, chosen, context)
     return MapInspection(
         format=chosen.name, findings=tuple(chosen.check(raw, context)), notes=raw.notes
     )
@@ -242,7 +262,7 @@ def examine_map(
     """As ``read_map``, with the warnings and notes that come with the placement."""
     path = _existing(path)
     chosen = _choose(path, format)
-    raw = _of_model(chosen.parse(path), context.model_key, path)
+    raw = _parse(path, chosen, context)
     findings = chosen.check(raw, context)
     _refuse_errors([finding for finding in findings if not finding.readable], f"{path}")
     try:
@@ -365,6 +385,13 @@ def _complete(context: MapContext, placement: Placement) -> MapContext:
                 "plan for this deployment, or correct what was given."
             )
     return replace(context, **known)  # type: ignore[arg-type]
+
+
+def _parse(path: Path, chosen: MapFormat, context: MapContext) -> RawMap:
+    raw = _of_model(chosen.parse(path), context.model_key, path)
+    if len(raw.rows) > MAX_LAYERS:
+        raise FormatError(f"{path}: has {len(raw.rows):,} layers, more than any model.")
+    return raw
 
 
 def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:

@@ -287,12 +287,12 @@ def test_a_file_without_assignments_is_online_balancing(path, text, words):
 )
 def test_the_sizes_of_online_balancing_are_checked(path, slots, context):
     text = f"num_slots: {slots}\nlayer_updates_per_iter: 2\n"
-    assert [f.code for f in findings(path, text, context)] == ["T2"]
+    found = findings(path, text, context)
+    assert [f.code for f in found if f.severity is Severity.ERROR] == ["T2"]
 
 
 def test_a_file_of_another_program_is_not_taken_for_ours(path):
     path.write_text(GOLDEN + "version: 3\n")
-    assert not FORMAT.matches(path)
     with pytest.raises(FormatError, match="states the version 3: another program's file"):
         FORMAT.parse(path)
 

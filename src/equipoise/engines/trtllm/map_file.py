@@ -33,7 +33,7 @@ from equipoise.engines.map_checks import (
     unknown_keys,
 )
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.placement import Placement, check_slot_count
+from equipoise.placement import Placement
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
@@ -170,7 +170,10 @@ def _section(document: Any) -> Any:
 
 def _matches(path: Path) -> bool:
     try:
-        if not any(key in read_text(path) for key in (*_KEYS, *(part for part, _ in _OPTIONS))):
+        text = read_text(path)
+        if re.search(_SIGNATURE, text, re.MULTILINE):
+            return True
+        if not any(word in text for word in (*_KEYS, *(part for part, _ in _OPTIONS))):
             return False  # without parsing a large file of another kind as YAML
         document = _load(path)[0]
     except FormatError:
@@ -323,18 +326,17 @@ def _check_layers(raw: RawMap, layer_ids: tuple[int, ...] | None) -> list[Findin
 
 def _check_online(raw: RawMap, context: MapContext) -> list[Finding]:
     """The sizes of a file without assignments, as far as they are known."""
-    if raw.num_slots is None:  # told by _check_num_slots
+    slots, ranks, experts = raw.num_slots, context.num_ranks, context.num_experts
+    if slots is None:  # told by _check_num_slots
         return []
-    try:
-        check_slot_count(
-            raw.num_slots,
-            num_ranks=1 if context.num_ranks is None else context.num_ranks,
-            num_experts=1 if context.num_experts is None else context.num_experts,
-        )
-    except EquipoiseError as error:
-        remedy = "Give a legal number of slots."
-        return [Finding(code="T2", message=str(error), remedy=remedy)]
-    return unchecked(raw, context)
+    problems = [
+        (slots < 1, f"num_slots is {describe(slots)}; expected at least 1."),
+        (experts is not None and slots < experts, f"{slots} slots cannot hold {experts} experts."),
+        (bool(ranks) and slots % (ranks or 1), f"{slots} slots do not divide over {ranks} ranks."),
+    ]
+    remedy = "Give a multiple of the ranks, and at least as many slots as the model has experts."
+    found = [Finding(code="T2", message=text, remedy=remedy) for wrong, text in problems if wrong]
+    return [*found, *unchecked(raw, context)]
 
 
 def _check_limits(raw: RawMap, context: MapContext) -> list[Finding]:
