@@ -28,7 +28,6 @@ from equipoise.engines.map_checks import (
 )
 from equipoise.engines.native import map_file as native_map
 from equipoise.engines.sglang import location
-from equipoise.engines.trace_io import TRACE_FORMATS
 from equipoise.engines.trtllm import map_file as trtllm_map
 from equipoise.engines.vllm import hygon_maps, tensors
 from equipoise.engines.vllm import map_files as vllm_maps
@@ -88,12 +87,7 @@ def is_map(path: Path) -> bool:
 def _by_signature(path: Path) -> MapFormat:
     """The format of a damaged map; if there is none, ``FormatError`` says what the file is."""
     _refuse_bombs(path)
-    recording = next((known for known in TRACE_FORMATS if known.matches(path)), None)
-    if recording is not None:
-        raise FormatError(
-            f"{path}: is a recording ({recording.name}) and no map; equipoise plan makes a map "
-            "from a recording."
-        )
+    _refuse_recording(path)
     content = _content(path)
     if isinstance(content, str):
         for known in MAP_FORMATS:
@@ -110,6 +104,18 @@ def _by_signature(path: Path) -> MapFormat:
         f"{path}: is neither a map nor a recording{_kind(content)}. {WAY_IN} The simplest "
         "recording is a CSV file with the columns layer,expert,tokens, or numpy.savez(counts=...)."
     )
+
+
+def _refuse_recording(path: Path) -> None:
+    # Here, since recordings say what they are not, too: that module needs the formats of this one.
+    from equipoise.engines.trace_io import TRACE_FORMATS
+
+    recording = next((known for known in TRACE_FORMATS if known.matches(path)), None)
+    if recording is not None:
+        raise FormatError(
+            f"{path}: is a recording ({recording.name}) and no map; equipoise plan makes a map "
+            "from a recording."
+        )
 
 
 def _refuse_bombs(path: Path) -> None:
