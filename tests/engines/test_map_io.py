@@ -98,6 +98,19 @@ def test_round_trip_through_every_format(tmp_path, name, suffix, placement):
         assert read_map(path, format=name) == placement
 
 
+@pytest.mark.parametrize(("name", "suffix"), suffixes())
+@shared_folder
+@given(placement=placements())
+def test_what_we_write_has_no_warning_but_of_copies_on_one_rank(tmp_path, name, suffix, placement):
+    path, context = tmp_path / f"map{suffix}", context_of(placement)
+    if name == "ascend" and refused_by_ascend(placement):
+        return
+    write_map(placement, path, format=name, context=context)
+    found = validate_map(path, context, format=name)
+    codes = {finding.code for finding in found if finding.severity is not Severity.NOTE}
+    assert codes == ({"W1"} if placement.duplicates.any() else set())
+
+
 @pytest.mark.parametrize("source", WRITABLE)
 @pytest.mark.parametrize("target", WRITABLE)
 def test_conversion_between_any_two_formats(tmp_path, source, target):
@@ -389,6 +402,23 @@ def test_damaged_documents_raise_nothing_else(tmp_path, name, data):
     broken = tmp_path / f"broken{path.suffix}"
     broken.write_text(dump(document))
     assert_only_our_errors(broken, name)
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITABLE) - {*LISTS, "trtllm"}))
+@shared_folder
+@given(stated=st.dictionaries(st.sampled_from(["format", "version"]), SCALARS, min_size=1))
+def test_what_a_file_says_it_is_never_has_to_go(tmp_path, name, stated):
+    path = tmp_path / "map.json"
+    write_map(PLACEMENT, path, format=name, context=CONTEXT)
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    for chosen in (None, name):
+        try:
+            found = validate_map(path, CONTEXT, format=chosen)
+        except FormatError as error:
+            said = str(error)
+        else:
+            said = " ".join(finding.message + finding.remedy for finding in found)
+        assert not re.search(r"[Rr]emove|[Dd]elete|[Dd]rop|without it", said)
 
 
 @pytest.mark.parametrize("name", NAMES)
