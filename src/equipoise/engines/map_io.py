@@ -76,7 +76,10 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
     if len(found) == 1:
         return found[0]
     names = " or ".join(known.name for known in found)
-    raise FormatError(f"{path}: may be {names}, which look alike; name the format.")
+    raise FormatError(
+        f"{path}: may be {names}, which look alike; name the format (validate --for, convert "
+        "--format)."
+    )
 
 
 def is_map(path: Path) -> bool:
@@ -137,7 +140,7 @@ def _content(path: Path) -> Any:
     """The root of a JSON document or a torch archive, else the text; ``None`` if it is no text."""
     with path.open("rb") as file:
         head = file.read(4096)
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's archives, and its pickles of old
         return torch_archive.outline(path)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)

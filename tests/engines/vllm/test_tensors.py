@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -159,8 +161,10 @@ def test_one_tensor_whose_values_say_what_it_is(tmp_path, suffix, root):
 def test_a_tensor_under_a_name(tmp_path, root):
     path = save(tmp_path / "map.pt", arrays(root))
     context = MapContext(num_ranks=2)
-    name = "tensors" if "physical_to_logical_map" in root else None
-    assert read_map(path, context, format=name) == READ
+    assert read_map(path, context) == READ
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(root))
+    assert read_map(path, context) == READ
 
 
 def test_a_table_of_ranks_may_be_wider_than_the_experts(tmp_path):
@@ -216,6 +220,15 @@ def test_loads_are_never_taken_for_a_map(tmp_path):
 def test_a_large_file_is_not_looked_through(tmp_path):
     path = tmp_path / "big.npy"
     np.lib.format.open_memmap(path, "w+", np.int64, (1 << 11, 1 << 10))
+    assert not holds_a_map(path)
+
+
+@pytest.mark.parametrize(
+    "root", [{"phy2log": [[0, 1], [0]]}, {"phy2log": 3}, {"phy2log": [0]}, {"phy2log": [[10**30]]}]
+)
+def test_a_name_alone_makes_no_map(tmp_path, root):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(root))
     assert not holds_a_map(path)
 
 

@@ -41,6 +41,7 @@ from equipoise.placement import Placement
 KEY = "physical_to_logical_map"
 _LOAD_KEY = "logical_count"
 _COLLAPSE = "W3"
+_OF_VLLM = "logical_replica_count"  # vLLM's state has the same key; SGLang's has no such neighbour
 _RULES = Rules(ids="S4", missing="S4", width="S3", slots="S3", stated="S3", redundancy="S3")
 
 
@@ -86,7 +87,7 @@ def _matches(path: Path) -> bool:
             return False
     else:
         root = peek_json(path)
-    return isinstance(root, dict) and KEY in root and stated(root) is None
+    return isinstance(root, dict) and KEY in root and _OF_VLLM not in root and stated(root) is None
 
 
 def _parse(path: Path) -> RawMap:

@@ -218,13 +218,19 @@ def _parse(path: Path) -> RawMap:
         num_slots=_num_slots(section.get("num_slots")),
         findings=(
             *repeated_keys([*repeated, *twice], "T1"),
-            *unknown_keys(section, _KEYS, "T1", "The load balancer's section"),
+            *_unknown_keys(section, online=not layers),
             *_check_num_slots(section.get("num_slots")),
             *_check_keys(layers),
             *_check_updates(updates),
         ),
         notes=_notes(updates, inline=inline, online=not layers),
     )
+
+
+def _unknown_keys(section: dict[Any, Any], *, online: bool) -> list[Finding]:
+    found = unknown_keys(section, _KEYS, "T1", "The load balancer's section")
+    refused = f"The engine refuses a section with any key but {', '.join(_KEYS)}."
+    return [replace(f, remedy=refused) for f in found] if online else found
 
 
 def _quoted(text: str) -> str:

@@ -8,7 +8,7 @@ read, never written, where what they hold is certain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from equipoise.engines.map_checks import (
     check_row_count,
     check_rows,
     guessed_order,
+    peek_json,
     stated,
     unchecked,
 )
@@ -184,7 +185,7 @@ def holds_a_map(path: Path) -> bool:
 
 
 def _root(path: Path) -> Any:
-    """The arrays of a small ``.pt`` or ``.npy`` file; ``None`` for any other."""
+    """What a small ``.pt``, ``.npy`` or JSON file holds; ``None`` for any other."""
     try:
         with path.open("rb") as file:
             head = file.read(6)
@@ -193,7 +194,9 @@ def _root(path: Path) -> Any:
             return array if array.size <= MAX_ENTRIES else None
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read ({error}).") from error
-    if not head.startswith(b"PK\x03\x04") or _num_values(torch_archive.outline(path)) > MAX_ENTRIES:
+    if not head.startswith(b"PK\x03\x04"):
+        return peek_json(path)
+    if _num_values(torch_archive.outline(path)) > MAX_ENTRIES:
         return None
     return torch_archive.load(path)
 
@@ -221,17 +224,26 @@ def _find(root: Any) -> _Found | None:
 
 def _named(root: dict[Any, Any]) -> _Found | None:
     """The map under one of the names that programs give it."""
-    copies = next((root[name] for name in _COPIES if _is_table(root.get(name))), None)
+    copies = _first(root, _COPIES)
     names = _NAMES if copies is None else (*_NAMES, _STATE)
-    name = next((name for name in names if _is_table(root.get(name))), None)
-    if name is None:
+    slots = _first(root, names)
+    if slots is None:
         return None
     num_experts = None if copies is None else copies.shape[1]
-    return _Found(root[name], f"Read from {name}.", num_experts=num_experts, copies=copies)
+    name = next(name for name in names if name in root)
+    return _Found(slots, f"Read from {name}.", num_experts=num_experts, copies=copies)
 
 
-def _is_table(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "iu"
+def _first(root: dict[Any, Any], names: Iterable[str]) -> NDArray[np.integer] | None:
+    """The table of integers, ``(L, ...)``, under the first of the names there is."""
+    value = next((root[name] for name in names if name in root), None)
+    if isinstance(value, list):
+        try:
+            value = np.array(value)
+        except ValueError:  # rows of unequal length
+            return None
+    found = isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "iu"
+    return value if found else None
 
 
 def _covers(slots: NDArray[np.integer]) -> bool:
@@ -346,8 +358,8 @@ def _read(raw: RawMap, context: MapContext) -> Placement:
 
 FORMAT = MapFormat(
     name="tensors",
-    summary="physical_to_logical_map or phy2log, or a table of rank and expert, as a tensor in a "
-    ".pt or .npy file (read only)",
+    summary="phy2log, physical_to_logical or a table of rank and expert, as a tensor in a .pt or "
+    ".npy file or by name in JSON (read only)",
     matches=holds_a_map,
     parse=_parse,
     check=_check,
