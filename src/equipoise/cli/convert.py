@@ -66,7 +66,7 @@ def convert(
     if _is_map(source, reading.format):
         context = MapContext(
             num_ranks=ranks,
-            num_experts=reading.experts,
+            num_experts=reading.num_experts,
             layer_ids=parse_ids(reading.layers) if reading.layers else None,
             num_hidden_layers=hidden_layers,
             model_key=model_key,
