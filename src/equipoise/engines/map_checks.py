@@ -238,6 +238,17 @@ def check_rows(raw: RawMap, context: MapContext, rules: Rules) -> list[Finding]:
     return findings
 
 
+def check_ordered(raw: RawMap, context: MapContext, rules: Rules, row_count: str) -> list[Finding]:
+    """Every defect of a map whose rows are the MoE layers in order; ``row_count`` is a code."""
+    num_layers = None if context.layer_ids is None else len(context.layer_ids)
+    return [
+        *check_rows(raw, context, rules),
+        *check_row_count(raw, num_layers, row_count, "MoE layers"),
+        *guessed_order(raw, context),
+        *unchecked(raw, context),
+    ]
+
+
 def check_row_count(raw: RawMap, expected: int | None, code: str, what: str) -> list[Finding]:
     """A finding if the file has more or fewer rows than the engine has layers."""
     if expected is None or len(raw.rows) == expected:
@@ -479,6 +490,11 @@ def build(
         num_experts=shape.num_experts,
         layer_ids=layer_ids,
     )
+
+
+def build_ordered(raw: RawMap, context: MapContext) -> Placement:
+    """``build`` for rows that are the MoE layers in order."""
+    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
 
 
 def _check_sizes(raw: RawMap, context: MapContext, shape: Shape, rules: Rules) -> list[Finding]:

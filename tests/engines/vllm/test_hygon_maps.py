@@ -116,7 +116,7 @@ def test_a_key_given_twice(path):
 def test_what_is_known_and_cannot_be_read_has_its_own_reason(path, document):
     path.write_text(json.dumps(document))
     assert FORMAT.matches(path)
-    with pytest.raises(FormatError, match=r"eplb\.json: (states the format|\w+_maps? )"):
+    with pytest.raises(FormatError, match=r"eplb\.json: (the format is|\w+_maps? )"):
         read_map(path, CONTEXT)
 
 

@@ -19,11 +19,9 @@ from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Se
 from equipoise.engines.map_checks import (
     NOTHING_KNOWN,
     Rules,
-    build,
-    check_row_count,
-    check_rows,
+    build_ordered,
+    check_ordered,
     describe,
-    guessed_order,
     is_int,
     parse_json,
     peek_json,
@@ -32,7 +30,6 @@ from equipoise.engines.map_checks import (
     repeated_keys,
     shape_of,
     stated,
-    unchecked,
     unknown_keys,
 )
 from equipoise.errors import EquipoiseError, FormatError
@@ -219,13 +216,7 @@ def _check(raw: RawMap, context: MapContext) -> list[Finding]:
         duplicates_severity=Severity.ERROR,
         place=_place(raw, context),
     )
-    num_layers = None if context.layer_ids is None else len(context.layer_ids)
-    return [
-        *check_rows(raw, context, rules),
-        *check_row_count(raw, num_layers, "A4", "MoE layers"),
-        *guessed_order(raw, context),
-        *unchecked(raw, context),
-    ]
+    return check_ordered(raw, context, rules, "A4")
 
 
 def _place(raw: RawMap, context: MapContext) -> Callable[[int | str, int], str]:
@@ -240,10 +231,6 @@ def _place(raw: RawMap, context: MapContext) -> Callable[[int | str, int], str]:
         return f"device {slot // per_device}, slot {slot % per_device}"
 
     return place
-
-
-def _to_placement(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
 
 
 def _losses(placement: Placement) -> list[str]:
@@ -324,7 +311,7 @@ FORMAT = MapFormat(
     matches=_matches,
     parse=_parse,
     check=_check,
-    to_placement=_to_placement,
+    to_placement=build_ordered,
     write=write,
     losses=_losses,
     signature=r'"(?:moe_layer_count|device_expert)"',

@@ -12,20 +12,16 @@ from typing import Any
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.engines.map_checks import (
     Rules,
-    build,
-    check_row_count,
-    check_rows,
+    build_ordered,
+    check_ordered,
     describe,
-    guessed_order,
     is_int,
     parse_json,
     peek_json,
     read_text,
     repeated_keys,
-    unchecked,
 )
 from equipoise.errors import FormatError
-from equipoise.placement import Placement
 
 _FAMILY = "vllm_offline_eplb_"
 _VERSIONS = {
@@ -33,6 +29,16 @@ _VERSIONS = {
     "vllm_offline_eplb_physical_to_logical_by_model": 2,
 }
 _ROWS, _MODELS = "physical_to_logical_map", "model_maps"
+_COUNTS = (
+    "num_moe_layers",
+    "num_logical_experts",
+    "num_physical_experts",
+    "num_redundant_experts",
+)
+_DRAFT_ROWS = (
+    "The rows are MoE layers in order, and the file does not say whether the last ones are draft "
+    "(MTP) layers. If they are, give layer_ids with numbers for these too."
+)
 _RULES = Rules(ids="X1", missing="X1", width="X2", slots="X3", stated="X3", redundancy="X2")
 
 
@@ -50,8 +56,9 @@ def _parse(path: Path) -> RawMap:
     document, repeated = parse_json(read_text(path), path)
     name = _format(document)
     if name not in _VERSIONS:
+        found = document.get("format") if isinstance(document, dict) else document
         raise FormatError(
-            f"{path}: states the format {describe(name)}; known are {' and '.join(_VERSIONS)}."
+            f"{path}: the format is {describe(found)}; known are {' and '.join(_VERSIONS)}."
         )
     findings = [*repeated_keys(repeated, "X6"), *_check_version(document, _VERSIONS[name])]
     if _VERSIONS[name] == 1:
@@ -63,12 +70,6 @@ def _parse(path: Path) -> RawMap:
         findings=tuple(findings),
         models={key: _entry(entry, path, [], (), key) for key, entry in models.items()},
     )
-
-
-_DRAFT_ROWS = (
-    "The rows are MoE layers in order, and the file does not say whether the last ones are draft "
-    "(MTP) layers. If they are, give layer_ids with numbers for these too."
-)
 
 
 def _check_version(document: dict[str, Any], expected: int) -> list[Finding]:
@@ -106,14 +107,6 @@ def _entry(
     )
 
 
-_COUNTS = (
-    "num_moe_layers",
-    "num_logical_experts",
-    "num_physical_experts",
-    "num_redundant_experts",
-)
-
-
 def _count(value: object) -> int | None:
     return value if is_int(value) and value > 0 else None
 
@@ -137,17 +130,7 @@ def _check_counts(counts: dict[str, Any], rows: list[Any]) -> list[Finding]:
 
 
 def _check(raw: RawMap, context: MapContext) -> list[Finding]:
-    num_layers = None if context.layer_ids is None else len(context.layer_ids)
-    return [
-        *check_rows(raw, context, _RULES),
-        *check_row_count(raw, num_layers, "X5", "MoE layers"),
-        *guessed_order(raw, context),
-        *unchecked(raw, context),
-    ]
-
-
-def _to_placement(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
+    return check_ordered(raw, context, _RULES, "X5")
 
 
 FORMAT = MapFormat(
@@ -156,7 +139,7 @@ FORMAT = MapFormat(
     matches=_matches,
     parse=_parse,
     check=_check,
-    to_placement=_to_placement,
+    to_placement=build_ordered,
     by_model=True,
     signature=f'"{_FAMILY}',
 )

@@ -17,6 +17,7 @@ from equipoise.engines.map_checks import (
     NOTHING_KNOWN,
     Rules,
     build,
+    build_ordered,
     check_layers_have_rows,
     check_row_count,
     check_rows,
@@ -250,10 +251,6 @@ def _check_stated_experts(raw: RawMap, context: MapContext) -> list[Finding]:
     ]
 
 
-def _record_to_placement(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
-
-
 # The lists of pull requests 49572 and 53022 -------------------------------------------------------
 
 
@@ -344,7 +341,7 @@ def _moe_list_to_placement(raw: RawMap, context: MapContext) -> Placement:
     if _is_shared(raw):
         rows, layers = _shared_rows(raw, context)
         return build(rows, layers, raw, context)
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
+    return build_ordered(raw, context)
 
 
 def _decoder_list_to_placement(raw: RawMap, context: MapContext) -> Placement:
@@ -371,7 +368,7 @@ FORMATS = (
         matches=_matches_record,
         parse=_parse_record,
         check=_check_record,
-        to_placement=_record_to_placement,
+        to_placement=build_ordered,
         write=write_record,
         losses=_losses,
         signature=f'"{_RECORD_TYPE}"',

@@ -21,13 +21,10 @@ from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.engines.map_checks import (
     MAX_ENTRIES,
     Rules,
-    build,
-    check_row_count,
-    check_rows,
-    guessed_order,
+    build_ordered,
+    check_ordered,
     peek_json,
     stated,
-    unchecked,
 )
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
@@ -343,17 +340,7 @@ def _check_copies(found: _Found) -> list[Finding]:
 
 
 def _check(raw: RawMap, context: MapContext) -> list[Finding]:
-    num_layers = None if context.layer_ids is None else len(context.layer_ids)
-    return [
-        *check_rows(raw, context, _RULES),
-        *check_row_count(raw, num_layers, "X5", "MoE layers"),
-        *guessed_order(raw, context),
-        *unchecked(raw, context),
-    ]
-
-
-def _read(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
+    return check_ordered(raw, context, _RULES, "X5")
 
 
 FORMAT = MapFormat(
@@ -363,5 +350,5 @@ FORMAT = MapFormat(
     matches=holds_a_map,
     parse=_parse,
     check=_check,
-    to_placement=_read,
+    to_placement=build_ordered,
 )
