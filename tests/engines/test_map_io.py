@@ -160,7 +160,7 @@ def test_detection_by_content(tmp_path, name, suffix):
             r"is a recording \(adrs\) and no map; equipoise plan makes a map",
         ),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[[0, 1],\n[0", "is not JSON .line 2"),
+        (b'{"a": [0, 1],\n[0', "is not JSON .line 2"),
         (b'{"format": "acme.placement", "rows": []}', "states the format 'acme.placement', which"),
     ],
 )

@@ -211,3 +211,8 @@ def test_what_sglang_refuses_and_nobody_doubts_is_read(tmp_path):
     reading = examine_map(path, CONTEXT)
     assert reading.placement == PLACEMENT
     assert [f.code for f in reading.findings if f.severity is Severity.ERROR] == ["S1", "S5"]
+
+
+def test_a_load_next_to_an_empty_map_is_no_map(path):
+    path.write_text(json.dumps({"logical_count": [[1, 2]], KEY: None}))
+    assert not FORMAT.matches(path)

@@ -87,7 +87,9 @@ def _matches(path: Path) -> bool:
             return False
     else:
         root = peek_json(path)
-    return isinstance(root, dict) and KEY in root and _OF_VLLM not in root and stated(root) is None
+    if not isinstance(root, dict) or _OF_VLLM in root or stated(root) is not None:
+        return False
+    return root.get(KEY) is not None or (KEY in root and _LOAD_KEY not in root)
 
 
 def _parse(path: Path) -> RawMap:

@@ -284,7 +284,11 @@ def _matches_list(path: Path) -> bool:
     document = peek_json(path)
     if not isinstance(document, list) or not document:
         return False
-    return any(all(isinstance(entry, kind) for entry in document) for kind in (list, (int, float)))
+    rows = document if all(isinstance(entry, list) for entry in document) else [document]
+    values = [(value, len(row)) for row in rows for value in row]
+    # Ids are below the number of slots, a few broken ones aside; a table of counts is not.
+    ids = sum(is_int(value) and 0 <= value < slots for value, slots in values)
+    return 2 * ids > len(values)
 
 
 def _parse_list(path: Path) -> RawMap:
