@@ -250,6 +250,14 @@ def yaml(row: str = "[3, 2, 1, 0, 2, 3]", slots: Any = 6, more: str = "") -> Bui
     return text("map.yaml", _YAML.format(row=row, slots=slots) + more)
 
 
+def _maps_by_model(here: Path) -> None:
+    """A file of HYGON's plug-in for vLLM."""
+    maps = {name: {"physical_to_logical_map": [[0, 1, 2, 0]]} for name in ("A", "B")}
+    name = "vllm_offline_eplb_physical_to_logical_by_model"
+    document = {"version": 2, "format": name, "model_maps": maps}
+    (here / "models.json").write_text(json.dumps(document))
+
+
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -1528,7 +1536,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             ),
         ),
         finding("yaml: wrong num_slots", "validate map.yaml", yaml(slots=8)),
-        finding("yaml: num_slots as text", "validate map.yaml", yaml(slots="'6'")),
+        finding("yaml: num_slots as text", "validate map.yaml", yaml(slots="six")),
         finding("yaml: no num_slots", "validate map.yaml", yaml(slots="null")),
         finding("yaml: num_slots absurd", "validate map.yaml", yaml(slots=10**15)),
         finding(
@@ -1542,16 +1550,37 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         finding("yaml: a layer without a list", "validate map.yaml", yaml("null")),
         finding("yaml: a ragged layer", "validate map.yaml", yaml("[3, 2, 1, 0]")),
         finding(
-            "yaml: a layer number in quotes",
+            "yaml: a layer without a number",
             "validate map.yaml",
-            text("map.yaml", "initial_global_assignments:\n  '3': [0, 1]\nnum_slots: 2\n"),
+            text("map.yaml", "initial_global_assignments:\n  third: [0, 1]\nnum_slots: 2\n"),
         ),
         finding("yaml: an unknown key", "validate map.yaml", yaml(more="ep_size: 2\n")),
         finding(
-            "yaml: negative updates", "validate map.yaml", yaml(more="layer_updates_per_iter: -1\n")
+            "yaml: updates without a number",
+            "validate map.yaml",
+            yaml(more="layer_updates_per_iter: often\n"),
         ),
-        case("yaml: no layers", "validate map.yaml", text("map.yaml", "num_slots: 6\n")),
-        finding("yaml: layers the model lacks", "validate map.yaml --layers 3", yaml()),
+        case(
+            "yaml: no layers",
+            "validate map.yaml",
+            text("map.yaml", "num_slots: 6\ninitial_global_assignments: {}\n"),
+        ),
+        finding(
+            "yaml: online, ranks that do not divide",
+            "validate map.yaml --ranks 4",
+            text("map.yaml", "num_slots: 6\nlayer_updates_per_iter: 2\n"),
+        ),
+        case(
+            "yaml: online, no map to convert",
+            "convert map.yaml --ranks 2 --to equipoise -o x.json",
+            text("map.yaml", "num_slots: 6\nlayer_updates_per_iter: 2\n"),
+        ),
+        case("yaml: of another program", "validate map.yaml", yaml(more="format: acme\n")),
+        case(
+            "yaml: a layer of a million slots",
+            "validate map.yaml",
+            yaml(f"[{', '.join(['0'] * 1_000_000)}]"),
+        ),
         finding("yaml: layers without a row", "validate map.yaml --layers 3-5", yaml()),
         finding("yaml: ranks that do not divide", "validate map.yaml --ranks 4", yaml()),
         finding(
@@ -1735,9 +1764,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             ),
         ),
         finding(
-            "ascend: layers in another order",
+            "ascend: no count of layers",
             "validate expert_map.json",
-            edited("expert_map.json", lambda d: d["layer_list"].reverse()),
+            edited("expert_map.json", _drop("moe_layer_count")),
         ),
         finding(
             "ascend: wrong counts",
@@ -1748,6 +1777,56 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "ascend: no list of layers",
             "validate expert_map.json --for ascend",
             text("expert_map.json", '{"moe_layer_count": 2}'),
+        ),
+        case(
+            "a JSON file of another program",
+            "validate map.json",
+            edited("map.json", _set("format", "acme.placement")),
+        ),
+        case(
+            "another program's file for SGLang's",
+            "validate location.json --for sglang",
+            edited("location.json", _set("format", "acme.placement")),
+        ),
+        case("maps of two models", "validate models.json --ranks 2", _maps_by_model),
+        case(
+            "a model that has no map",
+            "convert models.json --ranks 2 --model-key C --to trtllm -o x.yaml",
+            _maps_by_model,
+        ),
+        case("a model for a map of one", "validate map.json --model-key A"),
+        case(
+            "a model for a recording",
+            "convert run.safetensors --model-key A --to trtllm -o dump",
+        ),
+        case(
+            "vllm-hygon: an unknown version of the format",
+            "validate models.json",
+            text("models.json", '{"format": "vllm_offline_eplb_by_stage", "version": 3}'),
+        ),
+        case(
+            "a format that is only read",
+            "convert map.json --to vllm-hygon -o x.json",
+        ),
+        case(
+            "neither a map nor a recording, validated",
+            "validate notes.txt",
+            text("notes.txt", "hello\n"),
+        ),
+        case(
+            "neither a map nor a recording, converted",
+            "convert notes.txt --to equipoise -o x.json",
+            text("notes.txt", "hello\n"),
+        ),
+        case(
+            "a tensor that says nothing",
+            "validate load.pt --ranks 2",
+            torch_file("load.pt", np.zeros((2, 2, 2, 2), np.int64)),
+        ),
+        case(
+            "a table of ranks and experts that lost a slot",
+            "validate table.pt",
+            torch_file("table.pt", np.array([[[0, -1, 1], [2, 0, -1]]])),
         ),
         case("a map without its ranks", "convert map.yaml --to equipoise -o x.json"),
         case("other ranks than the map's", "convert map.json --ranks 3 --to ascend -o x.json"),

@@ -176,6 +176,19 @@ def _map(engine: str) -> Callable[[Path], None]:
     return write
 
 
+def _model_maps(path: Path) -> None:
+    """What HYGON's plug-in for vLLM records."""
+    name = "vllm_offline_eplb_physical_to_logical_by_model"
+    maps = {"Model": {"num_moe_layers": 2, "physical_to_logical_map": SLOTS.tolist()}}
+    path.write_text(json.dumps({"version": 2, "format": name, "model_maps": maps}))
+
+
+def _saved_plan(path: Path) -> None:
+    """DeepSeek's EPLB's answer, as people save it."""
+    copies = np.array([np.bincount(row) for row in SLOTS])
+    torch_archive.save(path, {"phy2log": SLOTS, "logcnt": copies})
+
+
 TRACES: dict[str, Callable[[Path], None]] = {
     "run.safetensors": lambda path: eq.write_trace(trace(), path) and None,
     "dump": _dump,
@@ -204,6 +217,8 @@ MAPS: dict[str, Callable[[Path], None]] = {
     "moe_rows.json": _map("vllm-49572"),
     "decoder_rows.json": _map("vllm-53022"),
     "expert_map.json": _map("ascend"),
+    "models.json": _model_maps,
+    "phy2log.pt": _saved_plan,
 }
 """Writers of maps, by the file name to give them."""
 

@@ -7,18 +7,27 @@ from equipoise.engines.formats import MapContext, RawMap, Severity
 from equipoise.engines.map_checks import (
     LIMIT,
     MAX_BYTES,
+    MAX_ENTRIES,
+    SHOWN,
     Rules,
     build,
+    by_kind,
     check_layer_keys,
     check_layers_have_rows,
     check_row_count,
     check_rows,
     default_row,
     describe,
+    guessed_decoder_rows,
+    guessed_order,
     parse_json,
     peek_json,
     read_text,
+    refuse_foreign,
+    repeated_keys,
+    stated,
     unchecked,
+    unknown_keys,
 )
 from equipoise.errors import EquipoiseError, FormatError
 
@@ -224,3 +233,88 @@ def test_text_that_cannot_be_read(tmp_path):
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(FormatError, match="at most"):
         read_text(path)
+
+
+def test_text_of_too_many_values(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text("," * (MAX_ENTRIES + 1))
+    with pytest.raises(FormatError, match=r"1,048,577 values or more; 128 layers"):
+        read_text(path)
+    path.write_text("," * 5)
+    with pytest.raises(FormatError, match="5 values or more"):
+        read_text(path, max_entries=4)
+
+
+def test_a_layer_that_holds_the_lower_experts_only_is_told_of_unequal_layers():
+    short, whole = [0, 1, 2, 0, 1, 2], GOOD.rows[1]
+    for finding in found([short, whole], replace(KNOWN, num_ranks=6)):
+        assert "If the layer has only experts 0 to 2: all layers of a map" in finding.remedy
+    for finding in found([[0, 2, 3, 0, 2, 3], whole], replace(KNOWN, num_ranks=6)):
+        assert "only experts" not in finding.remedy
+
+
+def test_where_no_id_can_be_an_expert_every_one_is_named():
+    findings = found([[9, 9], [9, 9]], MapContext(num_ranks=2))
+    assert [(f.code, f.layer, f.slot) for f in findings] == [
+        ("ids", 3, 0),
+        ("ids", 3, 1),
+        ("ids", 4, 0),
+        ("ids", 4, 1),
+    ]
+    assert "expert ids are 0 to 1" in findings[0].message
+
+
+def test_few_defects_of_a_kind_are_shown_singly_and_more_as_one():
+    rows = [[0, 1, 2, 3, 0, 9 + i] for i in range(SHOWN)]
+    findings = found(rows)
+    assert by_kind(findings) == findings
+    rows = [[0, 1, 2, 3, 0, 9 + i] for i in range(SHOWN + 1)]
+    findings = found(rows)
+    (shown,) = by_kind(findings)
+    assert shown.message.startswith(findings[0].message)
+    assert shown.message.endswith("In all there are 4 of this kind, in layers 3-6.")
+    assert shown.count == 4
+
+
+def test_a_count_of_a_kind_has_those_that_are_not_listed():
+    findings = found([[*range(4), *[99] * 30]], MapContext(num_experts=4))
+    (shown,) = by_kind(findings)
+    assert "In all there are 30 of this kind, in layer 3." in shown.message
+
+
+def test_kinds_stay_apart_and_errors_come_first():
+    rows = [[0, 0, 9, 3, 1, 2]] * 5
+    shown = by_kind(found(rows))
+    assert [(f.code, f.severity, f.count) for f in shown] == [
+        ("ids", Severity.ERROR, 5),
+        ("duplicates", Severity.WARNING, 5),
+    ]
+
+
+def test_what_a_file_states_in_words():
+    assert stated({"a": 1}) is None
+    assert stated([1]) is None
+    assert stated({"version": 2, "format": "x"}) == "format 'x' and version 2"
+    assert len(stated({"format": "x" * 10**6})) < 60
+    refuse_foreign({"rows": []}, Path("map.json"), "ours")
+    with pytest.raises(FormatError, match=r"map\.json: states the version None: another program's"):
+        refuse_foreign({"version": None}, Path("map.json"), "ours")
+
+
+def test_keys_are_named_in_one_finding_however_many_there_are():
+    mapping = dict.fromkeys(map(str, range(1000)))
+    (extra,) = unknown_keys(mapping, ("0",), "keys", "The file")
+    assert "the keys '1', '2', '3', '4', '5' and 994 more" in extra.message
+    assert extra.readable
+    assert unknown_keys({"0": 1}, ("0",), "keys", "The file") == []
+    (twice,) = repeated_keys(["a", "b", "a"], "keys")
+    assert "The keys 'a', 'b' stand twice" in twice.message
+    assert twice.count == 2
+
+
+def test_rows_without_numbers_are_a_guess_that_is_named():
+    for guess in (guessed_order, guessed_decoder_rows):
+        (finding,) = guess(GOOD, MapContext())
+        assert "layers 0-1" in finding.message
+        assert finding.remedy.startswith("Give layer_ids")
+        assert guess(GOOD, MapContext(layer_ids=(3, 4))) == []

@@ -210,6 +210,8 @@ class MapArguments:
         All decoder layers of the model, dense ones included; SGLang maps have a row for each.
     redundant
         Redundant slots of a layer, all ranks together, as the engine is configured.
+    model_key
+        The model whose map to read, where a file holds those of several.
     """
 
     ranks: Annotated[int | None, Size] = None
@@ -217,6 +219,7 @@ class MapArguments:
     layers: str | None = None
     hidden_layers: Annotated[int | None, Size] = None
     redundant: Annotated[int | None, Redundant] = None
+    model_key: str | None = None
 
     @property
     def context(self) -> MapContext:
@@ -227,6 +230,7 @@ class MapArguments:
             layer_ids=parse_ids(self.layers) if self.layers else None,
             num_hidden_layers=self.hidden_layers,
             num_redundant=self.redundant,
+            model_key=self.model_key,
         )
 
 
@@ -292,6 +296,14 @@ def check_decoder_layers(hidden_layers: int | None, *formats: str) -> None:
         raise EquipoiseError(
             f"Maps for {' and '.join(formats)} have rows for MoE layers only; "
             "leave --hidden-layers out."
+        )
+
+
+def check_model_key(model_key: str | None, *formats: str) -> None:
+    """Refuse the choice of a model if none of the map formats in play holds several."""
+    if model_key is not None and not any(map_format(name).by_model for name in formats):
+        raise EquipoiseError(
+            f"Maps for {' and '.join(formats)} are of one model; leave --model-key out."
         )
 
 

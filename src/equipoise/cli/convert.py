@@ -12,20 +12,23 @@ from equipoise.cli.common import (
     Size,
     TraceArguments,
     check_decoder_layers,
+    check_model_key,
     check_output,
     option_name,
     stdout,
 )
 from equipoise.cli.text import in_options, one_line
+from equipoise.engines.files import check_readable
 from equipoise.engines.formats import MapContext, MapFormat, TraceFormat, given
-from equipoise.engines.map_checks import NOT_CHECKED
 from equipoise.engines.map_io import (
     MAP_FORMATS,
     detect_map,
     examine_map,
+    is_map,
+    reading_warnings,
     write_map,
 )
-from equipoise.engines.trace_io import TRACE_FORMATS, trace_format, write_trace
+from equipoise.engines.trace_io import TRACE_FORMATS, detect_trace, trace_format, write_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layers import parse_ids
 
@@ -38,6 +41,7 @@ def convert(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     ranks: Annotated[int | None, Size] = None,
     hidden_layers: Annotated[int | None, Size] = None,
+    model_key: str | None = None,
     reading: TraceArguments | None = None,
 ) -> int:
     """Rewrite a map or a recording in another format, and say exactly what is lost.
@@ -55,12 +59,21 @@ def convert(
         Expert-parallel ranks, which most maps do not say.
     hidden_layers
         All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+    model_key
+        The model whose map to read, where a file holds those of several.
     """
     reading = reading or TraceArguments()
     if _is_map(source, reading.format):
-        lost = _convert_map(source, to, output, ranks, hidden_layers, reading)
+        context = MapContext(
+            num_ranks=ranks,
+            num_experts=reading.num_experts,
+            layer_ids=parse_ids(reading.layers) if reading.layers else None,
+            num_hidden_layers=hidden_layers,
+            model_key=model_key,
+        )
+        lost = _convert_map(source, to, output, context, reading)
     else:
-        lost = _convert_trace(source, to, output, ranks, hidden_layers, reading)
+        lost = _convert_trace(source, to, output, ranks, hidden_layers, model_key, reading)
     console = stdout()
     console.print(one_line(f"{output}: written as {to}."))
     for sentence in lost:
@@ -69,19 +82,26 @@ def convert(
 
 
 def _is_map(source: Path, name: str | None) -> bool:
-    """Whether a source is a map by its content; a name both kinds know does not decide."""
-    return source.is_file() and any(
-        known.matches(source) for known in MAP_FORMATS if name in (None, known.name)
-    )
+    """Whether a source is a map: by its format's name, or where both kinds have it by content."""
+    if name is not None and (name in _names(MAP_FORMATS)) != (name in _names(TRACE_FORMATS)):
+        return name in _names(MAP_FORMATS)
+    if is_map(source):
+        return True
+    check_readable(source)
+    if name is None and not any(known.matches(source) for known in TRACE_FORMATS):
+        _refuse(source)
+    return False
+
+
+def _refuse(source: Path) -> None:
+    """Say what a source is that is known neither as a map nor as a recording."""
+    if not source.is_dir():
+        detect_map(source)  # a damaged map, another program's file, or neither
+    detect_trace(source)
 
 
 def _convert_map(
-    source: Path,
-    to: str,
-    output: Path,
-    ranks: int | None,
-    hidden_layers: int | None,
-    reading: TraceArguments,
+    source: Path, to: str, output: Path, context: MapContext, reading: TraceArguments
 ) -> list[str]:
     unused = given(reading) - {"format", "experts", "layers"}
     if unused:
@@ -90,19 +110,14 @@ def _convert_map(
             f"{', '.join(sorted(map(option_name, unused)))}."
         )
     check_output(output, source)
-    check_decoder_layers(hidden_layers, reading.format or detect_map(source).name, to)
-    context = MapContext(
-        num_ranks=ranks,
-        num_experts=reading.num_experts,
-        layer_ids=parse_ids(reading.layers) if reading.layers else None,
-        num_hidden_layers=hidden_layers,
-    )
-    found = examine_map(source, context, format=reading.format)
-    unchecked = [finding for finding in found.findings if finding.code == NOT_CHECKED]
-    target = MapContext(num_hidden_layers=hidden_layers)
+    name = reading.format or detect_map(source).name
+    check_decoder_layers(context.num_hidden_layers, name, to)
+    check_model_key(context.model_key, name)
+    found = examine_map(source, context, format=name)
+    target = MapContext(num_hidden_layers=context.num_hidden_layers)
     return [
         *found.notes,
-        *(f"{finding.message} {finding.remedy}" for finding in unchecked),
+        *reading_warnings(found),
         *write_map(found.placement, output, format=to, context=target),
     ]
 
@@ -117,8 +132,11 @@ def _convert_trace(
     output: Path,
     ranks: int | None,
     hidden_layers: int | None,
+    model_key: str | None,
     reading: TraceArguments,
 ) -> list[str]:
+    if model_key is not None:
+        raise EquipoiseError(f"{source} is a recording; --model-key applies to maps only.")
     if hidden_layers is not None:
         raise EquipoiseError(f"{source} is a recording; --hidden-layers applies to maps only.")
     if ranks is not None and reading.run_map is None:

@@ -15,6 +15,7 @@ from equipoise.cli.common import (
     Json,
     MachineArguments,
     MapArguments,
+    check_model_key,
     check_output,
     print_json,
     stdout,
@@ -23,7 +24,13 @@ from equipoise.cli.gate import GateArguments
 from equipoise.cli.moves import moves_document, moves_text
 from equipoise.cli.text import in_options, one_line
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import check_map_path, read_map, write_map
+from equipoise.engines.map_io import (
+    check_map_path,
+    detect_map,
+    examine_map,
+    reading_warnings,
+    write_map,
+)
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, match_ranks
 from equipoise.migration import diff as compare
@@ -68,7 +75,10 @@ def diff(
     _refuse_unused(machine, match, gate)
     context = (deployment or MapArguments()).context
     _check_target(for_, output, match, old, new, gate.trace)
-    before, after = read_map(old, context), read_map(new, context)
+    _refuse_useless(deployment or MapArguments(), old, new)
+    readings = {path: examine_map(path, context) for path in (old, new)}
+    before, after = readings[old].placement, readings[new].placement
+    doubts = [f"{path}: {doubt}" for path in readings for doubt in reading_warnings(readings[path])]
     topology = machine.topology(before.num_ranks)
     if match:
         after = match_ranks(before, after, topology)
@@ -76,11 +86,19 @@ def diff(
     decision = gate.decide(migration, expert_bytes)
     written = _write(after, for_, output, context.num_hidden_layers)
     if json:
-        print_json(_document(migration, expert_bytes, decision) | {"map": written})
+        document = _document(migration, expert_bytes, decision)
+        print_json(document | {"map": written, "warnings": doubts})
     else:
         _print(migration, expert_bytes, decision)
+        _print_doubts(doubts)
         _print_map(written)
     return 0 if decision is None or decision.move else 1
+
+
+def _refuse_useless(deployment: MapArguments, *maps: Path) -> None:
+    """Refuse what neither of the maps has a use for."""
+    if deployment.model_key is not None:
+        check_model_key(deployment.model_key, *(detect_map(path).name for path in maps))
 
 
 def _refuse_unused(machine: MachineArguments, match: bool, gate: GateArguments) -> None:
@@ -167,6 +185,12 @@ def _print(migration: Migration, expert_bytes: int | None, decision: Decision | 
     console.print(moves_text(migration, expert_bytes))
     if decision is not None:
         console.print(decision.text)
+
+
+def _print_doubts(doubts: list[str]) -> None:
+    console = stdout()
+    for doubt in doubts:
+        console.print(in_options(one_line(doubt)))
 
 
 def _print_map(written: _Written | None) -> None:

@@ -10,6 +10,7 @@ _OPTIONS = {  # what the library calls a parameter: the option that sets it
     "num_redundant": "--redundant",
     "num_hidden_layers": "--hidden-layers",
     "layer_ids": "--layers",
+    "model_key": "--model-key",
     "ranks_per_node": "--ranks-per-node",
     "window_tokens": "--window-tokens",
     "allow_pickle": "--allow-pickle",

@@ -6,8 +6,8 @@ them all. A new format is one ``TraceFormat`` or ``MapFormat`` added to its tupl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,14 +128,29 @@ class Severity(Enum):
     """How bad a finding is."""
 
     ERROR = "error"  # the engine refuses the map, or answers wrongly with it
-    WARNING = "warning"  # legal, but wasteful or fragile
+    WARNING = "warning"  # the engine takes it; wasteful, fragile, or a guess of the reader
+    NOTE = "note"  # no defect: what the engine does with any such map
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One defect of a map: where it is, what is wrong, what to do.
 
-    ``code`` is the rule in ``docs/formats/maps.md`` (``T4``); ``layer`` the file's own layer key.
+    Parameters
+    ----------
+    code
+        The rule in ``docs/formats/maps.md`` (``T4``).
+    message, remedy
+        What was found, and what to do.
+    severity
+        Whether the engine can use the map.
+    layer, slot, expert
+        Where it is; the layer is the file's own key.
+    count
+        How many defects this one stands for.
+    readable
+        Whether the placement is certain all the same: the file is read, and a warning says what
+        the engine would refuse.
     """
 
     code: str
@@ -145,6 +160,8 @@ class Finding:
     layer: int | str | None = None
     slot: int | None = None
     expert: int | None = None
+    count: int = 1
+    readable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +180,8 @@ class MapContext:
         All decoder layers, dense ones included (61 for DeepSeek-V3); SGLang maps have a row each.
     num_redundant
         ``S - E`` as the engine will be configured.
+    model_key
+        The model whose map to read, where a file holds the maps of several.
     planner, trace
         What made the placement (``Plan.planner``), and from which recording; our own format
         records it.
@@ -173,6 +192,7 @@ class MapContext:
     layer_ids: tuple[int, ...] | None = None
     num_hidden_layers: int | None = None
     num_redundant: int | None = None
+    model_key: str | None = None
     planner: str | None = None
     trace: str | None = None
 
@@ -193,15 +213,18 @@ class RawMap:
         Structural defects met on the way (unknown keys, wrong types, duplicate layers).
     notes
         What was found that is not a defect, for the user.
+    models
+        The map of each model, where the file is keyed by model; it then has no rows of its own.
     """
 
-    rows: Sequence[Sequence[Any]]
-    layer_keys: Sequence[int | str]
+    rows: Sequence[Sequence[Any]] = ()
+    layer_keys: Sequence[int | str] = ()
     num_ranks: int | None = None
     num_experts: int | None = None
     num_slots: int | None = None
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    models: Mapping[str, RawMap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +238,8 @@ class MapFormat:
     summary
         One line for the documentation and ``--help``.
     suffixes
-        File name endings this format may have; the first is the usual one.
+        File name endings this format may have; the first is the usual one. None if it is not
+        written here.
     matches
         Whether a file is of this kind, decided by content; never raises.
     parse
@@ -225,24 +249,30 @@ class MapFormat:
     to_placement
         The placement of a map without errors.
     write
-        Writes a placement, atomically.
+        Writes a placement, atomically; ``None`` where only another program writes.
     losses
         What the written file will not say of this placement, one sentence each.
     decoder_rows
         Whether the file has a row for every decoder layer, so that writing it needs
         ``num_hidden_layers``.
+    by_model
+        Whether a file may hold the maps of several models.
+    signature
+        A pattern of text that only files of this kind have, damaged ones too.
     """
 
     name: str
     summary: str
-    suffixes: tuple[str, ...]
     matches: Callable[[Path], bool]
     parse: Callable[[Path], RawMap]
     check: Callable[[RawMap, MapContext], list[Finding]]
     to_placement: Callable[[RawMap, MapContext], Placement]
-    write: Callable[[Placement, Path, MapContext], None]
-    losses: Callable[[Placement], list[str]]
+    suffixes: tuple[str, ...] = ()
+    write: Callable[[Placement, Path, MapContext], None] | None = None
+    losses: Callable[[Placement], list[str]] = lambda _placement: []
     decoder_rows: bool = False
+    by_model: bool = False
+    signature: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

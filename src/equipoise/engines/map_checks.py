@@ -7,6 +7,7 @@ rules (``Rules``); the words are the same for all.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +23,24 @@ from equipoise.layers import format_ids
 from equipoise.placement import Placement, check_slot_count
 
 LIMIT = 20  # findings of one kind in one layer that are listed singly; the rest are counted
-MAX_BYTES = 64 << 20  # 100 layers of 1024 slots take 1 MB in the wordiest format
+SHOWN = 3  # findings of one kind that people are shown singly; see ``by_kind``
+MAX_BYTES = 32 << 20  # 128 layers of 2048 slots take 9 MB in the wordiest format
+MAX_ENTRIES = 1 << 20  # commas, colons and lines; 128 layers of 2048 slots have half as many
+MAX_LAYERS = 1 << 12  # ten times as many as any model has
 MAX_CELLS = 1 << 27  # layers x ranks x experts of a placement's copy counts: 1 GiB
 
 NOTHING_KNOWN = MapContext()
 """The context of a caller who gives none."""
 
+WAY_IN = (
+    'The simplest map is two lines of YAML, "num_slots: 4" and "initial_global_assignments: '
+    '{3: [0, 1, 2, 0]}": the experts of each layer, slot by slot.'
+)
+"""What to do with a file of which no map can be made."""
+
 SAME_RANK = "W1"
 NOT_CHECKED = "W2"
+GUESSED_LAYERS = "W4"
 
 _LAYER_CHECKS = {
     "layer_ids": "whether the layers are the model's MoE layers",
@@ -83,8 +94,12 @@ class Shape:
     num_slots: int
 
 
-def read_text(path: Path) -> str:
-    """The text of a map file; ``FormatError`` if it cannot be read, is no UTF-8, or is huge."""
+def read_text(path: Path, *, max_entries: int = MAX_ENTRIES) -> str:
+    """The text of a map file; ``FormatError`` if it cannot be read, is no UTF-8, or is huge.
+
+    ``max_entries`` bounds the commas, colons and lines of the text: what stands between them
+    becomes a Python object each, which takes far more memory than the text.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -92,11 +107,18 @@ def read_text(path: Path) -> str:
                 f"{path}: {size} bytes; a placement file has at most {MAX_BYTES}. "
                 "Is it a recording? Recordings are read as traces."
             )
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
+    entries = sum(map(text.count, ",:\n"))
+    if entries > max_entries:
+        raise FormatError(
+            f"{path}: has {entries:,} values or more; 128 layers of 2,048 slots are 262,144, and a "
+            "placement file of many more is not read. Is it a recording?"
+        )
+    return text
 
 
 def parse_json(text: str, path: Path) -> tuple[Any, list[str]]:
@@ -107,13 +129,15 @@ def parse_json(text: str, path: Path) -> tuple[Any, list[str]]:
     """
     repeated: list[str] = []
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(key for key, _ in pairs)
-        repeated.extend(key for key, count in counts.items() if count > 1)
-        return dict(pairs)
+    def note_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        unique = dict(pairs)
+        if len(unique) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            repeated.extend(key for key, count in counts.items() if count > 1)
+        return unique
 
     try:
-        return json.loads(text, object_pairs_hook=unique), repeated
+        return json.loads(text, object_pairs_hook=note_repeated), repeated
     except json.JSONDecodeError as error:
         raise FormatError(
             f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg})."
@@ -127,9 +151,31 @@ def parse_json(text: str, path: Path) -> tuple[Any, list[str]]:
 def peek_json(path: Path) -> Any:
     """The JSON document in a file, or ``None``; for ``matches``, which never raises."""
     try:
-        return parse_json(read_text(path), path)[0]
+        text = read_text(path)
+        return parse_json(text, path)[0] if re.match(r"\s*[\[{]", text) else None
     except FormatError:
         return None
+
+
+def stated(root: object) -> str | None:
+    """The format and version that a file states, in words; ``None`` where it states neither.
+
+    No engine's map has such keys. A file with one of them is of the program that wrote it, whatever
+    else it looks like, and what its rows mean is for that program to say.
+    """
+    if not isinstance(root, dict) or not {"format", "version"} & root.keys():
+        return None
+    return " and ".join(f"{k} {_short(root[k])}" for k in ("format", "version") if k in root)
+
+
+def refuse_foreign(root: object, path: Path, owner: str) -> None:
+    """Raise ``FormatError`` for a file that states another program's format or version."""
+    words = stated(root)
+    if words is not None:
+        raise FormatError(
+            f"{path}: states the {words}: another program's file, not {owner}. "
+            f"Have that program write a format that is known here. {WAY_IN}"
+        )
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -145,6 +191,12 @@ def describe(value: object) -> str:
     if is_int(value):
         return str(value) if abs(value) < 10**20 else "an enormous number"
     return f"the {names.get(type(value), type(value).__name__)} {_short(value)}"
+
+
+def shown_names(keys: Sequence[Any]) -> str:
+    """The first keys, quoted, and how many more there are."""
+    names = ", ".join(map(_short, keys[:5]))
+    return names if len(keys) <= 5 else f"{names} and {len(keys) - 5} more"
 
 
 def shape_of(raw: RawMap, context: MapContext) -> Shape:
@@ -184,6 +236,17 @@ def check_rows(raw: RawMap, context: MapContext, rules: Rules) -> list[Finding]:
     for key, row in zip(raw.layer_keys, raw.rows, strict=True):
         findings += _check_row(key, row, shape, rules)
     return findings
+
+
+def check_ordered(raw: RawMap, context: MapContext, rules: Rules, row_count: str) -> list[Finding]:
+    """Every defect of a map whose rows are the MoE layers in order; ``row_count`` is a code."""
+    num_layers = None if context.layer_ids is None else len(context.layer_ids)
+    return [
+        *check_rows(raw, context, rules),
+        *check_row_count(raw, num_layers, row_count, "MoE layers"),
+        *guessed_order(raw, context),
+        *unchecked(raw, context),
+    ]
 
 
 def check_row_count(raw: RawMap, expected: int | None, code: str, what: str) -> list[Finding]:
@@ -247,7 +310,11 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
     unknown = {name: _LAYER_CHECKS[name] for name in layers if getattr(context, name) is None}
     if context.num_experts is None and raw.num_experts is None:
         highest = infer_experts(raw.rows) - 1
-        unknown["num_experts"] = f"whether experts above {highest} are missing everywhere"
+        unknown["num_experts"] = (
+            f"whether experts above {highest} are missing everywhere"
+            if raw.rows
+            else "whether the slots hold all experts"
+        )
     if context.num_ranks is None and raw.num_ranks is None:
         unknown["num_ranks"] = "whether the slots divide over the ranks and repeat on one"
     if not unknown:
@@ -262,32 +329,101 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
     ]
 
 
-def repeated_keys(keys: Iterable[str], code: str) -> list[Finding]:
-    """A finding for each key that stands twice in one mapping."""
+def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
+    """A warning where rows are numbered by order and nobody said which layers they are."""
+    if context.layer_ids is not None:
+        return []
+    return [
+        Finding(
+            code=GUESSED_LAYERS,
+            message="The file does not say which layers of the model its rows are; they are taken "
+            f"as {_numbered(range(len(raw.rows)))}, in order.",
+            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            severity=Severity.WARNING,
+        )
+    ]
+
+
+def guessed_decoder_rows(raw: RawMap, context: MapContext) -> list[Finding]:
+    """A warning where a file has rows for dense layers too and nobody said which these are."""
+    if context.layer_ids is not None:
+        return []
+    return [
+        Finding(
+            code=GUESSED_LAYERS,
+            message="The file has a row for every decoder layer and does not say which are dense; "
+            f"{_numbered(range(len(raw.rows)))} are all taken as MoE layers.",
+            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            severity=Severity.WARNING,
+        )
+    ]
+
+
+def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
+    """A finding if keys stand twice in one mapping, which names them."""
+    names = list(dict.fromkeys(keys))
+    if not names:
+        return []
+    subject = "The key" if len(names) == 1 else "The keys"
+    verb = "stands" if len(names) == 1 else "stand"
     return [
         Finding(
             code=code,
-            message=f"The key {_short(key)} stands twice in one mapping; the last one wins.",
-            remedy="Remove one of them.",
+            message=f"{subject} {shown_names(names)} {verb} twice in one mapping; most programs "
+            "take the last without a word.",
+            remedy="Keep the one that is meant.",
+            count=len(names),
         )
-        for key in keys
     ]
 
 
 def unknown_keys(
     mapping: dict[Any, Any], known: Iterable[str], code: str, where: str
 ) -> list[Finding]:
-    """A finding for each key the format does not have."""
-    names = tuple(known)
+    """A finding if a mapping has keys that the format does not have, which names them.
+
+    The placement is certain without them, so they do not keep a file from being read.
+    """
+    allowed = tuple(known)
+    extra = [key for key in mapping if key not in allowed]
+    if not extra:
+        return []
+    subject = "the key" if len(extra) == 1 else "the keys"
     return [
         Finding(
             code=code,
-            message=f"{where} has the key {_short(key)}, which the format does not know.",
-            remedy=f"Remove it; the keys are {', '.join(names)}.",
+            message=f"{where} has {subject} {shown_names(extra)}, which the format does not know.",
+            remedy=f"The format has {', '.join(allowed)} and nothing else: equipoise convert "
+            "writes such a file from this one.",
+            readable=True,
         )
-        for key in mapping
-        if key not in names
     ]
+
+
+def by_kind(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings for people, errors first; more than a few of one kind are one with a count."""
+    kinds: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: list(Severity).index(f.severity)):
+        kinds.setdefault(_kind(finding), []).append(finding)
+    return [shown for same in kinds.values() for shown in _merged(same)]
+
+
+def _kind(finding: Finding) -> tuple[object, ...]:
+    """What findings of one kind share: the rule and, but for its numbers, the remedy."""
+    if finding.layer is None:
+        return (finding.code, finding.severity, finding.message)
+    return (finding.code, finding.severity, re.sub(r"\d+", "#", finding.remedy))
+
+
+def _merged(same: list[Finding]) -> list[Finding]:
+    first, total = same[0], sum(finding.count for finding in same)
+    if first.layer is None or total <= SHOWN:
+        return same
+    keys = list(dict.fromkeys(finding.layer for finding in same))
+    ids = sorted(key for key in keys if is_int(key))
+    where = _numbered(ids) if len(ids) == len(keys) else f"layers {shown_names(keys)}"
+    message = f"{first.message} In all there are {total} of this kind, in {where}."
+    return [replace(first, message=message, count=total)]
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
@@ -356,6 +492,11 @@ def build(
     )
 
 
+def build_ordered(raw: RawMap, context: MapContext) -> Placement:
+    """``build`` for rows that are the MoE layers in order."""
+    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
+
+
 def _check_sizes(raw: RawMap, context: MapContext, shape: Shape, rules: Rules) -> list[Finding]:
     findings = [
         Finding(
@@ -373,7 +514,7 @@ def _check_sizes(raw: RawMap, context: MapContext, shape: Shape, rules: Rules) -
         check_slot_count(
             shape.num_slots,
             num_ranks=1 if shape.num_ranks is None else shape.num_ranks,
-            num_experts=shape.num_experts,
+            num_experts=max(shape.num_experts, 1),  # 0 where no id can be one, told of each
         )
     except EquipoiseError as error:
         findings.append(
@@ -441,7 +582,7 @@ def _check_ids(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> li
         for slot, value in enumerate(row)
         if is_int(value) and not 0 <= value < shape.num_experts
     ]
-    last = shape.num_experts - 1
+    last = (shape.num_experts or shape.num_slots) - 1
     return [
         *_capped(
             strange,
@@ -465,13 +606,20 @@ def _check_missing(key: int | str, row: list[Any], shape: Shape, rules: Rules) -
         return []
     ids = _known_ids(row, shape)
     absent = np.flatnonzero(np.bincount(ids[ids >= 0], minlength=shape.num_experts) == 0)
+    remedy = "Give every expert at least one slot; a token routed to it has no place to go."
+    held = shape.num_experts - len(absent)
+    if len(absent) and absent[0] == held > 0:  # it holds the lower ids, all of them
+        remedy += (
+            f" If the layer has only experts 0 to {held - 1}: all layers of a map have the same "
+            "experts, so give its layers a map of their own."
+        )
     return _capped(
         absent.tolist(),
         "experts without a slot",
         lambda expert: Finding(
             code=rules.missing,
             message=f"Layer {key}: expert {expert} has no slot.",
-            remedy="Give every expert at least one slot; a token routed to it has no place to go.",
+            remedy=remedy,
             layer=key,
             expert=expert,
         ),
@@ -502,6 +650,7 @@ def _check_duplicates(key: int | str, row: list[Any], shape: Shape, rules: Rules
             f"rank {rank[slot]} has it in {rules.place(key, earlier[slot])}.",
             remedy="Put the copy on another rank; two copies on one rank share the same device.",
             severity=rules.duplicates_severity,
+            readable=True,
             layer=key,
             slot=slot,
             expert=int(ids[slot]),
@@ -521,7 +670,7 @@ def _capped(items: Sequence[int], what: str, finding: Callable[[int], Finding]) 
     rest = len(items) - LIMIT
     if rest > 0:
         message = f"Layer {findings[0].layer}: {rest} more {what} ({len(items)} in all)."
-        findings.append(replace(findings[0], message=message, slot=None, expert=None))
+        findings.append(replace(findings[0], message=message, slot=None, expert=None, count=rest))
     return findings
 
 
@@ -531,4 +680,9 @@ def _short(value: object) -> str:
 
 
 def _layers(ids: Sequence[int]) -> str:
-    return f"Layer {ids[0]} is" if len(ids) == 1 else f"Layers {format_ids(ids)} are"
+    return f"{_numbered(ids).capitalize()} {'is' if len(ids) == 1 else 'are'}"
+
+
+def _numbered(ids: Sequence[int]) -> str:
+    """``layer 3`` or ``layers 3-60``."""
+    return f"{'layer' if len(ids) == 1 else 'layers'} {format_ids(ids)}"

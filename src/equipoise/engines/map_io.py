@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from equipoise.engines import torch_archive
 from equipoise.engines.ascend import expert_map
 from equipoise.engines.files import check_readable, replacing
-from equipoise.engines.formats import Finding, MapContext, MapFormat, Severity
-from equipoise.engines.map_checks import NOTHING_KNOWN
+from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.map_checks import (
+    MAX_LAYERS,
+    NOTHING_KNOWN,
+    WAY_IN,
+    by_kind,
+    parse_json,
+    read_text,
+    shown_names,
+    stated,
+)
 from equipoise.engines.native import map_file as native_map
 from equipoise.engines.sglang import location
 from equipoise.engines.trtllm import map_file as trtllm_map
+from equipoise.engines.vllm import hygon_maps, tensors
 from equipoise.engines.vllm import map_files as vllm_maps
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
@@ -22,9 +39,14 @@ MAP_FORMATS: tuple[MapFormat, ...] = (
     trtllm_map.FORMAT,
     location.FORMAT,
     *vllm_maps.FORMATS,
+    hygon_maps.FORMAT,
+    tensors.FORMAT,
     expert_map.FORMAT,
 )
 """Every kind of placement file; a new one is added here."""
+
+WRITABLE = tuple(known.name for known in MAP_FORMATS if known.write is not None)
+"""Names of the formats that are written; other programs' own are only read."""
 
 
 def map_format(name: str) -> MapFormat:
@@ -39,22 +61,135 @@ def map_format(name: str) -> MapFormat:
 def detect_map(path: str | PathLike[str]) -> MapFormat:
     """The format of a placement file, by its content.
 
+    A damaged file is known by words that only its format has; reading it then says what is wrong.
+
     Raises
     ------
     FormatError
-        No such file, no known format, or several that fit; the message lists them.
+        No such file, several formats that fit, or none; the message says what the file is, as far
+        as that is certain.
     """
     path = _existing(path)
     found = [known for known in MAP_FORMATS if known.matches(path)]
+    if not found:
+        return _by_signature(path)
     if len(found) == 1:
         return found[0]
-    if found:
-        names = " or ".join(known.name for known in found)
-        raise FormatError(f"{path}: may be {names}, which look alike; name the format.")
-    names = ", ".join(known.name for known in MAP_FORMATS)
+    names = " or ".join(known.name for known in found)
     raise FormatError(
-        f"{path}: is no placement file of a known format ({names}). If it is damaged, name the "
-        "format to learn what is wrong with it."
+        f"{path}: may be {names}, which look alike; name the format (validate --for, convert "
+        "--format)."
+    )
+
+
+def is_map(path: Path) -> bool:
+    """Whether a file is a placement of some format, by its content."""
+    return path.is_file() and any(known.matches(path) for known in MAP_FORMATS)
+
+
+def _by_signature(path: Path) -> MapFormat:
+    """The format of a damaged map; if there is none, ``FormatError`` says what the file is."""
+    _refuse_bombs(path)
+    _refuse_recording(path)
+    content = _content(path)
+    if isinstance(content, str):
+        for known in MAP_FORMATS:
+            if known.signature and re.search(known.signature, content, re.MULTILINE):
+                return known
+        if _looks_like_json(content):
+            parse_json(content, path)  # raises: it begins like JSON, and here is where it ends
+    words = stated(content)
+    if words is not None:
+        raise FormatError(
+            f"{path}: states the {words}, which is not known here: another program's file. {WAY_IN}"
+        )
+    raise FormatError(
+        f"{path}: is neither a map nor a recording{_kind(content)}. {WAY_IN} The simplest "
+        "recording is a CSV file with the columns layer,expert,tokens, or numpy.savez(counts=...)."
+    )
+
+
+def _refuse_recording(path: Path) -> None:
+    # Here, since recordings say what they are not, too: that module needs the formats of this one.
+    from equipoise.engines.trace_io import TRACE_FORMATS
+
+    recording = next((known for known in TRACE_FORMATS if known.matches(path)), None)
+    if recording is not None:
+        raise FormatError(
+            f"{path}: is a recording ({recording.name}) and no map; equipoise plan makes a map "
+            "from a recording."
+        )
+
+
+def _refuse_bombs(path: Path) -> None:
+    """Refuse JSON that nests too deeply, or has endless numbers, before others try to read it."""
+    try:
+        text = read_text(path)
+        if _looks_like_json(text):
+            parse_json(text, path)
+    except FormatError as error:
+        if type(error.__cause__) in (RecursionError, ValueError):  # not the syntax, as of JSONL
+            raise
+
+
+def _looks_like_json(text: str) -> bool:
+    return re.match(r"\s*[\[{]", text) is not None
+
+
+def _content(path: Path) -> Any:
+    """The root of a JSON document or a torch archive, else the text; ``None`` if it is no text."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's archives, and its pickles of old
+        return torch_archive.outline(path)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return None
+    text = read_text(path)
+    try:
+        return parse_json(text, path)[0]
+    except FormatError:
+        return text
+
+
+def _kind(content: Any) -> str:
+    """A few words in brackets on what a file holds, as far as that can be seen."""
+    if isinstance(content, np.ndarray):
+        return f" (one tensor {content.shape} of {content.dtype})"
+    if isinstance(content, dict):
+        return f" (a mapping of {shown_names(list(content)) or 'nothing'})"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapInspection:
+    """What is known of a placement file before anybody reads it.
+
+    Parameters
+    ----------
+    format
+        Name of its format.
+    findings
+        Every defect.
+    notes
+        As ``map_notes``.
+    """
+
+    format: str
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def inspect_map(
+    path: str | PathLike[str], context: MapContext = NOTHING_KNOWN, *, format: str | None = None
+) -> MapInspection:
+    """As ``validate_map``, with the format's name and the notes."""
+    path = _existing(path)
+    chosen = _choose(path, format)
+    raw = _parse(path, chosen, context)
+    return MapInspection(
+        format=chosen.name, findings=tuple(chosen.check(raw, context)), notes=raw.notes
     )
 
 
@@ -74,16 +209,14 @@ def validate_map(
 
     Returns
     -------
-    Errors and warnings; the engine can use the map if none is an error.
+    Errors, warnings and notes; the engine can use the map if none is an error.
 
     Raises
     ------
     FormatError
         A file of which nothing can be made.
     """
-    path = _existing(path)
-    chosen = _choose(path, format)
-    return chosen.check(chosen.parse(path), context)
+    return list(inspect_map(path, context, format=format).findings)
 
 
 def read_map(
@@ -104,7 +237,8 @@ def read_map(
     Raises
     ------
     FormatError
-        A map with defects; the message says how many and names the first.
+        A map with defects that leave its meaning in doubt; the message says how many and names the
+        first. What only an engine would refuse does not keep a map from being read.
     EquipoiseError
         The context lacks what the file does not say.
     """
@@ -120,7 +254,8 @@ class MapReading:
     placement
         What the file holds.
     findings
-        Its warnings; a file with errors is not read.
+        Its warnings and notes, and the errors that leave no doubt about the placement: an engine
+        would refuse the file, and another format of it is right.
     notes
         As ``map_notes``.
     """
@@ -136,14 +271,23 @@ def examine_map(
     """As ``read_map``, with the warnings and notes that come with the placement."""
     path = _existing(path)
     chosen = _choose(path, format)
-    raw = chosen.parse(path)
+    raw = _parse(path, chosen, context)
     findings = chosen.check(raw, context)
-    _refuse_errors(findings, f"{path}")
+    _refuse_errors([finding for finding in findings if not finding.readable], f"{path}")
     try:
         placement = chosen.to_placement(raw, context)
     except EquipoiseError as error:
         raise EquipoiseError(f"{path}: {error}") from error
     return MapReading(placement=placement, findings=tuple(findings), notes=raw.notes)
+
+
+def reading_warnings(reading: MapReading) -> list[str]:
+    """What is doubtful about a placement that was read, one sentence or two for each kind."""
+    return [
+        f"{finding.message} {finding.remedy}"
+        for finding in by_kind(reading.findings)
+        if finding.severity is not Severity.NOTE
+    ]
 
 
 def map_notes(path: str | PathLike[str], *, format: str | None = None) -> tuple[str, ...]:
@@ -190,17 +334,22 @@ def write_map(
     """
     path, chosen = Path(path), map_format(format)
     check_map_path(path, format)
+    assert chosen.write is not None  # it has suffixes
     if not path.parent.is_dir():
         raise EquipoiseError(f"{path}: there is no folder {path.parent}; create it first.")
     if path.is_dir():
         raise EquipoiseError(f"{path}: is a folder; give the name of a file.")
-    _write_proven(placement, path, chosen, _complete(context, placement))
+    _write_proven(placement, path, chosen, chosen.write, _complete(context, placement))
     return chosen.losses(placement)
 
 
 def check_map_path(path: Path, format: str) -> None:
     """Raise ``EquipoiseError`` for an unknown format, or a file name its engine would not take."""
     chosen = map_format(format)
+    if chosen.write is None:
+        raise EquipoiseError(
+            f"Maps of the format {format} are only read; choose one of {', '.join(WRITABLE)}."
+        )
     if path.suffix not in chosen.suffixes:
         raise EquipoiseError(
             f"{path}: a map for {chosen.name} needs a name that ends in exactly "
@@ -208,10 +357,16 @@ def check_map_path(path: Path, format: str) -> None:
         )
 
 
-def _write_proven(placement: Placement, path: Path, chosen: MapFormat, context: MapContext) -> None:
+def _write_proven(
+    placement: Placement,
+    path: Path,
+    chosen: MapFormat,
+    write: Callable[[Placement, Path, MapContext], None],
+    context: MapContext,
+) -> None:
     try:
         with replacing(path) as temporary:
-            chosen.write(placement, temporary, context)
+            write(placement, temporary, context)
             raw = chosen.parse(temporary)
             _refuse_errors(chosen.check(raw, context), f"{path}: not written")
             if chosen.to_placement(raw, context) != placement:
@@ -239,6 +394,34 @@ def _complete(context: MapContext, placement: Placement) -> MapContext:
                 "plan for this deployment, or correct what was given."
             )
     return replace(context, **known)  # type: ignore[arg-type]
+
+
+def _parse(path: Path, chosen: MapFormat, context: MapContext) -> RawMap:
+    raw = _of_model(chosen.parse(path), context.model_key, path)
+    if len(raw.rows) > MAX_LAYERS:
+        raise FormatError(f"{path}: has {len(raw.rows):,} layers, more than any model.")
+    return raw
+
+
+def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:
+    """The map of the model asked for, where a file holds those of several."""
+    if not raw.models:
+        return raw
+    names = list(raw.models)
+    if key is None and len(names) == 1:
+        key = names[0]
+    if key is None or key not in raw.models:
+        asked = "" if key is None else f", and none of {key!r}"
+        raise EquipoiseError(
+            f"{path}: holds the maps of {len(names)} models ({shown_names(names)}){asked}; "
+            "give model_key. equipoise convert takes it, and what it writes has one map."
+        )
+    chosen = raw.models[key]
+    return replace(
+        chosen,
+        findings=(*raw.findings, *chosen.findings),
+        notes=(f"The map of {key}.", *raw.notes, *chosen.notes),
+    )
 
 
 def _refuse_errors(findings: list[Finding], where: str) -> None:

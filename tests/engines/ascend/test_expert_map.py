@@ -239,3 +239,36 @@ def test_tables_refuse_what_the_engine_cannot_run():
         local_expert_map(SAMPLE, 2)
     with pytest.raises(EquipoiseError, match="tp_size is 3"):
         log2phy(SAMPLE, 0, tp_size=3)
+
+
+# What the engine never reads is a warning, and a map without it is read.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root, layers, devices: layers[1].pop("device_count"),
+        lambda root, layers, devices: layers[1].update(device_count=7),
+        lambda root, layers, devices: layers[1].pop("layer_id"),
+        lambda root, layers, devices: layers[1].update(layer_id=4),
+        lambda root, layers, devices: devices[0].pop("device_id"),
+        lambda root, layers, devices: devices[0].update(device_id="0"),
+        lambda root, layers, devices: root.update(comment="x"),
+    ],
+)
+def test_what_the_engine_never_reads_is_a_warning(path, change):
+    root = document()
+    change(root, root["layer_list"], root["layer_list"][1]["device_list"])
+    assert {f.severity for f in findings(path, root)} == {Severity.WARNING}
+    assert FORMAT.matches(path)
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT).num_layers == 2
+
+
+def test_without_the_one_count_it_reads_the_engine_fails_and_the_map_is_certain(path):
+    root = document()
+    del root["moe_layer_count"]
+    (finding,) = findings(path, root)
+    assert (finding.code, finding.severity, finding.readable) == ("A1", Severity.ERROR, True)
+    assert FORMAT.matches(path)
+    (finding,) = findings(path, document() | {"moe_layer_count": 3})
+    assert not finding.readable

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from equipoise.engines import torch_archive
-from equipoise.engines.formats import MapContext
+from equipoise.engines.formats import MapContext, Severity
+from equipoise.engines.map_io import examine_map
 from equipoise.engines.sglang.location import FORMAT, KEY, write
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
@@ -202,3 +203,16 @@ def test_a_tensor_of_another_rank(tmp_path, shape):
     torch_archive.save(path, {KEY: np.zeros(shape, dtype=np.int64)})
     with pytest.raises(FormatError, match="expected a row of expert ids per layer"):
         FORMAT.parse(path)
+
+
+def test_what_sglang_refuses_and_nobody_doubts_is_read(tmp_path):
+    path = tmp_path / "location.txt"
+    path.write_text(json.dumps({KEY: ROWS, "host": "x"}))
+    reading = examine_map(path, CONTEXT)
+    assert reading.placement == PLACEMENT
+    assert [f.code for f in reading.findings if f.severity is Severity.ERROR] == ["S1", "S5"]
+
+
+def test_a_load_next_to_an_empty_map_is_no_map(path):
+    path.write_text(json.dumps({"logical_count": [[1, 2]], KEY: None}))
+    assert not FORMAT.matches(path)

@@ -70,13 +70,18 @@ def test_a_map_inside_the_options_file(path):
     assert findings(path, options) == []
     assert FORMAT.matches(path)
     assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
-    assert FORMAT.parse(path).notes == ("Read from moe_config.load_balancer.",)
+    (note,) = FORMAT.parse(path).notes
+    assert note == "Read from the load balancer's section of an options file."
 
 
 def test_an_options_file_that_names_the_map(path):
     path.write_text("moe_config:\n  load_balancer: /maps/num_slots.yaml\n")
-    assert not FORMAT.matches(path)
-    with pytest.raises(FormatError, match=r"/maps/num_slots\.yaml; give that file"):
+    assert FORMAT.matches(path)
+    with pytest.raises(FormatError, match=r"another file, '/maps/num_slots\.yaml'; give that"):
+        FORMAT.parse(path)
+    path.write_text("moe_config:\n  backend: CUTLASS\n")
+    assert FORMAT.matches(path)
+    with pytest.raises(FormatError, match="options file without a load balancer"):
         FORMAT.parse(path)
 
 
@@ -176,7 +181,7 @@ ep_size: 3
         "? [1, 2]\n: 3\n",
         "--- {num_slots: 1}\n--- {num_slots: 1}\n",
         "num_slots: [1\n",
-        "num_slots: 1\n",
+        "a: 1\n",
         "num_slots: 1\ninitial_global_assignments: {}\n",
         "num_slots",
         "",
@@ -205,3 +210,101 @@ def test_a_map_of_full_size_is_read_back(path):
     context = MapContext(num_ranks=32, num_experts=256, layer_ids=tuple(range(3, 61)))
     raw = FORMAT.parse(path)
     assert FORMAT.to_placement(raw, context) == placement
+
+
+# What the engine takes, though nobody would write it, is a warning.
+
+
+def severities(path, old, new, context=CONTEXT):
+    assert old in GOLDEN
+    return {(f.code, f.severity) for f in findings(path, GOLDEN.replace(old, new), context)}
+
+
+@pytest.mark.parametrize(
+    ("code", "old", "new"),
+    [
+        ("T2", "num_slots: 6", "num_slots: '6'"),
+        ("T2", "num_slots: 6", "num_slots: 6.0"),
+        ("T5", "  3:", "  '3':"),
+        ("T6", "per_iter: 0", "per_iter: -1"),
+        ("T6", "per_iter: 0", "per_iter: false"),
+    ],
+)
+def test_what_the_engine_takes_is_a_warning_and_read(path, code, old, new):
+    assert severities(path, old, new) == {(code, Severity.WARNING)}
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
+
+
+def test_a_layer_the_engine_never_looks_at_is_a_warning_and_left_out(path):
+    text = GOLDEN.replace("  3:", "  1: [0, 1, 2, 3, 0, 1]\n  3:")
+    (finding,) = findings(path, text)
+    assert (finding.code, finding.severity, finding.layer) == ("T5", Severity.WARNING, 1)
+    assert FORMAT.to_placement(FORMAT.parse(path), CONTEXT) == PLACEMENT
+
+
+def test_a_layer_in_quotes_is_the_same_layer(path):
+    text = GOLDEN.replace("  3:", "  '3': [0]\n  3:")
+    assert (("T1", Severity.ERROR)) in {(f.code, f.severity) for f in findings(path, text)}
+
+
+def test_what_the_engine_refuses_and_nobody_doubts_is_an_error_and_readable(path):
+    (finding,) = findings(path, GOLDEN + "ep_size: 3\n")
+    assert (finding.code, finding.severity, finding.readable) == ("T1", Severity.ERROR, True)
+    assert "'ep_size'" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_slots: 288\nlayer_updates_per_iter: 2\n", "re-plans 2 layers an iteration"),
+        ("num_slots: 288\n", "keeps its default layout"),
+        ("num_slots: 288\ninitial_global_assignments: null\n", "keeps its default layout"),
+        (
+            "moe_config:\n  load_balancer:\n    num_slots: 288\n    layer_updates_per_iter: 2\n",
+            "re-plans 2 layers an iteration",
+        ),
+    ],
+)
+def test_a_file_without_assignments_is_online_balancing(path, text, words):
+    context = MapContext(num_ranks=32, num_experts=256)
+    assert findings(path, text, context) == []
+    raw = FORMAT.parse(path)
+    assert FORMAT.matches(path)
+    assert raw.notes[-1] == f"No assignments: the engine places by itself and {words}."
+    with pytest.raises(EquipoiseError, match="no assignments, so no map"):
+        FORMAT.to_placement(raw, context)
+
+
+@pytest.mark.parametrize(
+    ("slots", "context"),
+    [
+        ("288", MapContext(num_ranks=33)),
+        ("288", MapContext(num_experts=289)),
+        ("0", MapContext()),
+        ("null", MapContext(num_ranks=32)),
+        ("many", MapContext(num_ranks=32)),
+    ],
+)
+def test_the_sizes_of_online_balancing_are_checked(path, slots, context):
+    text = f"num_slots: {slots}\nlayer_updates_per_iter: 2\n"
+    found = findings(path, text, context)
+    assert [f.code for f in found if f.severity is Severity.ERROR] == ["T2"]
+
+
+def test_a_file_of_another_program_is_not_taken_for_ours(path):
+    path.write_text(GOLDEN + "version: 3\n")
+    with pytest.raises(FormatError, match="states the version 3: another program's file"):
+        FORMAT.parse(path)
+
+
+def test_rows_of_millions_are_refused_at_once(path):
+    row = ",".join(["0"] * 1_000_000)
+    path.write_text(f"num_slots: 4\ninitial_global_assignments:\n  0: [{row}]\n")
+    with pytest.raises(FormatError, match=r"1,000,005 values or more; 128 layers of 2,048 slots"):
+        FORMAT.parse(path)
+
+
+def test_as_many_values_as_any_deployment_has_are_read(path):
+    rows = "".join(f"  {layer}: [{'0, ' * 2047}0]\n" for layer in range(128))
+    path.write_text(f"initial_global_assignments:\n{rows}num_slots: 2048\n")
+    assert len(FORMAT.parse(path).rows) == 128

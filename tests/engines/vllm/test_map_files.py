@@ -240,6 +240,19 @@ def test_the_lists_look_alike(path):
     assert DECODER_LIST.matches(path)
 
 
+@pytest.mark.parametrize(
+    "document", [[[849, 636, 511], [270, 308, 41]], [[[0, 1], [1, 0]]], [849, 636], [[0.5, 0.1]]]
+)
+def test_counts_are_not_taken_for_a_list(path, document):
+    path.write_text(json.dumps(document))
+    assert not MOE_LIST.matches(path)
+
+
+def test_a_list_with_some_broken_ids_is_still_one(path):
+    path.write_text(json.dumps([[0, 1, 2, 9], [1, 2, None, -1], [0, 1, 2, 0]]))
+    assert MOE_LIST.matches(path)
+
+
 @pytest.mark.parametrize("text", ["[]", '[{"a": 1}]', '["a"]', "{}", "3", "[[0], 1]", "x", ""])
 def test_what_is_no_list(path, text):
     path.write_text(text)

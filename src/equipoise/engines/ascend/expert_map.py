@@ -19,17 +19,17 @@ from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Se
 from equipoise.engines.map_checks import (
     NOTHING_KNOWN,
     Rules,
-    build,
-    check_row_count,
-    check_rows,
+    build_ordered,
+    check_ordered,
     describe,
     is_int,
     parse_json,
     peek_json,
     read_text,
+    refuse_foreign,
     repeated_keys,
     shape_of,
-    unchecked,
+    stated,
     unknown_keys,
 )
 from equipoise.errors import EquipoiseError, FormatError
@@ -39,9 +39,12 @@ from equipoise.placement import Placement
 TOKEN_ROWS = 1024
 """Rows of Model Runner V2's table; token ``t`` uses row ``t % 1024``."""
 
-_FILE_KEYS = ("moe_layer_count", "layer_list")
-_LAYER_KEYS = ("layer_id", "device_count", "device_list")
+_COUNT, _LAYERS, _DEVICES = "moe_layer_count", "layer_list", "device_list"
+_FILE_KEYS = (_COUNT, _LAYERS)
+_LAYER_KEYS = ("layer_id", "device_count", _DEVICES)
 _DEVICE_KEYS = ("device_id", "device_expert")
+_NOT_READ = "The engine never reads it: it goes by the order of the lists, and so does equipoise."
+_IN_ORDER = f"{_NOT_READ} If the numbers are meant, put the entries in their order."
 
 
 def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN) -> None:
@@ -66,21 +69,25 @@ def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN)
 
 def _matches(path: Path) -> bool:
     document = peek_json(path)
-    return isinstance(document, dict) and all(key in document for key in _FILE_KEYS)
+    layers = document.get(_LAYERS) if isinstance(document, dict) else None
+    if not isinstance(layers, list) or stated(document) is not None:
+        return False
+    return _COUNT in document or any(isinstance(e, dict) and _DEVICES in e for e in layers)
 
 
 def _parse(path: Path) -> RawMap:
     document, repeated = parse_json(read_text(path), path)
-    layers = document.get("layer_list") if isinstance(document, dict) else None
+    refuse_foreign(document, path, "vllm-ascend's expert_map.json")
+    layers = document.get(_LAYERS) if isinstance(document, dict) else None
     if not isinstance(layers, list) or not layers:
         raise FormatError(
-            f"{path}: expected moe_layer_count and a layer_list that is not empty; "
-            f"layer_list is {describe(layers)}."
+            f"{path}: expected {_COUNT} and a {_LAYERS} that is not empty; "
+            f"{_LAYERS} is {describe(layers)}."
         )
     findings = [
         *repeated_keys(repeated, "A1"),
-        *_extra(unknown_keys(document, _FILE_KEYS, "A1", "The file")),
-        *_check_count(document, "moe_layer_count", len(layers), "The file", None),
+        *_unread(document, _FILE_KEYS, "The file"),
+        *_check_layer_count(document, len(layers)),
     ]
     devices = [_devices(layer, position, findings) for position, layer in enumerate(layers)]
     return RawMap(
@@ -94,13 +101,13 @@ def _parse(path: Path) -> RawMap:
 def _devices(layer: Any, position: int, findings: list[Finding]) -> list[list[Any]]:
     """The experts of each device in a layer; defects are added to ``findings``."""
     where = f"Layer {position}"
-    if not isinstance(layer, dict) or not isinstance(layer.get("device_list"), list):
-        findings.append(_absent(where, "device_list", position))
+    if not isinstance(layer, dict) or not isinstance(layer.get(_DEVICES), list):
+        findings.append(_absent(where, _DEVICES, position))
         return []
-    findings += _extra(unknown_keys(layer, _LAYER_KEYS, "A1", where))
-    findings += _check_position(layer, "layer_id", position, where, position)
-    entries = layer["device_list"]
-    findings += _check_count(layer, "device_count", len(entries), where, position)
+    findings += _unread(layer, _LAYER_KEYS, where)
+    findings += _check_number(layer, "layer_id", position, where, position)
+    entries = layer[_DEVICES]
+    findings += _check_number(layer, "device_count", len(entries), where, position)
     devices = [_experts(entry, d, position, findings) for d, entry in enumerate(entries)]
     findings += _check_lengths(devices, position)
     return devices
@@ -111,15 +118,18 @@ def _experts(device: Any, position: int, layer: int, findings: list[Finding]) ->
     if not isinstance(device, dict) or not isinstance(device.get("device_expert"), list):
         findings.append(_absent(where, "device_expert", layer))
         return []
-    findings += _extra(unknown_keys(device, _DEVICE_KEYS, "A1", where))
-    findings += _check_position(device, "device_id", position, where, layer)
+    findings += _unread(device, _DEVICE_KEYS, where)
+    findings += _check_number(device, "device_id", position, where, layer)
     experts: list[Any] = device["device_expert"]
     return experts
 
 
-def _extra(findings: list[Finding]) -> list[Finding]:
-    """Keys nobody reads are warnings here."""
-    return [replace(finding, severity=Severity.WARNING) for finding in findings]
+def _unread(mapping: dict[str, Any], known: tuple[str, ...], where: str) -> list[Finding]:
+    """Keys that the format does not have are warnings: the engine does not look at them."""
+    return [
+        replace(found, severity=Severity.WARNING, remedy=_NOT_READ)
+        for found in unknown_keys(mapping, known, "A1", where)
+    ]
 
 
 def _absent(where: str, key: str, layer: int) -> Finding:
@@ -131,36 +141,36 @@ def _absent(where: str, key: str, layer: int) -> Finding:
     )
 
 
-def _check_count(
-    mapping: dict[str, Any], key: str, actual: int, where: str, layer: int | None
-) -> list[Finding]:
-    """A count must be there and be the length of its list."""
-    value = mapping.get(key)
+def _check_layer_count(document: dict[str, Any], actual: int) -> list[Finding]:
+    """The one count the engine reads: it looks for as many layers, and takes no others."""
+    value = document.get(_COUNT)
     if is_int(value) and value == actual:
         return []
     return [
         Finding(
-            code="A1" if key not in mapping or is_int(value) else "A2",
-            message=f"{where}: {key} is {describe(value)}; the list has {actual} entries.",
+            code="A1" if _COUNT not in document or is_int(value) else "A2",
+            message=f"The file: {_COUNT} is {describe(value)}; the list has {actual} entries.",
             remedy=f"Write {actual}, or complete the list.",
-            layer=layer,
+            readable=_COUNT not in document,
         )
     ]
 
 
-def _check_position(
-    mapping: dict[str, Any], key: str, position: int, where: str, layer: int
+def _check_number(
+    mapping: dict[str, Any], key: str, actual: int, where: str, layer: int
 ) -> list[Finding]:
-    """An id must be there and be the position in its list, which is what the engine goes by."""
+    """A warning for a count or an id that is not what the lists say: the engine never reads it."""
     value = mapping.get(key)
-    if is_int(value) and value == position:
+    if is_int(value) and value == actual:
         return []
+    is_count = key == "device_count"
+    what = "the list has that many entries" if is_count else "that is its position"
     return [
         Finding(
-            code="A2" if key in mapping else "A1",
-            message=f"{where}: {key} is {describe(value)}, its position is {position}; the engine "
-            "goes by position.",
-            remedy=f"Put the entries in order and number them from 0, each with its {key}.",
+            code="A1" if key not in mapping or (is_count and is_int(value)) else "A2",
+            message=f"{where}: {key} is {describe(value)}; expected {actual}, since {what}.",
+            remedy=_NOT_READ if is_count or key not in mapping else _IN_ORDER,
+            severity=Severity.WARNING,
             layer=layer,
         )
     ]
@@ -206,18 +216,13 @@ def _check(raw: RawMap, context: MapContext) -> list[Finding]:
         duplicates_severity=Severity.ERROR,
         place=_place(raw, context),
     )
-    num_layers = None if context.layer_ids is None else len(context.layer_ids)
-    return [
-        *check_rows(raw, context, rules),
-        *check_row_count(raw, num_layers, "A4", "MoE layers"),
-        *unchecked(raw, context, "layer_ids"),
-    ]
+    return check_ordered(raw, context, rules, "A4")
 
 
 def _place(raw: RawMap, context: MapContext) -> Callable[[int | str, int], str]:
     """Names slots by device and position, where all devices of the layer have equally many."""
     shape = shape_of(raw, context)
-    uneven = {finding.layer for finding in raw.findings if finding.code in ("A1", "A3", "A4")}
+    uneven = {f.layer for f in raw.findings if f.severity is Severity.ERROR}
     per_device = shape.num_slots // raw.num_ranks if raw.num_ranks else 0
 
     def place(layer: int | str, slot: int) -> str:
@@ -226,10 +231,6 @@ def _place(raw: RawMap, context: MapContext) -> Callable[[int | str, int], str]:
         return f"device {slot // per_device}, slot {slot % per_device}"
 
     return place
-
-
-def _to_placement(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
 
 
 def _losses(placement: Placement) -> list[str]:
@@ -310,7 +311,8 @@ FORMAT = MapFormat(
     matches=_matches,
     parse=_parse,
     check=_check,
-    to_placement=_to_placement,
+    to_placement=build_ordered,
     write=write,
     losses=_losses,
+    signature=r'"(?:moe_layer_count|device_expert)"',
 )

@@ -91,7 +91,9 @@ def _parse(path: Path) -> RawMap:
         layer_keys=keys,
         findings=tuple(findings),
         notes=_provenance_notes(document.get("provenance")),
-        **counts,
+        num_ranks=counts["num_ranks"],
+        num_experts=counts["num_experts"],
+        num_slots=counts["num_slots"],
     )
     return replace(raw, findings=(*findings, *_check_checksum(raw, document.get("checksum"))))
 
@@ -221,5 +223,5 @@ FORMAT = MapFormat(
     check=_check,
     to_placement=_to_placement,
     write=write,
-    losses=lambda _placement: [],
+    signature=f'"{_FORMAT}"',
 )

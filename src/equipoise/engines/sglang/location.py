@@ -23,12 +23,15 @@ from equipoise.engines.map_checks import (
     check_rows,
     describe,
     format_rows,
+    guessed_decoder_rows,
     parse_json,
     peek_json,
     read_text,
+    refuse_foreign,
     repeated_keys,
     rows_by_layer,
     shape_of,
+    stated,
     unchecked,
     unknown_keys,
 )
@@ -38,6 +41,7 @@ from equipoise.placement import Placement
 KEY = "physical_to_logical_map"
 _LOAD_KEY = "logical_count"
 _COLLAPSE = "W3"
+_OF_VLLM = "logical_replica_count"  # vLLM's state has the same key; SGLang's has no such neighbour
 _RULES = Rules(ids="S4", missing="S4", width="S3", slots="S3", stated="S3", redundancy="S3")
 
 
@@ -83,7 +87,9 @@ def _matches(path: Path) -> bool:
             return False
     else:
         root = peek_json(path)
-    return isinstance(root, dict) and KEY in root
+    if not isinstance(root, dict) or _OF_VLLM in root or stated(root) is not None:
+        return False
+    return root.get(KEY) is not None or (KEY in root and _LOAD_KEY not in root)
 
 
 def _parse(path: Path) -> RawMap:
@@ -96,6 +102,7 @@ def _parse(path: Path) -> RawMap:
             f"{path}: holds {_LOAD_KEY}, loads from which SGLang would plan by itself, and no map; "
             "read it as a trace and plan from it."
         )
+    refuse_foreign(root, path, "SGLang's --init-expert-location")
     if not isinstance(root, dict) or KEY not in root:
         raise FormatError(f"{path}: expected a mapping with the key {KEY}.")
     rows = _rows(root[KEY], path)
@@ -130,6 +137,7 @@ def _check_suffix(suffix: str, expected: str) -> list[Finding]:
             message=f"The file name ends in {suffix!r}; SGLang would not read it as the "
             f"{expected} file it is.",
             remedy=f"Rename it to end in exactly {expected}.",
+            readable=True,
         )
     ]
 
@@ -143,7 +151,8 @@ def _check(raw: RawMap, context: MapContext) -> list[Finding]:
         *check_row_count(raw, context.num_hidden_layers, "S2", "decoder layers"),
         *check_layers_have_rows(raw, context.layer_ids, "S2"),
         *_check_collapse(raw, context),
-        *unchecked(raw, context, "layer_ids", "num_hidden_layers"),
+        *guessed_decoder_rows(raw, context),
+        *unchecked(raw, context, "num_hidden_layers"),
     ]
 
 
@@ -158,7 +167,7 @@ def _check_collapse(raw: RawMap, context: MapContext) -> list[Finding]:
             "of a map given as a file, under every dispatch algorithm.",
             remedy="Expect an even split over the copies only from --moe-a2a-backend none, or for "
             "experts without a copy on the token's own rank or node.",
-            severity=Severity.WARNING,
+            severity=Severity.NOTE,
         )
     ]
 
@@ -188,4 +197,5 @@ FORMAT = MapFormat(
     write=write,
     losses=_losses,
     decoder_rows=True,
+    signature=rf'\A\s*{{\s*"{KEY}"',
 )

@@ -17,11 +17,14 @@ from equipoise.engines.map_checks import (
     NOTHING_KNOWN,
     Rules,
     build,
+    build_ordered,
     check_layers_have_rows,
     check_row_count,
     check_rows,
     describe,
     format_rows,
+    guessed_decoder_rows,
+    guessed_order,
     infer_experts,
     is_int,
     parse_json,
@@ -72,6 +75,7 @@ def _check_limit(raw: RawMap, context: MapContext) -> list[Finding]:
             code="X4",
             message=f"{redundant} redundant slots; vLLM takes at most {MAX_REDUNDANT}.",
             remedy=f"Plan with at most {shape.num_experts + MAX_REDUNDANT} slots.",
+            readable=True,
         )
     ]
 
@@ -226,7 +230,8 @@ def _check_record(raw: RawMap, context: MapContext) -> list[Finding]:
         *_check_stated_experts(raw, context),
         *check_row_count(raw, _moe_layers(context), "X5", "MoE layers"),
         *_check_limit(raw, context),
-        *unchecked(raw, context, "layer_ids"),
+        *guessed_order(raw, context),
+        *unchecked(raw, context),
     ]
 
 
@@ -244,10 +249,6 @@ def _check_stated_experts(raw: RawMap, context: MapContext) -> list[Finding]:
             remedy="Write the redundant slots the lists really have.",
         )
     ]
-
-
-def _record_to_placement(raw: RawMap, context: MapContext) -> Placement:
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
 
 
 # The lists of pull requests 49572 and 53022 -------------------------------------------------------
@@ -283,7 +284,11 @@ def _matches_list(path: Path) -> bool:
     document = peek_json(path)
     if not isinstance(document, list) or not document:
         return False
-    return any(all(isinstance(entry, kind) for entry in document) for kind in (list, (int, float)))
+    rows = document if all(isinstance(entry, list) for entry in document) else [document]
+    values = [(value, len(row)) for row in rows for value in row]
+    # Ids are below the number of slots, a few broken ones aside; a table of counts is not.
+    ids = sum(is_int(value) and 0 <= value < slots for value, slots in values)
+    return 2 * ids > len(values)
 
 
 def _parse_list(path: Path) -> RawMap:
@@ -313,7 +318,8 @@ def _check_list(raw: RawMap, context: MapContext, num_rows: int | None, what: st
 def _check_moe_list(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         *_check_list(raw, context, _moe_layers(context), "MoE layers"),
-        *unchecked(raw, context, "layer_ids"),
+        *([] if _is_shared(raw) else guessed_order(raw, context)),
+        *unchecked(raw, context, *(["layer_ids"] if _is_shared(raw) else [])),
     ]
 
 
@@ -324,7 +330,8 @@ def _check_decoder_list(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         *_check_list(raw, context, num_rows, "decoder and draft layers"),
         *([] if _is_shared(raw) else check_layers_have_rows(raw, context.layer_ids, "X5")),
-        *unchecked(raw, context, "layer_ids", "num_hidden_layers"),
+        *([] if _is_shared(raw) else guessed_decoder_rows(raw, context)),
+        *unchecked(raw, context, "num_hidden_layers", *(["layer_ids"] if _is_shared(raw) else [])),
     ]
 
 
@@ -338,7 +345,7 @@ def _moe_list_to_placement(raw: RawMap, context: MapContext) -> Placement:
     if _is_shared(raw):
         rows, layers = _shared_rows(raw, context)
         return build(rows, layers, raw, context)
-    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)
+    return build_ordered(raw, context)
 
 
 def _decoder_list_to_placement(raw: RawMap, context: MapContext) -> Placement:
@@ -365,9 +372,10 @@ FORMATS = (
         matches=_matches_record,
         parse=_parse_record,
         check=_check_record,
-        to_placement=_record_to_placement,
+        to_placement=build_ordered,
         write=write_record,
         losses=_losses,
+        signature=f'"{_RECORD_TYPE}"',
     ),
     MapFormat(
         name="vllm-49572",
