@@ -179,8 +179,10 @@ def test_an_expert_without_a_slot_can_be_stated() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["counts.json", "counts.npy", "floatms.json", "layers_lists.json", "named.json", "sg.json"]
-    + ["sgnull.json"],
+    [
+        *("counts.json", "counts.npy", "floatms.json", "layers_lists.json", "named.json"),
+        *("sg.json", "sgnull.json"),
+    ],
 )
 def test_counts_are_the_same_however_they_were_dumped(name: str) -> None:
     trace = read_trace(CASES / "other_recorders" / name)
