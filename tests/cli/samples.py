@@ -168,6 +168,39 @@ def _json(path: Path) -> None:
     path.write_text(json.dumps(_rows()))
 
 
+def _layer_lines(path: Path) -> None:
+    lines = [
+        {"iteration": 10 + t, "layer": LAYERS[i], "tokens_per_expert": COUNTS[t, i].tolist()}
+        for t, i in np.ndindex(*COUNTS.shape[:2])
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _dumped_counts(path: Path) -> None:
+    total = COUNTS.sum(axis=0).tolist()
+    path.write_text(
+        json.dumps({"counts": {f"layer_{i}": row for i, row in zip(LAYERS, total, strict=True)}})
+    )
+
+
+def _rank_tables(path: Path) -> None:
+    path.mkdir()
+    for rank in range(2):
+        rows = [
+            f"{10 + t},{LAYERS[i]},{e},{SOURCE_COUNTS[t, rank, i, e]}"
+            for t, i, e in np.ndindex(*COUNTS.shape)
+        ]
+        name = f"expert_distribution_rank{rank}_timestamp1.5.csv"
+        (path / name).write_text("\n".join(["step,layer_id,expert_id,count", *rows, ""]))
+
+
+def _rank_loads(path: Path) -> None:
+    path.mkdir()
+    for rank in range(2):
+        root = {"ep_rank": rank, "ep_size": 2, "logical_count": SOURCE_COUNTS[:, rank].sum(axis=0)}
+        torch_archive.save(path / f"run-TP{rank}.expert-load.pt", root)
+
+
 def _map(engine: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         context = MapContext(num_hidden_layers=NUM_DECODER_LAYERS)
@@ -205,6 +238,10 @@ TRACES: dict[str, Callable[[Path], None]] = {
     "choices.npz": _choices_archive,
     "table.csv": _csv,
     "table.json": _json,
+    "layers.jsonl": _layer_lines,
+    "dumped.json": _dumped_counts,
+    "rank_tables": _rank_tables,
+    "rank_loads": _rank_loads,
 }
 """Writers of recordings, by the file name to give them."""
 

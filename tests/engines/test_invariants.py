@@ -14,7 +14,7 @@ from equipoise.errors import EquipoiseError
 from tests.cli import samples
 
 TOKENS = 120  # of a step and source rank, so that nothing is left to chance
-WITH_SOURCES = {"run.safetensors", "dump", "raw", "pickles", "passes"}
+WITH_SOURCES = {"run.safetensors", "dump", "raw", "pickles", "passes", "rank_tables"}
 FROM_CHOICES = {"raw", "choices.npz"}
 STATED_EXPERTS = set(samples.TRACES) - FROM_CHOICES - {"passes"}
 

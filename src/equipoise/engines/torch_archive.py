@@ -27,6 +27,7 @@ from equipoise.engines.half_precision import widened
 from equipoise.engines.pickle_program import checked_instructions
 from equipoise.errors import EquipoiseError, FormatError
 
+_SEARCHED_BYTES = 1 << 24
 NO_PROGRAM = "it is a zip, but not one that torch.save wrote (no data.pkl in it)"
 
 
@@ -185,6 +186,8 @@ def _read(path: Path, values: _Values) -> Any:
                     "it is not a zip archive; a file in torch's older format has to be saved again "
                     "with a present torch: torch.save(torch.load(old), new)"
                 )
+            if path.stat().st_size <= _SEARCHED_BYTES and b"/data.pkl" not in stream.read():
+                raise FormatError(NO_PROGRAM)  # told without its directory, which may be long
             with zipfile.ZipFile(stream) as file:
                 archive = _Archive(file, path.stat().st_size)
                 program = archive.read("data.pkl")

@@ -75,3 +75,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, content: Any, said: str) -
 )
 def test_other_documents_are_not_claimed(tmp_path: Path, content: Any) -> None:
     assert not FORMAT.matches(file(tmp_path, content))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"layer": 3, "expert": 0, "tokens": 5}]', encoding="utf-8-sig")
+    assert FORMAT.matches(path)
+    assert read(path).counts.tolist() == [[[5]]]
+
+
+@pytest.mark.parametrize("key", ["tokens", "note"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"layer": 3, "expert": 0, "tokens": 5, "note": 1, "{key}": 7}}]')
+    with pytest.raises(FormatError, match=f"a.json: The key '{key}' stands twice"):
+        read(path)

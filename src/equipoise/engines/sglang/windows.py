@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -124,10 +125,17 @@ def _from_lists(path: Path, value: list[Any]) -> NDArray[Any]:
     # Each number takes a byte of the file, unless the file repeats lists by reference.
     if len(shape) > 3 or prod(shape) > path.stat().st_size:
         raise FormatError(f"{path}: logical_count is nested into an impossible shape {shape}.")
+    flat = value
+    for size in shape[1:]:
+        if any(not isinstance(row, list) or len(row) != size for row in flat):
+            raise FormatError(f"{path}: logical_count has rows of different lengths.")
+        flat = list(chain.from_iterable(flat))
+    if not set(map(type, flat)) <= {int, float}:  # NumPy would give each text the longest's room
+        raise FormatError(f"{path}: logical_count is not a table of numbers.")
     try:
-        return np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise FormatError(f"{path}: logical_count has rows of different lengths.") from error
+        return np.array(flat).reshape(shape)
+    except OverflowError as error:
+        raise FormatError(f"{path}: logical_count is not a table of numbers.") from error
 
 
 def _ring_notes(path: Path, kept: NDArray[np.int64], num_rows: int) -> list[str]:

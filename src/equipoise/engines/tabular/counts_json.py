@@ -18,7 +18,7 @@ from equipoise.engines.ascend import load as mindspeed
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.json_text import head_keys, read_json
 from equipoise.engines.tabular.layer_lines import COUNTS, LAYERS
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 
@@ -129,9 +129,10 @@ def _by_number(table: dict[str, Any], pattern: re.Pattern[str], what: str) -> di
     for key, value in table.items():
         match = pattern.fullmatch(key)
         assert match is not None  # all keys were looked at
-        if int(match[1]) in found:
-            raise EquipoiseError(f"The key {key[:40]!r} is the second one of {what} {match[1]}.")
-        found[int(match[1])] = value
+        number = int(match[1])
+        if number in found:
+            raise EquipoiseError(f"The key {key[:40]!r} is the second one of {what} {number}.")
+        found[number] = value
     return dict(sorted(found.items()))
 
 
@@ -149,9 +150,7 @@ def _check_stated(root: Any, counts: NDArray[np.int64]) -> None:
     stated = [root.get(name) if isinstance(root, dict) else None for name in _STATED]
     for name, wanted, found in zip(_STATED, stated, counts.shape[-2:], strict=True):
         if wanted not in (None, found):
-            raise FormatError(
-                f"The file states {name} {str(wanted)[:20]}, its counts have {found}."
-            )
+            raise EquipoiseError(f"The file states {name} {str(wanted)[:20]}, but has {found}.")
 
 
 FORMAT = TraceFormat(

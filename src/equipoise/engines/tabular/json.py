@@ -68,7 +68,7 @@ def _first_record(path: Path) -> dict[str, Any]:
     """The first object of a JSON list, or nothing: cheap, and silent about anything else."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES).decode("utf-8", errors="ignore").lstrip()
+            head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
         first, _ = json.JSONDecoder().raw_decode(head[1:].lstrip())
     except (OSError, ValueError, RecursionError):
         return {}

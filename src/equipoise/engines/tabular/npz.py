@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import agreed_layer_ids, naming
+from equipoise.engines.arrays import agreed_layer_ids, naming, refuse_long_labels
 from equipoise.engines.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.npy import check_header
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
+_MOST_UNPACKED, _MOST_GROWTH = 1 << 30, 64
+"""Bytes an array may have however small it was packed, and for each byte of it."""
 _IDS = "topk_ids"
 _LENGTHS = "seq_lens"
 _SEQUENCE_LABELS = ("domain", "dataset")  # both become the label ``domain``; the first one wins
@@ -86,6 +88,12 @@ class _Archive:
         """One array; the declared size is checked before anything is allocated for it."""
         self._used.add(name)
         entry = self._entries[name]
+        if entry.file_size > max(_MOST_UNPACKED, _MOST_GROWTH * entry.compress_size):
+            raise FormatError(
+                f"{self.path}: array {name[:80]!r} unpacks from {entry.compress_size} bytes to "
+                f"{entry.file_size / 2**30:.1f} GiB. Save it in a smaller type, or with "
+                "numpy.savez, which does not compress."
+            )
         try:
             with zipfile.ZipFile(self.path) as archive:
                 with archive.open(entry) as file:
@@ -158,6 +166,7 @@ def _domain_label(arrays: _Archive, leading: tuple[int, ...]) -> dict[str, NDArr
             f"domains has {len(domains)} names; counts has leading axes {leading}, "
             "expected one name for each entry of the first."
         )
+    refuse_long_labels(domains.tolist(), prod(leading), arrays.path.stat().st_size)
     return {"domain": np.repeat(domains, prod(leading[1:]))}
 
 
@@ -267,6 +276,7 @@ def _strings(arrays: _Archive, name: str) -> NDArray[np.str_]:
     codes = native.view(np.uint32) if native.nbytes else np.zeros(0, np.uint32)
     if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
         raise EquipoiseError(f"{name} holds characters that do not exist; the file is damaged.")
+    refuse_long_labels(array.tolist(), 1, 1)
     return array  # type: ignore[return-value]
 
 
