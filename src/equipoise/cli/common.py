@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from equipoise.engines.files import output_file, output_folder
 from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions, given
 from equipoise.engines.launch import LaunchOptions
 from equipoise.engines.map_io import map_format, read_map
@@ -246,14 +247,12 @@ class EngineArguments:
 
 
 def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> None:
-    """Refuse an output before any long work: without a place to be, or onto an input."""
-    if not output.parent.is_dir():
-        raise EquipoiseError(f"{output}: there is no folder {output.parent}; create it first.")
-    if output.is_dir() and not folder:
-        raise EquipoiseError(f"{output}: is a folder; give the name of a file.")
-    if not output.exists():
+    """Refuse an output before any long work: one that cannot be written, or onto an input."""
+    if str(output) == "-":
+        raise EquipoiseError("-: an output is written as a whole; give the name of a file.")
+    place = output_folder(output) if folder else output_file(output)
+    if not place.exists():
         return
-    place = output.resolve()
     for source in filter(None, inputs):
         if source.resolve() in (place, *place.parents):
             raise EquipoiseError(

@@ -79,6 +79,8 @@ class TraceFormat:
         Names of the ``TraceOptions`` this reader uses; any other that is set is refused.
     write
         Writes a trace, atomically; ``None`` where only the engine writes.
+    folder
+        Whether what it writes is a folder.
     losses
         What the written file cannot say of a trace, one sentence each.
     """
@@ -89,6 +91,7 @@ class TraceFormat:
     read: Callable[[Path, TraceOptions, Progress], Trace]
     options: frozenset[str]
     write: Callable[[Trace, Path], None] | None = None
+    folder: bool = False
     losses: Callable[[Trace], list[str]] = lambda _trace: []
 
     def check_options(self, options: TraceOptions) -> None:

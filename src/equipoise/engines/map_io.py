@@ -185,15 +185,11 @@ def write_map(
     Raises
     ------
     EquipoiseError
-        A wrong suffix, a context that contradicts the placement, or a placement that the engine
-        would refuse.
+        A wrong suffix, a path that is no place for a file, a failure to write, a context that
+        contradicts the placement, or a placement that the engine would refuse.
     """
     path, chosen = Path(path), map_format(format)
     check_map_path(path, format)
-    if not path.parent.is_dir():
-        raise EquipoiseError(f"{path}: there is no folder {path.parent}; create it first.")
-    if path.is_dir():
-        raise EquipoiseError(f"{path}: is a folder; give the name of a file.")
     _write_proven(placement, path, chosen, _complete(context, placement))
     return chosen.losses(placement)
 
@@ -209,18 +205,15 @@ def check_map_path(path: Path, format: str) -> None:
 
 
 def _write_proven(placement: Placement, path: Path, chosen: MapFormat, context: MapContext) -> None:
-    try:
-        with replacing(path) as temporary:
-            chosen.write(placement, temporary, context)
-            raw = chosen.parse(temporary)
-            _refuse_errors(chosen.check(raw, context), f"{path}: not written")
-            if chosen.to_placement(raw, context) != placement:
-                raise EquipoiseError(
-                    f"{path}: not written, since what was read back is not the placement. "
-                    "This is a defect of equipoise; please report it."
-                )
-    except OSError as error:
-        raise EquipoiseError(f"{path}: cannot be written ({error.strerror}).") from error
+    with replacing(path) as temporary:
+        chosen.write(placement, temporary, context)
+        raw = chosen.parse(temporary)
+        _refuse_errors(chosen.check(raw, context), f"{path}: not written")
+        if chosen.to_placement(raw, context) != placement:
+            raise EquipoiseError(
+                f"{path}: not written, since what was read back is not the placement. "
+                "This is a defect of equipoise; please report it."
+            )
 
 
 def _complete(context: MapContext, placement: Placement) -> MapContext:
