@@ -285,15 +285,24 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+_PIPE_WIDTH = 1 << 20
+"""Columns of a pipe: what is cut or wrapped there is lost to the program behind it."""
+
+
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; a line that is too long for a terminal is wrapped by it, not cut."""
+        super().print(*objects, **{"crop": False} | options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # to `main`; rich would end the process with status 1
 
 
 def stdout() -> Console:
-    """Where results go: colours on a terminal, plain text of a fixed width in a pipe."""
+    """Where results go: colours on a terminal, plain text in lines of any length in a pipe."""
     # What is printed may be the words of a file or its name: no markup.
-    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return _Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager
