@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
-from equipoise.cli.text import in_options, one_line
+from equipoise.cli.text import in_options, one_line, shortened
 from equipoise.errors import EquipoiseError
 
 app = App(
@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
-        return _refuse(f"Too many arguments: {' '.join(error.unused_tokens or ())}.")
+        unused = error.unused_tokens or []
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        return _refuse(f"Too many arguments: {' '.join(unused[:3])}{more}.")
+    except MissingArgumentError as error:
+        return _refuse(_what_is_missing(error))
     except CycloptsError as error:
         return _refuse(str(error))
     except EquipoiseError as error:
@@ -68,6 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _what_is_missing(error: MissingArgumentError) -> str:
+    """An option without its value, or an argument that was not given at all."""
+    command = " ".join(["equipoise", *(error.command_chain or ())])
+    if error.keyword is not None:
+        return f"{error.keyword} is not followed by a value; see {command} --help."
+    name = "an argument" if error.argument is None else error.argument.name
+    return f"{command} needs {name}, which was not given; see {command} --help."
+
+
 def _refuse(message: str) -> int:
-    print(f"equipoise: {in_options(one_line(message))}", file=sys.stderr)
+    print(f"equipoise: {in_options(one_line(shortened(message)))}", file=sys.stderr)
     return 2

@@ -9,7 +9,6 @@ import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.table import Table
 
 from equipoise.cli.common import (
     Amount,
@@ -28,6 +27,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.plan.budget import LEAST_GAIN, Budget, Gain, Point
 from equipoise.plan.budget import budget as weigh
+from equipoise.report.terminal import WholeTable
 from equipoise.trace import Trace
 
 
@@ -157,11 +157,11 @@ def _print(console: Console, recording: Trace, result: Budget) -> None:
     _print_by_layer(console, result)
 
 
-def _table(result: Budget) -> Table:
-    table = Table(box=None)
+def _table(result: Budget) -> WholeTable:
+    table = WholeTable(box=None)
     scores = ("ms",) if result.in_seconds else ("mean", "time")
     for name in ("redundant", "GB", "KV tokens", *scores, "in all", "last step", "by layer"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     first = before = result.points[0]
     for point, chosen in zip(result.points, result.by_layer, strict=True):
         gains = (point.gain_over(first), point.gain_over(before), chosen.gain_over(point))

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
-from rich.table import Table
 
 from equipoise.cli.common import (
     Json,
@@ -33,6 +32,7 @@ from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.plan import Problem, evaluate
 from equipoise.plan.failover import Content, Refit, failover_maps, resize
+from equipoise.report.terminal import WholeTable
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -262,11 +262,11 @@ def _print(console: Console, recording: Trace, now: float, changes: list[_Change
     _print_maps(console, changes)
 
 
-def _table(changes: list[_Change]) -> Table:
-    table = Table(box=None)
+def _table(changes: list[_Change]) -> WholeTable:
+    table = WholeTable(box=None)
     title = "without" if len(changes) > 1 else "to"
     for name in (title, "ranks gone", "kept", "copied", "reloaded", "slots a rank", "max/mean"):
-        table.add_column(name, justify="left" if name == title else "right")
+        table.add_column(name, justify="left" if name == title else "right", no_wrap=True)
     for change in changes:
         table.add_row(
             change.name,
