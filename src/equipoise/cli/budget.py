@@ -18,10 +18,10 @@ from equipoise.cli.common import (
     Size,
     TraceArguments,
     print_json,
-    progress_bar,
     stdout,
 )
 from equipoise.cli.planners import PlannerArguments
+from equipoise.cli.progress import PartsOf, progress_bar
 from equipoise.cli.text import one_line
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
@@ -78,16 +78,18 @@ def budget(
     fit, held = _split(recording, hold_out)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
+        plans = PartsOf(progress)
         result = weigh(
             fit,
             held,
             topology,
             up_to=up_to,
-            planner=planning.configured(judge, progress),
+            planner=planning.configured(judge, plans),
             dispatch=judge,
             expert_bytes=expert_bytes,
             kv_bytes_per_token=kv_bytes_per_token,
             least_gain=least_gain,
+            progress=plans.begin,
         )
     if json:
         print_json(_document(result))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +13,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from equipoise.cli.progress import progress_bar
 from equipoise.engines.files import output_file, output_folder
-from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions, given
+from equipoise.engines.formats import MapContext, TraceFormat, TraceOptions, given
 from equipoise.engines.launch import LaunchOptions
 from equipoise.engines.map_io import map_format, read_map
 from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
@@ -328,21 +327,3 @@ def stdout() -> Console:
     # What is printed may be the words of a file or its name: no markup.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return _Console(highlight=False, markup=False, emoji=False, width=width)
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """A progress bar on standard error while the body runs; none unless that is a terminal."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

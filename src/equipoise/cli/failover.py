@@ -19,9 +19,9 @@ from equipoise.cli.common import (
     check_decoder_layers,
     check_output,
     print_json,
-    progress_bar,
     stdout,
 )
+from equipoise.cli.progress import progress_bar
 from equipoise.cli.text import in_options, one_line
 from equipoise.dispatch import Even
 from equipoise.engines.files import output_file, output_folder, write_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -292,6 +292,7 @@ def budget(
     expert_bytes: int | None = None,
     kv_bytes_per_token: int | None = None,
     least_gain: float = LEAST_GAIN,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Budget:
     """Plan with more and more redundant slots, and score every layer on windows not planned on.
 
@@ -314,6 +315,8 @@ def budget(
         Of all layers, on one rank: turns that price into tokens.
     least_gain
         Share of the time that each further slot on every rank must take off to pay, at least 0.
+    progress
+        Called before each plan with how many are made, of how many.
 
     Raises
     ------
@@ -331,7 +334,8 @@ def budget(
     split = dispatcher(dispatch, topology)
     in_seconds = getattr(split, "cost", None) is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
-    plans = _plans(planner, [Problem(planned, topology, num_slots) for num_slots in counts])
+    problems = [Problem(planned, topology, num_slots) for num_slots in counts]
+    plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
     past = np.stack([split.peaks(fewest.load, placement) for placement in placements])
     if not in_seconds:
@@ -450,11 +454,15 @@ def _slot_counts(num_experts: int, num_ranks: int, up_to: int | None) -> range:
     return range(fewest, num_experts + int(up_to) + 1, num_ranks)
 
 
-def _plans(planner: Planner, problems: Sequence[Problem]) -> list[Plan]:
+def _plans(
+    planner: Planner, problems: Sequence[Problem], progress: Callable[[int, int], None] | None
+) -> list[Plan]:
     """The plans of a planner for those numbers of slots that it takes."""
     plans: list[Plan] = []
     refusal = None
-    for problem in problems:
+    for number, problem in enumerate(problems):
+        if progress is not None:
+            progress(number, len(problems))
         try:
             plans.append(planner.plan(problem))
         except EquipoiseError as error:
