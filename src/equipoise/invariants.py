@@ -25,6 +25,7 @@ NO_CHOICE = -1
 _CHUNK_CELLS = 1 << 24  # ids looked at together, so that memory stays bounded
 _UNEQUAL = 0.005  # layers whose assignments differ by less are the same: approximate recorders
 _EXPECTED = 30  # assignments an expert should have before their absence means anything
+_EVIDENCE = 20.0  # assignments of difference to expect before equal counts mean anything
 _ROWS = 8  # layers compared at once
 _CLEAR = 1000.0  # assignments of difference to expect before a search ends early
 _NEAR_TIE = 0.05  # of the difference that independent tokens would make
@@ -212,7 +213,7 @@ def _saw_the_same(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:
         expected += float(np.minimum(both, np.sqrt(both * (2 / np.pi))).sum())
         if expected > _CLEAR and difference > 5 * _NEAR_TIE * expected:
             return False
-    return difference <= _NEAR_TIE * expected
+    return expected > _EVIDENCE and difference <= _NEAR_TIE * expected
 
 
 def same_tokens_note(groups: Sequence[tuple[int, ...]]) -> str:

@@ -106,7 +106,7 @@ def _passes(path: Path) -> None:
         records = []
         for t in range(4):
             ids = np.full((NUM_DECODER_LAYERS, CHOICES.shape[2], 8), -1, dtype=np.int32)
-            ids[LAYERS, :, :2] = CHOICES[t, rank].swapaxes(0, 1)
+            ids[LAYERS, :, : CHOICES.shape[-1]] = CHOICES[t, rank].swapaxes(0, 1)
             counts = (ids[..., None] == np.arange(6)).sum(axis=(1, 2)).astype(np.int32)
             record = {"forward_pass_id": 10 + t, "rank": rank, "global_physical_count": counts}
             records.append(record | {"topk_ids_of_layer": ids, "forward_mode": 1 + t % 2})
@@ -146,7 +146,7 @@ def _counts_archive(path: Path) -> None:
 def _choices_archive(path: Path) -> None:
     np.savez_compressed(
         path,
-        topk_ids=CHOICES.reshape(-1, 2, 2),
+        topk_ids=CHOICES.reshape(-1, 2, CHOICES.shape[-1]),
         seq_lens=np.full(4, 2 * CHOICES.shape[2]),
         domain=np.array(["code", "code", "text", "text"]),
     )

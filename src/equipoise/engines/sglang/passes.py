@@ -20,6 +20,7 @@ from equipoise.engines.arrays import (
 from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
@@ -285,11 +286,22 @@ def _slot_choices(
             raise FormatError(f"{file}: {_CHOICES} is not a table (layers, tokens, choices).")
         if len(slots) != num_layers:
             raise FormatError(f"{file}: {_CHOICES} has {len(slots)} layers, the map {num_layers}.")
-        tables[position] = slots
+        tables[position] = _without_blank(file, record, slots)
     widest = max((slots.shape[2] for slots in tables.values()), default=0)
     shape = (sum(slots.shape[1] for slots in tables.values()), num_layers, widest)
     refuse_oversize(shape, 4, "A recording (tokens, layers, choices)", file.stat().st_size)
     return tables
+
+
+def _without_blank(
+    file: Path, record: Mapping[str, Any], slots: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    """The choices ``(L, tokens, K)`` with -1 in rows that are none."""
+    try:
+        blank = blank_rows(slots.transpose(1, 0, 2)).T
+    except EquipoiseError as error:
+        raise FormatError(f"{file}, pass {record['forward_pass_id']}: {error}") from error
+    return np.where(blank[:, :, None], NO_CHOICE, slots)
 
 
 def _check_shapes(parts: Sequence[_Passes]) -> None:
@@ -341,18 +353,23 @@ def _assemble(path: Path, parts: Sequence[_Passes], options: TraceOptions) -> Tr
     cube, present = _by_pass_and_rank(
         counts, step, ranks, sum(p.file.stat().st_size for p in parts)
     )
-    total = cube.sum(axis=1, dtype=np.int64)
-    if not total.any():
+    if not cube.any():
         raise EquipoiseError("No pass routed a token; was the recorder running under load?")
-    layers = moe_layers(np.logical_or.reduce(total, axis=(0, 2)), options.layer_ids)
+    layers = moe_layers(np.logical_or.reduce(cube, axis=(0, 1, 3)), options.layer_ids)
     sent, notes = _locality(np.concatenate([p.slot_load for p in parts]), ranks, cube)
+    order = np.lexsort((ranks, passes))
+    groups = same_tokens(cube) if sent else []
+    if 0 < len(groups) < cube.shape[1]:
+        firsts = [group[0] for group in groups]
+        cube, order, sent = cube[:, firsts], order[np.isin(ranks[order], firsts)], False
+        notes = [same_tokens_note(groups)]
     if present < len(passes):
         names = ", ".join(sorted({name for part in parts for name in part.parts}))
         notes.append(
             f"Passes were recorded in parts ({names}), as with two-batch overlap; the parts of a "
             "pass were added."
         )
-    missing = cube.shape[0] * cube.shape[1] - present
+    missing = len(steps) * (int(ranks.max()) + 1) - present
     if missing:
         notes.append(
             f"{missing} of {missing + present} records (one a pass and rank) are missing; they "
@@ -360,12 +377,12 @@ def _assemble(path: Path, parts: Sequence[_Passes], options: TraceOptions) -> Tr
         )
     found = dict.fromkeys(note for part in parts for note in part.notes)
     trace = Trace(
-        counts=total[:, layers.rows],
+        counts=cube[:, :, layers.rows].sum(axis=1, dtype=np.int64),
         layer_ids=layers.ids,
         step_ids=steps,
         source_counts=cube[:, :, layers.rows] if sent else None,
         provenance=Provenance("sglang", str(path), (*found, *notes, *layers.notes)),
-        **_token_fields(parts, np.lexsort((ranks, passes)), step, layers.rows),
+        **_token_fields(parts, order, step, layers.rows),
     )
     return _without_idle(trace)
 

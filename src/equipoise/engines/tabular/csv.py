@@ -168,5 +168,5 @@ FORMAT = TraceFormat(
     "source_rank",
     matches=matches,
     read=read,
-    options=frozenset({"num_experts"}),
+    options=frozenset({"num_experts", "layer_ids"}),
 )

@@ -104,5 +104,5 @@ FORMAT = TraceFormat(
     "source_rank",
     matches=matches,
     read=read,
-    options=frozenset({"num_experts"}),
+    options=frozenset({"num_experts", "layer_ids"}),
 )

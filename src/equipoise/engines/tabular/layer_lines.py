@@ -144,5 +144,5 @@ FORMAT = TraceFormat(
     "iteration (.jsonl, .json)",
     matches=matches,
     read=read,
-    options=frozenset({"num_experts"}),
+    options=frozenset({"num_experts", "layer_ids"}),
 )

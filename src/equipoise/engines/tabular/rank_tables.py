@@ -84,5 +84,5 @@ FORMAT = TraceFormat(
     "names with rank<number>",
     matches=matches,
     read=read,
-    options=frozenset({"num_experts"}),
+    options=frozenset({"num_experts", "layer_ids"}),
 )

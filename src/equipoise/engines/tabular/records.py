@@ -125,7 +125,8 @@ class Records:
         expert, source, tokens = (np.asarray(c) for c in (self.expert, self.source, self.tokens))
         step_ids, step_labels, step_row = self._steps()
         layers, layer_row = np.unique(self.layer, return_inverse=True)
-        E, notes = agreed_num_experts(int(expert.max()), options.num_experts)
+        known = None if options.drop_experts else options.num_experts
+        E, notes = agreed_num_experts(int(expert.max()), known)
         R = int(source.max()) + 1
         shape = (len(step_ids), R, len(layers), E)
         refuse_oversize(shape, 8, "A table of (steps, source ranks, layers, experts)", file_bytes)
@@ -133,7 +134,7 @@ class Records:
             [text for labels in self.label_values for text in labels], len(step_ids), file_bytes
         )
         if options.num_experts is None:
-            _refuse_smaller_layers(layers, layer_row, expert)
+            _refuse_smaller_layers(layers, layer_row, expert, options.layer_ids)
         cell = np.ravel_multi_index((step_row, source, layer_row, expert), shape)
         cube = np.zeros(shape, dtype=np.int64)
         np.add.at(cube.reshape(-1), cell, tokens)
@@ -159,9 +160,14 @@ class Records:
 
 
 def _refuse_smaller_layers(
-    layers: NDArray[np.int64], layer_row: NDArray[np.intp], expert: NDArray[np.int64]
+    layers: NDArray[np.int64],
+    layer_row: NDArray[np.intp],
+    expert: NDArray[np.int64],
+    wanted: tuple[int, ...] | None,
 ) -> None:
     """Refuse a table in which a layer lacks exactly the last experts of the others.
+
+    Layers that are not ``wanted`` will be left out, so they do not matter.
 
     An expert without a row got no token, or does not exist. That the experts without one are by
     chance the last ``k`` of ``E`` has one chance in ``E`` over ``k``.
@@ -169,6 +175,8 @@ def _refuse_smaller_layers(
     E = int(expert.max()) + 1
     listed = np.zeros((len(layers), E), dtype=bool)
     listed[layer_row, expert] = True
+    if wanted is not None:
+        listed, layers = listed[np.isin(layers, wanted)], layers[np.isin(layers, wanted)]
     numbers = listed.sum(axis=1)
     for row in np.flatnonzero(numbers < E) if (numbers == E).any() else ():
         n = int(numbers[row])
@@ -176,8 +184,8 @@ def _refuse_smaller_layers(
             raise EquipoiseError(
                 f"Layer {layers[row]} has rows for the experts 0-{n - 1} only, other layers for "
                 f"0-{E - 1}: layers with different numbers of experts cannot be planned together. "
-                "Keep layers of one size in a file; if the others were merely never chosen, give "
-                f"num_experts, here {E}."
+                f"Leave them out with layer_ids (--layers), or give num_experts {E} if the experts "
+                "were merely never chosen."
             )
 
 
