@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_data" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_said_of_time() -> Iterator[None]:
+    """What a command prints does not depend on how fast it is, or on who compiles first."""
+    from equipoise.cli import progress, say_compiling
+
+    say_compiling(is_kept=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "clock", lambda: 0.0)
+        yield
 
 
 @pytest.fixture

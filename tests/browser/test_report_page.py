@@ -119,7 +119,7 @@ def test_maps_have_a_cell_for_each_layer_and_rank(
 ) -> None:
     for index, summary in enumerate(summaries):
         assert cells(page, index).count() == LAYERS * RANKS
-        value = summary.rank_multiples[2][5]
+        value = summary.rank_p95[2][5]
         title = cells(page, index).nth(2 * RANKS + 5).get_attribute("title")
         assert title == f"layer 5, rank 5: {value:.2f}×"
 
@@ -141,7 +141,7 @@ def test_pointing_at_a_cell_reads_both_maps(
     page: playwright.Page, summaries: tuple[TraceSummary, TraceSummary]
 ) -> None:
     cells(page, 0).nth(4 * RANKS + 3).hover()
-    before, after = (s.rank_multiples[4][3] for s in summaries)
+    before, after = (s.rank_p95[4][3] for s in summaries)
     assert page.locator("#readout").text_content() == (
         f"layer 7, rank 3: {before:.2f}× before, {after:.2f}× after"
     )

@@ -651,6 +651,12 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             text("old", "x"),
         ),
         case(
+            "failover maps among others",
+            "failover map.json run.safetensors --lost rank --for trtllm -o maps",
+            folder("maps"),
+            text("maps/without-rank-7.yaml", "x"),
+        ),
+        case(
             "a failover map onto the map in force",
             "failover map.json run.safetensors --to-ranks 3 --for ascend -o map.json",
         ),
@@ -678,6 +684,15 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "report run.safetensors --ranks 2 --html page.html",
             valid("run.safetensors"),
             folder("page.html"),
+        ),
+        case(
+            "a page onto a pipe",
+            "report run.safetensors --ranks 2 --html pipe",
+            lambda here: os.mkfifo(here / "pipe"),
+        ),
+        case(
+            "a page to standard output",
+            "report run.safetensors --ranks 2 --html -",
         ),
         case(
             "a page onto the recording", "report run.safetensors --ranks 2 --html run.safetensors"
@@ -720,7 +735,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a recording in a format only its engine writes",
             "convert run.safetensors --to sglang -o x.pt",
         ),
-        case("a dump of a recording without top-k", "convert table.csv --to trtllm -o dump"),
+        case("a dump of a recording without top-k", "convert table.csv --to trtllm -o new-dump"),
         case(
             "ranks for a recording",
             "convert run.safetensors --ranks 2 --to equipoise -o x.safetensors",

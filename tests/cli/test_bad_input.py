@@ -72,6 +72,30 @@ def test_a_process_answers_the_same(what, tmp_path):
     assert mistake.row(answer) == ROWS[number]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan run.safetensors --ranks 1{x}",
+        "report run.safetensors --format {x}",
+        "report run.safetensors --iterations {x}",
+        "report run.safetensors --only-layers {x}",
+        "plan run.safetensors --ranks 2 --speed {x}",
+        "plan run.safetensors --ranks 2 --dispatch {x}",
+        "plan run.safetensors --ranks 2 --rank-cost {x}",
+        "plan run.safetensors --ranks 2 --for {x} -o m.json",
+        "report run.safetensors {many}",
+        "{x}",
+    ],
+)
+def test_a_message_quotes_a_line_of_what_came(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sample(tmp_path, "run.safetensors")
+    assert main(command.format(x="x" * 100_000, many="a " * 5000).split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+
+
 # What a table of commands cannot say --------------------------------------------------------------
 
 
@@ -84,10 +108,10 @@ def test_permissions(tmp_path, capsys):
     arguments = ["plan", str(recording), "--ranks", "2", "--for", "trtllm", "-o", str(target)]
     assert main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"equipoise: {target}: cannot be written (Permission denied).\n"
+        f"equipoise: {target} cannot be written: Permission denied.\n"
     )
     recording.chmod(0)
-    assert main(arguments) == 2
+    assert main(["report", str(recording)]) == 2
     assert capsys.readouterr().err == (
         f"equipoise: {recording} cannot be read: Permission denied.\n"
     )

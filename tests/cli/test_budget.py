@@ -17,9 +17,9 @@ QUICK = ("--ranks", "4", "--planner", "greedy")
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> Path:
-    """Twenty steps of a skewed router: layers 2 to 4, 16 experts, top-2."""
+    """Thirty steps of a skewed router: layers 2 to 4, 16 experts, top-2."""
     popularity = lognormal(16, sigma=1.0, num_layers=3, seed=1)
-    trace = sample_trace(steady(popularity, num_steps=20), num_tokens=2000, top_k=2, seed=2)
+    trace = sample_trace(steady(popularity, num_steps=30), num_tokens=2000, top_k=2, seed=2)
     trace = eq.Trace(counts=trace.counts, layer_ids=(2, 3, 4), top_k=2)
     path = tmp_path_factory.mktemp("recording") / "run.trace.safetensors"
     eq.write_trace(trace, path)
@@ -50,7 +50,7 @@ def test_the_document_says_what_the_library_says(recording, capsys):
     )
     assert document["planner"] == expected.planner
     assert (document["ranks"], document["experts"], document["layers"]) == (4, 16, [2, 3, 4])
-    assert document["held_out_steps"] == len(held.counts) == 6
+    assert document["held_out_steps"] == len(held.counts) == 9
     assert document["advice"] == expected.advice
     assert document["layer_gain"] == expected.layer_gain.tolist()
     first = expected.points[0]
@@ -68,7 +68,7 @@ def test_the_document_says_what_the_library_says(recording, capsys):
 
 def test_the_table(recording, capsys):
     out = run(capsys, recording, *QUICK, "--up-to", "8", "--expert-bytes", "1000000000")
-    assert "Max/mean rank load of 4 unseen steps, even split" in out
+    assert "Max/mean rank load of 6 unseen steps, even split" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["0", "0.000"] in [row[:2] for row in rows]
     assert ["8", "6.000"] in [row[:2] for row in rows]
@@ -77,7 +77,7 @@ def test_the_table(recording, capsys):
 
 
 def test_layers_that_should_differ_are_named(tmp_path, capsys):
-    counts = [[[10] * 8, [100, 90 + i % 2, 80, *[10] * 5]] for i in range(10)]
+    counts = [[[10] * 8, [100, 90 + i % 2, 80, *[10] * 5]] for i in range(30)]
     path = tmp_path / "run.trace.safetensors"
     eq.write_trace(eq.Trace(counts=counts, layer_ids=(5, 9)), path)
     out = run(capsys, path, *QUICK, "--up-to", "8")
@@ -87,6 +87,36 @@ def test_layers_that_should_differ_are_named(tmp_path, capsys):
         "Advice only: the engines' maps have as many slots in every layer.\n"
     )
     assert "Advice only" not in run(capsys, path, *QUICK, "--up-to", "4")
+
+
+def test_the_least_gain_that_is_worth_a_slot(recording, capsys):
+    arguments = (*QUICK, "--up-to", "8", "--json")
+    first = json.loads(run(capsys, recording, *arguments))
+    assert (first["least_gain"], first["decided"]) == (0.01, True)
+    assert any(point["pays"] for point in first["points"])
+    strict = json.loads(run(capsys, recording, *arguments, "--least-gain", "0.9"))
+    assert not any(point["pays"] for point in strict["points"])
+    assert "not surely 90.0% for each further slot on every rank" in strict["advice"]
+
+
+@pytest.mark.parametrize("name", ["s1_10", "s4_10"])
+def test_a_recording_of_ten_steps_is_no_evidence(name, capsys):
+    path = Path(__file__).parents[1] / "cases" / "short_recordings" / f"{name}.npz"
+    out = run(capsys, path, "--ranks", "8", "--planner", "greedy")
+    assert out.endswith(
+        "No verdict: 2 unseen windows cannot tell a gain from chance; it takes 5 or more. Record "
+        "more steps, or hold out more of them.\n"
+    )
+    document = json.loads(run(capsys, path, "--ranks", "8", "--planner", "greedy", "--json"))
+    assert not document["decided"]
+    assert not any(point["pays"] for point in document["points"])
+
+
+def test_a_planner_of_fixed_graphs_begins_where_it_can(recording, capsys):
+    """A cube joins eight ranks by two edges each: redundant slots come in sixteens."""
+    arguments = ("--ranks", "8", "--up-to", "16", "--planner", "fixed-graph", "--graph", "cube")
+    document = json.loads(run(capsys, recording, *arguments, "--json"))
+    assert [point["redundant"] for point in document["points"]] == [0, 16]
 
 
 def test_prices_are_left_out_where_none_are_given(recording, capsys):

@@ -147,3 +147,31 @@ def test_a_map_in_force_among_those_to_write_is_kept(current, recording, tmp_pat
     assert "would be written over the input" in capsys.readouterr().err
     assert [p.name for p in folder.iterdir()] == ["without-rank-1.json"]
     assert old.read_bytes() == before
+
+
+@pytest.mark.parametrize("other", ["without-rank-4.json", "without-rank-0.yaml", "notes.txt"])
+def test_a_folder_with_other_files_is_refused(other, current, recording, tmp_path, capsys):
+    """A map for a rank that this deployment has not would stay, and fit nothing."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / other).write_text("old")
+    command = ["failover", str(current), str(recording), "--lost", "rank", "--for", "equipoise"]
+    assert main([*command, "-o", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"equipoise: {folder}: holds {other}, which these 4 maps do not replace")
+    assert [p.name for p in folder.iterdir()] == [other]
+
+
+def test_a_folder_of_the_same_maps_is_written_again(current, recording, tmp_path, text):
+    folder = tmp_path / "maps"
+    command = ("failover", current, recording, "--lost", "rank", "--for", "equipoise")
+    text(*command, "-o", folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = tmp_path / "kept.json"
+    (folder / "without-rank-2.json").rename(kept)
+    kept.write_text("old")
+    (folder / "without-rank-2.json").symlink_to(kept)
+    text(*command, "-o", folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert (folder / "without-rank-2.json").is_symlink()
+    assert kept.read_bytes() == first["without-rank-2.json"]

@@ -77,8 +77,15 @@ def test_one_cell_for_each_layer_and_rank_with_its_value() -> None:
     found = summarise(trace(layer_ids=(3, 4, 9)), num_ranks=4)
     page = Page(render_page(found))
     assert len(page.cells) == 3 * 4
-    assert page.cells[5] == f"layer 4, rank 1: {found.rank_multiples[1][1]:.2f}×"
+    assert page.cells[5] == f"layer 4, rank 1: {found.rank_p95[1][1]:.2f}×"
     assert page.cells[-1].startswith("layer 9, rank 3: ")
+
+
+def test_notes_stand_above_the_numbers() -> None:
+    recorded = trace(provenance=Provenance("npz", "run.npz", ("Rank 3 is missing.",)))
+    text = Page(render_page(summarise(recorded, num_ranks=4))).text
+    assert text.count("Rank 3 is missing.") == 1
+    assert text.index("Rank 3 is missing.") < text.index("carries")
 
 
 def test_nothing_outside_is_referenced() -> None:

@@ -32,9 +32,7 @@ def heat_rows(text: str) -> list[str]:
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Load of each rank"))
     body = lines[start + 2 :]
-    return body[
-        : next(i for i, line in enumerate(body) if "<0.5" in line or "share a cell" in line)
-    ]
+    return body[: next(i for i, line in enumerate(body) if line.startswith("  mean: "))]
 
 
 def test_headline_comes_first_and_numbers_are_there() -> None:
@@ -115,6 +113,26 @@ def test_words_of_files_are_neither_markup_nor_escapes() -> None:
     assert "[/nothing] here" in text
     assert "\x1b]0" not in text
     assert "b\x1b[31m" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_names_that_differ_at_the_end_are_told_apart(width: int) -> None:
+    names = [f"{'long-' * 14}{end}" for end in ("code", "math")]
+    recorded = trace(labels={"domain": np.repeat(names, 3)})
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    console.print(SummaryView(summarise(recorded, num_ranks=8)), crop=False)
+    lines = out.getvalue().splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("  domain")))
+    table = lines[start : lines.index("Drift") - 1]
+    assert "".join(line[10:26].strip() for line in table) == names[0] + names[1]
+    assert "…" not in out.getvalue()
+
+
+def test_notes_come_before_the_numbers() -> None:
+    found = summarise(trace(provenance=Provenance("npz", "run.npz", ("A rank is missing.",))))
+    text = shown(found)
+    assert text.index("A rank is missing.") < text.index(found.headline[0][:30])
 
 
 def test_many_labels_are_cut_and_counted() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
-from equipoise.cli.text import in_options, one_line
+from equipoise.cli.text import in_options, one_line, shortened
+from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
 app = App(
@@ -46,9 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnicodeEncodeError:
         return _refuse("An argument is not UTF-8 text; rename the file it names.")
     try:
-        status = app(arguments, exit_on_error=False, print_error=False)
+        with telling_of_compiling(say_compiling):
+            status = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
-        return _refuse(f"Too many arguments: {' '.join(error.unused_tokens or ())}.")
+        unused = error.unused_tokens or []
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        return _refuse(f"Too many arguments: {' '.join(unused[:3])}{more}.")
+    except MissingArgumentError as error:
+        return _refuse(_what_is_missing(error))
     except CycloptsError as error:
         return _refuse(str(error))
     except EquipoiseError as error:
@@ -68,6 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+@cache  # once
+def say_compiling(is_kept: bool) -> None:
+    """Say why nothing seems to happen, for half a minute or, on a busy machine, more."""
+    often = (
+        "once per installation"
+        if is_kept
+        else "in every run, since there is no folder to keep them in; set NUMBA_CACHE_DIR to one"
+    )
+    print(f"equipoise: compiling kernels, {often}", file=sys.stderr, flush=True)
+
+
+def _what_is_missing(error: MissingArgumentError) -> str:
+    """An option without its value, or an argument that was not given at all."""
+    command = " ".join(["equipoise", *(error.command_chain or ())])
+    if error.keyword is not None:
+        return f"{error.keyword} is not followed by a value; see {command} --help."
+    name = "an argument" if error.argument is None else error.argument.name
+    return f"{command} needs {name}, which was not given; see {command} --help."
+
+
 def _refuse(message: str) -> int:
-    print(f"equipoise: {in_options(one_line(message))}", file=sys.stderr)
+    print(f"equipoise: {in_options(one_line(shortened(message)))}", file=sys.stderr)
     return 2

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
-from rich.table import Table
 
 from equipoise.cli.common import (
     Amount,
@@ -17,15 +18,16 @@ from equipoise.cli.common import (
     Size,
     TraceArguments,
     print_json,
-    progress_bar,
     stdout,
 )
 from equipoise.cli.planners import PlannerArguments
+from equipoise.cli.progress import PartsOf, progress_bar
 from equipoise.cli.text import one_line
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
-from equipoise.plan.budget import Budget, Gain, Point
+from equipoise.plan.budget import LEAST_GAIN, Budget, Gain, Point
 from equipoise.plan.budget import budget as weigh
+from equipoise.report.terminal import WholeTable
 from equipoise.trace import Trace
 
 
@@ -38,6 +40,7 @@ def budget(
     expert_bytes: Annotated[int | None, Amount] = None,
     kv_bytes_per_token: Annotated[int | None, Amount] = None,
     hold_out: float = 0.2,
+    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     reading: TraceArguments | None = None,
@@ -61,6 +64,8 @@ def budget(
         would fit into the same memory.
     hold_out
         Share of the steps, the latest of each domain, to score on.
+    least_gain
+        Share of the time that each further slot on every rank must take off to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     planning.check(machine)
@@ -73,15 +78,18 @@ def budget(
     fit, held = _split(recording, hold_out)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
+        plans = PartsOf(progress)
         result = weigh(
             fit,
             held,
             topology,
             up_to=up_to,
-            planner=planning.configured(judge, progress),
+            planner=planning.configured(judge, plans),
             dispatch=judge,
             expert_bytes=expert_bytes,
             kv_bytes_per_token=kv_bytes_per_token,
+            least_gain=least_gain,
+            progress=plans.begin,
         )
     if json:
         print_json(_document(result))
@@ -105,6 +113,8 @@ def _document(result: Budget) -> dict[str, object]:
         "experts": placement.num_experts,
         "layers": placement.layer_ids,
         "held_out_steps": len(result.mean),
+        "least_gain": result.least_gain,
+        "decided": result.is_decided,
         "points": [
             {
                 "redundant": point.redundant[0],
@@ -116,7 +126,7 @@ def _document(result: Budget) -> dict[str, object]:
                     "gain_over_equal_layers": chosen.gain_over(point),
                 },
             }
-            for point, chosen in _pairs(result)
+            for point, chosen in zip(result.points, result.by_layer, strict=True)
         ],
         "layer_gain": result.layer_gain.tolist(),
         "advice": result.advice,
@@ -134,12 +144,6 @@ def _numbers(point: Point, first: Point) -> dict[str, object]:
     }
 
 
-def _pairs(result: Budget) -> list[tuple[Point, Point]]:
-    """Every point, and the best choice layer by layer at its memory."""
-    layers = len(result.placements[0].layer_ids)
-    return [(point, result.allocation(a * layers)) for a, point in enumerate(result.points)]
-
-
 def _print(console: Console, recording: Trace, result: Budget) -> None:
     console.print(one_line(f"{recording}"))
     for note in recording.provenance.notes:
@@ -155,13 +159,13 @@ def _print(console: Console, recording: Trace, result: Budget) -> None:
     _print_by_layer(console, result)
 
 
-def _table(result: Budget) -> Table:
-    table = Table(box=None)
+def _table(result: Budget) -> WholeTable:
+    table = WholeTable(box=None)
     scores = ("ms",) if result.in_seconds else ("mean", "time")
     for name in ("redundant", "GB", "KV tokens", *scores, "in all", "last step", "by layer"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     first = before = result.points[0]
-    for point, chosen in _pairs(result):
+    for point, chosen in zip(result.points, result.by_layer, strict=True):
         gains = (point.gain_over(first), point.gain_over(before), chosen.gain_over(point))
         table.add_row(
             str(point.redundant[0]),
@@ -187,11 +191,10 @@ def _short(gain: Gain) -> str:
 
 
 def _print_by_layer(console: Console, result: Budget) -> None:
-    """The choice by layer that gains most over equal layers, if any does beyond chance."""
-    gains = [(chosen.gain_over(equal), equal, chosen) for equal, chosen in _pairs(result)]
-    gain, equal, chosen = max(gains, key=lambda row: row[0].share)
-    if not gain.is_sure:
+    """The choice by layer that gains most over equal layers, if any is worth it."""
+    if result.best_by_layer is None:
         return
+    equal, chosen, gain = result.best_by_layer
     console.print(
         f"At the memory of {equal.redundant[0]} redundant slots, layers that differ take {gain} "
         "more off:"

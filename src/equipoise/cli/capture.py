@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.common import Size, check_output, parse_range, stdout
+from equipoise.cli.text import one_line
 from equipoise.engines.trace_io import write_trace
 from equipoise.errors import EquipoiseError
 
@@ -60,5 +61,5 @@ def capture(
         batch_size=batch_size,
     )
     write_trace(trace, output)
-    stdout().print(f"{output}: {trace}")
+    stdout().print(one_line(f"{output}: {trace}"))
     return 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +13,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.engines.formats import MapContext, Progress, TraceFormat, TraceOptions, given
+from equipoise.cli.progress import progress_bar
+from equipoise.engines.files import output_file, output_folder
+from equipoise.engines.formats import MapContext, TraceFormat, TraceOptions, given
 from equipoise.engines.launch import LaunchOptions
 from equipoise.engines.map_io import map_format, read_map
 from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
@@ -275,14 +275,12 @@ class EngineArguments:
 
 
 def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> None:
-    """Refuse an output before any long work: without a place to be, or onto an input."""
-    if not output.parent.is_dir():
-        raise EquipoiseError(f"{output}: there is no folder {output.parent}; create it first.")
-    if output.is_dir() and not folder:
-        raise EquipoiseError(f"{output}: is a folder; give the name of a file.")
-    if not output.exists():
+    """Refuse an output before any long work: one that cannot be written, or onto an input."""
+    if str(output) == "-":
+        raise EquipoiseError("-: an output is written as a whole; give the name of a file.")
+    place = output_folder(output) if folder else output_file(output)
+    if not place.exists():
         return
-    place = output.resolve()
     for source in filter(None, inputs):
         if source.resolve() in (place, *place.parents):
             raise EquipoiseError(
@@ -323,30 +321,21 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+_PIPE_WIDTH = 1 << 20
+"""Columns of a pipe: what is cut or wrapped there is lost to the program behind it."""
+
+
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; a line that is too long for a terminal is wrapped by it, not cut."""
+        super().print(*objects, **{"crop": False} | options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # to `main`; rich would end the process with status 1
 
 
 def stdout() -> Console:
-    """Where results go: colours on a terminal, plain text of a fixed width in a pipe."""
+    """Where results go: colours on a terminal, plain text in lines of any length in a pipe."""
     # What is printed may be the words of a file or its name: no markup.
-    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """A progress bar on standard error while the body runs; none unless that is a terminal."""
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return _Console(highlight=False, markup=False, emoji=False, width=width)

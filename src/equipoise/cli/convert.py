@@ -145,6 +145,6 @@ def _convert_trace(
         raise EquipoiseError(
             f"{source} is a recording, and {to} is a format of maps; equipoise plan makes them."
         )
-    trace_format(to)  # before a long read
-    check_output(output, source, reading.run_map, folder=True)
+    target = trace_format(to)  # before a long read
+    check_output(output, source, reading.run_map, folder=target.folder)
     return write_trace(reading.read(source, ranks=ranks), output, format=to)

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
-from rich.table import Table
 
 from equipoise.cli.common import (
     Json,
@@ -20,11 +19,12 @@ from equipoise.cli.common import (
     check_decoder_layers,
     check_output,
     print_json,
-    progress_bar,
     stdout,
 )
+from equipoise.cli.progress import progress_bar
 from equipoise.cli.text import in_options, one_line
 from equipoise.dispatch import Even
+from equipoise.engines.files import output_file, output_folder, write_bytes
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import check_map_path, map_format, read_map, write_map
 from equipoise.errors import EquipoiseError
@@ -32,6 +32,7 @@ from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.plan import Problem, evaluate
 from equipoise.plan.failover import Content, Refit, failover_maps, resize
+from equipoise.report.terminal import WholeTable
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -79,7 +80,7 @@ def failover(
         raise EquipoiseError("Give one of --lost (rank or node) and --to-ranks.")
     if (lost == "node") != (machine.ranks_per_node is not None):
         raise EquipoiseError("--lost node needs --ranks-per-node, and nothing else looks at it.")
-    _check_target(for_, output, hidden_layers, lost, map, trace, reading.run_map)
+    _check_target(for_, output, hidden_layers, lost)
     recording = reading.read(trace, ranks=ranks)
     context = MapContext(
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
@@ -87,13 +88,12 @@ def failover(
     current = read_map(map, context)
     topology = machine.topology(current.num_ranks)
     problem = Problem(recording, topology, current.num_slots)
+    paths = _paths(output, for_, lost, topology)
+    _check_paths(paths, lost, map, trace, reading.run_map)
     with progress_bar("planning"):
         changes = _changes(current, problem, lost, to_ranks)
     now = evaluate(current, recording, dispatch=Even(topology=topology)).mean_imbalance
-    if for_ is not None and output is not None:
-        paths = _paths(output, lost, len(changes), map_format(for_).suffixes[0])
-        for path in filter(Path.exists, paths):
-            check_output(path, map, trace, reading.run_map)
+    if for_ is not None:
         changes = _write(changes, paths, for_, MapContext(num_hidden_layers=hidden_layers))
     if json:
         print_json(_document(now, changes))
@@ -107,7 +107,6 @@ def _check_target(
     output: Path | None,
     hidden_layers: int | None,
     lost: Lost | None,
-    *inputs: Path | None,
 ) -> None:
     """Refuse what would fail, or be ignored, only after the work."""
     if (format is None) != (output is None):
@@ -120,9 +119,13 @@ def _check_target(
     check_decoder_layers(hidden_layers, format)
     if lost is None:
         check_map_path(output, format)
-    elif output.exists() and not output.is_dir():
+        output_file(output)
+    elif output.is_dir():
+        return
+    elif output.exists():
         raise EquipoiseError(f"{output}: is a file; give the name of a folder for several maps.")
-    check_output(output, *inputs, folder=lost is not None)
+    else:
+        output_folder(output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,17 +162,38 @@ def _speeds(topology: Topology, refit: Refit) -> tuple[float, ...] | None:
     return tuple(np.append(topology.speed, np.mean(topology.speed))[refit.old_rank].tolist())
 
 
-def _paths(output: Path, lost: Lost | None, number: int, suffix: str) -> list[Path]:
+def _paths(
+    output: Path | None, format: str | None, lost: Lost | None, topology: Topology
+) -> list[Path]:
+    """The maps to write."""
+    if output is None or format is None:
+        return []
     if lost is None:
         return [output]
-    width = len(f"{number - 1}")
+    number = topology.num_ranks if lost == "rank" else topology.num_nodes
+    width, suffix = len(f"{number - 1}"), map_format(format).suffixes[0]
     return [output / f"without-{lost}-{i:0{width}}{suffix}" for i in range(number)]
+
+
+def _check_paths(paths: list[Path], lost: Lost | None, *inputs: Path | None) -> None:
+    """Refuse a folder in which a map of another deployment would stay, and outputs onto inputs."""
+    if lost is not None and paths and paths[0].parent.exists():
+        folder, ours = paths[0].parent, {path.name for path in paths}
+        if other := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+            raise EquipoiseError(
+                f"{folder}: holds {other[0]}{more}, which these {len(paths)} maps do not replace: "
+                "an engine could load it for the wrong deployment. Give a new or empty folder."
+            )
+    for path in paths:
+        if lost is None or path.parent.exists():
+            check_output(path, *inputs)
 
 
 def _write(
     changes: list[_Change], paths: list[Path], format: str, context: MapContext
 ) -> list[_Change]:
-    """All maps or none: made in a folder of their own, then moved."""
+    """All maps or none: made in a folder of their own, then copied to where they belong."""
     folder = paths[0].parent
     written = []
     beside = folder if folder.is_dir() else folder.parent
@@ -184,9 +208,9 @@ def _write(
                     f"{path}{str(error).partition(path.name)[2] or f': {error}'}"
                 ) from error
             written.append(replace(change, path=path, left_out=tuple(left_out)))
-        folder.mkdir(exist_ok=True)
+        folder.resolve().mkdir(exist_ok=True)  # where a link leads, if it is one
         for path in paths:
-            Path(scratch, path.name).replace(path)
+            write_bytes(path, Path(scratch, path.name).read_bytes())
     return written
 
 
@@ -238,11 +262,11 @@ def _print(console: Console, recording: Trace, now: float, changes: list[_Change
     _print_maps(console, changes)
 
 
-def _table(changes: list[_Change]) -> Table:
-    table = Table(box=None)
+def _table(changes: list[_Change]) -> WholeTable:
+    table = WholeTable(box=None)
     title = "without" if len(changes) > 1 else "to"
     for name in (title, "ranks gone", "kept", "copied", "reloaded", "slots a rank", "max/mean"):
-        table.add_column(name, justify="left" if name == title else "right")
+        table.add_column(name, justify="left" if name == title else "right", no_wrap=True)
     for change in changes:
         table.add_row(
             change.name,

@@ -22,12 +22,12 @@ from equipoise.cli.common import (
     check_output,
     option_name,
     print_json,
-    progress_bar,
     stdout,
 )
 from equipoise.cli.locality import LocalityArguments, Reach
 from equipoise.cli.moves import moves_document, moves_text
 from equipoise.cli.planners import PlannerArguments
+from equipoise.cli.progress import progress_bar
 from equipoise.cli.repair import RepairArguments
 from equipoise.cli.scores import Scores, score, scores_document, scores_table
 from equipoise.cli.text import one_line

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +13,7 @@ from cyclopts import Parameter
 from equipoise.cli.common import Json, Size, TraceArguments, check_output, print_json, stdout
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import read_map
+from equipoise.engines.map_io import MapReading, examine_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import without_balancing
@@ -22,6 +25,8 @@ from equipoise.report.terminal import SummaryView
 from equipoise.report.trtllm_table import TrtllmTable, trtllm_table
 from equipoise.topology import Topology
 from equipoise.trace import Trace
+
+_ORIGIN = "trace: "  # before the recording that a map of our format names
 
 
 def report(
@@ -58,10 +63,11 @@ def report(
     if html is not None:
         check_output(html, trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
-    placement = None if map is None else _read_placement(map, recording, ranks)
+    found = None if map is None else _examine(map, recording, ranks)
+    placement = None if found is None else found.placement
     num_ranks = ranks if placement is None else placement.num_ranks
     before = _without_balancing(recording, num_ranks)
-    after = None if placement is None else summarise(recording, placement=placement)
+    after = None if found is None else _on_the_map(recording, found)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
         write_text(html, render_page(before, after=after))
@@ -104,11 +110,37 @@ def _engine_table(
     return trtllm_table(recording, num_ranks=num_ranks, placement=placement)
 
 
-def _read_placement(map: Path, recording: Trace, ranks: int | None) -> Placement:
+def _examine(map: Path, recording: Trace, ranks: int | None) -> MapReading:
     context = MapContext(
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
     )
-    return read_map(map, context)
+    return examine_map(map, context)
+
+
+def _on_the_map(recording: Trace, found: MapReading) -> TraceSummary:
+    summary = summarise(recording, placement=found.placement)
+    return replace(summary, notes=(_what_it_proves(recording, found.notes), *summary.notes))
+
+
+def _what_it_proves(recording: Trace, notes: Sequence[str]) -> str:
+    """Whether a map, with these notes in its file, is shown on the steps it was made from."""
+    origin = next((n.removeprefix(_ORIGIN) for n in notes if n.startswith(_ORIGIN)), None)
+    if origin is not None and _is_source_of(recording, origin):
+        return (
+            "This map was made from these very steps, or from some of them: the numbers show how "
+            "well it fits those, and new traffic gains less. Report steps that were recorded later."
+        )
+    known = "the file does not say which" if origin is None else f"it was made from {origin}"
+    return f"The numbers count only on steps that the map was not made from; {known}."
+
+
+def _is_source_of(recording: Trace, origin: str) -> bool:
+    source = recording.provenance.source
+    if recording.provenance.format == "array":  # from memory, as are many others
+        return False
+    with suppress(OSError, ValueError):  # a name of a file that is not here, or of none
+        return origin == source or Path(origin).samefile(source)
+    return False
 
 
 def _without_balancing(recording: Trace, num_ranks: int | None) -> TraceSummary:
@@ -121,5 +153,5 @@ def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:
     console = stdout()
     console.print(SummaryView(before))
     if after is not None:
-        console.rule("on the map")
+        console.print("\nOn the map\n")
         console.print(SummaryView(after))

@@ -18,6 +18,8 @@ _OPTIONS = {  # what the library calls a parameter: the option that sets it
     "the cost": "--rank-cost",
 }
 _ADVICE = re.compile(r"\b(?:[Gg]ive|leave|correct|set by)\b[^.;]*")
+_QUOTED = re.compile(r"'[^']{121,}'|\"[^\"]{121,}\"")
+_UNBROKEN = re.compile(r"\S{401,}")  # longer than the path of most files
 _PARAMETER = re.compile(rf"\b(?:{'|'.join(_OPTIONS)})\b")
 
 
@@ -26,6 +28,12 @@ def in_options(message: str) -> str:
     return _ADVICE.sub(
         lambda advice: _PARAMETER.sub(lambda name: _OPTIONS[name[0]], advice[0]), message
     )
+
+
+def shortened(message: str) -> str:
+    """A message that quotes no more than a line of what came."""
+    message = _QUOTED.sub(lambda found: f"{found[0][:100]}...{found[0][0]}", message)
+    return _UNBROKEN.sub(lambda found: f"{found[0][:200]}...", message)
 
 
 def one_line(words: str) -> str:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +24,7 @@ Ints = NDArray[np.int64]
 # so that none can undo another and the search ends.
 LEAST_GAIN = 1e-9
 
-_compiled = njit(cache=True, nogil=True)
+_compiled = njit(nogil=True)
 
 
 class Homes(NamedTuple):

@@ -20,8 +20,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,8 +44,8 @@ RANK = 2**33
 FAR = 2**62  # no chain costs as much
 UNSEEN, VIA_EXPERT = -2, -1
 
-_compiled = njit(cache=True, nogil=True)
-_inlined = njit(cache=True, nogil=True, inline="always")  # handing over the tuples takes longer
+_compiled = njit(nogil=True)
+_inlined = njit(nogil=True, inline="always")  # handing over the tuples takes longer
 
 
 class Graph(NamedTuple):

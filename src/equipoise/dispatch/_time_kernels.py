@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +24,7 @@ WORTHWHILE = 1e-9  # relative gain below which a move is not made, or fractions 
 BISECTIONS = 50
 MOVES_PER_SLOT = 8  # real batches end far below; a limit on time, not on quality
 
-_compiled = njit(cache=True, nogil=True)
+_compiled = njit(nogil=True)
 
 
 class Cost(NamedTuple):

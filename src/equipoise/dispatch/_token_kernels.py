@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Ints = NDArray[np.int64]
 
-_compiled = njit(cache=True, nogil=True)
-_inlined = njit(cache=True, nogil=True, inline="always")  # handing over a Layer takes longer
+_compiled = njit(nogil=True)
+_inlined = njit(nogil=True, inline="always")  # handing over a Layer takes longer
 
 
 class Layer(NamedTuple):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from equipoise.errors import FormatError
+from equipoise.errors import EquipoiseError, FormatError
 
 
 def check_readable(path: Path) -> None:
@@ -33,27 +35,101 @@ def check_readable(path: Path) -> None:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+class OutputError(EquipoiseError):
+    """An output that could not be written: which, and why.
+
+    Parameters
+    ----------
+    path
+        The output, as the user named it.
+    reason
+        What the system says.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be written: {reason}.")
+        self.reason = reason
+
+
+def output_file(path: Path) -> Path:
+    """Where the content of an output goes: the file it names, at the end of its links.
+
+    A file that exists is to be replaced; one that a link promises is to be made.
+
+    Raises
+    ------
+    EquipoiseError
+        What is there is no regular file, is the command's own standard output or may not be
+        written; or the file has no place to be.
+    """
+    found, target = _resolved(path)
+    if found is None:
+        _check_folder(path, target)
+        return target
+    if stat.S_ISDIR(found.st_mode):
+        raise EquipoiseError(f"{path}: is a folder; give the name of a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise EquipoiseError(
+            f"{path}: is {_kind(found.st_mode)}; an output is written as a whole and needs the "
+            "name of a file."
+        )
+    if any(os.path.samestat(found, stream) for stream in _standard_streams()):
+        raise EquipoiseError(
+            f"{path}: is where this command prints its text; give the output a file of its own."
+        )
+    _check_folder(path, target)
+    if not os.access(target, os.W_OK):
+        raise OutputError(path, os.strerror(errno.EACCES))
+    return target
+
+
+def output_folder(path: Path) -> Path:
+    """The same for an output that is a folder: one that exists must be empty.
+
+    Raises
+    ------
+    EquipoiseError
+        There is something in it, it is no folder, or it has no place to be.
+    """
+    found, target = _resolved(path)
+    if found is not None and not _is_empty_folder(path):
+        raise EquipoiseError(f"{path} exists and is not an empty directory; name a new one.")
+    _check_folder(path, target)
+    return target
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` that replaces it on success and vanishes on failure.
+    """Yield the path of a new file that takes the place of an output, or vanishes on failure.
 
-    An ``OSError`` on the way names ``path``, not the file beside it.
+    It is made next to the file that ``output_file`` finds, and gets the permissions of one that it
+    replaces.
+
+    Raises
+    ------
+    EquipoiseError
+        As of ``output_file``; or the writing failed, in words that name ``path``.
     """
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".equipoise.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+    target = output_file(path)
+    with _beside(path, target) as temporary:
+        with temporary.open("xb"):
+            pass
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp is private; an engine may run as another user
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.replace(target)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a whole folder, in the place of none or of an empty one."""
+    target = output_folder(path)
+    with _beside(path, target) as temporary:
+        temporary.mkdir()
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        yield temporary
+        temporary.replace(target)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,3 +142,59 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def _beside(path: Path, target: Path) -> Iterator[Path]:
+    """A free name in the folder of ``target``; what is there at the end is removed."""
+    temporary = target.with_name(f".equipoise.{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield temporary
+    except OutputError as error:  # a writer within: the name it knows is not the user's
+        raise OutputError(path, error.reason) from error
+    except OSError as error:
+        raise OutputError(path, error.strerror or f"{error}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _resolved(path: Path) -> tuple[os.stat_result | None, Path]:
+    """What is at the end of the links of an output, ``None`` for nothing yet, and where that is."""
+    try:
+        return path.stat(), path.resolve()
+    except (FileNotFoundError, NotADirectoryError):
+        return None, Path(os.path.realpath(path))
+    except OSError as error:
+        raise OutputError(path, error.strerror or f"{error}") from error
+
+
+def _check_folder(path: Path, target: Path) -> None:
+    folder = path.parent if not path.is_symlink() else target.parent
+    if not target.parent.is_dir():
+        raise EquipoiseError(f"{path}: there is no folder {folder}; create it first.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(path, os.strerror(errno.EACCES))
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        return not any(path.iterdir())
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        raise OutputError(path, error.strerror or f"{error}") from error
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _standard_streams() -> Iterator[os.stat_result]:
+    for stream in (1, 2):
+        with suppress(OSError):
+            yield os.fstat(stream)

@@ -96,6 +96,8 @@ class TraceFormat:
         experts is left out as padding.
     write
         Writes a trace, atomically; ``None`` where only the engine writes.
+    folder
+        Whether what it writes is a folder.
     losses
         What the written file cannot say of a trace, one sentence each.
     """
@@ -107,6 +109,7 @@ class TraceFormat:
     options: frozenset[str]
     complete: bool = False
     write: Callable[[Trace, Path], None] | None = None
+    folder: bool = False
     losses: Callable[[Trace], list[str]] = lambda _trace: []
 
     def own(self, options: TraceOptions) -> TraceOptions:

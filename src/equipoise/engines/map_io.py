@@ -329,16 +329,12 @@ def write_map(
     Raises
     ------
     EquipoiseError
-        A wrong suffix, a context that contradicts the placement, or a placement that the engine
-        would refuse.
+        A wrong suffix, a path that is no place for a file, a failure to write, a context that
+        contradicts the placement, or a placement that the engine would refuse.
     """
     path, chosen = Path(path), map_format(format)
     check_map_path(path, format)
     assert chosen.write is not None  # it has suffixes
-    if not path.parent.is_dir():
-        raise EquipoiseError(f"{path}: there is no folder {path.parent}; create it first.")
-    if path.is_dir():
-        raise EquipoiseError(f"{path}: is a folder; give the name of a file.")
     _write_proven(placement, path, chosen, chosen.write, _complete(context, placement))
     return chosen.losses(placement)
 
@@ -364,18 +360,15 @@ def _write_proven(
     write: Callable[[Placement, Path, MapContext], None],
     context: MapContext,
 ) -> None:
-    try:
-        with replacing(path) as temporary:
-            write(placement, temporary, context)
-            raw = chosen.parse(temporary)
-            _refuse_errors(chosen.check(raw, context), f"{path}: not written")
-            if chosen.to_placement(raw, context) != placement:
-                raise EquipoiseError(
-                    f"{path}: not written, since what was read back is not the placement. "
-                    "This is a defect of equipoise; please report it."
-                )
-    except OSError as error:
-        raise EquipoiseError(f"{path}: cannot be written ({error.strerror}).") from error
+    with replacing(path) as temporary:
+        write(placement, temporary, context)
+        raw = chosen.parse(temporary)
+        _refuse_errors(chosen.check(raw, context), f"{path}: not written")
+        if chosen.to_placement(raw, context) != placement:
+            raise EquipoiseError(
+                f"{path}: not written, since what was read back is not the placement. "
+                "This is a defect of equipoise; please report it."
+            )
 
 
 def _complete(context: MapContext, placement: Placement) -> MapContext:

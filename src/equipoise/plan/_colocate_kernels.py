@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 State = NDArray[np.uint64]
 
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+_compiled = njit(nogil=True, error_model="numpy")
 
 _CLOSE = 1e-12  # a gain below this is rounding
 _BITS = 4  # the 16-norm over ranks, as ``Robust`` has it

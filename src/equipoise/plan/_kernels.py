@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from equipoise.dispatch._compiler import njit
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
@@ -20,7 +21,7 @@ Ints = NDArray[np.int64]
 _ROUNDING = 1e-12  # relative: what a proof has to exceed
 _WORTH = 1e-6  # relative: what a bound is raised by, or not at all
 
-_compiled = njit(cache=True, nogil=True)
+_compiled = njit(nogil=True)
 
 
 @_compiled

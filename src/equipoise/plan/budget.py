@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +15,7 @@ from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import Evaluation
-from equipoise.plan.problem import Planner, Problem
+from equipoise.plan.problem import Plan, Planner, Problem
 from equipoise.plan.robust import Robust
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -22,8 +23,16 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LEAST_GAIN = 0.01
+"""Share of the time that each further slot on every rank must take off to be worth its memory."""
+
+LEAST_WINDOWS = 5
+"""Held-out windows without which nothing is sure: that 4 of 4 gain is chance in 1 case of 16."""
+
 _SLOTS_TRIED = 4  # slots a rank beyond the fewest, if nobody says how many
-_SURE = 2.0  # standard errors that a gain must exceed
+_SURE = 0.05  # chance below which a gain is called one
+_ROUNDING = 1e-9
+_MOST_BLOCKS = 16  # that windows are joined to: 65,536 ways to draw their signs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +44,21 @@ class Gain:
     share
         Of the other's time; negative if it takes longer.
     error
-        Standard error of that share, from the differences window by window.
+        Standard error of that share, from the differences window by window; of more than 16
+        windows, from 16 blocks of neighbours.
+    chance
+        How often as large a share would come out if there were no gain, or only the least that
+        counts: see ``chances``.
     """
 
     share: float
     error: float
+    chance: float
 
     @property
     def is_sure(self) -> bool:
-        """More than two standard errors above 0; anything less is not called a gain."""
-        return self.share > _SURE * self.error
+        """Whether chance would give it in fewer than 5 % of cases; else it is not called a gain."""
+        return self.chance < _SURE
 
     def __str__(self) -> str:
         return f"{self.share:z.1%} ± {self.error:.1%}"
@@ -80,23 +94,25 @@ class Point:
 
     def gain_over(self, other: Point) -> Gain:
         """What this point takes off the other's time."""
-        saved, before = other.times - self.times, other.times.mean()
-        error = saved.std(ddof=1) / np.sqrt(saved.size)
-        return Gain(share=float(saved.mean() / before), error=float(error / before))
+        return gains([(other, self)])[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Budget:
     """What redundancy buys, slot by slot, and what it costs.
 
-    Index ``a`` along the first axis, ``A`` long, is the number of slots that every rank has beyond
-    the fewest that hold all experts.  A layer's *time* in a window is its imbalance, peak over mean
-    rank load, or seconds if the dispatcher has a cost.
+    The first axis, ``A`` long, is the redundancy, from the fewest slots on that hold all experts
+    and that the planner takes.  A layer's *time* in a window is its imbalance, peak over mean rank
+    load, or seconds if the dispatcher has a cost.
 
     Parameters
     ----------
     placements
         One for each redundancy, ``A`` of them; any layer can be taken from any.
+    added
+        Slots that every rank has beyond those of the first, ``A`` rising numbers from 0.
+    least_gain
+        Share of the time that each further slot on every rank must take off to pay.
     planned_time
         Time of each layer, mean over the windows planned on, ``(A, L)``.
     peak
@@ -112,6 +128,8 @@ class Budget:
     """
 
     placements: tuple[Placement, ...]
+    added: tuple[int, ...]
+    least_gain: float
     planned_time: Floats
     peak: Floats
     mean: Floats
@@ -129,19 +147,37 @@ class Budget:
 
     @cached_property
     def front(self) -> tuple[Point, ...]:
-        """The points that pay: each is faster than the one before beyond doubt.
+        """The points that pay: each is faster than the one before, surely by ``least_gain``.
 
-        The Pareto front of memory and time, less what chance may have put there.
+        The Pareto front of memory and time, less what chance may have put there, and less what
+        takes more memory than it is worth.
         """
-        front = [self.points[0]]
-        for point in self.points[1:]:
-            if point.gain_over(front[-1]).is_sure:
-                front.append(point)
-        return tuple(front)
+        front = [0]
+        while (after := self._next_that_pays(front[-1])) is not None:
+            front.append(after)
+        return tuple(self.points[a] for a in front)
+
+    def _next_that_pays(self, a: int) -> int | None:
+        """The first point after ``a`` that pays."""
+        found = self._gains_after(a, self.least_gain)
+        return next((b for b, gain in enumerate(found, a + 1) if gain.is_sure), None)
+
+    def _gains_after(self, a: int, least_gain: float) -> tuple[Gain, ...]:
+        """What all later points take off point ``a``, of which so much a slot does not count."""
+        later = range(a + 1, len(self.points))
+        return gains(
+            [(self.points[a], self.points[b]) for b in later],
+            least=[least_gain * (self.added[b] - self.added[a]) for b in later],
+        )
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether there are enough held-out windows to say what pays and what does not."""
+        return bool(self.peak.shape[1] >= LEAST_WINDOWS)
 
     @property
     def layer_gain(self) -> Floats:
-        """What each further slot on every rank takes off a layer's held-out time, ``(A - 1, L)``.
+        """What each further redundancy takes off a layer's held-out time, ``(A - 1, L)``.
 
         In mean rank loads, or in seconds; mean over windows.
         """
@@ -159,21 +195,46 @@ class Budget:
             A negative number of slots.
         """
         check_number("slots_per_rank", slots_per_rank, low=0, high=np.inf)
-        return self._point(least_sum(self.planned_time, int(slots_per_rank)))
+        cost = np.full((self.added[-1] + 1, self.planned_time.shape[1]), np.inf)
+        cost[list(self.added)] = self.planned_time
+        return self._point(np.searchsorted(self.added, least_sum(cost, int(slots_per_rank))))
+
+    @cached_property
+    def by_layer(self) -> tuple[Point, ...]:
+        """For each point, the allocation of as much memory."""
+        L = self.planned_time.shape[1]
+        return tuple(self.allocation(added * L) for added in self.added)
+
+    @cached_property
+    def best_by_layer(self) -> tuple[Point, Point, Gain] | None:
+        """The point, its allocation and the gain of that, where it is largest.
+
+        ``None`` if it is not surely ``least_gain``.
+        """
+        pairs = list(zip(self.points, self.by_layer, strict=True))
+        found = gains(pairs, least=[self.least_gain] * len(pairs))
+        best = max(range(len(pairs)), key=lambda a: found[a].share)
+        return (*pairs[best], found[best]) if found[best].is_sure else None
 
     @property
     def advice(self) -> str:
         """Where redundancy stops paying, in one or two sentences."""
         first, last = self.points[0], self.front[-1]
+        windows = self.peak.shape[1]
+        if not self.is_decided:
+            return (
+                f"No verdict: {windows} unseen windows cannot tell a gain from chance; it takes "
+                f"{LEAST_WINDOWS} or more. Record more steps, or hold out more of them."
+            )
         what = "expert time" if self.in_seconds else "busiest rank's load"
-        what = f"the {what} of {self.peak.shape[1]} unseen windows"
+        what = f"the {what} of {windows} unseen windows"
         more = self.points[self.points.index(last) + 1 :]
         best = min(more, key=lambda p: float(p.times.mean()), default=last)
         if last is first:
             return (
                 f"More redundant slots do not pay: {best.redundant[0]}, the best of those tried, "
-                f"take {best.gain_over(first)} off {what}{_price(best)}; that is no gain beyond "
-                "chance."
+                f"take {best.gain_over(first)} off {what}{_price(best)}; "
+                f"{self._shortfall(first, best)}."
             )
         text = (
             f"{last.redundant[0]} redundant slots a layer pay: they take {_worth(first, last)} "
@@ -182,24 +243,35 @@ class Budget:
         if last is best:
             return f"{text} More were not tried."
         return (
-            f"{text} Of more, {best.redundant[0]} are best and take off {_worth(last, best)}: no "
-            "gain beyond chance."
+            f"{text} Of more, {best.redundant[0]} are best and take off {_worth(last, best)}; "
+            f"{self._shortfall(last, best)}."
         )
+
+    def _shortfall(self, last: Point, best: Point) -> str:
+        """Why what the best of further points takes off the last that pays is not enough."""
+        a, b = self.points.index(last), self.points.index(best)
+        gain = self._gains_after(a, 0.0)[b - a - 1]
+        if not gain.is_sure:
+            if gain.share > self.least_gain * (self.added[b] - self.added[a]):
+                return "that may be chance, and more windows would tell"
+            return "that is no gain beyond chance"
+        return f"that is not surely {self.least_gain:.1%} for each further slot on every rank"
 
     @cached_property
     def _times(self) -> Floats:
         return self.peak if self.in_seconds else _over_mean(self.peak, self.mean)
 
-    def _point(self, added_L: Ints) -> Point:
-        """The point with so many slots a rank beyond the fewest in each layer, ``(L,)``."""
-        first, layers = self.placements[0], np.arange(len(added_L))
-        times: Floats = self._times[added_L, :, layers].sum(axis=0)
-        peak = self.peak[added_L, :, layers].T
+    def _point(self, chosen_L: Ints) -> Point:
+        """The point with this redundancy in each layer, ``(L,)`` indices along the first axis."""
+        layers = np.arange(len(chosen_L))
+        times: Floats = self._times[chosen_L, :, layers].sum(axis=0)
+        peak = self.peak[chosen_L, :, layers].T
         score = Evaluation(peak=peak, mean=self.mean, dispatch=self.dispatch)
-        size = None if self.expert_bytes is None else int(added_L.sum()) * self.expert_bytes
+        added = sum(self.added[a] for a in chosen_L)
+        size = None if self.expert_bytes is None else added * self.expert_bytes
         kv_bytes = self.kv_bytes_per_token
         return Point(
-            redundant=tuple((first.num_redundant + added_L * first.num_ranks).tolist()),
+            redundant=tuple(self.placements[a].num_redundant for a in chosen_L),
             bytes_per_rank=size,
             kv_tokens=None if size is None or kv_bytes is None else size // kv_bytes,
             mean_imbalance=None if self.in_seconds else score.mean_imbalance,
@@ -219,6 +291,8 @@ def budget(
     dispatch: str | Dispatcher = "even",
     expert_bytes: int | None = None,
     kv_bytes_per_token: int | None = None,
+    least_gain: float = LEAST_GAIN,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Budget:
     """Plan with more and more redundant slots, and score every layer on windows not planned on.
 
@@ -231,7 +305,7 @@ def budget(
     up_to
         Most redundant slots of a layer, all ranks together; four a rank if ``None``.
     planner
-        ``Robust(dispatch=dispatch)`` if ``None``.
+        ``Robust(dispatch=dispatch)`` if ``None``.  Numbers of slots that it refuses are left out.
     dispatch
         The dispatcher that will run, by name or as configured.  One with a cost makes all times
         seconds; each window then stands for one step.
@@ -239,14 +313,20 @@ def budget(
         Of one expert in one layer, scales included: prices the slots.
     kv_bytes_per_token
         Of all layers, on one rank: turns that price into tokens.
+    least_gain
+        Share of the time that each further slot on every rank must take off to pay, at least 0.
+    progress
+        Called before each plan with how many are made, of how many.
 
     Raises
     ------
     EquipoiseError
         Fewer than two held-out windows with load; parts of different layers or experts; no or too
-        many slots to add; a price of KV cache without one of experts.
+        many slots to add; fewer than two numbers of slots that the planner takes; a price of KV
+        cache without one of experts.
     """
     _check_prices(expert_bytes, kv_bytes_per_token)
+    check_number("least_gain", least_gain, low=0, high=1)
     experts = planned.num_experts if isinstance(planned, Trace) else as_loads(planned).shape[-1]
     counts = _slot_counts(experts, topology.num_ranks, up_to)
     fewest = Problem(planned, topology, counts[0])
@@ -254,13 +334,16 @@ def budget(
     split = dispatcher(dispatch, topology)
     in_seconds = getattr(split, "cost", None) is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
-    plans = [planner.plan(Problem(planned, topology, num_slots)) for num_slots in counts]
+    problems = [Problem(planned, topology, num_slots) for num_slots in counts]
+    plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
     past = np.stack([split.peaks(fewest.load, placement) for placement in placements])
     if not in_seconds:
         past = _over_mean(past, _mean_rank(fewest.load, topology))
     return Budget(
         placements=placements,
+        added=tuple(p.slots_per_rank - placements[0].slots_per_rank for p in placements),
+        least_gain=least_gain,
         planned_time=past.mean(axis=1),
         peak=np.stack([split.peaks(held, placement) for placement in placements]),
         mean=_mean_rank(held, topology),
@@ -270,6 +353,59 @@ def budget(
         expert_bytes=expert_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
     )
+
+
+def gains(
+    pairs: Sequence[tuple[Point, Point]], least: Sequence[float] | None = None
+) -> tuple[Gain, ...]:
+    """What the second point of each pair takes off the time of the first.
+
+    The chance of each is that of the best of all of them, so that trying many makes no winner.
+
+    Parameters
+    ----------
+    least
+        For each pair the share that the chance supposes to be gained in truth; 0 if ``None``.
+    """
+    if not pairs:
+        return ()
+    time = np.array([before.times.mean() for before, _ in pairs])
+    saved = np.stack([before.times - after.times for before, after in pairs])
+    parts = np.array_split(saved, min(saved.shape[1], _MOST_BLOCKS), axis=1)
+    blocks = np.stack([part.mean(axis=1) for part in parts], axis=1)
+    error = blocks.std(axis=1, ddof=1) / np.sqrt(blocks.shape[1])
+    supposed = np.zeros(len(pairs)) if least is None else least * time
+    chance = chances(blocks - supposed[:, None])
+    return tuple(
+        Gain(share=float(s), error=float(e), chance=float(c))
+        for s, e, c in zip(saved.mean(axis=1) / time, error / time, chance, strict=True)
+    )
+
+
+def chances(saved_AT: Floats) -> Floats:
+    """How often the best of some gains would be as large as each of them if all were chance.
+
+    If nothing is gained, a difference is as likely to have the other sign: this counts the ways to
+    draw the signs of the windows, all gains' together, after which some sum is as large as the one
+    seen, sums in units of their standard deviation.  The test of Fisher (1935) for pairs, with the
+    largest statistic of Westfall and Young (1993).
+
+    Parameters
+    ----------
+    saved_AT
+        What each gain takes off in every window, at most 16 of them.
+
+    Returns
+    -------
+    ``(A,)`` from ``2^-T`` to 1.
+    """
+    deviation = np.sqrt((saved_AT**2).sum(axis=1, keepdims=True))
+    scaled = np.divide(saved_AT, deviation, out=np.zeros_like(saved_AT), where=deviation > 0)
+    T = saved_AT.shape[1]
+    signs = 1.0 - 2 * (np.arange(1 << T)[:, None] >> np.arange(T) & 1)
+    largest = (signs @ scaled.T).max(axis=1)
+    count: Floats = (largest[:, None] >= scaled.sum(axis=1) - _ROUNDING).mean(axis=0)
+    return count
 
 
 def least_sum(cost_AL: Floats, most: int) -> Ints:
@@ -316,6 +452,28 @@ def _slot_counts(num_experts: int, num_ranks: int, up_to: int | None) -> range:
             f"{most - num_experts}, every expert on every rank."
         )
     return range(fewest, num_experts + int(up_to) + 1, num_ranks)
+
+
+def _plans(
+    planner: Planner, problems: Sequence[Problem], progress: Callable[[int, int], None] | None
+) -> list[Plan]:
+    """The plans of a planner for those numbers of slots that it takes."""
+    plans: list[Plan] = []
+    refusal = None
+    for number, problem in enumerate(problems):
+        if progress is not None:
+            progress(number, len(problems))
+        try:
+            plans.append(planner.plan(problem))
+        except EquipoiseError as error:
+            refusal = error
+    if len(plans) < 2 and refusal is not None:
+        tried = f"{problems[0].num_slots} to {problems[-1].num_slots}"
+        raise EquipoiseError(
+            f"The planner takes {len(plans)} of the numbers of slots tried, {tried}, and there is "
+            f"nothing to compare: {refusal}"
+        ) from refusal
+    return plans
 
 
 def _held_out_load(held: Problem, planned: Problem) -> Floats:

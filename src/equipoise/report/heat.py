@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from equipoise.report.summary import TraceSummary
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Loads as multiples of their layer's mean, neighbours joined where there are too many.
+    """What each rank carries in one step of twenty, neighbours joined where there are too many.
 
     Parameters
     ----------
@@ -20,13 +21,18 @@ class HeatMap:
     ranks
         First and last rank of each column.
     multiples
-        A row of numbers for each entry of ``layers``, one for each of ``ranks``: the largest of
-        the cells joined, because it is the busiest rank that others wait for.
+        A row of numbers for each entry of ``layers``, one for each of ``ranks``: the 95th
+        percentile over steps of load over mean, and of the cells joined the largest, because it is
+        the busiest rank that others wait for.
+    imbalance
+        For each entry of ``layers`` the imbalance, of those joined the largest; ``None`` without
+        load.
     """
 
     layers: tuple[tuple[int, int], ...]
     ranks: tuple[tuple[int, int], ...]
     multiples: tuple[tuple[float, ...], ...]
+    imbalance: tuple[float | None, ...]
 
     @property
     def joined(self) -> str:
@@ -41,7 +47,7 @@ class HeatMap:
 
 def heat_map(summary: TraceSummary, *, max_rows: int, max_columns: int) -> HeatMap:
     """The rank loads of a summary in at most ``max_rows`` x ``max_columns`` cells."""
-    matrix = np.array(summary.rank_multiples)
+    matrix = np.array(summary.rank_p95)
     layer_ids = [layer.layer for layer in summary.layers]
     rows = _starts(matrix.shape[0], max_rows)
     columns = _starts(matrix.shape[1], max_columns)
@@ -50,6 +56,10 @@ def heat_map(summary: TraceSummary, *, max_rows: int, max_columns: int) -> HeatM
         layers=_spans(rows, layer_ids),
         ranks=_spans(columns, list(range(matrix.shape[1]))),
         multiples=tuple(tuple(row) for row in joined.tolist()),
+        imbalance=tuple(
+            max((x.balance.imbalance for x in summary.layers[a:b] if x.balance), default=None)
+            for a, b in pairwise([*rows, len(layer_ids)])
+        ),
     )
 
 

@@ -112,7 +112,7 @@ def render_page(
         before=summary,
         after=after,
         plan=plan,
-        maps=[_heat(view) for view in views if view.rank_multiples],
+        maps=[_heat(view) for view in views if view.rank_p95],
         names=["Before", "After"] if after is not None else ["Layers by ranks"],
         classes=range(len(_EDGES) + 1),
         edges=_EDGES,

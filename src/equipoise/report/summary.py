@@ -21,6 +21,7 @@ _TOP = 10
 _MOSTLY_CHANCE = 0.8
 _MOST_VALUES = 32  # of a label, beyond which it names steps rather than kinds of traffic
 _STEPS_AT_ONCE = 64
+_MOST_STEPS = 256  # of which a rank's 95th percentile is taken: bounds memory on long recordings
 _MOST_WINDOWS = 256  # compared with each other: bounds memory on long recordings
 _CALM_WINDOW = 32  # assignments per expert; fewer, and chance hides how a load vector moves
 
@@ -218,8 +219,12 @@ class TraceSummary:
         Share of device time spent waiting for the busiest rank.
     worst_layers
         Numbers of the layers with load, worst first, at most ten.
+    rank_p95
+        95th percentile over steps of each rank's load over the mean of its step and layer: what it
+        carries, or more, in one step of twenty. Four decimals, ``L`` rows of ``R``; of 256 steps
+        evenly apart if there are more.
     rank_multiples
-        Load of each rank over its layer's mean, over all steps, four decimals, ``L`` rows of ``R``.
+        The same of the loads summed over all steps, in which hot spots that move cancel.
     """
 
     source: str
@@ -243,6 +248,7 @@ class TraceSummary:
     hottest_experts: tuple[HotExpert, ...]
     drift: Drift
     labels: tuple[LabelSummary, ...]
+    rank_p95: tuple[tuple[float, ...], ...]
     rank_multiples: tuple[tuple[float, ...], ...]
     expert_curves: ExpertCurves
 
@@ -313,7 +319,8 @@ def summarise(
         hottest_experts=_hottest(trace, total, layout),
         drift=_drift(trace),
         labels=_labels(trace, view),
-        rank_multiples=() if view is None else view.multiples(),
+        rank_p95=() if view is None else _rounded(view.p95),
+        rank_multiples=() if view is None else _rounded(view.multiples()),
         expert_curves=_expert_curves(trace, total),
     )
 
@@ -325,6 +332,7 @@ class _RankView:
     peak: NDArray[np.float64]  # (T, L)
     mean: NDArray[np.float64]  # (T, L)
     by_step: NDArray[np.float64]  # (T, L) max/mean
+    p95: NDArray[np.float64]  # (L, R) of load over the mean of its step
     rank_load: NDArray[np.float64]  # (G, L, R), of each group of steps with equal labels
     group_of_step: NDArray[np.int64]  # (T,)
     floor: TraceNoiseFloor
@@ -334,15 +342,20 @@ class _RankView:
         group = _label_groups(trace)
         rank_load = np.zeros((int(group.max()) + 1, layout.num_layers, layout.num_ranks))
         peak = np.empty((trace.num_steps, trace.num_layers))
+        mean = trace.counts.sum(axis=2, dtype=np.float64) / layout.num_ranks
+        picked = _evenly_apart(trace.num_steps, _MOST_STEPS)
+        shares = []
         for start in range(0, trace.num_steps, _STEPS_AT_ONCE):  # bounds the memory for long traces
             chunk = slice(start, start + _STEPS_AT_ONCE)
             loads = rank_loads(trace.counts[chunk], layout)
             peak[chunk] = loads.max(axis=2)
             np.add.at(rank_load, group[chunk], loads)
-        mean = trace.counts.sum(axis=2, dtype=np.float64) / layout.num_ranks
+            here = picked[(picked >= start) & (picked < start + _STEPS_AT_ONCE)]
+            shares.append(_over_mean(loads[here - start]).astype(np.float32))
+        p95 = _p95(np.concatenate(shares), mean[picked] > 0)
         by_step = np.divide(peak, mean, out=np.ones_like(peak), where=mean > 0)
         floor = trace_noise_floor(trace, layout.num_ranks)
-        return cls(peak, mean, by_step, rank_load, group, floor)
+        return cls(peak, mean, by_step, p95, rank_load, group, floor)
 
     @property
     def relative_step_time(self) -> float:
@@ -378,9 +391,26 @@ class _RankView:
     def busiest(self, layer: int) -> int:
         return int(self.rank_load[:, layer].sum(axis=0).argmax())
 
-    def multiples(self) -> tuple[tuple[float, ...], ...]:
-        load = self.rank_load.sum(axis=0)
-        return tuple(tuple(row) for row in _over_mean(load).round(4).tolist())
+    def multiples(self) -> NDArray[np.float64]:
+        return _over_mean(self.rank_load.sum(axis=0))
+
+
+def _evenly_apart(size: int, at_most: int) -> NDArray[np.int64]:
+    """Some of ``size`` indices, from the first to the last."""
+    return np.linspace(0, size - 1, min(size, at_most)).astype(np.int64)
+
+
+def _p95(share_TLR: NDArray[np.float32], busy_TL: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Over the steps in which a layer has load; 0 where it has none."""
+    p95 = np.zeros(share_TLR.shape[1:])
+    for layer, busy in enumerate(busy_TL.T):
+        if busy.any():
+            p95[layer] = np.percentile(share_TLR[busy, layer], 95, axis=0)
+    return p95
+
+
+def _rounded(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.round(4).tolist())
 
 
 def _drop_fine_labels(trace: Trace) -> tuple[Trace, list[str]]:
@@ -435,7 +465,10 @@ def _layout_name(layout: Placement | None, placement: Placement | None) -> str:
 def _notes(trace: Trace, layout: Placement | None, placement: Placement | None) -> list[str]:
     notes = []
     if layout is None:
-        notes.append("The number of ranks is unknown: only experts are compared; give the ranks.")
+        notes.append(
+            "Only experts are compared, since no number of expert-parallel ranks was given; give "
+            "the ranks."
+        )
     elif placement is None:
         notes.append(
             f"Ranks are measured as if each held {trace.num_experts // layout.num_ranks} experts "

@@ -15,7 +15,10 @@ from equipoise.report.heat import HeatMap, heat_map, span_text
 from equipoise.report.summary import Balance, TraceSummary
 
 _HEAT_ROWS = 26
+_HEAT_COLUMNS = 128  # of a pipe, which has room for any number
 _LABELS = 12
+_WORDS = 16  # columns of a terminal that words of a file may take before they are folded
+_ANY_WIDTH = 1 << 20
 _UNITS = ("", "k", "M", "G", "T", "P")
 
 # Upper edges of the classes of load over mean, the mark of each class and its colours. The marks
@@ -36,9 +39,10 @@ _STYLES = (
 
 
 class SummaryView:
-    """What ``console.print`` shows of a summary: headline, tables and heat map.
+    """What ``console.print`` shows of a summary: notes, headline, tables and heat map.
 
-    As wide as the console; without colour or escape codes where the console has none.
+    As wide as the console, but never so narrow that a word or number is cut; without colour or
+    escape codes where the console has none.
     """
 
     def __init__(self, summary: TraceSummary) -> None:
@@ -46,7 +50,7 @@ class SummaryView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the parts, an empty line between two of them."""
-        for number, part in enumerate(self._parts(options.max_width)):
+        for number, part in enumerate(self._parts(options)):
             if number:
                 yield Text()
             yield part
@@ -55,21 +59,21 @@ class SummaryView:
         """Any width from 40 columns up."""
         return Measurement(min(40, options.max_width), options.max_width)
 
-    def _parts(self, width: int) -> Iterator[RenderableType]:
+    def _parts(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         summary = self.summary
         yield _title(summary)
+        if summary.notes:
+            yield _section("Notes", *summary.notes)
         yield Text("\n").join(map(_plain, summary.headline))
         if summary.balance is not None:
             yield _conventions(summary, summary.balance)
         yield _worst_layers(summary)
         yield _hottest_experts(summary)
         if summary.labels:
-            yield _labels(summary)
+            yield _labels(summary, _WORDS if options.is_terminal else None)
         yield _drift(summary)
-        if summary.rank_multiples:
-            yield _heat(summary, width)
-        if summary.notes:
-            yield _section("Notes", *summary.notes)
+        if summary.rank_p95:
+            yield _heat(summary, options.max_width)
 
 
 def _title(summary: TraceSummary) -> Text:
@@ -92,9 +96,9 @@ def _title(summary: TraceSummary) -> Text:
 
 def _conventions(summary: TraceSummary, balance: Balance) -> Table:
     table = _table("Balance over all layers and steps")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("definition", style="dim")
+    table.add_column("measure", no_wrap=True)
+    _numbers(table, "value")
+    table.add_column("definition", style="dim", overflow="fold")
     rows = [
         ("imbalance", f"{balance.imbalance:.3f}", "mean of max/mean over ranks"),
         ("  by chance", f"{balance.floor:.3f}", "the noise floor: fair router, same step sizes"),
@@ -116,7 +120,7 @@ def _worst_layers(summary: TraceSummary) -> Table:
     _numbers(table, "layer")
     if summary.num_ranks is not None:
         _numbers(table, "imbalance", "chance", "p95", "worst", "summed", "rank")
-    _numbers(table, "hottest", "experts used")
+    _numbers(table, "hottest", "experts\nused")
     for number in summary.worst_layers:
         layer = by_id[number]
         cells = [str(number)]
@@ -131,9 +135,9 @@ def _worst_layers(summary: TraceSummary) -> Table:
 
 def _hottest_experts(summary: TraceSummary) -> Table:
     table = _table("Hottest experts")
-    _numbers(table, "layer", "expert", "times the mean", "share of layer")
+    _numbers(table, "layer", "expert", "times\nthe mean", "share\nof layer")
     if summary.num_ranks is not None:
-        table.add_column("on ranks")
+        table.add_column("on ranks", overflow="fold")
     for hot in summary.hottest_experts:
         cells = [str(hot.layer), str(hot.expert), f"{hot.multiple:.1f}x", f"{hot.share:.1%}"]
         if summary.num_ranks is not None:
@@ -142,10 +146,10 @@ def _hottest_experts(summary: TraceSummary) -> Table:
     return table
 
 
-def _labels(summary: TraceSummary) -> Table:
+def _labels(summary: TraceSummary, max_width: int | None) -> Table:
     table = _table("By label")
-    table.add_column("label")
-    table.add_column("value")
+    for name in ("label", "value"):  # folded, not cut: the ends of names tell them apart
+        table.add_column(name, overflow="fold", max_width=max_width)
     _numbers(table, "steps", "assigned")
     if summary.num_ranks is not None:
         _numbers(table, "imbalance", "chance", "p95")
@@ -180,20 +184,29 @@ def _drift(summary: TraceSummary) -> RenderableType:
 
 
 def _heat(summary: TraceSummary, width: int) -> RenderableType:
-    room = max(8, width - 16)
+    room = min(max(8, width - 18), 2 * _HEAT_COLUMNS)
     heat = heat_map(summary, max_rows=_HEAT_ROWS, max_columns=room)
     cell = 2 if 2 * len(heat.ranks) <= room else 1
     label = max(5, *(len(span_text(span)) for span in heat.layers))
-    rows = [Text(f"{'layer':>{label}} {_axis(heat, cell)}   max", style="dim")]
-    for span, multiples in zip(heat.layers, heat.multiples, strict=True):
+    rows = [Text(f"{'layer':>{label}} {_axis(heat, cell)}  mean", style="dim")]
+    for span, multiples, mean in zip(heat.layers, heat.multiples, heat.imbalance, strict=True):
         row = Text.assemble((f"{span_text(span):>{label}} ", "dim"))
         for value in multiples:
             level = bisect_right(_EDGES, value)
             row.append(_MARKS[level] * cell, style=_STYLES[level])
-        rows.append(row.append(f" {max(multiples):5.2f}"))
+        rows.append(row.append("" if mean is None else f" {mean:5.2f}"))
+    said = ["mean: imbalance, the busiest rank of each step, mean over steps."]
     if heat.joined:
-        rows.append(Text(f"Neighbouring {heat.joined} share a cell, which shows the busiest."))
-    return _section("Load of each rank over its layer's mean, all steps", *rows, _legend())
+        said.append(f"Neighbouring {heat.joined} share a cell, which shows the busiest.")
+    return _section(_cell(summary), *rows, *said, _legend())
+
+
+def _cell(summary: TraceSummary) -> str:
+    """What a cell of the heat map is."""
+    load = "Load of each rank over the mean of its step"
+    if summary.num_steps == 1:
+        return load
+    return f"{load}: 95th percentile, so one step in 20 has more"
 
 
 def _legend() -> Text:
@@ -216,7 +229,7 @@ def _axis(heat: HeatMap, cell: int) -> str:
 def _section(title: str, *lines: str | Text) -> RenderableType:
     """A bold title over indented lines."""
     body = Group(*(line if isinstance(line, Text) else _plain(line) for line in lines))
-    return Group(Text(title, style="bold"), Padding(body, (0, 0, 0, 2)))
+    return Group(Text(title, style="bold"), Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def _plain(words: str) -> Text:
@@ -232,8 +245,22 @@ def _short(number: int) -> str:
     return f"{size:.3g}{_UNITS[unit]}"
 
 
+class WholeTable(Table):
+    """A table that is never narrower than its words and numbers; a terminal wraps the rest.
+
+    Columns of numbers do not wrap, those of words fold: nothing is cut.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the rows, wider than the console where they have to be."""
+        least = self.__rich_measure__(console, options.update(max_width=_ANY_WIDTH)).minimum
+        yield from super().__rich_console__(
+            console, options.update(max_width=max(options.max_width, least))
+        )
+
+
 def _table(title: str) -> Table:
-    return Table(
+    return WholeTable(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -246,4 +273,4 @@ def _table(title: str) -> Table:
 
 def _numbers(table: Table, *names: str) -> None:
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)

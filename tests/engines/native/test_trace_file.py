@@ -214,7 +214,7 @@ def test_token_offsets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_writing_into_a_missing_directory_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(EquipoiseError, match="cannot be written"):
+    with pytest.raises(EquipoiseError, match="there is no folder"):
         write(full_trace(), tmp_path / "none" / "t")
     assert list(tmp_path.iterdir()) == []
 

@@ -86,7 +86,7 @@ def write(trace: Trace, path: Path) -> None:
     Raises
     ------
     EquipoiseError
-        The file cannot be written.
+        The file cannot be written, or the path is no place for one.
     """
     tensors: dict[str, NDArray[Any]] = {
         "counts": compact(trace.counts),
@@ -113,8 +113,6 @@ def write(trace: Trace, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             save_file(contiguous, temporary, metadata)
-    except OSError as error:
-        raise EquipoiseError(f"{path} cannot be written: {error.strerror}.") from error
     except SafetensorError as error:
         raise EquipoiseError(f"{path} cannot be written: {error}.") from error
 

@@ -6,8 +6,6 @@ rank, because each rank file counts the tokens that started on that rank.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from equipoise.engines.arrays import MAX_EXPERTS, compact_dtype, naming, refuse_oversize
+from equipoise.engines.files import replacing_folder
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tensor_file import open_tensor_file
 from equipoise.engines.trtllm.rank_files import (
@@ -147,31 +146,24 @@ def write(trace: Trace, path: Path) -> None:
             "A TensorRT-LLM dump names every step by a number of its own, >= 0; this trace repeats "
             "step ids or has negative ones. Number its steps anew."
         )
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise EquipoiseError(f"{path} exists and is not an empty directory; name a new one.")
     try:
-        _write_directory(trace, path)
-    except (OSError, SafetensorError) as error:
+        with replacing_folder(path) as temporary:
+            _write_rank_files(trace, temporary)
+    except SafetensorError as error:
         raise EquipoiseError(f"{path} cannot be written: {error}.") from error
 
 
-def _write_directory(trace: Trace, path: Path) -> None:
+def _write_rank_files(trace: Trace, folder: Path) -> None:
     by_rank = trace.counts[:, None] if trace.source_counts is None else trace.source_counts
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        meta = f'{{"num_experts": {trace.num_experts}, "num_experts_per_token": {trace.top_k}}}'
-        (temporary / _META).write_text(meta, encoding="utf-8")
-        for rank in range(by_rank.shape[1]):
-            vectors = {
-                f"{step}_{layer}": by_rank[t, rank, i].astype(np.int64)
-                for t, step in enumerate(trace.steps.tolist())
-                for i, layer in enumerate(trace.layer_ids)
-            }
-            save_file(vectors, temporary / f"rank{rank}.safetensors")
-        temporary.chmod(0o755)  # mkdtemp is private; an engine may run as another user
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    meta = f'{{"num_experts": {trace.num_experts}, "num_experts_per_token": {trace.top_k}}}'
+    (folder / _META).write_text(meta, encoding="utf-8")
+    for rank in range(by_rank.shape[1]):
+        vectors = {
+            f"{step}_{layer}": by_rank[t, rank, i].astype(np.int64)
+            for t, step in enumerate(trace.steps.tolist())
+            for i, layer in enumerate(trace.layer_ids)
+        }
+        save_file(vectors, folder / f"rank{rank}.safetensors")
 
 
 def _read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
@@ -489,4 +481,5 @@ FORMAT = TraceFormat(
     read=read,
     options=frozenset({"num_experts", "placement", "iterations", "allow_pickle"}),
     write=write,
+    folder=True,
 )
