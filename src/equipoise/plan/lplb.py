@@ -53,17 +53,16 @@ class FixedGraph:
         """
         owner_RD = owners(self.graph, problem.topology)
         R, D = owner_RD.shape
-        per_rank, per_edge = _slots_of(problem, R, D)
+        per_edge = _copies_per_edge(problem, R, D)
         start = Problem(problem.total, problem.topology, problem.num_experts)
         home_LRC = Greedy().plan(start).placement.by_rank
         load = problem.total[np.arange(problem.num_layers)[:, None, None], home_LRC]
         heaviest = np.take_along_axis(home_LRC, np.argsort(-load, axis=2, kind="stable"), axis=2)
         # The heaviest experts of a rank take turns over its edges, so that none carries them all.
-        edge_LRDK = heaviest[:, :, : D * per_edge].reshape(-1, R, per_edge, D).swapaxes(2, 3)
-        copies = edge_LRDK[:, owner_RD, np.arange(D)].reshape(-1, R, D * per_edge)
-        slots = np.concatenate([home_LRC, copies], axis=2).reshape(
-            -1, R * (per_rank + D * per_edge)
-        )
+        L = problem.num_layers
+        edge_LRDK = heaviest[:, :, : D * per_edge].reshape(L, R, per_edge, D).swapaxes(2, 3)
+        copies = edge_LRDK[:, owner_RD, np.arange(D)].reshape(L, R, D * per_edge)
+        slots = np.concatenate([home_LRC, copies], axis=2).reshape(L, problem.num_slots)
         return certify(problem, slots, planner=repr(self), dispatch="minmax")
 
 
@@ -101,8 +100,8 @@ def _around(rank: Ints, size: int) -> Ints:
     return rank - rank % size + (rank - 1) % size
 
 
-def _slots_of(problem: Problem, num_ranks: int, num_edges: int) -> tuple[int, int]:
-    """Originals on a rank, and copies for each edge."""
+def _copies_per_edge(problem: Problem, num_ranks: int, num_edges: int) -> int:
+    """Copies that every edge carries, the same for all; maybe none."""
     per_rank, left = divmod(problem.num_experts, num_ranks)
     per_edge, odd = divmod(problem.num_slots - problem.num_experts, num_ranks * num_edges)
     if left or odd or num_edges * per_edge > per_rank:
@@ -111,4 +110,4 @@ def _slots_of(problem: Problem, num_ranks: int, num_edges: int) -> tuple[int, in
             f"ranks with {num_edges} edges each; expected experts that divide over the ranks, and "
             f"redundant slots in multiples of {num_ranks * num_edges}, at most one an expert."
         )
-    return per_rank, per_edge
+    return per_edge
