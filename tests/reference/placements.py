@@ -51,7 +51,8 @@ def seconds(load, cost):
     """What slots with this load take; their load where there is no cost."""
     if cost is None:
         return load
-    padded = np.ceil(load / cost.token_block) * cost.token_block
+    block = cost.token_block
+    padded = np.ceil(load / block) * block if block > 1 else load
     return np.where(load > 0, np.maximum(cost.expert_seconds, cost.token_seconds * padded), 0.0)
 
 

@@ -64,10 +64,10 @@ class LocalityArguments:
         if self.locality_price is None:
             return
         check_number("--locality-price", self.locality_price, low=0, high=np.inf)
-        if planning.dispatch != "even":
+        if planning.dispatch_name != "even":
             raise EquipoiseError(
-                f"--locality-price counts on an even split; leave --dispatch {planning.dispatch} "
-                "out."
+                "--locality-price counts on an even split; leave --dispatch "
+                f"{planning.dispatch_name} out."
             )
         if repairing.from_map is not None:
             raise EquipoiseError(

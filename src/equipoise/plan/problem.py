@@ -92,6 +92,20 @@ class Problem:
         total: NDArray[np.float64] = self.load.sum(axis=0)
         return total
 
+    def of_steps(self, assignments: float | None) -> Problem:
+        """The same with so many assignments in the mean step of a layer; itself if ``None``."""
+        if assignments is None:
+            return self
+        mean = self.load.sum(axis=2).mean(axis=0)
+        scale = np.divide(assignments, mean, out=np.zeros_like(mean), where=mean > 0)
+        return Problem(
+            self.load * scale[:, None],
+            self.topology,
+            self.num_slots,
+            layer_ids=self.layer_ids,
+            groups=self.groups,
+        )
+
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""
         return Placement(
