@@ -29,6 +29,7 @@ from equipoise.plan import (
 )
 from equipoise.topology import Topology
 
+_PER_MILLE = 1000  # steps of a progress bar
 _ALL = {"planner", "dispatch", "rank_cost", "step_assignments"}
 _SEARCH = {"moves", "budget_seconds", "seed"}
 _OPTIONS: dict[str, set[str]] = {
@@ -156,7 +157,7 @@ class PlannerArguments:
         return judge if self.dispatch_name in ENGINE_RULES else self.dispatch_name
 
     def configured(self, judge: Dispatcher, progress: Progress) -> Planner:
-        """The planner; ``progress`` is told of the rounds of a search."""
+        """The planner; ``progress`` is told how much of a search is done, of a thousand."""
         match self.planner:
             case "robust":
                 return Robust(**self._search(judge, progress))
@@ -193,5 +194,5 @@ class PlannerArguments:
             "moves": self.moves,
             "budget_seconds": self.budget_seconds,
             "seed": self.seed,
-            "progress": lambda p: progress(p.rounds_done, p.num_rounds),
+            "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE),
         }

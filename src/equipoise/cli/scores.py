@@ -137,10 +137,11 @@ class Verdict:
         chance = ""
         if self.unseen and x.noise is not None and x.before > 0:
             chance = f" (\N{PLUS-MINUS SIGN} {x.noise / x.before:.1%} by chance)"
+        after, before = (f"{peak * scale:,.1f}" for peak in (x.after, x.before))
         return (
             f"On {steps} the {does} {abs(x.gain):.1%} {'more' if x.gain < 0 else 'less'} than "
-            f"{_THAN[self.against]}{chance}: {x.after * scale:,.1f} instead of {x.before * scale:,.1f} "
-            f"{unit} in a layer, {self.dispatch} split."
+            f"{_THAN[self.against]}{chance}: {after} instead of {before} {unit} in a layer, "
+            f"{self.dispatch} split."
         )
 
 
