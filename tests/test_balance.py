@@ -246,22 +246,39 @@ PLACEMENT = Placement([[0, 1]], num_ranks=2, num_experts=2)
         (lambda: balance.balancedness([1, np.inf]), "finite"),
         (lambda: balance.imbalance([1, 2], axis=1), "no axis 1"),
         (lambda: balance.imbalance([1, 2], axis=None), "no axis None"),
+        (lambda: balance.imbalance([[1, 2]], axis=True), "no axis True"),
+        (lambda: balance.imbalance([1.7e308, 1.7e308]), "add up to infinity"),
+        (lambda: balance.expert_loads(np.array([[2**63]], np.uint64), True), "whole number"),
         (lambda: balance.ep_step_time([1, 2], 0), "num_devices is 0"),
         (lambda: balance.ep_step_time([1, 2], 2, [0]), "each of the 2 experts"),
         (lambda: balance.ep_step_time([1, 2], 2, [0, 2]), "Expert 1 is placed on device 2"),
         (lambda: balance.ep_step_time([1, 2], 2, [0.0, 1.0]), "float64"),
-        (lambda: balance.ep_step_time([1, 2], 2, PLACEMENT), "each of the 2 experts"),
+        (
+            lambda: balance.ep_step_time([1, 2], 2, PLACEMENT),
+            "placement have type object",
+        ),
         (lambda: balance.dropped_tokens([1, 2], -1), "0 or more"),
         (lambda: balance.dropped_tokens([1, 2], np.nan), "capacity_factor is nan"),
         (lambda: balance.dropped_tokens([1, 2], "1"), "expected a number"),
         (lambda: balance.rank_loads([[1, 2, 3]], PLACEMENT), r"ending in \(1, 2\)"),
         (lambda: balance.rank_loads([[1, np.nan]], PLACEMENT), "finite"),
+        (lambda: balance.rank_loads([[1, 2]], [[0, 1]]), "expected a Placement"),
         (lambda: balance.active_experts([1, 2], PLACEMENT), "layers, experts"),
     ],
 )
 def test_wrong_input_gets_a_sentence(call, says):
     with pytest.raises(EquipoiseError, match=says):
         call()
+
+
+def test_unsigned_ids_beyond_int64_are_no_experts():
+    ids = np.array([[0, 2**64 - 1, 2**63]], np.uint64)
+    assert balance.expert_loads(ids, 4).tolist() == [1, 0, 0, 0]
+
+
+def test_a_capacity_beyond_float64_drops_nothing():
+    assert balance.dropped_tokens([1e300, 0], 1e300) == 0
+    assert balance.dropped_tokens([1.5e308, 0], 1) == 0.75e308
 
 
 def test_arguments_stay_as_they_are():

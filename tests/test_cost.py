@@ -49,6 +49,12 @@ def test_every_published_cost_names_its_source(cost):
         ({"token_seconds": -1}, "token_seconds is -1"),
         ({"token_seconds": 1, "fixed_seconds": float("nan")}, "fixed_seconds is nan"),
         ({"token_seconds": 1, "token_block": 0}, "token_block is 0"),
+        ({"token_seconds": 1, "token_block": 2.0}, "token_block is 2.0; expected a whole number"),
+        ({"token_seconds": "1"}, "token_seconds is '1'; expected a number"),
+        ({"token_seconds": True}, "token_seconds is True; expected a number"),
+        ({"token_seconds": 1e308}, "token_seconds is 1e.308; expected 0 to 1e.100"),
+        ({"token_seconds": 5e-324}, "token_seconds is 5e-324; expected 0, or 1e-100 or more"),
+        ({"token_seconds": 1, "source": 3}, "source is 3; expected a str"),
     ],
 )
 def test_refuses(options, says):
@@ -61,6 +67,8 @@ def test_refuses_unknown_names_and_shapes():
         rank_cost("abacus")
     with pytest.raises(EquipoiseError, match="multiple of 2"):
         RankCost(token_seconds=1).rank_seconds([1, 2, 3], 2)
+    with pytest.raises(EquipoiseError, match="hold NaN or infinity"):
+        RankCost(token_seconds=1).slot_seconds([1, np.nan])
 
 
 def test_the_page_lists_every_published_cost():

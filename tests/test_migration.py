@@ -259,5 +259,5 @@ def test_other_topologies_and_sizes_are_refused():
         diff(old, old, Topology(4))
     with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placements 2"):
         match_ranks(old, old, Topology(4))
-    with pytest.raises(EquipoiseError, match="expert_bytes is -1"):
+    with pytest.raises(EquipoiseError, match="expert_bytes is -1; expected 0 or more"):
         diff(old, old, Topology(2)).bytes(-1)

@@ -69,7 +69,7 @@ def test_counts_agree(placement):
         ([0, 1], 1, 2, "expected .layers, slots."),
         ([[0.0, 1.0]], 1, 2, "expected integer"),
         ([[True, False]], 1, 2, "expected integer"),
-        ([[0, 1]], 0, 2, "at least one"),
+        ([[0, 1]], 0, 2, "num_ranks is 0; expected 1 or more"),
     ],
 )
 def test_refuses(slots, ranks, experts, says):

@@ -168,6 +168,14 @@ def test_merge_refuses_other_shapes():
         (np.array([[[1, -4]]]), "expert 1 has count -4"),
         (np.array([[[1.5, 0]]]), "fractions"),
         (np.array([[[np.nan, 0]]]), "NaN"),
+        (np.array([[[1, 2j]]]), "Counts have type complex128; expected numbers"),
+        ([[1, 2], [3]], "Counts do not form an array"),
+        ([["a"]], "Counts have type <U1"),
+        (None, "Counts have type object"),
+        (np.ma.array([[1, 2]], mask=[[0, 1]]), "Counts have masked entries"),
+        (np.array([[[2**63, 1]]], np.uint64), "expected numbers from 0 to 2.48"),
+        ([[10**30, 1]], "Counts have type object"),
+        (np.full((1, 1, 2), np.inf, np.float16), "infinity"),
     ],
 )
 def test_refuses_counts(counts, says):
@@ -177,6 +185,80 @@ def test_refuses_counts(counts, says):
 
 def test_whole_floats_are_counts():
     assert Trace(counts=np.array([[[2.0, 1.0]]])).counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float16, np.float32, np.longdouble, np.uint64])
+def test_whole_numbers_of_any_type_are_counts(dtype):
+    assert Trace(counts=np.array([[1, 0, 1]], dtype)).counts.tolist() == [[[1, 0, 1]]]
+
+
+def test_tensors_are_counts():
+    torch = pytest.importorskip("torch")
+    whole = torch.tensor([[2.0, 1.0]])
+    assert Trace(counts=whole.to(torch.bfloat16)).counts.tolist() == [[[2, 1]]]
+    assert Trace(counts=whole.requires_grad_()).counts.tolist() == [[[2, 1]]]
+
+
+COUNTS = np.ones((2, 1, 2), int)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"layer_ids": (1.5,)}, "A layer id is 1.5; expected a whole number"),
+        ({"layer_ids": "3"}, "layer_ids is '3'"),
+        ({"step_ids": [0.5, 1]}, "step_ids have type float64; expected integers"),
+        ({"step_ids": 3}, "step_ids is 3; expected a number for each step"),
+        ({"step_ids": [0]}, "step_ids has size 1; the trace needs 2"),
+        ({"top_k": 2.0}, "top_k is 2.0; expected a whole number"),
+        ({"top_k": 0}, "top_k is 0; expected 1 to"),
+        ({"source_counts": COUNTS}, "Source counts have shape"),
+        ({"source_counts": [[[["a"]]]]}, "Source counts have type <U1"),
+        ({"labels": ["a", "b"]}, "labels is .*; expected a name for each step"),
+        ({"labels": {3: ["a", "b"]}}, "The name of a label is 3; expected a str"),
+        ({"labels": {"phase": [1.5, None]}}, "Label 'phase' has type object; expected names"),
+        ({"tokens": [[1]]}, "tokens is .*; expected a TokenIds"),
+        ({"provenance": "here"}, "provenance is 'here'; expected a Provenance"),
+    ],
+)
+def test_what_does_not_belong_to_a_trace(arguments, says):
+    with pytest.raises(EquipoiseError, match=says):
+        Trace(counts=COUNTS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "offsets", "says"),
+    [
+        (np.zeros((2, 1), int), [0, 2], "expected .tokens, layers, top_k."),
+        (np.zeros((2, 1, 1)), [0, 2], "Token ids have type float64; expected integers"),
+        (np.zeros((2, 1, 1), int), [0.0, 2.0], "Token offsets have type float64"),
+        (np.zeros((2, 1, 1), int), [0, 3], "ascending numbers from 0 to the 2 tokens"),
+        (np.zeros((2, 1, 1), int), [1, 2], "ascending numbers"),
+        (np.zeros((2, 1, 1), int), np.array([0, 2, 1, 2], np.uint8), "ascending numbers"),
+        (np.zeros((2, 1, 1), int), [], "ascending numbers"),
+        (np.zeros((2, 1, 1), int), 2, "ascending numbers"),
+    ],
+)
+def test_what_is_no_tokens(ids, offsets, says):
+    with pytest.raises(EquipoiseError, match=says):
+        TokenIds(ids, offsets)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda trace: trace.windows(1.5), "size of a window is 1.5; expected a whole number"),
+        (lambda trace: trace.windows(0), "size of a window is 0; expected 1 or more"),
+        (lambda trace: trace.split("0.8"), "Cannot split at '0.8'"),
+        (lambda trace: trace.select(steps=[0.5]), "steps to keep have type float64"),
+        (lambda trace: trace.select(steps=[True]), "mask of steps has size"),
+        (lambda trace: trace.select(layers=0), "layers is 0; expected several numbers"),
+        (lambda trace: trace.select(layers=[0.0]), "layers have type float64"),
+    ],
+)
+def test_parts_are_asked_for_in_whole_numbers(call, says):
+    with pytest.raises(EquipoiseError, match=says):
+        call(Trace(counts=COUNTS))
 
 
 def test_shapes_must_agree():

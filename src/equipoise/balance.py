@@ -7,16 +7,16 @@ lists or arrays, changes none of them, and returns float64: an array, or a scala
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import as_array, as_ids, brief, check_type
+from equipoise.checks import as_loads as as_loads
+from equipoise.checks import check_count as check_count
+from equipoise.checks import check_number as check_number
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-
-MAX_COUNT = 65_536
-"""Experts or devices beyond this are taken for a mistake, before memory is asked for."""
 
 
 def expert_loads(topk_ids: ArrayLike, num_experts: int) -> NDArray[np.int64]:
@@ -34,10 +34,8 @@ def expert_loads(topk_ids: ArrayLike, num_experts: int) -> NDArray[np.int64]:
     -------
     ``(E,)`` int64.
     """
-    check_count("num_experts", num_experts)
-    ids = _as_array(topk_ids, "Expert ids")
-    if ids.size and not np.issubdtype(ids.dtype, np.integer):
-        raise EquipoiseError(f"Expert ids have type {ids.dtype}; expected integers.")
+    num_experts = check_count("num_experts", num_experts)
+    ids = as_ids(topk_ids, "Expert ids")
     known = ids[(ids >= 0) & (ids < num_experts)].astype(np.int64)
     return np.bincount(known, minlength=num_experts).astype(np.int64)
 
@@ -146,7 +144,7 @@ def device_loads(
     ``(D,)`` or ``(..., D)``, ``D`` devices.
     """
     x = as_loads(loads)
-    check_count("num_devices", num_devices)
+    num_devices = check_count("num_devices", num_devices)
     device = _device_of_expert(placement, num_experts=x.shape[-1], num_devices=num_devices)
     on_device = np.zeros((num_devices, *x.shape[:-1]))
     np.add.at(on_device, device, np.moveaxis(x, -1, 0))
@@ -190,9 +188,11 @@ def dropped_tokens(loads: ArrayLike, capacity_factor: float) -> NDArray[np.float
         Assignments per expert, ``(E,)`` or ``(..., E)``.
     """
     x = as_loads(loads)
-    check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
-    # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
-    capacity = np.ceil(np.round(capacity_factor * x.mean(axis=-1, keepdims=True), 9))
+    capacity_factor = check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
+    with np.errstate(over="ignore"):  # a capacity of infinity drops nothing
+        share = capacity_factor * x.mean(axis=-1, keepdims=True)
+        # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
+        capacity = np.ceil(np.where(share < 2**53, np.round(share, 9), share))
     return _scalar_if_single(np.maximum(x - capacity, 0).sum(axis=-1))
 
 
@@ -256,47 +256,8 @@ def peak_tokens(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
     return np.asarray(on_rank.reshape(-1, *on_rank.shape[-2:]).max(axis=(0, 2)))
 
 
-def as_loads(loads: ArrayLike) -> NDArray[np.float64]:
-    """Loads as float64, any shape but empty; ``EquipoiseError`` unless finite numbers >= 0."""
-    array = _as_array(loads, "Loads")
-    if array.dtype.kind not in "iufb":
-        raise EquipoiseError(f"Loads have type {array.dtype}; expected numbers.")
-    if array.ndim == 0 or not array.size:
-        raise EquipoiseError(f"Loads have shape {array.shape}; expected at least one number.")
-    x = array.astype(np.float64, copy=False)
-    if not (x.min() >= 0 and x.max() < np.inf):  # also false for NaN
-        index = tuple(int(i) for i in np.argwhere(~(np.isfinite(x) & (x >= 0)))[0])
-        raise EquipoiseError(
-            f"The load at {list(index)} is {x[index]}; expected finite numbers >= 0."
-        )
-    return x
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise ``EquipoiseError`` unless ``value`` is a whole number from 1 to ``MAX_COUNT``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise EquipoiseError(f"{name} is {value!r}; expected a whole number.")
-    if not 1 <= value <= MAX_COUNT:
-        raise EquipoiseError(f"{name} is {value}; expected 1 to {MAX_COUNT}.")
-
-
-def check_number(name: str, value: float, *, low: float, high: float) -> None:
-    """Raise ``EquipoiseError`` unless ``value`` is a finite number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise EquipoiseError(f"{name} is {value!r}; expected a number.")
-    if not (low <= value <= high and value < np.inf):
-        limits = f"{low} or more" if high == np.inf else f"{low} to {high}"
-        raise EquipoiseError(f"{name} is {value}; expected {limits}.")
-
-
-def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise EquipoiseError(f"{what} do not form an array; give rows of equal length.") from error
-
-
 def _as_loads_of(placement: Placement, load: ArrayLike) -> NDArray[np.float64]:
+    check_type("placement", placement, Placement)
     x = as_loads(load)
     wanted = (placement.num_layers, placement.num_experts)
     if x.ndim not in (2, 3) or x.shape[-2:] != wanted:
@@ -312,8 +273,8 @@ def _device_of_expert(
 ) -> NDArray[np.int64]:
     if placement is None:
         return np.arange(num_experts) % num_devices
-    device = _as_array(placement, "The devices of the placement")
-    if device.shape != (num_experts,) or not np.issubdtype(device.dtype, np.integer):
+    device = as_array(placement, "The devices of the placement")
+    if device.shape != (num_experts,) or device.dtype.kind not in "iu":
         raise EquipoiseError(
             f"The placement has shape {device.shape} and type {device.dtype}; "
             f"expected the device of each of the {num_experts} experts."
@@ -330,8 +291,9 @@ def _device_of_expert(
 
 def _peak_and_mean(loads: ArrayLike, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x = as_loads(loads)
-    if not isinstance(axis, (int, np.integer)) or not -x.ndim <= axis < x.ndim:
-        raise EquipoiseError(f"Loads of shape {x.shape} have no axis {axis}.")
+    known = isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
+    if not known or not -x.ndim <= axis < x.ndim:
+        raise EquipoiseError(f"Loads of shape {x.shape} have no axis {brief(axis)}.")
     return np.asarray(x.max(axis=axis)), np.asarray(x.mean(axis=axis))
 
 

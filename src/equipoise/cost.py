@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import (
+    as_array,
+    brief,
+    check_count,
+    check_number,
+    check_type,
+    check_whole,
+)
 from equipoise.errors import EquipoiseError
+
+_SHORTEST, _LONGEST = 1e-100, 1e100  # seconds: so that no sum or ratio of times overflows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +51,18 @@ class RankCost:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_seconds") and not 0 <= value < np.inf:
-                raise EquipoiseError(f"{field.name} is {value}; expected seconds >= 0.")
+        for name in ("fixed_seconds", "expert_seconds", "token_seconds"):
+            seconds = check_number(name, getattr(self, name), low=0, high=_LONGEST)
+            if 0 < seconds < _SHORTEST:
+                raise EquipoiseError(
+                    f"{name} is {seconds}; expected 0, or {_SHORTEST} or more. Only the ratios "
+                    "matter: use another unit of time."
+                )
+            object.__setattr__(self, name, seconds)
         if self.token_seconds == 0:
             raise EquipoiseError("token_seconds is 0; expected what one assignment takes.")
-        if self.token_block < 1 or self.token_block != int(self.token_block):
-            raise EquipoiseError(f"token_block is {self.token_block}; expected 1 or more.")
+        object.__setattr__(self, "token_block", check_count("token_block", self.token_block))
+        check_type("source", self.source, str)
 
     @property
     def knee(self) -> float:
@@ -57,7 +71,7 @@ class RankCost:
 
     def slot_seconds(self, load: ArrayLike) -> NDArray[np.float64]:
         """Time of each slot, of the shape of its load in assignments; 0 without load."""
-        x = np.asarray(load, dtype=np.float64)
+        x = _as_slot_loads(load)
         padded = np.ceil(x / self.token_block) * self.token_block if self.token_block > 1 else x
         seconds = np.maximum(self.expert_seconds, self.token_seconds * padded)
         return np.where(x > 0, seconds, 0.0)
@@ -67,13 +81,22 @@ class RankCost:
 
         A layer lasts as long as the slowest: the maximum of this over its ranks' speeds.
         """
-        x = np.asarray(slot_load, dtype=np.float64)
+        x = _as_slot_loads(slot_load)
+        check_whole("num_ranks", num_ranks, low=1)
         if x.ndim < 1 or x.shape[-1] % num_ranks:
             raise EquipoiseError(
                 f"Slot loads have shape {x.shape}; expected a multiple of {num_ranks} slots."
             )
         by_rank = self.slot_seconds(x).reshape(*x.shape[:-1], num_ranks, -1)
         return np.asarray(self.fixed_seconds + by_rank.sum(axis=-1))
+
+
+def _as_slot_loads(load: ArrayLike) -> NDArray[np.float64]:
+    """Loads as float64, of any shape, a single number too; what is below 0 by rounding is none."""
+    x = np.asarray(as_array(load, "Loads"), dtype=np.float64)
+    if x.size and not x.max() < np.inf:  # also false for NaN
+        raise EquipoiseError("Slot loads hold NaN or infinity; expected finite numbers.")
+    return x
 
 
 _FIT = "least-squares fit to NVIDIA's public aiconfigurator kernel tables, DeepSeek-V3 expert"
@@ -108,6 +131,8 @@ RANK_COSTS: Mapping[str, RankCost] = MappingProxyType(
 
 def rank_cost(name: str) -> RankCost:
     """The published constants of that name; ``EquipoiseError`` if there are none."""
-    if name not in RANK_COSTS:
-        raise EquipoiseError(f"There is no rank cost {name!r}; use one of {', '.join(RANK_COSTS)}.")
+    if not isinstance(name, str) or name not in RANK_COSTS:
+        raise EquipoiseError(
+            f"There is no rank cost {brief(name)}; use one of {', '.join(RANK_COSTS)}."
+        )
     return RANK_COSTS[name]

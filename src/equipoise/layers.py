@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+from equipoise.checks import check_collection, check_whole
 from equipoise.errors import EquipoiseError
 
+MAX_LAYER = 999_999
+"""No model numbers its layers beyond this."""
 
-def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
-    """Raise ``EquipoiseError`` unless there is one ascending, non-negative id a layer."""
-    if len(layer_ids) != num_layers:
+
+def check_layer_ids(layer_ids: Collection[int], num_layers: int) -> tuple[int, ...]:
+    """The ids as ints; ``EquipoiseError`` unless each layer has one, ascending and not negative."""
+    given = check_collection("layer_ids", layer_ids)
+    if len(given) != num_layers:
+        raise EquipoiseError(f"{len(given)} layer ids for {num_layers} layers; expected one each.")
+    ids = tuple(check_whole("A layer id", i, low=-MAX_LAYER, high=MAX_LAYER) for i in given)
+    if any(b <= a for a, b in pairwise(ids)) or ids[0] < 0:
         raise EquipoiseError(
-            f"{len(layer_ids)} layer ids for {num_layers} layers; expected as many."
+            f"Layer ids {_short(format_ids(ids))} are not ascending, non-negative and distinct."
         )
-    if any(b <= a for a, b in pairwise(layer_ids)) or layer_ids[0] < 0:
-        raise EquipoiseError(
-            f"Layer ids {format_ids(layer_ids)} are not ascending, non-negative and distinct."
-        )
+    return ids
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def format_ids(ids: Sequence[int]) -> str:
@@ -45,5 +54,4 @@ def parse_ids(text: str) -> tuple[int, ...]:
         if last < first:
             raise EquipoiseError(f"The layers {part.strip()} run backwards; write {last}-{first}.")
         ids.extend(range(first, last + 1))
-    check_layer_ids(tuple(ids), len(ids))
-    return tuple(ids)
+    return check_layer_ids(ids, len(ids))

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.checks import as_ids, check_collection, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
@@ -130,8 +131,7 @@ class Migration:
         expert_bytes
             All tensors of one expert in one layer, scales included.
         """
-        _check_bytes(expert_bytes)
-        return int(self.transfers.sum()) * int(expert_bytes)
+        return int(self.transfers.sum()) * check_whole("expert_bytes", expert_bytes)
 
     def bytes_by_link(self, expert_bytes: int) -> dict[str, int]:
         """The same by link: ``"node"``, within nodes, and ``"network"``, between them."""
@@ -145,7 +145,7 @@ class Migration:
         A round takes latency and one expert's bytes on the slowest link it uses.  Copies within a
         rank take no time, experts that are ``lost`` are not counted.
         """
-        _check_bytes(expert_bytes)
+        expert_bytes = check_whole("expert_bytes", expert_bytes)
         slowest = np.zeros((len(self.round), int(self.num_rounds.max())))
         for kind, link in (
             (Receive.SAME_NODE, self.topology.node_link),
@@ -387,7 +387,7 @@ def _alike(topology: Topology) -> NDArray[np.bool_]:
 
 def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:
     dead = np.zeros(num_ranks, dtype=bool)
-    for rank in dead_ranks:
+    for rank in as_ids(check_collection("dead_ranks", dead_ranks), "Dead ranks"):
         if not 0 <= rank < num_ranks:
             raise EquipoiseError(
                 f"There is no rank {rank} to be dead; expected numbers from 0 to {num_ranks - 1}."
@@ -396,12 +396,8 @@ def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:
     return dead
 
 
-def _check_bytes(expert_bytes: int) -> None:
-    if expert_bytes < 0:
-        raise EquipoiseError(f"expert_bytes is {expert_bytes}; expected at least 0.")
-
-
 def _check_ranks(placement: Placement, topology: Topology) -> None:
+    check_type("topology", topology, Topology)
     if topology.num_ranks != placement.num_ranks:
         raise EquipoiseError(
             f"The topology has {topology.num_ranks} ranks, the placements {placement.num_ranks}; "
@@ -410,6 +406,8 @@ def _check_ranks(placement: Placement, topology: Topology) -> None:
 
 
 def _check_same_shape(old: Placement, new: Placement) -> None:
+    check_type("old", old, Placement)
+    check_type("new", new, Placement)
     for name in ("layer_ids", "num_experts", "num_slots", "num_ranks"):
         a, b = getattr(old, name), getattr(new, name)
         if a != b:

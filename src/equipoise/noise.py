@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_count, imbalance
+from equipoise.balance import imbalance
+from equipoise.checks import as_loads, check_count, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.trace import Trace
@@ -96,7 +97,7 @@ def trace_noise_floor(trace: Trace, num_ranks: int) -> TraceNoiseFloor:
     ``top_k`` is read as independent assignments, which puts the floor slightly too high: the
     choices of one token cannot fall on the same expert.
     """
-    top_k = 1 if trace.top_k is None else trace.top_k
+    top_k = check_type("trace", trace, Trace).top_k or 1
     _check_router(0, trace.num_experts, top_k, num_ranks)
     tokens = trace.counts.sum(axis=-1, dtype=np.float64) / top_k
     mean, std = _floors(tokens.ravel(), trace.num_experts, top_k, num_ranks)
@@ -140,7 +141,7 @@ def simulate_noise_floor(
     if num_tokens == 0:
         return NoiseFloor(1.0, 0.0)
     share = None if placement is None else _placed_shares(placement, num_experts)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_whole("seed", seed))
     gamma = []
     for _ in range(num_draws):
         on_expert = np.zeros(num_experts)
@@ -279,7 +280,7 @@ def _contiguous_rank(
 
 def _placed_shares(placement: Placement, num_experts: int) -> NDArray[np.float64]:
     """The share of each expert that falls to each rank, ``(L, R, E)``: even over its copies."""
-    if placement.num_experts != num_experts:
+    if check_type("placement", placement, Placement).num_experts != num_experts:
         raise EquipoiseError(
             f"The placement is for {placement.num_experts} experts; the router has {num_experts}."
         )
@@ -294,17 +295,14 @@ def _check_router(num_tokens: int, num_experts: int, top_k: int, num_ranks: int)
         raise EquipoiseError(
             f"A token cannot choose {top_k} different experts of {num_experts}; lower top_k."
         )
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, (int, np.integer)):
-        raise EquipoiseError(f"num_tokens is {num_tokens!r}; expected a whole number.")
-    if num_tokens < 0:
-        raise EquipoiseError(f"num_tokens is {num_tokens}; expected 0 or more.")
+    check_whole("num_tokens", num_tokens)
 
 
 def _check_simulation(num_tokens: int, num_experts: int, num_draws: int) -> None:
     check_count("num_draws", num_draws)
     if num_draws < 2:
         raise EquipoiseError("One draw has no standard deviation; use a num_draws of 2 or more.")
-    if num_draws * num_tokens * num_experts > _MAX_CHOICES:
+    if int(num_draws) * int(num_tokens) * int(num_experts) > _MAX_CHOICES:
         raise EquipoiseError(
             f"{num_draws} steps of {num_tokens} tokens would take minutes; use fewer of either, "
             "or noise_floor, whose formula is accurate for large steps."

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import MAX_WHOLE, as_array, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids
 
@@ -53,15 +54,14 @@ class Placement:
         layer_ids: Sequence[int] | None = None,
     ) -> None:
         array = _as_slots(slots)
-        ids = tuple(range(len(array))) if layer_ids is None else tuple(int(i) for i in layer_ids)
+        ids = range(len(array)) if layer_ids is None else layer_ids
         object.__setattr__(self, "slots", array)
-        object.__setattr__(self, "num_ranks", int(num_ranks))
-        object.__setattr__(self, "num_experts", int(num_experts))
-        object.__setattr__(self, "layer_ids", ids)
+        object.__setattr__(self, "num_ranks", check_whole("num_ranks", num_ranks, low=1))
+        object.__setattr__(self, "num_experts", check_whole("num_experts", num_experts, low=1))
+        object.__setattr__(self, "layer_ids", check_layer_ids(ids, len(array)))
         self._check()
 
     def _check(self) -> None:
-        check_layer_ids(self.layer_ids, self.num_layers)
         check_slot_count(self.num_slots, num_ranks=self.num_ranks, num_experts=self.num_experts)
         outside = (self.slots < 0) | (self.slots >= self.num_experts)
         if outside.any():
@@ -171,13 +171,15 @@ class Placement:
 
 
 def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(slots)
+    array = as_array(slots, "Slots")
     if array.ndim != 2 or not array.size:
         raise EquipoiseError(
             f"Slots have shape {array.shape}; expected (layers, slots), neither of them 0."
         )
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise EquipoiseError(f"Slots have type {array.dtype}; expected integer expert ids.")
+    if array.max() > MAX_WHOLE:
+        raise EquipoiseError(f"The slots hold {array.max()}; expected expert ids.")
     array = array.astype(np.int64, order="C")  # always a copy: the caller's array stays his own
     array.flags.writeable = False
     return array
@@ -185,10 +187,9 @@ def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
 
 def check_slot_count(num_slots: int, *, num_ranks: int, num_experts: int) -> None:
     """Raise ``EquipoiseError`` unless ``S >= E`` and ``R`` divides ``S``."""
-    if num_ranks < 1 or num_experts < 1:
-        raise EquipoiseError(
-            f"{num_experts} experts on {num_ranks} ranks; expected at least one of each."
-        )
+    check_whole("num_slots", num_slots)
+    check_whole("num_ranks", num_ranks, low=1)
+    check_whole("num_experts", num_experts, low=1)
     if num_slots < num_experts:
         raise EquipoiseError(
             f"{num_slots} slots cannot hold {num_experts} experts; "

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import MAX_COUNT, as_array, brief, check_count, check_number, check_type
 from equipoise.errors import EquipoiseError
+
+_LONGEST_SECONDS = 1e9
+_MOST_BYTES = 1e30  # a second
+_LOWEST_SPEED, _HIGHEST_SPEED = 1e-100, 1e100
+_MOST_UNEQUAL = 1e12  # times as fast as another rank; more, and sums of both lose the slower
 
 
 @dataclass(frozen=True)
@@ -19,18 +26,19 @@ class Link:
     latency_seconds
         Of one message.
     bytes_per_second
-        Of one rank, in each direction.
+        Of one rank, in each direction; infinity where bytes take no time.
     """
 
     latency_seconds: float
     bytes_per_second: float
 
     def __post_init__(self) -> None:
-        if not (0 <= self.latency_seconds < np.inf and 0 < self.bytes_per_second <= np.inf):
-            raise EquipoiseError(
-                f"A link has a latency of {self.latency_seconds} s and {self.bytes_per_second} "
-                "bytes a second; expected a latency >= 0 and a bandwidth above 0."
-            )
+        latency, bandwidth = self.latency_seconds, self.bytes_per_second
+        latency = check_number("latency_seconds", latency, low=0, high=_LONGEST_SECONDS)
+        if not (isinstance(bandwidth, float) and bandwidth == np.inf):
+            bandwidth = check_number("bytes_per_second", bandwidth, low=1, high=_MOST_BYTES)
+        object.__setattr__(self, "latency_seconds", latency)
+        object.__setattr__(self, "bytes_per_second", bandwidth)
 
 
 NODE_LINK = Link(1e-6, 400e9)
@@ -63,8 +71,8 @@ class Topology:
     Raises
     ------
     EquipoiseError
-        Counts that are not positive, nodes that do not divide the ranks, speeds or room that are
-        not one positive number a rank.
+        Counts that are not whole and positive, nodes that do not divide the ranks, speeds or room
+        that are not one positive number a rank, a rank 1e12 times as fast as another.
     """
 
     num_ranks: int
@@ -75,29 +83,52 @@ class Topology:
     network_link: Link = field(default=NETWORK_LINK, repr=False)
 
     def __post_init__(self) -> None:
-        if self.num_ranks < 1:
-            raise EquipoiseError(f"num_ranks is {self.num_ranks}; expected at least 1.")
-        self._check_nodes()
-        for name in ("speed", "room"):
-            values = getattr(self, name)
-            if values is None:
-                continue
-            object.__setattr__(self, name, tuple(values))
-            if len(values) != self.num_ranks or not all(0 < v < np.inf for v in values):
+        object.__setattr__(self, "num_ranks", check_count("num_ranks", self.num_ranks))
+        if self.ranks_per_node is not None:
+            size = check_count("ranks_per_node", self.ranks_per_node)
+            object.__setattr__(self, "ranks_per_node", size)
+            if self.num_ranks % size:
                 raise EquipoiseError(
-                    f"{name} is {values}; expected {self.num_ranks} numbers above 0, one a rank."
+                    f"{self.num_ranks} ranks do not divide into nodes of {size}; "
+                    "give a ranks_per_node that divides num_ranks."
                 )
-        if self.room is not None and any(v != int(v) for v in self.room):
-            raise EquipoiseError(f"room is {self.room}; expected whole numbers of experts.")
+        if self.speed is not None:
+            object.__setattr__(self, "speed", self._checked_speed(self.speed))
+        if self.room is not None:
+            object.__setattr__(self, "room", self._checked_room(self.room))
+        check_type("node_link", self.node_link, Link)
+        check_type("network_link", self.network_link, Link)
 
-    def _check_nodes(self) -> None:
-        if self.ranks_per_node is None:
-            return
-        if self.ranks_per_node < 1 or self.num_ranks % self.ranks_per_node:
+    def _checked_speed(self, values: ArrayLike) -> tuple[float, ...]:
+        speed = self._one_a_rank("speed", values).astype(np.float64)
+        slowest, fastest = speed.min(), speed.max()
+        if not _LOWEST_SPEED <= slowest <= fastest <= _HIGHEST_SPEED:
             raise EquipoiseError(
-                f"{self.num_ranks} ranks do not divide into nodes of {self.ranks_per_node}; "
-                "give a ranks_per_node that divides num_ranks."
+                f"speed goes from {slowest} to {fastest}; expected {_LOWEST_SPEED} to "
+                f"{_HIGHEST_SPEED}. Only the ratios matter: give 1 for a rank of mean speed."
             )
+        if fastest > _MOST_UNEQUAL * slowest:
+            raise EquipoiseError(
+                f"speed goes from {slowest} to {fastest}; expected no rank more than "
+                f"{_MOST_UNEQUAL:.0e} times as fast as another."
+            )
+        return tuple(speed.tolist())
+
+    def _checked_room(self, values: ArrayLike) -> tuple[int, ...]:
+        room = self._one_a_rank("room", values)
+        if (room != np.floor(room)).any():
+            raise EquipoiseError(f"room is {brief(values)}; expected whole numbers of experts.")
+        # A rank holds no more experts than there are, so that more room than any count is the same.
+        return tuple(np.minimum(room, MAX_COUNT).astype(np.int64).tolist())
+
+    def _one_a_rank(self, name: str, values: ArrayLike) -> NDArray[Any]:
+        numbers = as_array(values, name)
+        fits = numbers.shape == (self.num_ranks,) and numbers.dtype.kind in "iuf"
+        if not fits or not (numbers.min() > 0 and numbers.max() < np.inf):  # false for NaN as well
+            raise EquipoiseError(
+                f"{name} is {brief(values)}; expected {self.num_ranks} numbers above 0, one a rank."
+            )
+        return numbers
 
     @property
     def num_nodes(self) -> int:

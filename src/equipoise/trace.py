@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.checks import (
+    MAX_WHOLE,
+    as_array,
+    as_ids,
+    as_names,
+    brief,
+    check_collection,
+    check_count,
+    check_type,
+    check_whole,
+)
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids, format_ids
 
@@ -42,6 +53,22 @@ class TokenIds:
 
     ids: NDArray[np.integer]
     offsets: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        ids, offsets = as_ids(self.ids, "Token ids"), as_ids(self.offsets, "Token offsets")
+        if ids.ndim != 3:
+            raise EquipoiseError(
+                f"Token ids have shape {ids.shape}; expected (tokens, layers, top_k)."
+            )
+        # Ends are compared, not differences: those of unsigned numbers are never below 0.
+        ordered = offsets.ndim == 1 and len(offsets) and (offsets[1:] >= offsets[:-1]).all()
+        if not ordered or offsets[0] != 0 or offsets[-1] != len(ids):
+            raise EquipoiseError(
+                f"Token offsets are {brief(self.offsets)}; expected ascending numbers from 0 to "
+                f"the {len(ids)} tokens."
+            )
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "offsets", offsets.astype(np.int64, copy=False))
 
     def of_step(self, step: int) -> NDArray[np.integer]:
         """The ids of one step, a view ``(tokens, L, K)``."""
@@ -95,27 +122,29 @@ class Trace:
     provenance: Provenance = Provenance("array", "memory")
 
     def __post_init__(self) -> None:
-        counts = _as_counts(self.counts)
-        object.__setattr__(self, "counts", counts)
-        if not self.layer_ids:
-            object.__setattr__(self, "layer_ids", tuple(range(self.num_layers)))
+        object.__setattr__(self, "counts", _as_counts(self.counts))
+        ids = range(self.num_layers) if _is_empty(self.layer_ids) else self.layer_ids
+        object.__setattr__(self, "layer_ids", check_layer_ids(ids, self.num_layers))
         steps = np.arange(self.num_steps) if self.step_ids is None else self.step_ids
-        object.__setattr__(self, "step_ids", np.asarray(steps, dtype=np.int64))
-        labels = {name: np.asarray(values, dtype=np.str_) for name, values in self.labels.items()}
-        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "step_ids", _as_steps(steps))
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", check_count("top_k", self.top_k))
+        if self.source_counts is not None:
+            object.__setattr__(self, "source_counts", _as_source_counts(self.source_counts))
+        object.__setattr__(self, "labels", _as_labels(self.labels))
+        check_type("provenance", self.provenance, Provenance)
         self._check_shapes()
 
     def _check_shapes(self) -> None:
         T, L, E = self.counts.shape
-        check_layer_ids(self.layer_ids, L)
         _expect("step_ids", len(self.steps), T)
         for name, values in self.labels.items():
             _expect(f"label {name!r}", values.shape, (T,))
         if self.source_counts is not None:
             shape = self.source_counts.shape
             _expect("source_counts", (shape[0], *shape[2:]), (T, L, E))
-            _as_counts(self.source_counts.reshape(-1, L, E))  # refuses what counts cannot be
         if self.tokens is not None:
+            check_type("tokens", self.tokens, TokenIds)
             _expect("tokens.ids layers", self.tokens.ids.shape[1], L)
             _expect("tokens.offsets", self.tokens.offsets.shape, (T + 1,))
 
@@ -174,8 +203,7 @@ class Trace:
             keep &= self._label_mask(name, [wanted] if isinstance(wanted, str) else list(wanted))
         index = np.flatnonzero(keep)
         if steps is not None:
-            chosen = np.asarray(steps)
-            chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+            chosen = self._positions(steps)
             index = chosen[np.isin(chosen, index)]
         if not len(index):
             raise EquipoiseError(f"No step of the trace ({self.num_steps} steps) has {labels}.")
@@ -193,8 +221,8 @@ class Trace:
             Label whose values are split one by one, so that every domain is on both sides; a trace
             without it is split as one sequence.
         """
-        if not 0 < at < 1:
-            raise EquipoiseError(f"Cannot split at {at}; expected a share between 0 and 1.")
+        if not (isinstance(at, (float, np.floating)) and 0 < at < 1):
+            raise EquipoiseError(f"Cannot split at {brief(at)}; expected a share between 0 and 1.")
         groups = self.labels.get(within or "", np.zeros(self.num_steps, dtype=np.str_))
         fit: list[NDArray[np.int64]] = []
         held: list[NDArray[np.int64]] = []
@@ -216,8 +244,7 @@ class Trace:
 
         A block never crosses a change of label. Step ids become those of each block's first step.
         """
-        if size < 1:
-            raise EquipoiseError(f"Window of {size} steps; expected at least 1.")
+        size = check_whole("The size of a window", size, low=1)
         starts = self._block_starts(size)
         tokens = self.tokens
         if tokens is not None:
@@ -237,6 +264,34 @@ class Trace:
         provenance = replace(self.provenance, notes=(*self.provenance.notes, *notes))
         return replace(self, provenance=provenance)
 
+    def first_experts(self, num_experts: int) -> Self:
+        """The same trace with ``num_experts`` experts: columns cut off the end, or added empty."""
+        source = self.source_counts
+        return replace(
+            self,
+            counts=_resized(self.counts, num_experts),
+            source_counts=None if source is None else _resized(source, num_experts),
+        )
+
+    def with_layers(self, layer_ids: Sequence[int]) -> Self:
+        """The same trace with exactly these layers: others cut, missing ones added empty."""
+        known = [i for i in layer_ids if i in self.layer_ids]
+        cut = self._take_layers(known) if known else self
+        if tuple(layer_ids) == cut.layer_ids:
+            return cut
+        row = {layer: i for i, layer in enumerate(cut.layer_ids)}
+        index = np.array([row.get(layer, -1) for layer in layer_ids])
+        source, tokens = cut.source_counts, cut.tokens
+        return replace(
+            cut,
+            counts=_rows_or(cut.counts, index, 1, 0),
+            layer_ids=tuple(layer_ids),
+            source_counts=None if source is None else _rows_or(source, index, 2, 0),
+            tokens=None
+            if tokens is None
+            else TokenIds(_rows_or(tokens.ids, index, 1, -1), tokens.offsets),
+        )
+
     @classmethod
     def from_tokens(
         cls,
@@ -252,12 +307,8 @@ class Trace:
 
         An expert named twice by one token counts twice; ids outside ``[0, E)`` count for nothing.
         """
-        tokens = TokenIds(np.asarray(ids), np.asarray(offsets, dtype=np.int64))
-        if tokens.ids.ndim != 3 or not np.issubdtype(tokens.ids.dtype, np.integer):
-            raise EquipoiseError(
-                f"Token ids have shape {tokens.ids.shape} and type {tokens.ids.dtype}; "
-                "expected (tokens, layers, top_k) integers."
-            )
+        num_experts = check_count("num_experts", num_experts)
+        tokens = TokenIds(ids, offsets)  # type: ignore[arg-type]  # which makes arrays of them
         return cls(
             counts=_count_by_step(tokens, num_experts),
             layer_ids=layer_ids,
@@ -315,6 +366,13 @@ class Trace:
             f"{extra}, {self.provenance.format} from {self.provenance.source})"
         )
 
+    def _positions(self, steps: ArrayLike) -> NDArray[np.int64]:
+        chosen = as_array(steps, "The steps to keep")
+        if chosen.dtype == np.bool_:
+            _expect("The mask of steps", chosen.shape, (self.num_steps,))
+            return np.flatnonzero(chosen)
+        return as_ids(chosen, "The steps to keep").ravel().astype(np.int64)
+
     def _label_mask(self, name: str, wanted: list[str]) -> NDArray[np.bool_]:
         if name not in self.labels:
             known = ", ".join(sorted(self.labels)) or "no label"
@@ -338,6 +396,7 @@ class Trace:
 
     def _take_layers(self, layers: Sequence[int]) -> Self:
         position = {layer: i for i, layer in enumerate(self.layer_ids)}
+        layers = as_ids(check_collection("layers", layers), "layers").ravel().tolist()
         for layer in layers:
             if layer not in position:
                 raise EquipoiseError(
@@ -363,7 +422,7 @@ class Trace:
 
 
 def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
-    array = np.asarray(counts)
+    array = as_array(counts, "Counts")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
@@ -389,6 +448,35 @@ def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
     return array
 
 
+def _as_source_counts(counts: ArrayLike) -> NDArray[np.integer]:
+    array = as_array(counts, "Source counts")
+    if array.ndim != 4 or 0 in array.shape:
+        raise EquipoiseError(
+            f"Source counts have shape {array.shape}; expected (steps, ranks, layers, experts)."
+        )
+    return _as_counts(array.reshape(-1, *array.shape[2:])).reshape(array.shape)
+
+
+def _as_steps(step_ids: ArrayLike) -> NDArray[np.int64]:
+    steps = as_ids(step_ids, "step_ids")
+    if steps.ndim != 1 or not steps.size or steps.max() > MAX_WHOLE:
+        raise EquipoiseError(f"step_ids is {brief(step_ids)}; expected a number for each step.")
+    return steps.astype(np.int64, copy=False)
+
+
+def _as_labels(labels: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.str_]]:
+    if not isinstance(labels, Mapping):
+        raise EquipoiseError(f"labels is {brief(labels)}; expected a name for each step, by label.")
+    return {
+        check_type("The name of a label", name, str): as_names(values, f"Label {brief(name)}")
+        for name, values in labels.items()
+    }
+
+
+def _is_empty(layer_ids: object) -> bool:
+    return isinstance(layer_ids, Sized) and len(layer_ids) == 0
+
+
 def _check_size(counts: NDArray[Any]) -> None:
     if not -MAX_COUNT < counts.min() <= counts.max() < MAX_COUNT:
         raise EquipoiseError(
@@ -408,6 +496,27 @@ def _sum_blocks(counts: NDArray[np.integer], starts: NDArray[np.int64]) -> NDArr
     """
     blocks = np.split(counts, starts[1:])
     return np.stack([block.sum(axis=0, dtype=np.int64) for block in blocks])
+
+
+def _resized(counts: NDArray[np.integer], num_experts: int) -> NDArray[np.integer]:
+    """The last axis cut, or padded with zeros, to ``num_experts``."""
+    more = num_experts - counts.shape[-1]
+    if more <= 0:
+        return counts[..., :num_experts]
+    return np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, more)])
+
+
+def _rows_or(
+    array: NDArray[np.integer], index: NDArray[np.int64], axis: int, fill: int
+) -> NDArray[np.integer]:
+    """``array`` taken along ``axis``; ``fill`` where the index is -1."""
+    taken = np.take(array, np.maximum(index, 0), axis=axis)
+    if fill < 0:
+        taken = taken.astype(np.result_type(taken.dtype, np.int8), copy=False)
+    where = [slice(None)] * taken.ndim
+    where[axis] = np.flatnonzero(index < 0)  # type: ignore[call-overload]
+    taken[tuple(where)] = fill
+    return taken
 
 
 def _count_by_step(tokens: TokenIds, num_experts: int) -> NDArray[np.int64]:

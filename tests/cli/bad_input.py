@@ -477,7 +477,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("locality without tokens", "plan table.csv --ranks 2 --locality-price 0.01"),
         case(
             "locality from an expert twice on a rank",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner trtllm --locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner greedy "
+            "--allow-same-rank-copies --locality-price 0.01",
         ),
         case("neither a loss nor other ranks", "failover map.json run.safetensors"),
         case(
@@ -549,7 +550,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("iterations that are no range", "report dump --iterations 10"),
         case("iterations backwards", "report dump --iterations 12-10"),
         case("iterations the recording lacks", "report dump --iterations 100-200"),
-        case("an option the format does not use", "report run.safetensors --experts 4"),
+        case("an option the format does not use", "report run.safetensors --window-tokens 4"),
         case(
             "an engine version that is not known",
             "plan run.safetensors --ranks 2 --for trtllm -o m.yaml --engine-version 9.9",
@@ -928,7 +929,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             valid("raw"),
             without("raw/meta_info.json"),
         ),
-        case("other experts than the user says", "report dump --experts 8"),
+        case("other experts than the user says", "report dump --experts 2"),
         case(
             "a pickle, not asked for",
             "report dump",
@@ -1347,7 +1348,12 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case(
             "npz: choices without lengths",
             "report choices.npz",
-            npz("choices.npz", topk_ids=np.zeros((4, 2, 2), int)),
+            npz("choices.npz", topk_ids=np.tile([0, 1], (4, 2, 1))),
+        ),
+        case(
+            "npz: a kernel that recorded nothing",
+            "report choices.npz",
+            npz("choices.npz", topk_ids=np.zeros((4, 2, 2), int), seq_lens=np.array([4])),
         ),
         case(
             "npz: lengths that do not add up",

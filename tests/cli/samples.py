@@ -23,8 +23,8 @@ from equipoise.trace import TokenIds
 LAYERS = (3, 4)
 NUM_DECODER_LAYERS = 5
 SLOTS = np.array([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 3]])
-CHOICES = np.random.default_rng(7).integers(0, 4, size=(4, 2, 6, 2, 2))
-"""What every token chose: (steps, source ranks, tokens, layers, choices)."""
+CHOICES = np.random.default_rng(7).random((4, 2, 6, 2, 4)).argsort(axis=-1)[..., :2]
+"""What every token chose: (steps, source ranks, tokens, layers, choices), the choices different."""
 
 _PLACEMENT = eq.Placement(SLOTS, num_ranks=2, num_experts=4, layer_ids=LAYERS)
 
@@ -46,7 +46,7 @@ def trace() -> eq.Trace:
         step_ids=np.array([10, 11, 12, 13]),
         top_k=2,
         source_counts=SOURCE_COUNTS,
-        tokens=TokenIds(CHOICES.reshape(-1, 2, 2), np.arange(0, 49, 12)),
+        tokens=TokenIds(CHOICES.reshape(-1, 2, 2), np.arange(5) * 2 * CHOICES.shape[2]),
         labels={"domain": np.array(["code", "code", "text", "text"])},
     )
 
@@ -66,7 +66,7 @@ def _dump(path: Path) -> None:
     for rank in range(2):
         chosen = _by_key(CHOICES[:, rank].swapaxes(1, 2))
         save_file(chosen, path / f"token_selected_experts_rank{rank}.safetensors")
-        tokens = json.dumps(dict.fromkeys(chosen, 6))
+        tokens = json.dumps(dict.fromkeys(chosen, CHOICES.shape[2]))
         (path / f"rank{rank}_numtokens.json").write_text(tokens)
 
 
@@ -105,7 +105,7 @@ def _passes(path: Path) -> None:
     for rank in range(2):
         records = []
         for t in range(4):
-            ids = np.full((NUM_DECODER_LAYERS, 6, 8), -1, dtype=np.int32)
+            ids = np.full((NUM_DECODER_LAYERS, CHOICES.shape[2], 8), -1, dtype=np.int32)
             ids[LAYERS, :, :2] = CHOICES[t, rank].swapaxes(0, 1)
             counts = (ids[..., None] == np.arange(6)).sum(axis=(1, 2)).astype(np.int32)
             record = {"forward_pass_id": 10 + t, "rank": rank, "global_physical_count": counts}
@@ -147,7 +147,7 @@ def _choices_archive(path: Path) -> None:
     np.savez_compressed(
         path,
         topk_ids=CHOICES.reshape(-1, 2, 2),
-        seq_lens=np.full(4, 12),
+        seq_lens=np.full(4, 2 * CHOICES.shape[2]),
         domain=np.array(["code", "code", "text", "text"]),
     )
 

@@ -40,10 +40,12 @@ def test_layer_ids_are_stated_given_or_counted() -> None:
     assert agreed_layer_ids(None, (3, 4), 2) == (3, 4)
     assert agreed_layer_ids([3, 4], (3, 4), 2) == (3, 4)
     assert agreed_layer_ids(None, None, 2) == (0, 1)
-    with pytest.raises(EquipoiseError, match="numbers its layers 3-4, the layer_ids given are 5-6"):
-        agreed_layer_ids([3, 4], (5, 6), 2)
+    assert agreed_layer_ids([3, 4], (5, 6), 2) == (3, 4), "fitted later, whatever the format"
+    assert agreed_layer_ids(None, (1, 2), 3) == (0, 1, 2), "a choice among decoder layers"
     with pytest.raises(EquipoiseError, match="2 layer ids for 3 layers"):
         agreed_layer_ids(None, (3, 4), 3)
+    with pytest.raises(EquipoiseError, match="2 layer ids for 3 layers"):
+        agreed_layer_ids([3, 4], None, 3)
 
 
 def test_num_experts_is_given_or_the_largest_id_plus_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from equipoise.topology import Topology
 from tests.dispatch.test_dispatchers import per_expert, placements
 
 BY_RANK = [name for name in ENGINE_RULES if name != "lplb"]  # slots from ids and rank alone
+ROWS = ["vllm", "ascend-mrv2", "sglang-rows"]
 TWO = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3, layer_ids=(7,))
 
 
@@ -109,7 +111,7 @@ def test_what_depends_on_counts_alone_is_told_exactly(name, placement, data):
         assert split.source_shares[0, rank] == pytest.approx(found.astype(float))
 
 
-@pytest.mark.parametrize("name", ["vllm", "ascend-mrv2", "sglang-rows"])
+@pytest.mark.parametrize("name", ROWS)
 @settings(max_examples=25)
 @given(placement=placements(num_layers=1), rows=st.integers(1, 40))
 def test_row_rules_are_told_exactly_where_all_rows_are_alike(name, placement, rows):
@@ -122,6 +124,30 @@ def test_row_rules_are_told_exactly_where_all_rows_are_alike(name, placement, ro
     found = expert_loads(rule.slots(ids, placement, rank=rank), placement.num_slots)
     assert split.source_shares[0, rank] == pytest.approx(found.astype(float))
     assert split.source_quotas[0, rank].tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@settings(max_examples=25)
+@given(rows=st.integers(1, 4000), copies=st.integers(1, 20))
+def test_rows_are_counted_as_if_one_by_one(name, rows, copies):
+    rule = engine_rule(name)
+    wanted = np.bincount(rule.code(np.arange(rows)) % copies, minlength=copies)
+    found = rule.times(np.array([rows]), np.array([copies]), np.arange(copies))
+    assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("load", [10**10, 10**13, 2**52])
+def test_the_largest_loads_take_no_more_memory(name, load):
+    """Three copies and one: a table of the rows would be billions long."""
+    placement = Placement([[0, 1, 0, 0]], num_ranks=2, num_experts=2)
+    rule = type(engine_rule(name))(top_k=1)
+    tracemalloc.start()
+    split = rule.split([[[load, 1], [0, load // 2]]], placement)
+    assert per_expert(split.quotas, placement).tolist() == [[load, 1 + load // 2]]
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert split.quotas[0, [0, 2, 3]] == pytest.approx(np.full(3, load / 3), rel=0.003)
 
 
 def test_rules_evaluate_placements(each):

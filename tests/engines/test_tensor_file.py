@@ -66,7 +66,12 @@ def test_data_that_is_not_aligned_is_read(tmp_path: Path) -> None:
         ({"a": entry(0, 4, (-2, -2))}, "impossible shape"),
         ({"a": entry(0, 0, (0, 1 << 60))}, "impossible shape"),
         ({"a": entry(0, 1 << 62, (1 << 30, 1 << 32))}, "holds 8 bytes of data"),
-        ({"a": entry(0, 8, (4,), "BF16")}, "unusable type BF16"),
+        ({"a": entry(0, 8, (4,), "F8_E4M3")}, "unusable type F8_E4M3"),
+        (
+            b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}, '
+            b'"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}',
+            "'a' stands twice",
+        ),
         ({"a": entry(0, 4)}, "holds 8 bytes of data, its header describes 4"),
     ],
 )
@@ -84,3 +89,21 @@ def test_a_huge_header_length_is_refused_before_reading(tmp_path: Path) -> None:
         open_tensor_file(tmp_path / "f")
     with pytest.raises(FormatError, match="cannot be read"):
         open_tensor_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("BF16", 255), ("F16", 2047)])
+def test_half_precision_is_read_where_whole_numbers_are_exact(
+    tmp_path: Path, kind: str, largest: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}[kind]
+    path = tmp_path / "f.safetensors"
+    save_torch({"a": torch.arange(largest + 1).to(dtype)}, path)
+    values = open_tensor_file(path).array("a")
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, np.arange(largest + 1))
+    save_torch({"a": torch.tensor([1, largest + 1]).to(dtype)}, path)
+    with pytest.raises(FormatError, match=f"'a': it holds {largest + 1} in .*exact below"):
+        open_tensor_file(path).array("a")

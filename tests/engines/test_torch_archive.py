@@ -33,8 +33,24 @@ def file(tmp_path: Path) -> Path:
 # Files of the real torch -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("bfloat16", 255), ("float16", 2047)])
+def test_half_precision_is_read_where_whole_numbers_are_exact(
+    file: Path, dtype: str, largest: int
+) -> None:
+    kind = getattr(torch, dtype)
+    torch.save(torch.arange(largest + 1).to(kind), file)
+    array = torch_archive.load(file)
+    assert array.dtype == torch_archive.outline(file).dtype == np.float32
+    np.testing.assert_array_equal(array, np.arange(largest + 1))
+    torch.save(torch.tensor([-1.5, float("nan")]).to(kind), file)
+    assert torch_archive.load(file)[0] == -1.5
+    torch.save(torch.tensor([1, largest + 1]).to(kind), file)
+    with pytest.raises(FormatError, match=f"it holds {largest + 1} in {dtype}, where whole"):
+        torch_archive.load(file)
+
+
 @pytest.mark.parametrize(
-    "dtype", ["bool", "uint8", "int16", "int32", "int64", "float32", "float64"]
+    "dtype", ["bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"]
 )
 def test_reads_the_types_torch_writes(file: Path, dtype: str) -> None:
     tensor = torch.arange(-3, 9).reshape(3, 4).to(getattr(torch, dtype))
@@ -87,7 +103,7 @@ def test_outline_has_shapes_but_no_numbers(file: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "complaint"),
     [
-        (torch.zeros(2, dtype=torch.bfloat16), "torch.BFloat16Storage"),
+        (torch.zeros(2, dtype=torch.complex64), "torch.ComplexFloatStorage"),
         (torch.zeros(2, dtype=torch.uint16), "_rebuild_tensor_v3"),
         (torch.nn.Parameter(torch.zeros(2)), "_rebuild_parameter"),
         ({1, 2}, "__builtin__.set"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from equipoise.plan import Greedy, Problem, evaluate
 from equipoise.plan.failover import Content, failover_maps, refit, resize
 from equipoise.plan.robust_scenarios import group_scenarios, read_history
 from equipoise.topology import Topology
+from tests.reference.failover import power_after
 from tests.reference.robust import even_objective
 
 
@@ -238,3 +241,48 @@ def test_layers_without_load():
 def test_what_is_refused(call, message):
     with pytest.raises(EquipoiseError, match=message):
         call(*solved(Topology(4), 8, 8))
+
+
+def digest(refits):
+    content = "".join(r.placement.checksum + r.content.tobytes().hex() for r in refits)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def test_maps_stay_what_they_were():
+    load = np.random.default_rng(0).lognormal(0, 1, (6, 3, 24))
+    topology = Topology(8, 2, speed=(1, 1, 1, 1, 1, 2, 2, 2))
+    problem = Problem(load, topology, 32, groups=["a", "b"] * 3)
+    placement = Greedy().plan(problem).placement
+    assert digest(failover_maps(placement, problem)) == "f0f4ae07acafe958"
+    assert digest(failover_maps(placement, problem, domain="node")) == "39649153baf61bb6"
+    sizes = [resize(placement, problem, n) for n in (3, 5, 7, 9, 12)]
+    assert digest(sizes) == "60fbefcdc5f1fdf5"
+
+
+@given(st.integers(0, 10**6))
+def test_moves_are_weighed_like_the_reference(seed):
+    from equipoise.plan._kernels import powers_after
+
+    rng = np.random.default_rng(seed)
+    R, E, T = rng.integers(1, 5), rng.integers(1, 6), rng.integers(1, 4)
+    load, risk, slow = rng.random((E, T)), rng.random((E, T)), rng.uniform(0.5, 2, R)
+    held = rng.random((R, E)) < 0.5
+    moves, none = [], E  # an expert numbered E stands for none
+    for at in range(R):
+        for arriving in np.flatnonzero(~held[at]):
+            moves += [(at, leaving, arriving) for leaving in [*np.flatnonzero(held[at]), none]]
+    if not moves:
+        return
+    padded = np.pad(held, ((0, 0), (0, 1))).astype(float)
+    rows = [np.vstack([x, np.zeros(T)]) for x in (load, risk)]
+    copies = padded.sum(axis=0).astype(np.int64)
+    share = (1 / np.maximum(copies, 1))[:, None]
+    sums = slow[:, None] * (padded @ ((rows[0] + rows[1] * share) * share))
+    found = powers_after(*rows, slow, sums, padded, copies, np.array(moves))
+    experts = [set(np.flatnonzero(row).tolist()) for row in held]
+    for (at, leaving, arriving), row in zip(moves, found, strict=True):
+        gone = None if leaving == none else int(leaving)
+        expected = power_after(
+            load.tolist(), risk.tolist(), slow, experts, (at, gone, int(arriving))
+        )
+        assert row == pytest.approx(expected, rel=1e-9)

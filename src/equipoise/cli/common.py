@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -44,9 +45,13 @@ class TraceArguments:
     format
         The recording's format; detected from its content if not given.
     experts
-        Logical experts of a layer, where the recording does not say.
+        Logical experts of a layer (64): missing ones are added without load. A range (0-63) also
+        drops what was assigned to others, such as experts without weights.
     layers
-        The model's numbers of the MoE layers (3-60), where the recording has rows only.
+        The model's numbers of the MoE layers (3-60): numbers the rows of a recording that has rows
+        only; missing layers are added without load, others left out.
+    first_axis
+        What the first axis of bare counts is: step or rank.
     run_map
         The map the recorded run used: folds counts per slot to experts.
     window_tokens
@@ -66,8 +71,9 @@ class TraceArguments:
     """
 
     format: str | None = None
-    experts: Annotated[int | None, Size] = None
+    experts: str | None = None
     layers: str | None = None
+    first_axis: Literal["step", "rank"] | None = None
     run_map: Path | None = None
     window_tokens: Annotated[int | None, Amount] = None
     iterations: str | None = None
@@ -90,24 +96,44 @@ class TraceArguments:
             trace = trace.select(layers=layers, **wanted)
         return trace if self.window is None else trace.windows(self.window)
 
+    @property
+    def num_experts(self) -> int | None:
+        """``E`` as given, plain or as the range from 0."""
+        if self.experts is None:
+            return None
+        match = re.fullmatch(r"(?:0-)?([0-9]{1,6})", self.experts)
+        number = -1 if match is None else int(match[1]) + self._drops_experts
+        if number < 1:
+            raise EquipoiseError(
+                f"--experts is {self.experts[:20]!r}; expected a number such as 64, or 0-63."
+            )
+        return number
+
+    @property
+    def _drops_experts(self) -> bool:
+        return self.experts is not None and self.experts.startswith("0-")
+
     def _refuse_unused(self, known: TraceFormat) -> None:
         takes = {option_name(name) for name, field in _FIELDS.items() if field in known.options}
+        takes |= {"--experts", "--layers"}  # every format
         unused = {option_name(name) for name in given(self) & _FIELDS.keys()} - takes
         if unused:
             raise EquipoiseError(
                 f"A recording of the format {known.name} has no use for "
-                f"{', '.join(sorted(unused))}; it takes {', '.join(sorted(takes)) or 'none'}."
+                f"{', '.join(sorted(unused))}; it takes {', '.join(sorted(takes))}."
             )
 
     def _options(self, ranks: int | None) -> TraceOptions:
         layer_ids = parse_ids(self.layers) if self.layers else None
         placement = None
         if self.run_map is not None:
-            context = MapContext(num_experts=self.experts, num_ranks=ranks, layer_ids=layer_ids)
+            context = MapContext(num_experts=self.num_experts, num_ranks=ranks, layer_ids=layer_ids)
             placement = read_map(self.run_map, context)
         return TraceOptions(
-            num_experts=self.experts,
+            num_experts=self.num_experts,
+            drop_experts=self._drops_experts,
             layer_ids=layer_ids,
+            first_axis=self.first_axis,
             placement=placement,
             window_tokens=self.window_tokens,
             iterations=parse_range(self.iterations) if self.iterations else None,
@@ -116,8 +142,7 @@ class TraceArguments:
 
 
 _FIELDS = {
-    "experts": "num_experts",
-    "layers": "layer_ids",
+    "first_axis": "first_axis",
     "run_map": "placement",
     "window_tokens": "window_tokens",
     "iterations": "iterations",

@@ -93,7 +93,7 @@ def _convert_map(
     check_decoder_layers(hidden_layers, reading.format or detect_map(source).name, to)
     context = MapContext(
         num_ranks=ranks,
-        num_experts=reading.experts,
+        num_experts=reading.num_experts,
         layer_ids=parse_ids(reading.layers) if reading.layers else None,
         num_hidden_layers=hidden_layers,
     )

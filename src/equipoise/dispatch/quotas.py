@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.dispatch.split import Split, nodes_of_ranks, rank_speeds, rank_times
+from equipoise.dispatch.split import Split, nodes_of_ranks, rank_speeds
 
 
 def even_quotas(split: Split) -> NDArray[np.int64]:
@@ -55,6 +55,5 @@ def minmax_quotas(split: Split) -> NDArray[np.int64]:
     quotas = _kernels.minmax_quotas(split.load, split.shares, level, p.slots, speed)
     if split.source_load is None:
         return quotas
-    peak = rank_times(quotas.astype(np.float64), p.num_ranks, split.topology).max(axis=1)
     nodes = nodes_of_ranks(split.topology, p.num_ranks)
-    return _kernels.nearest_quotas(split.source_load, peak, p.slots, speed, nodes)
+    return _kernels.nearest_quotas(split.source_load, quotas, p.slots, speed, nodes)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.layers import format_ids
+from equipoise.placement import Placement
 
 MAX_EXPERTS = 1 << 16
 """Most experts a table or a token recording may name; models of today have at most 1024."""
 
+MAX_LABEL = 256
+"""Characters of the longest label of a step."""
+
 MAX_BYTES = 4 << 30
 """Largest array that a reader allocates on the word of a file alone."""
+
+_SMALL_BYTES, _MOST_GROWTH = 256 << 20, 64
+"""An array may have so many bytes whatever the file's size, and so many for each byte of it."""
 
 
 @contextmanager
@@ -49,15 +57,103 @@ def compact(counts: NDArray[np.integer]) -> NDArray[np.integer]:
     return counts.astype(compact_dtype(int(counts.max()) if counts.size else 0), copy=False)
 
 
-def refuse_oversize(shape: Sequence[int], itemsize: int, what: str) -> None:
-    """Raise ``EquipoiseError`` for an array larger than ``MAX_BYTES``, before it is allocated."""
+def numbers(row: Sequence[Any], where: str) -> NDArray[np.float64]:
+    """A list of numbers as an array; a list that holds anything else is refused.
+
+    NumPy by itself would make a text of every entry, each as long as the longest.
+    """
+    if not set(map(type, row)) <= {int, float}:
+        raise EquipoiseError(f"{where} holds something else than numbers.")
+    try:
+        return np.frombuffer(array("d", row), dtype=np.float64)
+    except OverflowError as error:
+        raise EquipoiseError(f"{where} holds an enormous number.") from error
+
+
+def refuse_oversize(
+    shape: Sequence[int], itemsize: int, what: str, file_bytes: int | None = None
+) -> None:
+    """Refuse an array before it is allocated.
+
+    Parameters
+    ----------
+    file_bytes
+        Size of the file it comes from, where a few numbers of it, or references, can ask for much.
+
+    Raises
+    ------
+    EquipoiseError
+        More than ``MAX_BYTES``, or far more than the file has.
+    """
     size = prod(int(n) for n in shape) * itemsize
-    if size > MAX_BYTES:
+    limit = MAX_BYTES
+    if file_bytes is not None:
+        limit = min(MAX_BYTES, max(_SMALL_BYTES, _MOST_GROWTH * file_bytes))
+    if size > limit:
         raise EquipoiseError(
             f"{what} of shape {tuple(int(n) for n in shape)} would take {size / 2**30:.1f} GiB; "
-            f"at most {MAX_BYTES / 2**30:.0f} GiB are read at once. "
-            "Check the numbers, or split the recording."
+            f"at most {limit / 2**30:.3g} GiB are read at once"
+            + (f" from {file_bytes} bytes. " if limit < MAX_BYTES else ". ")
+            + "Check the numbers, or split the recording."
         )
+
+
+def refuse_map(table: NDArray[Any]) -> None:
+    """Refuse a bare table ``(L, n)`` that can hardly be anything but the experts in slots.
+
+    Raises
+    ------
+    EquipoiseError
+        Every row holds each number from 0 to its largest.
+    """
+    if (
+        table.ndim == 2
+        and table.size
+        and all(
+            3 <= row.max() < len(row) and np.array_equal(np.unique(row), np.arange(row.max() + 1))
+            for row in table
+        )
+    ):
+        raise EquipoiseError(
+            "Every row holds each number from 0 to its largest: that is a map, the experts in the "
+            "slots of each layer, not a recording."
+        )
+
+
+def fold_slots(load: NDArray[np.int64], placement: Placement) -> NDArray[np.int64]:
+    """Counts per slot ``(L, S)`` as counts per expert ``(L, E)``, by the map of the run.
+
+    Raises
+    ------
+    EquipoiseError
+        Another number of layers or slots than the placement has.
+    """
+    L, S = placement.num_layers, placement.num_slots
+    if load.shape != (L, S):
+        raise EquipoiseError(
+            f"The file counts (layers, slots) {load.shape}, the placement given has {(L, S)}; "
+            "give the map of the recorded run."
+        )
+    counts = np.zeros((L, placement.num_experts), dtype=np.int64)
+    np.add.at(counts, (np.arange(L)[:, None], placement.slots), load)
+    return counts
+
+
+def refuse_long_labels(values: Collection[str], num_steps: int, file_bytes: int) -> None:
+    """Refuse labels whose column would take much memory: NumPy gives each the longest one's room.
+
+    Raises
+    ------
+    EquipoiseError
+        A label of more than ``MAX_LABEL`` characters, or far more room than the file takes.
+    """
+    longest = max(map(len, values), default=0)
+    if longest > MAX_LABEL:
+        raise EquipoiseError(
+            f"A label has {longest} characters; expected at most {MAX_LABEL}. Shorten it."
+        )
+    rows = max(num_steps, len(values))
+    refuse_oversize((rows, longest), 4, "A column of labels (steps, characters)", file_bytes)
 
 
 def agreed_layer_ids(
@@ -65,17 +161,18 @@ def agreed_layer_ids(
 ) -> tuple[int, ...]:
     """The layer numbers of a file: what it states, else what the user gave, else from 0.
 
+    Fewer given numbers than layers, all of them rows of the file, choose among decoder layers:
+    then rows are numbered from 0, and the others are left out later.
+
     Raises
     ------
     EquipoiseError
-        Both are known and differ, or their number is not ``num_layers``.
+        The number of layer ids is not ``num_layers``.
     """
-    if stated is not None and given is not None and tuple(stated) != given:
-        raise EquipoiseError(
-            f"The file numbers its layers {format_ids(stated)}, the layer_ids given are "
-            f"{format_ids(given)}; leave layer_ids out."
-        )
-    ids = tuple(int(i) for i in (stated if stated is not None else given or range(num_layers)))
+    chosen = stated if stated is not None else given or range(num_layers)
+    if stated is None and len(chosen) < num_layers and max(chosen) < num_layers:
+        chosen = range(num_layers)
+    ids = tuple(int(i) for i in chosen)
     if len(ids) != num_layers:
         raise EquipoiseError(f"{len(ids)} layer ids for {num_layers} layers; give one a layer.")
     return ids

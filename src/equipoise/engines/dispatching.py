@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import import_module
 from typing import ClassVar
 
@@ -235,6 +235,16 @@ class RowRule(EngineRule):
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
         """What the row contributes, a number >= 0."""
 
+    @staticmethod
+    @abstractmethod
+    def times(
+        rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """In how many of the first ``rows`` rows ``code mod copies`` is ``value``.
+
+        The arrays broadcast. Worked out without going through the rows: there may be billions.
+        """
+
     def offset(self, rank: ArrayLike, expert: NDArray[np.int64]) -> NDArray[np.int64]:
         """What source rank and expert contribute, of the broadcast shape of both."""
         return np.zeros(np.broadcast(rank, expert).shape, np.int64)
@@ -271,13 +281,8 @@ class RowRule(EngineRule):
         rank, slots_L1S = np.arange(placement.num_ranks)[:, None], placement.slots[:, None]
         code_LRS = nth_copy(placement)[:, None] - self.offset(rank, slots_L1S)
         code_LRS = code_LRS % copies_LS[:, None]
-        rows_LR = self._rows(load_LRE)
-        shares_LRS = np.empty(code_LRS.shape)
-        for rows in np.unique(rows_LR):
-            layer, source = np.nonzero(rows_LR == rows)
-            frequency = _code_frequency(type(self), int(rows), int(copies_LS.max()))
-            shares_LRS[layer, source] = frequency[copies_LS[layer], code_LRS[layer, source]]
-        return shares_LRS
+        rows_LR1 = self._rows(load_LRE)[:, :, None]
+        return np.asarray(self.times(rows_LR1, copies_LS[:, None], code_LRS) / rows_LR1)
 
     def _rows(self, load_LRE: NDArray[np.float64]) -> NDArray[np.int64]:
         """Tokens on each rank, ``(L, R)``; 1 where there are none, which does no harm."""
@@ -319,14 +324,12 @@ def copies_of_slots(placement: Placement) -> NDArray[np.int64]:
     return np.take_along_axis(placement.copies, placement.slots, axis=1)
 
 
-@lru_cache(maxsize=256)
-def _code_frequency(rule: type[RowRule], rows: int, most_copies: int) -> NDArray[np.float64]:
-    """How often ``code mod copies`` takes each value in so many rows, ``(X + 1, X)``."""
-    code = rule.code(np.arange(rows))
-    frequency = np.zeros((most_copies + 1, most_copies))
-    for copies in range(1, most_copies + 1):
-        frequency[copies, :copies] = np.bincount(code % copies, minlength=copies) / rows
-    return frequency
+def with_remainder(
+    numbers: ArrayLike, divisor: NDArray[np.int64], value: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many of the whole numbers below ``numbers`` leave the remainder ``value``."""
+    rounds, rest = np.divmod(numbers, divisor)
+    return np.asarray(rounds + (value < rest))
 
 
 def _from_all_ranks(load_LE: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:

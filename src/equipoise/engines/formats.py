@@ -7,10 +7,10 @@ them all. A new format is one ``TraceFormat`` or ``MapFormat`` added to its tupl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -36,12 +36,19 @@ def given(options: DataclassInstance) -> frozenset[str]:
 class TraceOptions:
     """What a recording may leave unsaid. ``None`` means not given.
 
+    ``num_experts`` and ``layer_ids`` serve every format: what a file states is fitted to them.
+
     Parameters
     ----------
     num_experts
-        ``E``, where the file does not state it (token ids, tables).
+        ``E``: stands for what the file does not state; other experts are added without load.
+    drop_experts
+        Leave out what was assigned to ids from ``num_experts`` on: experts without weights.
     layer_ids
-        The model's numbers of the MoE layers, where the file has rows only.
+        The model's numbers of the MoE layers: numbers the rows of a file that has rows only;
+        layers that the recording does not have are added without load, others are left out.
+    first_axis
+        What the first axis of bare arrays of counts ``(n, L, E)`` is: ``step`` or ``rank``.
     placement
         The map the recorded run used: counts per slot are folded to experts with it.
     window_tokens
@@ -53,11 +60,17 @@ class TraceOptions:
     """
 
     num_experts: int | None = None
+    drop_experts: bool = False
     layer_ids: tuple[int, ...] | None = None
+    first_axis: Literal["step", "rank"] | None = None
     placement: Placement | None = None
     window_tokens: int | None = None
     iterations: tuple[int, int] | None = None
     allow_pickle: bool = False
+
+
+ANY_FORMAT = frozenset({"num_experts", "drop_experts", "layer_ids"})
+"""The ``TraceOptions`` that every format takes: a trace is fitted to them once it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +89,11 @@ class TraceFormat:
     read
         Reads it. Raises ``FormatError`` with the file's name.
     options
-        Names of the ``TraceOptions`` this reader uses; any other that is set is refused.
+        Names of the ``TraceOptions`` this reader uses; any other that is set is refused, unless
+        every format takes it (``ANY_FORMAT``).
+    complete
+        Whether its files were checked when they were written, so that none of their layers and
+        experts is left out as padding.
     write
         Writes a trace, atomically; ``None`` where only the engine writes.
     losses
@@ -88,14 +105,20 @@ class TraceFormat:
     matches: Callable[[Path], bool]
     read: Callable[[Path, TraceOptions, Progress], Trace]
     options: frozenset[str]
+    complete: bool = False
     write: Callable[[Trace, Path], None] | None = None
     losses: Callable[[Trace], list[str]] = lambda _trace: []
 
+    def own(self, options: TraceOptions) -> TraceOptions:
+        """The options as this reader sees them, without those it does not use."""
+        unused: dict[str, Any] = dict.fromkeys(given(options) - self.options - {"drop_experts"})
+        return replace(options, **unused)
+
     def check_options(self, options: TraceOptions) -> None:
         """Refuse options this format would ignore."""
-        unused = sorted(given(options) - self.options)
+        unused = sorted(given(options) - self.options - ANY_FORMAT)
         if unused:
-            usable = ", ".join(sorted(self.options)) or "none"
+            usable = ", ".join(sorted(self.options | ANY_FORMAT))
             raise EquipoiseError(
                 f"The format {self.name} does not use {', '.join(unused)}; it can use: {usable}."
             )

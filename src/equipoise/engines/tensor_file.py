@@ -19,10 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines.arrays import naming
+from equipoise.engines.half_precision import widened
+from equipoise.engines.json_text import parse_json
 from equipoise.errors import FormatError
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_AXIS = 1 << 48  # beyond any file; keeps shapes with a 0 in them harmless
+HALF = {"F16": "float16", "BF16": "bfloat16"}
+"""Types whose numbers have to be made of their bits (``half_precision``)."""
+
 _DTYPES = {
     name: np.dtype(code)
     for name, code in {
@@ -35,6 +40,8 @@ _DTYPES = {
         "I32": "<i4",
         "U64": "<u8",
         "I64": "<i8",
+        "F16": "<u2",  # as bits, see `array`
+        "BF16": "<u2",
         "F32": "<f4",
         "F64": "<f8",
     }.items()
@@ -50,7 +57,7 @@ class TensorInfo(msgspec.Struct, frozen=True):
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
-        """The type as numpy names it."""
+        """The type as numpy names it; half precision has the bits only."""
         return _DTYPES[self.dtype]
 
 
@@ -79,12 +86,24 @@ class TensorFile:
     data_begin: int
 
     def array(self, name: str) -> NDArray[np.generic]:
-        """A tensor as a read-only view of the file; ``FormatError`` if there is none."""
+        """A tensor as a read-only view of the file, half precision as float32.
+
+        Raises
+        ------
+        FormatError
+            There is none, or it holds numbers that half precision rounds.
+        """
         if name not in self.tensors:
-            raise FormatError(f"{self.path} has no tensor {name!r}; it is incomplete.")
+            raise FormatError(f"{self.path} has no tensor {name[:80]!r}; it is incomplete.")
         info = self.tensors[name]
         begin, end = info.data_offsets
-        return self.data[begin:end].view(info.numpy_dtype).reshape(info.shape)
+        values = self.data[begin:end].view(info.numpy_dtype).reshape(info.shape)
+        if info.dtype not in HALF:
+            return values
+        try:
+            return widened(values, HALF[info.dtype])
+        except FormatError as error:
+            raise FormatError(f"{self.path}, tensor {name[:80]!r}: {error}.") from None
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -138,6 +157,7 @@ def _read_header(path: Path, size: int) -> tuple[bytes, int]:
 
 
 def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Metadata and tensors; parsed twice, since msgspec would lose one of two equal names."""
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(
@@ -147,6 +167,7 @@ def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, str], dict[str, Ten
         tensors = {name: decode(entry) for name, entry in entries.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path} has a damaged safetensors header: {error}.") from error
+    parse_json(raw, f"{path}, safetensors header")
     return metadata, tensors
 
 
@@ -154,14 +175,16 @@ def _check_offsets(path: Path, tensors: Mapping[str, TensorInfo], data_bytes: in
     expected = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, end = info.data_offsets
+        where = f"{path}: tensor {name[:80]!r}"
         if info.dtype not in _DTYPES:
-            raise FormatError(f"{path}: tensor {name!r} has the unusable type {info.dtype}.")
+            raise FormatError(f"{where} has the unusable type {info.dtype[:20]}.")
         if info.shape and not 0 <= min(info.shape) <= max(info.shape) < _MAX_AXIS:
-            raise FormatError(f"{path}: tensor {name!r} has the impossible shape {info.shape}.")
+            shape = f"{info.shape}"[:80]
+            raise FormatError(f"{where} has the impossible shape {shape}.")
         size = prod(info.shape) * _DTYPES[info.dtype].itemsize
         if begin != expected or end != begin + size:
             raise FormatError(
-                f"{path}: tensor {name!r} claims bytes {begin} to {end}, which do not fit its "
+                f"{where} claims bytes {begin} to {end}, which do not fit its "
                 f"shape {info.shape} and its neighbours; the file is damaged."
             )
         expected = end

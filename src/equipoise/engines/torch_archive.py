@@ -23,17 +23,37 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from equipoise.engines.files import replacing
+from equipoise.engines.half_precision import widened
 from equipoise.engines.pickle_program import checked_instructions
 from equipoise.errors import EquipoiseError, FormatError
 
-_STORAGES: dict[str, np.dtype[Any]] = {
-    "BoolStorage": np.dtype(np.bool_),
-    "ByteStorage": np.dtype(np.uint8),
-    "ShortStorage": np.dtype(np.int16),
-    "IntStorage": np.dtype(np.int32),
-    "LongStorage": np.dtype(np.int64),
-    "FloatStorage": np.dtype(np.float32),
-    "DoubleStorage": np.dtype(np.float64),
+NO_PROGRAM = "it is a zip, but not one that torch.save wrote (no data.pkl in it)"
+
+
+@dataclass(frozen=True)
+class _Type:
+    """How numbers are stored, and which half precision the bits are, if they are one."""
+
+    stored: np.dtype[Any]
+    half: str = ""
+
+    @property
+    def loaded(self) -> np.dtype[Any]:
+        """The type in which the numbers come back."""
+        return np.dtype(np.float32) if self.half else self.stored
+
+
+_STORAGES = {
+    "BoolStorage": _Type(np.dtype(np.bool_)),
+    "ByteStorage": _Type(np.dtype(np.uint8)),
+    "CharStorage": _Type(np.dtype(np.int8)),
+    "ShortStorage": _Type(np.dtype(np.int16)),
+    "IntStorage": _Type(np.dtype(np.int32)),
+    "LongStorage": _Type(np.dtype(np.int64)),
+    "HalfStorage": _Type(np.dtype(np.uint16), "float16"),
+    "BFloat16Storage": _Type(np.dtype(np.uint16), "bfloat16"),
+    "FloatStorage": _Type(np.dtype(np.float32)),
+    "DoubleStorage": _Type(np.dtype(np.float64)),
 }
 
 # What torch.save emits for containers, scalars and tensors. Left out on purpose: instructions that
@@ -55,8 +75,9 @@ def load(path: Path) -> Any:
     Parameters
     ----------
     path
-        A zip archive of dicts, lists, tuples, scalars and tensors of bool, uint8, int16, int32,
-        int64, float32 or float64, saved from any device.
+        A zip archive of dicts, lists, tuples, scalars and tensors of bool, uint8, int8, int16,
+        int32, int64, float32 or float64, saved from any device; bfloat16 and float16 come back as
+        float32.
 
     Returns
     -------
@@ -122,7 +143,7 @@ class _Archive:
         self._file = file
         roots = [n for n in file.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise FormatError("it is a zip, but not one that torch.save wrote (no data.pkl in it)")
+            raise FormatError(NO_PROGRAM)
         prefix = roots[0].removesuffix("data.pkl")
         infos = [info for info in file.infolist() if info.filename.startswith(prefix)]
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
@@ -140,19 +161,20 @@ class _Archive:
         return self._file.read(self._infos[name])
 
 
-_Values = Callable[[_Archive, str, "np.dtype[Any]", int], "NDArray[Any]"]
+_Values = Callable[[_Archive, str, _Type, int], "NDArray[Any]"]
 
 
-def _stored_values(archive: _Archive, name: str, dtype: np.dtype[Any], numel: int) -> NDArray[Any]:
+def _stored_values(archive: _Archive, name: str, kind: _Type, numel: int) -> NDArray[Any]:
     order = archive.read("byteorder") if archive.size("byteorder") is not None else b"little"
     if order not in (b"little", b"big"):
         raise FormatError(f"its byte order is {order[:16]!r}; expected little or big")
-    stored = dtype.newbyteorder(">" if order == b"big" else "<")
-    return np.frombuffer(archive.read(name), stored, numel).astype(dtype, copy=False)
+    stored = kind.stored.newbyteorder(">" if order == b"big" else "<")
+    values = np.frombuffer(archive.read(name), stored, numel).astype(kind.stored, copy=False)
+    return widened(values, kind.half) if kind.half else values
 
 
-def _zeros(_archive: _Archive, _name: str, dtype: np.dtype[Any], numel: int) -> NDArray[Any]:
-    return np.zeros(numel, dtype)
+def _zeros(_archive: _Archive, _name: str, kind: _Type, numel: int) -> NDArray[Any]:
+    return np.zeros(numel, kind.loaded)
 
 
 def _read(path: Path, values: _Values) -> Any:
@@ -194,8 +216,8 @@ def _known_global(module: str, name: str = "") -> Any:
         case "torch", name if name in _STORAGES:
             return _STORAGES[name]
     raise FormatError(
-        f"it holds a {module}.{name}; only plain containers of tensors of bool, uint8, int16, "
-        "int32, int64, float32 and float64 are read"
+        f"it holds a {module}.{name}"[:120] + "; only plain containers of tensors of bool, uint8, "
+        "int8, int16, int32, int64, bfloat16, float16, float32 and float64 are read"
     )
 
 
@@ -220,18 +242,20 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         # The location (cpu, cuda:0) says where the tensor was; all of them come back to memory.
-        kind, dtype, key, _location, numel = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
+        what, kind, key, _location, numel = pid
+        if what != "storage" or not isinstance(kind, _Type) or not isinstance(key, str):
             raise FormatError("it refers to something that is not a tensor storage")
         size = self._archive.size(f"data/{key}")
         if size is None:
-            raise FormatError(f"the tensor storage data/{key} is missing")
-        if not isinstance(numel, int) or numel * dtype.itemsize != size:
+            raise FormatError(f"the tensor storage data/{key[:40]} is missing")
+        if not isinstance(numel, int) or numel * kind.stored.itemsize != size:
             raise FormatError(
-                f"the storage data/{key} has {size} bytes, not {numel} numbers of type {dtype}"
+                f"the storage data/{key[:40]} has {size} bytes, not {str(numel)[:40]} numbers of "
+                f"type {kind.half or kind.stored}"
             )
         if key not in self._storages:
-            self._storages[key] = _Storage(self._values(self._archive, f"data/{key}", dtype, numel))
+            values = self._values(self._archive, f"data/{key}", kind, numel)
+            self._storages[key] = _Storage(values)
         return self._storages[key]
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from equipoise.engines import torch_archive
+from equipoise.engines.arrays import naming
 from equipoise.engines.ascend import load as ascend_load
 from equipoise.engines.ascend import plain_load
 from equipoise.engines.deepseek import load_history
 from equipoise.engines.files import check_readable
+from equipoise.engines.fitting import fitted
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
+from equipoise.engines.map_io import MAP_FORMATS
 from equipoise.engines.native import trace_file
 from equipoise.engines.sglang import dump as sglang_dump
+from equipoise.engines.tabular import counts_json, layer_lines, npy, npz, rank_loads, rank_tables
 from equipoise.engines.tabular import csv as csv_table
 from equipoise.engines.tabular import json as json_table
-from equipoise.engines.tabular import npz
 from equipoise.engines.trtllm import dump as trtllm_dump
-from equipoise.engines.vllm import load_stats
+from equipoise.engines.vllm import completions, load_stats
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.invariants import checked
 from equipoise.trace import Trace
 
 TRACE_FORMATS: tuple[TraceFormat, ...] = (
@@ -29,8 +34,14 @@ TRACE_FORMATS: tuple[TraceFormat, ...] = (
     ascend_load.FORMAT,
     plain_load.FORMAT,
     npz.FORMAT,
+    npy.FORMAT,
+    completions.FORMAT,
     json_table.FORMAT,
     csv_table.FORMAT,
+    layer_lines.FORMAT,
+    counts_json.FORMAT,
+    rank_tables.FORMAT,
+    rank_loads.FORMAT,
 )
 
 
@@ -52,20 +63,47 @@ def detect_trace(path: Path) -> TraceFormat:
             "record or copy it again."
         )
     if not found:
-        known = ", ".join(f.name for f in TRACE_FORMATS)
-        raise FormatError(
-            f"{path} is no recording of a format known here ({known}); "
-            "if it is one, name its format to see what is wrong with it."
-        )
+        raise FormatError(_unknown(path))
     names = ", ".join(f.name for f in found)
     raise FormatError(f"{path} could be any of {names}; name its format.")
 
 
-def _is_cut_zip(path: Path) -> bool:
-    if path.is_dir() or zipfile.is_zipfile(path):
+def _unknown(path: Path) -> str:
+    """What to say of a file that no reader knows."""
+    maps = [known.name for known in MAP_FORMATS if path.is_file() and known.matches(path)]
+    if maps:
+        return f"{path} is a map ({' or '.join(maps)}), not a recording."
+    known = ", ".join(f.name for f in TRACE_FORMATS)
+    return (
+        f"{path} is neither a map nor a recording of a known format ({known}); name the format of "
+        f"a damaged one to see what is wrong.{_content(path)} The simplest way in is a table "
+        "layer,expert,tokens as CSV, or numpy.savez(path, counts=...)."
+    )
+
+
+def _content(path: Path) -> str:
+    """What a torch archive holds, or why it is not read."""
+    try:
+        root = torch_archive.outline(path) if _begins_as_zip(path) else None
+    except FormatError as error:
+        return "" if torch_archive.NO_PROGRAM in str(error) else f" {error}"
+    match root:
+        case None:
+            return ""
+        case dict():
+            return f" It is a torch archive with the keys {', '.join(map(str, root))[:120]}."
+    return f" It is a torch archive of one {type(root).__name__}."
+
+
+def _begins_as_zip(path: Path) -> bool:
+    if path.is_dir():
         return False
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def _is_cut_zip(path: Path) -> bool:
+    return _begins_as_zip(path) and not zipfile.is_zipfile(path)
 
 
 def read_trace(
@@ -75,7 +113,7 @@ def read_trace(
     format: str | None = None,
     progress: Progress = no_progress,
 ) -> Trace:
-    """Read a recording; ``trace.provenance`` says what was found.
+    """Read a recording and check that it can be routing; ``trace.provenance`` says what was found.
 
     Parameters
     ----------
@@ -97,7 +135,13 @@ def read_trace(
     chosen = detect_trace(path) if format is None else trace_format(format)
     check_readable(path)
     chosen.check_options(options)
-    return chosen.read(path, options, progress)
+    trace = chosen.read(path, chosen.own(options), progress)
+    with naming(path):
+        return checked(
+            fitted(trace, options),
+            layers_given=chosen.complete or options.layer_ids is not None,
+            experts_given=chosen.complete or options.num_experts is not None,
+        )
 
 
 def write_trace(trace: Trace, path: str | Path, *, format: str = "equipoise") -> list[str]:

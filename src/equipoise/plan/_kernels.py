@@ -370,6 +370,80 @@ def distinct_slots(load_LE: Doubles, num_slots: int, num_ranks: int) -> Ints:
 
 
 @_compiled
+def _counted(load: float, risk: float, copies: int) -> float:
+    share = 1 / max(copies, 1)
+    return (load + risk * share) * share
+
+
+@_compiled
+def powers_after(
+    load_ET: Doubles,
+    risk_ET: Doubles,
+    slow_R: Doubles,
+    sums_RT: Doubles,
+    held_RE: Doubles,
+    copies_E: Ints,
+    moves_N3: Ints,
+) -> Doubles:
+    """The 16th powers of what ranks carry, summed over the ranks, after each of some moves.
+
+    A move changes the ranks that hold one of its two experts; of all others the power is known.
+
+    Parameters
+    ----------
+    load_ET, risk_ET
+        What an expert counts with a single copy, and the price of its variance, by scenario.
+    slow_R
+        What a unit of work takes on each rank.
+    sums_RT
+        What every rank carries before the move.
+    held_RE, copies_E
+        1 where a rank holds an expert, else 0; and how many ranks hold it.
+    moves_N3
+        For each move the rank, the expert that leaves it and the one that arrives.
+
+    Returns
+    -------
+    ``(N, T)``.
+    """
+    R, T = sums_RT.shape
+    power_TR = np.empty((T, R))
+    for rank in range(R):
+        for t in range(T):
+            power_TR[t, rank] = max(sums_RT[rank, t], 0.0)
+    for _ in range(4):
+        power_TR *= power_TR
+    total_NT = np.zeros((len(moves_N3), T))
+    for i in range(len(moves_N3)):
+        at, leaving, arriving = moves_N3[i]
+        for t in range(T):
+            fewer = _counted(load_ET[leaving, t], risk_ET[leaving, t], copies_E[leaving] - 1)
+            more = _counted(load_ET[arriving, t], risk_ET[arriving, t], copies_E[arriving] + 1)
+            rise = fewer - _counted(load_ET[leaving, t], risk_ET[leaving, t], copies_E[leaving])
+            fall = more - _counted(load_ET[arriving, t], risk_ET[arriving, t], copies_E[arriving])
+            total = 0.0
+            for rank in range(R):
+                if rank != at and not held_RE[rank, leaving] and not held_RE[rank, arriving]:
+                    total += power_TR[t, rank]
+                    continue
+                carried, slow = sums_RT[rank, t], slow_R[rank]
+                if held_RE[rank, leaving]:
+                    carried += slow * rise
+                if rank == at:
+                    carried -= slow * fewer
+                if held_RE[rank, arriving]:
+                    carried += slow * fall
+                if rank == at:
+                    carried += slow * more
+                power = max(carried, 0.0)
+                for _ in range(4):
+                    power *= power
+                total += power
+            total_NT[i, t] = total
+    return total_NT
+
+
+@_compiled
 def trtllm_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
     """TensorRT-LLM's greedy planner, ``(L, S)``: see ``TrtllmGreedy``."""
     L, E = load_LE.shape

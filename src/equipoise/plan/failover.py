@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SQUARINGS = 4  # balance is judged by the 16-norm of the ranks, as ``Robust`` does
+_ROOTS = 4  # balance is judged by the 16-norm of the ranks, as ``Robust`` does
 
 
 class Content(IntEnum):
@@ -244,15 +244,17 @@ class _Layer:
         slow: Floats,
     ) -> None:
         self.none, num_steps = load_ET.shape
-        self.slots, self.weight, self.room, self.slow = slots, weight, room, slow[:, None]
+        self.slots, self.weight, self.room, self.slow = slots, weight, room, slow
         self.load = np.vstack([load_ET, np.zeros(num_steps)])
         self.risk = np.vstack([risk_ET, np.zeros(num_steps)])
         same = slots[:, :, None] == slots[:, None, :]
         self.open = (slots < 0) | np.tril(same, k=-1).any(axis=2)  # (R, C)
-        self.held = np.zeros((len(slots), self.none + 1), dtype=bool)
+        self.held = np.zeros((len(slots), self.none + 1))  # 1 where a rank holds an expert, else 0
         rank, at = np.nonzero(~self.open)
-        self.held[rank, slots[rank, at]] = True
-        self._count()
+        self.held[rank, slots[rank, at]] = 1
+        self.copies = np.bincount(slots[rank, at], minlength=self.none + 1)
+        self.used = np.bincount(rank, minlength=len(slots))
+        self._add_up()
 
     def fill(self) -> None:
         """Give every lost expert a slot, the heaviest first; then use the empty ones."""
@@ -267,49 +269,50 @@ class _Layer:
         while len((empty := self._with_room(self.slots < 0))[0]):
             rank, at = empty
             i = int((self.sums[rank] @ self.weight).argmin())
-            experts = np.flatnonzero(~self.held[rank[i], : self.none])
+            experts = np.flatnonzero(self.held[rank[i], : self.none] == 0)
             nothing = np.full(len(experts), self.none)
             best = int(self._norms(np.full(len(experts), rank[i]), nothing, experts).argmin())
             self._put(rank[i], at[i], experts[best])
 
     def _with_room(self, wanted: Bools) -> tuple[Ints, Ints]:
         """The first wanted slot of each rank that can hold another expert: ranks and positions."""
-        rank = np.flatnonzero(wanted.any(axis=1) & (self.held.sum(axis=1) < self.room))
+        rank = np.flatnonzero(wanted.any(axis=1) & (self.used < self.room))
         return rank, wanted[rank].argmax(axis=1)
 
     def _put(self, rank: int, at: int, expert: int) -> None:
         if not self.open[rank, at]:
-            self.held[rank, self.slots[rank, at]] = False
+            self._mark(rank, self.slots[rank, at], -1)
         self.open[rank, at] = False
         self.slots[rank, at] = expert
-        self.held[rank, expert] = True
-        self._count()
+        self._mark(rank, expert, 1)
+        self._add_up()
 
-    def _count(self) -> None:
-        """Copies of each expert, ``(E + 1,)``, and what every rank carries, ``(R, T)``."""
-        self.copies = self.held.sum(axis=0)
-        experts = np.arange(self.none + 1)
-        self.sums = self.slow * (self.held @ self._counted(experts, self.copies))
+    def _mark(self, rank: int, expert: int, copies: int) -> None:
+        """A rank holds one expert more, or with -1 one less."""
+        self.held[rank, expert] += copies
+        self.copies[expert] += copies
+        self.used[rank] += copies
 
-    def _counted(self, experts: Ints, copies: Ints) -> Floats:
-        """What each copy counts, ``(n, T)``: its share of the load, and the price of variance."""
-        share = (1 / np.maximum(copies, 1))[:, None]
-        counted: Floats = (self.load[experts] + self.risk[experts] * share) * share
-        return counted
+    def _add_up(self) -> None:
+        """What every rank carries, ``(R, T)``."""
+        share = (1 / np.maximum(self.copies, 1))[:, None]
+        counted = (self.load + self.risk * share) * share  # by a copy, the price of variance too
+        self.sums = self.slow[:, None] * (self.held @ counted)
 
     def _norms(self, rank: Ints, leaving: Ints, arriving: Ints) -> Floats:
         """The objective, ``(n,)``, after each of some moves: an expert for another on a rank."""
-        sums = np.repeat(self.sums[None], len(rank), axis=0)
-        for experts, step in ((leaving, -1), (arriving, 1)):
-            before = self._counted(experts, self.copies[experts])
-            after = self._counted(experts, self.copies[experts] + step)
-            sums += self.held.T[experts][:, :, None] * self.slow * (after - before)[:, None]
-            sums[np.arange(len(rank)), rank] += step * self.slow[rank] * after
-        sums = np.maximum(sums, 0)
-        for _ in range(_SQUARINGS):
-            sums *= sums
-        norms = sums.sum(axis=1)
-        for _ in range(_SQUARINGS):
+        from equipoise.plan import _kernels  # numba takes long to import
+
+        norms = _kernels.powers_after(
+            self.load,
+            self.risk,
+            self.slow,
+            self.sums,
+            self.held,
+            self.copies,
+            np.stack([rank, leaving, arriving], axis=1),
+        )
+        for _ in range(_ROOTS):
             norms = np.sqrt(norms)
         return np.asarray(norms @ self.weight)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import as_loads, as_names, check_count, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
@@ -29,7 +29,8 @@ class Problem:
     Parameters
     ----------
     load
-        A ``Trace``, or assignments ``(L, E)`` or ``(T, L, E)``: non-negative finite numbers.
+        A ``Trace``, or assignments ``(L, E)`` or ``(T, L, E)``: non-negative finite numbers with a
+        finite sum. Copied, and read-only afterwards.
     topology
         The devices.
     num_slots
@@ -43,7 +44,8 @@ class Problem:
     Raises
     ------
     EquipoiseError
-        Loads that are NaN, negative or all zero; slots or groups that do not fit.
+        Loads that are NaN, negative or all zero, or whose sums leave the range of float64; slots or
+        groups that do not fit.
     """
 
     load: NDArray[np.float64]
@@ -65,14 +67,14 @@ class Problem:
             layer_ids = load.layer_ids if layer_ids is None else layer_ids
             groups = load.labels.get("domain") if groups is None else groups
             load = load.counts
-        check_count("num_slots", num_slots)
+        check_type("topology", topology, Topology)
+        object.__setattr__(self, "num_slots", check_count("num_slots", num_slots))
         array = _as_load(load)
+        ids = range(array.shape[1]) if layer_ids is None else layer_ids
+        object.__setattr__(self, "layer_ids", check_layer_ids(ids, array.shape[1]))
+        _check_range(array, self.layer_ids, topology)
         object.__setattr__(self, "load", array)
         object.__setattr__(self, "topology", topology)
-        object.__setattr__(self, "num_slots", int(num_slots))
-        ids = tuple(range(array.shape[1])) if layer_ids is None else tuple(layer_ids)
-        object.__setattr__(self, "layer_ids", ids)
-        check_layer_ids(ids, array.shape[1])
         object.__setattr__(self, "groups", _as_groups(groups, len(array)))
         check_slot_count(self.num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
 
@@ -267,7 +269,7 @@ def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
 def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:
     if groups is None:
         return None
-    array = np.asarray(groups, dtype=np.str_)
+    array = as_names(groups, "Groups")
     if array.shape != (num_steps,):
         raise EquipoiseError(
             f"Groups have shape {array.shape}; expected one name for each of {num_steps} steps."
@@ -276,7 +278,8 @@ def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | N
 
 
 def _as_load(load: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(load, dtype=np.float64)
+    array = np.abs(as_loads(load))  # a copy, whose zeros have no sign
+    array.flags.writeable = False
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
@@ -284,13 +287,33 @@ def _as_load(load: ArrayLike) -> NDArray[np.float64]:
             f"Loads have shape {array.shape}; expected (layers, experts) or "
             "(steps, layers, experts), none of them 0."
         )
-    bad = ~np.isfinite(array) | (array < 0)
-    if bad.any():
-        step, layer, expert = np.argwhere(bad)[0]
-        raise EquipoiseError(
-            f"The load of layer row {layer}, expert {expert} (step {step}) is "
-            f"{array[step, layer, expert]}; expected finite numbers >= 0."
-        )
     if not array.any():
         raise EquipoiseError("The load is zero everywhere; record some traffic before planning.")
     return array
+
+
+def _check_range(
+    load_TLE: NDArray[np.float64], layer_ids: tuple[int, ...], topology: Topology
+) -> None:
+    """Raise ``EquipoiseError`` where sums of loads, or their shares, would not be numbers any more.
+
+    Planners scale a layer to its largest load, so this is all they ask for.
+    """
+    total = load_TLE.sum(axis=(0, 2))
+    for layer, sum_of_loads in zip(layer_ids, total, strict=True):
+        if 0 < sum_of_loads < _LEAST_SUM:
+            raise EquipoiseError(
+                f"The loads of layer {layer} add up to {sum_of_loads}; expected 0, or "
+                f"{_LEAST_SUM:.0e} or more. Scale them up."
+            )
+    slowest = topology.relative_speed.min()
+    if total.sum() > _MOST_SUM * slowest:
+        layer = layer_ids[int(total.argmax())]
+        raise EquipoiseError(
+            f"The loads of layer {layer} add up to {total.max():.3g}, which leaves the range of "
+            "numbers where they are shared over the ranks; scale them down."
+        )
+
+
+# Powers of two: a share of the least sum is still exact, and times of the most are still finite.
+_LEAST_SUM, _MOST_SUM = 2.0**-1000, 2.0**1020

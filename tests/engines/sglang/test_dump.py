@@ -13,6 +13,7 @@ from equipoise.engines import torch_archive
 from equipoise.engines.formats import TraceOptions, no_progress
 from equipoise.engines.sglang.dump import FORMAT
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.placement import Placement
 from equipoise.trace import Trace
 
 P2L = np.array([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 2]])  # L2 E4 S6, two ranks of three slots
@@ -164,7 +165,7 @@ def test_layer_ids_choose_rows_or_name_them(tmp_path: Path) -> None:
         ([[]], "shape"),
         ([[0, 0]], "no load at all"),
         ("text", "not a table of numbers"),
-        (None, "not a table of numbers"),
+        (None, "neither logical_count"),
     ],
 )
 def test_refuses_counts_that_are_none(tmp_path: Path, counts: Any, complaint: str) -> None:
@@ -276,15 +277,6 @@ def test_disjoint_counts_on_foreign_slots_decide_nothing(tmp_path: Path) -> None
     assert "cannot be told" in notes(trace)
 
 
-def test_ranks_that_saw_the_same_tokens_are_summed_and_noted(tmp_path: Path) -> None:
-    for rank in range(2):
-        write_passes(tmp_path, rank, [record(4, rank, [[1, 0, 0, 1, 0, 0]] * 2)])
-    trace = read(tmp_path)
-    assert trace.counts[0, 0].tolist() == [2, 0, 0, 2]
-    assert trace.source_counts is None
-    assert "2 times what was routed" in notes(trace)
-
-
 def test_each_dump_is_folded_with_its_own_map(tmp_path: Path) -> None:
     counts = [[5, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 5]]
     write_passes(tmp_path, 0, [record(1, 0, counts)], time=1.5)
@@ -337,7 +329,7 @@ GOOD = record(1, 0, np.ones((2, 6)))
 @pytest.mark.parametrize(
     ("records", "p2l", "complaint"),
     [
-        ([GOOD], None, "no last_physical_to_logical_map"),
+        ([GOOD], "text", "no table of whole numbers"),
         ([GOOD], P2L.ravel(), r"map has shape \(12,\)"),
         ([GOOD], P2L - 1, "layer 0, slot 0 of the map holds expert -1"),
         ([GOOD], P2L + 5, "layer 0, slot 1 of the map holds expert 6"),
@@ -445,18 +437,106 @@ def test_ids_beyond_the_slots_are_no_choice(tmp_path: Path) -> None:
     trace = read(write_passes(tmp_path, 0, [rec]))
     assert trace.tokens is not None
     assert trace.tokens.ids.tolist() == [[[0], [2]]]
+    assert "2 choices of" in notes(trace)
+    assert "slots from 6 on" in notes(trace)
 
 
-def test_tokens_repeated_by_reference_are_not_expanded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counted", [True, False])
+def test_tokens_repeated_by_reference_are_not_expanded(tmp_path: Path, counted: bool) -> None:
     torch = pytest.importorskip("torch")
     ids = torch.zeros(1, 500_000, 8, dtype=torch.int32)
     count = torch.ones(1, 1, dtype=torch.int32)
     common = {"rank": 0, "global_physical_count": count, "forward_mode": 1}
+    if not counted:  # nothing may be counted before the size is known
+        del common["global_physical_count"]
     records = [common | {"forward_pass_id": n, "topk_ids_of_layer": ids} for n in range(500)]
     p2l = torch.zeros(1, 1, dtype=torch.int64)
     torch.save({"records": records, "last_physical_to_logical_map": p2l}, tmp_path / "bomb.pt")
     with pytest.raises(FormatError, match="would take"):
         read(tmp_path / "bomb.pt")
+
+
+def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+@pytest.mark.parametrize("counts", [{}, {"global_physical_count": None}, {"zero": 0}])
+def test_records_without_counts_are_counted_from_the_choices(
+    tmp_path: Path, counts: dict[str, Any]
+) -> None:
+    full = token_record(1, 0, 2, [[[0, 5], [2, 3]], [[1, 4], [0, 5]]])
+    bare = without(full, "global_physical_count") | counts
+    if "zero" in counts:
+        bare = full | {"global_physical_count": np.zeros((2, 6), np.int32)}
+    (tmp_path / "full").mkdir()
+    expected = read(write_passes(tmp_path / "full", 0, [full]))
+    trace = read(write_passes(tmp_path, 0, [bare]))
+    np.testing.assert_array_equal(trace.counts, expected.counts)
+    assert "1 of 1 records of" in notes(trace)
+    assert "counted from the tokens' choices" in notes(trace)
+    assert "counted from" not in notes(expected)
+
+
+def test_a_record_without_counts_and_choices_is_refused(tmp_path: Path) -> None:
+    bare = without(record(1, 0, np.ones((2, 6))), "global_physical_count")
+    with pytest.raises(FormatError, match="pass 1 has global_physical_count NoneType"):
+        read(write_passes(tmp_path, 0, [bare]))
+
+
+def test_without_a_map_slots_are_experts_unless_one_is_given(tmp_path: Path) -> None:
+    counts = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0], [6, 5, 4, 3, 2, 1]])
+    file = write_passes(tmp_path, 0, [record(1, 0, counts)], p2l=None)
+    plain = read(file)
+    assert plain.counts.tolist() == [[[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]]
+    assert "holds no map, so its 6 slots were taken as experts" in notes(plain)
+    assert "last map" not in notes(plain)
+    placement = Placement(P2L, num_ranks=2, num_experts=4, layer_ids=(0, 2))
+    folded = read(file, placement=placement)
+    assert folded.counts.tolist() == [[[6, 8, 3, 4], [3, 4, 8, 6]]]
+    assert "folded with the one given" in notes(folded)
+    with pytest.raises(EquipoiseError, match="6 slots; the placement given has the layers 0-1"):
+        read(file, placement=Placement(P2L[:, :4], num_ranks=2, num_experts=4, layer_ids=(0, 1)))
+    with pytest.raises(EquipoiseError, match="has the layers 0-1, but others have load"):
+        read(file, placement=Placement(P2L, num_ranks=2, num_experts=4, layer_ids=(0, 1)))
+
+
+def test_a_map_is_not_given_to_a_dump_that_has_one(tmp_path: Path) -> None:
+    placement = Placement(P2L, num_ranks=2, num_experts=4)
+    write_passes(tmp_path, 0, [record(1, 0, np.ones((2, 6)))])
+    with pytest.raises(EquipoiseError, match="leave its map"):
+        read(tmp_path, placement=placement)
+    write_stat(tmp_path / "stat.pt", np.ones((1, 2, 4), np.int64))
+    with pytest.raises(EquipoiseError, match="leave its map"):
+        read(tmp_path / "stat.pt", placement=placement)
+
+
+def test_parts_of_an_overlapped_pass_are_added(tmp_path: Path) -> None:
+    parts = [
+        record(1, 0, np.full((2, 6), 200)) | {"gatherer_key": key} for key in ("child_a", "child_b")
+    ]
+    whole = record(2, 0, np.ones((2, 6)))
+    trace = read(write_passes(tmp_path, 0, [*parts, whole]))
+    assert trace.counts.tolist() == [
+        [[800, 800, 400, 400], [400, 400, 1200, 400]],
+        [[2, 2, 1, 1], [1, 1, 3, 1]],
+    ]
+    assert "recorded in parts (child_a, child_b, primary)" in notes(trace)
+    assert "missing" not in notes(trace)
+
+
+def test_two_servers_are_named_with_what_they_recorded(tmp_path: Path) -> None:
+    for time, mode in ((1.5, 1), (9.5, 2)):
+        write_passes(tmp_path, 0, [token_record(1, 0, mode, [[[0]], [[1]]])], time=time)
+    said = r"is in \S*1.5_0.pt \(prefill\) and in \S*9.5_0.pt \(decode\): two servers"
+    with pytest.raises(FormatError, match=said):
+        read(tmp_path)
+
+
+def test_keys_that_are_not_known_are_named(tmp_path: Path) -> None:
+    records = [record(1, 0, np.ones((2, 6)))]
+    root = {"records": records, "last_physical_to_logical_map": P2L, "dropped": 3}
+    torch_archive.save(tmp_path / "x.pt", root)
+    assert "x.pt: keys not used: dropped." in notes(read(tmp_path / "x.pt"))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,10 @@ def test_marks_of_spreadsheets_are_understood(tmp_path: Path) -> None:
         ("layer,expert,tokens\n0,-1,1\n", "line 2: .*expected whole numbers from 0"),
         (f"layer,expert,tokens\n0,0,{2**60}\n", "line 2: .*expected whole numbers"),
         ("layer,expert,tokens\n0,1000000,1\n", "ids up to 65535"),
-        ("layer,expert,tokens,source_rank\n0,65535,1,1000000\n", "at most 4 GiB"),
+        (
+            "layer,expert,tokens,source_rank\n0,65535,1,1000000\n",
+            "0.25 GiB are read at once from 50 bytes",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -144,3 +147,48 @@ def test_every_row_is_counted_once(rows: list[tuple[int, int, int, int, int, str
                 got = trace.source_counts[t, source, i, expert]
                 assert got == wanted.pop((int(step), str(domain), layer, expert, source), 0)
     assert not wanted
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_semicolons_and_tabs_separate_as_commas_do(tmp_path: Path, separator: str) -> None:
+    text = "step,layer,expert,tokens,domain\n0,3,1,5,a\n1,3,0,7,b\n"
+    path = table(tmp_path, text.replace(",", separator))
+    assert FORMAT.matches(path)
+    trace = read(path)
+    assert trace.counts.tolist() == [[[0, 5]], [[7, 0]]]
+    assert trace.labels["domain"].tolist() == ["a", "b"]
+
+
+def test_columns_as_the_first_recorder_named_them(tmp_path: Path) -> None:
+    path = table(tmp_path, "layer_id,expert_id,count\n3,1,5\n")
+    assert FORMAT.matches(path)
+    assert read(path).counts.tolist() == [[[0, 5]]]
+
+
+def test_a_layer_without_the_last_experts_is_refused(tmp_path: Path) -> None:
+    """Unless the number of experts is given, or fewer are missing than chance may leave out."""
+    rows = [(layer, expert) for layer in (3, 4) for expert in range(16 if layer == 3 else 12)]
+    text = "layer,expert,tokens\n" + "".join(f"{a},{b},1\n" for a, b in rows)
+    path = table(tmp_path, text)
+    with pytest.raises(FormatError, match=r"Layer 4 has rows for the experts 0-11 only.* 0-15"):
+        read(path)
+    assert read(path, num_experts=16).counts[0].sum(axis=1).tolist() == [16, 12]
+    chance = table(tmp_path, text + "4,12,1\n4,13,1\n4,14,1\n")
+    assert read(chance).num_experts == 16
+
+
+def test_a_long_label_is_refused_where_it_stands(tmp_path: Path) -> None:
+    path = table(tmp_path, "layer,expert,tokens,phase\n0,0,1,a\n0,0,1," + "x" * 257 + "\n")
+    with pytest.raises(FormatError, match=r"line 3: A label has 257 characters"):
+        read(path)
+
+
+def test_labels_do_not_take_far_more_room_than_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One label of 256 characters gives every step as much."""
+    monkeypatch.setattr("equipoise.engines.arrays._SMALL_BYTES", 1 << 10)
+    rows = [f"{step},0,0,1,{'y' * 256 if step == 7 else ''}\n" for step in range(1000)]
+    path = table(tmp_path, "step,layer,expert,tokens,domain\n" + "".join(rows))
+    with pytest.raises(FormatError, match=r"A column of labels .* would take"):
+        read(path)

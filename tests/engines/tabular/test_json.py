@@ -51,8 +51,8 @@ def test_source_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "Expected a list of records"),
-        ("[" * 100_000, "Expected a list of records"),
+        ("{", "is not JSON .line 1, column 2"),
+        ("[" * 100_000, "nested too deeply"),
         ([], "no row of counts"),
         ([{"layer": 0, "tokens": 1}], "expert"),
         ([{"layer": 0, "expert": 0}], "record 0 needs either tokens or count"),

@@ -113,8 +113,6 @@ def test_negative_ids_mark_no_choice(tmp_path: Path) -> None:
     ("arrays", "options", "said"),
     [
         ({"counts": np.ones((2, 2))}, {"window_tokens": 5}, "holds counts, not tokens"),
-        ({"counts": np.ones((2, 2))}, {"num_experts": 3}, "counts has 2 experts"),
-        ({"counts": np.ones((2, 2)), "layers": [1, 2]}, {"layer_ids": (2, 3)}, "leave layer_ids"),
         ({"counts": np.ones((2, 2)), "layers": [1]}, {}, "1 layer ids for 2 layers"),
         ({"counts": np.ones((2, 2)), "layers": [2, 1]}, {}, "ascending"),
         ({"counts": np.ones(3)}, {}, r"shape \(3,\)"),
@@ -161,7 +159,7 @@ def npz_with_header(path: Path, header: str, data: bytes) -> Path:
 def test_a_shape_larger_than_the_stored_data_is_refused_before_allocating(tmp_path: Path) -> None:
     header = "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000, 8), }"
     path = npz_with_header(tmp_path / "a.npz", header, b"\0" * 64)
-    with pytest.raises(FormatError, match="archive stores 64"):
+    with pytest.raises(FormatError, match="but 64 are stored"):
         read(path)
 
 
@@ -175,7 +173,7 @@ def test_a_shape_that_overflows_is_refused(tmp_path: Path) -> None:
 def test_a_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("equipoise.engines.tabular.npz.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("equipoise.engines.tabular.npy.MAX_BYTES", 1 << 20)
     path = save(tmp_path / "a.npz", counts=np.zeros((1 << 10, 1 << 8), np.int64))
     assert path.stat().st_size < 1 << 14
     with pytest.raises(FormatError, match="unpacks to"):

@@ -148,7 +148,7 @@ def test_an_empty_directory_is_filled_and_a_full_one_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"top_k": None}, "does not know"),
+        ({"top_k": None}, "which this recording does not"),
         ({"step_ids": np.array([1, 1])}, "repeats step ids"),
         ({"step_ids": np.array([-1, 1])}, "negative"),
     ],
@@ -347,11 +347,26 @@ def test_vectors_that_do_not_fit_are_named(
         read(dump(tmp_path / "d", vectors, dtype=dtype))
 
 
+def test_half_precision_is_counted_where_it_is_exact(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    path = dump(tmp_path / "d")
+    exact = {"1_3": torch.tensor([1, 2, 3, 255]).to(torch.bfloat16)}
+    save_torch(exact, path / "rank0.safetensors")
+    for file in path.glob("rank[1-9]*.safetensors"):
+        file.unlink()
+    assert read(path).counts.tolist() == [[[1, 2, 3, 255]]]
+    save_torch({"1_3": exact["1_3"] * 2}, path / "rank0.safetensors")
+    with pytest.raises(FormatError, match=r"rank0.safetensors: it holds 510 in bfloat16"):
+        read(path)
+
+
 def test_mixed_types_are_refused(tmp_path: Path) -> None:
     path = dump(tmp_path / "d")
     tensors = {"1_3": np.zeros(4, np.int64), "2_3": np.zeros(4, np.int32)}
     save_file(tensors, path / "rank0.safetensors")
-    with pytest.raises(FormatError, match="mixes int32, int64"):
+    with pytest.raises(FormatError, match="mixes I32, I64"):
         read(path)
 
 
@@ -373,8 +388,8 @@ def test_progress_counts_files(golden: Path) -> None:
 
 # Layouts beyond the released one.
 
-CHOSEN0 = {"10_3": [[0, 1], [0, 3]], "10_4": [[1, 2], [2, 9]], "11_3": [[0, 0]], "11_4": [[3, 2]]}
-CHOSEN1 = {"10_3": [[1, 1]], "10_4": [[2, 1]]}
+CHOSEN0 = {"10_3": [[0, 1], [0, 3]], "10_4": [[1, 2], [2, 9]], "11_3": [[0, 2]], "11_4": [[3, 2]]}
+CHOSEN1 = {"10_3": [[1, 2]], "10_4": [[2, 1]]}
 
 
 def test_v2_adds_the_tokens_own_choices(golden: Path) -> None:
@@ -388,7 +403,7 @@ def test_v2_adds_the_tokens_own_choices(golden: Path) -> None:
     assert trace.tokens.of_step(0).tolist() == [
         [[0, 1], [1, 2]],
         [[0, 3], [2, -1]],
-        [[1, 1], [2, 1]],
+        [[1, 2], [2, 1]],
     ]
     assert trace.provenance.notes == (
         "Files of experts chosen together (cooccurrence_rank*) are not used.",
@@ -404,13 +419,13 @@ def test_v3_raw_files_alone_are_counted(tmp_path: Path) -> None:
     assert trace.source_counts is not None
     assert trace.source_counts[0].tolist() == [
         [[2, 1, 0, 1], [0, 1, 2, 0]],
-        [[0, 2, 0, 0], [0, 1, 1, 0]],
+        [[0, 1, 1, 0], [0, 1, 1, 0]],
     ]
     assert trace.tokens is not None
     assert trace.tokens.offsets.tolist() == [0, 3, 4]
     text = " | ".join(trace.provenance.notes)
     assert "the tokens' own choices were counted" in text
-    assert "1 choices of ids beyond num_experts 4" in text
+    assert "1 choices were dropped: padding, or ids that 4 experts do not have" in text
     assert "last chunk" in text
     assert "2 of 8 (iteration, layer) pairs are missing" in text
 
@@ -569,3 +584,20 @@ def test_other_directories_are_not_claimed(tmp_path: Path) -> None:
     assert not FORMAT.matches(tmp_path / "rank0.safetensors")
     with pytest.raises(FormatError, match="cannot be read"):
         read(tmp_path / "none")
+
+
+def test_ranks_with_layers_of_their_own_are_pipeline_stages(tmp_path: Path) -> None:
+    path = dump(tmp_path / "d", {"10_3": [1, 0, 2, 0], "11_3": [3, 0, 0, 1]})
+    save(path / "rank1.safetensors", {"10_3": [0, 1, 0, 2], "11_3": [0, 2, 2, 0]})
+    save(path / "rank2.safetensors", {"10_4": [1, 1, 1, 0], "11_4": [0, 0, 4, 0]})
+    save(path / "rank3.safetensors", {"10_4": [0, 0, 0, 3], "11_4": [1, 1, 1, 1]})
+    trace = read(path)
+    assert trace.source_counts is not None
+    assert trace.source_counts[0].tolist() == [
+        [[1, 0, 2, 0], [1, 1, 1, 0]],
+        [[0, 1, 0, 2], [0, 0, 0, 3]],
+    ]
+    text = " | ".join(trace.provenance.notes)
+    assert "ranks 0-1 layers 3; ranks 2-3 layers 4" in text
+    assert "pipeline stages of 2 expert-parallel ranks" in text
+    assert "missing" not in text

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.balance import expert_loads, imbalance
-from equipoise.engines.vllm.dispatch import Vllm
+from equipoise.engines.vllm.dispatch import Vllm, count_hashes
 from equipoise.placement import Placement
 
 
@@ -58,3 +58,26 @@ def test_hash_in_plain_integers(rows, number):
 def test_large_batches_are_even():
     split = Vllm(top_k=1).split(np.full((1, 3, 1), 4096), copies(3))
     assert split.rank_loads / 4096 == pytest.approx(np.ones((1, 3)), abs=0.01)
+
+
+def counted(rows, number):
+    """Going through the rows."""
+    return np.bincount(Vllm.code(np.arange(rows)) % number, minlength=number).tolist()
+
+
+@given(rows=st.integers(1, 3000), number=st.integers(2, 40))
+def test_hashes_are_counted_as_if_row_by_row(rows, number):
+    assert count_hashes(rows, number).tolist() == counted(rows, number)
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, 8, 64])
+def test_hashes_of_many_rows(number):
+    assert count_hashes(2_000_003, number).tolist() == counted(2_000_003, number)
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, 8, 64])
+def test_a_whole_period_takes_every_value_once(number):
+    """All but the last row of a period: what the last one would add is missing."""
+    whole = [len(range(value, 2**32, number)) for value in range(number)]
+    whole[int(Vllm.code(np.array([2**32 - 1]))[0]) % number] -= 1
+    assert count_hashes(2**32 - 1, number).tolist() == whole

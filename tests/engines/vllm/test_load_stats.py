@@ -160,6 +160,48 @@ def test_options(file: Path) -> None:
         read(file, iterations=(0, 5))
 
 
+DRAFT = [stats(100, [[4, 3, 2, 1]]), stats(200, [[1, 1, 1, 1]])]
+
+
+@pytest.mark.parametrize("revision", ["A", "B"])
+def test_a_draft_models_records_are_told_from_the_targets(file: Path, revision: str) -> None:
+    mixed = [FIRST, DRAFT[0], SECOND, DRAFT[1]]
+    write(file, *([META] if revision == "B" else []), *mixed)
+    target = read(file, layer_ids=(3, 4))
+    assert target.total.tolist() == [[11, 2, 6, 3], [4, 10, 3, 5]]
+    draft = read(file, layer_ids=(61,))
+    assert draft.total.tolist() == [[5, 4, 3, 2]]
+    assert draft.layer_ids == (61,)
+    assert draft.steps.tolist() == [100, 200]
+    assert "several models, 2 of 2 layers, 2 of 1 layers; those of 1 layers" in notes(draft)
+    if revision == "B":  # the file says how many layers the target has
+        assert read(file).total.tolist() == target.total.tolist()
+        assert "those of 2 layers were read" in notes(read(file))
+        return
+    with pytest.raises(FormatError, match=r"several models, 2 of 2 layers, 2 of 1.* layer_ids 0-1"):
+        read(file)
+
+
+def test_records_of_one_step_by_several_processes_are_said(file: Path) -> None:
+    trace = read(write(file, FIRST, FIRST, SECOND, SECOND))
+    assert trace.num_steps == 4
+    assert "data-parallel ranks or a target and its draft model" in notes(trace)
+
+
+def test_the_number_of_experts_is_said_to_be_inferred_unless_stated(file: Path) -> None:
+    assert "does not state num_experts; 4 is" in notes(read(write(file, FIRST)))
+    assert "num_experts" not in notes(read(write(file, META, FIRST)))
+
+
+@pytest.mark.parametrize("line", [1, 2])
+def test_a_key_that_stands_twice_is_refused(file: Path, line: int) -> None:
+    texts = [json.dumps(FIRST), json.dumps(SECOND)]
+    texts[line - 1] = texts[line - 1].replace('"step"', '"step": 1, "step"', 1)
+    file.write_text("\n".join([*texts, json.dumps(SECOND)]))
+    with pytest.raises(FormatError, match=f"line {line}: .*'step' stands twice"):
+        read(file)
+
+
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
@@ -169,7 +211,7 @@ def test_options(file: Path) -> None:
         ([META, META], "line 2: a second recording begins"),
         ([FIRST, META], "line 2: a second recording begins"),
         ([META | {"num_layers": 3}, FIRST], "line 2: 2 layers in a recording of 3"),
-        ([FIRST, stats(1, [[1, 2, 3, 4]])], "line 2: 1 layers in a recording of 2"),
+        ([FIRST, stats(1, [[1, 2, 3, 4]])], "mixes records of several models"),
         ([META | {"num_redundant_experts": 1}, FIRST], "line 2: p2l_map holds expert 3; 4 slots"),
         ([META | {"num_redundant_experts": -9}], "line 1: .*num_redundant_experts"),
         ([stats(1, [[1, 2]], [[0, 2]])], "line 1: p2l_map holds expert 2; 2 slots"),
@@ -179,7 +221,8 @@ def test_options(file: Path) -> None:
         ([stats(1, [[-1, 2]])], "line 1: .*expert_load"),
         ([stats(1, [[1.5, 2]])], "line 1: .*expert_load"),
         ([stats(1, [[True, 2]])], "line 1: .*expert_load"),
-        ([stats(1, [[1 << 70, 2]])], "line 1: .*expert_load"),
+        ([stats(1, [[1 << 70, 2]])], "line 1: .*expert_load of layer 0, slot 0 is an enormous"),
+        ([stats(1, [[1, 1 << 62]])], "slot 1 is 4611686018427387904; expected a number from 0"),
         ([stats(1, [])], "line 1: .*shape"),
         ([stats(-1, [[1]])], "line 1: .*step"),
         ([{"record_type": "eplb_load_stats", "version": 1}], "line 1: .*required field"),

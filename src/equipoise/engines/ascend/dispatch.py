@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import check_count
-from equipoise.engines.dispatching import RowRule, TableRule
+from equipoise.engines.dispatching import RowRule, TableRule, with_remainder
 from equipoise.placement import Placement
+
+_TABLE_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,16 @@ class AscendMrv2(RowRule):
     @staticmethod
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row within its table."""
-        return row % 1024
+        return row % _TABLE_ROWS
+
+    @staticmethod
+    def times(
+        rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Rows take turns, and again in each table."""
+        tables, rest = np.divmod(rows, _TABLE_ROWS)
+        in_table = with_remainder(_TABLE_ROWS, copies, value)
+        return np.asarray(tables * in_table + with_remainder(rest, copies, value))
 
     def offset(self, rank: ArrayLike, expert: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rank and the expert."""

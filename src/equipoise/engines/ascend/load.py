@@ -11,7 +11,7 @@ import numpy as np
 
 from equipoise.engines.arrays import agreed_num_experts, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.map_checks import parse_json
+from equipoise.engines.json_text import read_json
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
@@ -40,16 +40,11 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     """
     with naming(path):
         try:
-            document, repeated = parse_json(path.read_text(encoding="utf-8"), path)
-            table = msgspec.convert(document, dict[str, dict[str, float]])
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
+            table = msgspec.convert(read_json(path), dict[str, dict[str, float]])
         except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate
             raise FormatError(
                 f'{path}: {error}. Expected {{"<layer>": {{"<expert>": tokens}}}}.'
             ) from error
-        if repeated:
-            raise FormatError(f"{path}: The key {repeated[0]!r} stands twice in one mapping.")
         progress(1, 1)
         return _trace(path, table, options)
 

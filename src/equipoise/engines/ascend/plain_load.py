@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from equipoise.engines import torch_archive
-from equipoise.engines.arrays import naming
+from equipoise.engines.arrays import fold_slots, naming, refuse_map
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import FormatError
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.placement import Placement
 from equipoise.trace import Provenance, Trace
+
+_AS_EXPERTS = (
+    "The file says nothing of its {} columns; they were taken as logical experts, and all of it as "
+    "one window. If they are slots, give the map of the run (--run-map)."
+)
 
 
 def _is_table(root: Any) -> bool:
-    return isinstance(root, np.ndarray) and root.ndim == 2 and root.dtype.kind in "iuf"
+    return isinstance(root, np.ndarray) and root.ndim in (2, 3) and root.dtype.kind in "iuf"
 
 
 def _matches(path: Path) -> bool:
@@ -32,24 +39,45 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         raise FormatError(f"{path} holds a {found}; expected one tensor (layers, experts).")
     progress(1, 1)
     with naming(path):
-        return Trace(
+        refuse_map(load)
+        if options.placement is not None:
+            return _folded(path, load, options.placement)
+        trace = Trace(
             counts=load,
             layer_ids=options.layer_ids or (),
-            provenance=Provenance(
-                "pt-load",
-                str(path),
-                (
-                    "The file says nothing of its columns; they were taken as logical experts, and "
-                    "all of it as one window.",
-                ),
-            ),
+            provenance=Provenance("pt-load", str(path), (_AS_EXPERTS.format(load.shape[1]),)),
         )
+        if load.ndim == 3:
+            raise EquipoiseError(
+                f"A tensor {load.shape} can be the load of slots (layers, ranks, slots of a rank) "
+                "or windows (windows, layers, experts). If it is slots, give the map of the run "
+                "(--run-map); if it is windows, numpy.savez(path, counts=...) says so."
+            )
+        return trace
+
+
+def _folded(path: Path, load: NDArray[Any], placement: Placement) -> Trace:
+    """The load of slots ``(L, S)``, or ``(L, R, S / R)``, by the map they were counted under."""
+    if load.ndim == 3 and load.shape[1] != placement.num_ranks:
+        raise EquipoiseError(
+            f"A load of slots {load.shape} is (layers, ranks, slots of a rank), but the placement "
+            f"given has {placement.num_ranks} ranks; give the map of the recorded run."
+        )
+    slots = Trace(counts=load.reshape(len(load), -1)).counts[0]  # refuses what are no counts
+    return Trace(
+        counts=fold_slots(slots.astype(np.int64), placement),
+        layer_ids=placement.layer_ids,
+        provenance=Provenance(
+            "pt-load", str(path), (f"{slots.shape[1]} slots were folded with the map given.",)
+        ),
+    )
 
 
 FORMAT = TraceFormat(
     name="pt-load",
-    summary="A bare torch tensor (layers, experts), as vllm-ascend's planning script reads (.pt)",
+    summary="A bare torch tensor (layers, experts), as vllm-ascend's planning script reads, or of "
+    "slots with the map of the run (.pt)",
     matches=_matches,
     read=_read,
-    options=frozenset({"layer_ids"}),
+    options=frozenset({"layer_ids", "placement"}),
 )

@@ -9,35 +9,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ijson
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import agreed_layer_ids, compact, naming
+from equipoise.engines.arrays import agreed_layer_ids, compact, naming, numbers
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.engines.json_text import head_keys, stream_items
+from equipoise.errors import EquipoiseError
 from equipoise.trace import Provenance, Trace
 
 _HISTORY = "load_history"
 _LOAD = "logical_expert_load"
-_HEAD_BYTES = 1 << 16
-_BUFFER_BYTES = 1 << 18
 _LARGEST_COUNT = 2.0**53  # beyond it a JSON number need not be exact
 
 
 def matches(path: Path) -> bool:
     """Whether a file starts as a JSON object with ``load_history`` among its first keys."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-        if not head.lstrip().startswith(b"{"):
-            return False
-        for prefix, event, value in ijson.parse(head, use_float=True):
-            if (prefix, event, value) == ("", "map_key", _HISTORY):
-                return True
-    except (OSError, ijson.JSONError, UnicodeDecodeError):
+        return _HISTORY in head_keys(path)
+    except OSError:
         return False
-    return False
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
@@ -57,16 +48,11 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     steps: list[NDArray[np.integer]] = []
     with naming(path), path.open("rb") as file:
         size = path.stat().st_size
-        history = ijson.items(file, f"{_HISTORY}.item", buf_size=_BUFFER_BYTES, use_float=True)
-        try:
-            for step, item in enumerate(islice(history, stop)):
-                progress(file.tell(), size)
-                if step >= start:
-                    steps.append(_loads(step, item, steps[0].shape if steps else None))
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise FormatError(
-                f"{path} is damaged JSON, at or before byte {file.tell()}; copy it again."
-            ) from error
+        history = stream_items(file, _HISTORY, str(path))
+        for step, item in enumerate(islice(history, stop)):
+            progress(file.tell(), size)
+            if step >= start:
+                steps.append(_loads(step, item, steps[0].shape if steps else None))
         progress(size, size)
         if not steps:
             raise EquipoiseError(
@@ -102,12 +88,7 @@ def _layer(step: int, layer: int, row: Any, width: int) -> NDArray[np.integer]:
     if not isinstance(row, list) or len(row) != width or not row:
         found = f"{len(row)} loads" if isinstance(row, list) else f"a {type(row).__name__}"
         raise EquipoiseError(f"{where} has {found}; expected {width}, one an expert.")
-    try:
-        values = np.array(row)
-    except (ValueError, OverflowError):
-        values = np.array(row, dtype=object)
-    if values.ndim != 1 or values.dtype.kind not in "if":
-        raise EquipoiseError(f"{where} holds something else than numbers.")
+    values = numbers(row, where)
     bad = np.flatnonzero(~((values >= 0) & (values < _LARGEST_COUNT) & (values == np.rint(values))))
     if len(bad):
         raise EquipoiseError(

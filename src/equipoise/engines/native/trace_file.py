@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from equipoise.engines.arrays import compact, naming
+from equipoise.engines.arrays import compact, naming, refuse_long_labels
 from equipoise.engines.files import replacing
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.json_text import parse_json
 from equipoise.engines.tensor_file import TensorFile, looks_like_tensor_file, open_tensor_file
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, TokenIds, Trace
@@ -59,9 +60,11 @@ def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
     file = open_tensor_file(path)
     _check_version(file)
     try:
-        head = msgspec.json.decode(file.metadata.get("trace", ""), type=_Head)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise FormatError(f"{path} has a damaged trace header: {error}.") from error
+        text = file.metadata.get("trace", "").encode("utf-8", "surrogatepass")
+        head = msgspec.convert(parse_json(text, "metadata"), _Head)
+    except (FormatError, msgspec.ValidationError, UnicodeEncodeError) as error:
+        what = f"{error}".removesuffix(".")
+        raise FormatError(f"{path} has a damaged trace header: {what}.") from error
     with naming(path):
         return Trace(
             counts=_integers(file, "counts", 3),
@@ -97,6 +100,7 @@ def write(trace: Trace, path: Path) -> None:
     values: dict[str, tuple[str, ...]] = {}
     for name, column in trace.labels.items():
         unique, codes = np.unique(column, return_inverse=True)
+        refuse_long_labels(unique.tolist(), 1, 1)  # or what is written could not be read
         values[name] = tuple(unique.tolist())
         tensors[f"label.{name}"] = compact(codes)
     head = _Head(trace.layer_ids, trace.top_k, values, trace.provenance)
@@ -158,7 +162,10 @@ def _tokens(file: TensorFile) -> TokenIds | None:
 def _labels(file: TensorFile, name: str, values: tuple[str, ...]) -> NDArray[np.str_]:
     codes = _integers(file, f"label.{name}", 1)
     if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(values):
-        raise FormatError(f"{file.path}: label.{name} holds codes without a value; it is damaged.")
+        raise FormatError(
+            f"{file.path}: label.{name[:80]} holds codes without a value; it is damaged."
+        )
+    refuse_long_labels(values, len(codes), file.path.stat().st_size)
     column: NDArray[np.str_] = np.array(values, dtype=np.str_)[codes]
     return column
 
@@ -177,5 +184,6 @@ FORMAT = TraceFormat(
     matches=matches,
     read=read,
     options=frozenset(),
+    complete=True,
     write=write,
 )

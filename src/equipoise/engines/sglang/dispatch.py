@@ -17,6 +17,7 @@ from equipoise.engines.dispatching import (
     TableRule,
     copies_of_slots,
     known_ids,
+    with_remainder,
 )
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -134,6 +135,13 @@ class SglangRows(RowRule):
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row."""
         return row
+
+    @staticmethod
+    def times(
+        rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Rows take turns."""
+        return with_remainder(rows, copies, value)
 
     def _rows(self, load_LRE: NDArray[np.float64]) -> NDArray[np.int64]:
         together = load_LRE.sum(axis=1, keepdims=True)

@@ -12,6 +12,7 @@ from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.sglang.passes import read_passes
 from equipoise.engines.sglang.recorder import dump_files, kind, looks_like_dump
 from equipoise.engines.sglang.windows import read_windows
+from equipoise.engines.tabular import rank_loads
 from equipoise.errors import FormatError
 from equipoise.trace import Trace
 
@@ -21,7 +22,7 @@ def _matches(path: Path) -> bool:
         files = dump_files(path)
     except (FormatError, OSError):
         return False
-    return looks_like_dump(files[0])
+    return looks_like_dump(files[0]) and not rank_loads.is_part(files[0])
 
 
 def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
@@ -31,6 +32,10 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         if len(set(kinds.values())) > 1:
             listing = ", ".join(f"{file.name} ({mode})" for file, mode in kinds.items())
             raise FormatError(f"{path} mixes dumps of different modes: {listing}; read one mode.")
+        if kinds[files[0]] == "stat" and options.placement is not None:
+            raise FormatError(
+                f"{path} holds counts of experts, which need no map; leave its map (--run-map) out."
+            )
         read = read_windows if kinds[files[0]] == "stat" else read_passes
         return read(path, files, options, progress)
 
@@ -41,5 +46,5 @@ FORMAT = TraceFormat(
     "logical_count (.json)",
     matches=_matches,
     read=_read,
-    options=frozenset({"layer_ids", "iterations"}),
+    options=frozenset({"layer_ids", "first_axis", "iterations", "placement"}),
 )

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import compact, compact_dtype, naming, refuse_oversize
+from equipoise.engines.arrays import (
+    MAX_EXPERTS,
+    compact,
+    compact_dtype,
+    naming,
+    refuse_oversize,
+)
 from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.layers import format_ids
+from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
 
 _PHASES = {1: "prefill", 2: "decode", 3: "mixed", 4: "idle"}
@@ -24,6 +32,10 @@ _FOLD_NOTE = (
 )
 
 
+_KNOWN_KEYS = {"records", "last_physical_to_logical_map"}
+_COUNTS, _CHOICES, _PART = "global_physical_count", "topk_ids_of_layer", "gatherer_key"
+
+
 @dataclass(frozen=True, eq=False)
 class _Passes:
     """The records of one file, ``n`` of them, folded to logical experts."""
@@ -31,10 +43,12 @@ class _Passes:
     file: Path
     passes: NDArray[np.int64]  # (n,)
     ranks: NDArray[np.int64]  # (n,)
+    parts: list[str]  # (n,): a pass that overlaps two batches is recorded in two
     counts: NDArray[np.integer]  # (n, L, E)
     slot_load: NDArray[np.int64]  # (n, S), over all layers
     modes: list[int] | None  # (n,)
     tokens: list[NDArray[np.integer]] | None  # n of (tokens, L, K)
+    notes: tuple[str, ...]
 
 
 def read_passes(
@@ -54,8 +68,10 @@ def read_passes(
             parts.append(_load_passes(file, options))
     progress(len(files), len(files))
     parts = [part for part in parts if len(part.passes)]
-    if not parts:
+    if not parts and options.iterations is not None:
         raise FormatError(f"{path} holds no record of the passes asked for.")
+    if not parts:
+        raise FormatError(f"{path} holds no record of any pass; did it run while recording?")
     if len({part.tokens is None for part in parts}) > 1:
         raise FormatError(f"{path} mixes per_pass and per_token dumps; read one mode.")
     _check_shapes(parts)
@@ -65,36 +81,59 @@ def read_passes(
 
 def _load_passes(file: Path, options: TraceOptions) -> _Passes:
     root = load(file)
-    records, slot_expert = root["records"], _slot_experts(file, root)
+    records = root["records"]
     if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
         raise FormatError(f"{file}: records is not a list of records.")
-    L, S = slot_expert.shape
     numbers = [_whole(file, record, "forward_pass_id") for record in records]
     first, stop = options.iterations or (0, 1 << 62)
     chosen = [r for r, number in zip(records, numbers, strict=True) if first <= number < stop]
-    refuse_oversize((len(chosen), L, S), 8, "A recording (passes, layers, slots)")
-    physical = np.zeros((len(chosen), L, S), dtype=np.int64)
+    slot_expert, notes = _slot_experts(file, root, chosen, options)
+    L, S = slot_expert.shape
+    choices = _slot_choices(file, chosen, L)
+    shape = (len(chosen), L, S)
+    refuse_oversize(shape, 8, "A recording (passes, layers, slots)", file.stat().st_size)
+    physical = np.zeros(shape, dtype=np.int64)
+    counted = 0
     for position, record in enumerate(chosen):
         physical[position] = _physical_count(file, record, (L, S))
-    detailed = bool(chosen) and all("topk_ids_of_layer" in record for record in chosen)
+        if position in choices and not physical[position].any():
+            physical[position] = _count_slots(choices[position], S)
+            counted += int(physical[position].any())
+    if counted:
+        notes.append(
+            f"{counted} of {len(chosen)} records of {file.name} have no counts of slots; they were "
+            "counted from the tokens' choices."
+        )
+    detailed = bool(chosen) and len(choices) == len(chosen)
     return _Passes(
         file=file,
         passes=np.array([n for n in numbers if first <= n < stop], dtype=np.int64),
         ranks=np.array([_whole(file, r, "rank", below=S) for r in chosen], dtype=np.int64),
+        parts=[str(r.get(_PART))[:40] for r in chosen],
         counts=compact(_fold(physical, slot_expert)),
         slot_load=physical.sum(axis=1),
         modes=[_whole(file, r, "forward_mode") for r in chosen] if detailed else None,
-        tokens=_logical_ids(file, chosen, slot_expert) if detailed else None,
+        tokens=_logical_ids(file, choices, slot_expert, notes) if detailed else None,
+        notes=(*notes, *_unknown_keys(file, root)),
     )
 
 
-def _slot_experts(file: Path, root: Mapping[str, Any]) -> NDArray[np.integer]:
-    """The expert in each slot when the dump was taken, ``(L, S)``."""
+def _unknown_keys(file: Path, root: Mapping[str, Any]) -> list[str]:
+    unknown = sorted(str(key)[:40] for key in root.keys() - _KNOWN_KEYS)
+    return [f"{file.name}: keys not used: {', '.join(unknown[:8])}."] if unknown else []
+
+
+def _slot_experts(
+    file: Path, root: Mapping[str, Any], records: Sequence[Mapping[str, Any]], options: TraceOptions
+) -> tuple[NDArray[np.integer], list[str]]:
+    """The expert in each slot when the dump was taken, ``(L, S)``, and what was assumed of it."""
     slot_expert = root.get("last_physical_to_logical_map")
+    if slot_expert is None:
+        return _slots_without_map(file, records, options.placement)
+    if options.placement is not None:
+        raise EquipoiseError("The dump holds the map of its run; leave its map (--run-map) out.")
     if not isinstance(slot_expert, np.ndarray) or slot_expert.dtype.kind not in "iu":
-        raise FormatError(
-            f"{file} has no last_physical_to_logical_map, without which slots mean nothing."
-        )
+        raise FormatError(f"{file}: last_physical_to_logical_map is no table of whole numbers.")
     if slot_expert.ndim != 2 or not slot_expert.size:
         raise FormatError(
             f"{file}: the map has shape {slot_expert.shape}; expected (layers, slots)."
@@ -106,22 +145,81 @@ def _slot_experts(file: Path, root: Mapping[str, Any]) -> NDArray[np.integer]:
             f"{file}: layer {layer}, slot {slot} of the map holds expert "
             f"{slot_expert[layer, slot]}; {slot_expert.shape[1]} slots have ids below that."
         )
-    return slot_expert
+    return slot_expert, [_FOLD_NOTE]
+
+
+def _slots_without_map(
+    file: Path, records: Sequence[Mapping[str, Any]], placement: Placement | None
+) -> tuple[NDArray[np.integer], list[str]]:
+    """The map the user gave, a row for each decoder layer; else every slot is an expert."""
+    L, S = _sizes(file, records)
+    if placement is None:
+        return np.tile(np.arange(S), (L, 1)), [
+            f"{file.name} holds no map, so its {S} slots were taken as experts. If the run had "
+            "redundant slots, give its map (--run-map)."
+        ]
+    if placement.num_slots < S or placement.layer_ids[-1] >= L != placement.num_layers:
+        raise EquipoiseError(
+            f"The dump has {L} layers and {S} slots; the placement given has the layers "
+            f"{format_ids(placement.layer_ids)} and {placement.num_slots} slots. "
+            "Give the map of the recorded run."
+        )
+    rows = np.arange(L) if placement.num_layers == L else np.array(placement.layer_ids)
+    others = ~np.isin(np.arange(L), rows)
+    if any(_loaded(record, others) for record in records):
+        raise EquipoiseError(
+            f"The placement given has the layers {format_ids(placement.layer_ids)}, but others "
+            "have load too. Give the map of the recorded run."
+        )
+    slots = np.tile(placement.slots[0], (L, 1))  # for the others, which have nothing to fold
+    slots[rows] = placement.slots
+    return slots, [f"{file.name} holds no map; its slots were folded with the one given."]
+
+
+def _loaded(record: Mapping[str, Any], others: NDArray[np.bool_]) -> bool:
+    """Whether a record counts or names any slot in these of its rows, ``(L,)``."""
+    for key, least in ((_COUNTS, 1), (_CHOICES, 0)):
+        table = record.get(key)
+        if not isinstance(table, np.ndarray) or table.shape[:1] != others.shape:
+            continue
+        if (table[others] >= least).any():
+            return True
+    return False
+
+
+def _sizes(file: Path, records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """``(L, S)`` as the records show them."""
+    counts = [c for r in records if isinstance(c := r.get(_COUNTS), np.ndarray) and c.ndim == 2]
+    choices = [c for r in records if isinstance(c := r.get(_CHOICES), np.ndarray) and c.size]
+    if counts:
+        L, S = counts[0].shape
+    elif choices:
+        L, S = len(choices[0]), max(int(c.max()) for c in choices) + 1
+    else:
+        raise FormatError(f"{file} holds no map, and no record of it holds counts or choices.")
+    if not (L and 0 < S <= MAX_EXPERTS):
+        raise FormatError(f"{file} has {L} layers of {S} slots; expected some of each.")
+    return int(L), int(S)
 
 
 def _whole(file: Path, record: Mapping[str, Any], key: str, below: int = 1 << 62) -> int:
     value = record.get(key)
     if type(value) is not int or not 0 <= value < below:
-        raise FormatError(f"{file}: a record has {key} {value!r}; expected a number from 0.")
+        raise FormatError(
+            f"{file}: a record has {key} {repr(value)[:40]}; expected a number from 0."
+        )
     return value
 
 
 def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int]) -> Any:
-    counts = record.get("global_physical_count")
+    """The counts of slots ``(L, S)`` of a record; 0 where it has choices instead."""
+    counts = record.get(_COUNTS)
+    if counts is None and record.get(_CHOICES) is not None:
+        return 0
     if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != shape:
         found = counts.shape if isinstance(counts, np.ndarray) else type(counts).__name__
         raise FormatError(
-            f"{file}: pass {record['forward_pass_id']} has global_physical_count {found}; expected "
+            f"{file}: pass {record['forward_pass_id']} has {_COUNTS} {found}; expected "
             f"whole numbers (layers, slots) {shape}, as the map."
         )
     if not 0 <= counts.min() <= counts.max() < MAX_COUNT:
@@ -130,6 +228,14 @@ def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int
             f"{counts.max()}; expected numbers from 0 to 2^48."
         )
     return counts
+
+
+def _count_slots(choices: NDArray[np.integer], num_slots: int) -> NDArray[np.int64]:
+    """How often each slot was chosen, ``(L, S)``."""
+    L = len(choices)
+    cell = choices.astype(np.int64) + np.arange(L)[:, None, None] * num_slots
+    cell = cell[(choices >= 0) & (choices < num_slots)]
+    return np.bincount(cell, minlength=L * num_slots).reshape(L, num_slots)
 
 
 def _fold(physical: NDArray[np.int64], slot_expert: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -143,31 +249,47 @@ def _fold(physical: NDArray[np.int64], slot_expert: NDArray[np.integer]) -> NDAr
 
 
 def _logical_ids(
-    file: Path, records: Sequence[Mapping[str, Any]], slot_expert: NDArray[np.integer]
+    file: Path,
+    choices: Mapping[int, NDArray[np.integer]],
+    slot_expert: NDArray[np.integer],
+    notes: list[str],
 ) -> list[NDArray[np.integer]]:
     """The experts the tokens of each record chose, ``(tokens, L, K)``; -1 where there is none."""
     L, S = slot_expert.shape
     layer = np.arange(L)[:, None, None]
-    tables = [_slot_choices(file, record, L) for record in records]
-    shape = (sum(t.shape[1] for t in tables), L, max(t.shape[2] for t in tables))
-    refuse_oversize(shape, 4, "A recording (tokens, layers, choices)")
     ids: list[NDArray[np.integer]] = []
-    for slots in tables:
+    beyond = 0
+    for slots in choices.values():
         chosen = (slots >= 0) & (slots < S)
+        beyond += int((slots >= S).sum())
         experts = np.where(chosen, slot_expert[layer, np.where(chosen, slots, 0)], -1)
         ids.append(experts.astype(np.int32).transpose(1, 0, 2))
+    if beyond:
+        notes.append(
+            f"{beyond} choices of {file.name} name slots from {S} on, which no expert of the map "
+            "has, as a shared expert that is fused in does; they count for nothing."
+        )
     return ids
 
 
-def _slot_choices(file: Path, record: Mapping[str, Any], num_layers: int) -> NDArray[np.integer]:
-    slots = record["topk_ids_of_layer"]
-    if not isinstance(slots, np.ndarray) or slots.dtype.kind not in "iu" or slots.ndim != 3:
-        raise FormatError(f"{file}: topk_ids_of_layer is not a table (layers, tokens, choices).")
-    if len(slots) != num_layers:
-        raise FormatError(
-            f"{file}: topk_ids_of_layer has {len(slots)} layers, the map {num_layers}."
-        )
-    return slots
+def _slot_choices(
+    file: Path, records: Sequence[Mapping[str, Any]], num_layers: int
+) -> dict[int, NDArray[np.integer]]:
+    """The slots that tokens chose, ``(L, tokens, K)``, of each record that says so."""
+    tables: dict[int, NDArray[np.integer]] = {}
+    for position, record in enumerate(records):
+        slots = record.get(_CHOICES)
+        if slots is None:
+            continue
+        if not isinstance(slots, np.ndarray) or slots.dtype.kind not in "iu" or slots.ndim != 3:
+            raise FormatError(f"{file}: {_CHOICES} is not a table (layers, tokens, choices).")
+        if len(slots) != num_layers:
+            raise FormatError(f"{file}: {_CHOICES} has {len(slots)} layers, the map {num_layers}.")
+        tables[position] = slots
+    widest = max((slots.shape[2] for slots in tables.values()), default=0)
+    shape = (sum(slots.shape[1] for slots in tables.values()), num_layers, widest)
+    refuse_oversize(shape, 4, "A recording (tokens, layers, choices)", file.stat().st_size)
+    return tables
 
 
 def _check_shapes(parts: Sequence[_Passes]) -> None:
@@ -184,49 +306,86 @@ def _check_shapes(parts: Sequence[_Passes]) -> None:
 
 
 def _check_unique(parts: Sequence[_Passes]) -> None:
-    """Every rank records a pass once, in one file."""
-    seen: dict[tuple[int, int], Path] = {}
+    """Every rank records a pass, or each part of one, once in one file."""
+    seen: dict[tuple[int, int, str], _Passes] = {}
     for part in parts:
-        for key in zip(part.passes.tolist(), part.ranks.tolist(), strict=True):
+        for key in zip(part.passes.tolist(), part.ranks.tolist(), part.parts, strict=True):
             if key in seen:
-                raise FormatError(
-                    f"Pass {key[0]} of rank {key[1]} is in {seen[key].name} and in "
-                    f"{part.file.name}: two dumps are mixed. Read the files of one dump only."
-                )
-            seen[key] = part.file
+                raise _recorded_twice(key, seen[key], part)
+            seen[key] = part
+
+
+def _recorded_twice(key: tuple[int, int, str], first: _Passes, second: _Passes) -> FormatError:
+    what = f"Pass {key[0]} of rank {key[1]}"
+    if first is second:
+        return FormatError(f"{what} is twice in {first.file}; it is damaged, record it again.")
+    return FormatError(
+        f"{what} is in {_named(first)} and in {_named(second)}: two servers, or two starts of one, "
+        "wrote into one folder. Read one file, or move the files of each server to a folder of "
+        "its own."
+    )
+
+
+def _named(part: _Passes) -> str:
+    """A file, and which phases it recorded where it says."""
+    if part.modes is None:
+        return part.file.name
+    return f"{part.file.name} ({' and '.join(sorted({_phase({m}) for m in part.modes}))})"
 
 
 def _assemble(path: Path, parts: Sequence[_Passes], options: TraceOptions) -> Trace:
     passes = np.concatenate([p.passes for p in parts])
     ranks = np.concatenate([p.ranks for p in parts])
     counts = np.concatenate([p.counts for p in parts])
-    _, L, E = counts.shape
     steps, step = np.unique(passes, return_inverse=True)
-    shape = (len(steps), int(ranks.max()) + 1, L, E)
-    dtype = compact_dtype(int(counts.max()))
-    refuse_oversize(shape, dtype.itemsize, "A recording (passes, ranks, layers, experts)")
-    cube = np.zeros(shape, dtype)
-    cube[step, ranks] = counts
+    cube, present = _by_pass_and_rank(
+        counts, step, ranks, sum(p.file.stat().st_size for p in parts)
+    )
     total = cube.sum(axis=1, dtype=np.int64)
     if not total.any():
         raise EquipoiseError("No pass routed a token; was the recorder running under load?")
     layers = moe_layers(np.logical_or.reduce(total, axis=(0, 2)), options.layer_ids)
     sent, notes = _locality(np.concatenate([p.slot_load for p in parts]), ranks, cube)
-    missing = cube.shape[0] * cube.shape[1] - len(passes)
+    if present < len(passes):
+        names = ", ".join(sorted({name for part in parts for name in part.parts}))
+        notes.append(
+            f"Passes were recorded in parts ({names}), as with two-batch overlap; the parts of a "
+            "pass were added."
+        )
+    missing = cube.shape[0] * cube.shape[1] - present
     if missing:
         notes.append(
-            f"{missing} of {missing + len(passes)} records (one a pass and rank) are missing; they "
+            f"{missing} of {missing + present} records (one a pass and rank) are missing; they "
             "count as no load."
         )
+    found = dict.fromkeys(note for part in parts for note in part.notes)
     trace = Trace(
         counts=total[:, layers.rows],
         layer_ids=layers.ids,
         step_ids=steps,
         source_counts=cube[:, :, layers.rows] if sent else None,
-        provenance=Provenance("sglang", str(path), (_FOLD_NOTE, *notes, *layers.notes)),
+        provenance=Provenance("sglang", str(path), (*found, *notes, *layers.notes)),
         **_token_fields(parts, np.lexsort((ranks, passes)), step, layers.rows),
     )
     return _without_idle(trace)
+
+
+def _by_pass_and_rank(
+    counts: NDArray[np.integer],
+    step: NDArray[np.intp],
+    ranks: NDArray[np.int64],
+    file_bytes: int,
+) -> tuple[NDArray[np.integer], int]:
+    """Records ``(n, L, E)`` as ``(T, R, L, E)``, parts added; how many of (T, R) they fill."""
+    shape = (int(step.max()) + 1, int(ranks.max()) + 1, *counts.shape[1:])
+    cells, repeats = np.unique(step * shape[1] + ranks, return_counts=True)
+    dtype = compact_dtype(int(counts.max()) * int(repeats.max()))
+    what = "A recording (passes, ranks, layers, experts)"
+    refuse_oversize(shape, dtype.itemsize, what, file_bytes)
+    cube = np.zeros(shape, dtype)
+    for t, rank, record in zip(step, ranks, counts, strict=True):
+        cube[t, rank] += record.astype(dtype, copy=False)
+    return cube, len(cells)
 
 
 def _locality(
@@ -255,11 +414,6 @@ def _locality(
         return False, [
             "No slot was counted by two ranks, so whether ranks counted tokens sent or received "
             "cannot be told; source ranks were left out."
-        ]
-    if (cube[:, present] == cube[:, present[:1]]).all():
-        return False, [
-            f"All {len(present)} ranks recorded the same counts, so they saw the same tokens: the "
-            f"sums are {len(present)} times what was routed, and say nothing of source ranks."
         ]
     return True, ["Ranks counted slots of other ranks, that is tokens sent: source ranks are kept."]
 

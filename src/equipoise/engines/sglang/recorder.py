@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ijson
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines import torch_archive
+from equipoise.engines.json_text import head_keys, read_json
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layers import format_ids
 
 _FILE_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))?\.pt")
-_HEAD_BYTES = 1 << 16
 
 
 def dump_files(path: Path) -> list[Path]:
@@ -39,7 +37,7 @@ def _is_json(path: Path) -> bool:
 def looks_like_dump(path: Path) -> bool:
     """Whether a file is a recording; of JSON only the head is read."""
     try:
-        _kind_of(path, _head_keys(path) if _is_json(path) else _keys(path))
+        _kind_of(path, head_keys(path) if _is_json(path) else _keys(path))
     except (FormatError, OSError):
         return False
     return True
@@ -53,7 +51,7 @@ def kind(path: Path) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The root of a dump."""
     root: dict[str, Any]
-    root = _decode(path, dict[str, Any]) if _is_json(path) else torch_archive.load(path)
+    root = read_json(path) if _is_json(path) else torch_archive.load(path)
     return root
 
 
@@ -72,30 +70,9 @@ def _kind_of(path: Path, keys: Sequence[str]) -> str:
 
 
 def _keys(path: Path) -> list[str]:
-    """All keys of the root, without the numbers."""
-    root = _decode(path, dict[str, msgspec.Raw]) if _is_json(path) else torch_archive.outline(path)
-    return list(root) if isinstance(root, dict) else []
-
-
-def _head_keys(path: Path) -> list[str]:
-    """The keys of a JSON object that begin in the head of the file."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    keys = []
-    try:
-        for prefix, event, value in ijson.parse(head):
-            if prefix == "" and event == "map_key":
-                keys.append(value)
-    except (ijson.JSONError, UnicodeDecodeError):
-        pass  # where the head ends, or the JSON
-    return keys
-
-
-def _decode(path: Path, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{path} is not the JSON of a dump: {error}.") from error
+    """The keys of the root that have a value."""
+    root = read_json(path) if _is_json(path) else torch_archive.outline(path)
+    return [k for k, v in root.items() if v is not None] if isinstance(root, dict) else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +91,8 @@ def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeL
         rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)
         note = (
             f"Decoder layers {format_ids(empty.tolist())} had no load in the whole recording; "
-            "they were taken as dense and left out."
+            "they were taken as dense and left out. If they have experts, as hash-routed layers "
+            f"that record nothing, give --layers 0-{len(loaded) - 1}."
         )
         return MoeLayers(rows, tuple(rows.tolist()), (note,) if len(empty) else ())
     if len(given) == len(loaded):  # a file with a row a MoE layer, or an engine's with all chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from equipoise.engines.sglang.recorder import load, moe_layers
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
+_LAYOUT = "logical_count_layout"
+_FIRST_AXIS: dict[str, Literal["step", "rank"]] = {
+    "rank_layer_expert": "rank",
+}
+_KNOWN_KEYS = {"rank", "logical_count", "average_utilization_rate_over_window", _LAYOUT}
 _STAT_NOTES = (
     "Counts are summed over the ranks of the engine; where ranks see the same tokens (tensor "
     "parallelism without attention DP) they are too large by a constant factor.",
@@ -37,12 +42,12 @@ def read_windows(
         raise EquipoiseError(
             "A stat dump does not number its steps, so iterations cannot choose among them."
         )
-    notes = list(_STAT_NOTES)
-    dumps: dict[Path, NDArray[Any]] = {}
+    notes: list[str] = []
+    dumps: dict[Path, NDArray[Any]] = {}  # (T, R, L, E) each; R is 1 where ranks were summed
     for done, file in enumerate(files):
         progress(done, len(files))
-        counts = _window_counts(file, load(file)["logical_count"])
-        kept = np.flatnonzero(counts.any(axis=(1, 2)))
+        counts = _windows(file, load(file), options, notes)
+        kept = np.flatnonzero(counts.any(axis=(1, 2, 3)))
         if not len(kept):
             notes.append(f"{file.name} holds no load and was left out.")
             continue
@@ -52,18 +57,49 @@ def read_windows(
     distinct = _without_copies(dumps, notes)
     if not distinct:
         raise FormatError(f"{path} holds no load at all; was the recorder started before the dump?")
-    counts = np.concatenate(list(distinct.values()))
-    layers = moe_layers(np.logical_or.reduce(counts, axis=(0, 2)), options.layer_ids)
+    cube = np.concatenate(list(distinct.values()))
+    layers = moe_layers(np.logical_or.reduce(cube, axis=(0, 1, 3)), options.layer_ids)
+    cube = cube[:, :, layers.rows]
+    notes[:0] = _STAT_NOTES if cube.shape[1] == 1 else _STAT_NOTES[1:]
     labels = {}
     if len(distinct) > 1:
         notes.append(f"The windows of {len(distinct)} dumps follow each other, see the label dump.")
         labels["dump"] = np.repeat([f.name for f in distinct], [len(c) for c in distinct.values()])
     return Trace(
-        counts=counts[:, layers.rows],
+        counts=cube.sum(axis=1),
         layer_ids=layers.ids,
+        source_counts=cube if cube.shape[1] > 1 else None,
         labels=labels,
         provenance=Provenance("sglang", str(path), (*notes, *layers.notes)),
     )
+
+
+def _windows(
+    path: Path, root: dict[str, Any], options: TraceOptions, notes: list[str]
+) -> NDArray[Any]:
+    """The counts of a dump by window and source rank, ``(T, R, L, E)``."""
+    unknown = sorted(root.keys() - _KNOWN_KEYS)
+    if unknown:
+        notes.append(f"{path.name}: keys not used: {', '.join(key[:40] for key in unknown[:8])}.")
+    counts = _window_counts(path, root["logical_count"])
+    layout = root.get(_LAYOUT)
+    if layout not in (None, *_FIRST_AXIS) and options.first_axis is None:
+        raise FormatError(
+            f"{path} states the layout {str(layout)[:40]!r}, which is not known here; "
+            "give first_axis, step or rank."
+        )
+    axis = options.first_axis or _FIRST_AXIS.get(str(layout), "step")
+    if layout in _FIRST_AXIS and axis != _FIRST_AXIS[layout]:
+        notes.append(f"{path.name} states the layout {layout}; its first axis was read as {axis}.")
+    if axis == "rank":
+        notes.append(f"{path.name}: the first axis was read as {len(counts)} source ranks.")
+        return counts[None]
+    if layout is None and options.first_axis is None and len(counts) > 1:
+        notes.append(
+            f"{path.name}: the first axis was read as {len(counts)} windows in time; if it is "
+            "ranks, give --first-axis rank."
+        )
+    return counts[:, None]
 
 
 def _window_counts(path: Path, value: Any) -> NDArray[Any]:
@@ -127,7 +163,7 @@ def _without_copies(
         first = next(iter(distinct.items()), (file, counts))
         if first[1].shape[1:] != counts.shape[1:]:
             raise FormatError(
-                f"{file} has (layers, experts) {counts.shape[1:]}, {first[0].name} has "
+                f"{file} has (ranks, layers, experts) {counts.shape[1:]}, {first[0].name} has "
                 f"{first[1].shape[1:]}; these are dumps of different models. Read one at a time."
             )
         distinct[file] = counts

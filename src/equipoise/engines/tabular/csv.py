@@ -1,4 +1,7 @@
-"""Comma-separated tables: a header line with ``layer``, ``expert`` and ``tokens``, in any order."""
+"""Tables as text: a header line with ``layer``, ``expert`` and ``tokens``, in any order.
+
+The fields are separated by what separates the names of the header: commas, semicolons or tabs.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from typing import TextIO
 
 from equipoise.engines.arrays import naming
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.rank_parts import part_of_rank
 from equipoise.engines.tabular.records import LABELS, Records, whole_number
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
 _COUNT_NAMES = ("tokens", "count")
 _OPTIONAL = ("step", "source_rank", *LABELS)
+_OUR_NAMES = {"layer_id": "layer", "expert_id": "expert"}
+_SEPARATORS = (",", ";", "\t")
+_QUOTED, _MOST_NAMES = 40, 8  # of what a message repeats
 _MAX_HEADER_BYTES = 1 << 16
 _PROGRESS_ROWS = 1 << 14
 
@@ -23,13 +30,11 @@ _PROGRESS_ROWS = 1 << 14
 def matches(path: Path) -> bool:
     """Whether the first line of a file names the columns of a table of counts."""
     try:
-        with path.open("rb") as file:
-            line = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig")
-        header = next(csv.reader([line]), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
+        line = _first_line(path)
+        names = _in_our_words(next(csv.reader([line], delimiter=_separator(line)), []))
+    except (OSError, csv.Error):
         return False
-    names = {name.strip() for name in header}
-    return {"layer", "expert"} <= names and any(name in names for name in _COUNT_NAMES)
+    return {"layer", "expert"} <= {*names} and any(name in names for name in _COUNT_NAMES)
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
@@ -41,15 +46,37 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         A header without the needed columns, or a row that is not numbers: its line is named.
     """
     records = Records()
+    with naming(path):
+        columns, unused = add_table(path, records, progress)
+        notes = [f"Columns not used: {', '.join(unused)}."] if unused else []
+        provenance = Provenance("csv", str(path), (*notes, *part_of_rank(path)))
+        return records.trace(options, provenance, columns, path.stat().st_size)
+
+
+def add_table(
+    path: Path, records: Records, progress: Progress, source: int | None = None
+) -> tuple[frozenset[str], list[str]]:
+    """Add the rows of a table, all of them of the source rank given, if it is.
+
+    Returns
+    -------
+    The columns used and, as the header spells them, those that are not.
+
+    Raises
+    ------
+    FormatError
+        As ``read``.
+    """
     with (
-        naming(path),
         path.open("rb") as raw,
         io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
     ):
         total = path.stat().st_size
-        rows = _rows(path, file)
-        header = [name.strip() for name in next(rows, (1, []))[1]]
+        rows = _rows(path, file, _separator(_first_line(path)))
+        header = _in_our_words(next(rows, (1, []))[1])
         column = _columns(path, header)
+        if source is not None and "source_rank" in column:
+            raise FormatError(f"{path} names source ranks, and so does its file name.")
         for number, (line, row) in enumerate(rows):
             if number % _PROGRESS_ROWS == 0:
                 progress(raw.tell(), total)
@@ -59,16 +86,29 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
                 raise FormatError(
                     f"{path}, line {line}: {len(row)} fields; the header has {len(header)}."
                 )
-            _add(records, row, column, f"{path}, line {line}")
+            _add(records, row, column, source or 0, f"{path}, line {line}")
         progress(total, total)
-        unused = [name for i, name in enumerate(header) if i not in column.values()]
-        notes = (f"Columns not used: {', '.join(unused)}.",) if unused else ()
-        return records.trace(options, Provenance("csv", str(path), notes), frozenset(column))
+    unused = [name[:_QUOTED] for i, name in enumerate(header) if i not in column.values()]
+    return frozenset(column), unused[:_MOST_NAMES]
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _separator(header: str) -> str:
+    """What separates the fields: of the marks in use the one that occurs most in the header."""
+    return max(_SEPARATORS, key=header.count)
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace")
+
+
+def _in_our_words(header: list[str]) -> list[str]:
+    return [_OUR_NAMES.get(name.strip(), name.strip()) for name in header]
+
+
+def _rows(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every row, the header included."""
-    reader = csv.reader(file)
+    reader = csv.reader(file, delimiter=separator)
     while True:
         try:
             row = next(reader)
@@ -101,7 +141,7 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     return {**found, "tokens": header.index(counts[0])}
 
 
-def _add(records: Records, row: list[str], column: dict[str, int], place: str) -> None:
+def _add(records: Records, row: list[str], column: dict[str, int], source: int, place: str) -> None:
     def number(name: str) -> int:
         return whole_number(row[column[name]]) if name in column else 0
 
@@ -110,7 +150,7 @@ def _add(records: Records, row: list[str], column: dict[str, int], place: str) -
             step=number("step"),
             layer=number("layer"),
             expert=number("expert"),
-            source=number("source_rank"),
+            source=number("source_rank") or source,
             tokens=number("tokens"),
             labels=tuple(row[column[name]] if name in column else "" for name in LABELS),
         )

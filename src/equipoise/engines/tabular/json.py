@@ -10,6 +10,7 @@ import msgspec
 
 from equipoise.engines.arrays import naming
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.json_text import read_json
 from equipoise.engines.tabular.records import LABELS, Records
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
@@ -45,21 +46,22 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         Not such a list; the record (``$[17]``, counted from 0) is named.
     """
     with naming(path):
-        data = path.read_bytes()
+        document = read_json(path)
         try:
-            rows = msgspec.json.decode(data, type=list[_Record])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            rows = msgspec.convert(document, list[_Record])
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate
             raise FormatError(
                 f"{path}: {error}. Expected a list of records with layer, expert and tokens."
             ) from error
         records = Records()
         for number, row in enumerate(rows):
             _add(records, row, f"{path}, record {number}")
-        progress(len(data), len(data))
+        progress(1, 1)
         first = _first_record(path)
-        unused = [name for name in first if name not in _Record.__struct_fields__]
+        unused = [name[:40] for name in first if name not in _Record.__struct_fields__][:8]
         notes = (f"Keys not used: {', '.join(unused)}.",) if unused else ()
-        return records.trace(options, Provenance("json", str(path), notes), _columns(records, rows))
+        provenance = Provenance("json", str(path), notes)
+        return records.trace(options, provenance, _columns(records, rows), path.stat().st_size)
 
 
 def _first_record(path: Path) -> dict[str, Any]:

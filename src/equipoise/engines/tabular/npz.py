@@ -7,32 +7,23 @@ the archive's directory before a byte of it is unpacked, and nothing is ever unp
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import (
-    MAX_BYTES,
-    agreed_layer_ids,
-    agreed_num_experts,
-    naming,
-    refuse_oversize,
-)
+from equipoise.engines.arrays import agreed_layer_ids, naming
+from equipoise.engines.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.tabular.npy import check_header
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 
 _IDS = "topk_ids"
 _LENGTHS = "seq_lens"
 _SEQUENCE_LABELS = ("domain", "dataset")  # both become the label ``domain``; the first one wins
-_READ_HEADER = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def matches(path: Path) -> bool:
@@ -98,7 +89,7 @@ class _Archive:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 with archive.open(entry) as file:
-                    self._check_size(name, file, entry.file_size)
+                    check_header(file, entry.file_size, f"{self.path}: array {name!r}")
                 with archive.open(entry) as file:
                     return np.lib.format.read_array(file, allow_pickle=False)
         except (FormatError, OSError):
@@ -106,35 +97,6 @@ class _Archive:
         except Exception as error:  # damaged headers and streams raise many types
             what = str(error)[:100]
             raise FormatError(f"{self.path}: array {name!r} is damaged: {what}.") from error
-
-    def _check_size(self, name: str, file: IO[bytes], stored: int) -> None:
-        version = np.lib.format.read_magic(file)
-        if version not in _READ_HEADER:
-            raise FormatError(
-                f"{self.path}: array {name!r} has .npy version {version}; save it again."
-            )
-        try:
-            shape, _, dtype = _READ_HEADER[version](file)
-        except Exception as error:  # numpy's words quote whatever stands there
-            raise FormatError(
-                f"{self.path}: array {name!r} has a damaged header; save it again."
-            ) from error
-        if dtype.hasobject:
-            raise FormatError(
-                f"{self.path}: array {name!r} holds Python objects, which are never unpickled; "
-                "save it as numbers or strings."
-            )
-        declared = prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or declared != stored - file.tell():
-            raise FormatError(
-                f"{self.path}: array {name!r} declares shape {shape}, {declared} bytes, but the "
-                f"archive stores {stored - file.tell()}; it is damaged."
-            )
-        if declared > MAX_BYTES:
-            raise FormatError(
-                f"{self.path}: array {name!r} unpacks to {declared / 2**30:.1f} GiB; at most "
-                f"{MAX_BYTES / 2**30:.0f} GiB are read. Split the recording."
-            )
 
 
 def _is_recording(path: Path) -> bool:
@@ -174,10 +136,6 @@ def _read_counts(arrays: _Archive, options: TraceOptions) -> Trace:
     if options.window_tokens is not None:
         raise EquipoiseError(
             "The archive holds counts, not tokens, so window_tokens cannot be met; leave it out."
-        )
-    if options.num_experts not in (None, E):
-        raise EquipoiseError(
-            f"counts has {E} experts, num_experts is {options.num_experts}; leave it out."
         )
     layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
     top_k, notes = _top_k(arrays, counts)
@@ -224,37 +182,21 @@ def _top_k(arrays: _Archive, counts: NDArray[np.integer]) -> tuple[int | None, t
     return stated, ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Tokens that share a label: their choices ``(D, L, K)`` and the lengths of their sequences."""
-
-    label: str
-    ids: NDArray[np.integer]
-    lengths: NDArray[np.int64] | None
-
-
 def _read_ids(arrays: _Archive, options: TraceOptions) -> Trace:
     """``topk_ids`` ``(D, L, K)``, plain or several as ``<name>_topk_ids``, with ``seq_lens``."""
-    groups = _groups(arrays)
-    ids = _joined(groups)
-    sizes = [_step_sizes(group, options.window_tokens) for group in groups]
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-    E, notes = agreed_num_experts(int(ids.max()) if ids.size else -1, options.num_experts)
-    refuse_oversize((len(offsets) - 1, ids.shape[1], E), 8, "Counts (steps, layers, experts)")
     layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
-    labels = np.repeat([group.label for group in groups], [len(s) for s in sizes])
-    notes += _window_notes(groups, sizes, options.window_tokens)
-    return Trace.from_tokens(
-        ids,
-        offsets,
-        num_experts=E,
-        layer_ids=agreed_layer_ids(layers, options.layer_ids, ids.shape[1]),
-        labels={"domain": labels} if labels.astype(bool).any() else {},
-        provenance=Provenance("npz", str(arrays.path), notes),
-    )
+    groups = _groups(arrays)
+    first = groups[0]
+    for group in groups:
+        if group.ids.shape[1:] != first.ids.shape[1:]:
+            raise EquipoiseError(
+                f"{group.label}_{_IDS} has {group.ids.shape[1:]} (layers, choices), "
+                f"{first.label}_{_IDS} has {first.ids.shape[1:]}; expected the same."
+            )
+    return trace_of_choices(groups, options, Provenance("npz", str(arrays.path)), layers)
 
 
-def _groups(arrays: _Archive) -> list[_Group]:
+def _groups(arrays: _Archive) -> list[Group]:
     """The tokens by their label, in the order in which labels occur."""
     names = [name for name in arrays.names() if _is_ids(name)]
     if not names or (_IDS in names and len(names) > 1):
@@ -267,21 +209,23 @@ def _groups(arrays: _Archive) -> list[_Group]:
     return [_group(arrays, name.removesuffix(f"_{_IDS}")) for name in names]
 
 
-def _group(arrays: _Archive, label: str) -> _Group:
+def _group(arrays: _Archive, label: str) -> Group:
     prefix = f"{label}_" if label else ""
     ids = _whole(arrays, prefix + _IDS, 3)
     lengths = None
     if prefix + _LENGTHS in arrays:
-        lengths = _integers(arrays, prefix + _LENGTHS, 1)
-        if (lengths < 0).any() or lengths.sum() != len(ids):
+        recorded = _whole(arrays, prefix + _LENGTHS, 1)
+        total = sum(recorded.tolist())  # Python's numbers do not wrap
+        if (recorded.size and int(recorded.min()) < 0) or total != len(ids):
             raise EquipoiseError(
-                f"{prefix}{_LENGTHS} adds up to {lengths.sum()} tokens, {prefix}{_IDS} has "
+                f"{prefix}{_LENGTHS} adds up to {total} tokens, {prefix}{_IDS} has "
                 f"{len(ids)}; expected non-negative lengths of all sequences."
             )
-    return _Group(label, ids, lengths)
+        lengths = recorded.astype(np.int64)
+    return Group(label, ids, lengths)
 
 
-def _by_sequence_label(arrays: _Archive, group: _Group) -> list[_Group]:
+def _by_sequence_label(arrays: _Archive, group: Group) -> list[Group]:
     """Split tokens by the label of their sequence, if the archive has labels."""
     name = next((n for n in _SEQUENCE_LABELS if n in arrays), None)
     if name is None:
@@ -293,50 +237,9 @@ def _by_sequence_label(arrays: _Archive, group: _Group) -> list[_Group]:
         )
     token_label = np.repeat(labels, group.lengths)
     return [
-        _Group(label, group.ids[token_label == label], group.lengths[labels == label])
+        Group(label, group.ids[token_label == label], group.lengths[labels == label])
         for label in dict.fromkeys(labels.tolist())
     ]
-
-
-def _joined(groups: list[_Group]) -> NDArray[np.integer]:
-    """The choices of all groups, one after another, ``(D, L, K)``."""
-    first = groups[0]
-    for group in groups:
-        if group.ids.shape[1:] != first.ids.shape[1:]:
-            raise EquipoiseError(
-                f"{group.label}_{_IDS} has {group.ids.shape[1:]} (layers, choices), "
-                f"{first.label}_{_IDS} has {first.ids.shape[1:]}; expected the same."
-            )
-    return np.concatenate([group.ids for group in groups])
-
-
-def _step_sizes(group: _Group, window_tokens: int | None) -> NDArray[np.int64]:
-    """Tokens of each step of a group: a window each if asked for, else a sequence each."""
-    if window_tokens is None:
-        if group.lengths is None:
-            raise EquipoiseError(
-                f"No {_LENGTHS} array is beside {_IDS}; give window_tokens, the tokens of a step."
-            )
-        return group.lengths
-    if window_tokens < 1:
-        raise EquipoiseError(f"window_tokens is {window_tokens}; expected at least 1.")
-    full, rest = divmod(len(group.ids), window_tokens)
-    return np.array([window_tokens] * full + [rest] * (rest > 0), dtype=np.int64)
-
-
-def _window_notes(
-    groups: list[_Group], sizes: list[NDArray[np.int64]], window_tokens: int | None
-) -> tuple[str, ...]:
-    if window_tokens is None:
-        return ()
-    short = [
-        f"{size[-1]} of {group.label}" if group.label else f"{size[-1]}"
-        for group, size in zip(groups, sizes, strict=True)
-        if len(size) and size[-1] < window_tokens
-    ]
-    if not short:
-        return ()
-    return (f"Last windows shorter than {window_tokens} tokens were kept: {', '.join(short)}.",)
 
 
 def _integers(arrays: _Archive, name: str, ndim: int) -> NDArray[np.int64]:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import agreed_num_experts, refuse_oversize
+from equipoise.engines.arrays import (
+    agreed_num_experts,
+    refuse_long_labels,
+    refuse_oversize,
+)
 from equipoise.engines.formats import TraceOptions
 from equipoise.errors import EquipoiseError
 from equipoise.trace import Provenance, Trace
 
 LABELS = ("phase", "domain")
+_NO_LABELS = ("", "")
+_NO_CHANCE = 1000
 MAX_NUMBER = 1 << 48
 """Numbers in a table stay below this: far above any real count, and sums of them fit in 64 bits."""
 
@@ -49,7 +57,8 @@ class Records:
         Raises
         ------
         EquipoiseError
-            A number that is negative or implausibly large; the table stays as it was.
+            A number that is negative or implausibly large, or a long label; the table stays as it
+            was.
         """
         numbers = (step, layer, expert, source, tokens)
         if min(numbers) < 0 or max(numbers) >= MAX_NUMBER:
@@ -57,15 +66,43 @@ class Records:
                 f"step {step}, layer {layer}, expert {expert}, source_rank {source}, "
                 f"tokens {tokens}: expected whole numbers from 0 to 2^48."
             )
+        label = self._label(labels)
         self.step.append(step)
         self.layer.append(layer)
         self.expert.append(expert)
         self.source.append(source)
         self.tokens.append(tokens)
-        self.labels.append(self.label_values.setdefault(labels, len(self.label_values)))
+        self.labels.append(label)
+
+    def add_layer(self, *, step: int, layer: int, source: int, tokens: Sequence[int]) -> None:
+        """Append a row for each expert of a layer, from expert 0; raises as ``add``."""
+        if not tokens or not 0 <= min(tokens) <= max(tokens) < MAX_NUMBER:
+            raise EquipoiseError(f"Layer {layer}: expected counts from 0 to 2^48, one an expert.")
+        first, *others = tokens
+        self.add(step=step, layer=layer, expert=0, source=source, tokens=first, labels=_NO_LABELS)
+        for column, value in (
+            (self.step, step),
+            (self.layer, layer),
+            (self.source, source),
+            (self.labels, self.labels[-1]),
+        ):
+            column.extend([value] * len(others))
+        self.expert.extend(range(1, len(tokens)))
+        self.tokens.extend(others)
+
+    def _label(self, labels: tuple[str, ...]) -> int:
+        code = self.label_values.get(labels)
+        if code is None:
+            refuse_long_labels(labels, 1, 1)
+            code = self.label_values[labels] = len(self.label_values)
+        return code
 
     def trace(
-        self, options: TraceOptions, provenance: Provenance, columns: frozenset[str]
+        self,
+        options: TraceOptions,
+        provenance: Provenance,
+        columns: frozenset[str],
+        file_bytes: int,
     ) -> Trace:
         """The trace of the rows; absent (layer, expert) pairs count 0, repeated ones are added.
 
@@ -75,11 +112,13 @@ class Records:
         ----------
         columns
             The optional columns the file has: of ``source_rank`` and ``LABELS``.
+        file_bytes
+            Size of the file, which the size of the trace is compared with.
 
         Raises
         ------
         EquipoiseError
-            No row, or numbers that would make an oversized trace.
+            No row, numbers that would make an oversized trace, or a layer with fewer experts.
         """
         if not self.tokens:
             raise EquipoiseError("There is no row of counts; expected at least one.")
@@ -89,7 +128,12 @@ class Records:
         E, notes = agreed_num_experts(int(expert.max()), options.num_experts)
         R = int(source.max()) + 1
         shape = (len(step_ids), R, len(layers), E)
-        refuse_oversize(shape, 8, "A table of (steps, source ranks, layers, experts)")
+        refuse_oversize(shape, 8, "A table of (steps, source ranks, layers, experts)", file_bytes)
+        refuse_long_labels(
+            [text for labels in self.label_values for text in labels], len(step_ids), file_bytes
+        )
+        if options.num_experts is None:
+            _refuse_smaller_layers(layers, layer_row, expert)
         cell = np.ravel_multi_index((step_row, source, layer_row, expert), shape)
         cube = np.zeros(shape, dtype=np.int64)
         np.add.at(cube.reshape(-1), cell, tokens)
@@ -112,6 +156,29 @@ class Records:
         width = len(self.label_values)
         pairs, step_row = np.unique(id_row * width + self.labels, return_inverse=True)
         return ids[pairs // width], pairs % width, step_row
+
+
+def _refuse_smaller_layers(
+    layers: NDArray[np.int64], layer_row: NDArray[np.intp], expert: NDArray[np.int64]
+) -> None:
+    """Refuse a table in which a layer lacks exactly the last experts of the others.
+
+    An expert without a row got no token, or does not exist. That the experts without one are by
+    chance the last ``k`` of ``E`` has one chance in ``E`` over ``k``.
+    """
+    E = int(expert.max()) + 1
+    listed = np.zeros((len(layers), E), dtype=bool)
+    listed[layer_row, expert] = True
+    numbers = listed.sum(axis=1)
+    for row in np.flatnonzero(numbers < E) if (numbers == E).any() else ():
+        n = int(numbers[row])
+        if listed[row, :n].all() and comb(E, n) >= _NO_CHANCE:
+            raise EquipoiseError(
+                f"Layer {layers[row]} has rows for the experts 0-{n - 1} only, other layers for "
+                f"0-{E - 1}: layers with different numbers of experts cannot be planned together. "
+                "Keep layers of one size in a file; if the others were merely never chosen, give "
+                f"num_experts, here {E}."
+            )
 
 
 def whole_number(text: str) -> int:

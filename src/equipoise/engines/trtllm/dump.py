@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from equipoise.engines.trtllm.rank_files import (
     TOGETHER,
     Grid,
     RankFile,
+    by_stage,
     during,
     numbered,
     open_rank_files,
 )
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
@@ -88,7 +91,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     with naming(path):
         counted, chosen = open_rank_files(path, allow_pickle=options.allow_pickle)
         meta, notes = _read_meta(path / _META)
-        recorded = during(path, counted or chosen, options.iterations)
+        recorded, staged = by_stage(during(path, counted or chosen, options.iterations))
+        chosen = by_stage(chosen)[0] if staged else chosen
         grid = Grid.of(recorded)
         counted, chosen = recorded if counted else [], [grid.cut(file) for file in chosen]
         width = _width(path, meta, options, counted)
@@ -98,21 +102,21 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             cube, more = _fill(counted, grid, width, progress)
         else:
             cube, more = _count_choices(chosen, grid, width, progress)
-        notes += more + _raggedness(recorded, grid) + _beside(path, meta, cube, grid)
+        notes += staged + more + _raggedness(recorded, grid) + _beside(path, meta, cube, grid)
         if options.placement is None and options.num_experts is None:
             notes += _perhaps_slots(width)
         if options.placement is not None:
             cube = _fold(cube, grid, options.placement)
             notes += (f"Counts of {width} slots were folded to experts with the map given.",)
-        repeated = _same_on_all_ranks(cube)
+        groups = same_tokens(cube)
+        firsts = [group[0] for group in groups]
+        repeated = len(firsts) < grid.num_ranks
         if repeated:
-            notes += (
-                "All ranks recorded the same counts, as without attention data parallelism; "
-                "they were counted once, and where tokens came from is not known.",
-            )
-        tokens, more = _tokens(chosen[:1] if repeated else chosen, grid, width, options.placement)
+            notes += (same_tokens_note(groups),)
+            chosen = [file for file in chosen if file.rank in firsts]
+        tokens, more = _tokens(chosen, grid, width, options.placement)
         return Trace(
-            counts=cube[:, 0].astype(np.int64) if repeated else cube.sum(axis=1, dtype=np.int64),
+            counts=cube[:, firsts].sum(axis=1, dtype=np.int64),
             layer_ids=tuple(grid.layers.tolist()),
             step_ids=grid.iterations,
             top_k=meta.num_experts_per_token,
@@ -135,8 +139,8 @@ def write(trace: Trace, path: Path) -> None:
     """
     if trace.top_k is None:
         raise EquipoiseError(
-            "A TensorRT-LLM dump states the choices per token, which this trace does not know; "
-            "give it a top_k."
+            "A TensorRT-LLM dump states the choices per token, which this recording does not; "
+            "write another format, such as equipoise."
         )
     if len(np.unique(trace.steps)) < trace.num_steps or trace.steps.min() < 0:
         raise EquipoiseError(
@@ -194,7 +198,7 @@ def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[Ran
         raise FormatError(
             f"{path} does not state a usable num_experts ({width}); give num_experts."
         )
-    if placement is None and wanted not in (None, width):
+    if placement is None and (wanted or width) < width and not options.drop_experts:
         raise FormatError(
             f"{path} counts {width} ids, num_experts is {wanted}. If the recorded run balanced its "
             "experts, these are slots: give the placement it used."
@@ -312,7 +316,9 @@ def _count_choices(
         "There are no files of counts; the tokens' own choices were counted.",
     )
     if invalid:
-        notes += (f"{invalid} choices of ids beyond num_experts {width} were dropped.",)
+        notes += (
+            f"{invalid} choices were dropped: padding, or ids that {width} experts do not have.",
+        )
     return cube.astype(compact_dtype(int(cube.max())), copy=False), notes
 
 
@@ -320,7 +326,18 @@ def _choices(file: RankFile) -> Iterator[NDArray[np.int64]]:
     """The ids of each key, ``(tokens, K)``."""
     if file.dtype.kind not in "iu":
         raise FormatError(f"{file.path} holds {file.dtype} values; expected whole ids.")
-    return (ids.astype(np.int64) for ids in file.values())
+    return (_chosen(file, i, ids) for i, ids in enumerate(file.values()))
+
+
+def _chosen(file: RankFile, key: int, ids: NDArray[Any]) -> NDArray[np.int64]:
+    """The ids ``(tokens, K)``, with -1 in rows that are no choice."""
+    chosen = ids.astype(np.int64)
+    try:
+        blank = blank_rows(chosen[:, None])[:, 0]
+    except EquipoiseError as error:
+        raise FormatError(f"{file.path}, {file.key(key)}: {error}") from error
+    chosen[blank] = NO_CHOICE
+    return chosen
 
 
 def _tokens(
@@ -385,13 +402,6 @@ def _placement_rows(grid: Grid, placement: Placement) -> list[int]:
     return [row[layer] for layer in grid.layers.tolist()]
 
 
-def _same_on_all_ranks(cube: NDArray[np.integer]) -> bool:
-    R = cube.shape[1]
-    if R == 1 or not cube[:, 0].any():
-        return False
-    return all(np.array_equal(cube[:, 0], cube[:, rank]) for rank in range(1, R))
-
-
 def _raggedness(files: Sequence[RankFile], grid: Grid) -> tuple[str, ...]:
     """What a full product of iterations, ranks and layers would have and this dump has not."""
     notes: list[str] = []
@@ -400,13 +410,16 @@ def _raggedness(files: Sequence[RankFile], grid: Grid) -> tuple[str, ...]:
     if missing:
         notes.append(f"Files of the ranks {format_ids(missing)} are missing; they count 0.")
     per_rank = grid.shape[0] * grid.shape[2]
-    short = [file for file in files if len(file) < per_rank]
+    held: Counter[int] = Counter()
+    for file in files:
+        held[file.rank] += len(file)
+    short = [rank for rank, pairs in held.items() if pairs < per_rank]
     if short:
-        absent = sum(per_rank - len(file) for file in short)
+        absent = sum(per_rank - held[rank] for rank in short)
+        first = _first_missing([file for file in files if file.rank == short[0]], grid)
         notes.append(
-            f"{absent} of {per_rank * len(files)} (iteration, layer) pairs are missing, in "
-            f"{len(short)} rank files ({_first_missing(short[0], grid)} is the first); "
-            "they count 0."
+            f"{absent} of {per_rank * len(held)} (iteration, layer) pairs are missing, in "
+            f"{len(short)} rank files ({first} is the first); they count 0."
         )
     ranges = {file.rank: tuple(np.unique(file.iteration).tolist()) for file in files}
     odd = [rank for rank, own in ranges.items() if own != tuple(grid.iterations.tolist())]
@@ -417,11 +430,12 @@ def _raggedness(files: Sequence[RankFile], grid: Grid) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _first_missing(file: RankFile, grid: Grid) -> str:
+def _first_missing(files: Sequence[RankFile], grid: Grid) -> str:
     seen = np.zeros((grid.shape[0], grid.shape[2]), dtype=bool)
-    seen[grid.cells(file)] = True
+    for file in files:
+        seen[grid.cells(file)] = True
     step, layer = np.argwhere(~seen)[0]
-    return f"{grid.iterations[step]}_{grid.layers[layer]} of {file.path.name}"
+    return f"{grid.iterations[step]}_{grid.layers[layer]} of {files[0].path.name}"
 
 
 def _beside(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.ge
             raise FormatError(
                 f"{path}: the entry {str(key)[:80]} is no vector under an (iteration, layer) pair."
             )
+    if sum(vector.nbytes for vector in content.values()) > path.stat().st_size:
+        raise FormatError(f"{path} refers to the same numbers again and again; record it again.")
     return dict(content)
 
 
@@ -120,7 +122,8 @@ def _load_storage(data: bytes) -> NDArray[np.generic]:
         raise pickle.UnpicklingError("it was written on a big-endian machine")
     _, storage_type, _, _, length, _ = described
     (stored,) = struct.unpack("<q", stream.read(8))
-    values = np.frombuffer(stream.read(), dtype=_STORAGE_DTYPES[storage_type])
+    # A view: many tensors may refer to the same bytes.
+    values = np.frombuffer(data, dtype=_STORAGE_DTYPES[storage_type], offset=stream.tell())
     if not stored == length == len(values):
         raise pickle.UnpicklingError(f"a storage of {length} values holds {len(values)}")
     return values

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.tensor_file import map_bytes, open_tensor_file
+from equipoise.engines.half_precision import widened
+from equipoise.engines.tensor_file import HALF, map_bytes, open_tensor_file
 from equipoise.engines.trtllm.legacy_pickle import load_vectors
 from equipoise.errors import FormatError
 from equipoise.layers import format_ids
@@ -41,6 +42,8 @@ class RankFile:
         First byte of each value in the file, ``(n,)``.
     dtype
         Type of the values.
+    half
+        Which half precision they are stored in, if one: then ``dtype`` is float32.
     loaded
         The values, where the file is a pickle: ``begin`` then counts them from 0.
     """
@@ -53,6 +56,7 @@ class RankFile:
     begin: NDArray[np.int64]
     dtype: np.dtype[np.generic]
     loaded: list[NDArray[np.generic]] | None = None
+    half: str = ""
 
     def __len__(self) -> int:
         return len(self.iteration)
@@ -65,16 +69,27 @@ class RankFile:
         """All values, in one array where they are alike; the file is mapped only meanwhile."""
         if self.loaded is not None:
             return [self.loaded[i] for i in self.begin]
+        if not self.half:
+            return self._stored(self.dtype)
+        bits = self._stored(np.dtype("<u2"))
+        try:
+            if isinstance(bits, np.ndarray):
+                return widened(bits, self.half)
+            return [widened(part, self.half) for part in bits]
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}.") from None
+
+    def _stored(self, dtype: np.dtype[np.generic]) -> Sequence[NDArray[Any]] | NDArray[Any]:
         data = map_bytes(self.path)
-        size = self.shapes.prod(axis=1) * self.dtype.itemsize
+        size = self.shapes.prod(axis=1) * dtype.itemsize
         if len(self) and size[0] and (self.shapes == self.shapes[0]).all():
             first, last = self.begin.min(), self.begin.max() + size[0]
             row, rest = np.divmod(self.begin - first, size[0])
             if not rest.any():
-                whole = data[first:last].view(self.dtype)
+                whole = data[first:last].view(dtype)
                 return whole.reshape(-1, *self.shapes[0])[row]
         places = zip(self.begin.tolist(), size.tolist(), self.shapes.tolist(), strict=True)
-        return [data[at : at + n].view(self.dtype).reshape(shape) for at, n, shape in places]
+        return [data[at : at + n].view(dtype).reshape(shape) for at, n, shape in places]
 
     def take(self, keep: NDArray[np.bool_]) -> RankFile:
         """Only the keys that are to be kept, ``(n,)``."""
@@ -180,9 +195,11 @@ def _index(item: tuple[int, Path], axes: int) -> RankFile:
         if pair in pairs:
             raise FormatError(f"{path} has {pairs[pair]} and {key}, which mean the same; keep one.")
         pairs[pair] = key
-    dtypes = {info.numpy_dtype for info in tensors.values()} or {np.dtype(np.int64)}
-    if len(dtypes) > 1:
-        raise FormatError(f"{path} mixes {', '.join(sorted(map(str, dtypes)))}; expected one type.")
+    names = {info.dtype for info in tensors.values()} or {"I64"}
+    if len(names) > 1:
+        raise FormatError(f"{path} mixes {', '.join(sorted(names))}; expected one type.")
+    half = HALF.get(names.pop(), "")
+    dtype = next((info.numpy_dtype for info in tensors.values()), np.dtype(np.int64))
     iteration, layer = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
     shapes = np.array([info.shape for info in tensors.values()], dtype=np.int64)
     begin = np.array([info.data_offsets[0] for info in tensors.values()], dtype=np.int64)
@@ -193,7 +210,8 @@ def _index(item: tuple[int, Path], axes: int) -> RankFile:
         layer,
         shapes.reshape(-1, axes),
         begin + file.data_begin,
-        dtypes.pop(),
+        np.dtype(np.float32) if half else dtype,
+        half=half,
     )
 
 
@@ -212,3 +230,28 @@ def _index_pickle(item: tuple[int, Path]) -> RankFile:
         np.result_type(*loaded) if loaded else np.dtype(np.int64),
         loaded,
     )
+
+
+def by_stage(files: list[RankFile]) -> tuple[list[RankFile], tuple[str, ...]]:
+    """The files with the ranks of pipeline stages counted from 0 in each, and a note.
+
+    With expert parallelism alone every rank has every layer. Ranks whose layers are disjoint are
+    stages of a pipeline: the first rank of each stage is one and the same expert-parallel rank.
+    """
+    layers = {file.rank: tuple(np.unique(file.layer).tolist()) for file in files if len(file)}
+    stages: dict[tuple[int, ...], list[int]] = {}
+    for rank, own in layers.items():
+        stages.setdefault(own, []).append(rank)
+    seen = [layer for own in stages for layer in own]
+    sizes = {len(ranks) for ranks in stages.values()}
+    if len(stages) < 2 or len(set(seen)) < len(seen) or len(sizes) > 1:
+        return files, ()
+    position = {rank: i for ranks in stages.values() for i, rank in enumerate(sorted(ranks))}
+    shown = [f"ranks {format_ids(sorted(r))} layers {format_ids(own)}" for own, r in stages.items()]
+    note = (
+        f"No two of the {len(stages)} groups of ranks recorded the same layer "
+        f"({'; '.join(shown[:4])}{'; ...' if len(shown) > 4 else ''}): they were read as pipeline "
+        f"stages of {sizes.pop()} expert-parallel ranks each."
+    )
+    staged = [replace(f, rank=position[f.rank]) if f.rank in position else f for f in files]
+    return [f for f in staged if len(f)], (note,)

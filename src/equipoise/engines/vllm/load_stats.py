@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from equipoise.engines.arrays import compact, naming, refuse_oversize
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.json_text import parse_json
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.trace import Provenance, Trace
+from equipoise.trace import MAX_COUNT, Provenance, Trace
 
 _META, _STATS = "eplb_load_meta", "eplb_load_stats"
 _VERSION = 1
@@ -30,13 +31,6 @@ _SOURCE_NOTE = (
     "Counts are what one process recorded before the ranks were summed; naive all-gather dispatch "
     "counts every token once a data-parallel rank."
 )
-
-
-class _Head(msgspec.Struct):
-    """What says how to read the rest of a record."""
-
-    record_type: str = ""
-    version: Any = None
 
 
 class _Meta(msgspec.Struct):
@@ -51,7 +45,7 @@ class _Stats(msgspec.Struct):
     """The load of one step, and the map under which it was counted."""
 
     step: _Count
-    expert_load: list[list[_Count]]  # (L, S)
+    expert_load: list[list[int]]  # (L, S)
     p2l_map: list[list[_Expert]]  # (L, S)
     num_ranks: int | None = None  # revision A
 
@@ -63,6 +57,7 @@ class _Recording:
     meta: _Meta | None = None
     steps: list[int] = field(default_factory=list)
     counts: list[NDArray[np.int64]] = field(default_factory=list)  # (L, E of the record) each
+    lines: list[int] = field(default_factory=list)
     ranks: set[int] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=lambda: [_SOURCE_NOTE])
@@ -77,7 +72,7 @@ def _matches(path: Path) -> bool:
     kinds = []
     for line in filter(bytes.strip, lines):
         try:
-            kinds.append(_head(line).record_type)
+            kinds.append(_record(line).get("record_type"))
         except FormatError:
             break
     return _META in kinds or _STATS in kinds
@@ -86,10 +81,10 @@ def _matches(path: Path) -> bool:
 def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     recording = _Recording()
     with naming(path):
-        for number, head, line in _records(path, recording.notes, progress):
+        for number, record in _records(path, recording.notes, progress):
             try:
-                _add(head, line, recording, options.iterations)
-            except (EquipoiseError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                _add(number, record, recording, options.iterations)
+            except (EquipoiseError, msgspec.ValidationError, UnicodeEncodeError) as error:
                 what = str(error).removesuffix(".")
                 raise FormatError(f"{path}, line {number}: {what}.") from error
         return _trace(path, recording, options)
@@ -106,8 +101,8 @@ FORMAT = TraceFormat(
 
 def _records(
     path: Path, notes: list[str], progress: Progress
-) -> Iterator[tuple[int, _Head, bytes]]:
-    """The number, head and text of every line; only the last line may be broken."""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and record of every line; only the last line may be broken."""
     size, done, broken = path.stat().st_size, 0, ""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -117,45 +112,52 @@ def _records(
             if broken:
                 raise FormatError(f"{path}, {broken}")
             try:
-                head = _head(line)
+                record = _record(line)
             except FormatError as error:
                 broken = f"line {number}: {error}"
                 continue
-            yield number, head, line
+            yield number, record
             progress(done, size)
     if broken:
         notes.append(f"The last line is cut off and was left out ({broken})")
 
 
-def _head(line: bytes) -> _Head:
-    try:
-        return msgspec.json.decode(line, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"not a JSON record: {error}.") from error
+def _record(line: bytes) -> dict[str, Any]:
+    """A line that is a JSON object with a ``record_type``, if it has one, of text."""
+    record = parse_json(line, "not a JSON record")
+    if not isinstance(record, dict) or not isinstance(record.get("record_type", ""), str):
+        raise FormatError("not a JSON record with a record_type.")
+    return record
 
 
-def _add(head: _Head, line: bytes, recording: _Recording, only: tuple[int, int] | None) -> None:
-    if head.record_type not in (_META, _STATS):
-        recording.skipped[head.record_type or "without record_type"] += 1
+def _add(
+    number: int, record: dict[str, Any], recording: _Recording, only: tuple[int, int] | None
+) -> None:
+    kind = record.get("record_type", "")
+    if kind not in (_META, _STATS):
+        recording.skipped[kind[:40] or "without record_type"] += 1
         return
-    if head.version != _VERSION:
-        raise FormatError(f"version {head.version!r} is not known; expected {_VERSION}.")
-    if head.record_type == _META:
+    if record.get("version") != _VERSION or isinstance(record.get("version"), bool):
+        version = repr(record.get("version"))[:40]
+        raise FormatError(f"version {version} is not known; expected {_VERSION}.")
+    if kind == _META:
         if recording.meta is not None or recording.steps:
             raise FormatError("a second recording begins here; split the file before this line.")
-        recording.meta = msgspec.json.decode(line, type=_Meta)
+        recording.meta = msgspec.convert(record, _Meta)
         recording.ranks.add(recording.meta.num_ranks)
         return
-    stats = msgspec.json.decode(line, type=_Stats)
+    stats = msgspec.convert(record, _Stats)
     if only is None or only[0] <= stats.step < only[1]:
         recording.counts.append(_fold(stats, recording))
         recording.steps.append(stats.step)
+        recording.lines.append(number)
         if stats.num_ranks is not None:
             recording.ranks.add(stats.num_ranks)
 
 
 def _fold(stats: _Stats, recording: _Recording) -> NDArray[np.int64]:
     """The record's load by logical expert, ``(L, E)``, by the map it carries."""
+    _refuse_no_counts(stats.expert_load)
     load, slot_expert = _table(stats.expert_load), _table(stats.p2l_map)
     L, S = load.shape
     if slot_expert.shape != (L, S):
@@ -163,9 +165,6 @@ def _fold(stats: _Stats, recording: _Recording) -> NDArray[np.int64]:
             f"expert_load has (layers, slots) {(L, S)}, p2l_map {slot_expert.shape}; expected the "
             "same."
         )
-    known = recording.meta.num_layers if recording.meta else len((recording.counts or [load])[0])
-    if known != L:
-        raise FormatError(f"{L} layers in a recording of {known}.")
     E = _num_experts(slot_expert, recording.meta)
     empty = slot_expert < 0
     if load[empty].any():
@@ -189,6 +188,17 @@ def _num_experts(slot_expert: NDArray[np.int64], meta: _Meta | None) -> int:
     return largest + 1 if meta is None else most
 
 
+def _refuse_no_counts(load: list[list[int]]) -> None:
+    for layer, row in enumerate(load):
+        if row and not 0 <= min(row) <= max(row) < MAX_COUNT:
+            slot = next(i for i, n in enumerate(row) if not 0 <= n < MAX_COUNT)
+            value = str(row[slot]) if abs(row[slot]) < 1 << 64 else "an enormous number"
+            raise FormatError(
+                f"expert_load of layer {layer}, slot {slot} is {value}; expected a number from 0 "
+                "to 2^48."
+            )
+
+
 def _table(rows: list[list[int]]) -> NDArray[np.int64]:
     try:
         table = np.array(rows, dtype=np.int64)
@@ -203,23 +213,79 @@ def _trace(path: Path, recording: _Recording, options: TraceOptions) -> Trace:
     if not recording.steps:
         wanted = "" if options.iterations is None else " of the iterations asked for"
         raise FormatError(f"{path} has no complete {_STATS} record{wanted}.")
-    shape = (len(recording.counts), *np.max([c.shape for c in recording.counts], axis=0))
-    refuse_oversize(shape, 8, "A recording (steps, layers, experts)")
-    counts = np.zeros(shape, dtype=np.int64)
-    for row, record in zip(counts, recording.counts, strict=True):
-        row[:, : record.shape[1]] = record
     notes = recording.notes
+    index = _of_one_model(recording, options.layer_ids)
+    chosen, steps = [recording.counts[i] for i in index], [recording.steps[i] for i in index]
+    shape = (len(chosen), *np.max([c.shape for c in chosen], axis=0))
+    refuse_oversize(shape, 8, "A recording (steps, layers, experts)", path.stat().st_size)
+    counts = np.zeros(shape, dtype=np.int64)
+    for row, record in zip(counts, chosen, strict=True):
+        row[:, : record.shape[1]] = record
     notes += [f"Skipped {n} records {kind}." for kind, n in sorted(recording.skipped.items())]
     if recording.ranks:
         ranks = " and ".join(map(str, sorted(recording.ranks)))
         notes.append(f"Recorded on {ranks} ranks.")
-    if any(b <= a for a, b in pairwise(recording.steps)):
+    if recording.meta is None:
         notes.append(
-            "Step numbers repeat or go back: several runs are in the file, kept in its order."
+            f"The file does not state num_experts; {shape[-1]} is the largest id in its maps plus "
+            "one. An expert that no map holds is missing."
         )
     return Trace(
         counts=compact(counts),
         layer_ids=options.layer_ids or (),
-        step_ids=np.array(recording.steps, dtype=np.int64),
-        provenance=Provenance("vllm", str(path), tuple(notes)),
+        step_ids=np.array(steps, dtype=np.int64),
+        provenance=Provenance("vllm", str(path), (*notes, *_step_notes(steps))),
     )
+
+
+def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> list[int]:
+    """Which records to read: where a target and its draft model wrote, those of one of them.
+
+    They differ in their number of layers. The layers the user gives choose, else the first record
+    of the file where it states a number.
+
+    Raises
+    ------
+    EquipoiseError
+        Several models and no choice, or none of the number that the file states.
+    """
+    sizes = Counter(len(record) for record in recording.counts)
+    stated = recording.meta.num_layers if recording.meta else None
+    if layer_ids is not None and len(sizes) > 1:
+        chosen = len(layer_ids)
+    else:
+        chosen = next(iter(sizes)) if stated is None else stated
+    found = ", ".join(f"{n} of {size} layers" for size, n in sorted(sizes.items(), reverse=True))
+    if chosen not in sizes:
+        first = recording.lines[0]
+        raise EquipoiseError(
+            f"line {first}: {len(recording.counts[0])} layers in a recording of {chosen}."
+        )
+    if len(sizes) > 1 and stated is None and layer_ids is None:
+        raise EquipoiseError(
+            f"The file mixes records of several models, {found}: a target and its draft model "
+            "wrote it. Name the layers of one with layer_ids, as many as it has; give layer_ids "
+            f"0-{max(sizes) - 1} for the larger one."
+        )
+    if len(sizes) > 1:
+        recording.notes.append(
+            f"The file mixes records of several models, {found}; those of {chosen} layers were "
+            "read. Name as many layers as another has (--layers) to read that one."
+        )
+    return [i for i, record in enumerate(recording.counts) if len(record) == chosen]
+
+
+def _step_notes(steps: list[int]) -> list[str]:
+    """What repeated step numbers may mean."""
+    if any(a == b for a, b in pairwise(steps)):
+        return [
+            "Consecutive records carry the same step number: several processes wrote the file at "
+            "the same time, data-parallel ranks or a target and its draft model. Each record was "
+            "kept as a step of its own; if they are of two models, split the file."
+        ]
+    if any(b < a for a, b in pairwise(steps)):
+        return [
+            "Step numbers repeat or go back: several runs, or data-parallel ranks, are in the file "
+            "one after the other. They were kept in its order, each record a step of its own."
+        ]
+    return []

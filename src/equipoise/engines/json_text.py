@@ -1,0 +1,207 @@
+"""JSON that anybody may have written: no key is lost, no depth and no number ends the process.
+
+Python's parser and msgspec keep the last of two equal keys and say nothing. ijson makes a longer
+prefix at every level, and its whole numbers of more than 4,300 digits end the process unless they
+are read as floating point.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterator
+from json.decoder import JSONDecodeError
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ijson
+
+from equipoise.errors import FormatError
+
+_HEAD_BYTES = 1 << 16
+_HEAD_NESTING = 64
+_BUFFER_BYTES = 1 << 18
+_LONGEST_WORD = 16
+"""Characters of the longest word or escape that the end of a buffer may cut in two."""
+
+
+def read_json(path: Path) -> Any:
+    """The document in a file.
+
+    Raises
+    ------
+    FormatError
+        No JSON in UTF-8, one key twice in the same object, too deep nesting, or a number of
+        thousands of digits.
+    """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The document in ``data``; raises as ``read_json``, and the message begins with ``where``."""
+    try:
+        return _DECODER.decode(data.decode("utf-8-sig"))
+    except JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise FormatError(f"{where}: is not JSON ({place}: {error.msg}).") from error
+    except (ValueError, RecursionError) as error:
+        raise _explained(error, where) from error
+
+
+def head_keys(path: Path) -> list[str]:
+    """The keys of a JSON object that begin in the head of its file; none of any other file.
+
+    A key whose value is ``null`` says nothing and is left out.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
+    keys: list[str] = []
+    depth = 0
+    if not head.lstrip().startswith(b"{"):
+        return keys
+    try:
+        for event, value in ijson.basic_parse(head, use_float=True):
+            depth += event.startswith("start_") - event.startswith("end_")
+            if depth > _HEAD_NESTING:
+                break
+            if depth == 1 and event == "map_key":
+                keys.append(value)
+            elif depth == 1 and event == "null":
+                keys.pop()
+    except (ijson.JSONError, ValueError):
+        pass  # where the head ends, or the JSON
+    return keys
+
+
+def stream_items(file: BinaryIO, key: str, where: str) -> Iterator[Any]:
+    """The items of the list under a key of the root object, one in memory at a time.
+
+    Raises
+    ------
+    FormatError
+        As ``read_json``, where the fault is met.
+    """
+    text = _Text(file)
+    try:
+        seen: set[str] = set()
+        for name in text.names():
+            if name in seen:
+                raise _repeated(name)
+            seen.add(name)
+            if name == key:
+                yield from text.items()
+            else:
+                text.value()
+        text.end()
+    except JSONDecodeError as error:
+        place = f"at or before byte {file.tell()}"
+        raise FormatError(f"{where}: is damaged JSON, {place} ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:
+        raise _explained(error, where) from error
+
+
+class _Text:
+    """The text of a file from which values are taken one by one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._at = 0
+
+    def names(self) -> Iterator[str]:
+        """The keys of the object that comes next; whoever asks for another has taken its value."""
+        self._take("{")
+        while self._next() != "}":
+            name = self.value()
+            if not isinstance(name, str):
+                raise JSONDecodeError("Expecting a key", self._text, self._at)
+            self._take(":")
+            yield name
+            if self._next() != "}":
+                self._take(",")
+        self._take("}")
+
+    def items(self) -> Iterator[Any]:
+        """The items of the list that comes next."""
+        self._take("[")
+        while self._next() != "]":
+            yield self.value()
+            if self._next() != "]":
+                self._take(",")
+        self._take("]")
+
+    def value(self) -> Any:
+        """The value that comes next."""
+        self._next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                length = end - self._at
+            except JSONDecodeError as error:
+                cut = error.pos + _LONGEST_WORD > len(self._text) or "Untermin" in error.msg
+                if not (cut and self._more()):
+                    raise
+            else:
+                # Else a number may go on: the text "0." holds a 0 that is none.
+                if end + _LONGEST_WORD < len(self._text) or not self._more():
+                    self._at += length
+                    return value
+
+    def end(self) -> None:
+        """Refuse anything after the last value."""
+        if self._next():
+            raise JSONDecodeError("Extra data", self._text, self._at)
+
+    def _next(self) -> str:
+        """The next character that is no space; nothing at the end."""
+        while True:
+            while self._text[self._at : self._at + 1] in _SPACES:
+                self._at += 1
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _take(self, wanted: str) -> None:
+        if self._next() != wanted:
+            raise JSONDecodeError(f"Expecting {wanted!r}", self._text, self._at)
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Read on, twice as far each time that one value is not enough; False at the end."""
+        rest = self._text[self._at :]
+        data = self._file.read(max(_BUFFER_BYTES, len(rest)))
+        self._text, self._at = rest + self._utf8.decode(data, final=not data), 0
+        return bool(data)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise _repeated(counts.most_common(1)[0][0])
+    return entries
+
+
+def _repeated(name: str) -> FormatError:
+    return FormatError(f"The key {name[:80]!r} stands twice in one object; keep one of the two.")
+
+
+def _not_a_number(word: str) -> Any:
+    raise FormatError(f"is damaged JSON: {word} is no number.")
+
+
+def _explained(error: Exception, where: str) -> FormatError:
+    """What an error of the decoder means to whoever has the file."""
+    match error:
+        case FormatError():
+            return FormatError(f"{where}: {error}")
+        case UnicodeDecodeError():
+            return FormatError(f"{where}: is not UTF-8 text (byte {error.start}).")
+        case RecursionError():
+            return FormatError(f"{where}: is nested too deeply to be read.")
+    return FormatError(f"{where}: holds a number of thousands of digits.")  # Python's own limit
+
+
+_SPACES = frozenset(" \t\n\r")
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_not_a_number)

@@ -1,0 +1,164 @@
+"""A bare NumPy array: counts, or the tokens' own choices, told apart by what holds for each.
+
+All layers of a step carry the same number of assignments, and the choices of a token differ. Where
+neither shows, the array is refused, and a name for it asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines.arrays import MAX_BYTES, agreed_layer_ids, naming
+from equipoise.engines.choices import Group, trace_of_choices
+from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.trace import Provenance, Trace
+
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_MAGIC = b"\x93NUMPY"
+_MOST_CHOICES = 32  # top-k of a model; counts have a column for each expert
+
+
+def matches(path: Path) -> bool:
+    """Whether a file begins as an array that NumPy saved."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
+    """Read an array ``(steps, layers, experts)``, ``(layers, experts)`` or ``(tokens, layers, K)``.
+
+    Raises
+    ------
+    FormatError
+        Not such an array, or one that could be either.
+    """
+    size = path.stat().st_size
+    with naming(path):
+        if size > MAX_BYTES:
+            raise EquipoiseError(
+                f"{size / 2**30:.1f} GiB; at most {MAX_BYTES / 2**30:.0f} GiB are read at once."
+            )
+        array = load_npy(path.read_bytes(), str(path))
+        progress(size, size)
+        if options.window_tokens is not None or _are_choices(array):
+            if array.ndim != 3:
+                raise EquipoiseError(f"Choices have shape {array.shape}; expected 3 axes.")
+            note = f"The array {array.shape} was read as choices (tokens, layers, top_k)."
+            provenance = Provenance("npy", str(path), (note,))
+            return trace_of_choices([Group("", array)], options, provenance)
+        return _counts(path, array, options)
+
+
+def load_npy(data: bytes, where: str) -> NDArray[Any]:
+    """The array in bytes that NumPy saved; never unpickles.
+
+    Raises
+    ------
+    FormatError
+        Damaged, or no array of numbers.
+    """
+    file = io.BytesIO(data)
+    try:
+        check_header(file, len(data), where)
+        file.seek(0)
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except FormatError:
+        raise
+    except Exception as error:  # numpy's words quote whatever stands there, of many types
+        raise FormatError(f"{where} is a damaged .npy array; save it again.") from error
+    if array.dtype.kind not in "iuf" or not array.size:
+        raise FormatError(
+            f"{where} has shape {array.shape} and type {array.dtype}; expected numbers."
+        )
+    return array
+
+
+def check_header(file: IO[bytes], stored: int, where: str) -> None:
+    """Check what an array declares against the ``stored`` bytes, before any is allocated.
+
+    Raises
+    ------
+    FormatError
+        An unknown version, Python objects, a size that is not there or too large.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _READ_HEADER:
+        raise FormatError(f"{where} has .npy version {version}; save it again.")
+    try:
+        shape, _, dtype = _READ_HEADER[version](file)
+    except Exception as error:  # numpy's words quote whatever stands there
+        raise FormatError(f"{where} has a damaged header; save it again.") from error
+    if dtype.hasobject:
+        raise FormatError(
+            f"{where} holds Python objects, which are never unpickled; save it as numbers or "
+            "strings."
+        )
+    declared = prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or declared != stored - file.tell():
+        raise FormatError(
+            f"{where} declares shape {shape}, {declared} bytes, but "
+            f"{stored - file.tell()} are stored; it is damaged."
+        )
+    if declared > MAX_BYTES:
+        raise FormatError(
+            f"{where} unpacks to {declared / 2**30:.1f} GiB; at most "
+            f"{MAX_BYTES / 2**30:.0f} GiB are read. Split the recording."
+        )
+
+
+def _are_choices(array: NDArray[Any]) -> bool:
+    """Whether rows are the different choices of a token, or blank, and no row of counts."""
+    if array.ndim != 3 or array.dtype.kind == "f" or not 1 < array.shape[2] <= _MOST_CHOICES:
+        return False
+    ordered = np.sort(array, axis=2)
+    same = ordered[:, :, 1:] == ordered[:, :, :-1]
+    blank = same.all(axis=2)
+    sums = array.sum(axis=2, dtype=np.int64)
+    equal_layers = array.shape[1] > 1 and bool((sums == sums[:, :1]).all())
+    return not blank.all() and not same[~blank].any() and not equal_layers
+
+
+def _counts(path: Path, array: NDArray[Any], options: TraceOptions) -> Trace:
+    if array.ndim not in (2, 3):
+        raise EquipoiseError(
+            f"An array of shape {array.shape}; expected counts (steps, layers, experts) or choices "
+            "(tokens, layers, top_k). Save it under a name: numpy.savez(FILE, counts=...)."
+        )
+    cube = array if array.ndim == 3 else array[None]
+    by_rank = options.first_axis == "rank"
+    notes = [f"The array {array.shape} was read as counts ({_axes(array.ndim, by_rank)})."]
+    if array.ndim == 3 and options.first_axis is None and len(array) > 1:
+        notes.append("If its first axis is ranks, give --first-axis rank.")
+    return Trace(
+        counts=cube.sum(axis=0)[None] if by_rank else cube,
+        source_counts=cube[None].astype(np.int64) if by_rank else None,
+        layer_ids=agreed_layer_ids(None, options.layer_ids, cube.shape[1]),
+        provenance=Provenance("npy", str(path), tuple(notes)),
+    )
+
+
+def _axes(ndim: int, by_rank: bool) -> str:
+    first = "source ranks" if by_rank else "steps"
+    return f"{first}, layers, experts" if ndim == 3 else "layers, experts"
+
+
+FORMAT = TraceFormat(
+    name="npy",
+    summary="a bare NumPy array of counts or of the tokens' own choices (.npy)",
+    matches=matches,
+    read=read,
+    options=frozenset({"num_experts", "layer_ids", "window_tokens", "first_axis"}),
+)
