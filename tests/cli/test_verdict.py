@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import equipoise as eq
+from equipoise.cli.locality import _without_balancing as without_balancing
 from equipoise.cost import rank_cost
 from equipoise.dispatch import Even, dispatcher
 from equipoise.plan import (
@@ -143,6 +144,19 @@ def test_uneven_experts_are_dealt_out_as_the_engines_do(document):
     answer = document("plan", "tests/cases/uneven_experts/q60.npz", "--ranks", 8, "--redundant", 4,
                       "--planner", "greedy")  # fmt: skip
     assert answer["scores"]["plain_fit"]["mean_imbalance"] == pytest.approx(2.87, abs=0.01)
+
+
+def test_a_report_measures_the_same(document):
+    answer = document("report", "tests/cases/uneven_experts/q60.npz", "--ranks", 8)
+    assert answer["before"]["balance"]["imbalance"] == pytest.approx(2.87, abs=0.01)
+    assert answer["before"]["num_slots"] == 60
+
+
+def test_slots_that_stay_empty_hold_experts_that_the_model_has_not():
+    trace = eq.Trace(counts=np.ones((1, 1, 5), np.int64))
+    placement = without_balancing(trace, 3)
+    assert placement.by_rank.tolist() == [[[0, 1], [2, 3], [4, 5]]]
+    assert placement.num_experts == 6
 
 
 def test_uneven_ranks_by_hand():

@@ -13,7 +13,6 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import read_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan import without_balancing
 from equipoise.plan.coverage import coverage
 from equipoise.report.layout import source_ranks
 from equipoise.report.page import render_page
@@ -60,7 +59,7 @@ def report(
     recording = reading.read(trace, ranks=ranks)
     placement = None if map is None else _read_placement(map, recording, ranks)
     num_ranks = ranks if placement is None else placement.num_ranks
-    before = _without_balancing(recording, num_ranks)
+    before = summarise(recording, num_ranks=num_ranks)
     after = None if placement is None else summarise(recording, placement=placement)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
@@ -109,12 +108,6 @@ def _read_placement(map: Path, recording: Trace, ranks: int | None) -> Placement
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
     )
     return read_map(map, context)
-
-
-def _without_balancing(recording: Trace, num_ranks: int | None) -> TraceSummary:
-    if num_ranks is None or recording.num_experts % num_ranks == 0:
-        return summarise(recording, num_ranks=num_ranks)
-    return summarise(recording, placement=without_balancing(recording, Topology(num_ranks)))
 
 
 def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:

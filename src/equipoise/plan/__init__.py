@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.plan.baselines import Contiguous, RoundRobin, without_balancing
+from equipoise.plan.baselines import Contiguous, RoundRobin
 from equipoise.plan.bounds import (
     active_lower_bound,
     even_split_lower_bound,
@@ -75,5 +75,4 @@ __all__ = [
     "peak_lower_bound",
     "resize",
     "time_lower_bound",
-    "without_balancing",
 ]
