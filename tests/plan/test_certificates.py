@@ -109,14 +109,17 @@ def check(seed):
     rows = load if cost is not None else load.sum(axis=0)[None]
     speed, least = speeds(topology, cost), {}
     mean = np.mean([[mean_rank(row, speed, cost) for row in step] for step in rows], axis=0)
-    certain = 0
+    certain, typical = 0, {}
     for plan in plans(load, topology, num_slots, cost):
         name = plan.dispatch
         if name not in least:
             least[name] = least_peaks(rows, topology, num_slots, name, cost)
+            mean_load = rows.mean(axis=0, keepdims=True)
+            typical[name] = least_peaks(mean_load, topology, num_slots, name, cost)
         certain += check_status(plan, least[name], mean)
         for layer, binding in enumerate(plan.binding):
-            check_binding(binding, layer, plan, load, topology, num_slots, cost)
+            mean_peak = mean_rank(rows.mean(axis=0)[layer], speed, cost)
+            check_binding(binding, typical[name][layer] / mean_peak, topology, load, num_slots)
     return certain
 
 
@@ -136,20 +139,22 @@ def check_status(plan, least, mean):
     return 1
 
 
-def check_binding(binding, row, plan, load, topology, num_slots, cost):
-    """That nothing is below what the text says; and who is confined to how many ranks."""
-    typical = load.mean(axis=0)[row] if cost is not None else load.sum(axis=0)[row]
+def check_binding(binding, least, topology, load, num_slots):
+    """That nothing is below what the text says; and who is confined to how many ranks.
+
+    ``least`` is what the best of all placements reaches, over the mean.
+    """
     if binding.kind == "mean":
         assert "do not exclude perfect balance" in binding.text
         return
-    least = least_peaks(typical[None, None], topology, num_slots, plan.dispatch, cost)[0]
     ratio = float(re.search(r"(\S+)x the mean", binding.text)[1])
-    assert least >= mean_rank(typical, speeds(topology, cost), cost) * (ratio - 0.005 - 1e-6)
+    assert least >= ratio - 0.005 - 1e-6
     if found := re.search(r"\(([\d, ]+)\).* at most (\d+) ranks", binding.text):
         experts = [int(e) for e in found[1].split(",")]
-        slots = all_placements(load.shape[2], topology.num_ranks, num_slots // topology.num_ranks,
+        ranks = topology.num_ranks
+        slots = all_placements(load.shape[2], ranks, num_slots // ranks,
                                alike=topology.speed is None)  # fmt: skip
-        by_rank = slots.reshape(len(slots), topology.num_ranks, -1)
+        by_rank = slots.reshape(len(slots), ranks, -1)
         assert np.isin(by_rank, experts).any(axis=2).sum(axis=1).max() <= int(found[2])
 
 
@@ -160,8 +165,8 @@ def test_no_sentence_is_false(seed):
 
 @pytest.mark.long
 def test_no_sentence_is_false_on_thousands_of_problems():
-    certain = [check(seed) for seed in range(1000, 3000)]
-    assert sum(certain) > 500  # or the strongest sentence would be untested
+    certain = [check(seed) for seed in range(1000, 2200)]
+    assert sum(certain) > 1000  # or the strongest sentence would be untested
 
 
 def test_a_gap_is_never_called_optimal():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations_with_replacement, product
 
 import numpy as np
 
 
+@lru_cache(maxsize=8)
 def all_placements(num_experts, num_ranks, slots_per_rank, *, alike):
     """Slots ``(N, S)`` of every valid placement; of ranks that are alike in one order only."""
     ranks = np.array(list(combinations_with_replacement(range(num_experts), slots_per_rank)))
