@@ -29,6 +29,7 @@ from equipoise.plan import (
 )
 from equipoise.topology import Topology
 
+_PER_MILLE = 1000  # steps of a progress bar
 _ALL = {"planner", "dispatch", "rank_cost", "step_assignments"}
 _SEARCH = {"moves", "budget_seconds", "seed"}
 _OPTIONS: dict[str, set[str]] = {
@@ -56,7 +57,8 @@ class PlannerArguments:
         How copies share each batch, for the scores and for what a search plans for: even; minmax,
         the exact split of docs/dispatch.md; nearest; fewest, the fewest active experts; or what an
         engine does (docs/tokens.md): vllm, sglang-static, sglang-dynamic, sglang-rows, trtllm,
-        ascend, ascend-mrv2, lplb.
+        ascend, ascend-mrv2, lplb. Even if not given; minmax for a fixed graph, which is made for
+        it.
     moves
         Planners that search: proposals per layer.
     budget_seconds
@@ -94,7 +96,7 @@ class PlannerArguments:
         "contiguous",
         "round-robin",
     ] = "robust"
-    dispatch: str = "even"
+    dispatch: str | None = None
     moves: Annotated[int, Amount] = Robust.moves
     budget_seconds: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
@@ -137,20 +139,25 @@ class PlannerArguments:
         self.configured(self.judge(), no_progress)  # what planner and dispatcher refuse themselves
 
     @property
+    def dispatch_name(self) -> str:
+        """The dispatcher asked for, or else the one that the planner plans for."""
+        return self.dispatch or ("minmax" if self.planner == "fixed-graph" else "even")
+
+    @property
     def cost(self) -> RankCost | None:
         """What a rank's share takes, if times count."""
         return None if self.rank_cost is None else rank_cost(self.rank_cost)
 
     def judge(self, topology: Topology | None = None, top_k: int | None = None) -> Dispatcher:
         """The dispatcher that scores, told of the machines, the router and the cost."""
-        return find_dispatcher(self.dispatch, topology, top_k=top_k, cost=self.cost)
+        return find_dispatcher(self.dispatch_name, topology, top_k=top_k, cost=self.cost)
 
     def planned_for(self, judge: Dispatcher) -> str | Dispatcher:
         """The dispatcher as a planner takes it: by name if that says all."""
-        return judge if self.dispatch in ENGINE_RULES else self.dispatch
+        return judge if self.dispatch_name in ENGINE_RULES else self.dispatch_name
 
     def configured(self, judge: Dispatcher, progress: Progress) -> Planner:
-        """The planner; ``progress`` is told of the rounds of a search."""
+        """The planner; ``progress`` is told how much of a search is done, of a thousand."""
         match self.planner:
             case "robust":
                 return Robust(**self._search(judge, progress))
@@ -187,5 +194,5 @@ class PlannerArguments:
             "moves": self.moves,
             "budget_seconds": self.budget_seconds,
             "seed": self.seed,
-            "progress": lambda p: progress(p.rounds_done, p.num_rounds),
+            "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE),
         }
