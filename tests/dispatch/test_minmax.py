@@ -146,7 +146,7 @@ def test_quotas_do_not_depend_on_where_the_level_starts(batch):
     quotas = _kernels.minmax_quotas(
         load,
         load[0][placement.slots] / copies,
-        np.zeros(1),
+        np.ones((1, placement.num_ranks), np.bool_),
         placement.slots,
         np.ones(placement.num_ranks),
     )

@@ -109,7 +109,7 @@ class Split:
         EquipoiseError
             Loads that are not whole numbers, or that were not given by source rank.
         """
-        from equipoise.dispatch import _kernels  # numba takes long to import
+        from equipoise.dispatch import _near_kernels  # numba takes long to import
 
         if self.source_load is None:
             raise EquipoiseError(
@@ -118,8 +118,8 @@ class Split:
                 f"{self.placement.num_experts}), for quotas of each source."
             )
         nodes = nodes_of_ranks(self.topology, self.placement.num_ranks)
-        return _kernels.fill_from_sources(
-            self.quotas, self.source_load.astype(np.int64), self.placement.slots, nodes
+        return _near_kernels.fill_from_sources(
+            self.quotas, self.source_load, self.placement.slots, nodes
         )
 
     @cached_property
