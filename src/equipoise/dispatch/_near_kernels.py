@@ -511,3 +511,131 @@ def fill_from_sources(
                     if left[r, c] > 0:
                         next_slot[c] += 1
     return filled_LRS
+
+
+@_compiled
+def _advance(end: int, first: Ints, listed: Ints, lo: Ints, hi: Ints) -> None:
+    """Go on to the next slots of each expert, those below ``end``: listed from ``lo`` to ``hi``."""
+    for e in range(lo.size):
+        lo[e] = hi[e]
+        while hi[e] < first[e + 1] and listed[hi[e]] < end:
+            hi[e] += 1
+
+
+@_compiled
+def _end_of_node(r: int, node_of_rank: Ints) -> int:
+    """The rank after the last one on the node of rank ``r``."""
+    end = r + 1
+    while end < node_of_rank.size and node_of_rank[end] == node_of_rank[r]:
+        end += 1
+    return end
+
+
+@_compiled
+def _spread(load: Floats, lo: Ints, hi: Ints, listed: Ints, share: Floats) -> None:
+    """Give each expert's slots equal parts of its load; the load is used up."""
+    for e in range(load.size):
+        part = load[e] / max(1, hi[e] - lo[e])
+        for p in range(lo[e], hi[e]):
+            share[listed[p]] += part
+        load[e] = 0.0
+
+
+@_compiled
+def serve_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Floats:
+    """Every source to the copies on its rank, else on its node, else to all, evenly, ``(L, S)``."""
+    (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
+    per_rank = S // R
+    share_LS = np.zeros((L, S))
+    first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
+    own_lo, own_hi = np.empty(E, np.int64), np.empty(E, np.int64)
+    node_lo, node_hi = np.empty(E, np.int64), np.empty(E, np.int64)
+    own, near, far = np.zeros(E), np.zeros(E), np.zeros(E)
+    for layer in range(L):
+        share = share_LS[layer]
+        _list_slots(slots_LS[layer], first, listed)
+        own_hi[:] = first[:-1]
+        node_hi[:] = first[:-1]
+        node_end = 0
+        for r in range(R):
+            if r == node_end:
+                node_end = _end_of_node(r, node_of_rank)
+                _advance(node_end * per_rank, first, listed, node_lo, node_hi)
+            _advance((r + 1) * per_rank, first, listed, own_lo, own_hi)
+            for e in range(E):
+                load = source_LRE[layer, r, e]
+                if own_hi[e] > own_lo[e]:
+                    own[e] = load
+                elif node_hi[e] > node_lo[e]:
+                    near[e] += load
+                else:
+                    far[e] += load
+            _spread(own, own_lo, own_hi, listed, share)
+            if r + 1 == node_end:
+                _spread(near, node_lo, node_hi, listed, share)
+        _spread(far, first[:-1], first[1:], listed, share)
+    return share_LS
+
+
+@_compiled
+def _add_turns(load: int, turn: int, lo: int, hi: int, more: Ints) -> None:
+    """Deal assignments in turns to the places from ``lo`` to ``hi - 1``, beginning at a turn.
+
+    ``more`` says how much more each place gets than the one before it.
+    """
+    places = hi - lo
+    rounds, odd = load // places, load % places
+    begin = lo + turn % places
+    end = begin + odd
+    more[lo] += rounds
+    more[hi] -= rounds
+    more[begin] += 1
+    if end > hi:
+        more[lo] += 1
+        more[hi] -= 1
+        end -= places
+    more[end] -= 1
+
+
+@_compiled
+def deal_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Ints:
+    """As ``serve_nearest`` in whole assignments, ``(L, S)``: each source deals its own in turns.
+
+    A source without a copy on its rank begins one copy later than the one before it.
+    """
+    (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
+    per_rank = S // R
+    quota_LS = np.zeros((L, S), np.int64)
+    first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
+    own_lo, own_hi = np.empty(E, np.int64), np.empty(E, np.int64)
+    node_lo, node_hi = np.empty(E, np.int64), np.empty(E, np.int64)
+    turn, more = np.empty(E, np.int64), np.empty(S + 1, np.int64)
+    for layer in range(L):
+        _list_slots(slots_LS[layer], first, listed)
+        own_hi[:] = first[:-1]
+        node_hi[:] = first[:-1]
+        turn[:] = 0
+        more[:] = 0
+        node_end = 0
+        for r in range(R):
+            if r == node_end:
+                node_end = _end_of_node(r, node_of_rank)
+                _advance(node_end * per_rank, first, listed, node_lo, node_hi)
+            _advance((r + 1) * per_rank, first, listed, own_lo, own_hi)
+            for e in range(E):
+                lo, hi = own_lo[e], own_hi[e]
+                if lo == hi:
+                    turn[e] += 1
+                    lo, hi = node_lo[e], node_hi[e]
+                if lo == hi:
+                    lo, hi = first[e], first[e + 1]
+                load = int(source_LRE[layer, r, e])
+                if hi - lo == 1:
+                    quota_LS[layer, listed[lo]] += load
+                elif load > 0:
+                    _add_turns(load, turn[e], lo, hi, more)
+        dealt = 0
+        for p in range(S):
+            dealt += more[p]
+            quota_LS[layer, listed[p]] += dealt
+    return quota_LS
