@@ -639,3 +639,30 @@ def deal_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Ints
             dealt += more[p]
             quota_LS[layer, listed[p]] += dealt
     return quota_LS
+
+
+@_compiled
+def add_sources(source_LRE: Floats | Ints) -> tuple[Floats, Floats, bool]:
+    """A copy as float64, the sum over sources ``(L, E)``, and whether all are finite and >= 0."""
+    L, R, E = source_LRE.shape
+    copy_LRE, total_LE = np.empty((L, R, E)), np.zeros((L, E))
+    good = True
+    for layer in range(L):
+        total = total_LE[layer]
+        for r in range(R):
+            given, copy = source_LRE[layer, r], copy_LRE[layer, r]
+            for e in range(E):
+                load = float(given[e])
+                copy[e] = load
+                total[e] += load
+                good &= 0.0 <= load < np.inf
+    return copy_LRE, total_LE, good
+
+
+@_compiled
+def are_whole(source_LRE: Floats) -> bool:
+    """Whether all loads are whole numbers."""
+    whole = True
+    for load in source_LRE.flat:
+        whole &= load == np.floor(load)
+    return whole
