@@ -27,6 +27,7 @@ Ints = NDArray[np.int64]
 NODE = 1
 RANK = 2**33
 ENDLESS = 2**62
+MOST_LOAD = 2.0**53  # of a layer
 
 # Columns of ``Network.arc`` and of ``Network.point``.
 TAIL, HEAD, COST, ROOM, EDGE = range(5)
@@ -354,11 +355,11 @@ def _bring_down(num_ranks: int, n: Network) -> None:
 @_compiled
 def _capacity(level: float, speed: float) -> int:
     """The most whole load that takes a rank no longer than ``level``."""
-    capacity = np.floor(level * speed)
-    while capacity / speed > level:
-        capacity -= 1.0
-    while (capacity + 1.0) / speed <= level:
+    capacity = np.floor(min(level * speed, MOST_LOAD))
+    if (capacity + 1.0) / speed <= level:
         capacity += 1.0
+    elif capacity / speed > level:
+        capacity -= 1.0
     return int(capacity)
 
 

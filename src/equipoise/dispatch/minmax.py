@@ -83,6 +83,7 @@ class MinMax:
             topology=self.topology,
             cost=self.cost,
             source_load=source_LRE,
+            exact=self.cost is None,
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> Floats:

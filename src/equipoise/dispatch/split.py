@@ -56,6 +56,8 @@ class Split:
         What a rank's share takes, in seconds at speed 1; ``None``: time is proportional to load.
     source_load
         The batch by the rank each token is on, assignments ``(L, R, E)``; ``None`` if unknown.
+    exact
+        The dispatcher looks for the least peak: what is above the bound is rounding.
     """
 
     placement: Placement
@@ -67,6 +69,7 @@ class Split:
     topology: Topology | None = None
     cost: RankCost | None = None
     source_load: NDArray[np.float64] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for array in (self.load, self.shares, self.bottleneck_ranks, self.source_load):
@@ -172,6 +175,11 @@ class Split:
             return "No layer has load; there is nothing to share."
         if self.gap > PROVEN and self.cost is not None:
             return f"Peaks are at most {self.gap:.1%} above those of the best split."
+        if self.gap > PROVEN and self.exact:
+            return (
+                f"Peaks are at most {self.gap:.0e} times themselves above those of the best split, "
+                "which is rounding."
+            )
         if self.gap > PROVEN:
             return (
                 f"Peaks are {self.gap:.1%} above those of the best split over these copies; "
