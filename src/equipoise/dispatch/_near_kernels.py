@@ -369,9 +369,9 @@ def _build(
 ) -> None:
     """The nearest flow and its network, with capacities of the ranks at the wanted flow's peak."""
     point = n.point
-    point[:, PRICE] = 0
-    point[:, EXCESS] = 0
     num_ranks = speed.size
+    for p in range(num_ranks + 2 * x.rank.size):
+        point[p, PRICE] = point[p, EXCESS] = 0
     n.size[:] = num_ranks, 0
     on_node_NE[:] = 0.0
     for r in range(num_ranks):
@@ -507,9 +507,14 @@ def fill_from_sources(
             _fill_from_nodes(column, node_of_rank, left, free, filled)
         for r in range(R):
             for c in range(several.size):
-                while left[r, c] > 0:
-                    _fill(listed[next_slot[c]], r, c, left, free, filled)
-                    if left[r, c] > 0:
+                rest = left[r, c]
+                while rest > 0:
+                    i = listed[next_slot[c]]
+                    part = min(free[i], rest)
+                    filled[r, i] += part
+                    free[i] -= part
+                    rest -= part
+                    if rest > 0:
                         next_slot[c] += 1
     return filled_LRS
 
