@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 SHAPES = "64x8x72 128x16x160 256x32x288 256x64x320 512x64x640 512x128x768 512x256x1024 512x256x2048"
 STYLES = ("random", "hot")
-ENOUGH_SECONDS, MOST_CALLS = 0.5, 50
+ENOUGH_SECONDS, MOST_CALLS = 0.1, 50
 
 
 def rules(num_ranks: int, speed: list[float]) -> dict[str, tuple[Callable, bool, bool]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -146,7 +148,7 @@ def test_quotas_do_not_depend_on_where_the_level_starts(batch):
     quotas = _kernels.minmax_quotas(
         load,
         load[0][placement.slots] / copies,
-        np.zeros(1),
+        np.ones((1, placement.num_ranks), np.bool_),
         placement.slots,
         np.ones(placement.num_ranks),
     )
@@ -308,6 +310,47 @@ def test_speeds_agree_with_highs():
         )
         assert split.peak[0] == pytest.approx(highs, rel=1e-9), name
         assert split.gap <= 1e-10, name
+
+
+far_apart = st.floats(-9.0, 0.0).map(lambda exponent: 10.0**exponent)
+
+
+@given(case=uneven(amounts, far_apart))
+def test_peak_and_bound_are_exact_at_speeds_far_apart(case):
+    load, placement, topology = case
+    split = on(topology).split(load, placement)
+    optimum = reference.cut_peak(
+        load[0], placement.slots[0], placement.num_ranks, topology.relative_speed
+    )
+    assert split.peak[0] == pytest.approx(float(optimum), rel=1e-11, abs=0)
+    assert split.bound[0] == pytest.approx(float(optimum), rel=1e-11, abs=0)
+    assert split.gap < 1e-11
+
+
+@pytest.mark.parametrize("slowest", [1e-9, 1e-12])
+def test_large_layers_are_proven_at_speeds_far_apart(slowest):
+    """Chains through slow ranks carry a billion times what these may keep."""
+    rng = np.random.default_rng(0)
+    for name, load, placement in random_instances(126, 3):
+        n = placement.num_ranks
+        mixed = slowest ** rng.uniform(0, 1, n)
+        speed = mixed if rng.random() < 0.5 else rng.choice([slowest, 1.0], n)
+        split = on(Topology(n, speed=speed)).split(load, placement)
+        confined = split.bottleneck_experts[0]
+        proven = sum(map(Fraction, load[0, confined])) / sum(
+            Fraction(v) for v in split.topology.relative_speed[split.bottleneck_ranks[0]]
+        )
+        assert split.peak[0] == pytest.approx(float(proven), rel=1e-11), name
+        assert not split.status.startswith("Peaks"), name
+
+
+def test_min_max_is_not_advised_to_use_itself():
+    split = MinMax().split([[6, 2, 0, 0]], ring())
+    even = Even().split([[6, 2, 0, 0]], ring())
+    assert "a min-max split reaches them" in even.status
+    worse = dataclasses.replace(split, shares=even.shares.copy())
+    assert worse.gap == even.gap
+    assert "min-max" not in worse.status
 
 
 def test_steps_start_from_each_other_without_changing_the_optimum():

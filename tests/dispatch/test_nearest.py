@@ -12,6 +12,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 from tests.dispatch.test_dispatchers import batches, counts, per_expert
+from tests.reference import dispatch as reference
 
 # Two nodes of two ranks. Expert 0 is on ranks 0, 1 (twice) and 3, expert 2 on 2 (twice) and 3.
 NODES = Topology(4, 2)
@@ -47,21 +48,6 @@ def test_single_assignments_of_many_sources_do_not_pile_up():
     assert Nearest().split(source, placement).quotas[0, [0, 8]].tolist() == [8, 8]
 
 
-def served_loop(source, placement, node):
-    """Twin: every source's assignments one at a time, to the copies it uses in turn."""
-    size = placement.slots_per_rank
-    quotas = np.zeros(placement.slots.shape, int)
-    for layer, rank, expert in np.ndindex(source.shape):
-        slots = [s for s, e in enumerate(placement.slots[layer]) if e == expert]
-        here = [s for s in slots if s // size == rank]
-        close = [s for s in slots if node[s // size] == node[rank]]
-        used = here or close or slots
-        turn = sum(not (placement.by_rank[layer, r] == expert).any() for r in range(rank + 1))
-        for token in range(int(source[layer, rank, expert])):
-            quotas[layer, used[(turn + token) % len(used)]] += 1
-    return quotas
-
-
 @st.composite
 def batches_by_source(draw, values):
     _, placement = draw(batches(values))
@@ -76,9 +62,11 @@ def batches_by_source(draw, values):
 def test_sources_deal_as_the_twin_does(batch):
     source, placement, topology = batch
     split = Nearest(topology=topology).split(source, placement)
-    wanted = served_loop(source, placement, topology.node_of_rank)
-    assert np.array_equal(split.quotas, wanted)
-    assert np.abs(split.shares - split.quotas).max() < placement.num_ranks
+    node = topology.node_of_rank
+    for layer, slots in enumerate(placement.slots):
+        shares, quotas = reference.serve_nearest(source[layer], slots, node)
+        assert split.quotas[layer].tolist() == quotas
+        assert split.shares[layer] == pytest.approx(shares, rel=1e-12)
     assert split.rank_loads.sum(axis=1) == pytest.approx(source.sum(axis=(1, 2)))
     assert np.array_equal(
         per_expert(split.source_quotas.sum(axis=1), placement), source.sum(axis=1)

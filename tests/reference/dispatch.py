@@ -117,6 +117,29 @@ def nearest(source, slots, num_ranks, room, node):
     return own, round(-second.fun)
 
 
+def serve_nearest(source, slots, node):
+    """Shares and quotas where sources use copies on their rank, else their node, else all.
+
+    Assignments are dealt one at a time; sources without a copy begin one copy later each.
+    """
+    num_ranks = len(source)
+    size = len(slots) // num_ranks
+    shares, quotas = [0.0] * len(slots), [0] * len(slots)
+    for expert in range(len(source[0])):
+        own = [s for s, held in enumerate(slots) if held == expert]
+        turn = 0
+        for rank in range(num_ranks):
+            here = [s for s in own if s // size == rank]
+            close = [s for s in own if node[s // size] == node[rank]]
+            used = here or close or own
+            turn += not here
+            for s in used:
+                shares[s] += source[rank][expert] / len(used)
+            for token in range(int(source[rank][expert])):
+                quotas[used[(turn + token) % len(used)]] += 1
+    return shares, quotas
+
+
 def highs_peak(load, slots, num_ranks, speed=None):
     """The least peak by linear programming, in units of the load over the summed speed."""
     speed = np.ones(num_ranks) if speed is None else np.asarray(speed, dtype=float)

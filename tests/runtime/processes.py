@@ -18,6 +18,7 @@ PRELOAD = [
     "transformers.models.qwen2_moe.modeling_qwen2_moe",
     "equipoise.runtime.model",
     "equipoise.dispatch._kernels",
+    "equipoise.dispatch._near_kernels",
     "equipoise.dispatch._token_kernels",
 ]
 

@@ -32,20 +32,17 @@ Bools = NDArray[np.bool_]
 # updates is below it; all that it can leave unbalanced, R times as much, is far below 1e-9.
 ROUNDING = 1e-13
 
+# Where speeds differ, load that only passes through a slow rank can be far more than it carries,
+# and rounding with it. Relative peak above the proven one from which that is mended, and how often.
+MENDED = 1e-12
+MENDINGS = 8
+
 # Of the starting split only its quality depends on these, and with it the time; measured on real
 # windows of 256 experts, where 2 sweeps leave the median layer without a single chain to push.
 SWEEPS = 2
 NEARLY_SLOWEST = 0.999
 
-# What it costs to take an assignment off its own rank, or off its own node. No chain passes 2**32
-# experts, so that however many nodes it saves, it is not worth a rank.
-NODE = 1
-RANK = 2**33
-FAR = 2**62  # no chain costs as much
-UNSEEN, VIA_EXPERT = -2, -1
-
 _compiled = njit(nogil=True)
-_inlined = njit(nogil=True, inline="always")  # handing over the tuples takes longer
 
 
 class Graph(NamedTuple):
@@ -210,11 +207,11 @@ def _refill(load: Floats, g: Graph) -> None:
 
 
 @_compiled
-def _reach(tolerance: float, least: float, find: bool, g: Graph, s: Search) -> tuple[int, int]:
+def _reach(tolerance: float, find: bool, g: Graph, s: Search) -> tuple[int, int]:
     """Search, breadth first, along chains of load that can move, from ranks over their capacity.
 
-    A chain leads from a rank to its shared experts with flow over ``least`` and on to all their
-    ranks. The tolerance is relative to capacities.
+    A chain leads from a rank to its shared experts with flow and on to all their ranks. Less than
+    the tolerance, relative to capacities, counts as nothing.
 
     Returns
     -------
@@ -235,6 +232,7 @@ def _reach(tolerance: float, least: float, find: bool, g: Graph, s: Search) -> t
     while head < tail:
         start = s.queue[head]
         head += 1
+        least = g.capacity[start] * tolerance
         for i in range(g.first_shared[start], g.first_shared[start + 1]):
             k = g.shared_edge[i]
             e = g.expert[k]
@@ -328,7 +326,7 @@ def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) 
     tolerance = 0.0 if whole else ROUNDING
     _set_level(level, whole, g)
     while True:
-        target, num = _reach(tolerance, level * tolerance, True, g, s)
+        target, num = _reach(tolerance, True, g, s)
         if target >= 0:
             _push(target, g, s)
             continue
@@ -352,20 +350,55 @@ def _slowest(g: Graph) -> float:
 
 
 @_compiled
-def _solve(bottleneck: Bools, g: Graph, s: Search) -> None:
+def _proven_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
+    """Load of the experts that are on these ranks only, over the speed of the ranks."""
+    total, speed = 0.0, 0.0
+    for e in range(load.size):
+        confined = True
+        for k in range(g.first_edge[e], g.first_edge[e + 1]):
+            confined = confined and bottleneck[g.rank[k]]
+        if confined:
+            total += load[e]
+    for r in range(bottleneck.size):
+        if bottleneck[r]:
+            speed += g.speed[r]
+    return total / speed
+
+
+@_compiled
+def _mend(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
+    """Remove what rounding has left on ranks: add up their flows and relieve them once more.
+
+    Other ranks take a little more than the proven level, which for a fast one is far more than a
+    slow one has too much.
+    """
+    for _ in range(MENDINGS):
+        g.load[:] = 0.0
+        for k in range(g.first_edge[-1]):
+            g.load[g.rank[k]] += g.flow[k]
+        level = _proven_level(load, bottleneck, g)
+        if _slowest(g) <= level * (1.0 + MENDED):
+            return
+        _relieve(level * (1.0 + MENDED / 2.0), False, bottleneck, g, s)
+
+
+@_compiled
+def _solve(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
     """Make the split in ``g`` optimal; the ranks that prove it in ``bottleneck``."""
     level = g.load.sum() / g.speed.sum()
     bottleneck[:] = True
     # Chains from the slowest ranks end in a set of ranks whose level is already valid, and mostly
     # the final one. Without it time goes into chains that a later level makes pointless.
     _set_level(_slowest(g) * NEARLY_SLOWEST, False, g)
-    _, num = _reach(0.0, 0.0, False, g, s)
+    _, num = _reach(0.0, False, g, s)
     if num:
         reached = _level_of(s.queue[:num], False, g)
         if reached > level:
             level = reached
             bottleneck[:] = s.seen
     _relieve(level, False, bottleneck, g, s)
+    if g.speed.min() < g.speed.max():
+        _mend(load, bottleneck, g, s)
 
 
 @_compiled
@@ -386,7 +419,7 @@ def minmax(load_LE: Floats, slots_LS: Ints, speed: Floats) -> tuple[Floats, Bool
     for layer in range(L):
         _connect(slots_LS[layer], g, s.out_of)
         _fill(load_LE[layer], g)
-        _solve(bottleneck_LR[layer], g, s)
+        _solve(load_LE[layer], bottleneck_LR[layer], g, s)
         for i in range(S):
             k = g.edge_of_slot[i]
             share_LS[layer, i] = g.flow[k] / g.copies[k]
@@ -411,7 +444,7 @@ def minmax_peaks(load_TLE: Floats, slots_LS: Ints, speed: Floats) -> Floats:
                 _fill(load_TLE[step, layer], g)
             else:
                 _refill(load_TLE[step, layer], g)
-            _solve(bottleneck, g, s)
+            _solve(load_TLE[step, layer], bottleneck, g, s)
             peak_TL[step, layer] = _slowest(g)
     return peak_TL
 
@@ -439,14 +472,22 @@ def _round(load: Floats, g: Graph) -> None:
 
 
 @_compiled
+def _whole_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
+    """A level that no whole split is below: the proven one, rounded up where ranks are alike."""
+    level = _proven_level(load, bottleneck, g)
+    if g.speed.min() == g.speed.max() == 1.0:
+        return float(np.ceil(level))
+    return float(level * (1.0 - ROUNDING))
+
+
+@_compiled
 def minmax_quotas(
-    load_LE: Floats, share_LS: Floats, level_L: Floats, slots_LS: Ints, speed: Floats
+    load_LE: Floats, share_LS: Floats, bottleneck_LR: Bools, slots_LS: Ints, speed: Floats
 ) -> Ints:
     """Whole-number shares with the least peak a whole-number split can have.
 
-    Loads are whole; ``level_L``, in load over speed, is at most that peak. Starts from
-    ``share_LS``, so that little has to move. Of copies on one rank the lower slots get the odd
-    tokens.
+    Loads are whole. Starts from ``share_LS`` and from what ``bottleneck_LR`` proves of the peak, so
+    that little has to move. Of copies on one rank the lower slots get the odd tokens.
 
     Returns
     -------
@@ -462,7 +503,8 @@ def minmax_quotas(
         for i in range(S):
             g.flow[g.edge_of_slot[i]] += share_LS[layer, i]
         _round(load_LE[layer], g)
-        _relieve(level_L[layer], True, unused, g, s)
+        level = _whole_level(load_LE[layer], bottleneck_LR[layer], g)
+        _relieve(level, True, unused, g, s)
         _deal(quota_LS[layer], g)
     return quota_LS
 
@@ -478,425 +520,3 @@ def _deal(quota: Ints, g: Graph) -> None:
         quota[i] = part
         g.flow[k] -= part
         g.copies[k] -= 1
-
-
-class Nearness(NamedTuple):
-    """Where a layer's tokens are, and prices of moving load away from them.
-
-    Edges of an expert to ranks of one node form a *group*, known by the first of them. Load moves
-    from a rank to one of its groups, from there to other ranks of the node, or to the expert and
-    so to its other groups. What a move costs counts in ``RANK`` and ``NODE``; a move that brings
-    an assignment back has a negative cost.
-    """
-
-    group: Ints  # (S,): of each edge
-    own: Floats  # (S,): load of the edge's expert that is on the edge's rank
-    wanted: Floats  # (S,): a flow with the least peak, to start near
-    own_of_group: Floats  # (S,): on its node; at the first edge of each group
-    flow_of_group: Floats  # (S,)
-    price: Ints  # (R,): of bringing load to each rank; no move along prices costs less than 0
-    price_of_group: Ints  # (S,)
-    price_of_expert: Ints  # (E,)
-    into_group: Ints  # (S,): the edge by which a search reached it; or VIA_EXPERT, UNSEEN
-    into_expert: Ints  # (E,): the group by which a search reached it; or UNSEEN
-
-
-@_compiled
-def _nearness(num_experts: int, num_slots: int, num_ranks: int) -> Nearness:
-    return Nearness(
-        np.empty(num_slots, np.int64),
-        np.empty(num_slots, np.float64),
-        np.empty(num_slots, np.float64),
-        np.empty(num_slots, np.float64),
-        np.empty(num_slots, np.float64),
-        np.empty(num_ranks, np.int64),
-        np.empty(num_slots, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(num_slots, np.int64),
-        np.empty(num_experts, np.int64),
-    )
-
-
-@_compiled
-def _locate(
-    source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, g: Graph, n: Nearness
-) -> None:
-    """Find the groups, and what of each shared expert is on the rank and the node of each edge."""
-    on_node_NE[:] = 0.0
-    for r in range(node_of_rank.size):
-        on_node_NE[node_of_rank[r]] += source_RE[r]
-    for e in range(source_RE.shape[1]):
-        lo, hi = g.first_edge[e], g.first_edge[e + 1]
-        if hi - lo == 1:
-            continue
-        for k in range(lo, hi):
-            r = g.rank[k]
-            same = k > lo and node_of_rank[r] == node_of_rank[g.rank[k - 1]]
-            n.group[k] = n.group[k - 1] if same else k
-            n.own[k] = source_RE[r, e]
-            n.own_of_group[k] = on_node_NE[node_of_rank[r], e]
-
-
-@_compiled
-def _take_wanted(amount: float, lo: int, hi: int, g: Graph, n: Nearness) -> float:
-    """Give edges what they lack of the wanted flow; what is left."""
-    for k in range(lo, hi):
-        part = min(amount, max(0.0, n.wanted[k] - g.flow[k]))
-        g.flow[k] += part
-        amount -= part
-    return amount
-
-
-@_compiled
-def _stay(load: Floats, g: Graph, n: Nearness) -> None:
-    """The nearest split, whatever the ranks then carry: own rank, else own node, else any.
-
-    Of those one near the wanted flow, so that little has to move.
-    """
-    g.load[:] = 0.0
-    for e in range(load.size):
-        lo, hi = g.first_edge[e], g.first_edge[e + 1]
-        if hi - lo == 1:
-            g.load[g.rank[lo]] += load[e]
-            continue
-        far = load[e]
-        g.flow[lo:hi] = n.own[lo:hi]
-        first = lo
-        while first < hi:
-            end = first
-            rest = n.own_of_group[first]
-            while end < hi and n.group[end] == first:
-                rest -= n.own[end]
-                end += 1
-            rest = _take_wanted(rest, first, end, g, n)
-            g.flow[first] += rest
-            n.flow_of_group[first] = n.own_of_group[first]
-            far -= n.own_of_group[first]
-            first = end
-        _take_wanted(far, lo, hi, g, n)  # all of it: with this much the wanted flow has more
-        n.flow_of_group[lo:hi] = 0.0
-        for k in range(lo, hi):
-            n.flow_of_group[n.group[k]] += g.flow[k]
-            g.load[g.rank[k]] += g.flow[k]
-
-
-@_inlined
-def _leave_rank(k: int, g: Graph, n: Nearness) -> int:
-    """What it costs that one assignment less flows over edge ``k``."""
-    return 0 if g.flow[k] > n.own[k] else RANK
-
-
-@_inlined
-def _enter_rank(k: int, g: Graph, n: Nearness) -> int:
-    """What it costs that one assignment more flows over edge ``k``."""
-    return -RANK if g.flow[k] < n.own[k] else 0
-
-
-@_inlined
-def _leave_group(a: int, n: Nearness) -> int:
-    return 0 if n.flow_of_group[a] > n.own_of_group[a] else NODE
-
-
-@_inlined
-def _enter_group(a: int, n: Nearness) -> int:
-    return -NODE if n.flow_of_group[a] < n.own_of_group[a] else 0
-
-
-@_compiled
-def _see_group(a: int, into: int, tail: int, g: Graph, s: Search, n: Nearness) -> int:
-    """Go on from a group to the ranks of its edges that cost nothing at these prices."""
-    n.into_group[a] = into
-    k, hi = a, g.first_edge[g.expert[a] + 1]
-    while k < hi and n.group[k] == a:
-        r = g.rank[k]
-        if not s.seen[r] and n.price_of_group[a] + _enter_rank(k, g, n) == n.price[r]:
-            s.seen[r] = True
-            s.into[r] = k
-            s.queue[tail] = r
-            tail += 1
-        k += 1
-    return tail
-
-
-@_compiled
-def _see_expert(e: int, into: int, tail: int, g: Graph, s: Search, n: Nearness) -> int:
-    """Go on from an expert to its groups and their ranks, where it costs nothing."""
-    n.into_expert[e] = into
-    for a in range(g.first_edge[e], g.first_edge[e + 1]):
-        if n.group[a] != a or n.into_group[a] != UNSEEN:
-            continue
-        if n.price_of_expert[e] + _enter_group(a, n) == n.price_of_group[a]:
-            tail = _see_group(a, VIA_EXPERT, tail, g, s, n)
-    return tail
-
-
-@_compiled
-def _search_near(g: Graph, s: Search, n: Nearness) -> int:
-    """Find all ranks that load can reach from ranks over their capacity, at these prices.
-
-    Returns
-    -------
-    How many there are, in ``s.queue``; 0 if no rank is over its capacity.
-    """
-    tail = 0
-    for r in range(g.load.size):
-        s.seen[r] = g.load[r] > g.capacity[r]
-        if s.seen[r]:
-            s.into[r] = -1
-            s.queue[tail] = r
-            tail += 1
-    if tail == 0:
-        return 0
-    n.into_group[:] = UNSEEN
-    n.into_expert[:] = UNSEEN
-    head = 0
-    while head < tail:
-        start = s.queue[head]
-        head += 1
-        for i in range(g.first_shared[start], g.first_shared[start + 1]):
-            k = g.shared_edge[i]
-            a, e = n.group[k], g.expert[k]
-            if g.flow[k] <= 0.0 or n.into_group[a] != UNSEEN:
-                continue
-            if n.price[start] + _leave_rank(k, g, n) != n.price_of_group[a]:
-                continue
-            tail = _see_group(a, k, tail, g, s, n)
-            if n.into_expert[e] == UNSEEN and n.flow_of_group[a] > 0.0:
-                if n.price_of_group[a] + _leave_group(a, n) == n.price_of_expert[e]:
-                    tail = _see_expert(e, a, tail, g, s, n)
-    return tail
-
-
-@_inlined
-def _most_into_rank(k: int, g: Graph, n: Nearness) -> float:
-    """How much more can flow over edge ``k`` at the present cost."""
-    return n.own[k] - g.flow[k] if g.flow[k] < n.own[k] else np.inf
-
-
-@_inlined
-def _most_out_of_rank(k: int, g: Graph, n: Nearness) -> float:
-    return g.flow[k] - n.own[k] if g.flow[k] > n.own[k] else g.flow[k]
-
-
-@_inlined
-def _most_into_group(a: int, n: Nearness) -> float:
-    missing = n.own_of_group[a] - n.flow_of_group[a]
-    return missing if missing > 0.0 else np.inf
-
-
-@_inlined
-def _most_out_of_group(a: int, n: Nearness) -> float:
-    beyond = n.flow_of_group[a] - n.own_of_group[a]
-    return beyond if beyond > 0.0 else n.flow_of_group[a]
-
-
-@_compiled
-def _most_on_chain(target: int, g: Graph, s: Search, n: Nearness) -> float:
-    """How much can move along the chain found to ``target``; 0 if it costs more by now."""
-    amount = g.capacity[target] - g.load[target]
-    r = target
-    while s.into[r] >= 0:
-        j = s.into[r]
-        a, e = n.group[j], g.expert[j]
-        if n.price_of_group[a] + _enter_rank(j, g, n) != n.price[r]:
-            return 0.0
-        amount = min(amount, _most_into_rank(j, g, n))
-        if n.into_group[a] == VIA_EXPERT:
-            if n.price_of_expert[e] + _enter_group(a, n) != n.price_of_group[a]:
-                return 0.0
-            amount = min(amount, _most_into_group(a, n))
-            a = n.into_expert[e]
-            if n.price_of_group[a] + _leave_group(a, n) != n.price_of_expert[e]:
-                return 0.0
-            amount = min(amount, _most_out_of_group(a, n))
-        k = n.into_group[a]
-        r = g.rank[k]
-        if n.price[r] + _leave_rank(k, g, n) != n.price_of_group[a]:
-            return 0.0
-        amount = min(amount, _most_out_of_rank(k, g, n))
-    return max(0.0, min(amount, g.load[r] - g.capacity[r]))
-
-
-@_compiled
-def _push_near(target: int, g: Graph, s: Search, n: Nearness) -> bool:
-    """Move load along the chain found to ``target``, if any still can at these prices."""
-    amount = _most_on_chain(target, g, s, n)
-    if amount == 0.0:
-        return False
-    r = target
-    while s.into[r] >= 0:
-        j = s.into[r]
-        a = n.group[j]
-        g.flow[j] += amount
-        if n.into_group[a] == VIA_EXPERT:
-            n.flow_of_group[a] += amount
-            a = n.into_expert[g.expert[j]]
-            n.flow_of_group[a] -= amount
-        k = n.into_group[a]
-        g.flow[k] -= amount
-        r = g.rank[k]
-    g.load[r] -= amount
-    g.load[target] += amount
-    return True
-
-
-@_compiled
-def _least_step(g: Graph, s: Search, n: Nearness) -> int:
-    """The least cost, at these prices, of going on from what the last search reached."""
-    least = FAR
-    for e in range(n.price_of_expert.size):
-        lo, hi = g.first_edge[e], g.first_edge[e + 1]
-        if hi - lo == 1:
-            continue
-        expert_seen = n.into_expert[e] != UNSEEN
-        for k in range(lo, hi):
-            r, a = g.rank[k], n.group[k]
-            group_seen = n.into_group[a] != UNSEEN
-            if s.seen[r] and not group_seen and g.flow[k] > 0.0:
-                least = min(least, n.price[r] + _leave_rank(k, g, n) - n.price_of_group[a])
-            if group_seen and not s.seen[r]:
-                least = min(least, n.price_of_group[a] + _enter_rank(k, g, n) - n.price[r])
-            if k != a:
-                continue
-            if group_seen and not expert_seen and n.flow_of_group[a] > 0.0:
-                least = min(least, n.price_of_group[a] + _leave_group(a, n) - n.price_of_expert[e])
-            if expert_seen and not group_seen:
-                least = min(least, n.price_of_expert[e] + _enter_group(a, n) - n.price_of_group[a])
-    return least
-
-
-@_compiled
-def _raise_prices(g: Graph, s: Search, n: Nearness) -> None:
-    """Make what the last search did not reach dearer, until it can go on from what it reached."""
-    more = _least_step(g, s, n)
-    assert more < FAR  # some whole split has the peak
-    for r in range(g.load.size):
-        if not s.seen[r]:
-            n.price[r] += more
-    for e in range(n.price_of_expert.size):
-        if n.into_expert[e] == UNSEEN:
-            n.price_of_expert[e] += more
-    for a in range(g.first_edge[-1]):
-        if n.into_group[a] == UNSEEN:
-            n.price_of_group[a] += more
-
-
-@_compiled
-def _bring_down(g: Graph, s: Search, n: Nearness) -> None:
-    """Move load from ranks over their capacity to others, as cheaply as can be.
-
-    Cheaper moves first (successive shortest paths, all of one length at a time): what the ranks
-    over their capacity can reach at the present prices takes all it can, then prices rise.
-    """
-    n.price[:] = 0
-    n.price_of_group[:] = 0
-    n.price_of_expert[:] = 0
-    num = _search_near(g, s, n)
-    while num > 0:
-        moved = False
-        for r in s.queue[:num]:
-            if g.load[r] < g.capacity[r]:
-                moved = _push_near(r, g, s, n) or moved
-        if not moved:
-            _raise_prices(g, s, n)
-        num = _search_near(g, s, n)
-
-
-@_compiled
-def nearest_quotas(
-    source_LRE: Floats, quota_LS: Ints, slots_LS: Ints, speed: Floats, node_of_rank: Ints
-) -> Ints:
-    """Of the whole splits no slower than ``quota_LS`` one that keeps most on the source's own rank.
-
-    Of those one that keeps most on its node. Exact, a minimum-cost flow: the nearest split of all,
-    then load moved to where it costs least until no rank is over its capacity. Loads are whole.
-
-    Returns
-    -------
-    ``(L, S)`` int64; over the slots of an expert they sum to its load.
-    """
-    (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
-    g, s = _workspace(E, S, speed)
-    n = _nearness(E, S, R)
-    on_node_NE = np.empty((node_of_rank[-1] + 1, E))
-    nearest_LS = np.empty((L, S), np.int64)
-    for layer in range(L):
-        _connect(slots_LS[layer], g, s.out_of)
-        load = np.zeros(E)
-        n.wanted[:] = 0.0
-        for i in range(S):
-            k = g.edge_of_slot[i]
-            n.wanted[k] += quota_LS[layer, i]
-            load[slots_LS[layer, i]] += quota_LS[layer, i]
-        g.flow[:] = n.wanted
-        g.load[:] = 0.0
-        for k in range(g.first_edge[-1]):
-            g.load[g.rank[k]] += g.flow[k]
-        _set_level(_slowest(g), True, g)
-        _locate(source_LRE[layer], on_node_NE, node_of_rank, g, n)
-        _stay(load, g, n)
-        _bring_down(g, s, n)
-        _deal(nearest_LS[layer], g)
-    return nearest_LS
-
-
-@_compiled
-def fill_from_sources(quota_LS: Ints, source_LRE: Ints, slots_LS: Ints, node_of_rank: Ints) -> Ints:
-    """Which source fills which quota: own rank first, then own node, then in order, ``(L, R, S)``.
-
-    Sources and quotas of an expert sum to the same.
-    """
-    (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
-    per_rank = S // R
-    filled_LRS = np.zeros((L, R, S), np.int64)
-    left = np.empty((R, E), np.int64)
-    free = np.empty(S, np.int64)
-    first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
-    for layer in range(L):
-        slots, filled = slots_LS[layer], filled_LRS[layer]
-        _list_slots(slots, first, listed)
-        left[:] = source_LRE[layer]
-        free[:] = quota_LS[layer]
-        for i in range(S):
-            _fill_slot(i, i // per_rank, slots, left, free, filled)
-        lo = 0
-        while node_of_rank[-1] > 0 and lo < R:
-            hi = lo
-            while hi < R and node_of_rank[hi] == node_of_rank[lo]:
-                hi += 1
-            for r in range(lo, hi):
-                for i in range(lo * per_rank, hi * per_rank):
-                    _fill_slot(i, r, slots, left, free, filled)
-            lo = hi
-        for r in range(R):
-            for e in range(E):
-                while left[r, e] > 0:
-                    _fill_slot(listed[first[e]], r, slots, left, free, filled)
-                    if left[r, e] > 0:
-                        first[e] += 1
-    return filled_LRS
-
-
-@_inlined
-def _fill_slot(i: int, r: int, slots: Ints, left: Ints, free: Ints, filled: Ints) -> None:
-    amount = min(free[i], left[r, slots[i]])
-    filled[r, i] += amount
-    left[r, slots[i]] -= amount
-    free[i] -= amount
-
-
-@_compiled
-def _list_slots(slots: Ints, first: Ints, listed: Ints) -> None:
-    """Slots of expert ``e``, ascending: ``listed[first[e]] ... listed[first[e + 1] - 1]``."""
-    first[:] = 0
-    for e in slots:
-        first[e + 1] += 1
-    for e in range(first.size - 1):
-        first[e + 1] += first[e]
-    for i in range(slots.size - 1, -1, -1):
-        e = slots[i]
-        first[e + 1] -= 1
-        listed[first[e + 1]] = i
-    for e in range(first.size - 1):
-        first[e] = first[e + 1]
-    first[-1] = slots.size

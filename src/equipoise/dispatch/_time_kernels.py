@@ -93,8 +93,33 @@ def _work(load: Floats, rank: int, per_rank: int, cost: Cost) -> float:
 
 
 @_compiled
+def _least_amount(giver: Rank, limit: float, cost: Cost) -> float:
+    """An amount that the giver must at least lose to end before ``limit``; all it has if none does.
+
+    A taker that ends no sooner with this much need not be looked at: with more it ends later.
+    """
+    low, high = 0.0, giver.load
+    for _ in range(BISECTIONS):
+        middle = np.floor((low + high) / 2) if cost.whole else (low + high) / 2
+        if not low < middle < high:
+            break
+        if _seconds(giver, -middle, cost) < limit:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+@_compiled
 def _best_move(
-    slowest: int, load: Floats, slots: Ints, copies: Ints, work: Floats, speed: Floats, cost: Cost
+    slowest: int,
+    load: Floats,
+    slots: Ints,
+    copies: Ints,
+    work: Floats,
+    time: Floats,
+    speed: Floats,
+    cost: Cost,
 ) -> tuple[int, int, float]:
     """Slot to take load from, slot to give it to, and how much; the first is -1 if nothing helps.
 
@@ -102,22 +127,31 @@ def _best_move(
     """
     per_rank = load.size // speed.size
     source, target, amount = -1, -1, 0.0
-    best = work[slowest] / speed[slowest] * (1.0 - WORTHWHILE)
+    best = time[slowest] * (1.0 - WORTHWHILE)
     for i in range(slowest * per_rank, (slowest + 1) * per_rank):
         if load[i] <= 0.0:
             continue
         rest = work[slowest] - _slot_seconds(load[i], cost)
+        giver = Rank(load[i], rest, speed[slowest])
+        least, least_for = -1.0, 0.0
         for j in copies[slots[i]]:
-            if j < 0 or j == i:
+            if j < 0:
+                break
+            if j == i:
                 continue
             r = j // per_rank
+            if r != slowest and time[r] >= best:
+                continue
             other = _slot_seconds(load[j], cost)
             if r == slowest:  # two copies on one rank: one of them can do for both
                 taker = Rank(load[j], rest - other, speed[r])
                 moved, later = load[i], _seconds(taker, load[i], cost)
             else:
-                giver = Rank(load[i], rest, speed[slowest])
+                if best != least_for:
+                    least, least_for = _least_amount(giver, best, cost), best
                 taker = Rank(load[j], work[r] - other, speed[r])
+                if _seconds(taker, least, cost) >= best:
+                    continue
                 moved, later = _best_amount(giver, taker, cost)
             if later < best:
                 source, target, amount, best = i, j, moved, later
@@ -135,18 +169,50 @@ def hasten(load_LS: Floats, slots_LS: Ints, copies_LEX: Ints, speed: Floats, cos
     L, S = load_LS.shape
     R, per_rank = speed.size, S // speed.size
     better_LS = load_LS.copy()
-    work = np.empty(R)
+    work, time = np.empty(R), np.empty(R)
     for layer in range(L):
         load, slots, copies = better_LS[layer], slots_LS[layer], copies_LEX[layer]
         for r in range(R):
             work[r] = _work(load, r, per_rank, cost)
+            time[r] = work[r] / speed[r]
         for _ in range(MOVES_PER_SLOT * S):
-            slowest = int(np.argmax(work / speed))
-            i, j, amount = _best_move(slowest, load, slots, copies, work, speed, cost)
+            slowest = int(np.argmax(time))
+            i, j, amount = _best_move(slowest, load, slots, copies, work, time, speed, cost)
             if i < 0:
                 break
             load[i] -= amount
             load[j] += amount
-            work[slowest] = _work(load, slowest, per_rank, cost)
-            work[j // per_rank] = _work(load, j // per_rank, per_rank, cost)
+            for r in (slowest, j // per_rank):
+                work[r] = _work(load, r, per_rank, cost)
+                time[r] = work[r] / speed[r]
     return better_LS
+
+
+@_compiled
+def spread(load_LE: Floats, weight_LS: Floats, slots_LS: Ints, whole: bool) -> Floats:
+    """Loads over slots in proportion to weights, ``(L, S)``.
+
+    If ``whole``, rounded down. What is left goes to the first of the slots of the largest weight.
+    """
+    (L, E), S = load_LE.shape, slots_LS.shape[1]
+    share_LS = np.zeros((L, S))
+    total, rest, heaviest = np.empty(E), np.empty(E), np.empty(E, np.int64)
+    for layer in range(L):
+        slots, weight, share = slots_LS[layer], weight_LS[layer], share_LS[layer]
+        total[:] = 0.0
+        heaviest[:] = -1
+        rest[:] = load_LE[layer]
+        for i in range(S):
+            e = slots[i]
+            total[e] += weight[i]
+            if heaviest[e] < 0 or weight[i] > weight[heaviest[e]]:
+                heaviest[e] = i
+        for i in range(S):
+            e = slots[i]
+            if total[e] > 0.0:
+                part = load_LE[layer, e] * weight[i] / total[e]
+                share[i] = np.floor(part) if whole else part
+                rest[e] -= share[i]
+        for e in range(E):
+            share[heaviest[e]] += rest[e]
+    return share_LS

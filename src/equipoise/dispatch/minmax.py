@@ -70,8 +70,9 @@ class MinMax:
         if self.cost is None:
             shares, bottleneck = _even_out(load_LE, placement, self.topology)
         else:
-            shares = _fastest_shares(load_LE, placement, self.topology, self.cost)
-            bottleneck = bottleneck_ranks(load_LE, placement, self.topology, self.cost)
+            work, ranks = _even_out_work(load_LE, placement, self.topology, self.cost)
+            shares = _fastest_shares(load_LE, work, placement, self.topology, self.cost)
+            bottleneck = _slowest_ranks(load_LE, ranks, placement, self.topology, self.cost)
         return Split(
             placement=placement,
             load=load_LE,
@@ -82,6 +83,7 @@ class MinMax:
             topology=self.topology,
             cost=self.cost,
             source_load=source_LRE,
+            exact=self.cost is None,
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> Floats:
@@ -107,7 +109,10 @@ class MinMax:
         if self.cost is None:
             speed = rank_speeds(self.topology, placement.num_ranks)
             return _kernels.minmax_peaks(x, placement.slots, speed)
-        shares = [_fastest_shares(step, placement, self.topology, self.cost) for step in x]
+        shares = []
+        for step in x:
+            work, _ = _even_out_work(step, placement, self.topology, self.cost)
+            shares.append(_fastest_shares(step, work, placement, self.topology, self.cost))
         times = rank_times(np.stack(shares), placement.num_ranks, self.topology, self.cost)
         return np.asarray(times.max(axis=2))
 
@@ -126,6 +131,17 @@ def bottleneck_ranks(
     if cost is None:
         return _even_out(load, placement, topology)[1]
     work = _even_out_work(load, placement, topology, cost)[1]
+    return _slowest_ranks(load, work, placement, topology, cost)
+
+
+def _slowest_ranks(
+    load: Floats,
+    work: NDArray[np.bool_],
+    placement: Placement,
+    topology: Topology | None,
+    cost: RankCost,
+) -> NDArray[np.bool_]:
+    """Of the ranks that prove most of the work, and of reading, those that prove more."""
     reading = _even_out((load > 0).astype(np.float64), placement, topology)[1]
     proven = [least_times(load, placement, ranks, topology, cost) for ranks in (work, reading)]
     return np.where((proven[0] >= proven[1])[:, None], work, reading)
@@ -166,17 +182,22 @@ def _even_out_work(
             "beyond the knee; expected fewer than 2**53. Check the constants of the cost."
         )
     shares, ranks = _even_out(work, extended, topology)
-    return shares.reshape(L, R, -1)[:, :, :-1].reshape(L, -1), ranks
+    of_slots = np.ascontiguousarray(shares.reshape(L, R, -1)[:, :, :-1])
+    return of_slots.reshape(L, -1), ranks
 
 
 def _fastest_shares(
-    load: Floats, placement: Placement, topology: Topology | None, cost: RankCost
+    load: Floats,
+    work: Floats,
+    placement: Placement,
+    topology: Topology | None,
+    cost: RankCost,
 ) -> Floats:
     """Shares that take little time, ``(L, S)``: whole if all loads are, no slower than min-max.
 
     Starts are improved move by move and the best is kept, the first of equals: the least peak in
-    assignments; unsplit seconds spread to perfection, the best where every part of an expert is
-    beyond the knee; and chunks just beyond it spread as whole, the best where no expert is.
+    assignments; ``work``, unsplit seconds spread to perfection, the best where every part of an
+    expert is beyond the knee; and chunks just beyond it spread as whole, the best where none is.
     """
     from equipoise.dispatch import _time_kernels  # numba takes long to import
 
@@ -185,10 +206,11 @@ def _fastest_shares(
     chunk = max(cost.knee, cost.token_block)
     chunks = np.where(load > 0, np.maximum(1.0, np.floor(load / chunk)), 0.0)
     tokens = minmax.split(load, placement)
+    by_chunk = minmax.split(chunks, placement).quotas
     starts = [
         tokens.quotas.astype(np.float64) if whole else tokens.shares,
-        _spread(load, _even_out_work(load, placement, topology, cost)[0], placement, whole),
-        _spread(load, minmax.split(chunks, placement).quotas, placement, whole),
+        _time_kernels.spread(load, work, placement.slots, whole),
+        _time_kernels.spread(load, by_chunk.astype(np.float64), placement.slots, whole),
     ]
     numbers = _time_kernels.Cost(
         cost.fixed_seconds, cost.expert_seconds, cost.token_seconds, float(cost.token_block), whole
@@ -200,27 +222,3 @@ def _fastest_shares(
     )
     peak = rank_times(shares, placement.num_ranks, topology, cost).max(axis=2)
     return np.asarray(shares[peak.argmin(axis=0), np.arange(placement.num_layers)])
-
-
-def _spread(
-    load: Floats, weights: NDArray[np.generic], placement: Placement, whole: bool
-) -> Floats:
-    """Loads ``(L, E)`` over slots in proportion to weights ``(L, S)``.
-
-    If ``whole``, rounded down, and the remainders go to the slots of the largest weight.
-    """
-    table = placement.slots_of_experts()
-    rows = np.arange(placement.num_layers)[:, None]
-    weight = np.where(table >= 0, weights[rows[:, :, None], table], 0)
-    total = weight.sum(axis=2, keepdims=True)
-    part = np.divide(load[:, :, None] * weight, total, out=np.zeros(weight.shape), where=total > 0)
-    if whole:
-        part = np.floor(part)
-    heaviest = weight.argmax(axis=2, keepdims=True)
-    rest = load - part.sum(axis=2)
-    largest = np.take_along_axis(part, heaviest, axis=2)[:, :, 0] + rest
-    np.put_along_axis(part, heaviest, largest[:, :, None], axis=2)
-    shares = np.empty(placement.slots.shape)
-    layer, expert, ordinal = np.nonzero(table >= 0)
-    shares[layer, table[layer, expert, ordinal]] = part[layer, expert, ordinal]
-    return shares

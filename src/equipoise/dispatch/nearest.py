@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,12 +59,15 @@ class Nearest:
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
             a layer reaches ``2**53``; a topology of another number of ranks.
         """
+        from equipoise.dispatch import _near_kernels  # numba takes long to import
+
         load_LE, source_LRE = checked_batch(load, placement)
         if source_LRE is None:
             shares = np.take_along_axis(load_LE, placement.slots, axis=1)
             shares *= _weights(placement, self.topology)
         else:
-            shares = _shares(source_LRE, placement, self.topology)
+            nodes = nodes_of_ranks(self.topology, placement.num_ranks)
+            shares = _near_kernels.serve_nearest(source_LRE, placement.slots, nodes)
         return Split(
             placement=placement,
             load=load_LE,
@@ -102,39 +104,14 @@ class Nearest:
         return np.asarray(times.max(axis=2))
 
 
-def _choices(
-    placement: Placement, topology: Topology | None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Layer by layer the slots of each expert ``(E, X)``, and which a source uses ``(R, E, X)``."""
-    ranks = np.arange(placement.num_ranks)[:, None, None]
-    node = nodes_of_ranks(topology, placement.num_ranks)
-    for slots in placement.slots_of_experts():
-        held = slots >= 0
-        rank = placement.rank_of_slot[slots]
-        here = held & (rank == ranks)
-        close = held & (node[rank] == node[ranks])
-        elsewhere = np.where(close.any(axis=2, keepdims=True), close, held)
-        yield slots, np.where(here.any(axis=2, keepdims=True), here, elsewhere)
-
-
 def _weights(placement: Placement, topology: Topology | None) -> NDArray[np.float64]:
     """The part of its expert's load each slot gets from equal sources, ``(L, S)``."""
-    weight = np.empty(placement.slots.shape)
-    for row, (slots, used) in zip(weight, _choices(placement, topology), strict=True):
-        part = (used / used.sum(axis=2, keepdims=True)).mean(axis=0)
-        row[slots[slots >= 0]] = part[slots >= 0]
-    return weight
+    from equipoise.dispatch import _near_kernels  # numba takes long to import
 
-
-def _shares(
-    source_load: NDArray[np.float64], placement: Placement, topology: Topology | None
-) -> NDArray[np.float64]:
-    shares = np.empty(placement.slots.shape)
-    layers = zip(shares, source_load, _choices(placement, topology), strict=True)
-    for row, load_RE, (slots, used) in layers:
-        part = (used * (load_RE / used.sum(axis=2))[:, :, None]).sum(axis=0)
-        row[slots[slots >= 0]] = part[slots >= 0]
-    return shares
+    R, nodes = placement.num_ranks, nodes_of_ranks(topology, placement.num_ranks)
+    equal = np.ones((1, R, placement.num_experts))
+    rows = [_near_kernels.serve_nearest(equal, row[None], nodes) for row in placement.slots]
+    return np.concatenate(rows) / R
 
 
 def _dealt(split: Split) -> NDArray[np.int64]:
@@ -142,18 +119,11 @@ def _dealt(split: Split) -> NDArray[np.int64]:
 
     A turn later the first odd assignment goes to the next copy.
     """
+    from equipoise.dispatch import _near_kernels  # numba takes long to import
+
     assert split.source_load is not None
-    quotas = np.empty(split.shares.shape, np.int64)
-    load = split.source_load.astype(np.int64)
-    turn = np.cumsum(split.placement.copies_on_rank == 0, axis=1)
-    layers = zip(quotas, load, turn, _choices(split.placement, split.topology), strict=True)
-    for row, load_RE, turn_RE, (slots, used) in layers:
-        copies = used.sum(axis=2, keepdims=True)
-        nth = used.cumsum(axis=2) - 1
-        odd = (nth - turn_RE[:, :, None]) % copies < load_RE[:, :, None] % copies
-        part = np.where(used, load_RE[:, :, None] // copies + odd, 0).sum(axis=0)
-        row[slots[slots >= 0]] = part[slots >= 0]
-    return quotas
+    nodes = nodes_of_ranks(split.topology, split.placement.num_ranks)
+    return _near_kernels.deal_nearest(split.source_load, split.placement.slots, nodes)
 
 
 def _rounded(split: Split) -> NDArray[np.int64]:

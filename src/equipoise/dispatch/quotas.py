@@ -46,14 +46,14 @@ def minmax_quotas(split: Split) -> NDArray[np.int64]:
     -------
     ``(L, S)`` int64.
     """
-    from equipoise.dispatch import _kernels  # numba takes long to import
+    from equipoise.dispatch import _kernels, _near_kernels  # numba takes long to import
 
     p = split.placement
     speed = rank_speeds(split.topology, p.num_ranks)
-    alike = (speed == 1.0).all()
-    level = np.ceil(split.bound) if alike else split.bound * (1 - _kernels.ROUNDING)
-    quotas = _kernels.minmax_quotas(split.load, split.shares, level, p.slots, speed)
+    quotas = _kernels.minmax_quotas(
+        split.load, split.shares, split.bottleneck_ranks, p.slots, speed
+    )
     if split.source_load is None:
         return quotas
     nodes = nodes_of_ranks(split.topology, p.num_ranks)
-    return _kernels.nearest_quotas(split.source_load, quotas, p.slots, speed, nodes)
+    return _near_kernels.nearest_quotas(split.source_load, quotas, p.slots, speed, nodes)

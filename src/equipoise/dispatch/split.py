@@ -56,6 +56,8 @@ class Split:
         What a rank's share takes, in seconds at speed 1; ``None``: time is proportional to load.
     source_load
         The batch by the rank each token is on, assignments ``(L, R, E)``; ``None`` if unknown.
+    exact
+        The dispatcher looks for the least peak: what is above the bound is rounding.
     """
 
     placement: Placement
@@ -67,6 +69,7 @@ class Split:
     topology: Topology | None = None
     cost: RankCost | None = None
     source_load: NDArray[np.float64] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for array in (self.load, self.shares, self.bottleneck_ranks, self.source_load):
@@ -82,12 +85,14 @@ class Split:
         EquipoiseError
             Loads that are not whole numbers.
         """
-        load, axes = self.load, ["expert"]
+        from equipoise.dispatch import _near_kernels  # numba takes long to import
+
+        load, axes = self.load[:, None], ["expert"]
         if self.source_load is not None:
             load, axes = self.source_load, ["source rank", "expert"]
-        parts = load != np.floor(load)
-        if parts.any():
-            row, *where = (int(i) for i in np.argwhere(parts)[0])
+        if not _near_kernels.are_whole(load):
+            load = load.squeeze(axis=1) if len(axes) == 1 else load
+            row, *where = (int(i) for i in np.argwhere(load != np.floor(load))[0])
             place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=True))
             raise EquipoiseError(
                 f"Layer {self.placement.layer_ids[row]}, {place} has a load of "
@@ -109,7 +114,7 @@ class Split:
         EquipoiseError
             Loads that are not whole numbers, or that were not given by source rank.
         """
-        from equipoise.dispatch import _kernels  # numba takes long to import
+        from equipoise.dispatch import _near_kernels  # numba takes long to import
 
         if self.source_load is None:
             raise EquipoiseError(
@@ -118,8 +123,8 @@ class Split:
                 f"{self.placement.num_experts}), for quotas of each source."
             )
         nodes = nodes_of_ranks(self.topology, self.placement.num_ranks)
-        return _kernels.fill_from_sources(
-            self.quotas, self.source_load.astype(np.int64), self.placement.slots, nodes
+        return _near_kernels.fill_from_sources(
+            self.quotas, self.source_load, self.placement.slots, nodes
         )
 
     @cached_property
@@ -170,6 +175,11 @@ class Split:
             return "No layer has load; there is nothing to share."
         if self.gap > PROVEN and self.cost is not None:
             return f"Peaks are at most {self.gap:.1%} above those of the best split."
+        if self.gap > PROVEN and self.exact:
+            return (
+                f"Peaks are at most {self.gap:.0e} times themselves above those of the best split, "
+                "which is rounding."
+            )
         if self.gap > PROVEN:
             return (
                 f"Peaks are {self.gap:.1%} above those of the best split over these copies; "
@@ -323,12 +333,15 @@ def _least_active(number: int, speed: NDArray[np.float64], cost: RankCost) -> fl
     """Least time in which ranks of these speeds read the weights of so many experts."""
     if not number or not cost.expert_seconds:
         return 0.0
+    if (speed == speed[0]).all():
+        most = -(-number // speed.size)
+        return float((cost.fixed_seconds + most * cost.expert_seconds) / speed[0])
     # Shared to perfection; ranks that each round down fall short of it by less than one expert.
     level = (number * cost.expert_seconds + speed.size * cost.fixed_seconds) / speed.sum()
     most = (level * speed.max() - cost.fixed_seconds) / cost.expert_seconds + speed.size
     ordinal = np.arange(1, min(number, int(most) + 1) + 1)[:, None]
     finished = (cost.fixed_seconds + ordinal * cost.expert_seconds) / speed
-    return float(np.sort(finished, axis=None)[number - 1])
+    return float(np.partition(finished, number - 1, axis=None)[number - 1])
 
 
 def checked_batch(
@@ -344,7 +357,10 @@ def checked_batch(
         Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in a
         layer reaches ``2**53``.
     """
-    x = as_loads(load)
+    from equipoise.dispatch import _near_kernels  # numba takes long to import
+
+    x = load if _can_be_added(load) else as_loads(load)
+    assert isinstance(x, np.ndarray)
     if x.ndim != 3:
         return checked_load(x, placement, steps=False).copy(), None
     p = placement
@@ -353,10 +369,17 @@ def checked_batch(
             f"Loads have shape {x.shape}; the placement needs (layers, source ranks, experts) = "
             f"{(p.num_layers, p.num_ranks, p.num_experts)}."
         )
-    with np.errstate(over="ignore"):  # infinity is refused below
-        total = x.sum(axis=1)
-    _check_total(total, placement)
-    return total, np.array(x, order="C")
+    source_LRE, total_LE, good = _near_kernels.add_sources(np.ascontiguousarray(x))
+    if not good:
+        as_loads(x)  # says which is not, and why
+    _check_total(total_LE, placement)
+    return total_LE, source_LRE
+
+
+def _can_be_added(load: ArrayLike) -> bool:
+    """Whether it is an array of sources as live layers give it, which is checked while added up."""
+    known = isinstance(load, np.ndarray) and load.dtype in (np.int64, np.float64)
+    return known and np.ndim(load) == 3
 
 
 def checked_load(load: ArrayLike, placement: Placement, *, steps: bool) -> NDArray[np.float64]:
