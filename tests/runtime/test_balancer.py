@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from prometheus_client.parser import text_string_to_metric_families
 
+from equipoise import read_map, write_map
+from equipoise.engines.formats import MapContext
 from equipoise.errors import EquipoiseError
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
@@ -357,27 +359,39 @@ def test_a_group_in_disorder_is_replaced_before_the_next_move(pool):
 
 
 @at_once
-def keep_on_a_full_disk(group):
-    kept: list[str] = []
+def keep_where_no_folder_is(group, path, error):
+    """The folder is made before the third attempt; until then writing fails, or what is given."""
+    tried, alarms = [], []
 
     def keep(placement: Placement) -> None:
-        kept.append(placement.checksum)
-        if len(kept) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        tried.append(placement.checksum)
+        alarms.append(service.samples()["alarmmap_not_kept"])
+        if len(tried) == 3:
+            path.parent.mkdir()
+        elif len(tried) < 3 and error is not None:
+            raise error
+        write_map(placement, path, format="equipoise")
 
     service = Service(group, keep=keep)
     service.until(lambda s: s.count(Action.SETTLE) == 2)
     service.balancer.close()
     settled = [o.serving for o in service.orders if o.action is Action.SETTLE]
-    return kept, settled, service.samples()["failures_total"]
+    return tried, alarms, settled, service.samples(), service.furthest
 
 
-def test_a_map_that_cannot_be_written_is_counted(pool):
-    answers = pool.run(keep_on_a_full_disk)
-    kept, settled, failures = answers[0]
-    assert kept == settled
-    assert failures == 1
-    assert [(kept, failures) for kept, _, failures in answers[1:]] == [([], 0)] * 3
+@pytest.mark.parametrize(
+    "error", [None, OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a defect")]
+)
+def test_a_map_that_cannot_be_written_is_an_alarm_and_tried_again(pool, error, tmp_path):
+    path = tmp_path / "missing" / "map.json"
+    answers = pool.run(keep_where_no_folder_is, path, error)
+    tried, alarms, settled, samples, _ = answers[0]
+    assert tried == [settled[0]] * 3 + [settled[1]]
+    assert alarms == [0, 1, 1, 0]
+    assert (samples["failures_total"], samples["alarmmap_not_kept"]) == (2, 0)
+    assert read_map(path, MapContext(num_ranks=4)).checksum == settled[1]
+    assert all(tried == [] for tried, *_ in answers[1:])
+    assert all(furthest < TOLERANCE for *_, furthest in answers)
 
 
 # --- settings --------------------------------------------------------------------------------

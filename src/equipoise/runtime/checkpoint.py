@@ -52,6 +52,10 @@ class Checkpoint:
         self.folder, self.dtype, self.device = Path(folder), dtype, torch.device(device)
         model = self._without_weights()
         self.num_experts: int = model.config.num_experts
+        self.vocab_size: int = model.config.vocab_size
+        """Token ids of the model, from 0."""
+        self.most_tokens: int = model.config.max_position_embeddings
+        """Tokens of one sequence that the model is made for."""
         self._experts = {i: block.experts for i, block in moe_blocks(model).items()}
 
     @property
