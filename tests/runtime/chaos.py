@@ -191,6 +191,15 @@ def run(
     return done
 
 
+def await_steps(group: Group, steps: int) -> None:
+    """Wait until all processes have served so many steps, or have ended."""
+    while group.serves:
+        said = group.statuses()
+        if len(said) == len(group.processes) and min(s["step"] for s in said) >= steps:
+            return
+        time.sleep(0.02)
+
+
 def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
     """Wait for a random moment of serving, then let the fault happen."""
     deadline = time.monotonic() + 40

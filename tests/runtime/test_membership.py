@@ -14,6 +14,8 @@ from equipoise.errors import EquipoiseError
 from equipoise.runtime.membership import Membership, _Board, _Watch
 from tests.runtime.members import Members
 
+SECRET = "a secret that members share"
+
 
 @pytest.fixture
 def members() -> Iterator[Members]:
@@ -135,6 +137,31 @@ def test_a_lost_store_ends_the_epoch_with_an_error(members: Members):
     members.store = None
     members.until(0, "The store does not answer")
     members.until(1, "The store does not answer")
+
+
+def test_whoever_has_not_the_secret_gets_in_nowhere_and_disturbs_nobody(members: Members):
+    members.start(0, 1, expected=2, secret=SECRET)
+    first = members.together(0, 1)
+    board = dist.PrefixStore("equipoise", members.store)
+    for key in ("name/3", "name/4", "members/2"):
+        board.set(key, 'what is "not" signed')
+    members.start(2)
+    members.start(3, secret="another secret of theirs")
+    for number in (2, 3):
+        members.until(number, "is refused: those who serve at this store have another secret")
+    assert (members.formed[2], members.formed[3]) == ([], [])
+    assert [len(members.formed[number]) for number in (0, 1)] == [1, 1]
+    assert members.ends[0] == members.ends[1] == []
+    members.start(4, secret=SECRET)
+    whole = members.together(0, 1, 4)
+    assert whole.members[:2] == first.members
+    assert whole.number == 3  # somebody had written under 2
+
+
+def test_a_forged_list_that_comes_first_is_no_group(members: Members):
+    dist.PrefixStore("equipoise", members.store).set("members/1", '- ["m0-00000000"]')
+    members.start(0, secret=SECRET)
+    members.until(0, "is refused")
 
 
 def churn(members: Members, seed: int, changes: int) -> None:

@@ -6,13 +6,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equipoise.runtime.layer import swiglu
 from equipoise.runtime.server import Options
 from equipoise.runtime.settings import Settings
-from tests.runtime import chaos
+from tests.runtime import chaos, rogue
 from tests.runtime.small_model import FOLDER
 
 
@@ -74,6 +75,47 @@ def test_a_slow_rank_gets_less_to_do(prepared, tmp_path):
         group.end()
     assert sum(shares[:10]) / 10 > 0.8  # nobody knows yet
     assert min(shares[-20:]) <= 0.6
+
+
+SECRET = "a secret that these processes share"
+
+
+@pytest.mark.parametrize("knows", [False, True], ids=["outsider", "insider"])
+def test_one_that_sends_objects_runs_nothing_and_costs_no_answer(prepared, tmp_path, knows):
+    """Without the secret it does not get in; with it, what it sends is no message."""
+    context, prompts, answers = prepared
+    options = Options(
+        model=FOLDER, source=prompts, limit=150, processes=2, batch_size=2, results=tmp_path,
+        new_tokens=chaos.NEW_TOKENS, settings=None, secret=SECRET,
+        timeout_seconds=60.0, silence_seconds=2.0,
+    )  # fmt: skip
+    group, done = chaos.Group(context, tmp_path, options), chaos.Run(0, "rogue", "")
+    try:
+        chaos.await_steps(group, 5)
+        intruder = context.Process(
+            target=rogue.intrude, args=(group.store.port, tmp_path, SECRET if knows else None)
+        )
+        intruder.start()
+        chaos.await_end(group, done, time.monotonic() + 200)
+        intruder.join(60)
+        chaos.check_answers(group, answers, done)
+        epochs = {status["epoch"] for status in group.statuses()}
+    finally:
+        group.end()
+    assert done.wrong == []
+    assert [path.name for path in tmp_path.glob("ran-in-*") if not _is_of(path, intruder)] == []
+    if knows:
+        assert (tmp_path / "joined").exists()
+        assert min(epochs) >= 3  # with it, and without it again
+    else:
+        assert "rogue-" in (refused := (tmp_path / "refused").read_text())
+        assert "is refused: those who serve at this store have another secret" in refused
+        assert epochs == {1}
+
+
+def _is_of(path: Path, process: Any) -> bool:
+    """Whether it ran in the process that sent it, which reads its own message too."""
+    return path.name == f"ran-in-{process.pid}"
 
 
 SERVES_AND_LOOKS = """
