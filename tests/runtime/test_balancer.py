@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import errno
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -476,15 +477,25 @@ def test_steps_are_told_of_as_little_as_they_need(pool):
 
 @at_once
 def close_while_moving(group):
-    service = Service(group, bytes_per_second=1e4)
-    service.until(lambda s: s.orders[-1].state is State.MOVE)
-    started = time.monotonic()
-    service.balancer.close()
-    return time.monotonic() - started
+    """Close while the thread that moves waits for what comes only afterwards."""
+    comes, service = threading.Event(), Service(group)
+
+    def stage(*_: Any) -> Any:
+        comes.wait()
+        raise RuntimeError("too late")
+
+    with mock.patch.object(LayerMove, "stage", stage):
+        service.until(lambda s: s.orders[-1].state is State.MOVE)
+        moving = service.balancer._moving
+        service.balancer.close()
+        waits = moving._thread.is_alive()
+        comes.set()
+        moving.close()
+    return waits
 
 
 def test_closing_does_not_wait_for_a_transfer(pool):
-    assert max(pool.run(close_while_moving)) < 5
+    assert pool.run(close_while_moving) == [True] * 4
 
 
 @at_once

@@ -142,10 +142,7 @@ def test_every_label_is_documented():
 
 
 def test_answers_prometheus_over_http():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    metrics = full()
-    metrics.listen(port)
+    port = full().listen(0)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
         assert "equipoise_ranks 3.0" in page.read().decode()
     with pytest.raises(EquipoiseError, match=f"Port {port} of '127.0.0.1' cannot answer"):
@@ -154,9 +151,7 @@ def test_answers_prometheus_over_http():
 
 @pytest.mark.parametrize(("where", "reachable"), [({}, False), ({"host": "0.0.0.0"}, True)])
 def test_answers_other_machines_only_if_told_to(where, reachable):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    full().listen(port, **where)
+    port = full().listen(0, **where)
     # Every address in 127/8 is this machine's: one that nobody listens at refuses.
     with socket.socket() as caller:
         assert (caller.connect_ex(("127.0.0.2", port)) == 0) is reachable

@@ -267,11 +267,10 @@ def test_a_frozen_worker_is_noticed_with_more_on_its_way_than_the_pipe_holds(pla
     os.kill(worker.process.pid, signal.SIGSTOP)
     large = replace(WINDOW, counts=np.tile(WINDOW.counts, (400, 1, 1)), step_ids=None, labels={})
     assert large.counts.nbytes > 1 << 20
-    started = time.monotonic()
     planner.ask(question(500), large)
+    assert worker.process.is_alive()  # whoever waits for it sees it killed
     assert planner.poll() is None
     planner.ask(question(600), WINDOW)  # drops it, the worker is killed
-    assert time.monotonic() - started < 1.0  # nothing of it waits
     assert wait(planner).number == 600
     assert not worker.process.is_alive()
 
@@ -299,14 +298,14 @@ def test_serving_goes_on_while_the_planner_is_killed_and_started_again():
         window=32, update_interval=32, wait_steps=10_000, warm_up_steps=0, excess_on=0.05
     )
     controller, planner = Controller(START, settings), PlanningProcess(ADVISOR)
-    failed, longest, moved, settled = "", 0.0, (), False
+    failed, waited, moved, settled = "", [0], (), False
     try:
         for _ in range(10_000):
-            started = time.perf_counter()
             order = controller.step(Report(answer=planner.poll(), moved=moved))
             if order.action is Action.LOOK:
                 planner.ask(controller.question, WINDOW)
-            longest = max(longest, time.perf_counter() - started)
+                waited.append(0)
+            waited[-1] += order.state is State.PLAN
             if order.state is State.PLAN and not failed and planner._worker is not None:
                 planner._worker.process.kill()
             failed = order.note if order.outcome is Outcome.FAILED else failed
@@ -320,7 +319,7 @@ def test_serving_goes_on_while_the_planner_is_killed_and_started_again():
     assert failed == "The planner died."
     assert settled
     assert controller.placement == ADVISOR(question(plan_above=0.05), WINDOW).proposal
-    assert longest < 1.0  # a start of the worker takes longer
+    assert min(waited[1:]) > 1  # steps without an answer: it is not there when asking returns
 
 
 SERVER = """

@@ -38,6 +38,8 @@ def prepared():
 def test_whatever_happens_every_request_is_answered_right(prepared, fault, seed):
     done = chaos.run(seed, *prepared, fault=fault)
     assert done.wrong == []
+    assert done.hit
+    assert done.moves > 0
     if fault in ("kill, join", "stop"):
         assert done.recovery_seconds is not None
 
@@ -91,12 +93,12 @@ def test_one_that_sends_objects_runs_nothing_and_costs_no_answer(prepared, tmp_p
     )  # fmt: skip
     group, done = chaos.Group(context, tmp_path, options), chaos.Run(0, "rogue", "")
     try:
-        chaos.await_steps(group, 5)
+        assert chaos.await_steps(group, 5)
         intruder = context.Process(
             target=rogue.intrude, args=(group.store.port, tmp_path, SECRET if knows else None)
         )
         intruder.start()
-        chaos.await_end(group, done, time.monotonic() + 200)
+        chaos.await_end(group, done)
         intruder.join(60)
         chaos.check_answers(group, answers, done)
         epochs = {status["epoch"] for status in group.statuses()}

@@ -118,13 +118,18 @@ class Metrics(Collector):
         """Requests that this rank could not serve."""
         return self._requests["failed"]
 
-    def listen(self, port: int, host: str = LOOPBACK) -> None:
+    def listen(self, port: int, host: str = LOOPBACK) -> int:
         """Answer Prometheus until the process ends, whoever asks.
 
         Parameters
         ----------
         port, host
-            Where; by default only programs on this machine can ask, ``"0.0.0.0"`` lets all.
+            Where; by default only programs on this machine can ask, ``"0.0.0.0"`` lets all. Port 0
+            is any that is free.
+
+        Returns
+        -------
+        The port.
 
         Raises
         ------
@@ -134,11 +139,12 @@ class Metrics(Collector):
         registry = CollectorRegistry()
         registry.register(self)
         try:
-            start_http_server(port, addr=host, registry=registry)
+            server, _ = start_http_server(port, addr=host, registry=registry)
         except (OSError, OverflowError, UnicodeError) as error:
             raise EquipoiseError(
                 f"Port {port} of {host!r} cannot answer Prometheus: {error}."
             ) from error
+        return int(server.server_port)
 
     def text(self) -> str:
         """All of it in Prometheus's text format."""
