@@ -98,7 +98,8 @@ def test_processes_that_cannot_serve_end_the_demo(fake, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_signal_leaves_nothing_behind(tmp_path, number, status, terminal):
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"  # what is tested, whatever is installed
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm", "PYTHONPATH": paths}
     ours, theirs = pty.openpty() if terminal else os.pipe()
     errors = tmp_path.with_suffix(".stderr")
     command = [sys.executable, __file__, "demo", "--processes", "2", "--model", str(MODEL)]
