@@ -38,7 +38,7 @@ def intrude(port: int, folder: Path, secret: str | None) -> None:
     except EquipoiseError as error:
         _scribble(store)
         (folder / "refused").write_text(str(error))
-        time.sleep(5)  # alive, for the others to see
+        time.sleep(1000)  # alive, for the others to see
     else:
         heard: list[Any] = [None] * len(epoch.members)
         with suppress(Exception):  # what the others send is no pickle

@@ -150,7 +150,11 @@ class Checkpoint:
             raise EquipoiseError(
                 f"{self.folder} holds a model of type {family!r}; expected qwen2_moe."
             )
-        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        try:
+            config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        except Exception as error:  # transformers checks each value in its own way
+            why = " ".join(str(error).split())
+            raise FormatError(f"{path} is no configuration of a model: {why:.300}") from error
         if config.hidden_act != "silu":
             raise EquipoiseError(
                 f"{self.folder} has activation {config.hidden_act!r}; expected silu."

@@ -407,7 +407,10 @@ def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) ->
 
 def said(error: Exception) -> str:
     """An error in a line; one that is not meant for users with its type."""
-    text = str(error) if isinstance(error, EquipoiseError | OSError) else repr(error)
+    return _line(str(error) if isinstance(error, EquipoiseError | OSError) else repr(error))
+
+
+def _line(text: str) -> str:
     return " ".join(text.split())[:_MOST_CHARACTERS]
 
 
@@ -419,7 +422,8 @@ def _checked(reply: object, question: Question) -> Finding | Failure:
     if not isinstance(reply, Finding | Failure) or reply.number != question.number:
         raise EquipoiseError(f"The planner answered {type(reply).__name__}, not the question.")
     if isinstance(reply, Failure):
-        return _typed(reply)
+        failure = _typed(reply)
+        return replace(failure, text=_line(failure.text))
     finding = _typed(replace(reply, proposal=None))
     if not math.isfinite(finding.sure_excess):
         raise EquipoiseError(f"The planner found an excess of {finding.sure_excess}.")
