@@ -38,7 +38,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -125,7 +125,8 @@ class Run:
     wrong: list[str] = field(default_factory=list)
     recovery_seconds: float | None = None
     seconds: float = 0.0
-    moves: int = 0
+    moves: int = 0  # changes of the map that were begun
+    moved_slots: int = 0
     hit: bool = True  # what was to be hit was there
 
 
@@ -137,7 +138,7 @@ class Group:
         self.folder, self.options, self._context = folder, options, context
         self.flag = folder / "corrupt"
         self.processes: dict[str, Any] = {}
-        self._versions: Counter[int] = Counter()
+        self._moved: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))  # by epoch
         for _ in range(options.processes):
             self.start()
 
@@ -160,15 +161,19 @@ class Group:
         return [status for name in self.processes if (status := self.status(name))]
 
     def wait(self, what: Callable[[list[dict[str, Any]]], bool], steps: int = MOST_STEPS) -> bool:
-        """Wait until the statuses say something, for so many steps; whether they do."""
+        """Wait until the statuses of the last epoch say something, for so many steps.
+
+        Whether they do.
+        """
         last = first = self._step
         heard = time.monotonic()
         while self.serves and time.monotonic() - heard < PATIENCE_SECONDS:
             said = self.statuses()
             for status in said:
-                epoch = status["epoch"]
-                self._versions[epoch] = max(self._versions[epoch], status["version"])
-            if what(said):
+                self._moved[status["epoch"]] = max(
+                    self._moved[status["epoch"]], (status["version"], status["moved_slots"])
+                )
+            if what([status for status in said if status["epoch"] == self.epoch]):
                 return True
             if self._step > last:
                 last, heard = self._step, time.monotonic()
@@ -178,9 +183,15 @@ class Group:
         return False
 
     @property
-    def moves(self) -> int:
-        """Changes of the map that were begun, as far as was looked: each epoch counts anew."""
-        return self._versions.total()
+    def moved(self) -> tuple[int, int]:
+        """Changes of the map that were begun, and slots that moved, as far as was looked."""
+        moves, slots = zip((0, 0), *self._moved.values(), strict=True)
+        return sum(moves), sum(slots)
+
+    @property
+    def epoch(self) -> int:
+        """The last one that a process has told of."""
+        return max((status["epoch"] for status in self.statuses()), default=0)
 
     @property
     def _step(self) -> int:
@@ -237,7 +248,7 @@ def run(
         group = Group(context, Path(folder), options)
         try:
             _let_happen(group, draw, done)
-            group.wait(lambda said: any(s["version"] for s in said), STEPS_AFTER)
+            group.wait(lambda said: any(s["moved_slots"] for s in said), STEPS_AFTER)
             group.close()
             await_end(group, done)
             done.seconds = time.monotonic() - began
@@ -274,7 +285,7 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
         done.wrong.append("all have ended before anything was done to them")
         return
     names = draw.sample(sorted(group.processes), 2)
-    epoch = max((s["epoch"] for s in group.statuses()), default=0)
+    epoch = group.epoch
     at = time.monotonic()
     if done.fault.startswith("kill"):
         for name in names[: 2 if done.fault == "kill two" else 1]:
@@ -302,7 +313,7 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
 def await_end(group: Group, done: Run) -> None:
     """Wait for the processes to end by themselves; what they did otherwise is wrong."""
     group.wait(lambda _: False, sys.maxsize)
-    done.moves = group.moves
+    done.moves, done.moved_slots = group.moved
     for name, process in group.processes.items():
         process.join(PATIENCE_SECONDS if not group.serves else 0.1)
         if process.exitcode is None:
@@ -381,7 +392,8 @@ def main() -> None:
         last = runs[-1]
         recovery = "" if last.recovery_seconds is None else f"{last.recovery_seconds:.2f}"
         print(f"{seed:4d} {last.fault:10s} {last.about:28s} {last.seconds:6.1f} s  "
-              f"{last.moves:3d} moves{' ' if last.hit else '*'} {recovery:5s} "
+              f"{last.moves:3d} moves, {last.moved_slots:5d} slots{' ' if last.hit else '*'} "
+              f"{recovery:5s} "
               f"{'; '.join(last.wrong) or 'right'}",
               flush=True)  # fmt: skip
     _tell(runs)
@@ -391,7 +403,7 @@ def main() -> None:
 
 
 def _tell(runs: list[Run]) -> None:
-    moved = sum(one.moves > 0 for one in runs)
+    moved = sum(one.moved_slots > 0 for one in runs)
     missed = sum(not one.hit for one in runs)
     print(f"\n{moved} of {len(runs)} runs moved experts; in {missed} (*) nothing to hit came.")
     print("\n| fault | runs | right | moves | recovery, median | longest |")

@@ -152,13 +152,24 @@ def serve(
     metrics_port, metrics_host
         Where to answer Prometheus; without a port nowhere, and only programs on this machine unless
         told otherwise.
+
+    Raises
+    ------
+    EquipoiseError
+        No store there; a model, a folder, a secret or a port that cannot be used; all that ``run``
+        of the server raises.
     """
     torch.set_num_threads(options.threads)
     logger.setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
     if host in (LOOPBACK, "localhost"):  # so all processes are here, and need not be reached
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = TCPStore(host, port, is_master=False)
+    try:
+        store = TCPStore(host, port, is_master=False)
+    except (RuntimeError, ValueError) as error:
+        raise EquipoiseError(
+            f"No store answers at {host}, port {port}; start one first."
+        ) from error
     server = Server(store, name, options)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     try:
