@@ -157,7 +157,7 @@ def test_answers_other_machines_only_if_told_to(where, reachable):
         assert (caller.connect_ex(("127.0.0.2", port)) == 0) is reachable
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "a" * 300])
+@pytest.mark.parametrize("host", ["192.0.2.1", "a" * 300])
 def test_an_address_that_is_none_is_refused(host):
     with pytest.raises(EquipoiseError, match="cannot answer Prometheus"):
         full().listen(0, host)
