@@ -9,7 +9,8 @@ does not come in so many steps is not waited for any longer; a busy machine has 
 fewer. The run goes on until experts have moved after it too:
 
 =========  =====================================================================================
-kill       ``kill -9`` of one process; of two; or of one, and a new one joins
+kill       ``kill -9`` of one process; of two; of one, and a new one joins; or of one, and a bit
+           of what another has is flipped while the model is rebuilt
 stop       SIGSTOP of one process for longer than the silence that is put up with, then SIGCONT
 leave      SIGTERM of one process
 corrupt    one process sends every chunk of experts with a bit flipped, for a while
@@ -50,7 +51,8 @@ import torch
 import torch.distributed as dist
 
 from equipoise.placement import Placement
-from equipoise.runtime import server, transfer
+from equipoise.runtime import recovery, server, transfer
+from equipoise.runtime.checksum import slot_bytes
 from equipoise.runtime.requests import Ledger, Request
 from equipoise.runtime.server import Options, serve
 from equipoise.runtime.settings import Settings
@@ -68,8 +70,8 @@ PATIENCE_SECONDS = 90.0  # without a step, after which a run hangs
 MOST_STEPS = 2000  # that what is to be hit is waited for
 STEPS_AFTER = 600  # that a move is waited for after a fault
 FAULTS = (
-    "kill", "kill", "kill two", "kill, join", "stop", "leave", "corrupt", "slow", "garbage",
-    "full", "none",
+    "kill", "kill", "kill two", "kill, join", "kill, flip", "stop", "leave", "corrupt", "slow",
+    "garbage", "full", "none",
 )  # fmt: skip
 
 
@@ -99,7 +101,10 @@ class Closing(Ledger):
 
 
 def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -> None:
-    """``serve``, sending every chunk with a bit flipped as long as the flag is there."""
+    """``serve``, sending every chunk with a bit flipped as long as the flag is there.
+
+    Or, if it says so, with a bit flipped in what has come in the next rebuild.
+    """
     Closing.file, server.Ledger = flag.with_name("limit"), Closing
     whole = transfer._messages
 
@@ -110,7 +115,16 @@ def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -
             chunks[-1][-1] ^= 1
         return chunks
 
+    exchange = recovery._Filling.exchange
+
+    def spoiling(filling: recovery._Filling, group: Any) -> None:
+        exchange(filling, group)
+        if flag.exists() and flag.read_text() == f"{name} rebuilds":
+            flag.unlink()
+            slot_bytes(next(iter(filling.new.values())), 0)[0] ^= 1
+
     transfer._messages = messages
+    recovery._Filling.exchange = spoiling  # type: ignore[method-assign]
     logging.basicConfig(filename=flag.with_name(f"{name}.log"), level=logging.INFO, force=True)
     serve(host, port, name, options)
 
@@ -252,6 +266,7 @@ def run(
             group.close()
             await_end(group, done)
             done.seconds = time.monotonic() - began
+            done.hit &= done.fault != "kill, flip" or not group.flag.exists()
             check_answers(group, answers, done)
         finally:
             group.end()
@@ -287,6 +302,8 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
     names = draw.sample(sorted(group.processes), 2)
     epoch = group.epoch
     at = time.monotonic()
+    if done.fault == "kill, flip":
+        group.flag.write_text(f"{names[1]} rebuilds")
     if done.fault.startswith("kill"):
         for name in names[: 2 if done.fault == "kill two" else 1]:
             group.signal(name, signal.SIGKILL)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.membership import Membership, _Board, _Watch
+from equipoise.runtime.messages import PeerError
 from tests.runtime.members import Members
 
 SECRET = "a secret that members share"
@@ -207,11 +208,16 @@ def test_never_two_lists_of_members_for_a_number_at_length(members: Members, see
 def test_a_form_without_others_gives_up_and_can_be_called_again():
     store = dist.HashStore()
     membership = Membership(store, "alone", timeout_seconds=0.2)
+    with pytest.raises(EquipoiseError, match="no group to renew"):
+        membership.renew_spare()
     with pytest.raises(EquipoiseError, match=r"alone-.* got into no group in 0\.2 s"):
         membership.form(expected=2)
     epoch = membership.form(expected=1)
     assert (epoch.number, epoch.members, epoch.rank) == (1, (membership.name,), 0)
     assert (membership.failed, membership.newcomers, membership.departures) == (None, False, False)
+    membership._term.fail("a member has died, and this process does not know yet")
+    with pytest.raises(PeerError, match="The epoch is over: a member has died"):
+        membership.renew_spare()
     membership.close()
     membership.close()
     assert not dist.is_initialized()

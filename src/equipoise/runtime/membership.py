@@ -41,6 +41,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from equipoise.balance import check_count, check_number
 from equipoise.errors import EquipoiseError
+from equipoise.runtime.messages import PeerError
 from equipoise.runtime.secret import VARIABLE, Seal
 
 _POLL_SECONDS = 0.02  # between looks at the store while an epoch is agreed on
@@ -213,13 +214,15 @@ class Membership:
         Raises
         ------
         EquipoiseError
-            There is no epoch that is well.
+            There is no epoch.
         RuntimeError
-            A member did not come, as from any collective.
+            The epoch is over, or a member did not come, as from any collective.
         """
         term = self._term
-        if term is None or term.failed is not None:
+        if term is None:
             raise EquipoiseError("There is no group to renew; form an epoch first.")
+        if term.failed is not None:  # which this process may not have noticed yet
+            raise PeerError(f"The epoch is over: {term.failed}.")
         term.spare.cut()
         dist.destroy_process_group(term.spare.group)
         spare = _Links.made(lambda: dist.new_group(timeout=timedelta(seconds=self._timeout)))

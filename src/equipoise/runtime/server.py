@@ -297,6 +297,7 @@ class Server:
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
     def _rebuild(self, epoch: Epoch) -> tuple[ExpertParallelModel, Recovered]:
+        """The model on these ranks; what goes wrong is tried again, without the rank that it is."""
         try:
             return rebuild(
                 self.model,
@@ -310,6 +311,8 @@ class Server:
             if error.rank == epoch.rank:
                 raise
             raise RuntimeError(f"{epoch.members[error.rank]} cannot go on: {error}") from error
+        except EquipoiseError as error:  # such as bytes that have changed on their way
+            raise RuntimeError(str(error)) from error
 
     def _begin_balancing(self, epoch: Epoch, spare: dist.ProcessGroup, *, warm_up: bool) -> None:
         """Have a balancer for the ranks as they are; warm up only where all have just begun."""
@@ -422,7 +425,8 @@ class Server:
         """Raise an error that comes back whenever the same processes meet."""
         self._fruitless = self._fruitless + 1 if fruitless else 0
         if self._fruitless > _MOST_FRUITLESS:
-            raise error
+            cause = error.__cause__
+            raise cause if isinstance(cause, EquipoiseError) else error
 
     def _end_balancing(self) -> None:
         if self._balancer is not None:
