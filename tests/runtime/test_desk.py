@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -213,3 +214,19 @@ def test_results_go_nowhere_without_a_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EquipoiseError, match="There is no folder"):
         Results(tmp_path / "file", "p0")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_results_are_added_to_regular_files_only(tmp_path, make):
+    make(tmp_path / "p0.jsonl")
+    with pytest.raises(EquipoiseError, match=r"p0\.jsonl is not a regular file"):
+        Results(tmp_path, "p0")
+
+
+def test_results_are_added_through_a_link(tmp_path):
+    (tmp_path / "p0.jsonl").symlink_to(tmp_path / "elsewhere")
+    results = Results(tmp_path, "p0")
+    results.write([Answer(1, (2,))])
+    results.close()
+    assert (tmp_path / "p0.jsonl").is_symlink()
+    assert json.loads((tmp_path / "elsewhere").read_text())["number"] == 1

@@ -56,7 +56,7 @@ class Results:
     Raises
     ------
     EquipoiseError
-        A file that cannot be opened.
+        A folder that cannot be used, or a file in it that is there and cannot be added to.
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
@@ -64,8 +64,11 @@ class Results:
         if folder is None:
             return
         check_folder(folder)
+        path = folder / f"{name}.jsonl"
+        if path.exists() and not path.is_file():  # opening a pipe would wait for who reads it
+            raise EquipoiseError(f"{path} is not a regular file; remove it, or use another folder.")
         try:
-            self._file = (folder / f"{name}.jsonl").open("ab", buffering=0)
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise EquipoiseError(f"{folder} cannot be written to: {error.strerror}.") from error
 
