@@ -12,7 +12,7 @@ def test_nothing_is_tried_while_nothing_breaks():
 
 def test_what_all_ranks_were_at_is_halved():
     told = [Told((4, 1)), Told((), broke="it is full"), Told((2,))]
-    assert judge(told) == Verdict(((1,), (2, 4)), blamed=True)
+    assert judge(told) == Verdict(((1,), (2, 4)), blamed=True, heard=1)
 
 
 def test_one_that_breaks_a_pass_alone_is_the_culprit():
@@ -24,12 +24,25 @@ def test_one_that_breaks_a_pass_alone_is_the_culprit():
 
 
 def test_a_pass_that_breaks_with_nothing_in_it_is_nobodys_doing():
-    assert judge([Told(broke="a defect"), Told()]) == Verdict()
+    assert not judge([Told(broke="a defect"), Told()]).blamed
 
 
 def test_a_rank_that_was_cut_off_before_the_next_group_and_one_that_is_new_hear_the_same():
     ahead, behind = ((8, 9),), ((7,), (8, 9))
     assert judge([Told((8,), ahead), Told((), behind), Told()]) == Verdict(behind)
+
+
+def test_a_break_is_judged_once_also_if_the_rank_that_broke_was_cut_off_before_it_heard():
+    groups = ((7,), (8, 9))
+    first = judge([Told((7, 8, 9), broke="it is full")])
+    assert (first.groups, first.heard) == (groups, 1)
+    after = judge([Told((7,), groups, heard=1), Told((8, 9), broke="it is full")])
+    assert after == Verdict(groups, heard=1)
+
+
+def test_what_a_rank_is_at_that_was_not_there_is_not_suspected():
+    there = Told((1, 2), broke="it is full", heard=3)
+    assert judge([there, Told((5, 6), heard=2)]).groups == ((1,), (2,))
 
 
 @given(
@@ -52,6 +65,7 @@ def test_those_are_found_that_break_passes_and_all_others_are_served(parts, bad,
                     tuple(n for n in sorted(group) if owner[n] == rank),
                     groups,
                     "broken" if rank == teller % len(parts) else "",
+                    broken - 1,
                 )
                 for rank in range(len(parts))
             ]

@@ -47,7 +47,7 @@ class Desk:
         self._metrics, self._alarms = metrics, alarms
         self._batch: Batch | None = None
         self._answers: list[Answer] = []  # to be written and handed in
-        self._broke = ""
+        self._broke, self._heard = "", 0
         self._groups: tuple[tuple[int, ...], ...] = ()  # of a trial
         self._held: dict[int, Request] = {}  # this process's requests while there is one
 
@@ -105,7 +105,7 @@ class Desk:
     def tell(self) -> Told:
         """For the other ranks."""
         running = () if self._batch is None else tuple(r.number for r in self._batch.requests)
-        return Told(running, self._groups, self._broke)
+        return Told(running, self._groups, self._broke, self._heard)
 
     def hear(self, told: Sequence[Told]) -> bool:
         """What all ranks have told: try requests in groups if one of them has broken a pass.
@@ -115,7 +115,7 @@ class Desk:
         Whether some are under suspicion.
         """
         verdict = judge(told)
-        self._broke = ""
+        self._broke, self._heard = "", verdict.heard
         if not verdict.blamed and not verdict.groups:
             return False
         if self._batch is not None:

@@ -29,11 +29,15 @@ class Told:
         The groups still to be served, as far as it knows, the one under way first.
     broke
         What its last pass has raised by itself; empty if nothing.
+    heard
+        How many times a broken pass was judged so far. One that knows of fewer was cut off before
+        it heard the last judgement, or was not there: what it tells is of before.
     """
 
     running: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     broke: str = ""
+    heard: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,29 +54,34 @@ class Verdict:
         Why, in a sentence.
     blamed
         Whether a pass has broken and there are requests that may be why.
+    heard
+        For the next time.
     """
 
     groups: tuple[tuple[int, ...], ...] = ()
     culprit: int | None = None
     reason: str = ""
     blamed: bool = False
+    heard: int = 0
 
 
 def judge(told: Sequence[Told]) -> Verdict:
     """What to serve next, from what all ranks have told."""
+    heard = max(one.heard for one in told)
+    current = [one for one in told if one.heard == heard]
     # Each list is the end of every longer one: a rank may have been cut off before it moved on.
-    groups = max((one.groups for one in told), key=len)
-    broke = next((one.broke for one in told if one.broke), "")
+    groups = max((one.groups for one in current), key=len)
+    broke = next((one.broke for one in current if one.broke), "")
     if not broke:
-        return Verdict(groups)
+        return Verdict(groups, heard=heard)
     if not groups:
-        groups = (tuple(sorted(number for one in told for number in one.running)),)
+        groups = (tuple(sorted(number for one in current for number in one.running)),)
     first, rest = groups[0], groups[1:]
     match len(first):
         case 0:
-            return Verdict(rest)
+            return Verdict(rest, heard=heard)
         case 1:
             reason = f"A forward pass that served nothing else broke off: {broke}"
-            return Verdict(rest, culprit=first[0], reason=reason, blamed=True)
+            return Verdict(rest, culprit=first[0], reason=reason, blamed=True, heard=heard + 1)
     half = len(first) // 2
-    return Verdict((first[:half], first[half:], *rest), blamed=True)
+    return Verdict((first[:half], first[half:], *rest), blamed=True, heard=heard + 1)
