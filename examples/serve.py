@@ -4,10 +4,12 @@
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
-On two nodes, in the checkout on each, NODE being 0 and 1:
+Without a secret in EQUIPOISE_SECRET, the same for all processes, whoever reaches the port of the
+store can join. On two nodes, in the checkout on each, NODE being 0 and 1 and SECRET what
+`openssl rand -hex 32` prints:
 
-    torchrun --nnodes 2 --node-rank NODE --nproc-per-node 2 --master-addr ADDRESS_OF_NODE_0 \
-        --master-port 29500 examples/serve.py --nodes 2
+    EQUIPOISE_SECRET=SECRET torchrun --nnodes 2 --node-rank NODE --nproc-per-node 2 \
+        --master-addr ADDRESS_OF_NODE_0 --master-port 29500 examples/serve.py --nodes 2
 
 Before they serve, one process a node compiles what they need; half a minute the first time. The
 log says what moves and why. torchrun starts the processes and has the store in which they meet.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -63,20 +66,27 @@ def main() -> None:
     try:
         options = _options(arguments)
     except EquipoiseError as error:
-        parser.error(str(error))
+        if os.environ["LOCAL_RANK"] == "0":  # it is the same for all processes of a node
+            parser.error(str(error))
+        sys.exit(2)
     if os.environ["RANK"] == "0":
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     rehearse_once(options.dispatch)
-    serve(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        f"rank{int(os.environ['RANK']):04}",
-        options,
-    )
+    try:
+        serve(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            f"rank{int(os.environ['RANK']):04}",
+            options,
+        )
+    except EquipoiseError as error:
+        parser.exit(2, f"serve.py: error: {error}\n")
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     processes = int(os.environ["WORLD_SIZE"])
+    if arguments.keep and not arguments.keep.parent.is_dir():
+        raise EquipoiseError(f"There is no folder {arguments.keep.parent} for the map; make it.")
     start = read_map(arguments.map, MapContext(num_ranks=processes)) if arguments.map else None
     settings = Settings(
         num_redundant=2 * processes,

@@ -11,7 +11,9 @@ from torch.distributed import TCPStore
 from equipoise.errors import EquipoiseError
 
 
-def serve(host: str, port: int, name: str, options: Any, metrics_port: int | None) -> None:
+def serve(
+    host: str, port: int, name: str, options: Any, metrics_port: int | None, metrics_host: str
+) -> None:
     """Take requests from the source and say so; a dispatcher called ``even`` is refused."""
     if options.dispatch == "even":
         raise EquipoiseError("not today.")

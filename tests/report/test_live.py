@@ -159,3 +159,13 @@ def test_when_rank_0_dies_the_next_one_speaks():
     assert [s.began for s in view.summary().stretches] == ["map 0", "epoch 2: 1 rank"]
     assert view.summary().moved_slots == 5  # counted anew in each epoch
     assert "1 rank, epoch 2" in shown(view.render())
+
+
+def test_what_is_wrong_with_any_process_is_said():
+    view = View("model", 60)
+    view.update({"p0": status(), "p1": status(name="p1", rank=1)})
+    assert "failed" not in view.line()
+    wrong = status(name="p1", rank=1, failed_requests=2, alarms=["map_not_kept"])
+    view.update({"p0": status(time=2.0, failed_requests=1), "p1": wrong})
+    assert view.line().endswith("  3 requests failed, map_not_kept")
+    assert "\n3 requests failed, map_not_kept" in shown(view.render())

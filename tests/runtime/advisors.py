@@ -36,8 +36,8 @@ class Restless:
     def __call__(self, question: Any, window: Any) -> Any:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         rng = np.random.default_rng([self.seed, question.number])
-        if self.fault == "slow" and rng.random() < 0.7:
-            time.sleep(3)
+        if self.fault == "slow" and rng.random() < 0.5:
+            time.sleep(1000)
         if self.fault == "garbage" and rng.random() < 0.7:
             return self._garbage(question, rng)
         return self._finding(question, _shuffled(question.current, rng))

@@ -3,11 +3,14 @@
     python -m tests.runtime.chaos [--runs 200] [--seed 0] [--json FILE]
 
 A run starts two to four processes with a dispatcher, a redundancy and a way to move experts drawn
-at random, under an advisor that moves experts all the time, and does one thing to it at a random
-moment, three times in four after a move has begun:
+at random, under an advisor that moves experts all the time, and does one thing to it, once that is
+there which it is to hit: a move under way, a plan that is awaited, one to three moves made. What
+does not come in so many steps is not waited for any longer; a busy machine has slower steps, not
+fewer. The run goes on until experts have moved after it too:
 
 =========  =====================================================================================
-kill       ``kill -9`` of one process; of two; or of one, and a new one joins
+kill       ``kill -9`` of one process; of two; of one, and a new one joins; or of one, and a bit
+           of what another has is flipped while the model is rebuilt
 stop       SIGSTOP of one process for longer than the silence that is put up with, then SIGCONT
 leave      SIGTERM of one process
 corrupt    one process sends every chunk of experts with a bit flipped, for a while
@@ -17,7 +20,7 @@ full       every map that is to be kept finds the disk full
 none       nothing
 =========  =====================================================================================
 
-A run is right if all processes end by themselves in time, every request is answered, and every
+A run is right if all processes end by themselves, every request is answered, and every
 token of every answer is that of the plain transformers model in a single process. Prompts are such
 that the best token leads by more than 1e-3 at every step, so that rounding cannot decide.
 Recovery is the time from the fault to the first status of a step in a later epoch.
@@ -33,11 +36,13 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +51,9 @@ import torch
 import torch.distributed as dist
 
 from equipoise.placement import Placement
-from equipoise.runtime import transfer
-from equipoise.runtime.requests import Request
+from equipoise.runtime import recovery, server, transfer
+from equipoise.runtime.checksum import slot_bytes
+from equipoise.runtime.requests import Ledger, Request
 from equipoise.runtime.server import Options, serve
 from equipoise.runtime.settings import Settings
 from tests.runtime.advisors import Restless
@@ -59,10 +65,13 @@ NUM_PROMPTS = 40
 LEAD = 1e-3
 SHAPES = {2: (0, 8, 16), 3: (1, 4, 16), 4: (0, 8, 16)}  # processes, and redundant slots for them
 SILENCE_SECONDS = 2.0
-RUN_SECONDS = 90.0  # after which a run hangs
+BYTES_PER_SECOND = 4e6  # in the background, so that moves take long enough to be hit
+PATIENCE_SECONDS = 90.0  # without a step, after which a run hangs
+MOST_STEPS = 2000  # that what is to be hit is waited for
+STEPS_AFTER = 600  # that a move is waited for after a fault
 FAULTS = (
-    "kill", "kill", "kill two", "kill, join", "stop", "leave", "corrupt", "slow", "garbage",
-    "full", "none",
+    "kill", "kill", "kill two", "kill, join", "kill, flip", "stop", "leave", "corrupt", "slow",
+    "garbage", "full", "none",
 )  # fmt: skip
 
 
@@ -80,8 +89,23 @@ def disk_full(_placement: Placement) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+class Closing(Ledger):
+    """A ledger that gives out no more numbers than a file says, once it is there."""
+
+    file = Path()
+
+    def exchange(self, *args: Any) -> list[int]:
+        if self.file.exists():
+            self._limit = min(self._limit, int(self.file.read_text()))
+        return super().exchange(*args)
+
+
 def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -> None:
-    """``serve``, sending every chunk with a bit flipped as long as the flag is there."""
+    """``serve``, sending every chunk with a bit flipped as long as the flag is there.
+
+    Or, if it says so, with a bit flipped in what has come in the next rebuild.
+    """
+    Closing.file, server.Ledger = flag.with_name("limit"), Closing
     whole = transfer._messages
 
     def messages(weights: dict[str, torch.Tensor], slot: int) -> list[torch.Tensor]:
@@ -91,7 +115,16 @@ def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -
             chunks[-1][-1] ^= 1
         return chunks
 
+    exchange = recovery._Filling.exchange
+
+    def spoiling(filling: recovery._Filling, group: Any) -> None:
+        exchange(filling, group)
+        if flag.exists() and flag.read_text() == f"{name} rebuilds":
+            flag.unlink()
+            slot_bytes(next(iter(filling.new.values())), 0)[0] ^= 1
+
     transfer._messages = messages
+    recovery._Filling.exchange = spoiling  # type: ignore[method-assign]
     logging.basicConfig(filename=flag.with_name(f"{name}.log"), level=logging.INFO, force=True)
     serve(host, port, name, options)
 
@@ -106,7 +139,9 @@ class Run:
     wrong: list[str] = field(default_factory=list)
     recovery_seconds: float | None = None
     seconds: float = 0.0
-    moves: int = 0
+    moves: int = 0  # changes of the map that were begun
+    moved_slots: int = 0
+    hit: bool = True  # what was to be hit was there
 
 
 class Group:
@@ -117,6 +152,7 @@ class Group:
         self.folder, self.options, self._context = folder, options, context
         self.flag = folder / "corrupt"
         self.processes: dict[str, Any] = {}
+        self._moved: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))  # by epoch
         for _ in range(options.processes):
             self.start()
 
@@ -137,6 +173,50 @@ class Group:
 
     def statuses(self) -> list[dict[str, Any]]:
         return [status for name in self.processes if (status := self.status(name))]
+
+    def wait(self, what: Callable[[list[dict[str, Any]]], bool], steps: int = MOST_STEPS) -> bool:
+        """Wait until the statuses of the last epoch say something, for so many steps.
+
+        Whether they do.
+        """
+        last = first = self._step
+        heard = time.monotonic()
+        while self.serves and time.monotonic() - heard < PATIENCE_SECONDS:
+            said = self.statuses()
+            for status in said:
+                self._moved[status["epoch"]] = max(
+                    self._moved[status["epoch"]], (status["version"], status["moved_slots"])
+                )
+            if what([status for status in said if status["epoch"] == self.epoch]):
+                return True
+            if self._step > last:
+                last, heard = self._step, time.monotonic()
+            if last - first >= steps:
+                return False
+            time.sleep(0.02)
+        return False
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Changes of the map that were begun, and slots that moved, as far as was looked."""
+        moves, slots = zip((0, 0), *self._moved.values(), strict=True)
+        return sum(moves), sum(slots)
+
+    @property
+    def epoch(self) -> int:
+        """The last one that a process has told of."""
+        return max((status["epoch"] for status in self.statuses()), default=0)
+
+    @property
+    def _step(self) -> int:
+        return max((status["step"] for status in self.statuses()), default=0)
+
+    def close(self) -> None:
+        """Give out no more requests than a few; the processes end when these are answered."""
+        limit = json.loads(self.store.get("requests"))["next"] + 2 * len(self.processes)
+        (self.folder / "limit.new").write_text(str(limit))
+        (self.folder / "limit.new").rename(self.folder / "limit")
+        self.options = replace(self.options, limit=limit)
 
     def signal(self, name: str, number: int) -> None:
         with suppress(ProcessLookupError):  # it has ended by itself
@@ -161,7 +241,8 @@ def run(
     fault = fault or drawn
     processes = draw.choice((3, 4) if fault == "kill two" else (2, 3, 4))
     settings = Settings(
-        num_redundant=draw.choice(SHAPES[processes]), window=8, update_interval=8, wait_steps=40,
+        num_redundant=draw.choice(SHAPES[processes]), window=8, update_interval=8,
+        wait_steps=200 if fault == "slow" else 1000,
         warm_up_steps=0, cool_down_steps=8, background=draw.random() < 0.7,
         layers_per_step=draw.choice((1, 2, 5)),
     )  # fmt: skip
@@ -170,18 +251,22 @@ def run(
                f"{'background' if settings.background else 'blocking'}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         options = Options(
-            model=FOLDER, source=prompts, limit=draw.randint(36, 52),
+            model=FOLDER, source=prompts, limit=sys.maxsize,
             processes=processes, settings=settings, dispatch=dispatch, batch_size=2,
             new_tokens=NEW_TOKENS, advisor=Restless(seed, fault),
             keep=disk_full if fault == "full" else None, results=Path(folder),
+            bytes_per_second=BYTES_PER_SECOND if settings.background else None,
             timeout_seconds=20.0, silence_seconds=SILENCE_SECONDS,
         )  # fmt: skip
         began = time.monotonic()
         group = Group(context, Path(folder), options)
         try:
             _let_happen(group, draw, done)
-            await_end(group, done, began + RUN_SECONDS)
+            group.wait(lambda said: any(s["moved_slots"] for s in said), STEPS_AFTER)
+            group.close()
+            await_end(group, done)
             done.seconds = time.monotonic() - began
+            done.hit &= done.fault != "kill, flip" or not group.flag.exists()
             check_answers(group, answers, done)
         finally:
             group.end()
@@ -191,25 +276,34 @@ def run(
     return done
 
 
+def await_steps(group: Group, steps: int) -> bool:
+    """Wait until all processes have served so many steps."""
+    return group.wait(
+        lambda said: len(said) == len(group.processes) and min(s["step"] for s in said) >= steps
+    )
+
+
 def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
-    """Wait for a random moment of serving, then let the fault happen."""
-    deadline = time.monotonic() + 40
-    while len(group.statuses()) < group.options.processes and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if done.fault in ("slow", "garbage", "full", "none"):
-        return  # from the start, or not at all
-    if draw.random() < 0.75:  # the others may be hit before anything has moved
-        while group.serves and time.monotonic() < deadline:
-            if any(status["version"] for status in group.statuses()):
-                break
-            time.sleep(0.02)
-    time.sleep(draw.uniform(0.0, 1.5))
+    """Wait for what is to be hit, then let the fault happen."""
+    await_steps(group, 1)
+    moves = draw.randint(1, 3)
+    targets: list[Callable[[dict[str, Any]], bool]] = [
+        lambda status: status["state"] == "move",
+        lambda status: status["state"] == "plan" and bool(status["version"]),
+        lambda status: status["version"] >= moves,
+    ]
+    target = draw.choice(targets)
+    if done.fault in ("slow", "garbage", "full", "none"):  # from the start, or not at all
+        target = targets[-1]
+    done.hit = group.wait(lambda said: any(map(target, said)))
     if not group.serves:
-        done.fault += ", late"  # all was served before
+        done.wrong.append("all have ended before anything was done to them")
         return
     names = draw.sample(sorted(group.processes), 2)
-    epoch = max((s["epoch"] for s in group.statuses()), default=0)
+    epoch = group.epoch
     at = time.monotonic()
+    if done.fault == "kill, flip":
+        group.flag.write_text(f"{names[1]} rebuilds")
     if done.fault.startswith("kill"):
         for name in names[: 2 if done.fault == "kill two" else 1]:
             group.signal(name, signal.SIGKILL)
@@ -222,27 +316,27 @@ def _let_happen(group: Group, draw: random.Random, done: Run) -> None:
         group.signal(names[0], signal.SIGTERM)
     elif done.fault == "corrupt":
         group.flag.write_text(names[0])
-        time.sleep(1)
+        group.wait(lambda _: False, draw.randint(20, 100))
         group.flag.unlink()
         return
-    while time.monotonic() < at + 30 and group.serves:
-        if any(s["epoch"] > epoch for s in group.statuses()):
-            done.recovery_seconds = time.monotonic() - at
-            break
-        time.sleep(0.02)
+    else:
+        return
+    if group.wait(lambda said: any(s["epoch"] > epoch for s in said)):
+        done.recovery_seconds = time.monotonic() - at
     if done.fault == "stop":
         group.signal(names[0], signal.SIGCONT)
 
 
-def await_end(group: Group, done: Run, deadline: float) -> None:
+def await_end(group: Group, done: Run) -> None:
     """Wait for the processes to end by themselves; what they did otherwise is wrong."""
+    group.wait(lambda _: False, sys.maxsize)
+    done.moves, done.moved_slots = group.moved
     for name, process in group.processes.items():
-        process.join(max(deadline - time.monotonic(), 0.1))
+        process.join(PATIENCE_SECONDS if not group.serves else 0.1)
         if process.exitcode is None:
             done.wrong.append(f"{name} hangs: {group.status(name)}")
         elif process.exitcode not in (0, -signal.SIGKILL):
             done.wrong.append(f"{name} ended with {process.exitcode}")
-    done.moves = max((s["version"] for s in group.statuses()), default=0)
 
 
 def check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
@@ -315,7 +409,9 @@ def main() -> None:
         last = runs[-1]
         recovery = "" if last.recovery_seconds is None else f"{last.recovery_seconds:.2f}"
         print(f"{seed:4d} {last.fault:10s} {last.about:28s} {last.seconds:6.1f} s  "
-              f"{last.moves:3d} moves  {recovery:5s} {'; '.join(last.wrong) or 'right'}",
+              f"{last.moves:3d} moves, {last.moved_slots:5d} slots{' ' if last.hit else '*'} "
+              f"{recovery:5s} "
+              f"{'; '.join(last.wrong) or 'right'}",
               flush=True)  # fmt: skip
     _tell(runs)
     if options.json:
@@ -324,6 +420,9 @@ def main() -> None:
 
 
 def _tell(runs: list[Run]) -> None:
+    moved = sum(one.moved_slots > 0 for one in runs)
+    missed = sum(not one.hit for one in runs)
+    print(f"\n{moved} of {len(runs)} runs moved experts; in {missed} (*) nothing to hit came.")
     print("\n| fault | runs | right | moves | recovery, median | longest |")
     print("|---|---:|---:|---:|---:|---:|")
     for fault, count in sorted(Counter(one.fault for one in runs).items()):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import errno
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from prometheus_client.parser import text_string_to_metric_families
 
+from equipoise import read_map, write_map
+from equipoise.engines.formats import MapContext
 from equipoise.errors import EquipoiseError
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
@@ -357,27 +360,39 @@ def test_a_group_in_disorder_is_replaced_before_the_next_move(pool):
 
 
 @at_once
-def keep_on_a_full_disk(group):
-    kept: list[str] = []
+def keep_where_no_folder_is(group, path, error):
+    """The folder is made before the third attempt; until then writing fails, or what is given."""
+    tried, alarms = [], []
 
     def keep(placement: Placement) -> None:
-        kept.append(placement.checksum)
-        if len(kept) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        tried.append(placement.checksum)
+        alarms.append(service.samples()["alarmmap_not_kept"])
+        if len(tried) == 3:
+            path.parent.mkdir()
+        elif len(tried) < 3 and error is not None:
+            raise error
+        write_map(placement, path, format="equipoise")
 
     service = Service(group, keep=keep)
     service.until(lambda s: s.count(Action.SETTLE) == 2)
     service.balancer.close()
     settled = [o.serving for o in service.orders if o.action is Action.SETTLE]
-    return kept, settled, service.samples()["failures_total"]
+    return tried, alarms, settled, service.samples(), service.furthest
 
 
-def test_a_map_that_cannot_be_written_is_counted(pool):
-    answers = pool.run(keep_on_a_full_disk)
-    kept, settled, failures = answers[0]
-    assert kept == settled
-    assert failures == 1
-    assert [(kept, failures) for kept, _, failures in answers[1:]] == [([], 0)] * 3
+@pytest.mark.parametrize(
+    "error", [None, OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a defect")]
+)
+def test_a_map_that_cannot_be_written_is_an_alarm_and_tried_again(pool, error, tmp_path):
+    path = tmp_path / "missing" / "map.json"
+    answers = pool.run(keep_where_no_folder_is, path, error)
+    tried, alarms, settled, samples, _ = answers[0]
+    assert tried == [settled[0]] * 3 + [settled[1]]
+    assert alarms == [0, 1, 1, 0]
+    assert (samples["failures_total"], samples["alarmmap_not_kept"]) == (2, 0)
+    assert read_map(path, MapContext(num_ranks=4)).checksum == settled[1]
+    assert all(tried == [] for tried, *_ in answers[1:])
+    assert all(furthest < TOLERANCE for *_, furthest in answers)
 
 
 # --- settings --------------------------------------------------------------------------------
@@ -423,7 +438,7 @@ def count_nothing(group):
 def test_a_recorder_without_layers_is_noticed(pool):
     idle = 2
     for rank, (alarms, _) in enumerate(pool.run(count_nothing)):
-        assert alarms == [0, rank != idle, 0]
+        assert alarms == [0, rank != idle, 0, 0, 0]
 
 
 @at_once
@@ -462,15 +477,25 @@ def test_steps_are_told_of_as_little_as_they_need(pool):
 
 @at_once
 def close_while_moving(group):
-    service = Service(group, bytes_per_second=1e4)
-    service.until(lambda s: s.orders[-1].state is State.MOVE)
-    started = time.monotonic()
-    service.balancer.close()
-    return time.monotonic() - started
+    """Close while the thread that moves waits for what comes only afterwards."""
+    comes, service = threading.Event(), Service(group)
+
+    def stage(*_: Any) -> Any:
+        comes.wait()
+        raise RuntimeError("too late")
+
+    with mock.patch.object(LayerMove, "stage", stage):
+        service.until(lambda s: s.orders[-1].state is State.MOVE)
+        moving = service.balancer._moving
+        service.balancer.close()
+        waits = moving._thread.is_alive()
+        comes.set()
+        moving.close()
+    return waits
 
 
 def test_closing_does_not_wait_for_a_transfer(pool):
-    assert max(pool.run(close_while_moving)) < 5
+    assert pool.run(close_while_moving) == [True] * 4
 
 
 @at_once

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from equipoise.errors import FormatError
+from equipoise.errors import EquipoiseError, FormatError
 from equipoise.runtime.checkpoint import Checkpoint, moe_blocks
 from tests.runtime.small_model import FOLDER, E, L
 
@@ -68,3 +69,28 @@ def test_a_file_that_is_gone_or_cut_is_named(tmp_path):
 def test_an_expert_that_is_not_stored_is_named():
     with pytest.raises(FormatError, match=r"experts\.32\."):
         Checkpoint(FOLDER).read_slots(1, [32])
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"vocab_size": "many"}, "is no configuration of a model"),
+        ({"vocab_size": -1}, "is no configuration of a model"),
+        ({"num_attention_heads": 0}, "is no configuration of a model"),
+        ({"decoder_sparse_step": 0}, "is no configuration of a model"),
+        ({"pad_token_id": 10**9}, "is no configuration of a model"),
+        ({"dtype": "no"}, "is no configuration of a model"),
+        ({"num_experts_per_tok": 40}, "chooses 40 of 32 experts"),
+        ({"mlp_only_layers": [0, 1, 2, 3, 4]}, "no layer routes to experts"),
+        ({"num_experts": 33}, "is not that of its config.json"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cannot_be_is_a_line(tmp_path, value, why):
+    config = json.loads((FOLDER / "config.json").read_text()) | value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(FOLDER / "model.safetensors", tmp_path)
+    with pytest.raises(EquipoiseError, match=why) as told:
+        Checkpoint(tmp_path).read_rest()
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 600

@@ -31,6 +31,18 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
     )
 
 
+def script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same as one process that torchrun has started."""
+    of_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    return subprocess.run(
+        [sys.executable, ROOT / "examples/serve.py", *arguments],
+        env=os.environ | of_torchrun | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 @pytest.mark.long
 def test_every_request_is_answered_once(tmp_path):
     done = torchrun(2, "--requests", 40, "--results", tmp_path)
@@ -46,6 +58,23 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
     assert done.returncode != 0
     assert re.search(rf"serve.py: error: .*{path}", done.stderr)
     assert "Epoch" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--results", "missing"), "There is no folder missing for results; make it first."),
+        (("--keep", "missing/map.json"), "There is no folder missing for the map; make it."),
+        (("--requests", "-1"), "limit is -1; expected 0 to"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(arguments, why):
+    done = script(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"serve.py: error: {why}")
+    assert "Traceback" not in done.stderr
+    other = script(*arguments, LOCAL_RANK="1")
+    assert (other.returncode, other.stderr) == (2, "")
 
 
 @pytest.mark.long

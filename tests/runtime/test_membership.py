@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.membership import Membership, _Board, _Watch
+from equipoise.runtime.messages import PeerError
 from tests.runtime.members import Members
+
+SECRET = "a secret that members share"
 
 
 @pytest.fixture
@@ -137,6 +140,31 @@ def test_a_lost_store_ends_the_epoch_with_an_error(members: Members):
     members.until(1, "The store does not answer")
 
 
+def test_whoever_has_not_the_secret_gets_in_nowhere_and_disturbs_nobody(members: Members):
+    members.start(0, 1, expected=2, secret=SECRET)
+    first = members.together(0, 1)
+    board = dist.PrefixStore("equipoise", members.store)
+    for key in ("name/3", "name/4", "members/2"):
+        board.set(key, 'what is "not" signed')
+    members.start(2)
+    members.start(3, secret="another secret of theirs")
+    for number in (2, 3):
+        members.until(number, "is refused: those who serve at this store have another secret")
+    assert (members.formed[2], members.formed[3]) == ([], [])
+    assert [len(members.formed[number]) for number in (0, 1)] == [1, 1]
+    assert members.ends[0] == members.ends[1] == []
+    members.start(4, secret=SECRET)
+    whole = members.together(0, 1, 4)
+    assert whole.members[:2] == first.members
+    assert whole.number == 3  # somebody had written under 2
+
+
+def test_a_forged_list_that_comes_first_is_no_group(members: Members):
+    dist.PrefixStore("equipoise", members.store).set("members/1", '- ["m0-00000000"]')
+    members.start(0, secret=SECRET)
+    members.until(0, "is refused")
+
+
 def churn(members: Members, seed: int, changes: int) -> None:
     """Kill, stop, resume and start at random, faster than the others can regroup."""
     draw = random.Random(seed)
@@ -180,11 +208,16 @@ def test_never_two_lists_of_members_for_a_number_at_length(members: Members, see
 def test_a_form_without_others_gives_up_and_can_be_called_again():
     store = dist.HashStore()
     membership = Membership(store, "alone", timeout_seconds=0.2)
+    with pytest.raises(EquipoiseError, match="no group to renew"):
+        membership.renew_spare()
     with pytest.raises(EquipoiseError, match=r"alone-.* got into no group in 0\.2 s"):
         membership.form(expected=2)
     epoch = membership.form(expected=1)
     assert (epoch.number, epoch.members, epoch.rank) == (1, (membership.name,), 0)
     assert (membership.failed, membership.newcomers, membership.departures) == (None, False, False)
+    membership._term.fail("a member has died, and this process does not know yet")
+    with pytest.raises(PeerError, match="The epoch is over: a member has died"):
+        membership.renew_spare()
     membership.close()
     membership.close()
     assert not dist.is_initialized()

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.controller import Action, Controller, Outcome, Report, State
-from equipoise.runtime.metrics import DESCRIPTIONS, Metrics
+from equipoise.runtime.metrics import DESCRIPTIONS, STATUSES, Metrics
 from equipoise.runtime.planning import Balance, Failure
 from equipoise.runtime.watchdog import ALARMS
 from tests.runtime.advisors import decision
@@ -33,6 +33,8 @@ def full() -> Metrics:
     metrics.take_step(0.25, stall_seconds=0.125)
     metrics.take_bytes(44)
     metrics.take_ranks(3, 1.5)
+    for status in ("answered", "failed", "answered"):
+        metrics.take_answered(status)
     metrics.take_alarms(frozenset({"maps_disagree"}))
     return metrics
 
@@ -62,6 +64,10 @@ def test_what_a_scraper_reads():
         "equipoise_alarm/balancing_stopped": 0.0,
         "equipoise_alarm/nothing_counted": 0.0,
         "equipoise_alarm/maps_disagree": 1.0,
+        "equipoise_alarm/map_not_kept": 0.0,
+        "equipoise_alarm/answers_not_written": 0.0,
+        "equipoise_requests_total/answered": 2.0,
+        "equipoise_requests_total/failed": 1.0,
         "equipoise_step_seconds_count": 2.0,
         "equipoise_step_seconds_sum": 0.75,
         "equipoise_moved_bytes_total": 44.0,
@@ -76,7 +82,7 @@ def test_what_a_scraper_reads():
 
 
 def test_about_twenty_series():
-    assert len(samples(full())) <= 24
+    assert len(samples(full())) <= 28
 
 
 def test_orders_are_counted():
@@ -131,16 +137,27 @@ def test_every_metric_is_documented():
 
 def test_every_label_is_documented():
     page = PAGE.read_text(encoding="utf-8")
-    labels = [*ALARMS, *(outcome.value for outcome in Outcome), *(state.value for state in State)]
+    labels = [*ALARMS, *STATUSES, *(o.value for o in Outcome), *(s.value for s in State)]
     assert [label for label in labels if f"`{label}`" not in page] == []
 
 
 def test_answers_prometheus_over_http():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    metrics = full()
-    metrics.listen(port)
+    port = full().listen(0)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
         assert "equipoise_ranks 3.0" in page.read().decode()
-    with pytest.raises(EquipoiseError, match=f"Port {port} cannot answer"):
+    with pytest.raises(EquipoiseError, match=f"Port {port} of '127.0.0.1' cannot answer"):
         full().listen(port)
+
+
+@pytest.mark.parametrize(("where", "reachable"), [({}, False), ({"host": "0.0.0.0"}, True)])
+def test_answers_other_machines_only_if_told_to(where, reachable):
+    port = full().listen(0, **where)
+    # Every address in 127/8 is this machine's: one that nobody listens at refuses.
+    with socket.socket() as caller:
+        assert (caller.connect_ex(("127.0.0.2", port)) == 0) is reachable
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a" * 300])
+def test_an_address_that_is_none_is_refused(host):
+    with pytest.raises(EquipoiseError, match="cannot answer Prometheus"):
+        full().listen(0, host)

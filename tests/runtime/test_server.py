@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equipoise.runtime.layer import swiglu
 from equipoise.runtime.server import Options
 from equipoise.runtime.settings import Settings
-from tests.runtime import chaos
+from tests.runtime import chaos, rogue
 from tests.runtime.small_model import FOLDER
 
 
@@ -37,6 +39,8 @@ def prepared():
 def test_whatever_happens_every_request_is_answered_right(prepared, fault, seed):
     done = chaos.run(seed, *prepared, fault=fault)
     assert done.wrong == []
+    assert done.hit
+    assert done.moved_slots > 0
     if fault in ("kill, join", "stop"):
         assert done.recovery_seconds is not None
 
@@ -74,6 +78,76 @@ def test_a_slow_rank_gets_less_to_do(prepared, tmp_path):
         group.end()
     assert sum(shares[:10]) / 10 > 0.8  # nobody knows yet
     assert min(shares[-20:]) <= 0.6
+
+
+SECRET = "a secret that these processes share"
+
+
+@pytest.mark.parametrize("knows", [False, True], ids=["outsider", "insider"])
+def test_one_that_sends_objects_runs_nothing_and_costs_no_answer(prepared, tmp_path, knows):
+    """Without the secret it does not get in; with it, what it sends is no message."""
+    context, prompts, answers = prepared
+    options = Options(
+        model=FOLDER, source=prompts, limit=sys.maxsize, processes=2, batch_size=2,
+        results=tmp_path,
+        new_tokens=chaos.NEW_TOKENS, settings=None, secret=SECRET,
+        timeout_seconds=60.0, silence_seconds=2.0,
+    )  # fmt: skip
+    group, done = chaos.Group(context, tmp_path, options), chaos.Run(0, "rogue", "")
+    try:
+        assert chaos.await_steps(group, 5)
+        intruder = context.Process(
+            target=rogue.intrude, args=(group.store.port, tmp_path, SECRET if knows else None)
+        )
+        intruder.start()
+        said = tmp_path / ("joined" if knows else "refused")
+        assert group.wait(lambda _: said.exists())
+        group.wait(lambda _: False, 16)
+        group.close()
+        chaos.await_end(group, done)
+        chaos.check_answers(group, answers, done)
+        epochs = {status["epoch"] for status in group.statuses()}
+    finally:
+        group.end()
+        intruder.kill()
+        intruder.join()
+    assert done.wrong == []
+    assert [path.name for path in tmp_path.glob("ran-in-*") if not _is_of(path, intruder)] == []
+    if knows:
+        assert min(epochs) >= 3  # with it, and without it again
+    else:
+        assert "is refused: those who serve at this store have another secret" in said.read_text()
+        assert epochs == {1}
+
+
+def test_a_newcomer_with_a_damaged_model_ends_alone(prepared, tmp_path):
+    context, prompts, answers = prepared
+    damaged = tmp_path / "model"
+    shutil.copytree(FOLDER, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    options = Options(
+        model=FOLDER, source=prompts, limit=sys.maxsize, processes=2, batch_size=2,
+        results=tmp_path, new_tokens=chaos.NEW_TOKENS, settings=None, silence_seconds=2.0,
+    )  # fmt: skip
+    group, done = chaos.Group(context, tmp_path, options), chaos.Run(0, "damaged", "")
+    try:
+        assert chaos.await_steps(group, 5)
+        group.options = replace(options, model=damaged)
+        newcomer = group.processes[group.start()]
+        assert group.wait(lambda _: not newcomer.is_alive())
+        group.wait(lambda _: False, 16)
+        group.close()
+        chaos.await_end(group, done)
+        chaos.check_answers(group, answers, done)
+    finally:
+        group.end()
+    assert done.wrong == ["p2 ended with 1"]
+
+
+def _is_of(path: Path, process: Any) -> bool:
+    """Whether it ran in the process that sent it, which reads its own message too."""
+    return path.name == f"ran-in-{process.pid}"
 
 
 SERVES_AND_LOOKS = """

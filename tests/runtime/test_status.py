@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 
+import msgspec
 import numpy as np
 import pytest
 import torch.distributed as dist
@@ -60,3 +61,15 @@ def test_tells_the_last_lines_of_the_log(status):
 
 def test_is_due_a_few_times_a_second(status):
     assert status.due  # the clock of these tests takes a second a look
+
+
+def test_nothing_in_it_steers_a_terminal_or_is_half_a_character(status):
+    logger = logging.getLogger("tests.status")
+    logger.addHandler(status.log)
+    logger.warning("a\x1b[2Jb\nc \udcff")
+    logger.removeHandler(status.log)
+    status.publish(domain="\x9bd\ud800")
+    text = status._store.get("status/one")
+    assert said(status)["log"] == ["a?[2Jb?c ?"]
+    assert said(status)["domain"] == "?d?"
+    assert msgspec.json.decode(text)["domain"] == "?d?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ _BATCH_SIZE = 16  # a process; with fewer, chance hides most of the imbalance
 _LOOK_SECONDS = 0.25
 _LINE_SECONDS = 3.0
 _PATIENCE_SECONDS = 120.0
+_LOOPBACK = "127.0.0.1"
 
 
 def demo(
@@ -41,6 +43,7 @@ def demo(
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     no_balance: Annotated[bool, Parameter(negative=())] = False,
     metrics_port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
+    metrics_host: str | None = None,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
@@ -66,7 +69,12 @@ def demo(
         Leave the experts where they are, without redundant slots.
     metrics_port
         Answer Prometheus at this port of this machine, each further process at the next one.
+    metrics_host
+        Address to answer it at, 127.0.0.1 if not given: programs on this machine only. 0.0.0.0
+        lets everybody ask who reaches the port.
     """
+    if metrics_host is not None and metrics_port is None:
+        raise EquipoiseError("--metrics-host needs --metrics-port; give both.")
     ports = _metrics_ports(metrics_port, processes)
     launch, serve = _runtime()
     options = _options(processes, seconds, model, redundant, dispatch, seed, not no_balance)
@@ -83,6 +91,7 @@ def demo(
                 "name": f"p{number}",
                 "options": options,
                 "metrics_port": port,
+                "metrics_host": metrics_host or _LOOPBACK,
             }
             for number, port in enumerate(ports)
         }
@@ -137,7 +146,8 @@ def _options(
     if redundant is not None and not balance:
         raise EquipoiseError("--no-balance has no redundant slots; leave --redundant out.")
     dispatcher(dispatch)
-    num_experts = Checkpoint(model).num_experts
+    checkpoint = Checkpoint(model)
+    num_experts = checkpoint.num_experts
     if redundant is None:
         redundant = processes + -(num_experts + processes) % processes
     settings = Settings(  # a look every few seconds, not every few minutes
@@ -146,9 +156,12 @@ def _options(
     settings.num_slots(num_experts, processes)
     before, after = _SHIFT
     prompts = Prompts(seed, [(0.0, {before: 1.0}), (seconds / 2, {after: 1.0})])
+    source = Stream(prompts, model.resolve() / "tokenizer.json")
+    source.check(checkpoint.vocab_size)
     return Options(
         model=model.resolve(),
-        source=Stream(prompts, model.resolve() / "tokenizer.json"),
+        source=source,
+        secret=secrets.token_hex(32),
         processes=processes,
         settings=settings if balance else None,
         dispatch=dispatch,

@@ -50,6 +50,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         Slots of all ranks that have received an expert, and bytes that this one has received.
     log
         Last lines.
+    failed_requests
+        Requests that it could not serve.
+    alarms
+        Names of what is wrong.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     moved_slots: int
     moved_bytes: int
     log: tuple[str, ...]
+    failed_requests: int = 0
+    alarms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ class View:
         return (
             f"{self.elapsed:6.1f} s  {head.domain:<8}  imbalance {head.imbalance:.2f}  "
             f"{self._rate:,.0f} tokens/s  {head.state}, map {head.version}  loads {loads}"
+            + (f"  {self._troubles}" if self._troubles else "")
         )
 
     def render(self) -> RenderableType:
@@ -271,6 +278,7 @@ class View:
             self._curve(head),
             Text(),
             self._facts(head),
+            *([Text(self._troubles, style="red")] if self._troubles else []),
             *(
                 Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
                 for line in head.log
@@ -294,6 +302,14 @@ class View:
     @property
     def _moved_bytes(self) -> int:
         return sum(status.moved_bytes for status in self._latest.values())
+
+    @property
+    def _troubles(self) -> str:
+        """What is wrong with any process; empty if nothing is."""
+        failed = sum(status.failed_requests for status in self._latest.values())
+        alarms = {alarm for status in self._latest.values() for alarm in status.alarms}
+        told = [f"{failed:,} requests failed"] if failed else []
+        return ", ".join([*told, *sorted(alarms)])
 
     def _lasts_of_epochs(self) -> list[Status]:
         """The last status of each epoch; what was moved is counted from 0 in each."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from equipoise.balance import check_number
 from equipoise.migration import Migration
-from equipoise.runtime.agreement import gather_objects
+from equipoise.runtime.agreement import gather
 from equipoise.runtime.layer import ExpertParallelLayer
 from equipoise.runtime.transfer import (
     LayerMove,
@@ -171,7 +171,7 @@ class BackgroundTransfer:
 
     def _give_up(self) -> None:
         wrong = self._ready.wrong if self._ready is not None else []
-        every = gather_objects(wrong, self._layers_group)
+        every = gather(wrong, list[str], self._layers_group)
         self._failures = tuple(text for texts in every for text in texts)
         self._ready = None
         self.abandon()

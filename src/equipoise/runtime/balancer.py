@@ -17,7 +17,6 @@ the transfers do, and ``Metrics`` and ``Watchdog`` look on.
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,13 +38,21 @@ from equipoise.runtime.agreement import agree
 from equipoise.runtime.background import BackgroundTransfer
 from equipoise.runtime.controller import Action, Controller, Follower, Order, Report
 from equipoise.runtime.layer import some_layers
+from equipoise.runtime.messages import decode, encode
 from equipoise.runtime.metrics import Metrics
 from equipoise.runtime.model import ExpertParallelModel
-from equipoise.runtime.planning import Advisor, Failure, Finding, GatedRepair, PlanningProcess
+from equipoise.runtime.planning import (
+    Advisor,
+    Failure,
+    Finding,
+    GatedRepair,
+    PlanningProcess,
+    said,
+)
 from equipoise.runtime.recorder import LoadRecorder, SummedLoads
 from equipoise.runtime.settings import Settings
 from equipoise.runtime.transfer import Outcome, device_of, transfer
-from equipoise.runtime.watchdog import Watchdog
+from equipoise.runtime.watchdog import UNKEPT, Alarms, Watchdog
 from equipoise.topology import Topology
 
 logger = logging.getLogger("equipoise.runtime")
@@ -72,11 +79,11 @@ class Balancer:
         time-out is how long a transfer may wait for a rank.
     advisor
         Looks at the loads and plans, on rank 0; ``None``: ``plain_advisor``.
-    metrics
+    metrics, alarms
         Told all that happens.
     keep
-        Called on rank 0 with every placement that has settled, to write it down. An ``OSError`` is
-        logged and counted.
+        Called on rank 0 with every placement that has settled, to write it down. If it raises, an
+        alarm says so, serving goes on, and it is called again at every look at the loads.
     bytes_per_second
         The most that a rank sends on average while it moves experts in the background.
     renew_spare
@@ -101,6 +108,7 @@ class Balancer:
         spare: dist.ProcessGroup,
         advisor: Advisor | None = None,
         metrics: Metrics | None = None,
+        alarms: Alarms | None = None,
         keep: Callable[[Placement], None] | None = None,
         bytes_per_second: float | None = None,
         renew_spare: Callable[[], dist.ProcessGroup] | None = None,
@@ -111,7 +119,9 @@ class Balancer:
         self._bytes_per_second = bytes_per_second
         self._renew_spare = renew_spare or self._another_spare
         self._metrics = metrics or Metrics()
-        self._watchdog = Watchdog(settings)
+        self._alarms = alarms or Alarms()
+        self._watchdog = Watchdog(settings, self._alarms)
+        self._unkept: Placement | None = None
         self._layers = {layer.layer_id: layer for layer in model.layers}
         self._device = device_of(model.layers[0])
         self._expert_bytes = sum(t[0].nbytes for t in model.layers[0].weights.values())
@@ -167,6 +177,7 @@ class Balancer:
         """End planner and transfer, without waiting for other ranks."""
         if self._controller is not None:
             self._planner.close()
+            self._try_to_keep()
         self._abort()
 
     # --- what to do ------------------------------------------------------------------------------
@@ -201,14 +212,14 @@ class Balancer:
         """
         if self._quiet or self._transferring:
             return order or _expected(self._last)
-        text = b"" if order is None or _is_expected(order, self._last) else pickle.dumps(order)
+        text = b"" if order is None or _is_expected(order, self._last) else encode(order)
         size = torch.tensor(len(text), device=self._device)
         dist.broadcast(size, group=self._group, group_src=0)
         if not size:
             return order or _expected(self._last)
         data = torch.frombuffer(bytearray(text or int(size)), dtype=torch.uint8).to(self._device)
         dist.broadcast(data, group=self._group, group_src=0)
-        heard: Order = order or pickle.loads(data.cpu().numpy().tobytes())
+        heard: Order = order or decode(data.cpu().numpy().tobytes(), Order)
         return heard
 
     @property
@@ -246,6 +257,7 @@ class Balancer:
     def _look(self, order: Order) -> Report:
         """Have the counts of all ranks added up, to ask the planner about."""
         self._watchdog.see_counts(self._recorder.counted, sum(self._tokens))
+        self._try_to_keep()
         try:
             self._loads = self._recorder.sum_up(self._group)
         except EquipoiseError as error:  # on every rank
@@ -297,13 +309,22 @@ class Balancer:
     def _settle(self) -> None:
         """A change is complete: keep the placement."""
         self._moving = None
-        if self._controller is None or self._keep is None:
+        if self._controller is not None:
+            self._unkept = self._controller.placement
+            self._try_to_keep()
+
+    def _try_to_keep(self) -> None:
+        """Have the last placement written down that was not yet."""
+        if self._keep is None or self._unkept is None:
             return
         try:
-            self._keep(self._controller.placement)
-        except OSError as error:
-            logger.warning("The placement could not be kept: %s", error)
+            self._keep(self._unkept)
+        except Exception as error:  # of a disk, a folder, a format: serving does not depend on it
+            self._alarms.say(UNKEPT, True, f"{said(error).rstrip('.')}. It is tried again.")
             self._metrics.take_failure()
+            return
+        self._alarms.say(UNKEPT, False)
+        self._unkept = None
 
     def _migration(self, order: Order) -> Migration:
         """From what the layers of an order hold to what they are to hold."""

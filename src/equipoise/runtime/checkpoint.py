@@ -37,7 +37,7 @@ class Checkpoint:
     Raises
     ------
     EquipoiseError
-        A model of another family or activation.
+        A model of another family or activation, or without routed experts.
     FormatError
         A configuration that is missing or damaged.
     """
@@ -52,7 +52,15 @@ class Checkpoint:
         self.folder, self.dtype, self.device = Path(folder), dtype, torch.device(device)
         model = self._without_weights()
         self.num_experts: int = model.config.num_experts
+        self.vocab_size: int = model.config.vocab_size
+        """Token ids of the model, from 0."""
+        self.most_tokens: int = model.config.max_position_embeddings
+        """Tokens of one sequence that the model is made for."""
         self._experts = {i: block.experts for i, block in moe_blocks(model).items()}
+        if not self._experts:
+            raise EquipoiseError(
+                f"{self.folder} holds a model in which no layer routes to experts."
+            )
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
@@ -105,10 +113,8 @@ class Checkpoint:
             }
         if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        try:
+        with _told(f"{self._path} is not that of its config.json"):
             model.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as error:
-            raise FormatError(f"{self._path} is not that of its config.json: {error}") from error
         model.tie_weights()
         # The one part that is computed, not stored; it was made without memory like the others.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self.device)
@@ -146,14 +152,30 @@ class Checkpoint:
             raise EquipoiseError(
                 f"{self.folder} holds a model of type {family!r}; expected qwen2_moe."
             )
-        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        with _told(f"{path} is no configuration of a model"):
+            config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         if config.hidden_act != "silu":
             raise EquipoiseError(
                 f"{self.folder} has activation {config.hidden_act!r}; expected silu."
             )
+        if not 0 < config.num_experts_per_tok <= config.num_experts:
+            raise FormatError(
+                f"{path} chooses {config.num_experts_per_tok} of {config.num_experts} experts for "
+                "each token; expected at least 1 and at most all of them."
+            )
         auto: Any = AutoModelForCausalLM  # not annotated throughout
-        with torch.device("meta"):
+        with _told(f"{path} is no configuration of a model"), torch.device("meta"):
             return auto.from_config(config, dtype=self.dtype)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What a library says of a value, each in its own way, as a ``FormatError`` of one line."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise FormatError(f"{what}: {why:.300}") from error
 
 
 def moe_blocks(model: Any) -> dict[int, Any]:

@@ -21,7 +21,7 @@ from equipoise.dispatch.chunking import chunk_tokens
 from equipoise.dispatch.tokens import assign_tokens
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.runtime.agreement import Group, agree
+from equipoise.runtime.agreement import Group, agree, peers
 from equipoise.runtime.checksum import expert_checksum
 from equipoise.runtime.recorder import LoadRecorder, count_experts
 from equipoise.topology import Topology
@@ -205,7 +205,8 @@ class ExpertParallelLayer(nn.Module):
     def _gather(self, mine: Tensor) -> NDArray[np.int64]:
         """A tensor of every rank, ``(R, ...)``."""
         every = mine.new_empty((self.placement.num_ranks, *mine.shape))
-        dist.all_gather(list(every), mine.contiguous(), group=self.group)
+        with peers():
+            dist.all_gather(list(every), mine.contiguous(), group=self.group)
         gathered: NDArray[np.int64] = every.cpu().numpy()
         return gathered
 
@@ -244,13 +245,14 @@ class ExpertParallelLayer(nn.Module):
     def _exchange(self, rows: Tensor, sent: NDArray[np.int64], took: NDArray[np.int64]) -> Tensor:
         """Send so many rows to each rank, and take so many from each."""
         arrived = rows.new_empty((int(took.sum()), rows.shape[1]))
-        dist.all_to_all_single(  # as bytes, so that every number format can travel
-            arrived.view(torch.uint8),
-            rows.view(torch.uint8),
-            took.tolist(),
-            sent.tolist(),
-            group=self.group,
-        )
+        with peers():
+            dist.all_to_all_single(  # as bytes, so that every number format can travel
+                arrived.view(torch.uint8),
+                rows.view(torch.uint8),
+                took.tolist(),
+                sent.tolist(),
+                group=self.group,
+            )
         return arrived
 
     def _gather_checksums(self) -> tuple[int, ...]:

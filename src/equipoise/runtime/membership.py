@@ -41,6 +41,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from equipoise.balance import check_count, check_number
 from equipoise.errors import EquipoiseError
+from equipoise.runtime.messages import PeerError
+from equipoise.runtime.secret import VARIABLE, Seal
 
 _POLL_SECONDS = 0.02  # between looks at the store while an epoch is agreed on
 _GRACE_SECONDS = 1.0  # between the first and the last member that regroup as planned
@@ -114,11 +116,15 @@ class Membership:
         Between signs of life, and between looks at those of others.
     backend
         Of both process groups.
+    secret
+        What all processes share, and sign with who they are and who serves; whoever does not have
+        it gets into no group. ``None``: whoever reaches the store can join.
 
     Raises
     ------
     EquipoiseError
-        An empty name; times that are not positive; a silence shorter than two beats.
+        An empty name; times that are not positive; a silence shorter than two beats; a secret of
+        fewer than 16 characters.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class Membership:
         silence_seconds: float = 5.0,
         beat_seconds: float = 0.5,
         backend: str = "gloo",
+        secret: str | None = None,
     ) -> None:
         check_number("beat_seconds", beat_seconds, low=1e-3, high=_MOST_SECONDS)
         check_number("silence_seconds", silence_seconds, low=2 * beat_seconds, high=_MOST_SECONDS)
@@ -140,13 +147,14 @@ class Membership:
         self._timeout, self._silence, self._beat = timeout_seconds, silence_seconds, beat_seconds
         self._backend = backend
         self._store = store
-        self._board = _Board(store)
+        seal = Seal(secret)
+        self._board = _Board(store, seal)
         self._board.register(self.name)
         self._term: _Term | None = None
         self._silent: frozenset[str] = frozenset()
         self._stop = Event()
         self._thread = Thread(
-            target=self._keep_watch, args=(_Board(store),), name="equipoise-beat", daemon=True
+            target=self._keep_watch, args=(_Board(store, seal),), name="equipoise-beat", daemon=True
         )
         self._thread.start()
 
@@ -179,7 +187,8 @@ class Membership:
         ------
         EquipoiseError
             No epoch with this process came about in ``timeout_seconds``; its group cannot be made;
-            the store does not answer; another default process group is there.
+            the store does not answer; another default process group is there; this process is new,
+            and those who serve have another secret.
         """
         check_count("expected", expected)
         if self._stop.is_set():
@@ -205,13 +214,15 @@ class Membership:
         Raises
         ------
         EquipoiseError
-            There is no epoch that is well.
+            There is no epoch.
         RuntimeError
-            A member did not come, as from any collective.
+            The epoch is over, or a member did not come, as from any collective.
         """
         term = self._term
-        if term is None or term.failed is not None:
+        if term is None:
             raise EquipoiseError("There is no group to renew; form an epoch first.")
+        if term.failed is not None:  # which this process may not have noticed yet
+            raise PeerError(f"The epoch is over: {term.failed}.")
         term.spare.cut()
         dist.destroy_process_group(term.spare.group)
         spare = _Links.made(lambda: dist.new_group(timeout=timedelta(seconds=self._timeout)))
@@ -254,19 +265,25 @@ class Membership:
     def _agree(self, expected: int) -> tuple[int, tuple[str, ...]]:
         """Wait for a list of members, a newer one than is known, that has this process in it."""
         tried, members = self._board.latest()
-        self._board.want(self.name, tried + 1)
-        number, since = tried, time.monotonic()
+        number, wanted, since = tried, 0, time.monotonic()
         while number == tried or self.name not in members:
+            if self._board.strangers and not number:  # and of those with the secret nobody serves
+                raise EquipoiseError(
+                    f"{self.name} is refused: those who serve at this store have another secret, "
+                    f"or none. Give all processes the same in {VARIABLE}."
+                )
             if number > tried:  # without this process: it is for the next
                 tried, since = number, time.monotonic()
-                self._board.want(self.name, tried + 1)
+            if wanted != self._board.next_number:
+                wanted = self._board.next_number
+                self._board.want(self.name, wanted)
             elif (waited := time.monotonic() - since) > self._timeout:
                 raise EquipoiseError(
                     f"{self.name} got into no group in {self._timeout:g} s; the last is epoch "
                     f"{tried} of {len(members)} members. Call form again to wait on."
                 )
             else:
-                self._propose(tried + 1, members, expected, patient=waited < self._timeout / 2)
+                self._propose(wanted, members, expected, patient=waited < self._timeout / 2)
                 time.sleep(_POLL_SECONDS)
             number, members = self._board.latest()
         return number, members
@@ -282,7 +299,7 @@ class Membership:
         missing = any(0 <= live.get(name, _GONE) < number for name in old)
         if missing and (patient or self.name not in old):
             return
-        if number > 1 or len(ready) >= expected:
+        if old or len(ready) >= expected:
             self._board.propose(number, ready)
 
     def _make_groups(self, number: int, members: tuple[str, ...]) -> _Term:
@@ -348,8 +365,8 @@ class Membership:
         planned = term.planned(wants, self._silent)
         others = [name for name in members if name != self.name]
         silent = [name for name in others if name in self._silent]
-        gone = [name for name in others if wants[name] == _GONE]
-        ahead = [name for name in others if wants[name] > number]
+        gone = [name for name in others if wants.get(name) == _GONE]
+        ahead = [name for name in others if wants.get(name, 0) > number]
         if latest > number:
             term.fail(f"epoch {latest} was agreed on")
         elif silent:
@@ -432,7 +449,7 @@ class _Term:
             want > number and name not in members and name not in silent
             for name, want in wants.items()
         )
-        self.departures = any(wants[name] == _LEAVES for name in members)
+        self.departures = any(wants.get(name) == _LEAVES for name in members)
         return self.newcomers or self.departures
 
     def behind(self, going: list[str], grace_seconds: float) -> bool:
@@ -445,6 +462,8 @@ class _Term:
 class _Board:
     """What processes tell each other, in keys of a store. For one thread, with its own client.
 
+    All but the beats is signed, and an entry that is not is none.
+
     ======================  ===================================================================
     ``name/i``              Of the process that came as the i-th.
     ``beat/name``           A number that grows while the process lives.
@@ -453,17 +472,23 @@ class _Board:
     ======================  ===================================================================
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, seal: Seal | None = None) -> None:
         self._store = PrefixStore("equipoise", _own_client(store))
+        self._seal = seal or Seal(None)
         self._names: list[str] = []
+        self._next_name = 1
         self._latest: tuple[int, tuple[str, ...]] = 0, ()
+        self.next_number = 1
+        """The first number under which nobody has written down members."""
+        self.strangers = False
+        """Whether somebody without the secret has."""
 
     def register(self, name: str) -> None:
         """Be known by a name."""
         self.beat(name)
         self.want(name, 0)
         number = 1
-        while self._store.compare_set(f"name/{number}", "", name).decode() != name:
+        while not self._write_once(f"name/{number}", name):
             number += 1
 
     def beat(self, name: str) -> None:
@@ -472,31 +497,49 @@ class _Board:
 
     def want(self, name: str, number: int) -> None:
         """Say which epoch a process wants to be in."""
-        self._store.set(f"want/{name}", str(number))
+        key = f"want/{name}"
+        self._store.set(key, self._seal.close(key, str(number)))
 
     def beats(self) -> dict[str, int]:
         """The beats of all processes that ever were, in the order in which they came."""
-        return self._numbers("beat")
+        values = self._of_names("beat")
+        return {name: _number(value.decode(errors="replace")) for name, value in values.items()}
 
     def wants(self) -> dict[str, int]:
         """The epochs that they want to be in."""
-        return self._numbers("want")
+        return {
+            name: _number(self._seal.open(f"want/{name}", value))
+            for name, value in self._of_names("want").items()
+        }
 
     def latest(self) -> tuple[int, tuple[str, ...]]:
         """Number and members of the last epoch that was agreed on; 0 and none before the first."""
-        while self._store.check([key := f"members/{self._latest[0] + 1}"]):
-            self._latest = self._latest[0] + 1, tuple(json.loads(self._store.get(key)))
+        while self._store.check([key := f"members/{self.next_number}"]):
+            members = self._seal.open(key, self._store.get(key))
+            if members is None:
+                self.strangers = True
+            else:
+                self._latest = self.next_number, tuple(json.loads(members))
+            self.next_number += 1
         return self._latest
 
     def propose(self, number: int, members: list[str]) -> None:
         """Write down the members of an epoch, unless somebody else has."""
-        self._store.compare_set(f"members/{number}", "", json.dumps(members))
+        self._write_once(f"members/{number}", json.dumps(members))
 
-    def _numbers(self, what: str) -> dict[str, int]:
-        while self._store.check([key := f"name/{len(self._names) + 1}"]):
-            self._names.append(self._store.get(key).decode())
+    def _write_once(self, key: str, text: str) -> bool:
+        """Write an entry unless there is one; whether it is there now."""
+        entry = self._seal.close(key, text)
+        return bool(self._store.compare_set(key, "", entry).decode(errors="replace") == entry)
+
+    def _of_names(self, what: str) -> dict[str, bytes]:
+        while self._store.check([key := f"name/{self._next_name}"]):
+            name = self._seal.open(key, self._store.get(key))
+            if name is not None:
+                self._names.append(name)
+            self._next_name += 1
         values = self._store.multi_get([f"{what}/{name}" for name in self._names])
-        return {name: int(value) for name, value in zip(self._names, values, strict=True)}
+        return dict(zip(self._names, values, strict=True))
 
 
 class _Watch:
@@ -521,6 +564,14 @@ class _Watch:
         return frozenset(
             name for name, (_, since) in self._seen.items() if self._now - since > self._silence
         )
+
+
+def _number(text: str | None) -> int:
+    """The number of an entry; 0 for what is none."""
+    try:
+        return int(text or "0")
+    except ValueError:
+        return 0
 
 
 def _own_client(store: Any) -> Store:

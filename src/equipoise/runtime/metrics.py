@@ -15,6 +15,9 @@ from equipoise.runtime.planning import Balance, Failure, Finding
 from equipoise.runtime.watchdog import ALARMS
 
 PHASES = ("prefill", "decode")
+STATUSES = ("answered", "failed")
+
+LOOPBACK = "127.0.0.1"
 
 DESCRIPTIONS = {
     "imbalance": "Busiest rank over mean rank, mean over the last window, by phase.",
@@ -22,6 +25,7 @@ DESCRIPTIONS = {
     "balancedness": "Mean rank over busiest rank, mean over the last window.",
     "step_seconds": "Forward passes, and the time they took.",
     "rebalances": "Attempts to balance, by what became of them.",
+    "requests": "Requests that this rank has answered, by whether they could be served.",
     "moved_bytes": "Bytes of experts that this rank received.",
     "stall_seconds": "Time in which serving waited for balancing.",
     "predicted_gain_seconds": "What the last plan was expected to save in a step.",
@@ -57,6 +61,7 @@ class Metrics(Collector):
         self._moved_bytes = 0
         self._failures = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
+        self._requests = dict.fromkeys(STATUSES, 0)
         self._alarms = dict.fromkeys(ALARMS, False)
 
     def take_step(self, seconds: float, *, stall_seconds: float = 0.0) -> None:
@@ -87,6 +92,10 @@ class Metrics(Collector):
         """So many bytes of experts have arrived on this rank."""
         self._moved_bytes += moved_bytes
 
+    def take_answered(self, status: str) -> None:
+        """A request was answered: one of ``STATUSES``."""
+        self._requests[status] += 1
+
     def take_failure(self) -> None:
         """Something failed of which no order tells."""
         self._failures += 1
@@ -104,20 +113,38 @@ class Metrics(Collector):
         """Of experts that have arrived on this rank."""
         return self._moved_bytes
 
-    def listen(self, port: int) -> None:
-        """Answer Prometheus at this port, on all addresses, until the process ends.
+    @property
+    def failed_requests(self) -> int:
+        """Requests that this rank could not serve."""
+        return self._requests["failed"]
+
+    def listen(self, port: int, host: str = LOOPBACK) -> int:
+        """Answer Prometheus until the process ends, whoever asks.
+
+        Parameters
+        ----------
+        port, host
+            Where; by default only programs on this machine can ask, ``"0.0.0.0"`` lets all. Port 0
+            is any that is free.
+
+        Returns
+        -------
+        The port.
 
         Raises
         ------
         EquipoiseError
-            A port that cannot be had.
+            An address or a port that cannot be had.
         """
         registry = CollectorRegistry()
         registry.register(self)
         try:
-            start_http_server(port, registry=registry)
-        except (OSError, OverflowError) as error:
-            raise EquipoiseError(f"Port {port} cannot answer Prometheus: {error}.") from error
+            server, _ = start_http_server(port, addr=host, registry=registry)
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise EquipoiseError(
+                f"Port {port} of {host!r} cannot answer Prometheus: {error}."
+            ) from error
+        return int(server.server_port)
 
     def text(self) -> str:
         """All of it in Prometheus's text format."""
@@ -150,10 +177,8 @@ class Metrics(Collector):
             ("failures", self._failures),
         ):
             yield CounterMetricFamily(*_head(name), value=number)
-        rebalances = CounterMetricFamily(*_head("rebalances"), labels=["outcome"])
-        for outcome, number in self._outcomes.items():
-            rebalances.add_metric([outcome.value], number)
-        yield rebalances
+        yield _counter("rebalances", "outcome", {o.value: n for o, n in self._outcomes.items()})
+        yield _counter("requests", "status", self._requests)
 
     @property
     def _phases(self) -> dict[str, Balance]:
@@ -165,6 +190,13 @@ class Metrics(Collector):
 
 def _head(name: str) -> tuple[str, str]:
     return f"equipoise_{name}", DESCRIPTIONS[name]
+
+
+def _counter(name: str, label: str, numbers: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(*_head(name), labels=[label])
+    for value, number in numbers.items():
+        family.add_metric([value], number)
+    return family
 
 
 def _gauge(name: str, label: str, values: dict[str, float] | dict[str, bool]) -> GaugeMetricFamily:

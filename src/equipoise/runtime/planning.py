@@ -12,14 +12,14 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, Timer
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,13 @@ from equipoise.plan.evaluate import evaluate
 from equipoise.plan.gate import Decision, Gate
 from equipoise.plan.problem import Problem
 from equipoise.plan.repair import Repair
+from equipoise.runtime.messages import PeerError, decode, encode
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 _BEAT_SECONDS = 1.0
 _PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
+_MOST_CHARACTERS = 300  # of an error that is told
 _PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
 
 
@@ -122,6 +124,9 @@ class Failure:
     number: int
     text: str
     seconds: float = 0.0
+
+
+_Reply = TypeVar("_Reply", Finding, Failure)
 
 
 class Advisor(Protocol):
@@ -291,7 +296,7 @@ class PlanningProcess:
                     return
                 answer = _checked(self._reply(question, window), question)
             except Exception as error:  # whatever it is, serving goes on and is told
-                answer = Failure(number=question.number, text=_said(error))
+                answer = Failure(number=question.number, text=said(error))
             self._answers.put(replace(answer, seconds=time.monotonic() - started))
 
     def _reply(self, question: Question, window: Trace) -> object:
@@ -372,10 +377,20 @@ def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
             try:
                 reply = advisor(question, window)
             except Exception as error:  # a planner's error is an answer
-                reply = Failure(number=question.number, text=_said(error))
+                reply = Failure(number=question.number, text=said(error))
             with one_at_a_time:
                 busy.clear()
-                connection.send(reply)
+                _send(connection, reply, question)
+
+
+def _send(connection: Connection[Any, Any], reply: object, question: Question) -> None:
+    """Send an answer, or say that it cannot be sent."""
+    try:
+        connection.send(reply)
+    except OSError:
+        raise
+    except Exception as error:  # of pickling, before anything was sent
+        connection.send(Failure(number=question.number, text=said(error)))
 
 
 def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) -> None:
@@ -390,35 +405,64 @@ def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) ->
             os._exit(1)
 
 
-def _said(error: Exception) -> str:
-    """An error as a sentence; one that is not meant for users with its type."""
-    return str(error) if isinstance(error, EquipoiseError) else repr(error)
+def said(error: Exception) -> str:
+    """An error in a line; one that is not meant for users with its type."""
+    return _line(str(error) if isinstance(error, EquipoiseError | OSError) else repr(error))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_MOST_CHARACTERS]
 
 
 def _checked(reply: object, question: Question) -> Finding | Failure:
     """The reply, if it is one to this question and its placement can be served.
 
-    The placement is made anew: what arrives through a pipe has not passed its checks.
+    All of it is made again: what arrives through a pipe has not passed its checks.
     """
     if not isinstance(reply, Finding | Failure) or reply.number != question.number:
         raise EquipoiseError(f"The planner answered {type(reply).__name__}, not the question.")
     if isinstance(reply, Failure):
-        return reply
-    if not math.isfinite(reply.sure_excess):
-        raise EquipoiseError(f"The planner found an excess of {reply.sure_excess}.")
+        failure = _typed(reply)
+        return replace(failure, text=_line(failure.text))
+    finding = _typed(replace(reply, proposal=None))
+    if not math.isfinite(finding.sure_excess):
+        raise EquipoiseError(f"The planner found an excess of {finding.sure_excess}.")
+    if not all(map(math.isfinite, _figures(finding))):
+        raise EquipoiseError("The planner found balances or gains that are no finite numbers.")
     if reply.proposal is None:
-        return reply
-    if reply.predicted is None:
+        return finding
+    if finding.predicted is None:
         raise EquipoiseError("The planner proposed a placement that the gate has not seen.")
-    return replace(reply, proposal=_checked_placement(reply.proposal, question.current))
+    return replace(finding, proposal=_checked_placement(reply.proposal, question.current))
 
 
-def _checked_placement(proposal: Placement, like: Placement) -> Placement:
-    slots = np.asarray(proposal.slots)
+def _typed(reply: _Reply) -> _Reply:
+    """The same with every field of the type that it is declared with."""
+    try:
+        typed: _Reply = decode(encode(reply), type(reply))
+    except (PeerError, TypeError, NotImplementedError, ValueError) as error:
+        why = error.__cause__ if isinstance(error, PeerError) else error
+        raise EquipoiseError(f"The planner answered what is no finding: {why}") from error
+    return typed
+
+
+def _figures(finding: Finding) -> Iterator[float]:
+    """What is acted upon, or told."""
+    for balance in finding.balance.values():
+        yield from (balance.imbalance, balance.excess, balance.balancedness)
+    for decision in (finding.achieved, finding.predicted):
+        if decision is not None:
+            yield from (decision.gain_seconds, decision.gain_low, decision.gain_high)
+
+
+def _checked_placement(proposal: object, like: Placement) -> Placement:
+    slots = np.asarray(getattr(proposal, "slots", proposal))
     if slots.shape != like.slots.shape:
         raise EquipoiseError(
             f"The planner proposed slots of shape {slots.shape}; expected {like.slots.shape}."
         )
+    if not np.issubdtype(slots.dtype, np.integer):
+        raise EquipoiseError(f"The planner proposed slots of type {slots.dtype}, not integers.")
     return Placement(
         slots,
         num_ranks=like.num_ranks,

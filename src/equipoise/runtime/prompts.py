@@ -131,18 +131,37 @@ class Stream:
         domain, text = self.prompts.at(number, time.monotonic() - self._began)
         return Request(number, tuple(self._tokenizer.encode(text).ids), domain)
 
+    def check(self, vocab_size: int) -> None:
+        """Make sure that the tokenizer is one of a model with so many token ids.
+
+        Raises
+        ------
+        FormatError
+            A file that is no tokenizer.
+        EquipoiseError
+            A tokenizer that has more.
+        """
+        tokens = _read_tokenizer(self.tokenizer).get_vocab_size()
+        if tokens > vocab_size:
+            raise EquipoiseError(
+                f"{self.tokenizer} has {tokens} tokens, the model {vocab_size}; give the tokenizer "
+                "that the model was trained with."
+            )
+
     @cached_property
     def _began(self) -> float:
         return time.monotonic()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        try:
-            return Tokenizer.from_file(str(self.tokenizer))
-        except Exception as error:  # the library raises nothing more specific
-            raise FormatError(
-                f"{self.tokenizer} cannot be read as a tokenizer: {error}."
-            ) from error
+        return _read_tokenizer(self.tokenizer)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise FormatError(f"{path} cannot be read as a tokenizer: {error}.") from error
 
 
 def _check(weights: Mapping[str, float]) -> None:

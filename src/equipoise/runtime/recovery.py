@@ -9,11 +9,12 @@ reads the rest from the checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from equipoise.layers import format_ids
 from equipoise.placement import Placement
 from equipoise.plan.failover import Content, refit
 from equipoise.plan.problem import Problem
-from equipoise.runtime.agreement import Group, gather_objects
+from equipoise.runtime.agreement import Group, gather
 from equipoise.runtime.checkpoint import Checkpoint
 from equipoise.runtime.checksum import expert_checksum, slot_bytes
 from equipoise.runtime.layer import ExpertFunction, ExpertParallelLayer, one_layer, swiglu
+from equipoise.runtime.messages import decode, encode
 from equipoise.runtime.model import ExpertParallelModel, assemble
 from equipoise.topology import Topology
 
@@ -89,6 +91,20 @@ class Recovered:
         return text
 
 
+class RankError(EquipoiseError):
+    """Something went wrong on one rank, which alone cannot go on.
+
+    Parameters
+    ----------
+    rank, text
+        Which, and what, a sentence.
+    """
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"Rank {rank}: {text}")
+        self.rank = rank
+
+
 def rebuild(
     model: ExpertParallelModel | None,
     checkpoint: Checkpoint | None,
@@ -129,20 +145,26 @@ def rebuild(
     Raises
     ------
     EquipoiseError
-        On every rank alike: experts that are lost, and no checkpoint; a checkpoint of another
-        model; no rank with a model; ranks with different models; ranks without room for all
-        experts; or what went wrong on one of them.
+        On every rank: experts that are lost, and no checkpoint; a checkpoint of another model; no
+        rank with a model; ranks with different models; ranks without room for all experts.
+    RankError
+        On every rank: what went wrong on one of them; the others may go on without it.
     """
     began, rank = time.monotonic(), dist.get_rank(group)
     part = _Part(model, checkpoint)
-    brought = _everywhere(part.bring, group)
-    decision = _everywhere(
-        lambda: _decide(brought, topology, load_LE, slots_per_rank) if rank == 0 else None, group
-    )[0]
+    brought = _everywhere(part.bring, _Brought, group)
+    try:
+        decision = _everywhere(
+            lambda: _decide(brought, topology, load_LE, slots_per_rank) if rank == 0 else None,
+            _Decision | None,
+            group,
+        )[0]
+    except RankError as error:  # any other rank would decide the same
+        raise EquipoiseError(str(error)) from error
     assert decision is not None  # of rank 0
     for row in range(decision.placement.num_layers):
         filling = _Filling(decision, row, rank, part.old_weights(row), part.device)
-        _everywhere(partial(filling.prepare, checkpoint), group)
+        _everywhere(partial(filling.prepare, checkpoint), None, group)
         filling.exchange(group)
         layer = ExpertParallelLayer(
             one_layer(decision.placement, row),
@@ -175,13 +197,13 @@ class _Served:
     layer_ids: tuple[int, ...]
     num_experts: int
     checksums: tuple[tuple[int, ...], ...]
-    tensors: tuple[dict[str, tuple[torch.Size, torch.dtype]], ...]
+    tensors: tuple[dict[str, tuple[tuple[int, ...], str]], ...]
 
     @property
     def slot_bytes(self) -> int:
         """What one slot more in every layer takes."""
         return sum(
-            shape.numel() * dtype.itemsize
+            math.prod(shape) * _dtype(dtype).itemsize
             for of_layer in self.tensors
             for shape, dtype in of_layer.values()
         )
@@ -217,8 +239,10 @@ class _Decision:
     ----------
     served
         The model.
-    topology, placement
-        Of the ranks there are now.
+    topology
+        The ranks there are now.
+    slots
+        The expert of each slot, ``(L, S)``.
     content
         The ``Content`` of each slot, ``(L, S)``.
     source, position
@@ -228,10 +252,20 @@ class _Decision:
 
     served: _Served
     topology: Topology
-    placement: Placement
+    slots: Ints
     content: NDArray[np.int8]
     source: Ints
     position: Ints
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The same as a placement."""
+        return Placement(
+            self.slots,
+            num_ranks=self.topology.num_ranks,
+            num_experts=self.served.num_experts,
+            layer_ids=self.served.layer_ids,
+        )
 
     def check_served(self, row: int, layer: ExpertParallelLayer) -> None:
         """Make sure that a layer has the experts that it had; on every rank alike."""
@@ -314,7 +348,7 @@ class _Filling:
         else:
             tensors = self.decision.served.tensors[self.row].items()
             self.new = {
-                name: torch.empty((C, *shape), dtype=dtype, device=self.device)
+                name: torch.empty((C, *shape), dtype=_dtype(dtype), device=self.device)
                 for name, (shape, dtype) in tensors
             }
             for slot in self._slots(Content.KEPT):
@@ -378,19 +412,20 @@ def _messages(
     ]
 
 
-def _everywhere(do: Callable[[], T], group: Group) -> list[T]:
-    """Do something on every rank: what each has made of it, or the same error on all."""
+def _everywhere(do: Callable[[], T], kind: Any, group: Group) -> list[T]:
+    """Do something on every rank: what each has made of it, of a type, or the same error on all."""
     made: T | None = None
     failure: Exception | None = None
     try:
         made = do()
     except Exception as error:  # whatever it is, the others must not wait for this rank
         failure = error
-    told = gather_objects((made, failure and f"{failure}"), group)
+    mine = encode(made), None if failure is None else str(failure)
+    told = gather(mine, tuple[bytes, str | None], group)
     for rank, (_, text) in enumerate(told):
         if text is not None:
-            raise EquipoiseError(f"Rank {rank}: {text}") from failure
-    return [answer for answer, _ in told]
+            raise RankError(rank, text) from failure
+    return [decode(answer, kind) for answer, _ in told]
 
 
 def _held(layer: ExpertParallelLayer) -> tuple[list[int], list[str]]:
@@ -409,13 +444,23 @@ def _held(layer: ExpertParallelLayer) -> tuple[list[int], list[str]]:
     return held, wrong
 
 
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise EquipoiseError(f"Another rank has served tensors of type {name!r}, unknown here.")
+    return found
+
+
 def _served(model: ExpertParallelModel) -> _Served:
     return _Served(
         layer_ids=tuple(layer.layer_id for layer in model.layers),
         num_experts=model.layers[0].placement.num_experts,
         checksums=tuple(layer.checksums for layer in model.layers),
         tensors=tuple(
-            {name: (tensor.shape[1:], tensor.dtype) for name, tensor in layer.weights.items()}
+            {
+                name: (tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+                for name, tensor in layer.weights.items()
+            }
             for layer in model.layers
         ),
     )
@@ -442,7 +487,7 @@ def _decide(
     placement, content = refit(held, problem)
     _check_lost(placement, content, brought)
     source, position = _sources(held, placement, content)
-    return _Decision(served, devices, placement, content, source, position)
+    return _Decision(served, devices, placement.slots, content, source, position)
 
 
 def _common(brought: Sequence[_Brought]) -> _Served:

@@ -7,13 +7,15 @@ what it was at is given to another one as soon as it is no longer a member.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+import msgspec
 from torch.distributed.distributed_c10d import Store
+
+from equipoise.errors import EquipoiseError
 
 _KEY = "requests"
 
@@ -27,7 +29,7 @@ class Request:
     number
         Counts requests from 0.
     prompt
-        Token ids, at least one.
+        Token ids of the model, at least one. Nothing is looked at here: see ``Door``.
     domain
         What kind of text it is, for whoever looks on.
     """
@@ -43,6 +45,13 @@ class Source(Protocol):
     def __call__(self, number: int) -> Request:
         """The request of a number."""
         ...
+
+
+class _Book(msgspec.Struct):
+    """What the ledger holds: the first number that was not given out, and who is at which."""
+
+    next: int = 0
+    of: dict[str, list[int]] = msgspec.field(default_factory=dict)
 
 
 class Ledger:
@@ -74,13 +83,18 @@ class Ledger:
         Returns
         -------
         So many numbers, or fewer where there are no more.
+
+        Raises
+        ------
+        EquipoiseError
+            The store holds something else in the ledger's place.
         """
         while True:
-            book: dict[str, Any] = json.loads(self._seen or '{"next": 0, "of": {}}')
-            mine = [n for n in book["of"].pop(self._name, []) if n not in set(finished)]
+            book = _read(self._seen)
+            mine = [n for n in book.of.pop(self._name, []) if n not in set(finished)]
             taken = self._take(book, wanted, {*members, self._name})
-            book["of"][self._name] = mine + taken
-            entry = json.dumps(book)
+            book.of[self._name] = mine + taken
+            entry = msgspec.json.encode(book).decode()
             held = self._store.compare_set(_KEY, self._seen, entry).decode()
             if held == entry:
                 self._seen = entry
@@ -90,18 +104,28 @@ class Ledger:
     def keep_only(self, numbers: Collection[int]) -> list[int]:
         """Of these numbers, those that are still this process's; others have been given away."""
         entry = self._store.compare_set(_KEY, "", "").decode()
-        mine = json.loads(entry)["of"].get(self._name, []) if entry else []
+        mine = _read(entry).of.get(self._name, [])
         return [number for number in numbers if number in mine]
 
-    def _take(self, book: dict[str, Any], wanted: int, members: Collection[str]) -> list[int]:
+    def _take(self, book: _Book, wanted: int, members: Collection[str]) -> list[int]:
         """Numbers from the book: first those of processes that are gone."""
         taken: list[int] = []
-        for name in sorted(set(book["of"]) - set(members)):
-            numbers = book["of"][name]
+        for name in sorted(set(book.of) - set(members)):
+            numbers = book.of[name]
             while numbers and len(taken) < wanted:
                 taken.append(numbers.pop(0))
             if not numbers:
-                del book["of"][name]
-        first = book["next"]
-        book["next"] = min(first + wanted - len(taken), self._limit)
-        return [*taken, *range(first, book["next"])]
+                del book.of[name]
+        first = book.next
+        book.next = min(first + wanted - len(taken), self._limit)
+        return [*taken, *range(first, book.next)]
+
+
+def _read(entry: str) -> _Book:
+    try:
+        return msgspec.json.decode(entry, type=_Book) if entry else _Book()
+    except msgspec.MsgspecError as error:
+        raise EquipoiseError(
+            f"The store has no ledger of requests under {_KEY!r}, but something else: {error}. "
+            "Give these processes a store of their own."
+        ) from error

@@ -9,41 +9,47 @@ off. Requests of a process that is gone are given to others.
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from equipoise.balance import check_count
+from equipoise.balance import check_count, check_number
 from equipoise.dispatch import dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.baselines import Contiguous
 from equipoise.plan.problem import Problem
-from equipoise.runtime.agreement import gather_objects
+from equipoise.runtime.agreement import gather
+from equipoise.runtime.answers import Results, check_folder
 from equipoise.runtime.balancer import Balancer
 from equipoise.runtime.checkpoint import Checkpoint
 from equipoise.runtime.controller import Order
-from equipoise.runtime.decoding import Batch, idle_step
+from equipoise.runtime.desk import Desk
+from equipoise.runtime.door import Door
 from equipoise.runtime.layer import ExpertFunction, swiglu
 from equipoise.runtime.membership import Epoch, Membership
-from equipoise.runtime.metrics import Metrics
+from equipoise.runtime.messages import PeerError
+from equipoise.runtime.metrics import LOOPBACK, Metrics
 from equipoise.runtime.model import ExpertParallelModel, load_from
-from equipoise.runtime.planning import Advisor
-from equipoise.runtime.recovery import rebuild
+from equipoise.runtime.planning import Advisor, said
+from equipoise.runtime.recovery import RankError, Recovered, rebuild
 from equipoise.runtime.requests import Ledger, Source
+from equipoise.runtime.secret import VARIABLE, secret_of
 from equipoise.runtime.settings import Settings
 from equipoise.runtime.speed import SpeedMeter
 from equipoise.runtime.status import Status
+from equipoise.runtime.trial import Told
+from equipoise.runtime.watchdog import Alarms
 from equipoise.topology import Topology
 
 _LISTEN_STEPS = 8  # from one look at who comes, goes or has work to the next
@@ -84,11 +90,13 @@ class Options:
     keep, bytes_per_second
         Of ``Balancer``.
     results
-        Folder for what was generated, one file a process, a JSON object a line; ``None``: none.
+        Folder for the answers, one file a process: see ``Results``. ``None``: none.
     threads
         Of torch, a process.
     timeout_seconds, silence_seconds
         Of ``Membership``.
+    secret
+        Of ``Membership``; ``None``: that in the environment, see ``secret_of``.
     """
 
     model: Path
@@ -109,10 +117,16 @@ class Options:
     threads: int = 1
     timeout_seconds: float = 30.0
     silence_seconds: float = 5.0
+    secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("processes", "nodes", "batch_size", "new_tokens", "threads"):
             check_count(name, getattr(self, name))
+        if self.limit is not None:
+            check_number("limit", self.limit, low=0, high=sys.maxsize)
+        dispatcher(self.dispatch)
+        if self.results is not None:
+            check_folder(self.results)
         if self.settings is not None and self.settings.map_path and self.placement is None:
             raise EquipoiseError(
                 f"The settings start from {self.settings.map_path}, which is not read here; read "
@@ -121,7 +135,12 @@ class Options:
 
 
 def serve(
-    host: str, port: int, name: str, options: Options, metrics_port: int | None = None
+    host: str,
+    port: int,
+    name: str,
+    options: Options,
+    metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
 ) -> None:
     """Serve as one process: what a launcher starts, once a process.
 
@@ -130,18 +149,32 @@ def serve(
 
     Parameters
     ----------
-    metrics_port
-        Where to answer Prometheus; ``None``: nowhere.
+    metrics_port, metrics_host
+        Where to answer Prometheus; without a port nowhere, and only programs on this machine unless
+        told otherwise.
+
+    Raises
+    ------
+    EquipoiseError
+        No store there; a model, a folder, a secret or a port that cannot be used; all that ``run``
+        of the server raises.
     """
     torch.set_num_threads(options.threads)
     logger.setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
-    store = TCPStore(host, port, is_master=False)
+    if host in (LOOPBACK, "localhost"):  # so all processes are here, and need not be reached
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        store = TCPStore(host, port, is_master=False)
+    except (RuntimeError, ValueError) as error:
+        raise EquipoiseError(
+            f"No store answers at {host}, port {port}; start one first."
+        ) from error
     server = Server(store, name, options)
-    if metrics_port is not None:
-        server.metrics.listen(metrics_port)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     try:
+        if metrics_port is not None:
+            server.metrics.listen(metrics_port, metrics_host)
         server.run()
     finally:
         server.close()
@@ -165,22 +198,33 @@ class Server:
         self.options = options
         self.metrics = Metrics()
         self.model: ExpertParallelModel | None = None
+        self._alarms = Alarms()
+        self._checkpoint = Checkpoint(options.model)
+        door = self._door()
+        self._results = Results(options.results, name)
+        self._secret = secret_of(options.secret)
         self._membership = Membership(
             store,
             name,
             timeout_seconds=options.timeout_seconds,
             silence_seconds=options.silence_seconds,
+            secret=self._secret,
         )
-        self._ledger = Ledger(store, self._membership.name, options.limit)
+        self._desk = Desk(
+            Ledger(store, self._membership.name, options.limit),
+            door,
+            self._results,
+            batch_size=options.batch_size,
+            new_tokens=options.new_tokens,
+            metrics=self.metrics,
+            alarms=self._alarms,
+        )
         self._status = Status(store, name)
         logger.addHandler(self._status.log)
-        self._checkpoint = Checkpoint(options.model)
         self._balancer: Balancer | None = None
         self._speed = SpeedMeter(options.compute)
         self._speeds: tuple[float, ...] = ()
         self._slots_per_rank: int | None = None
-        self._batch: Batch | None = None
-        self._results = _open(options.results, name)
         self._steps = 0
         self._last_step = time.monotonic()
         self._stopping = False
@@ -219,14 +263,19 @@ class Server:
         self._membership.close()
         self.model = None
         logger.removeHandler(self._status.log)
-        if self._results is not None:
-            self._results.close()
+        self._results.close()
 
     def _begin(self, epoch: Epoch) -> None:
         """Have a model on the processes of this epoch, and its balancer."""
         num_ranks = len(epoch.members)
         self._speeds = (1.0,) * num_ranks
-        first = not any(gather_objects(self.model is not None, None))
+        self._desk.reclaim()
+        told = gather(_Hello(self.model is not None, self._desk.tell()), _Hello, None)
+        if self._desk.hear([one.desk for one in told]):
+            self._fruitless = 0  # fewer are under suspicion each time
+        first = not any(one.has_model for one in told)
+        if first and self._secret is None and epoch.rank == 0:
+            logger.warning("Whoever reaches the store can join; set %s to refuse them.", VARIABLE)
         if first:
             start = self._start(num_ranks)
             self._slots_per_rank = start.slots_per_rank
@@ -238,7 +287,19 @@ class Server:
                 topology=self._topology(num_ranks),
             )
         else:
-            self.model, recovered = rebuild(
+            self.model, recovered = self._rebuild(epoch)
+            self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
+            logger.info("Epoch %d: %s", epoch.number, recovered)
+        for layer in self.model.layers:
+            layer.meter = self._status.take_load
+        self._status.forget()
+        self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
+        self._begin_balancing(epoch, epoch.spare, warm_up=first)
+
+    def _rebuild(self, epoch: Epoch) -> tuple[ExpertParallelModel, Recovered]:
+        """The model on these ranks; what goes wrong is tried again, without the rank that it is."""
+        try:
+            return rebuild(
                 self.model,
                 self._checkpoint,
                 topology=self._topology,
@@ -246,14 +307,12 @@ class Server:
                 compute=self._speed,
                 dispatch=self.options.dispatch,
             )
-            self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
-            logger.info("Epoch %d: %s", epoch.number, recovered)
-        for layer in self.model.layers:
-            layer.meter = self._status.take_load
-        self._status.forget()
-        self._reclaim()
-        self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
-        self._begin_balancing(epoch, epoch.spare, warm_up=first)
+        except RankError as error:
+            if error.rank == epoch.rank:
+                raise
+            raise RuntimeError(f"{epoch.members[error.rank]} cannot go on: {error}") from error
+        except EquipoiseError as error:  # such as bytes that have changed on their way
+            raise RuntimeError(str(error)) from error
 
     def _begin_balancing(self, epoch: Epoch, spare: dist.ProcessGroup, *, warm_up: bool) -> None:
         """Have a balancer for the ranks as they are; warm up only where all have just begun."""
@@ -268,6 +327,7 @@ class Server:
             spare=spare,
             advisor=self.options.advisor,
             metrics=self.metrics,
+            alarms=self._alarms,
             keep=self.options.keep,
             bytes_per_second=self.options.bytes_per_second,
             renew_spare=self._membership.renew_spare,
@@ -279,7 +339,7 @@ class Server:
         step = 0
         while True:
             if step % _LISTEN_STEPS == 0:
-                self._take_requests(epoch)
+                self._desk.turn(epoch.members, leaving=self._stopping)
                 going = self._listen()
                 if going is not None:
                     return going
@@ -303,10 +363,10 @@ class Server:
         if self._stopping:
             self._membership.leave()
         changes = self._membership.newcomers or self._membership.departures
-        wish = torch.tensor([self._batch is not None, changes, self._stopping], dtype=torch.int64)
+        wish = torch.tensor([self._desk.busy, changes, self._stopping], dtype=torch.int64)
         dist.all_reduce(wish, dist.ReduceOp.MAX)
         busy, changes, leaving = wish.tolist()
-        if not busy and self.options.limit is not None:
+        if not busy and not self._desk.next_group() and self.options.limit is not None:
             return True
         if changes or leaving:
             return self._stopping
@@ -330,51 +390,21 @@ class Server:
         self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
 
     def _forward(self, model: ExpertParallelModel) -> int:
-        if self._batch is None or self._batch.done:
-            idle_step(model)
-            return 0
-        return self._batch.advance(model)
+        """One forward pass; if it breaks off while all ranks are there, some request did it."""
+        try:
+            return self._desk.advance(model)
+        except PeerError:
+            raise
+        except Exception as error:
+            if self._membership.failed is None:
+                self._desk.blame(said(error))
+            raise RuntimeError(f"a forward pass broke off: {said(error)}") from error
 
     def _balance(self, seconds: float, tokens: int) -> Order | None:
         if self._balancer is None:
             self.metrics.take_step(seconds)
             return None
         return self._balancer.step(seconds, tokens)
-
-    def _take_requests(self, epoch: Epoch) -> None:
-        """Hand in a batch that is done and take another."""
-        finished: list[int] = []
-        if self._batch is not None:
-            if not self._batch.done:
-                return
-            finished = [request.number for request in self._batch.requests]
-            self._write(self._batch)
-        wanted = 0 if self._stopping else self.options.batch_size
-        numbers = self._ledger.exchange(finished, wanted, epoch.members)
-        self._batch = self._batch_of(numbers)
-
-    def _reclaim(self) -> None:
-        """After a change of epoch: drop what was given to others while this process was away."""
-        if self._batch is None:
-            return
-        numbers = [request.number for request in self._batch.requests]
-        ours = self._ledger.keep_only(numbers)
-        if ours != numbers:
-            self._batch = self._batch_of(ours)
-
-    def _batch_of(self, numbers: list[int]) -> Batch | None:
-        if not numbers:
-            return None
-        requests = [self.options.source(number) for number in numbers]
-        return Batch(requests, self.options.new_tokens)
-
-    def _write(self, batch: Batch) -> None:
-        """Write what was generated, before the ledger forgets who was at it."""
-        if self._results is None:
-            return
-        for request, tokens in zip(batch.requests, batch.tokens, strict=True):
-            self._results.write(json.dumps({"number": request.number, "tokens": tokens}) + "\n")
-        self._results.flush()
 
     def _publish(self, epoch: Epoch, order: Order | None) -> None:
         self._status.publish(
@@ -386,19 +416,30 @@ class Server:
             version=order.version if order is not None else 0,
             moved_slots=self._balancer.moved_slots if self._balancer is not None else 0,
             moved_bytes=self.metrics.moved_bytes,
-            domain=self._batch.requests[0].domain if self._batch is not None else "",
+            domain=self._desk.domain,
+            failed_requests=self.metrics.failed_requests,
+            alarms=sorted(self._alarms.names),
         )
 
     def _give_up_on(self, error: RuntimeError, *, fruitless: bool) -> None:
         """Raise an error that comes back whenever the same processes meet."""
         self._fruitless = self._fruitless + 1 if fruitless else 0
         if self._fruitless > _MOST_FRUITLESS:
-            raise error
+            cause = error.__cause__
+            raise cause if isinstance(cause, EquipoiseError) else error
 
     def _end_balancing(self) -> None:
         if self._balancer is not None:
             self._balancer.close()
             self._balancer = None
+
+    def _door(self) -> Door:
+        return Door(
+            self.options.source,
+            vocab_size=self._checkpoint.vocab_size,
+            most_tokens=self._checkpoint.most_tokens,
+            new_tokens=self.options.new_tokens,
+        )
 
     def _topology(self, num_ranks: int) -> Topology:
         nodes = self.options.nodes
@@ -418,10 +459,9 @@ class Server:
         return Contiguous().plan(problem).placement
 
 
-def _open(folder: Path | None, name: str) -> TextIO | None:
-    if folder is None:
-        return None
-    try:
-        return (folder / f"{name}.jsonl").open("a")
-    except OSError as error:
-        raise EquipoiseError(f"{folder} cannot be written to: {error.strerror}.") from error
+@dataclass(frozen=True)
+class _Hello:
+    """What a rank tells the others at the beginning of an epoch."""
+
+    has_model: bool
+    desk: Told

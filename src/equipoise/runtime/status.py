@@ -85,7 +85,8 @@ class Status:
             "log": list(self._log.lines),
             "time": self._last - self._began,
         }
-        self._store.set(f"status/{self._name}", json.dumps(said | facts))
+        shown = {key: printable(v) if isinstance(v, str) else v for key, v in facts.items()}
+        self._store.set(f"status/{self._name}", json.dumps(said | shown))
         self.forget()
 
     def forget(self) -> None:
@@ -105,4 +106,9 @@ class LastLines(Handler):
 
     def emit(self, record: LogRecord) -> None:
         """Keep a line, whatever level it has."""
-        self.lines.append(record.getMessage())
+        self.lines.append(printable(record.getMessage()))
+
+
+def printable(text: str) -> str:
+    """The same for a terminal: what would steer it, or is half a character, as a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

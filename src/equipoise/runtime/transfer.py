@@ -22,7 +22,7 @@ from torch import Tensor
 from equipoise.errors import EquipoiseError
 from equipoise.layers import format_ids
 from equipoise.migration import Migration, Receive
-from equipoise.runtime.agreement import Group, agree, gather_objects
+from equipoise.runtime.agreement import Group, agree, gather
 from equipoise.runtime.checksum import expert_checksum, slot_bytes
 from equipoise.runtime.layer import ExpertParallelLayer, one_layer
 
@@ -72,7 +72,7 @@ def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Out
         move = LayerMove(migration, row, layer)
         staged, wrong = move.stage(layer.group)
         if _anywhere(bool(wrong), layer):
-            every = gather_objects(wrong, layer.group)
+            every = gather(wrong, list[str], layer.group)
             return Outcome(tuple(moved), tuple(text for texts in every for text in texts))
         move.commit(staged)
         moved.append(layer.layer_id)
