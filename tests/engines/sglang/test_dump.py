@@ -231,7 +231,7 @@ def test_sum_over_ranks_agrees_with_plain_loops(tmp_path: Path, data: st.DataObj
         records = []
         for number in range(passes):
             counts = np.reshape(data.draw(cell), (2, 6))
-            counts[:, 5] = 1 + 20 * rank  # every pass routes something, and ranks other tokens
+            counts[0, 5], counts[1, 5] = 1 + 50 * rank, 1  # tokens of its own, in every layer
             records.append(record(number, rank, counts))
             for layer in range(2):
                 for slot in range(6):

@@ -286,11 +286,12 @@ def _slot_choices(
             raise FormatError(f"{file}: {_CHOICES} is not a table (layers, tokens, choices).")
         if len(slots) != num_layers:
             raise FormatError(f"{file}: {_CHOICES} has {len(slots)} layers, the map {num_layers}.")
-        tables[position] = _without_blank(file, record, slots)
+        tables[position] = slots
     widest = max((slots.shape[2] for slots in tables.values()), default=0)
     shape = (sum(slots.shape[1] for slots in tables.values()), num_layers, widest)
     refuse_oversize(shape, 4, "A recording (tokens, layers, choices)", file.stat().st_size)
-    return tables
+    # Only now: what is cleaned is a copy, and many records may refer to one table.
+    return {i: _without_blank(file, records[i], slots) for i, slots in tables.items()}
 
 
 def _without_blank(
