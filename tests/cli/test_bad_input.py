@@ -166,7 +166,7 @@ def test_words_of_a_file_are_no_orders_to_the_terminal(tmp_path, capsys):
     recording = tmp_path / "[red]table[green].csv"
     recording.write_text("layer,expert,tokens,\x1b[2J,[/red]\n3,0,5,0,0\n3,1,7,0,0\n")
     target = tmp_path / "map[blink].json"
-    where = ["--for", "equipoise", "--output", str(target)]
+    where = ["--for", "equipoise", "--output", str(target), "--even-if-worse"]
     assert main(["plan", str(recording), "--ranks", "2", "--hold-out", "0", *where]) == 0
     assert main(["report", str(recording), "--ranks", "2"]) == 0
     assert main(["validate", str(target)]) == 0

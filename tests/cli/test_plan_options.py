@@ -133,16 +133,17 @@ def test_times_are_planned_for_and_scored(recording, parts, document, text):
     unseen = eq.evaluate(plan.placement, larger, dispatch=timed)
     assert answer["scores"]["plan_held_out"] == pytest.approx(numbers(unseen))
     assert answer["noise_floor_held_out"] is None
-    as_recorded = document(*command)["scores"]["plan_held_out"]
+    # In steps as small as recorded a copy takes more time than it saves.
+    as_recorded = document(*command, status=1)["scores"]["plan_held_out"]
     assert as_recorded != pytest.approx(numbers(unseen))
-    assert "max/mean rank time, even split" in text(*command)
+    assert "max/mean rank time, even split" in text(*command, status=1)
 
 
 def test_a_planner_of_loads_is_scored_by_times(recording, parts, document):
     command = (*common(recording), "--planner", "greedy", "--rank-cost", COST)
     timed = MinMax(topology=ALIKE, cost=rank_cost(COST))
     unseen = eq.evaluate(Greedy().plan(problem(parts[0])).placement, parts[1], dispatch=timed)
-    scores = document(*command, "--dispatch", "minmax")["scores"]
+    scores = document(*command, "--dispatch", "minmax", status=1)["scores"]
     assert scores["plan_held_out"] == pytest.approx(numbers(unseen))
 
 
@@ -195,7 +196,8 @@ def test_from_the_map_in_force(current, recording, parts, document, text):
 def test_a_repair_keeps_to_its_budget(budget, key, most, current, recording, document):
     command = (*common(recording), "--from", current[1], "--moves", 4000)
     free = document(*command, "--expert-bytes", EXPERT_BYTES)["moves"]
-    held = document(*command, *budget, "--expert-bytes", EXPERT_BYTES)["moves"]
+    nothing = budget == ("--max-moves", 0)  # which is no gain
+    held = document(*command, *budget, "--expert-bytes", EXPERT_BYTES, status=int(nothing))["moves"]
     assert held[key] <= most < free[key]
     assert held["changed"] > 0 or key == "changed"
 

@@ -131,7 +131,10 @@ def test_what_binds_below_the_knee():
     plan = certify(problem, np.array([[0, 1, 2, 3]]), planner="", dispatch=Even(cost=cost))
     assert plan.peak.tolist() == plan.bound.tolist() == [20]
     assert plan.binding[0].kind == "weights"
-    assert "reading the weights of all active experts takes 1.33x the mean" in plan.binding[0].text
+    assert (
+        "reading the weights of all active experts takes at least 1.33x the mean"
+        in plan.binding[0].text
+    )
 
 
 def test_eight_by_two():
@@ -247,38 +250,45 @@ def test_plans_are_between_their_bounds(experts, ranks, extra, seed):
 @pytest.mark.parametrize(
     ("load", "num_slots", "num_ranks", "kind", "text"),
     [
-        ([1, 1, 1, 1], 4, 4, "mean", "only the mean; perfect balance is not excluded"),
+        ([1, 1, 1, 1], 4, 4, "mean", "only the mean; the bounds do not exclude perfect balance"),
         ([0, 0, 0, 0], 4, 4, "mean", "no load"),
-        ([82, 6, 6, 6], 4, 4, "experts", "expert 0 alone is 3.3x the mean; only copies help"),
+        (
+            [82, 6, 6, 6],
+            4,
+            4,
+            "experts",
+            "expert 0 alone is 3.28x the mean; only more copies can lower it",
+        ),
         (
             [6, 82, 6, 6],
             6,
             6,
             "experts",
-            "expert 1 on at most 3 ranks is 1.6x the mean; only more copies help",
+            "expert 1 on at most 3 ranks is at least 1.64x the mean; only more copies can lower it",
         ),
         (
             [60, 20, 10, 10],
             4,
             2,
             "experts",
-            "expert 0 on its rank, with 1 more beside, is 1.4x the mean; only copies help",
+            "expert 0, with what must share its rank, is at least 1.40x the mean; only more copies "
+            "can lower it",
         ),
         (
             [1, 8, 8, 1],
             6,
             6,
             "experts",
-            "the 2 heaviest experts (1, 2) are 5.3 ranks' worth of load on at most 4 ranks; "
-            "only more copies help",
+            "the 2 heaviest experts (1, 2) on at most 4 ranks are at least 1.33x the mean; only "
+            "more copies can lower it",
         ),
         (
             [10, 10, 10, 1, 1, 1],
             8,
             8,
             "copies",
-            "an even split leaves each copy of expert 2 2.42x the mean; more copies help, or a "
-            "dispatcher that follows the load",
+            "an even split cannot get below 2.42x the mean, a copy of expert 2 where copies are "
+            "dealt out best; more slots may lower it, or a dispatcher that follows the load",
         ),
     ],
 )
@@ -294,19 +304,20 @@ def test_status_says_what_would_help():
 
     assert status(Greedy(), [1] * 8, 8, 4) == (
         "Over all steps together the busiest ranks carry 0.0% more than the mean, "
-        "0.0% more than the bound. "
+        "0.0% more than the bound (even). "
         "No placement on these slots is better on that sum; single steps differ."
     )
     assert status(Greedy(), [6, 82, 6, 6], 6, 6) == (
         "Over all steps together the busiest ranks carry 64.0% more than the mean, "
-        "0.0% more than the bound. "
-        "In 1 of 1 layers the heaviest experts have too few copies: more redundant slots help. "
+        "0.0% more than the bound (even). "
+        "In 1 of 1 layers the heaviest experts have too few copies for any placement to reach the "
+        "mean: more redundant slots may help. "
         "No placement on these slots is better on that sum; single steps differ."
     )
     assert status(Contiguous(), [2, 2, 1, 1], 4, 2) == (
         "Over all steps together the busiest ranks carry 33.3% more than the mean, "
-        "33.3% more than the bound. "
-        "Another placement, or more slots, may come closer to the bound."
+        "33.3% more than the bound (even). "
+        "Another placement on these slots is at most 25.0% better."
     )
 
 

@@ -47,6 +47,13 @@ def test_copies_lie_on_the_edges(graph, layers, per_edge, seed):
     assert (plan.peak >= plan.bound * (1 - 1e-12)).all()
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_without_redundant_slots_nothing_is_copied(graph):
+    load = np.random.default_rng(0).lognormal(0, 1, (2, 64))
+    plan = FixedGraph(graph=graph).plan(Problem(load, Topology(16, 8), 64))
+    assert (plan.placement.copies == 1).all()
+
+
 def test_heaviest_experts_are_copied():
     load = np.arange(16.0)[None]
     placement = FixedGraph(graph="ring").plan(Problem(load, Topology(4), 20)).placement

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from equipoise.cost import RankCost, rank_cost
-from equipoise.dispatch import Even, dispatcher
+from equipoise.dispatch import Even, FewestExperts, dispatcher
 from equipoise.engines.dispatching import ENGINE_RULES, engine_rule
 from equipoise.errors import EquipoiseError
-from equipoise.plan import Greedy, Problem, Robust
+from equipoise.plan import Greedy, Problem, Robust, evaluate, evaluate_without_balancing
+from equipoise.plan.layout import unbalanced_layout
+from equipoise.plan.robust_scenarios import MAX_WINDOWS, read_history
 from equipoise.topology import Topology
 from tests.plan.test_robust import QUICK, two_domains
 
@@ -110,3 +112,58 @@ def test_planned_for_what_an_engine_does(name):
     assert plan.dispatch == rule.name
     greedy = Greedy().plan(problem)
     assert rule.peaks(load, plan.placement).mean() < rule.peaks(load, greedy.placement).mean()
+
+
+# Decoding, where each copy is one more active expert ----------------------------------------------
+
+DECODE = rank_cost("h100-deepep-ep8")
+
+
+def decode_steps(seed, steps=40, layers=3, experts=16):
+    """Small steps of varying size, in which an expert is idle now and then."""
+    rng = np.random.default_rng(seed)
+    share = rng.dirichlet(np.ones(experts), layers)
+    sizes = rng.integers(20, 200, steps)
+    return np.stack([[rng.multinomial(n, p) for p in share] for n in sizes])
+
+
+@pytest.mark.parametrize("dispatch", ["even", "fewest"])
+def test_with_a_cost_no_plan_is_worse_than_leaving_experts_where_they_are(dispatch):
+    topology = Topology(4)
+    known = {"even": Even, "fewest": FewestExperts}[dispatch](topology=topology, cost=DECODE)
+    for seed in range(3):
+        steps = decode_steps(seed)
+        robust = Robust(dispatch=dispatch, cost=DECODE, moves=1 << 12)
+        plan = robust.plan(Problem(steps, topology, 16))
+        before = evaluate_without_balancing(steps, topology, dispatch=known)
+        after = evaluate(plan.placement, steps, dispatch=known)
+        assert (after.peak.mean(axis=0) <= before.peak.mean(axis=0) * (1 + 1e-12)).all()
+
+
+def test_slots_left_over_hold_what_is_idle_anyway():
+    # Expert 5 is never active: with it in all redundant slots nothing is read but what was.
+    steps = decode_steps(0, experts=8)
+    steps[:, :, 5] = 0
+    topology = Topology(4)
+    plan = Robust(cost=DECODE, moves=1 << 12).plan(Problem(steps, topology, 12))
+    judge = Even(topology=topology, cost=DECODE)
+    before = evaluate_without_balancing(steps, topology, dispatch=judge)
+    after = evaluate(plan.placement, steps, dispatch=judge)
+    assert after.mean_peak <= before.mean_peak * (1 + 1e-12)
+
+
+def test_layout_without_balancing_and_with_idle_copies():
+    active = np.array([[5, 1, 5, 0, 5]])
+    # Three ranks hold 0 1, 2 3 and 4; what is left holds the idlest that the rank lacks.
+    assert unbalanced_layout(active, 9, 3).tolist() == [[0, 1, 3, 2, 3, 1, 4, 3, 1]]
+
+
+def test_steps_of_a_long_recording_are_not_summed_where_time_counts():
+    steps = decode_steps(1, steps=500)
+    problem = Problem(steps, Topology(4), 16)
+    sized = read_history(problem, None, sized=True)
+    assert len(sized.load) == MAX_WINDOWS
+    idle = (steps == 0).mean()
+    assert (sized.load == 0).mean() == pytest.approx(idle, abs=0.06)
+    assert sized.load.sum(axis=2).mean(axis=0) == pytest.approx(np.full(3, 4))
+    assert (read_history(problem, None).load == 0).mean() < idle / 4

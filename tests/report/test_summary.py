@@ -192,9 +192,13 @@ def test_without_ranks_only_experts_are_shown() -> None:
     assert "hottest expert" in found.headline[0]
 
 
-def test_ranks_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(EquipoiseError, match="8 experts do not divide over 3 ranks"):
-        summarise(skewed(), num_ranks=3)
+def test_ranks_that_do_not_divide_hold_what_engines_put_there() -> None:
+    counts = np.array([[[1, 2, 4, 8, 16, 32, 64, 128]]])
+    found = summarise(Trace(counts=counts), num_ranks=3)
+    assert found.rank_multiples == ((0.0824, 0.6588, 2.2588),)  # 7, 56 and 192 over 85
+    assert (found.num_slots, found.layout) == (8, "contiguous")
+    assert found.hottest_experts[0].ranks == (2,)
+    assert any("each held 3, from rank 2 on 2, experts" in note for note in found.notes)
 
 
 def test_nothing_recorded_is_refused() -> None:

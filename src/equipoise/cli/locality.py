@@ -14,8 +14,10 @@ from equipoise.cli.planners import PlannerArguments
 from equipoise.cli.repair import RepairArguments
 from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
-from equipoise.plan import Plan, Planner, without_balancing
+from equipoise.placement import Placement
+from equipoise.plan import Plan, Planner
 from equipoise.plan.colocate import Colocate
+from equipoise.plan.evaluate import ranks_without_balancing
 from equipoise.plan.traffic import measure_traffic
 from equipoise.trace import Trace
 
@@ -64,10 +66,10 @@ class LocalityArguments:
         if self.locality_price is None:
             return
         check_number("--locality-price", self.locality_price, low=0, high=np.inf)
-        if planning.dispatch != "even":
+        if planning.dispatch_name != "even":
             raise EquipoiseError(
-                f"--locality-price counts on an even split; leave --dispatch {planning.dispatch} "
-                "out."
+                "--locality-price counts on an even split; leave --dispatch "
+                f"{planning.dispatch_name} out."
             )
         if repairing.from_map is not None:
             raise EquipoiseError(
@@ -91,7 +93,7 @@ class LocalityArguments:
         if self.locality_price is None or held is None:
             return None
         topology = result.problem.topology
-        plain = without_balancing(held, topology)
+        plain = _without_balancing(held, topology.num_ranks)
         before, after = (
             measure_traffic(p, held.tokens, topology) for p in (plain, result.placement)
         )
@@ -101,3 +103,17 @@ class LocalityArguments:
             plain_ranks_per_token=float(before.ranks_per_token.mean()),
             plain_nodes_per_token=float(before.nodes_per_token.mean()),
         )
+
+
+def _without_balancing(trace: Trace, num_ranks: int) -> Placement:
+    """Every expert once, in order; slots that stay empty hold experts that the model has not."""
+    rank_E = ranks_without_balancing(trace.num_experts, num_ranks)
+    size = -(-trace.num_experts // num_ranks)
+    missing = np.repeat(np.arange(num_ranks), size - np.bincount(rank_E, minlength=num_ranks))
+    row = np.argsort(np.concatenate([rank_E, missing]), kind="stable")
+    return Placement(
+        np.tile(row, (trace.num_layers, 1)),
+        num_ranks=num_ranks,
+        num_experts=len(row),
+        layer_ids=trace.layer_ids,
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Annotated
 
+import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -29,7 +31,13 @@ from equipoise.cli.moves import moves_document, moves_text
 from equipoise.cli.planners import PlannerArguments
 from equipoise.cli.progress import progress_bar
 from equipoise.cli.repair import RepairArguments
-from equipoise.cli.scores import Scores, score, scores_document, scores_table
+from equipoise.cli.scores import (
+    Scores,
+    score_before,
+    scores_document,
+    scores_table,
+    verdict_document,
+)
 from equipoise.cli.text import one_line
 from equipoise.engines.formats import Launch, MapContext, given
 from equipoise.engines.launch import launch
@@ -37,7 +45,10 @@ from equipoise.engines.map_io import check_map_path, write_map
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration
 from equipoise.migration import diff as compare
+from equipoise.placement import Placement
 from equipoise.plan import Plan, Problem
+from equipoise.plan.layout import first_layout
+from equipoise.plan.search import fill_up
 from equipoise.trace import Trace
 
 
@@ -50,6 +61,7 @@ def plan(
     hold_out: float = 0.2,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    even_if_worse: Annotated[bool, Parameter(negative=())] = False,
     planning: PlannerArguments | None = None,
     repairing: RepairArguments | None = None,
     gathering: LocalityArguments | None = None,
@@ -59,6 +71,9 @@ def plan(
     json: Json = False,
 ) -> int:
     """Choose copies and places, score them on held-out steps, write the map an engine loads.
+
+    The plan is compared with leaving things as they are: no balancing, or the map in force. Where
+    it is not better, by more than chance explains, no map is written and the exit status is 1.
 
     Parameters
     ----------
@@ -75,11 +90,15 @@ def plan(
         Format of the map: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
     output
         The map file to write; needs --for.
+    even_if_worse
+        Write the map even if it is no gain over leaving things as they are.
     """
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
-    _check_target(for_, output, engine, trace, reading.run_map, repairing.from_map)
+    target = _target(for_, output, engine, even_if_worse)
+    if target is not None:
+        target.check(trace, reading.run_map, repairing.from_map)
     repairing.check(planning)
     gathering.check(planning, repairing)
     planning.check(machine, gathering.uses)
@@ -89,25 +108,35 @@ def plan(
     problem = Problem(fit, topology, recording.num_experts + redundant)
     current = repairing.read(problem)
     judge = planning.judge(topology, recording.top_k)
+    before = score_before(
+        fit, held, topology, judge, current=current, step_assignments=planning.step_assignments
+    )
+    if target is not None:
+        target.rehearse(problem)
     with progress_bar("planning") as progress:
         if current is None:
             planner = planning.configured(judge, progress)
             result = gathering.applied(planner, planning, fit).plan(problem)
         else:
             result = repairing.configured(current, planning, judge).plan(problem)
+    scores = before.with_plan(result.placement)
+    wanted = scores.verdict.is_gain or even_if_worse
+    source = recording.provenance.source
     outcome = _Outcome(
-        plan=result,
-        scores=score(result, fit, held, judge, planning.step_assignments),
+        # Certified for the steps and the dispatcher it is scored with.
+        plan=replace(result, dispatcher=judge, problem=problem.of_steps(planning.step_assignments)),
+        scores=scores,
         migration=None if current is None else compare(current, result.placement, topology),
         expert_bytes=repairing.expert_bytes,
         reach=gathering.reach(result, held),
-        written=_write(result, for_, output, engine, recording.provenance.source),
+        written=target.write(result, source) if target is not None and wanted else None,
+        withheld=target is not None and not wanted,
     )
     if json:
         print_json(_document(outcome))
     else:
         _print(stdout(), recording, outcome)
-    return 0
+    return 0 if wanted else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +149,7 @@ class _Outcome:
     expert_bytes: int | None
     reach: Reach | None
     written: _Written | None
-
-
-def _check_target(
-    format: str | None, output: Path | None, engine: EngineArguments, *inputs: Path | None
-) -> None:
-    """Refuse what would fail, or be ignored, only after the planning."""
-    if (format is None) != (output is None):
-        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
-    if format is None or output is None:
-        if given(engine):
-            names = ", ".join(sorted(map(option_name, given(engine))))
-            raise EquipoiseError(f"{names}: only for a map; give --for and --output as well.")
-        return
-    check_map_path(output, format)
-    check_output(output, *inputs)
-    check_decoder_layers(engine.hidden_layers, format)
+    withheld: bool
 
 
 @dataclass(frozen=True)
@@ -147,19 +161,92 @@ class _Written:
     launch: Launch | None
 
 
-def _write(
-    result: Plan, format: str | None, output: Path | None, engine: EngineArguments, source: str
-) -> _Written | None:
-    if format is None or output is None:
-        return None
-    # Flags first: a combination the engine would ignore is refused before a file exists.
-    flags = launch(result.placement, format, output.name, engine.options)
-    context = MapContext(
-        num_hidden_layers=engine.hidden_layers, planner=result.planner, trace=source
-    )
-    return _Written(
-        output, write_map(result.placement, output, format=format, context=context), flags
-    )
+@dataclass(frozen=True)
+class _Target:
+    """The map to write."""
+
+    format: str
+    path: Path
+    engine: EngineArguments
+
+    def check(self, *inputs: Path | None) -> None:
+        """Refuse what can be told before anything is read."""
+        check_map_path(self.path, self.format)
+        check_output(self.path, *inputs)
+        check_decoder_layers(self.engine.hidden_layers, self.format)
+
+    def rehearse(self, problem: Problem) -> None:
+        """Refuse before the search all that writing would refuse after it.
+
+        Flags and a map are made for a placement of the same shape that needs no search, in a folder
+        next to the map that is gone at once.
+        """
+        placement = _unsearched(problem)
+        launch(placement, self.format, self.path.name, self.engine.options)
+        try:
+            with TemporaryDirectory(dir=self.path.parent, prefix=".equipoise.") as folder:
+                rehearsed = Path(folder) / self.path.name
+                try:
+                    self._write_map(placement, rehearsed, "", "")
+                except EquipoiseError as error:
+                    raise EquipoiseError(
+                        f"{error}".replace(f"{rehearsed}", f"{self.path}")
+                    ) from error
+        except OSError as error:
+            raise EquipoiseError(f"{self.path}: cannot be written ({error.strerror}).") from error
+
+    def write(self, result: Plan, source: str) -> _Written:
+        """The map, and the flags that go with it."""
+        try:
+            # Flags first: a combination the engine would ignore is refused before a file exists.
+            flags = launch(result.placement, self.format, self.path.name, self.engine.options)
+            lost = self._write_map(result.placement, self.path, result.planner, source)
+        except EquipoiseError as error:
+            kept = _keep(result, source)
+            raise EquipoiseError(f"{error} The plan is not lost: it is in {kept}.") from error
+        return _Written(self.path, lost, flags)
+
+    def _write_map(self, placement: Placement, path: Path, planner: str, source: str) -> list[str]:
+        context = MapContext(
+            num_hidden_layers=self.engine.hidden_layers, planner=planner, trace=source
+        )
+        return write_map(placement, path, format=self.format, context=context)
+
+
+def _target(
+    format: str | None, output: Path | None, engine: EngineArguments, even_if_worse: bool
+) -> _Target | None:
+    """The map asked for, if one is; refuses what would be ignored without one."""
+    if (format is None) != (output is None):
+        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
+    if format is not None and output is not None:
+        return _Target(format, output, engine)
+    unused = {*given(engine), *(["even_if_worse"] if even_if_worse else [])}
+    if unused:
+        names = ", ".join(sorted(map(option_name, unused)))
+        raise EquipoiseError(f"{names}: only for a map; give --for and --output as well.")
+    return None
+
+
+def _unsearched(problem: Problem) -> Placement:
+    """A placement of the problem's shape: experts in order, again and again until slots are full.
+
+    Where ranks have less room than slots, with the repetitions that fill the rest.
+    """
+    topology, num_slots = problem.topology, problem.num_slots
+    slots = np.tile(np.arange(num_slots) % problem.num_experts, (problem.num_layers, 1))
+    if topology.room is not None:
+        slots = fill_up(first_layout(problem.total, num_slots, topology), topology.num_ranks)
+    return problem.placement(slots)
+
+
+def _keep(result: Plan, source: str) -> Path:
+    """The plan in our own format, where temporary files go."""
+    folder = Path(mkdtemp(prefix="equipoise-plan-"))
+    path = folder / "plan.json"
+    context = MapContext(planner=result.planner, trace=source)
+    write_map(result.placement, path, format="equipoise", context=context)
+    return path
 
 
 def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace | None]:
@@ -184,6 +271,7 @@ def _document(outcome: _Outcome) -> dict[str, object]:
         "experts": result.placement.num_experts,
         "slots": result.placement.num_slots,
         "checksum": result.placement.checksum,
+        "verdict": verdict_document(outcome.scores.verdict),
         "status": result.status,
         "gap": result.gap,
         "scores": scores_document(outcome.scores),
@@ -205,6 +293,8 @@ def _print(console: Console, recording: Trace, outcome: _Outcome) -> None:
     _print_plan(console, recording, outcome)
     if outcome.written is not None:
         _print_map(console, outcome.written)
+    if outcome.withheld:
+        console.print("\nNo map was written; --even-if-worse writes it all the same.")
 
 
 def _print_plan(console: Console, recording: Trace, outcome: _Outcome) -> None:
@@ -218,6 +308,7 @@ def _print_plan(console: Console, recording: Trace, outcome: _Outcome) -> None:
         f"({placement.num_redundant} redundant, {placement.slots_per_rank} slots a rank)\n"
     )
     console.print(scores_table(outcome.scores))
+    console.print(f"\n{outcome.scores.verdict.text}")
     console.print(f"\n{result.status}")
     if outcome.migration is not None:
         console.print(moves_text(outcome.migration, outcome.expert_bytes))
@@ -225,7 +316,7 @@ def _print_plan(console: Console, recording: Trace, outcome: _Outcome) -> None:
         console.print(outcome.reach.text)
     hardest = sorted(
         range(placement.num_layers),
-        key=lambda i: -result.bound[i] * placement.num_ranks / max(result.load[i].sum(), 1),
+        key=lambda i: -result.bound[i] / result.mean[i] if result.mean[i] > 0 else 0.0,
     )
     for i in hardest[:3]:
         if result.binding[i].kind != "mean":

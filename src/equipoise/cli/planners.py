@@ -11,10 +11,11 @@ from cyclopts.validators import Number
 from equipoise.balance import check_number
 from equipoise.cli.common import Amount, MachineArguments, Size, option_name
 from equipoise.cli.dispatching import find_dispatcher
+from equipoise.cli.progress import Progress
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher
 from equipoise.engines.dispatching import ENGINE_RULES
-from equipoise.engines.formats import Progress, given, no_progress
+from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
 from equipoise.plan import (
     Contiguous,
@@ -27,8 +28,10 @@ from equipoise.plan import (
     Survivable,
     TrtllmGreedy,
 )
+from equipoise.plan.search import Progress as SearchProgress
 from equipoise.topology import Topology
 
+_PER_MILLE = 1000  # steps of a progress bar
 _ALL = {"planner", "dispatch", "rank_cost", "step_assignments"}
 _SEARCH = {"moves", "budget_seconds", "seed"}
 _OPTIONS: dict[str, set[str]] = {
@@ -56,7 +59,8 @@ class PlannerArguments:
         How copies share each batch, for the scores and for what a search plans for: even; minmax,
         the exact split of docs/dispatch.md; nearest; fewest, the fewest active experts; or what an
         engine does (docs/tokens.md): vllm, sglang-static, sglang-dynamic, sglang-rows, trtllm,
-        ascend, ascend-mrv2, lplb.
+        ascend, ascend-mrv2, lplb. Even if not given; minmax for a fixed graph, which is made for
+        it.
     moves
         Planners that search: proposals per layer.
     budget_seconds
@@ -94,7 +98,7 @@ class PlannerArguments:
         "contiguous",
         "round-robin",
     ] = "robust"
-    dispatch: str = "even"
+    dispatch: str | None = None
     moves: Annotated[int, Amount] = Robust.moves
     budget_seconds: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
@@ -134,7 +138,12 @@ class PlannerArguments:
             check_number("--step-assignments", self.step_assignments, low=0, high=float("inf"))
             if self.rank_cost is None:
                 raise EquipoiseError("--step-assignments matters with --rank-cost only; give both.")
-        self.configured(self.judge(), no_progress)  # what planner and dispatcher refuse themselves
+        self.configured(self.judge(), _silent)  # what planner and dispatcher refuse themselves
+
+    @property
+    def dispatch_name(self) -> str:
+        """The dispatcher asked for, or else the one that the planner plans for."""
+        return self.dispatch or ("minmax" if self.planner == "fixed-graph" else "even")
 
     @property
     def cost(self) -> RankCost | None:
@@ -143,14 +152,14 @@ class PlannerArguments:
 
     def judge(self, topology: Topology | None = None, top_k: int | None = None) -> Dispatcher:
         """The dispatcher that scores, told of the machines, the router and the cost."""
-        return find_dispatcher(self.dispatch, topology, top_k=top_k, cost=self.cost)
+        return find_dispatcher(self.dispatch_name, topology, top_k=top_k, cost=self.cost)
 
     def planned_for(self, judge: Dispatcher) -> str | Dispatcher:
         """The dispatcher as a planner takes it: by name if that says all."""
-        return judge if self.dispatch in ENGINE_RULES else self.dispatch
+        return judge if self.dispatch_name in ENGINE_RULES else self.dispatch_name
 
     def configured(self, judge: Dispatcher, progress: Progress) -> Planner:
-        """The planner; ``progress`` is told of the rounds of a search."""
+        """The planner; ``progress`` is told how much of a search is done, of a thousand."""
         match self.planner:
             case "robust":
                 return Robust(**self._search(judge, progress))
@@ -187,5 +196,14 @@ class PlannerArguments:
             "moves": self.moves,
             "budget_seconds": self.budget_seconds,
             "seed": self.seed,
-            "progress": lambda p: progress(p.rounds_done, p.num_rounds),
+            "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE, _standing(p)),
         }
+
+
+def _silent(done: int, total: int, said: str = "") -> None:
+    """Nobody wants to know."""
+
+
+def _standing(search: SearchProgress) -> str:
+    """What a search is at, and the best it has so far."""
+    return search.stage if search.best is None else f"{search.stage}, best {search.best:.4f}"

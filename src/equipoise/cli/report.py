@@ -16,7 +16,6 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan import without_balancing
 from equipoise.plan.coverage import coverage
 from equipoise.report.layout import source_ranks
 from equipoise.report.page import render_page
@@ -66,7 +65,7 @@ def report(
     found = None if map is None else _examine(map, recording, ranks)
     placement = None if found is None else found.placement
     num_ranks = ranks if placement is None else placement.num_ranks
-    before = _without_balancing(recording, num_ranks)
+    before = summarise(recording, num_ranks=num_ranks)
     after = None if found is None else _on_the_map(recording, found)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
@@ -141,12 +140,6 @@ def _is_source_of(recording: Trace, origin: str) -> bool:
     with suppress(OSError, ValueError):  # a name of a file that is not here, or of none
         return origin == source or Path(origin).samefile(source)
     return False
-
-
-def _without_balancing(recording: Trace, num_ranks: int | None) -> TraceSummary:
-    if num_ranks is None or recording.num_experts % num_ranks == 0:
-        return summarise(recording, num_ranks=num_ranks)
-    return summarise(recording, placement=without_balancing(recording, Topology(num_ranks)))
 
 
 def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.plan.baselines import Contiguous, RoundRobin, without_balancing
+from equipoise.plan.baselines import Contiguous, RoundRobin
 from equipoise.plan.bounds import (
     active_lower_bound,
     even_split_lower_bound,
@@ -16,7 +16,13 @@ from equipoise.plan.budget import Budget, budget
 from equipoise.plan.colocate import Colocate
 from equipoise.plan.coverage import Coverage, Survival, coverage
 from equipoise.plan.eplb import Greedy, Hierarchical, TrtllmGreedy
-from equipoise.plan.evaluate import Evaluation, evaluate
+from equipoise.plan.evaluate import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    evaluate_without_balancing,
+)
 from equipoise.plan.failover import Refit, failover_maps, resize
 from equipoise.plan.gate import Decision, Gate
 from equipoise.plan.lplb import FixedGraph
@@ -31,6 +37,7 @@ __all__ = [
     "Binding",
     "Budget",
     "Colocate",
+    "Comparison",
     "Contiguous",
     "Coverage",
     "Curve",
@@ -55,8 +62,10 @@ __all__ = [
     "TrtllmGreedy",
     "active_lower_bound",
     "budget",
+    "compare",
     "coverage",
     "evaluate",
+    "evaluate_without_balancing",
     "even_split_lower_bound",
     "failover_maps",
     "hierarchy_lower_bound",
@@ -66,5 +75,4 @@ __all__ = [
     "peak_lower_bound",
     "resize",
     "time_lower_bound",
-    "without_balancing",
 ]

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from equipoise.placement import Placement
 from equipoise.plan.bounds import certify
 from equipoise.plan.eplb import check_distinct
 from equipoise.plan.problem import Plan, Problem
-from equipoise.topology import Topology
-from equipoise.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contiguous:
-    """Expert ``e`` on rank ``e * R // E``: the layout of an engine without balancing.
+    """Expert ``e`` on rank ``e * R // E``: the layout of an engine without balancing, if ``R | E``.
 
     Redundant slots are filled rank by rank, each with the expert that has the fewest copies so far
     of those its rank lacks, the lowest id first.
@@ -44,16 +41,6 @@ class RoundRobin:
         """The same slots in every layer; raises as ``Contiguous`` does."""
         rank = np.arange(problem.num_experts) % problem.topology.num_ranks
         return _plan(problem, rank, repr(self))
-
-
-def without_balancing(load: Trace | ArrayLike, topology: Topology) -> Placement:
-    """What runs before any balancing: ``Contiguous`` on the fewest slots the ranks can have.
-
-    That is a slot an expert where the ranks divide the experts, and the next multiple elsewhere.
-    """
-    num_experts = np.shape(load.counts if isinstance(load, Trace) else load)[-1]
-    fewest_slots = -(-num_experts // topology.num_ranks) * topology.num_ranks
-    return Contiguous().plan(Problem(load, topology, fewest_slots)).placement
 
 
 def _plan(problem: Problem, rank_of_expert: NDArray[np.int64], planner: str) -> Plan:

@@ -31,10 +31,11 @@ _GAIN = 0.02  # relative: what is worth advice
 class Binding:
     """The constraint that keeps a layer's peak from being lower.
 
-    ``kind`` is ``mean`` (nothing binds: perfect balance is not excluded), ``experts`` (the heaviest
-    experts have too few copies), ``copies`` (an even split over the copies), ``slots`` (that, and
-    the places of the copies) or ``weights`` (reading the weights of the active experts); ``text``
-    says it to a person: "layer 17: expert 203 alone is 4.1x the mean; only copies help".
+    ``kind`` is ``mean`` (nothing binds: the bounds do not exclude perfect balance), ``experts``
+    (the heaviest experts have too few copies), ``copies`` (an even split over the copies),
+    ``slots`` (that, and the places of the copies) or ``weights`` (reading the weights of the active
+    experts); ``text`` says it to a person: "layer 17: expert 203 alone is 4.10x the mean; only more
+    copies can lower it".
     """
 
     layer: int
@@ -232,12 +233,36 @@ class Limits:
         return self.spread[:, -1]
 
     @cached_property
+    def too_few_copies(self) -> Floats:
+        """The best of those that more copies may lower, ``(N,)``."""
+        rows = (self.spread.max(axis=1), self.per_copy.max(axis=1), self.joint)
+        bound: Floats = np.max(rows, axis=0)
+        return bound
+
+    @cached_property
     def bound(self) -> Floats:
         """The best of all, ``(N,)``; read-only."""
-        rows = (self.spread.max(axis=1), self.per_copy.max(axis=1), self.joint, self.reading)
-        bound: Floats = np.max(rows, axis=0)
+        bound: Floats = np.maximum(self.too_few_copies, self.reading)
         bound.flags.writeable = False
         return bound
+
+    def by_layer(self, num_layers: int) -> Sums:
+        """Means over steps, of rows that are steps times layers."""
+
+        def mean(rows: Floats) -> Floats:
+            over_steps: Floats = rows.reshape(-1, num_layers).mean(axis=0)
+            return over_steps
+
+        return Sums(mean(self.bound), mean(self.mean), mean(self.too_few_copies))
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Layer by layer, ``(L,)`` each: the bound, the mean, and what too few copies make of it."""
+
+    bound: Floats
+    mean: Floats
+    too_few: Floats
 
 
 def limits(load_NE: Floats, num_slots: int, num_ranks: int, dispatch: Dispatcher) -> Limits:
@@ -264,10 +289,12 @@ def limits(load_NE: Floats, num_slots: int, num_ranks: int, dispatch: Dispatcher
     return Limits(work, spread, per_copy, joint, reading, num_ranks, num_slots)
 
 
-def bindings(of: Limits, layer_ids: Sequence[int]) -> tuple[Binding, ...]:
-    """What makes the bound of each row."""
+def bindings(of: Limits, layer_ids: Sequence[int], where: str = "") -> tuple[Binding, ...]:
+    """What makes the bound of each row; ``where`` says in which step, if not in all together."""
     named = [(layer, *_binding(of, row)) for row, layer in enumerate(layer_ids)]
-    return tuple(Binding(layer, kind, f"layer {layer}: {text}") for layer, kind, text in named)
+    return tuple(
+        Binding(layer, kind, f"layer {layer}{where}: {text}") for layer, kind, text in named
+    )
 
 
 def certify(
@@ -393,75 +420,94 @@ def _pigeonhole_bound(slots: Floats, num_ranks: int) -> Floats:
 
 
 def _binding(of: Limits, row: int) -> tuple[str, str]:
-    """Kind and text of what makes the bound of a row."""
+    """Kind and text of what makes the bound of a row.
+
+    The text claims what the bound proves: that nothing on these slots is below it. Whether some
+    placement is as good as the bound, no bound says.
+    """
     mean, bound, almost = of.mean[row], of.bound[row], of.bound[row] * (1 - _ROUNDING)
     if bound <= mean * (1 + _ROUNDING):
         return "mean", _mean_text(mean)
+    least = f"{bound / mean:.2f}x the mean"
     if of.spread[row].max() >= almost:
-        return "experts", _experts_text(of, row, int(np.argmax(of.spread[row] >= almost)) + 1)
+        heavy = int(np.argmax(of.spread[row] >= almost)) + 1
+        return "experts", f"{_experts_text(of, row, heavy)} {least}; only more copies can lower it"
+    either = "more slots may lower it, or a dispatcher that follows the load"
     if of.per_copy[row].max() >= almost:
-        return "copies", _copies_text(of.per_copy[row], mean)
+        return "copies", (
+            f"an even split cannot get below {least}, a copy of expert "
+            f"{int(np.argmax(of.per_copy[row]))} where copies are dealt out best; {either}"
+        )
     if of.joint[row] >= almost:
         return "slots", (
-            f"an even split cannot get below {bound / mean:.2f}x the mean: the copies it takes "
-            "leave too few slots, and too much beside the heaviest of them; more slots help, or a "
-            "dispatcher that follows the load"
+            f"an even split cannot get below {least}: the copies it takes leave too few slots for "
+            f"the rest; {either}"
         )
     return "weights", (
-        f"reading the weights of all active experts takes {bound / mean:.2f}x the mean; "
-        "fewer active experts help"
+        f"reading the weights of all active experts takes at least {least}; only fewer active "
+        "experts can lower it"
     )
 
 
 def _mean_text(mean: float) -> str:
-    return "only the mean; perfect balance is not excluded" if mean > 0 else "no load"
-
-
-def _copies_text(per_copy: Floats, mean: float) -> str:
-    expert = int(np.argmax(per_copy))
-    return (
-        f"an even split leaves each copy of expert {expert} {per_copy[expert] / mean:.2f}x the "
-        "mean; more copies help, or a dispatcher that follows the load"
-    )
+    return "only the mean; the bounds do not exclude perfect balance" if mean > 0 else "no load"
 
 
 def _experts_text(of: Limits, row: int, heavy: int) -> str:
-    work, mean = of.work[row], of.mean[row]
-    order = np.argsort(-work, kind="stable")[:heavy]
-    extra = of.num_slots - len(work)
+    """The heaviest experts, and what confines them; a ratio to the mean is to follow."""
+    num_experts, extra = of.work.shape[1], of.num_slots - of.work.shape[1]
+    order = np.argsort(-of.work[row], kind="stable")[:heavy]
     reach = min(of.num_ranks, heavy + extra)
-    beside = min(reach * of.num_slots // of.num_ranks - heavy - extra, len(work) - heavy)
-    others = f", with {beside} more beside," if beside > 0 else ""
-    if heavy == 1:
-        limit, remedy = f" on at most {reach} ranks", "more copies"
-        if reach == 1:
-            limit, remedy = " alone" if beside <= 0 else " on its rank", "copies"
-        ratio = of.spread[row, 0] / mean
-        return f"expert {order[0]}{limit}{others} is {ratio:.1f}x the mean; only {remedy} help"
+    shared = min(reach * of.num_slots // of.num_ranks - heavy - extra, num_experts - heavy) > 0
+    where = "its rank" if reach == 1 else f"at most {reach} ranks"
     names = ", ".join(map(str, order[:3])) + (", ..." if heavy > 3 else "")
-    return (
-        f"the {heavy} heaviest experts ({names}) are {work[order].sum() / mean:.1f} ranks' worth "
-        f"of load on at most {reach} ranks{others.rstrip(',')}; only more copies help"
-    )
+    who = f"expert {names}" if heavy == 1 else f"the {heavy} heaviest experts ({names})"
+    verb = "is" if heavy == 1 else "are"
+    if shared:
+        return f"{who}, with what must share {where}, {verb} at least"
+    return f"{who} alone is" if reach == 1 else f"{who} on {where} {verb} at least"
 
 
-def advice(peak: Floats, of: Limits) -> str:
-    """How far from perfect, how far from possible, and what would help."""
-    mean, bound = of.mean, of.bound
-    over_mean, over_bound = peak.sum() / mean.sum() - 1, peak.sum() / bound.sum() - 1
+def advice(peak: Floats, of: Sums, *, dispatch: str, together: bool, in_seconds: bool) -> str:
+    """How far from perfect, how far from possible, and what may help.
+
+    Parameters
+    ----------
+    peak
+        What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``.
+    of
+        The bounds of the same layers, in the same unit.
+    dispatch
+        Name of the dispatcher.
+    together
+        Whether all steps count as one; otherwise peaks and bounds are means over steps.
+    in_seconds
+        Whether the unit is seconds.
+    """
+    bound, mean = of.bound.sum(), of.mean.sum()
+    gap = 1 - bound / peak.sum()
+    busiest = "slowest ranks take" if in_seconds else "busiest ranks carry"
+    scope = "Over all steps together" if together else "Step by step"
+    over_mean, over_bound = peak.sum() / mean - 1, peak.sum() / bound - 1
     said = [
-        f"Over all steps together the busiest ranks carry {over_mean:.1%} more than the mean, "
-        f"{over_bound:.1%} more than the bound."
+        f"{scope} the {busiest} {over_mean:.1%} more than the mean, {over_bound:.1%} more than the "
+        f"bound ({dispatch})."
     ]
-    if bound.sum() > mean.sum() * (1 + _GAIN):
-        too_few = np.max((of.spread.max(axis=1), of.per_copy.max(axis=1), of.joint), axis=0)
-        held = np.count_nonzero(too_few > mean * (1 + _ROUNDING))
+    held = np.count_nonzero(of.too_few > of.mean * (1 + _ROUNDING))
+    if held and bound > mean * (1 + _GAIN):
         said.append(
-            f"In {held} of {len(bound)} layers the heaviest experts have too few copies: "
-            "more redundant slots help."
+            f"In {held} of {len(of.mean)} layers the heaviest experts have too few copies for any "
+            "placement to reach the mean: more redundant slots may help."
         )
-    if over_bound > _GAIN:
-        said.append("Another placement, or more slots, may come closer to the bound.")
+    if gap > _ROUNDING:
+        said.append(f"Another placement on these slots is at most {_at_most(gap)} better.")
     else:
         said.append("No placement on these slots is better on that sum; single steps differ.")
+        if not together:
+            said[-1] = "No placement on these slots is better."
     return " ".join(said)
+
+
+def _at_most(share: float) -> str:
+    """A share in tenths of a percent, rounded up: nothing is above it."""
+    return f"{max(1, np.ceil(round(share * 1000, 6))) / 1000:.1%}"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError
+from equipoise.plan.evaluate import ranks_without_balancing
 from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -74,3 +75,32 @@ def _deal(load: Floats, room: Ints, speed: Floats, layout_RC: Ints) -> None:
     while (used < room).any() and (share >= 0).any():
         e = int(share.argmax())
         share[e] = load[e] / (copies[e] + 1) if place(e, share[e] / 2) else -1.0
+
+
+def unbalanced_layout(active_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
+    """Every expert where it is without balancing, and copies where they cost least time.
+
+    A copy in decoding is one more set of weights to read in every step in which its expert is
+    active, on its own rank as well as elsewhere. So all slots left over hold the experts that are
+    active least often, and the same ones on all ranks: then there is nothing to read in the steps
+    in which these are idle.
+
+    Parameters
+    ----------
+    active_LE
+        How often each expert is active; only the order counts.
+
+    Returns
+    -------
+    Expert ids ``(L, S)``.
+    """
+    num_experts, size = active_LE.shape[1], num_slots // num_ranks
+    layout = np.empty((len(active_LE), num_ranks, size), dtype=np.int64)
+    rank_E = ranks_without_balancing(num_experts, num_ranks)
+    for row, active in zip(layout, active_LE, strict=True):
+        idlest = np.argsort(active, kind="stable")
+        for rank, slots in enumerate(row):
+            own = np.flatnonzero(rank_E == rank)
+            others = idlest[rank_E[idlest] != rank]
+            slots[:] = np.concatenate([own, others])[:size]
+    return layout.reshape(len(active_LE), num_slots)

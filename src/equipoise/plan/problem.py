@@ -15,7 +15,7 @@ from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
 from equipoise.layers import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
-from equipoise.plan.bounds import Binding, Limits, advice, bindings, limits
+from equipoise.plan.bounds import Binding, Limits, Sums, advice, bindings, limits
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -94,6 +94,20 @@ class Problem:
         total: NDArray[np.float64] = self.load.sum(axis=0)
         return total
 
+    def of_steps(self, assignments: float | None) -> Problem:
+        """The same with so many assignments in the mean step of a layer; itself if ``None``."""
+        if assignments is None:
+            return self
+        mean = self.load.sum(axis=2).mean(axis=0)
+        scale = np.divide(assignments, mean, out=np.zeros_like(mean), where=mean > 0)
+        return Problem(
+            self.load * scale[:, None],
+            self.topology,
+            self.num_slots,
+            layer_ids=self.layer_ids,
+            groups=self.groups,
+        )
+
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""
         return Placement(
@@ -106,11 +120,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """A placement, beside the bound that says how much better any other could be.
+    """A placement, and the bound that says how much better any other could be.
 
-    Numbers and advice follow from the fields and are worked out when first asked for. Peaks and
-    bounds are in assignments; where ranks have speeds, in those that a rank of mean speed serves
-    meanwhile; where the dispatcher has a cost, in seconds. Arrays are read-only.
+    Numbers and advice follow from the fields and are worked out when first asked for. They are of
+    the load summed over windows where the dispatcher's answer does not depend on the unit of loads.
+    Where it does, as with a cost, a sum of steps says nothing of a step: then they are means over
+    the windows, each taken as one step. Peaks and bounds are in assignments; where ranks have
+    speeds, in those that a rank of mean speed serves meanwhile; where the dispatcher has a cost, in
+    seconds. Arrays are read-only.
 
     Parameters
     ----------
@@ -145,24 +162,32 @@ class Plan:
     @cached_property
     def peak(self) -> NDArray[np.float64]:
         """What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``."""
-        return _read_only(self._peaks(self.load[None])[0])
+        return _read_only(self._peaks(self._rows).mean(axis=0))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The same of the mean rank, ``(L,)``."""
+        return self._sums.mean
 
     @property
     def bound(self) -> NDArray[np.float64]:
         """What no placement on these slots can be below, ``(L,)``."""
-        return self._limits.bound
+        return self._sums.bound
 
     @cached_property
     def dispatch_bound(self) -> NDArray[np.float64]:
         """What no dispatcher can be below on this placement, ``(L,)``."""
         best = MinMax(topology=getattr(self.dispatcher, "topology", None), cost=self._cost)
-        split = best.split(np.ldexp(self.load, -self._exponent), self.placement)
-        return _read_only(np.ldexp(split.bound, self._exponent))
+        splits = [best.split(np.ldexp(row, -self._exponent), self.placement) for row in self._rows]
+        bounds = np.stack([split.bound for split in splits])
+        return _read_only(np.ldexp(bounds, self._exponent).mean(axis=0))
 
     @cached_property
     def binding(self) -> tuple[Binding, ...]:
-        """Per layer, the constraint behind the bound."""
-        return bindings(self._limits, self.problem.layer_ids)
+        """Per layer, the constraint behind the bound; where windows count, of their mean load."""
+        typical = self._rows.mean(axis=0)
+        where = "" if self._is_sum else ", in a step of mean loads"
+        return bindings(self._limits_of(typical), self.problem.layer_ids, where)
 
     @property
     def gap(self) -> float:
@@ -182,13 +207,33 @@ class Plan:
 
     @cached_property
     def status(self) -> str:
-        """The planner's note, and one or two sentences of advice."""
-        said = advice(self.peak, self._limits)
+        """The planner's note, and some sentences of advice that claim what the bound proves."""
+        said = advice(
+            self.peak,
+            self._sums,
+            dispatch=self.dispatch,
+            together=self._is_sum,
+            in_seconds=self._cost is not None,
+        )
         return f"{self.note} {said}" if self.note else said
 
+    @property
+    def _is_sum(self) -> bool:
+        """Whether all windows count as one, which is so where the unit of loads does not matter."""
+        return is_scale_free(self.dispatcher)
+
     @cached_property
-    def _limits(self) -> Limits:
-        return self._limits_of(self.load)
+    def _rows(self) -> NDArray[np.float64]:
+        """The steps that count, ``(T, L, E)``."""
+        return self.load[None] if self._is_sum else self.problem.load
+
+    @cached_property
+    def _sums(self) -> Sums:
+        rows = self._rows
+        sums = self._limits_of(rows.reshape(-1, rows.shape[2])).by_layer(rows.shape[1])
+        for array in (sums.bound, sums.mean):
+            _read_only(array)
+        return sums
 
     def _limits_of(self, load_NE: NDArray[np.float64]) -> Limits:
         p = self.placement
@@ -201,7 +246,7 @@ class Plan:
     @property
     def _exponent(self) -> int:
         """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
-        return int(np.frexp(self.load.max())[1]) if is_scale_free(self.dispatcher) else 0
+        return int(np.frexp(self.load.max())[1]) if self._is_sum else 0
 
     def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
         scaled = np.ldexp(load_TLE, -self._exponent)

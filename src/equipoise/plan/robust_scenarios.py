@@ -30,7 +30,9 @@ class History:
     Parameters
     ----------
     load
-        ``(T, L, E)``; a layer without load in a window is zero there.
+        ``(T, L, E)``; a layer without load in a window is zero there. In units of the window's own
+        mean rank's load, so that all windows count the same; if ``sized``, of that of the mean
+        window with load, so that each counts as it is.
     volume
         The mean rank's load as recorded, ``(T, L)``, over ``2 ** exponent``.
     group
@@ -41,6 +43,8 @@ class History:
         ``R``.
     exponent
         Of the unit of volume.
+    sized
+        Whether each window is a step of its own size: where time counts, sizes do.
     """
 
     load: Floats
@@ -49,6 +53,7 @@ class History:
     group_weight: Floats
     num_ranks: int
     exponent: int
+    sized: bool = False
 
     @property
     def mean_volume(self) -> Floats:
@@ -60,7 +65,8 @@ class History:
     @property
     def mix(self) -> Floats:
         """All windows' loads together, as recorded, ``(L, E)``; same unit as ``load``."""
-        return _per_mean_rank((self.load * self.volume[:, :, None]).sum(axis=0), self.num_ranks)
+        size = 1.0 if self.sized else self.volume[:, :, None]
+        return _per_mean_rank((self.load * size).sum(axis=0), self.num_ranks)
 
     @property
     def window_weight(self) -> Floats:
@@ -116,8 +122,14 @@ class Scenarios:
     weight: Floats
 
 
-def read_history(problem: Problem, group_weights: Mapping[str, float] | None) -> History:
-    """The windows of a problem, by group, normalised one by one: a long window counts no more.
+def read_history(
+    problem: Problem, group_weights: Mapping[str, float] | None, *, sized: bool = False
+) -> History:
+    """The windows of a problem, by group.
+
+    Normalised one by one, so that a long window counts no more; or, where time counts, each a step
+    of its own ``sized``.  Of more windows than a search looks at neighbours are summed; steps are
+    not, since a sum has more active experts than any of them: some are taken, at equal distances.
 
     Raises
     ------
@@ -127,15 +139,23 @@ def read_history(problem: Problem, group_weights: Mapping[str, float] | None) ->
     names, group = _groups(problem)
     weight = _weights(names, group_weights)
     exponent = _exponent(problem.load)
-    raw, group = _merge_long(np.ldexp(problem.load, -exponent), group)
+    shorten = _take_some if sized else _merge_long
+    raw, group = shorten(np.ldexp(problem.load, -exponent), group)
     num_ranks = problem.topology.num_ranks
+    volume = raw.sum(axis=-1) / num_ranks
+    unit = volume
+    if sized:
+        num_loaded = np.maximum((volume > 0).sum(axis=0), 1)
+        unit = np.broadcast_to(volume.sum(axis=0) / num_loaded, volume.shape)
+    load = np.divide(raw, unit[:, :, None], out=np.zeros_like(raw), where=unit[:, :, None] > 0)
     return History(
-        load=_per_mean_rank(raw, num_ranks),
-        volume=raw.sum(axis=-1) / num_ranks,
+        load=load if sized else _per_mean_rank(raw, num_ranks),
+        volume=volume,
         group=group,
         group_weight=weight,
         num_ranks=num_ranks,
         exponent=exponent,
+        sized=sized,
     )
 
 
@@ -176,9 +196,14 @@ def with_noise(history: History, chance: np.random.Generator, draws: int) -> His
     load = np.tile(history.load, (draws, 1, 1))
     volume, group = np.tile(history.volume, (draws, 1)), np.tile(history.group, draws)
     deviation = np.sqrt(_moments(history)[1])[group]
-    load += _NOISE * deviation * chance.standard_normal(load.shape)
-    load = _per_mean_rank(np.maximum(load, 0), history.num_ranks)
-    return replace(history, load=load, volume=volume, group=group)
+    noisy = np.maximum(load + _NOISE * deviation * chance.standard_normal(load.shape), 0)
+    if history.sized:
+        noisy[load == 0] = 0  # an expert that is idle stays so
+        size = load.sum(axis=-1, keepdims=True) / history.num_ranks
+        noisy = _per_mean_rank(noisy, history.num_ranks) * size
+    else:
+        noisy = _per_mean_rank(noisy, history.num_ranks)
+    return replace(history, load=noisy, volume=volume, group=group)
 
 
 def _groups(problem: Problem) -> tuple[list[str], NDArray[np.int64]]:
@@ -207,6 +232,18 @@ def _weights(names: list[str], given: Mapping[str, float] | None) -> Floats:
 def _exponent(load: Floats) -> int:
     """The power of two above the largest load: scaling by it loses no bit and no range."""
     return int(np.frexp(load.max())[1])
+
+
+def _take_some(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    """Up to ``MAX_WINDOWS`` windows in all, of each group the same number at equal distances."""
+    num_groups = int(group.max()) + 1
+    limit = max(MAX_WINDOWS // num_groups, 2)
+    kept = []
+    for g in range(num_groups):
+        members = np.flatnonzero(group == g)
+        kept.append(members[np.linspace(0, len(members) - 1, min(limit, len(members))).astype(int)])
+    index = np.concatenate(kept)
+    return load[index], group[index]
 
 
 def _merge_long(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:

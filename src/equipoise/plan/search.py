@@ -33,14 +33,24 @@ FORBIDDEN = 1e6
 class Progress:
     """Where a search stands.
 
-    ``imbalance`` is the objective on the windows planned on, averaged over layers with load.
+    Parameters
+    ----------
+    done
+        Share of the work that is done, 0 to 1: proposals by what they take, or of the time budget
+        if more of that is spent. Never sinks.
+    stage
+        What is being searched.
+    best
+        Best objective so far of the stage: mean over layers with load, in mean rank loads, of the
+        peaks on the windows planned on. ``None`` while ways of planning are compared.
+    seconds
+        Since the start.
     """
 
+    done: float
     stage: str
-    rounds_done: int
-    num_rounds: int
+    best: float | None
     seconds: float
-    imbalance: float
 
 
 class Clock:
@@ -60,9 +70,43 @@ class Clock:
         return Clock(None if self._budget is None else share * self._budget)
 
     @property
+    def spent(self) -> float:
+        """Share of the budget that is spent, up to 1; 0 without one."""
+        return 0.0 if not self._budget else min(1.0, self.seconds / self._budget)
+
+    @property
     def is_over(self) -> bool:
         """Whether the budget is spent; never without one."""
         return self._budget is not None and self.seconds >= self._budget
+
+
+class Meter:
+    """Work done and work that remains, as told to whoever wants to know.
+
+    Parameters
+    ----------
+    tell
+        Called whenever some work is done; ``None``: nobody is told.
+    clock
+        Of the search.
+    """
+
+    def __init__(self, tell: Callable[[Progress], None] | None, clock: Clock) -> None:
+        self._tell, self._clock = tell, clock
+        self._done, self._share = 0.0, 0.0
+        self.remaining = 0.0
+
+    def advance(self, work: float, stage: str, best: float | None) -> None:
+        """Some of what remained is done."""
+        self._done += work
+        self.remaining = max(0.0, self.remaining - work)
+        total = self._done + self.remaining
+        share = max(self._done / total if total > 0 else 1.0, self._clock.spent)
+        self._share = max(self._share, share)
+        if self._tell is not None:
+            self._tell(
+                Progress(done=self._share, stage=stage, best=best, seconds=self._clock.seconds)
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +126,14 @@ class Stage:
     cold: float = 1e-5
     moves_per_move: int = 1
     restart: bool = True  # every round from the same start, else from the best so far
+
+    def work_of_move(self, history: History) -> float:
+        """What a proposal takes, about: in the time that it takes for one scenario more."""
+        one = history.of_layers(np.array([0]))
+        num_scenarios = int(self.scenarios(one, np.random.default_rng(0)).weight.shape[1])
+        if self.follows_load:
+            return self.moves_per_move * (4.5 + num_scenarios * history.num_ranks / 170)
+        return self.moves_per_move * (9.0 + num_scenarios)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -147,6 +199,10 @@ class Search:
         With a cost: assignments of a step in a layer; those of the mean window if ``None``.
     tail
         Share of the groups, or of the windows of one group, that counts.
+    meter
+        Told of the work done.
+    label
+        What to call the stages to the meter; ``None``: by their names.
     """
 
     history: History
@@ -159,7 +215,8 @@ class Search:
     num_threads: int | None = None
     clock: Clock = field(default_factory=Clock)
     terms: Terms = field(default_factory=Terms)
-    progress: Callable[[Progress], None] | None = None
+    meter: Meter = field(default_factory=lambda: Meter(None, Clock()))
+    label: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -174,18 +231,31 @@ class Search:
             self._improve(stage, best, moves // stage.moves_per_move)
         return best
 
+    def work(self, stages: tuple[Stage, ...], moves: int) -> float:
+        """What ``run`` takes, in the unit of ``Stage.work_of_move``."""
+        num_layers = np.count_nonzero(self.history.mix.any(axis=1))
+        return float(
+            sum(
+                sum(_rounds(moves // stage.moves_per_move)) * stage.work_of_move(self.history)
+                for stage in stages
+            )
+            * num_layers
+        )
+
     def measure(self, slots: Ints) -> Floats:
         """The objective: mean or tail of the peaks of the windows and their mix, and the terms.
 
-        In mean rank loads, ``(L,)``.
+        Steps of their own size are judged without a mix, which no step is. In mean rank loads,
+        ``(L,)``.
         """
         history = self._judge
+        mix_share = 0.0 if history.sized else MIX_SHARE
         peaks = self.peaks(slots, np.concatenate([history.load, self.history.mix[None]]))
         peak, weight = peaks[:-1], history.window_weight
         if len(history.group_weight) > 1:
             peak, weight = history.group_means(peak), history.group_weight
         tail = _tail_mean(peak, weight, self.tail)
-        score: Floats = (1 - MIX_SHARE) * tail + MIX_SHARE * peaks[-1]
+        score: Floats = (1 - mix_share) * tail + mix_share * peaks[-1]
         return score + self.terms.measure(slots, self.topology, history.load.shape[2])
 
     @cached_property
@@ -225,9 +295,9 @@ class Search:
         """Anneal round by round; ``best``, ``(L, S)``, is updated where a round is better."""
         busy = np.flatnonzero(self.history.mix.any(axis=1))
         start, score = best.copy(), self.measure(best)
-        lengths = _rounds(moves)
+        work, name = stage.work_of_move(self.history), self.label or stage.name
         with ThreadPoolExecutor(self.num_threads or os.cpu_count()) as pool:
-            for number, length in enumerate(lengths):
+            for number, length in enumerate(_rounds(moves)):
                 if self.clock.is_over:
                     break
                 found = best.copy()
@@ -235,12 +305,14 @@ class Search:
                 chance = np.random.default_rng([self.seed, number])
                 scenarios = stage.scenarios(self.history, chance)
                 anneal = partial(self._anneal, stage, scenarios, origin, number, length)
+                so_far = None if self.label else float(score[busy].mean())
                 for layer, slots in zip(busy, pool.map(anneal, busy), strict=True):
                     found[layer] = slots
+                    self.meter.advance(length * work, name, so_far)
                 reached = self.measure(found)
                 better = reached < score
                 best[better], score[better] = found[better], reached[better]
-                self._report(stage, number + 1, len(lengths), score[busy])
+                self.meter.advance(0.0, name, None if self.label else float(score[busy].mean()))
 
     def _anneal(
         self,
@@ -299,18 +371,6 @@ class Search:
     @cached_property
     def _no_price(self) -> Floats:
         return np.zeros((self.history.num_ranks, self.history.load.shape[2]))
-
-    def _report(self, stage: Stage, done: int, num_rounds: int, score: Floats) -> None:
-        if self.progress is not None:
-            self.progress(
-                Progress(
-                    stage=stage.name,
-                    rounds_done=done,
-                    num_rounds=num_rounds,
-                    seconds=self.clock.seconds,
-                    imbalance=float(score.mean()),
-                )
-            )
 
 
 def fill_up(slots: Ints, num_ranks: int) -> Ints:

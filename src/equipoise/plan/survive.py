@@ -84,7 +84,7 @@ class Survivable(Robust):
         homes = min(self.losses + 1, max(2, int(capacity.sum()) // problem.num_experts))
         terms = Terms(homes=homes, by_node=self.domain == "node", missing=_MISSING_HOME)
         search = self._search(problem, terms)
-        stages, finding = choose_stages(search, num_slots)
+        stages, finding = choose_stages(search, num_slots, self.moves)
         start = covered_layout(search.history.mix, num_slots, topology, self.domain, homes)
         slots = fill_up(search.run(stages, start, self.moves), topology.num_ranks)
         found = coverage(problem.placement(slots), topology, domain=self.domain)

@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.balance import rank_loads as loads_of_placement
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.plan.evaluate import ranks_without_balancing
 from equipoise.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uneven:
+    """Every expert once, in order, on ranks that do not divide them: no placement can say that.
+
+    The first ``E mod R`` ranks hold one more, as in the engines. Its attributes are called as those
+    of a ``Placement``.
+    """
+
+    num_layers: int
+    num_experts: int
+    num_ranks: int
+    num_redundant: int = 0
+
+    @property
+    def num_slots(self) -> int:
+        """A slot an expert."""
+        return self.num_experts
+
+    @property
+    def copies_on_rank(self) -> NDArray[np.int64]:
+        """Whether each rank holds each expert, the same in all layers, ``(L, R, E)``."""
+        rank_E = ranks_without_balancing(self.num_experts, self.num_ranks)
+        held_RE = (rank_E == np.arange(self.num_ranks)[:, None]).astype(np.int64)
+        return np.broadcast_to(held_RE, (self.num_layers, *held_RE.shape))
+
+
+Layout = Placement | Uneven
+
+
+def rank_loads(load_TLE: NDArray[Any], layout: Layout) -> NDArray[np.float64]:
+    """Assignments on each rank, copies taking equal shares, ``(T, L, R)``."""
+    if isinstance(layout, Placement):
+        return loads_of_placement(load_TLE, layout)
+    loads: NDArray[np.float64] = load_TLE.astype(np.float64) @ layout.copies_on_rank[0].T
+    return loads
 
 
 def contiguous(trace: Trace, num_ranks: int) -> Placement:
@@ -29,6 +72,15 @@ def contiguous(trace: Trace, num_ranks: int) -> Placement:
         num_experts=trace.num_experts,
         layer_ids=trace.layer_ids,
     )
+
+
+def unbalanced(trace: Trace, num_ranks: int) -> Layout:
+    """Every expert once, in ascending order, as equally as the ranks can: how engines start."""
+    if num_ranks >= 1 and trace.num_experts % num_ranks:
+        return Uneven(
+            num_layers=trace.num_layers, num_experts=trace.num_experts, num_ranks=num_ranks
+        )
+    return contiguous(trace, num_ranks)
 
 
 def aligned(placement: Placement, trace: Trace, num_ranks: int | None = None) -> Placement:

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import imbalance, rank_loads
+from equipoise.balance import imbalance
 from equipoise.errors import EquipoiseError
 from equipoise.noise import TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
-from equipoise.report.layout import aligned, contiguous, source_ranks
+from equipoise.report.layout import Layout, aligned, rank_loads, source_ranks, unbalanced
 from equipoise.trace import Trace
 
 _TOP = 10
@@ -280,8 +280,7 @@ def summarise(
     Raises
     ------
     EquipoiseError
-        The trace is empty; ranks that do not divide the experts; a placement of other experts,
-        ranks or layers.
+        The trace is empty; a placement of other experts, ranks or layers.
     """
     if not trace.counts.any():
         raise EquipoiseError(
@@ -338,7 +337,7 @@ class _RankView:
     floor: TraceNoiseFloor
 
     @classmethod
-    def of(cls, trace: Trace, layout: Placement) -> _RankView:
+    def of(cls, trace: Trace, layout: Layout) -> _RankView:
         group = _label_groups(trace)
         rank_load = np.zeros((int(group.max()) + 1, layout.num_layers, layout.num_ranks))
         peak = np.empty((trace.num_steps, trace.num_layers))
@@ -449,20 +448,20 @@ def _chance_headline(balance: Balance) -> str:
     return f"Chance explains {share} of the imbalance; the rest is skew."
 
 
-def _layout(trace: Trace, num_ranks: int | None, placement: Placement | None) -> Placement | None:
+def _layout(trace: Trace, num_ranks: int | None, placement: Placement | None) -> Layout | None:
     if placement is not None:
         return aligned(placement, trace, num_ranks)
     num_ranks = source_ranks(trace) if num_ranks is None else num_ranks
-    return None if num_ranks is None else contiguous(trace, num_ranks)
+    return None if num_ranks is None else unbalanced(trace, num_ranks)
 
 
-def _layout_name(layout: Placement | None, placement: Placement | None) -> str:
+def _layout_name(layout: Layout | None, placement: Placement | None) -> str:
     if placement is not None:
         return "placement"
     return "experts" if layout is None else "contiguous"
 
 
-def _notes(trace: Trace, layout: Placement | None, placement: Placement | None) -> list[str]:
+def _notes(trace: Trace, layout: Layout | None, placement: Placement | None) -> list[str]:
     notes = []
     if layout is None:
         notes.append(
@@ -470,9 +469,10 @@ def _notes(trace: Trace, layout: Placement | None, placement: Placement | None) 
             "the ranks."
         )
     elif placement is None:
+        least, more = divmod(trace.num_experts, layout.num_ranks)
+        held = f"{least}" if not more else f"{least + 1}, from rank {more} on {least},"
         notes.append(
-            f"Ranks are measured as if each held {trace.num_experts // layout.num_ranks} experts "
-            "in ascending order, one copy each."
+            f"Ranks are measured as if each held {held} experts in ascending order, one copy each."
         )
     elif layout.num_redundant:
         notes.append("Every copy of an expert is taken to serve an equal share of its load.")
@@ -521,7 +521,7 @@ def _worst(layers: tuple[LayerSummary, ...]) -> tuple[int, ...]:
 
 
 def _hottest(
-    trace: Trace, total: NDArray[np.int64], layout: Placement | None
+    trace: Trace, total: NDArray[np.int64], layout: Layout | None
 ) -> tuple[HotExpert, ...]:
     multiple = _over_mean(total)
     order = np.argsort(-multiple, axis=None, kind="stable")[:_TOP]
@@ -541,7 +541,7 @@ def _hottest(
     return tuple(hot)
 
 
-def _holders(layout: Placement, row: int, expert: int) -> tuple[int, ...]:
+def _holders(layout: Layout, row: int, expert: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(layout.copies_on_rank[row, :, expert]).tolist())
 
 
