@@ -254,6 +254,17 @@ def test_what_can_be_refused_is_refused_before_the_search(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.json"]
 
 
+def test_a_map_in_force_that_the_engine_would_refuse_may_be_mended(recording, tmp_path, text):
+    trace = eq.read_trace(recording)
+    repeats = np.tile([*range(4), 0, *range(4, 8), 4, *range(8, 12), 8, *range(12, 16), 12], (3, 1))
+    twice = eq.Placement(repeats, num_ranks=4, num_experts=16, layer_ids=trace.layer_ids)
+    eq.write_map(twice, tmp_path / "old.json", format="equipoise")
+    output = tmp_path / "new.json"
+    text("plan", recording, "--ranks", 4, "--redundant", 4, "--from", tmp_path / "old.json",
+         "--moves", 4000, "--for", "ascend", "-o", output)  # fmt: skip
+    assert output.is_file()
+
+
 def test_a_plan_is_not_lost_with_its_folder(recording, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "out"
     folder.mkdir()

@@ -112,7 +112,7 @@ def plan(
         fit, held, topology, judge, current=current, step_assignments=planning.step_assignments
     )
     if target is not None:
-        target.rehearse(problem, current)
+        target.rehearse(problem)
     with progress_bar("planning") as progress:
         if current is None:
             planner = planning.configured(judge, progress)
@@ -175,13 +175,13 @@ class _Target:
         check_output(self.path, *inputs)
         check_decoder_layers(self.engine.hidden_layers, self.format)
 
-    def rehearse(self, problem: Problem, current: Placement | None) -> None:
+    def rehearse(self, problem: Problem) -> None:
         """Refuse before the search all that writing would refuse after it.
 
         Flags and a map are made for a placement of the same shape that needs no search, in a folder
         next to the map that is gone at once.
         """
-        placement = _unsearched(problem) if current is None else current
+        placement = _unsearched(problem)
         launch(placement, self.format, self.path.name, self.engine.options)
         try:
             with TemporaryDirectory(dir=self.path.parent, prefix=".equipoise.") as folder:

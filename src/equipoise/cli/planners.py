@@ -11,10 +11,11 @@ from cyclopts.validators import Number
 from equipoise.balance import check_number
 from equipoise.cli.common import Amount, MachineArguments, Size, option_name
 from equipoise.cli.dispatching import find_dispatcher
+from equipoise.cli.progress import Progress
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher
 from equipoise.engines.dispatching import ENGINE_RULES
-from equipoise.engines.formats import Progress, given, no_progress
+from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
 from equipoise.plan import (
     Contiguous,
@@ -27,6 +28,7 @@ from equipoise.plan import (
     Survivable,
     TrtllmGreedy,
 )
+from equipoise.plan.search import Progress as SearchProgress
 from equipoise.topology import Topology
 
 _PER_MILLE = 1000  # steps of a progress bar
@@ -136,7 +138,7 @@ class PlannerArguments:
             check_number("--step-assignments", self.step_assignments, low=0, high=float("inf"))
             if self.rank_cost is None:
                 raise EquipoiseError("--step-assignments matters with --rank-cost only; give both.")
-        self.configured(self.judge(), no_progress)  # what planner and dispatcher refuse themselves
+        self.configured(self.judge(), _silent)  # what planner and dispatcher refuse themselves
 
     @property
     def dispatch_name(self) -> str:
@@ -194,5 +196,14 @@ class PlannerArguments:
             "moves": self.moves,
             "budget_seconds": self.budget_seconds,
             "seed": self.seed,
-            "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE),
+            "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE, _standing(p)),
         }
+
+
+def _silent(done: int, total: int, said: str = "") -> None:
+    """Nobody wants to know."""
+
+
+def _standing(search: SearchProgress) -> str:
+    """What a search is at, and the best it has so far."""
+    return search.stage if search.best is None else f"{search.stage}, best {search.best:.4f}"
