@@ -5,7 +5,7 @@
 A run starts two to four processes with a dispatcher, a redundancy and a way to move experts drawn
 at random, under an advisor that moves experts all the time, and does one thing to it, once that is
 there which it is to hit: a move under way, a plan that is awaited, one to three moves made. What
-does not come in so many steps is not waited for any longer; a busy machine has slower steps, not
+does not come within 2,000 steps is no longer waited for; a busy machine has slower steps, not
 fewer. The run goes on until experts have moved after it too:
 
 =========  =====================================================================================
@@ -175,7 +175,7 @@ class Group:
         return [status for name in self.processes if (status := self.status(name))]
 
     def wait(self, what: Callable[[list[dict[str, Any]]], bool], steps: int = MOST_STEPS) -> bool:
-        """Wait until the statuses of the last epoch say something, for so many steps.
+        """Wait until the statuses of the last epoch say something, at most for these steps.
 
         Whether they do.
         """
@@ -277,7 +277,7 @@ def run(
 
 
 def await_steps(group: Group, steps: int) -> bool:
-    """Wait until all processes have served so many steps."""
+    """Wait until all processes have served this number of steps."""
     return group.wait(
         lambda said: len(said) == len(group.processes) and min(s["step"] for s in said) >= steps
     )

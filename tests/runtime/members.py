@@ -110,7 +110,7 @@ class Members:
             number = next(n for n, other in self._pipes.items() if other is pipe)
             try:
                 told = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):  # it has ended, perhaps with words unread
                 del self._pipes[number]
                 continue
             (self.formed if isinstance(told, Formed) else self.ends)[number].append(told)

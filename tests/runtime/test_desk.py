@@ -168,7 +168,7 @@ def test_what_others_have_taken_meanwhile_is_dropped(opened):
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes."""
+    """No file of this process grows beyond this number of bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
