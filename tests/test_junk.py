@@ -17,9 +17,9 @@ from equipoise.plan import (
     Robust,
     TrtllmGreedy,
     coverage,
+    evaluate_without_balancing,
     failover_maps,
     resize,
-    without_balancing,
 )
 from equipoise.plan.failover import refit
 from equipoise.plan.teaching import add_copies
@@ -161,7 +161,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Migration.seconds": (MOVES.seconds, {"expert_bytes": 3}),
     "best_placement": (eq.best_placement, {"loads": [1, 2], "num_devices": 2}),
     "add_copies": (add_copies, {"loads": [1, 2], "num_copies": 2}),
-    "without_balancing": (without_balancing, {"load": LOAD, "topology": TWO}),
+    "evaluate_without_balancing": (evaluate_without_balancing, {"load": LOAD, "topology": TWO}),
     "Greedy": (planned(eq.Greedy), {"allow_same_rank_copies": False}),
     "Hierarchical": (planned(eq.Hierarchical), {"num_groups": 2, "allow_same_rank_copies": False}),
     "Robust": (
