@@ -17,7 +17,7 @@ COMMANDS = {
     "convert a recording": "convert run.safetensors --to equipoise -o",
     "convert to a folder": "convert run.safetensors --to trtllm -o",
     "convert a map": "convert map.json --to ascend -o",
-    "plan": "plan run.safetensors --ranks 2 --planner contiguous --for ascend -o",
+    "plan": "plan run.safetensors --ranks 2 --planner contiguous --even-if-worse --for ascend -o",
     "diff": "diff map.json map.json --match --for ascend -o",
     "failover": "failover map.json run.safetensors --to-ranks 3 --for ascend -o",
     "failover to a folder": "failover map.json run.safetensors --lost rank --for ascend -o",
