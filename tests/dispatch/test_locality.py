@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.dispatch import Even, MinMax
+from equipoise.dispatch import Even, MinMax, dispatcher
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 from tests.dispatch.instances import random_instances
@@ -100,6 +100,28 @@ def test_sources_fill_given_quotas_as_near_as_they_can(case):
         np.minimum(on_rank, source[0]).sum(),
         np.minimum(on_node, at_node).sum(),
     )
+
+
+@given(case=sources(), named=st.sampled_from(["even", "minmax"]))
+def test_sources_fill_as_the_twin_does(case, named):
+    source, placement, topology = case
+    split = dispatcher(named, topology).split(source, placement)
+    wanted = reference.fill(split.quotas[0], source[0], placement.slots[0], topology.node_of_rank)
+    assert split.source_quotas[0].tolist() == wanted
+
+
+@given(case=sources(most=2**50))
+def test_the_largest_counts_stay_as_near_as_small_ones(case):
+    """Capacities and chains in whole numbers: nothing is lost to rounding."""
+    source, placement, topology = case
+    split = MinMax(topology=topology).split(source // max(1, source.sum() >> 52), placement)
+    assert np.array_equal(per_expert(split.source_quotas.sum(axis=1), placement), split.load)
+    blind = MinMax(topology=topology).split(split.load, placement)
+    speed = topology.relative_speed
+    peaks = [
+        (q.reshape(len(speed), -1).sum(axis=1) / speed).max() for q in (split.quotas, blind.quotas)
+    ]
+    assert peaks[0] == peaks[1]
 
 
 def test_own_rank_comes_before_own_node():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.cost import RankCost
-from equipoise.dispatch import Even, MinMax, _kernels
+from equipoise.dispatch import Even, MinMax, _kernels, _time_kernels
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem
@@ -368,6 +368,16 @@ costs = st.sampled_from([COST, PADDED, RankCost(token_seconds=1.0)])
 
 def in_time(cost, topology=None):
     return MinMax(topology=topology, cost=cost)
+
+
+@given(batch=batches(st.integers(0, 99), num_layers=1), whole=st.booleans(), data=st.data())
+def test_loads_are_spread_by_weight_as_the_twin_does(batch, whole, data):
+    load, placement = batch
+    size = placement.num_slots
+    weights = data.draw(st.lists(st.integers(0, 5), min_size=size, max_size=size))
+    spread = _time_kernels.spread(load, np.array([weights], dtype=float), placement.slots, whole)
+    wanted = reference.spread(load[0], weights, placement.slots[0], whole)
+    assert spread[0] == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
 
 def test_below_the_knee_experts_are_not_spread():

@@ -201,6 +201,7 @@ def test_send_ranks_of_random_copies(slots, num_ranks, wanted):
         ([[0, 1]], [1, 1, 1, 0], "Layer 7, expert 0: quotas of 2 for 1 assignments"),
         ([[0, 1]], [1, 0, 0, 0], "expert 1: quotas of 0 for 1 assignments"),
         ([[0, 1]], [2, 1, -1, 0], "A quota is -1"),
+        ([[0, 1]], np.array([2**63, 1, 0, 0], np.uint64), "A quota is 9223372036854775808"),
         ([[0, 1]], [1, 1, 0], r"shape \(3,\); .* \(layers, slots\) = \(1, 4\)"),
         ([[0, 1]], [1.0, 1, 0, 0], "Quotas have type float64"),
         ([[0, 1]], [[1], [1, 0, 0]], "Quotas do not form an array"),

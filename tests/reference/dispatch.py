@@ -117,6 +117,41 @@ def nearest(source, slots, num_ranks, room, node):
     return own, round(-second.fun)
 
 
+def fill(quotas, source, slots, node):
+    """What each slot gets from each source: own rank first, then own node, then in order."""
+    num_ranks = len(source)
+    size = len(slots) // num_ranks
+    free, left = list(quotas), [list(row) for row in source]
+    filled = [[0] * len(slots) for _ in range(num_ranks)]
+    pairs = list(product(range(len(slots)), range(num_ranks)))
+    for pick in (
+        lambda home, rank: home == rank,
+        lambda home, rank: node[home] == node[rank],
+        lambda home, rank: True,
+    ):
+        for slot, rank in pairs:
+            if pick(slot // size, rank):
+                amount = min(free[slot], left[rank][slots[slot]])
+                filled[rank][slot] += amount
+                free[slot] -= amount
+                left[rank][slots[slot]] -= amount
+    return filled
+
+
+def spread(load, weights, slots, whole):
+    """An expert's load over its slots by weight; what rounding leaves to the first heaviest."""
+    shares = [0.0] * len(slots)
+    for expert, amount in enumerate(load):
+        own = [s for s, held in enumerate(slots) if held == expert]
+        total = sum(weights[s] for s in own)
+        for s in own:
+            part = amount * weights[s] / total if total else 0.0
+            shares[s] = float(int(part)) if whole else part
+        heaviest = max(own, key=lambda s: (weights[s], -s))
+        shares[heaviest] += amount - sum(shares[s] for s in own)
+    return shares
+
+
 def serve_nearest(source, slots, node):
     """Shares and quotas where sources use copies on their rank, else their node, else all.
 

@@ -378,8 +378,9 @@ def checked_batch(
 
 def _can_be_added(load: ArrayLike) -> bool:
     """Whether it is an array of sources as live layers give it, which is checked while added up."""
-    known = isinstance(load, np.ndarray) and load.dtype in (np.int64, np.float64)
-    return known and np.ndim(load) == 3
+    if not isinstance(load, np.ndarray) or type(load) is not np.ndarray:  # subclasses mask entries
+        return False
+    return load.ndim == 3 and load.dtype in (np.int64, np.float64)
 
 
 def checked_load(load: ArrayLike, placement: Placement, *, steps: bool) -> NDArray[np.float64]:

@@ -159,17 +159,20 @@ def earlier_equal(keys: NDArray[np.int64]) -> NDArray[np.int64]:
 def _checked_quotas(
     quotas: ArrayLike, ids_DLK: NDArray[np.int64], placement: Placement
 ) -> NDArray[np.int64]:
-    quota_LS = as_integers(quotas, "Quotas")
+    given = as_integers(quotas, "Quotas")
     wanted = (placement.num_layers, placement.num_slots)
-    if quota_LS.shape == wanted[1:] and wanted[0] == 1:
-        quota_LS = quota_LS[None]
-    if quota_LS.shape != wanted:
+    if given.shape == wanted[1:] and wanted[0] == 1:
+        given = given[None]
+    if given.shape != wanted:
         raise EquipoiseError(
-            f"Quotas have shape {quota_LS.shape}; the placement needs (layers, slots) = {wanted}, "
+            f"Quotas have shape {given.shape}; the placement needs (layers, slots) = {wanted}, "
             "those of the rank the tokens are on."
         )
-    if quota_LS.min() < 0:
-        raise EquipoiseError(f"A quota is {quota_LS.min()}; expected numbers >= 0.")
+    if given.min() < 0:
+        raise EquipoiseError(f"A quota is {given.min()}; expected numbers >= 0.")
+    if given.max() >= _MOST_ASSIGNMENTS:
+        raise EquipoiseError(f"A quota is {given.max()}; expected fewer than 2**31.")
+    quota_LS = np.ascontiguousarray(given, dtype=np.int64)
     counts_LE = expert_counts(ids_DLK, placement.num_experts)
     if counts_LE.sum(axis=1).max() >= _MOST_ASSIGNMENTS:
         raise EquipoiseError("A layer has 2**31 assignments or more; give the tokens of one batch.")
@@ -182,4 +185,4 @@ def _checked_quotas(
             f"Layer {placement.layer_ids[row]}, expert {expert}: quotas of {quota_LE[row, expert]} "
             f"for {counts_LE[row, expert]} assignments; split the counts of these very tokens."
         )
-    return np.ascontiguousarray(quota_LS, dtype=np.int64)
+    return quota_LS
