@@ -23,6 +23,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from equipoise.runtime.rehearsal import rehearse
 from equipoise.runtime.server import Options, serve
 from equipoise.runtime.settings import Settings
 
+_PATIENCE_SECONDS = 60
 MODEL = Path(__file__).parents[1] / "models" / "balance-5m"
 
 
@@ -66,9 +68,10 @@ def main() -> None:
     try:
         options = _options(arguments)
     except EquipoiseError as error:
-        if os.environ["LOCAL_RANK"] == "0":  # it is the same for all processes of a node
-            parser.error(str(error))
-        sys.exit(2)
+        if os.environ["LOCAL_RANK"] != "0":  # it is the same for all processes of a node
+            time.sleep(_PATIENCE_SECONDS)  # torchrun ends this one when the first has said it
+            sys.exit(2)
+        parser.error(str(error))
     if os.environ["RANK"] == "0":
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     rehearse_once(options.dispatch)

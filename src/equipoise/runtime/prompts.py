@@ -132,7 +132,7 @@ class Stream:
         return Request(number, tuple(self._tokenizer.encode(text).ids), domain)
 
     def check(self, vocab_size: int) -> None:
-        """Make sure that the tokenizer is one of a model with so many token ids.
+        """Make sure that the tokenizer fits a model with this number of token ids.
 
         Raises
         ------
