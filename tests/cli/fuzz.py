@@ -194,12 +194,13 @@ def commands(name: str, random: Random) -> list[str]:
         [
             ["report", name, "--ranks", "2", "--html", "old.html", *options],
             ["report", name, "--json", *options],
-            ["plan", name, "--ranks", "2", "--for", "ascend", "-o", "old.json", *options],
+            ["plan", name, *PLAN, *options],
             ["convert", name, "--to", "equipoise", "-o", "old.safetensors", *options],
         ]
     )
 
 
+PLAN = ("--ranks", "2", "--for", "ascend", "-o", "old.json", "--even-if-worse")
 OLD = ("old.yaml", "old.json", "old.html", "old.safetensors")
 
 
