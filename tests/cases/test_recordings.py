@@ -217,9 +217,9 @@ def test_a_layer_of_fewer_experts_is_refused_unless_they_are_stated() -> None:
     ("name", "said"),
     [
         ("not_a_map.txt", "neither a map nor a recording"),
-        ("eplb_dict.pt", "a torch archive with the keys phy2log, logcnt"),
+        ("eplb_dict.pt", "is a map (tensors), not a recording"),
         ("phy2log.pt", "that is a map"),
-        ("expert_map.pth", "count -1; expected numbers >= 0"),
+        ("expert_map.pth", "The table holds -1, as maps do"),
         ("online.yaml", "is a map (trtllm), not a recording"),
     ],
 )

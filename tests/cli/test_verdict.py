@@ -235,7 +235,7 @@ def never(self, problem):
         (("--redundant", 5), "do not divide"),
         (("--from", "none.json"), "does not exist"),
         (("--from", "other.json"), "has 16 slots a layer"),
-        (("--step-assignments", 1e300, "--rank-cost", COST), "2**53"),
+        (("--step-assignments", 1e20, "--rank-cost", COST), "2**53"),
     ],
 )  # fmt: skip
 def test_what_can_be_refused_is_refused_before_the_search(

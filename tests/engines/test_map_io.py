@@ -153,7 +153,7 @@ def test_detection_by_content(tmp_path, name, suffix):
         (b"{}", r"neither a map nor a recording \(a mapping of nothing\)\. The simplest map is"),
         (b'{"a": 1}', r"neither a map nor a recording \(a mapping of 'a'\)\. The simplest map is"),
         (b"\xff\x00", r"neither a map nor a recording\. The simplest map is"),
-        (b"PK\x03\x04", "as a torch archive: File is not a zip file"),
+        (b"PK\x03\x04", "it is a zip, but not one that torch"),
         (b"a: b", r"neither a map nor a recording\. The simplest map is"),
         (
             b'{"load_history": []}',

@@ -111,8 +111,9 @@ def test_regrouping_leaves_nothing_behind(members: Members):
         members.send(leader, "regroup")
         members.together(0, 1, least=number)
     epochs = members.formed[leader]
-    assert epochs[-1].threads <= epochs[2].threads
-    assert epochs[-1].files <= epochs[2].files
+    early, late = epochs[2:5], epochs[-3:]  # a thread that is about to end may be counted once
+    assert min(epoch.threads for epoch in late) <= min(epoch.threads for epoch in early)
+    assert min(epoch.files for epoch in late) <= min(epoch.files for epoch in early)
 
 
 def test_one_that_lives_and_does_not_come_is_left_out(members: Members):

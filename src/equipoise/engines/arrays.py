@@ -104,8 +104,13 @@ def refuse_map(table: NDArray[Any]) -> None:
     Raises
     ------
     EquipoiseError
-        Every row holds each number from 0 to its largest.
+        Every row holds each number from 0 to its largest, or some are -1.
     """
+    if table.size and table.dtype.kind == "i" and table.min() == -1 and table.max() >= 0:
+        raise EquipoiseError(
+            "The table holds -1, as maps do where there is no expert; counts are 0 or more. "
+            "That is a map, not a recording."
+        )
     if (
         table.ndim == 2
         and table.size

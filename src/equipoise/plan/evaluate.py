@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads
+from equipoise.checks import as_loads, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.split import TOO_MUCH_LOAD, rank_speeds
@@ -130,7 +130,8 @@ def evaluate_without_balancing(
     EquipoiseError
         Loads that are NaN, infinite or negative, an unknown dispatcher.
     """
-    loads, known, num_ranks = _steps(load), dispatcher(dispatch, topology), topology.num_ranks
+    num_ranks = check_type("topology", topology, Topology).num_ranks
+    loads, known = _steps(load), dispatcher(dispatch, topology)
     with np.errstate(over="ignore"):  # infinity is too much as well
         if loads.sum(axis=-1).max() >= TOO_MUCH_LOAD:
             raise EquipoiseError(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_whole
 from equipoise.dispatch import dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -123,7 +122,7 @@ class Options:
         for name in ("processes", "nodes", "batch_size", "new_tokens", "threads"):
             check_count(name, getattr(self, name))
         if self.limit is not None:
-            check_number("limit", self.limit, low=0, high=sys.maxsize)
+            check_whole("limit", self.limit)
         dispatcher(self.dispatch)
         if self.results is not None:
             check_folder(self.results)
