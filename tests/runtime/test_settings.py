@@ -136,3 +136,11 @@ def test_options_that_are_refused(engine, options, message):
 def test_a_setting_that_there_is_not():
     with pytest.raises(EquipoiseError, match="There is no setting windwo"):
         from_options("vllm", {}, num_experts=256, windwo=5)
+
+
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(0, 200))
+def test_slots_on_other_ranks_than_expected_are_always_legal(experts, ranks, redundant):
+    slots = Settings(num_redundant=redundant).rounded_slots(experts, ranks)
+    assert slots % ranks == 0
+    assert experts <= slots <= experts * ranks
+    assert slots >= min(experts + redundant, experts * ranks)

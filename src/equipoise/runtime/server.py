@@ -450,9 +450,11 @@ class Server:
         if self.options.placement is not None:
             return self.options.placement
         layer_ids, num_experts = self._checkpoint.layer_ids, self._checkpoint.num_experts
-        num_slots = num_experts
-        if self.options.settings is not None and num_ranks > 1:
-            num_slots = self.options.settings.num_slots(num_experts, num_ranks)
+        settings, num_slots = self.options.settings, num_experts
+        if num_ranks != self.options.processes:  # some were lost before there was anything to lose
+            num_slots = (settings or Settings()).rounded_slots(num_experts, num_ranks)
+        elif settings is not None and num_ranks > 1:
+            num_slots = settings.num_slots(num_experts, num_ranks)
         like = np.ones((len(layer_ids), num_experts))
         problem = Problem(like, Topology(num_ranks), num_slots, layer_ids=layer_ids)
         return Contiguous().plan(problem).placement

@@ -110,6 +110,11 @@ class Settings:
             )
         return slots
 
+    def rounded_slots(self, num_experts: int, num_ranks: int) -> int:
+        """Slots of a layer on other ranks than were expected: rounded up to what they share equally."""
+        slots_per_rank = -(-(num_experts + self.num_redundant) // num_ranks)
+        return min(slots_per_rank, num_experts) * num_ranks
+
     def _check_thresholds(self) -> None:
         for name in ("excess_on", "excess_off"):
             check_number(name, getattr(self, name), low=0, high=math.inf)
