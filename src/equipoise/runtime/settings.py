@@ -111,7 +111,7 @@ class Settings:
         return slots
 
     def rounded_slots(self, num_experts: int, num_ranks: int) -> int:
-        """Slots of a layer on other ranks than were expected: rounded up to what they share equally."""
+        """Slots of a layer on other ranks than expected: rounded up to what they share equally."""
         slots_per_rank = -(-(num_experts + self.num_redundant) // num_ranks)
         return min(slots_per_rank, num_experts) * num_ranks
 
