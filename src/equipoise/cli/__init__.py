@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "".join(arguments).encode()
     except UnicodeEncodeError:
         return _refuse("An argument is not UTF-8 text; rename the file it names.")
+    if any("\0" in argument for argument in arguments):
+        return _refuse("An argument holds a null character, which no name of a file can.")
     try:
         with telling_of_compiling(say_compiling):
             status = app(arguments, exit_on_error=False, print_error=False)

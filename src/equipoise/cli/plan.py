@@ -324,7 +324,7 @@ def _print_plan(console: Console, recording: Trace, outcome: _Outcome) -> None:
 
 
 def _print_map(console: Console, written: _Written) -> None:
-    console.print(f"\nWritten, read back and compared: {written.path}")
+    console.print("\n" + one_line(f"Written, read back and compared: {written.path}"))
     for sentence in written.lost:
         console.print(f"  not in the file: {sentence}")
     flags = written.launch
