@@ -63,8 +63,9 @@ def test_is_due_a_few_times_a_second(status):
     assert status.due  # the clock of these tests takes a second a look
 
 
-def test_nothing_in_it_steers_a_terminal_or_is_half_a_character(status):
+def test_nothing_in_it_steers_a_terminal_or_is_half_a_character(status, monkeypatch):
     logger = logging.getLogger("tests.status")
+    monkeypatch.setattr(logger, "propagate", False)  # processes of pytest cannot send such text
     logger.addHandler(status.log)
     logger.warning("a\x1b[2Jb\nc \udcff")
     logger.removeHandler(status.log)
