@@ -129,7 +129,7 @@ def _logical(
 
 
 def _table(file: Path, root: dict[Any, Any], key: str) -> NDArray[np.int64]:
-    table = root[key]
+    table = root.get(key)
     if not isinstance(table, np.ndarray) or table.ndim != 2 or not table.size:
         raise FormatError(f"{file}: {key} is no table (layers, columns).")
     whole = table.dtype.kind in "iuf" and bool((np.rint(table) == table).all())
