@@ -6,6 +6,8 @@ slots on two ranks.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -152,6 +154,18 @@ def _choices_archive(path: Path) -> None:
     )
 
 
+def _answers(path: Path) -> None:
+    """Completions of a vLLM server, a request a step; layers 0 to 2 are dense."""
+    choices = []
+    for ids in CHOICES.reshape(4, -1, 2, CHOICES.shape[-1]):
+        routed = np.zeros((len(ids), NUM_DECODER_LAYERS, CHOICES.shape[-1]), np.uint8)
+        routed[:, LAYERS] = ids
+        file = io.BytesIO()
+        np.save(file, routed)
+        choices.append({"routed_experts": base64.b64encode(file.getvalue()).decode()})
+    path.write_text(json.dumps({"choices": choices}))
+
+
 def _rows() -> list[dict[str, Any]]:
     return [
         {"step": 10 + t, "layer": LAYERS[i], "expert": e, "tokens": int(COUNTS[t, i, e])}
@@ -236,6 +250,8 @@ TRACES: dict[str, Callable[[Path], None]] = {
     "load.pt": _load,
     "counts.npz": _counts_archive,
     "choices.npz": _choices_archive,
+    "counts.npy": lambda path: np.save(path, COUNTS),
+    "answers.json": _answers,
     "table.csv": _csv,
     "table.json": _json,
     "layers.jsonl": _layer_lines,

@@ -235,5 +235,5 @@ def test_a_name_alone_makes_no_map(tmp_path, root):
 def test_what_cannot_be_read_is_a_format_error(tmp_path):
     path = tmp_path / "map.npy"
     path.write_bytes(b"\x93NUMPY and no more")
-    with pytest.raises(FormatError, match=r"map\.npy: cannot be read"):
+    with pytest.raises(FormatError, match=r"map\.npy has .npy version"):
         read_map(path, format="tensors")

@@ -25,6 +25,7 @@ _READ_HEADER = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _MAGIC = b"\x93NUMPY"
+_ROWS_TO_TELL = 64
 _MOST_CHOICES = 32  # top-k of a model; counts have a column for each expert
 
 
@@ -128,7 +129,8 @@ def _are_choices(array: NDArray[Any]) -> bool:
     blank = same.all(axis=2)
     sums = array.sum(axis=2, dtype=np.int64)
     equal_layers = array.shape[1] > 1 and bool((sums == sums[:, :1]).all())
-    return not blank.all() and not same[~blank].any() and not equal_layers
+    told = int((~blank).sum()) >= _ROWS_TO_TELL  # few rows of counts may differ by chance
+    return told and not same[~blank].any() and not equal_layers
 
 
 def _counts(path: Path, array: NDArray[Any], options: TraceOptions) -> Trace:
@@ -141,7 +143,10 @@ def _counts(path: Path, array: NDArray[Any], options: TraceOptions) -> Trace:
     by_rank = options.first_axis == "rank"
     notes = [f"The array {array.shape} was read as counts ({_axes(array.ndim, by_rank)})."]
     if array.ndim == 3 and options.first_axis is None and len(array) > 1:
-        notes.append("If its first axis is ranks, give --first-axis rank.")
+        notes.append(
+            "If its first axis is ranks, give --first-axis rank; if it holds choices of tokens, "
+            "--window-tokens."
+        )
     return Trace(
         counts=cube.sum(axis=0)[None] if by_rank else cube,
         source_counts=cube[None].astype(np.int64) if by_rank else None,

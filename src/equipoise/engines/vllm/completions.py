@@ -16,6 +16,7 @@ import numpy as np
 from equipoise.engines.arrays import naming
 from equipoise.engines.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.json_text import parse_json
 from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
@@ -69,24 +70,20 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _answers(path: Path, data: bytes) -> Iterator[_Answer]:
+    """One answer, a list of them, or one a line."""
     try:
-        if data.lstrip()[:1] == b"[":
-            yield from msgspec.json.decode(data, type=list[_Answer])
-            return
-        for line in _documents(data):
-            yield msgspec.json.decode(line, type=_Answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{path} is not the JSON of completions: {error}.") from error
-
-
-def _documents(data: bytes) -> Iterator[bytes]:
-    """The whole file where it is one document, else its lines."""
-    try:
-        msgspec.json.decode(data, type=msgspec.Raw)
-    except msgspec.DecodeError:
-        yield from filter(bytes.strip, data.splitlines())
-    else:
-        yield data
+        document = parse_json(data, str(path))
+        documents = document if isinstance(document, list) else [document]
+    except FormatError:
+        lines = [line for line in data.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        documents = [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
+    for number, document in enumerate(documents):
+        try:
+            yield msgspec.convert(document, _Answer)
+        except msgspec.ValidationError as error:
+            raise FormatError(f"{path}, answer {number} is no completion: {error}.") from error
 
 
 def _group(where: str, choice: _Choice) -> Group:

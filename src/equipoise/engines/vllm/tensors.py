@@ -26,6 +26,7 @@ from equipoise.engines.map_checks import (
     peek_json,
     stated,
 )
+from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
@@ -187,9 +188,9 @@ def _root(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(6)
         if head == b"\x93NUMPY":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array if array.size <= MAX_ENTRIES else None
-    except (OSError, ValueError) as error:
+            small = path.stat().st_size <= 8 * MAX_ENTRIES
+            return load_npy(path.read_bytes(), str(path)) if small else None
+    except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error}).") from error
     if not head.startswith(b"PK\x03\x04"):
         return peek_json(path)
