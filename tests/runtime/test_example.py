@@ -66,7 +66,7 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
     [
         (("--results", "missing"), "There is no folder missing for results; make it first."),
         (("--keep", "missing/map.json"), "There is no folder missing for the map; make it."),
-        (("--requests", "-1"), "limit is -1; expected 0 to"),
+        (("--requests", "-1"), "limit is -1; expected 0 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(arguments, why):
