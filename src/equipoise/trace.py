@@ -38,6 +38,11 @@ class Provenance:
     source: str
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # Files may hold half characters, which nothing can print or write.
+        whole = (note.encode("utf-8", "replace").decode() for note in self.notes)
+        object.__setattr__(self, "notes", tuple(whole))
+
 
 @dataclass(frozen=True, eq=False)
 class TokenIds:

@@ -110,3 +110,13 @@ def test_head_keys_reads_the_head_only(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": [' + "1, " * 50_000 + '1], "b": 2}')
     assert head_keys(path) == ["a"]
+
+
+@pytest.mark.parametrize("text", ['["\\ud800"]', '{"\\uD800": 1}', '{"a": ["\\udfff"]}'])
+def test_half_a_character_is_refused(text):
+    with pytest.raises(FormatError, match="half a character"):
+        parse_json(text.encode(), "x.json")
+
+
+def test_a_whole_character_in_two_escapes_is_one():
+    assert parse_json(rb'["\ud83d\ude00"]', "x.json") == ["\N{GRINNING FACE}"]

@@ -41,7 +41,11 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes, where: str) -> Any:
     """The document in ``data``; raises as ``read_json``, and the message begins with ``where``."""
     try:
-        return _DECODER.decode(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        document = _DECODER.decode(text)
+        if "\\ud" in text or "\\uD" in text:  # half a character may be written as an escape
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise FormatError(f"{where}: is not JSON ({place}: {error.msg}).") from error
@@ -196,6 +200,8 @@ def _explained(error: Exception, where: str) -> FormatError:
     match error:
         case FormatError():
             return FormatError(f"{where}: {error}")
+        case UnicodeEncodeError():
+            return FormatError(f"{where}: holds half a character (a lone surrogate).")
         case UnicodeDecodeError():
             return FormatError(f"{where}: is not UTF-8 text (byte {error.start}).")
         case RecursionError():

@@ -7,6 +7,7 @@ neither shows, the array is refused, and a name for it asked for.
 from __future__ import annotations
 
 import io
+import warnings
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -99,7 +100,8 @@ def check_header(file: IO[bytes], stored: int, where: str) -> None:
     if version not in _READ_HEADER:
         raise FormatError(f"{where} has .npy version {version}; save it again.")
     try:
-        shape, _, dtype = _READ_HEADER[version](file)
+        with warnings.catch_warnings(action="error"):  # numpy warns of what it can hardly read
+            shape, _, dtype = _READ_HEADER[version](file)
     except Exception as error:  # numpy's words quote whatever stands there
         raise FormatError(f"{where} has a damaged header; save it again.") from error
     if dtype.hasobject:

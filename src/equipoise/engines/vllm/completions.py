@@ -82,7 +82,7 @@ def _answers(path: Path, data: bytes) -> Iterator[_Answer]:
     for number, document in enumerate(documents):
         try:
             yield msgspec.convert(document, _Answer)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise FormatError(f"{path}, answer {number} is no completion: {error}.") from error
 
 
