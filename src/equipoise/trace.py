@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -175,10 +176,11 @@ class Trace:
         assert self.step_ids is not None  # set in __post_init__
         return self.step_ids
 
-    @property
+    @cached_property
     def total(self) -> NDArray[np.int64]:
-        """Assignments over all steps, ``(L, E)``."""
+        """Assignments over all steps, ``(L, E)``; read-only, and added up once."""
         total: NDArray[np.int64] = self.counts.sum(axis=0, dtype=np.int64)
+        total.flags.writeable = False
         return total
 
     def select(
