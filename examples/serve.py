@@ -31,11 +31,11 @@ from pathlib import Path
 from torch.distributed import TCPStore
 
 from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
+from equipoise.control.settings import Settings
 from equipoise.engines.formats import MapContext
-from equipoise.runtime.prompts import Prompts, Stream
-from equipoise.runtime.rehearsal import rehearse
-from equipoise.runtime.server import Options, serve
-from equipoise.runtime.settings import Settings
+from equipoise.runtime.serving.prompts import Prompts, Stream
+from equipoise.runtime.serving.server import Options, serve
+from equipoise.runtime.serving.warm_up import rehearse
 
 _PATIENCE_SECONDS = 60
 MODEL = Path(__file__).parents[1] / "models" / "balance-5m"

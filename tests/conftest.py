@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_said_of_time() -> Iterator[None]:
     """What a command prints does not depend on how fast it is, or on who compiles first."""
-    from equipoise.cli import progress, say_compiling
+    from equipoise.cli import say_compiling
+    from equipoise.cli.views import progress
 
     for is_kept in (True, False):  # the command says each once
         say_compiling(is_kept)

@@ -21,8 +21,8 @@ from equipoise.plan import (
     failover_maps,
     resize,
 )
-from equipoise.plan.failover import refit
 from equipoise.plan.teaching import add_copies
+from equipoise.plan.weigh.failover import refit
 from equipoise.topology import NODE_LINK, Link
 from equipoise.trace import Provenance, TokenIds
 

@@ -53,16 +53,16 @@ from numpy.typing import NDArray
 
 from benchmarks.live.stall import SURE
 from benchmarks.quality import machine
+from equipoise.control.process import Balance, Finding, Question
+from equipoise.control.settings import Settings
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Problem, Robust
 from equipoise.runtime.balancer import Balancer
-from equipoise.runtime.decoding import Batch
-from equipoise.runtime.layer import swiglu
-from equipoise.runtime.model import ExpertParallelModel, load_model
-from equipoise.runtime.planning import Balance, Finding, Question
-from equipoise.runtime.prompts import Prompts
-from equipoise.runtime.requests import Request
-from equipoise.runtime.settings import Settings
+from equipoise.runtime.moe.layer import swiglu
+from equipoise.runtime.moe.model import ExpertParallelModel, load_model
+from equipoise.runtime.serving.decoding import Batch
+from equipoise.runtime.serving.prompts import Prompts
+from equipoise.runtime.serving.requests import Request
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

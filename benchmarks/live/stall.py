@@ -36,15 +36,15 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from benchmarks.quality import machine
+from equipoise.control.controller import Action, State
+from equipoise.control.process import Finding, Question
+from equipoise.control.settings import Settings
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
-from equipoise.plan.gate import Decision
+from equipoise.plan.weigh.gate import Decision
 from equipoise.runtime.balancer import Balancer
-from equipoise.runtime.controller import Action, State
-from equipoise.runtime.layer import ExpertParallelLayer, one_layer
-from equipoise.runtime.model import ExpertParallelModel, load_model
-from equipoise.runtime.planning import Finding, Question
-from equipoise.runtime.settings import Settings
+from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moe.model import ExpertParallelModel, load_model
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

@@ -45,7 +45,7 @@ from benchmarks.quality.peers import Contender, sglang_deepseek
 from equipoise.balance import rank_loads
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Hierarchical, Planner, Problem
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 
 NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_GROUPS = 58, 256, 288, 32, 4, 8

@@ -46,8 +46,8 @@ from benchmarks.quality.swift import Swift
 from equipoise.migration import diff, match_ranks
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Planner, Problem, evaluate
-from equipoise.plan.repair import Curve, Repair
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.repair import Curve, Repair
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

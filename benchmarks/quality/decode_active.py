@@ -47,7 +47,7 @@ from equipoise.dispatch.auto import Auto
 from equipoise.dispatch.fewest import FewestExperts, active_experts
 from equipoise.dispatch.nearest import Nearest
 from equipoise.plan import Greedy, Planner, Problem
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

@@ -50,7 +50,7 @@ from equipoise.dispatch.tokens import expert_counts
 from equipoise.noise import noise_floor
 from equipoise.placement import Placement
 from equipoise.plan import Problem
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]

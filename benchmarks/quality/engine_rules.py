@@ -48,12 +48,12 @@ from equipoise.dispatch.tokens import (
     expert_counts,
     ranks_per_token,
 )
-from equipoise.engines.dispatching import EngineRule, copies_of_slots, engine_rule, nth_copy
-from equipoise.engines.sglang.dispatch import SglangDynamic
+from equipoise.engines._shared.rules import EngineRule, copies_of_slots, engine_rule, nth_copy
+from equipoise.engines.sglang.rules import SglangDynamic
 from equipoise.noise import noise_floor
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

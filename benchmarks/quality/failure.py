@@ -31,9 +31,9 @@ from benchmarks.quality import protocols
 from benchmarks.quality.protocols import Split
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Planner, Problem, Robust, evaluate
-from equipoise.plan.coverage import DOMAINS, coverage
-from equipoise.plan.failover import Content, Refit, failover_maps, resize
-from equipoise.plan.survive import Survivable
+from equipoise.plan.planners.survivable import Survivable
+from equipoise.plan.weigh.coverage import DOMAINS, coverage
+from equipoise.plan.weigh.failover import Content, Refit, failover_maps, resize
 from equipoise.topology import Topology
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

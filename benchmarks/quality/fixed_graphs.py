@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.quality.robust_glm52 import Case, in_domain
 from equipoise.plan import Greedy, Planner, Problem, Robust, evaluate
-from equipoise.plan.lplb import GRAPHS, FixedGraph, owners
+from equipoise.plan.planners.lplb import GRAPHS, FixedGraph, owners
 from equipoise.topology import Topology
 
 TOPOLOGY = Topology(32, 8)

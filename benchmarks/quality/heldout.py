@@ -50,7 +50,7 @@ from equipoise.migration import Receive, diff
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Hierarchical, Planner, Problem, evaluate
 from equipoise.plan.bounds import peak_lower_bound
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

@@ -46,9 +46,9 @@ from benchmarks.quality import protocols
 from benchmarks.quality.machine import about_machine
 from equipoise.cost import rank_cost
 from equipoise.plan import Contiguous, Greedy, Hierarchical, Plan, Planner, Problem, evaluate
-from equipoise.plan.colocate import Colocate
-from equipoise.plan.robust import Robust
-from equipoise.plan.traffic import StepTime, measure_traffic
+from equipoise.plan.planners.colocate import Colocate
+from equipoise.plan.planners.robust import Robust
+from equipoise.plan.weigh.traffic import StepTime, measure_traffic
 from equipoise.sample import sample_trace_path
 from equipoise.topology import Topology
 from equipoise.trace import Trace

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.plan import Greedy, Problem, evaluate
-from equipoise.plan.robust import Robust
+from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 
 

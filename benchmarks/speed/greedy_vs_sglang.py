@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks import sglang_peer
-from equipoise.plan import Greedy, Hierarchical, Problem, _kernels
+from equipoise.plan import Greedy, Hierarchical, Problem
+from equipoise.plan.search import _packing_kernels as _kernels
 from equipoise.topology import Topology
 
 NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_GROUPS = 58, 256, 288, 32, 4, 8

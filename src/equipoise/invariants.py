@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.trace import Trace
 
 NO_CHOICE = -1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from equipoise.checks import as_ids, check_collection, check_type, check_whole
 from equipoise.errors import EquipoiseError
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import MAX_WHOLE, as_array, check_whole
 from equipoise.errors import EquipoiseError
-from equipoise.layers import check_layer_ids
+from equipoise.layer_ids import check_layer_ids
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from equipoise.checks import (
     check_whole,
 )
 from equipoise.errors import EquipoiseError
-from equipoise.layers import check_layer_ids, format_ids
+from equipoise.layer_ids import check_layer_ids, format_ids
 
 MAX_COUNT = 1 << 48
 """Counts stay below this, far above any real one, so that their sums fit in 64 bits."""

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.quality import engine_rules
 from benchmarks.quality.engine_rules import Study
-from equipoise.engines.dispatching import engine_rule
+from equipoise.engines._shared.rules import engine_rule
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 from equipoise.trace import Trace

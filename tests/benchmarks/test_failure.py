@@ -7,7 +7,7 @@ from benchmarks.quality import failure
 from benchmarks.quality.protocols import Split
 from equipoise.placement import Placement
 from equipoise.plan import Problem
-from equipoise.plan.failover import resize
+from equipoise.plan.weigh.failover import resize
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 from tests.conftest import SHARED_DATA

@@ -13,7 +13,7 @@ import pytest
 
 import equipoise as eq
 from equipoise.cli import main
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from equipoise.engines.formats import MapContext, TraceOptions
 from equipoise.engines.map_io import read_map
 from equipoise.engines.trace_io import read_trace

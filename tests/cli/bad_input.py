@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 import equipoise as eq
 from equipoise.cli import main
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from tests.cli.samples import MAPS, SLOTS, TRACES, write_sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"

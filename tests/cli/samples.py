@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import equipoise as eq
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from equipoise.engines.formats import MapContext
 from equipoise.trace import TokenIds
 

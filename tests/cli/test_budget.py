@@ -8,7 +8,7 @@ import pytest
 import equipoise as eq
 from equipoise.cli import main
 from equipoise.plan import Greedy
-from equipoise.plan.budget import budget
+from equipoise.plan.weigh.budget import budget
 from equipoise.simulate.routers import lognormal, sample_trace, steady
 from equipoise.topology import Topology
 

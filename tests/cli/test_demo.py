@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.cli import demo as module
 from equipoise.cli import main
+from equipoise.cli.commands import demo as module
 from tests.cli import fake_server
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ import pytest
 import equipoise as eq
 from equipoise.cli import main
 from equipoise.cost import rank_cost
-from equipoise.engines.dispatching import engine_rule
+from equipoise.engines._shared.rules import engine_rule
 from equipoise.engines.formats import MapContext
 from equipoise.migration import Receive, diff, match_ranks
 from equipoise.plan import Contiguous, Greedy
-from equipoise.plan.gate import Gate
+from equipoise.plan.weigh.gate import Gate
 
 COST = "h100-deepep-ep8"
 EXPERT_BYTES = 44_040_192

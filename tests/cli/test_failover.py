@@ -8,7 +8,7 @@ from equipoise.cli import main
 from equipoise.dispatch import Even
 from equipoise.engines.formats import MapContext
 from equipoise.plan import Greedy
-from equipoise.plan.failover import failover_maps, resize
+from equipoise.plan.weigh.failover import failover_maps, resize
 
 SPEED = (1, 1, 1, 2)
 

@@ -10,13 +10,13 @@ import pytest
 import equipoise as eq
 from equipoise.cost import rank_cost
 from equipoise.dispatch import Even, FewestExperts, MinMax, Nearest
-from equipoise.engines.dispatching import ENGINE_RULES, engine_rule
+from equipoise.engines._shared.rules import ENGINE_RULES, engine_rule
 from equipoise.migration import diff
 from equipoise.plan import Contiguous, FixedGraph, Greedy, Robust, Survivable
-from equipoise.plan.budget import budget
-from equipoise.plan.colocate import Colocate
-from equipoise.plan.repair import Repair
-from equipoise.plan.traffic import measure_traffic
+from equipoise.plan.planners.colocate import Colocate
+from equipoise.plan.planners.repair import Repair
+from equipoise.plan.weigh.budget import budget
+from equipoise.plan.weigh.traffic import measure_traffic
 
 COST = "h100-deepep-ep8"
 EXPERT_BYTES = 44_040_192

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from equipoise.cli.progress import PartsOf, ProgressLog, progress_bar
+from equipoise.cli.views.progress import PartsOf, ProgressLog, progress_bar
 from tests.cli.samples import write_sample
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import equipoise as eq
-from equipoise.cli.locality import _without_balancing as without_balancing
+from equipoise.cli.options.locality import _without_balancing as without_balancing
 from equipoise.cost import rank_cost
 from equipoise.dispatch import Even, dispatcher
 from equipoise.plan import (

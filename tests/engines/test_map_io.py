@@ -21,7 +21,7 @@ from equipoise.engines.map_io import (
     validate_map,
     write_map,
 )
-from equipoise.engines.trtllm import map_file as trtllm_map
+from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.control.process import Balance, Finding
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
-from equipoise.plan.gate import Decision
-from equipoise.runtime.planning import Balance, Finding
+from equipoise.plan.weigh.gate import Decision
 
 
 def decision(move: bool = True, gain: float = 1.0, low: float = 0.5) -> Decision:

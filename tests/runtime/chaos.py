@@ -50,12 +50,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from equipoise.control.settings import Settings
 from equipoise.placement import Placement
-from equipoise.runtime import recovery, server, transfer
-from equipoise.runtime.checksum import slot_bytes
-from equipoise.runtime.requests import Ledger, Request
-from equipoise.runtime.server import Options, serve
-from equipoise.runtime.settings import Settings
+from equipoise.runtime.members import recovery
+from equipoise.runtime.moving import transfer
+from equipoise.runtime.moving.checksum import slot_bytes
+from equipoise.runtime.serving import server
+from equipoise.runtime.serving.requests import Ledger, Request
+from equipoise.runtime.serving.server import Options, serve
 from tests.runtime.advisors import Restless
 from tests.runtime.processes import PRELOAD
 from tests.runtime.small_model import FOLDER
@@ -392,7 +394,7 @@ def _continue(model: Any, ids: list[int]) -> tuple[list[int], float]:
 def forked() -> Any:
     """Starts processes that have imported what takes long."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "equipoise.runtime.server"])
+    context.set_forkserver_preload([*PRELOAD, "equipoise.runtime.serving.server"])
     return context
 
 

@@ -42,7 +42,7 @@ def crash(ready: Path) -> None:
 
 def launch_and_wait(ready: Path) -> None:
     """Be a launcher that is going to be killed."""
-    from equipoise.runtime.launch import Processes
+    from equipoise.runtime.serving.processes import Processes
 
     with Processes(ignore_sigterm, {"child": {"ready": ready}}):
         time.sleep(1000)

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from equipoise.placement import Placement
-from equipoise.runtime import transfer
-from equipoise.runtime.checksum import slot_bytes
-from equipoise.runtime.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moving import transfer
+from equipoise.runtime.moving.checksum import slot_bytes
 
 L, E, H = 3, 10, 4
 SHAPES = {  # quantised weights, their scales by block and by expert, and another number format

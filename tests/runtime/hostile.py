@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 
-from equipoise.runtime.layer import swiglu
-from equipoise.runtime.requests import Request
-from equipoise.runtime.server import Options
-from equipoise.runtime.settings import Settings
+from equipoise.control.settings import Settings
+from equipoise.runtime.moe.layer import swiglu
+from equipoise.runtime.serving.requests import Request
+from equipoise.runtime.serving.server import Options
 from tests.runtime.advisors import Restless
 from tests.runtime.chaos import NEW_TOKENS, Group, Run, await_end, forked, references
 from tests.runtime.small_model import FOLDER

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.membership import Membership, _Board
+from equipoise.runtime.members.membership import Membership, _Board
 
 TIMES = {"timeout_seconds": 20.0, "silence_seconds": 1.0, "beat_seconds": 0.1}
 PATIENCE_SECONDS = 60  # a busy machine is slow, and only a failing test waits this long
@@ -40,7 +40,9 @@ class Members:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch.distributed", "equipoise.runtime.membership"])
+        self._context.set_forkserver_preload(
+            ["torch.distributed", "equipoise.runtime.members.membership"]
+        )
         self.path = None if folder is None else str(folder / "store")
         self.store: Any = self.open_store(self.path, None)
         self.processes: dict[int, Any] = {}

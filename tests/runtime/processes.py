@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 15  # for the other processes once one has failed
 PRELOAD = [
     "torch.distributed",
     "transformers.models.qwen2_moe.modeling_qwen2_moe",
-    "equipoise.runtime.model",
+    "equipoise.runtime.moe.model",
     "equipoise.dispatch._kernels",
     "equipoise.dispatch._near_kernels",
     "equipoise.dispatch._token_kernels",

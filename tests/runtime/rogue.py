@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.membership import Membership
+from equipoise.runtime.members.membership import Membership
 
 
 class Harm:

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from equipoise.control.controller import State
+from equipoise.control.settings import Settings
 from equipoise.runtime.balancer import Balancer
-from equipoise.runtime.controller import State
-from equipoise.runtime.decoding import Batch
-from equipoise.runtime.requests import Request
-from equipoise.runtime.settings import Settings
+from equipoise.runtime.serving.decoding import Batch
+from equipoise.runtime.serving.requests import Request
 from equipoise.topology import Topology
 from tests.runtime.advisors import Restless
 from tests.runtime.processes import NUM_PROCESSES, Pool

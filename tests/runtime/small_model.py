@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from equipoise.engines.transformers.recorder import RoutingRecorder
 from equipoise.placement import Placement
-from equipoise.runtime.model import ExpertParallelModel, load_model
+from equipoise.runtime.moe.model import ExpertParallelModel, load_model
 from equipoise.trace import Trace
 
 FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"

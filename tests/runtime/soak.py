@@ -19,8 +19,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from equipoise.runtime.server import Options
-from equipoise.runtime.settings import Settings
+from equipoise.control.settings import Settings
+from equipoise.runtime.serving.server import Options
 from tests.runtime.advisors import Restless
 from tests.runtime.chaos import (
     NEW_TOKENS,

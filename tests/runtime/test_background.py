@@ -15,10 +15,10 @@ import torch.distributed as dist
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.placement import Placement
-from equipoise.runtime import transfer as transfers
-from equipoise.runtime.background import BackgroundTransfer, Throttle
-from equipoise.runtime.layer import one_layer
-from equipoise.runtime.transfer import LayerMove, transfer
+from equipoise.runtime.moe.layer import one_layer
+from equipoise.runtime.moving import transfer as transfers
+from equipoise.runtime.moving.background import BackgroundTransfer, Throttle
+from equipoise.runtime.moving.transfer import LayerMove, transfer
 from equipoise.topology import Topology
 from tests.runtime import small_model
 from tests.runtime.coded import L, answers_right, any_placement, holds, make_layers, spoiled
@@ -291,9 +291,9 @@ import sys, torch
 import torch.distributed as dist
 from equipoise.migration import diff
 from equipoise.placement import Placement
-from equipoise.runtime import transfer
-from equipoise.runtime.background import BackgroundTransfer
-from equipoise.runtime.layer import ExpertParallelLayer
+from equipoise.runtime.moving import transfer
+from equipoise.runtime.moving.background import BackgroundTransfer
+from equipoise.runtime.moe.layer import ExpertParallelLayer
 from equipoise.topology import Topology
 
 store, rank = sys.argv[1], int(sys.argv[2])

@@ -16,19 +16,19 @@ import torch.distributed as dist
 from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise import read_map, write_map
+from equipoise.control.controller import Action, Outcome, State
+from equipoise.control.metrics import Metrics
+from equipoise.control.process import Balance, Finding, Question
+from equipoise.control.settings import Settings
+from equipoise.control.watchdog import ALARMS
 from equipoise.engines.formats import MapContext
 from equipoise.errors import EquipoiseError
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
 from equipoise.runtime import balancer as balancers
-from equipoise.runtime import transfer as transfers
 from equipoise.runtime.balancer import Balancer
-from equipoise.runtime.controller import Action, Outcome, State
-from equipoise.runtime.metrics import Metrics
-from equipoise.runtime.planning import Balance, Finding, Question
-from equipoise.runtime.settings import Settings
-from equipoise.runtime.transfer import LayerMove
-from equipoise.runtime.watchdog import ALARMS
+from equipoise.runtime.moving import transfer as transfers
+from equipoise.runtime.moving.transfer import LayerMove
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 from tests.runtime.advisors import decision

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.runtime.checkpoint import Checkpoint, moe_blocks
+from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
 from tests.runtime.small_model import FOLDER, E, L
 
 

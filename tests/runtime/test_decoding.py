@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.decoding import Batch
-from equipoise.runtime.requests import Request
+from equipoise.runtime.serving.decoding import Batch
+from equipoise.runtime.serving.requests import Request
 from tests.runtime.same_answers import Noted, Plain, prompts
 
 STEPS = 6

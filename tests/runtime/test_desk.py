@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from equipoise.control.metrics import Metrics
+from equipoise.control.watchdog import Alarms
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.answers import Answer, Results
-from equipoise.runtime.desk import Desk
-from equipoise.runtime.door import Door
-from equipoise.runtime.metrics import Metrics
-from equipoise.runtime.requests import Ledger, Request
-from equipoise.runtime.trial import Told
-from equipoise.runtime.watchdog import Alarms
+from equipoise.runtime.serving.answers import Answer, Results
+from equipoise.runtime.serving.desk import Desk
+from equipoise.runtime.serving.door import Door
+from equipoise.runtime.serving.requests import Ledger, Request
+from equipoise.runtime.serving.trial import Told
 from tests.runtime.same_answers import Plain
 
 NEW = 3

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.door import Door
-from equipoise.runtime.requests import Request
+from equipoise.runtime.serving.door import Door
+from equipoise.runtime.serving.requests import Request
 
 
 def door(make):

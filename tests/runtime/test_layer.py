@@ -9,7 +9,7 @@ import torch
 from equipoise.dispatch import MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.runtime.layer import ExpertParallelLayer, swiglu
+from equipoise.runtime.moe.layer import ExpertParallelLayer, swiglu
 from equipoise.topology import Topology
 
 E, K, H, F = 12, 3, 10, 6

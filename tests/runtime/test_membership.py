@@ -10,9 +10,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.control.messages import PeerError
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.membership import Membership, _Board, _Watch
-from equipoise.runtime.messages import PeerError
+from equipoise.runtime.members.membership import Membership, _Board, _Watch
 from tests.runtime.members import Members
 
 SECRET = "a secret that members share"

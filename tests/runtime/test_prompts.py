@@ -8,10 +8,10 @@ import pytest
 from equipoise.engines.transformers.capture import capture_prompts
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.plan.evaluate import evaluate
+from equipoise.plan.planners.robust import Robust
 from equipoise.plan.problem import Problem
-from equipoise.plan.robust import Robust
-from equipoise.runtime import prompts as module
-from equipoise.runtime.prompts import TEMPLATES, Prompts, Stream
+from equipoise.runtime.serving import prompts as module
+from equipoise.runtime.serving.prompts import TEMPLATES, Prompts, Stream
 from equipoise.topology import Topology
 
 MODEL = Path(__file__).parents[2] / "models" / "balance-5m"

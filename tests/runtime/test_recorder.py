@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
-from equipoise.runtime.recorder import LoadRecorder, count_experts
-from equipoise.runtime.transfer import transfer
+from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
+from equipoise.runtime.moving.transfer import transfer
 from equipoise.topology import Topology
 from tests.runtime import small_model
 from tests.runtime.small_model import NEW_TOKENS, PROMPTS, random_placement, reference

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.runtime.requests import Ledger
+from equipoise.runtime.serving.requests import Ledger
 
 
 def store():

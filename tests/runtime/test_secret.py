@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.secret import Seal, secret_of
+from equipoise.runtime.members.secret import Seal, secret_of
 
 SECRET, OTHER = "a secret of 24 characters", "another of 24 characters"
 

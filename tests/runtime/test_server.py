@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from equipoise.runtime.layer import swiglu
-from equipoise.runtime.server import Options
-from equipoise.runtime.settings import Settings
+from equipoise.control.settings import Settings
+from equipoise.runtime.moe.layer import swiglu
+from equipoise.runtime.serving.server import Options
 from tests.runtime import chaos, rogue
 from tests.runtime.small_model import FOLDER
 
@@ -153,9 +153,9 @@ def _is_of(path: Path, process: Any) -> bool:
 SERVES_AND_LOOKS = """
 import sys
 from pathlib import Path
-from equipoise.runtime.launch import local_store
-from equipoise.runtime.prompts import Prompts, Stream
-from equipoise.runtime.server import Options, serve
+from equipoise.runtime.serving.processes import local_store
+from equipoise.runtime.serving.prompts import Prompts, Stream
+from equipoise.runtime.serving.server import Options, serve
 
 def threads():
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

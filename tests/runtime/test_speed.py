@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from equipoise.runtime.layer import swiglu
-from equipoise.runtime.speed import SpeedMeter, in_steps
+from equipoise.runtime.moe.layer import swiglu
+from equipoise.runtime.serving.speed import SpeedMeter, in_steps
 
 
 def test_tells_a_slow_rank_from_noise():

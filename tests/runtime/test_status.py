@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from equipoise.runtime.status import Status
+from equipoise.runtime.serving.status import Status
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Receive, diff, keep_slots
-from equipoise.runtime import transfer as transfers
-from equipoise.runtime.checksum import expert_checksum, slot_bytes
-from equipoise.runtime.layer import one_layer
-from equipoise.runtime.transfer import transfer
+from equipoise.runtime.moe.layer import one_layer
+from equipoise.runtime.moving import transfer as transfers
+from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
+from equipoise.runtime.moving.transfer import transfer
 from equipoise.topology import Topology
 from tests.runtime.coded import (
     L,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.runtime.trial import Told, Verdict, judge
+from equipoise.runtime.serving.trial import Told, Verdict, judge
 
 
 def test_nothing_is_tried_while_nothing_breaks():

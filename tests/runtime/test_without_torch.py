@@ -10,7 +10,7 @@ def test_serving_without_torch_is_an_error_that_says_what_to_install() -> None:
         "sys.modules['torch'] = None\n"
         "from equipoise.errors import EquipoiseError\n"
         "try:\n"
-        "    import equipoise.runtime.layer\n"
+        "    import equipoise.runtime.moe.layer\n"
         "except EquipoiseError as error:\n"
         "    print(error)\n"
     )
@@ -21,7 +21,7 @@ def test_serving_without_torch_is_an_error_that_says_what_to_install() -> None:
 
 
 def test_the_process_of_the_planner_does_without_torch() -> None:
-    program = "import sys, equipoise.runtime.planning; print('torch' in sys.modules)"
+    program = "import sys, equipoise.control.process; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -10,7 +10,7 @@ from functools import cache
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
-from equipoise.cli.text import in_options, one_line, shortened
+from equipoise.cli.views.text import in_options, one_line, shortened
 from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
@@ -32,7 +32,7 @@ for _name, _help in {
     "demo": "Serve a small model on several processes and balance it live.",
     "capture": "Record the routing of a Hugging Face model while it runs.",
 }.items():
-    app.command(f"equipoise.cli.{_name}:{_name}", name=_name, help=_help)
+    app.command(f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from equipoise.cost import RankCost
 from equipoise.dispatch.minmax import MinMax, bottleneck_ranks
 from equipoise.dispatch.quotas import whole_shares
 from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_speeds
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 

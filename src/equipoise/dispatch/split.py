@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.balance import as_loads
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 

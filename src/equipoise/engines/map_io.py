@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.engines import torch_archive
-from equipoise.engines.ascend import expert_map
-from equipoise.engines.files import check_readable, replacing
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
-from equipoise.engines.map_checks import (
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.map_checks import (
     MAX_LAYERS,
     NOTHING_KNOWN,
     WAY_IN,
@@ -26,11 +23,14 @@ from equipoise.engines.map_checks import (
     shown_names,
     stated,
 )
-from equipoise.engines.native import map_file as native_map
-from equipoise.engines.sglang import location
-from equipoise.engines.trtllm import map_file as trtllm_map
+from equipoise.engines.ascend import maps as expert_map
+from equipoise.engines.files import check_readable, replacing
+from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.native import maps as native_map
+from equipoise.engines.sglang import maps as location
+from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.engines.vllm import hygon_maps, tensors
-from equipoise.engines.vllm import map_files as vllm_maps
+from equipoise.engines.vllm import maps as vllm_maps
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from equipoise.engines import torch_archive
-from equipoise.engines.arrays import naming
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines._shared.fitting import fitted
 from equipoise.engines.ascend import load as ascend_load
 from equipoise.engines.ascend import plain_load
 from equipoise.engines.deepseek import load_history
 from equipoise.engines.files import check_readable
-from equipoise.engines.fitting import fitted
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
 from equipoise.engines.map_io import MAP_FORMATS
-from equipoise.engines.native import trace_file
+from equipoise.engines.native import traces as trace_file
 from equipoise.engines.sglang import dump as sglang_dump
 from equipoise.engines.tabular import counts_json, layer_lines, npy, npz, rank_loads, rank_tables
 from equipoise.engines.tabular import csv as csv_table

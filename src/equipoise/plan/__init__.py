@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from equipoise.plan.baselines import Contiguous, RoundRobin
 from equipoise.plan.bounds import (
     active_lower_bound,
     even_split_lower_bound,
@@ -12,10 +11,6 @@ from equipoise.plan.bounds import (
     peak_lower_bound,
     time_lower_bound,
 )
-from equipoise.plan.budget import Budget, budget
-from equipoise.plan.colocate import Colocate
-from equipoise.plan.coverage import Coverage, Survival, coverage
-from equipoise.plan.eplb import Greedy, Hierarchical, TrtllmGreedy
 from equipoise.plan.evaluate import (
     Comparison,
     Evaluation,
@@ -23,15 +18,20 @@ from equipoise.plan.evaluate import (
     evaluate,
     evaluate_without_balancing,
 )
-from equipoise.plan.failover import Refit, failover_maps, resize
-from equipoise.plan.gate import Decision, Gate
-from equipoise.plan.lplb import FixedGraph
+from equipoise.plan.planners.baselines import Contiguous, RoundRobin
+from equipoise.plan.planners.colocate import Colocate
+from equipoise.plan.planners.eplb import Greedy, Hierarchical, TrtllmGreedy
+from equipoise.plan.planners.lplb import FixedGraph
+from equipoise.plan.planners.repair import Curve, Repair
+from equipoise.plan.planners.robust import Robust
+from equipoise.plan.planners.survivable import Survivable
 from equipoise.plan.problem import Binding, Plan, Planner, Problem
-from equipoise.plan.repair import Curve, Repair
-from equipoise.plan.robust import Robust
-from equipoise.plan.search import Progress
-from equipoise.plan.survive import Survivable
-from equipoise.plan.traffic import StepTime, Traffic, measure_traffic
+from equipoise.plan.search.anneal import Progress
+from equipoise.plan.weigh.budget import Budget, budget
+from equipoise.plan.weigh.coverage import Coverage, Survival, coverage
+from equipoise.plan.weigh.failover import Refit, failover_maps, resize
+from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.plan.weigh.traffic import StepTime, Traffic, measure_traffic
 
 __all__ = [
     "Binding",

@@ -355,7 +355,7 @@ def _as_load(load_LE: ArrayLike) -> Floats:
 
 def _spread(work_NE: Floats, num_slots: int, speed: Floats, fixed: float) -> Floats:
     """Least share of a rank of what the ``j + 1`` heaviest experts bring, ``(N, E)``."""
-    from equipoise.plan import _kernels  # numba takes long to import
+    from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     spread: Floats = _kernels.spread(
         -np.sort(-work_NE, axis=1), num_slots, np.cumsum(-np.sort(-speed)), fixed
@@ -378,7 +378,7 @@ def _times(
 
 def _joint(load_NE: Floats, bound_N: Floats, num_slots: int, num_ranks: int) -> Floats:
     """The bounds, raised where even copies and their places together prove more."""
-    from equipoise.plan import _kernels  # numba takes long to import
+    from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     raised: Floats = _kernels.raise_even_bound(load_NE, bound_N, num_slots, num_ranks)
     return raised
@@ -386,7 +386,7 @@ def _joint(load_NE: Floats, bound_N: Floats, num_slots: int, num_ranks: int) -> 
 
 def _load_per_copy(load_NE: Floats, num_slots: int, most_copies: int) -> Floats:
     """Load per copy under the counts that make its maximum least, ``(N, E)``."""
-    from equipoise.plan import _kernels  # numba takes long to import
+    from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     useful = min(num_slots, load_NE.shape[1] * most_copies)
     copies: NDArray[np.int64] = _kernels.adams_counts(load_NE, useful, most_copies)

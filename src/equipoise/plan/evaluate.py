@@ -13,7 +13,7 @@ from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.split import TOO_MUCH_LOAD, rank_speeds
 from equipoise.errors import EquipoiseError
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 from equipoise.trace import Trace

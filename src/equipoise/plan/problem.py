@@ -13,7 +13,7 @@ from equipoise.checks import as_loads, as_names, check_count, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
-from equipoise.layers import check_layer_ids
+from equipoise.layer_ids import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
 from equipoise.plan.bounds import Binding, Limits, Sums, advice, bindings, limits
 from equipoise.topology import Topology

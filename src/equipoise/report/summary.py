@@ -14,7 +14,7 @@ from equipoise.balance import imbalance
 from equipoise.errors import EquipoiseError
 from equipoise.noise import TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
-from equipoise.report.layout import Layout, aligned, rank_loads, source_ranks, unbalanced
+from equipoise.report.measured import Layout, aligned, rank_loads, source_ranks, unbalanced
 from equipoise.trace import Trace
 
 _TOP = 10

@@ -27,21 +27,10 @@ import torch
 import torch.distributed as dist
 
 from equipoise.balance import check_number
-from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher
-from equipoise.errors import EquipoiseError
-from equipoise.migration import Migration, Receive, diff
-from equipoise.placement import Placement
-from equipoise.plan.gate import Gate
-from equipoise.plan.repair import Repair
-from equipoise.runtime.agreement import agree
-from equipoise.runtime.background import BackgroundTransfer
-from equipoise.runtime.controller import Action, Controller, Follower, Order, Report
-from equipoise.runtime.layer import some_layers
-from equipoise.runtime.messages import decode, encode
-from equipoise.runtime.metrics import Metrics
-from equipoise.runtime.model import ExpertParallelModel
-from equipoise.runtime.planning import (
+from equipoise.control.controller import Action, Controller, Follower, Order, Report
+from equipoise.control.messages import decode, encode
+from equipoise.control.metrics import Metrics
+from equipoise.control.process import (
     Advisor,
     Failure,
     Finding,
@@ -49,10 +38,21 @@ from equipoise.runtime.planning import (
     PlanningProcess,
     said,
 )
-from equipoise.runtime.recorder import LoadRecorder, SummedLoads
-from equipoise.runtime.settings import Settings
-from equipoise.runtime.transfer import Outcome, device_of, transfer
-from equipoise.runtime.watchdog import UNKEPT, Alarms, Watchdog
+from equipoise.control.settings import Settings
+from equipoise.control.watchdog import UNKEPT, Alarms, Watchdog
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration, Receive, diff
+from equipoise.placement import Placement
+from equipoise.plan.planners.repair import Repair
+from equipoise.plan.weigh.gate import Gate
+from equipoise.runtime.members.agreement import agree
+from equipoise.runtime.moe.layer import some_layers
+from equipoise.runtime.moe.model import ExpertParallelModel
+from equipoise.runtime.moe.recorder import LoadRecorder, SummedLoads
+from equipoise.runtime.moving.background import BackgroundTransfer
+from equipoise.runtime.moving.transfer import Outcome, device_of, transfer
 from equipoise.topology import Topology
 
 logger = logging.getLogger("equipoise.runtime")

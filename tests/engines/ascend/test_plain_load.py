@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from equipoise.engines.ascend.plain_load import FORMAT
 from equipoise.engines.formats import TraceOptions, no_progress
 from equipoise.errors import FormatError

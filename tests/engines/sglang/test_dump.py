@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from equipoise.engines.formats import TraceOptions, no_progress
 from equipoise.engines.sglang.dump import FORMAT
 from equipoise.errors import EquipoiseError, FormatError

@@ -187,7 +187,7 @@ def test_labels_do_not_take_far_more_room_than_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One label of 256 characters gives every step as much."""
-    monkeypatch.setattr("equipoise.engines.arrays._SMALL_BYTES", 1 << 10)
+    monkeypatch.setattr("equipoise.engines._shared.arrays._SMALL_BYTES", 1 << 10)
     rows = [f"{step},0,0,1,{'y' * 256 if step == 7 else ''}\n" for step in range(1000)]
     path = table(tmp_path, "step,layer,expert,tokens,domain\n" + "".join(rows))
     with pytest.raises(FormatError, match=r"A column of labels .* would take"):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.rank_parts import rank_in_name
 from equipoise.engines.formats import TraceOptions, no_progress
-from equipoise.engines.rank_parts import rank_in_name
 from equipoise.engines.tabular import rank_loads, rank_tables
 from equipoise.engines.trace_io import detect_trace, read_trace
 from equipoise.errors import FormatError

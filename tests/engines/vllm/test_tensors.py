@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.engines import torch_archive
+from equipoise.engines._shared import torch_archive
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import examine_map, read_map, validate_map
 from equipoise.engines.vllm.tensors import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from equipoise.engines._shared.releases import check_expert_parallel, choose_release, same_rank_copy
 from equipoise.engines.formats import Launch
-from equipoise.engines.launching import check_expert_parallel, choose_release, same_rank_copy
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from equipoise.engines.arrays import agreed_num_experts, naming, refuse_oversize
+from equipoise.engines._shared.arrays import agreed_num_experts, naming, refuse_oversize
+from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import read_json
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines import torch_archive
-from equipoise.engines.arrays import fold_slots, naming, refuse_map
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.arrays import fold_slots, naming, refuse_map
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement

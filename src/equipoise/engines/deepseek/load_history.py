@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import agreed_layer_ids, compact, naming, numbers
+from equipoise.engines._shared.arrays import agreed_layer_ids, compact, naming, numbers
+from equipoise.engines._shared.json_text import head_keys, stream_items
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import head_keys, stream_items
 from equipoise.errors import EquipoiseError
 from equipoise.trace import Provenance, Trace
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equipoise.engines.arrays import naming
+from equipoise.engines._shared.arrays import naming
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.sglang.passes import read_passes
 from equipoise.engines.sglang.recorder import dump_files, kind, looks_like_dump

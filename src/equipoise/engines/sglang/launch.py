@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from equipoise.engines._shared.releases import (
+    check_expert_parallel,
+    choose_release,
+    same_rank_notes,
+)
 from equipoise.engines.formats import Launch
-from equipoise.engines.launching import check_expert_parallel, choose_release, same_rank_notes
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 

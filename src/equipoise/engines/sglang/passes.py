@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import (
+from equipoise.engines._shared.arrays import (
     MAX_EXPERTS,
     compact,
     compact_dtype,
@@ -21,7 +21,7 @@ from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
 

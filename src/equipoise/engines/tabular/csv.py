@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from equipoise.engines.arrays import naming
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines._shared.rank_parts import part_of_rank
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.rank_parts import part_of_rank
 from equipoise.engines.tabular.records import LABELS, Records, whole_number
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from equipoise.engines.arrays import naming
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import read_json
 from equipoise.engines.tabular.records import LABELS, Records
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from equipoise.engines.arrays import naming, numbers
+from equipoise.engines._shared.arrays import naming, numbers
+from equipoise.engines._shared.json_text import parse_json, read_json
+from equipoise.engines._shared.rank_parts import part_of_rank
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import parse_json, read_json
-from equipoise.engines.rank_parts import part_of_rank
 from equipoise.engines.tabular.records import Records
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import MAX_BYTES, agreed_layer_ids, naming
-from equipoise.engines.choices import Group, trace_of_choices
+from equipoise.engines._shared.arrays import MAX_BYTES, agreed_layer_ids, naming
+from equipoise.engines._shared.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import agreed_layer_ids, naming, refuse_long_labels
-from equipoise.engines.choices import Group, trace_of_choices
+from equipoise.engines._shared.arrays import agreed_layer_ids, naming, refuse_long_labels
+from equipoise.engines._shared.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.npy import check_header
 from equipoise.errors import EquipoiseError, FormatError

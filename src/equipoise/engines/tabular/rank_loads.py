@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines import torch_archive
-from equipoise.engines.arrays import agreed_layer_ids, fold_slots, naming, refuse_oversize
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.arrays import agreed_layer_ids, fold_slots, naming, refuse_oversize
+from equipoise.engines._shared.rank_parts import missing_ranks
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.rank_parts import missing_ranks
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from equipoise.engines.arrays import naming
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines._shared.rank_parts import missing_ranks, rank_in_name
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
-from equipoise.engines.rank_parts import missing_ranks, rank_in_name
 from equipoise.engines.tabular import csv, layer_lines
 from equipoise.engines.tabular.records import Records
 from equipoise.errors import FormatError

@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import (
+from equipoise.engines._shared.arrays import (
     agreed_num_experts,
     refuse_long_labels,
     refuse_oversize,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from equipoise.engines.arrays import MAX_EXPERTS, compact_dtype, naming, refuse_oversize
+from equipoise.engines._shared.arrays import MAX_EXPERTS, compact_dtype, naming, refuse_oversize
+from equipoise.engines._shared.tensor_file import open_tensor_file
 from equipoise.engines.files import replacing_folder
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.tensor_file import open_tensor_file
 from equipoise.engines.trtllm.rank_files import (
     COUNTS,
     KEY,
@@ -37,7 +37,7 @@ from equipoise.engines.trtllm.rank_files import (
 )
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
 

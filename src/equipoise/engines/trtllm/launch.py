@@ -7,8 +7,12 @@ from typing import Any
 
 import yaml
 
+from equipoise.engines._shared.releases import (
+    check_expert_parallel,
+    choose_release,
+    same_rank_notes,
+)
 from equipoise.engines.formats import Launch
-from equipoise.engines.launching import check_expert_parallel, choose_release, same_rank_notes
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 

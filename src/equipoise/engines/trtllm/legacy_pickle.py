@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.pickle_program import checked_instructions
+from equipoise.engines._shared.pickle_program import checked_instructions
 from equipoise.errors import FormatError
 
 _STORAGE_DTYPES = {

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.half_precision import widened
-from equipoise.engines.tensor_file import HALF, map_bytes, open_tensor_file
+from equipoise.engines._shared.half_precision import widened
+from equipoise.engines._shared.tensor_file import HALF, map_bytes, open_tensor_file
 from equipoise.engines.trtllm.legacy_pickle import load_vectors
 from equipoise.errors import FormatError
-from equipoise.layers import format_ids
+from equipoise.layer_ids import format_ids
 
 COUNTS = re.compile(r"rank(0|[1-9]\d{0,5})\.safetensors")
 RAW = re.compile(r"rank(0|[1-9]\d{0,5})_raw\.safetensors")

@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from equipoise.engines.arrays import naming
-from equipoise.engines.choices import Group, trace_of_choices
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines._shared.choices import Group, trace_of_choices
+from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import parse_json
 from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Provenance, Trace

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
-from equipoise.engines.map_checks import (
+from equipoise.engines._shared.map_checks import (
     Rules,
     build_ordered,
     check_ordered,
@@ -21,6 +20,7 @@ from equipoise.engines.map_checks import (
     read_text,
     repeated_keys,
 )
+from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.errors import FormatError
 
 _FAMILY = "vllm_offline_eplb_"

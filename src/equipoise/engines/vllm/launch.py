@@ -6,8 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from equipoise.engines._shared.releases import (
+    check_expert_parallel,
+    choose_release,
+    same_rank_notes,
+)
 from equipoise.engines.formats import Launch
-from equipoise.engines.launching import check_expert_parallel, choose_release, same_rank_notes
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 

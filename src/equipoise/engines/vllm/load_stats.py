@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines.arrays import compact, naming, refuse_oversize
+from equipoise.engines._shared.arrays import compact, naming, refuse_oversize
+from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.json_text import parse_json
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 

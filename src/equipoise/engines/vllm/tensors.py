@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.engines import torch_archive
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
-from equipoise.engines.map_checks import (
+from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.map_checks import (
     MAX_ENTRIES,
     Rules,
     build_ordered,
@@ -26,6 +25,7 @@ from equipoise.engines.map_checks import (
     peek_json,
     stated,
 )
+from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement

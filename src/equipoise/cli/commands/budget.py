@@ -1,0 +1,206 @@
+"""``equipoise budget``: how many redundant slots pay, and in which layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from equipoise.cli.options.common import (
+    Amount,
+    Json,
+    MachineArguments,
+    Redundant,
+    Size,
+    TraceArguments,
+    print_json,
+    stdout,
+)
+from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cli.views.progress import PartsOf, progress_bar
+from equipoise.cli.views.text import one_line
+from equipoise.errors import EquipoiseError
+from equipoise.layer_ids import format_ids
+from equipoise.plan.weigh.budget import LEAST_GAIN, Budget, Gain, Point
+from equipoise.plan.weigh.budget import budget as weigh
+from equipoise.report.terminal import WholeTable
+from equipoise.trace import Trace
+
+
+def budget(
+    trace: Path,
+    /,
+    *,
+    ranks: Annotated[int, Size],
+    up_to: Annotated[int | None, Redundant] = None,
+    expert_bytes: Annotated[int | None, Amount] = None,
+    kv_bytes_per_token: Annotated[int | None, Amount] = None,
+    hold_out: float = 0.2,
+    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
+    planning: PlannerArguments | None = None,
+    machine: MachineArguments | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Plan with more and more redundant slots; say where they stop paying, and in which layers.
+
+    Parameters
+    ----------
+    trace
+        A recording: file or directory of any known format.
+    ranks
+        Expert-parallel ranks.
+    up_to
+        Most redundant slots of a layer, all ranks together; four a rank if not given.
+    expert_bytes
+        Bytes of one expert in one layer, scales included; adds what the slots take of a rank's
+        memory.
+    kv_bytes_per_token
+        Bytes of KV cache that a token takes on a rank, all layers together; adds the tokens that
+        would fit into the same memory.
+    hold_out
+        Share of the steps, the latest of each domain, to score on.
+    least_gain
+        Share of the time that each further slot on every rank must take off to be worth its memory.
+    """
+    planning, machine = planning or PlannerArguments(), machine or MachineArguments()
+    planning.check(machine)
+    if planning.step_assignments is not None:
+        raise EquipoiseError(
+            "A budget takes every step as large as it was recorded; leave --step-assignments out."
+        )
+    topology = machine.topology(ranks)
+    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    fit, held = _split(recording, hold_out)
+    judge = planning.judge(topology, recording.top_k)
+    with progress_bar("planning") as progress:
+        plans = PartsOf(progress)
+        result = weigh(
+            fit,
+            held,
+            topology,
+            up_to=up_to,
+            planner=planning.configured(judge, plans),
+            dispatch=judge,
+            expert_bytes=expert_bytes,
+            kv_bytes_per_token=kv_bytes_per_token,
+            least_gain=least_gain,
+            progress=plans.begin,
+        )
+    if json:
+        print_json(_document(result))
+    else:
+        _print(stdout(), recording, result)
+    return 0
+
+
+def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace]:
+    if not 0 < hold_out < 1:
+        raise EquipoiseError(f"--hold-out is {hold_out}; expected a share above 0 and below 1.")
+    return recording.split(at=1 - hold_out)
+
+
+def _document(result: Budget) -> dict[str, object]:
+    placement = result.placements[0]
+    return {
+        "planner": result.planner,
+        "dispatch": result.dispatch,
+        "ranks": placement.num_ranks,
+        "experts": placement.num_experts,
+        "layers": placement.layer_ids,
+        "held_out_steps": len(result.mean),
+        "least_gain": result.least_gain,
+        "decided": result.is_decided,
+        "points": [
+            {
+                "redundant": point.redundant[0],
+                "pays": point in result.front[1:],
+                **_numbers(point, result.points[0]),
+                "by_layer": {
+                    "redundant": chosen.redundant,
+                    **_numbers(chosen, result.points[0]),
+                    "gain_over_equal_layers": chosen.gain_over(point),
+                },
+            }
+            for point, chosen in zip(result.points, result.by_layer, strict=True)
+        ],
+        "layer_gain": result.layer_gain.tolist(),
+        "advice": result.advice,
+    }
+
+
+def _numbers(point: Point, first: Point) -> dict[str, object]:
+    return {
+        "bytes_per_rank": point.bytes_per_rank,
+        "kv_tokens": point.kv_tokens,
+        "mean_imbalance": point.mean_imbalance,
+        "relative_step_time": point.relative_step_time,
+        "step_seconds": point.step_seconds,
+        "gain": point.gain_over(first),
+    }
+
+
+def _print(console: Console, recording: Trace, result: Budget) -> None:
+    console.print(one_line(f"{recording}"))
+    for note in recording.provenance.notes:
+        console.print(f"  note: {one_line(note)}")
+    what = "Seconds of the slowest ranks in" if result.in_seconds else "Max/mean rank load of"
+    console.print(
+        f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "
+        "what the slots take off, with its standard error: in all, the last step, and if layers "
+        "may differ at equal memory.\n"
+    )
+    console.print(_table(result))
+    console.print(f"\n{result.advice}")
+    _print_by_layer(console, result)
+
+
+def _table(result: Budget) -> WholeTable:
+    table = WholeTable(box=None)
+    scores = ("ms",) if result.in_seconds else ("mean", "time")
+    for name in ("redundant", "GB", "KV tokens", *scores, "in all", "last step", "by layer"):
+        table.add_column(name, justify="right", no_wrap=True)
+    first = before = result.points[0]
+    for point, chosen in zip(result.points, result.by_layer, strict=True):
+        gains = (point.gain_over(first), point.gain_over(before), chosen.gain_over(point))
+        table.add_row(
+            str(point.redundant[0]),
+            "" if point.bytes_per_rank is None else f"{point.bytes_per_rank / 1e9:.3f}",
+            "" if point.kv_tokens is None else f"{point.kv_tokens:,}",
+            *_scores(point),
+            *("" if point is first else _short(gain) for gain in gains),
+        )
+        before = point
+    return table
+
+
+def _scores(point: Point) -> list[str]:
+    if point.step_seconds is not None:
+        return [f"{1e3 * point.step_seconds:.3f}"]
+    assert point.mean_imbalance is not None
+    assert point.relative_step_time is not None
+    return [f"{point.mean_imbalance:.3f}", f"{point.relative_step_time:.3f}"]
+
+
+def _short(gain: Gain) -> str:
+    return f"{100 * gain.share:z.1f}±{100 * gain.error:.1f} %"
+
+
+def _print_by_layer(console: Console, result: Budget) -> None:
+    """The choice by layer that gains most over equal layers, if any is worth it."""
+    if result.best_by_layer is None:
+        return
+    equal, chosen, gain = result.best_by_layer
+    console.print(
+        f"At the memory of {equal.redundant[0]} redundant slots, layers that differ take {gain} "
+        "more off:"
+    )
+    layers, redundant = np.array(result.placements[0].layer_ids), np.array(chosen.redundant)
+    for number in np.unique(redundant):
+        where = format_ids(layers[redundant == number].tolist())
+        console.print(f"  {number} redundant slots: layers {where}")
+    console.print("Advice only: the engines' maps have as many slots in every layer.")

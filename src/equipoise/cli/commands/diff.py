@@ -1,0 +1,202 @@
+"""``equipoise diff``: what must move from one map to another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+from rich.table import Table
+
+from equipoise.cli.options.common import (
+    Amount,
+    Json,
+    MachineArguments,
+    MapArguments,
+    check_model_key,
+    check_output,
+    print_json,
+    stdout,
+)
+from equipoise.cli.options.gate import GateArguments
+from equipoise.cli.views.moves import moves_document, moves_text
+from equipoise.cli.views.text import in_options, one_line
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import (
+    check_map_path,
+    detect_map,
+    examine_map,
+    reading_warnings,
+    write_map,
+)
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration, Receive, match_ranks
+from equipoise.migration import diff as compare
+from equipoise.placement import Placement
+from equipoise.plan.weigh.gate import Decision
+
+
+def diff(
+    old: Path,
+    new: Path,
+    /,
+    *,
+    expert_bytes: Annotated[int | None, Amount] = None,
+    match: Annotated[bool, Parameter(negative=())] = False,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    machine: MachineArguments | None = None,
+    deployment: MapArguments | None = None,
+    gate: GateArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Count what must move from one map to another; the maps may be of different formats.
+
+    With --trace, decide whether moving pays. Exit status 1 if it does not.
+
+    Parameters
+    ----------
+    old, new
+        The map in force, and the one to come.
+    expert_bytes
+        Bytes of one expert in one layer, scales included; adds volume and time to the answer.
+    match
+        Rename the new map's ranks, layer by layer, so that most experts stay; the ranks' loads are
+        the same but for their order.
+    for_
+        With --match: format of the renamed map, as for equipoise convert.
+    output
+        With --match: the file for the renamed map; needs --for.
+    """
+    machine, gate = machine or MachineArguments(), gate or GateArguments()
+    gate.check(expert_bytes)
+    _refuse_unused(machine, match, gate)
+    context = (deployment or MapArguments()).context
+    _check_target(for_, output, match, old, new, gate.trace)
+    _refuse_useless(deployment or MapArguments(), old, new)
+    readings = {path: examine_map(path, context) for path in (old, new)}
+    before, after = readings[old].placement, readings[new].placement
+    doubts = [f"{path}: {doubt}" for path in readings for doubt in reading_warnings(readings[path])]
+    topology = machine.topology(before.num_ranks)
+    if match:
+        after = match_ranks(before, after, topology)
+    migration = compare(before, after, topology)
+    decision = gate.decide(migration, expert_bytes)
+    written = _write(after, for_, output, context.num_hidden_layers)
+    if json:
+        document = _document(migration, expert_bytes, decision)
+        print_json(document | {"map": written, "warnings": doubts})
+    else:
+        _print(migration, expert_bytes, decision)
+        _print_doubts(doubts)
+        _print_map(written)
+    return 0 if decision is None or decision.move else 1
+
+
+def _refuse_useless(deployment: MapArguments, *maps: Path) -> None:
+    """Refuse what neither of the maps has a use for."""
+    if deployment.model_key is not None:
+        check_model_key(deployment.model_key, *(detect_map(path).name for path in maps))
+
+
+def _refuse_unused(machine: MachineArguments, match: bool, gate: GateArguments) -> None:
+    if machine.room is not None and not match:
+        raise EquipoiseError("--room: only with --match, which renames ranks of equal room.")
+    if machine.speed is not None and not match and gate.trace is None:
+        raise EquipoiseError("--speed: only with --match or --trace, which look at it.")
+
+
+def _check_target(
+    format: str | None, output: Path | None, match: bool, *inputs: Path | None
+) -> None:
+    if (format is None) != (output is None):
+        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
+    if format is None or output is None:
+        return
+    if not match:
+        raise EquipoiseError(
+            "--for and --output: only with --match; equipoise convert copies maps."
+        )
+    check_map_path(output, format)
+    check_output(output, *inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """The renamed map on disk, and what it does not say."""
+
+    path: str
+    lost: list[str]
+
+
+def _write(
+    placement: Placement, format: str | None, output: Path | None, hidden_layers: int | None
+) -> _Written | None:
+    if format is None or output is None:
+        return None
+    context = MapContext(num_hidden_layers=hidden_layers)
+    lost = write_map(placement, output, format=format, context=context)
+    return _Written(path=str(output), lost=lost)
+
+
+def _document(
+    migration: Migration, expert_bytes: int | None, decision: Decision | None
+) -> dict[str, object]:
+    return {
+        "slots": migration.receive.size,
+        "moves": _totals(migration),
+        "by_layer": {
+            str(layer): {kind.name.lower(): int(n) for kind, n in zip(Receive, row, strict=True)}
+            for layer, row in zip(migration.new.layer_ids, migration.counts, strict=True)
+        },
+        **moves_document(migration, expert_bytes),
+        "decision": None if decision is None else _finite(decision),
+    }
+
+
+def _finite(decision: Decision) -> dict[str, object]:
+    """The decision with ``None`` for steps that never come, which JSON cannot say."""
+    values = {name: None if value == np.inf else value for name, value in asdict(decision).items()}
+    return values | {"text": decision.text}
+
+
+def _totals(migration: Migration) -> dict[str, int]:
+    totals = migration.counts.sum(axis=0)
+    return {kind.name.lower(): int(totals[kind]) for kind in Receive}
+
+
+_MEANING = {
+    Receive.UNCHANGED: "holds its expert already",
+    Receive.SAME_RANK: "copied within its rank",
+    Receive.FREE_RIDER: "copied from a slot of its rank that receives it",
+    Receive.SAME_NODE: "received from a rank of its node",
+    Receive.CROSS_NODE: "received from another node",
+}
+
+
+def _print(migration: Migration, expert_bytes: int | None, decision: Decision | None) -> None:
+    table = Table("what becomes of a slot", "slots", "share", box=None)
+    for kind, count in zip(Receive, _totals(migration).values(), strict=True):
+        table.add_row(_MEANING[kind], f"{count:,}", f"{count / migration.receive.size:.1%}")
+    console = stdout()
+    console.print(table)
+    console.print(moves_text(migration, expert_bytes))
+    if decision is not None:
+        console.print(decision.text)
+
+
+def _print_doubts(doubts: list[str]) -> None:
+    console = stdout()
+    for doubt in doubts:
+        console.print(in_options(one_line(doubt)))
+
+
+def _print_map(written: _Written | None) -> None:
+    if written is None:
+        return
+    console = stdout()
+    console.print(one_line(f"Written, read back and compared: {written.path}"))
+    for sentence in written.lost:
+        console.print(f"  not in the file: {in_options(one_line(sentence))}")

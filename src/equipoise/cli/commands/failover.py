@@ -1,0 +1,288 @@
+"""``equipoise failover``: maps for the ranks that are left, or for fewer or more of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+import numpy as np
+from cyclopts import Parameter
+from rich.console import Console
+
+from equipoise.cli.options.common import (
+    Json,
+    MachineArguments,
+    Size,
+    TraceArguments,
+    check_decoder_layers,
+    check_output,
+    print_json,
+    stdout,
+)
+from equipoise.cli.views.progress import progress_bar
+from equipoise.cli.views.text import in_options, one_line
+from equipoise.dispatch import Even
+from equipoise.engines.files import output_file, output_folder, write_bytes
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import check_map_path, map_format, read_map, write_map
+from equipoise.errors import EquipoiseError
+from equipoise.layer_ids import format_ids
+from equipoise.placement import Placement
+from equipoise.plan import Problem, evaluate
+from equipoise.plan.weigh.failover import Content, Refit, failover_maps, resize
+from equipoise.report.terminal import WholeTable
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Lost = Literal["rank", "node"]
+
+
+def failover(
+    map: Path,
+    trace: Path,
+    /,
+    *,
+    ranks: Annotated[int | None, Size] = None,
+    lost: Lost | None = None,
+    to_ranks: Annotated[int | None, Size] = None,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    hidden_layers: Annotated[int | None, Size] = None,
+    machine: MachineArguments | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Make the map for the loss of each rank or node, or for fewer or more ranks; few slots change.
+
+    Parameters
+    ----------
+    map
+        The map in force.
+    trace
+        A recording of the traffic to balance; the maps are scored on it, by an even split.
+    ranks
+        Expert-parallel ranks, where the map does not say.
+    lost
+        A map for the loss of each rank, or of each node.
+    to_ranks
+        A map for so many ranks: the last ones leave, or new ones follow.
+    for_
+        Format of the maps: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
+    output
+        The folder for the maps of --lost, or the file of --to-ranks; needs --for.
+    hidden_layers
+        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+    """
+    reading, machine = reading or TraceArguments(), machine or MachineArguments()
+    if (lost is None) == (to_ranks is None):
+        raise EquipoiseError("Give one of --lost (rank or node) and --to-ranks.")
+    if (lost == "node") != (machine.ranks_per_node is not None):
+        raise EquipoiseError("--lost node needs --ranks-per-node, and nothing else looks at it.")
+    _check_target(for_, output, hidden_layers, lost)
+    recording = reading.read(trace, ranks=ranks)
+    context = MapContext(
+        num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
+    )
+    current = read_map(map, context)
+    topology = machine.topology(current.num_ranks)
+    problem = Problem(recording, topology, current.num_slots)
+    paths = _paths(output, for_, lost, topology)
+    _check_paths(paths, lost, map, trace, reading.run_map)
+    with progress_bar("planning"):
+        changes = _changes(current, problem, lost, to_ranks)
+    now = evaluate(current, recording, dispatch=Even(topology=topology)).mean_imbalance
+    if for_ is not None:
+        changes = _write(changes, paths, for_, MapContext(num_hidden_layers=hidden_layers))
+    if json:
+        print_json(_document(now, changes))
+    else:
+        _print(stdout(), recording, now, changes)
+    return 0
+
+
+def _check_target(
+    format: str | None,
+    output: Path | None,
+    hidden_layers: int | None,
+    lost: Lost | None,
+) -> None:
+    """Refuse what would fail, or be ignored, only after the work."""
+    if (format is None) != (output is None):
+        raise EquipoiseError("Maps need both --for and --output; give both or neither.")
+    if format is None or output is None:
+        if hidden_layers is not None:
+            raise EquipoiseError("--hidden-layers: only for maps; give --for and --output as well.")
+        return
+    map_format(format)
+    check_decoder_layers(hidden_layers, format)
+    if lost is None:
+        check_map_path(output, format)
+        output_file(output)
+    elif output.is_dir():
+        return
+    elif output.exists():
+        raise EquipoiseError(f"{output}: is a file; give the name of a folder for several maps.")
+    else:
+        output_folder(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """A map for other ranks, how balanced they are, and where it was written."""
+
+    name: str
+    refit: Refit
+    imbalance: float
+    path: Path | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def _changes(
+    current: Placement, problem: Problem, lost: Lost | None, to_ranks: int | None
+) -> list[_Change]:
+    if to_ranks is not None:
+        return [_change(f"{to_ranks} ranks", resize(current, problem, to_ranks), problem)]
+    assert lost is not None  # checked
+    refits = failover_maps(current, problem, domain=lost)
+    return [_change(f"{lost} {i}", refit, problem) for i, refit in enumerate(refits)]
+
+
+def _change(name: str, refit: Refit, problem: Problem) -> _Change:
+    devices = Topology(len(refit.old_rank), speed=_speeds(problem.topology, refit))
+    scores = evaluate(refit.placement, problem.load, dispatch=Even(topology=devices))
+    return _Change(name=name, refit=refit, imbalance=scores.mean_imbalance)
+
+
+def _speeds(topology: Topology, refit: Refit) -> tuple[float, ...] | None:
+    """Those of the old ranks; a new rank, numbered -1, has their mean."""
+    if topology.speed is None:
+        return None
+    return tuple(np.append(topology.speed, np.mean(topology.speed))[refit.old_rank].tolist())
+
+
+def _paths(
+    output: Path | None, format: str | None, lost: Lost | None, topology: Topology
+) -> list[Path]:
+    """The maps to write."""
+    if output is None or format is None:
+        return []
+    if lost is None:
+        return [output]
+    number = topology.num_ranks if lost == "rank" else topology.num_nodes
+    width, suffix = len(f"{number - 1}"), map_format(format).suffixes[0]
+    return [output / f"without-{lost}-{i:0{width}}{suffix}" for i in range(number)]
+
+
+def _check_paths(paths: list[Path], lost: Lost | None, *inputs: Path | None) -> None:
+    """Refuse a folder in which a map of another deployment would stay, and outputs onto inputs."""
+    if lost is not None and paths and paths[0].parent.exists():
+        folder, ours = paths[0].parent, {path.name for path in paths}
+        if other := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+            raise EquipoiseError(
+                f"{folder}: holds {other[0]}{more}, which these {len(paths)} maps do not replace: "
+                "an engine could load it for the wrong deployment. Give a new or empty folder."
+            )
+    for path in paths:
+        if lost is None or path.parent.exists():
+            check_output(path, *inputs)
+
+
+def _write(
+    changes: list[_Change], paths: list[Path], format: str, context: MapContext
+) -> list[_Change]:
+    """All maps or none: made in a folder of their own, then copied to where they belong."""
+    folder = paths[0].parent
+    written = []
+    beside = folder if folder.is_dir() else folder.parent
+    with TemporaryDirectory(dir=beside, prefix=".equipoise.") as scratch:
+        for change, path in zip(changes, paths, strict=True):
+            try:
+                left_out = write_map(
+                    change.refit.placement, Path(scratch, path.name), format=format, context=context
+                )
+            except EquipoiseError as error:
+                raise EquipoiseError(
+                    f"{path}{str(error).partition(path.name)[2] or f': {error}'}"
+                ) from error
+            written.append(replace(change, path=path, left_out=tuple(left_out)))
+        folder.resolve().mkdir(exist_ok=True)  # where a link leads, if it is one
+        for path in paths:
+            write_bytes(path, Path(scratch, path.name).read_bytes())
+    return written
+
+
+def _document(now: float, changes: list[_Change]) -> dict[str, object]:
+    before = changes[0].refit.old
+    return {
+        "ranks": before.num_ranks,
+        "experts": before.num_experts,
+        "slots": before.num_slots,
+        "mean_imbalance": now,
+        "maps": [
+            {
+                "name": change.name,
+                "gone": change.refit.gone.tolist(),
+                "old_rank": change.refit.old_rank.tolist(),
+                "ranks": change.refit.placement.num_ranks,
+                "slots": change.refit.placement.num_slots,
+                **_contents(change.refit),
+                "mean_imbalance": change.imbalance,
+                "status": change.refit.status,
+                "map": None
+                if change.path is None
+                else {"path": str(change.path), "lost": change.left_out},
+            }
+            for change in changes
+        ],
+    }
+
+
+def _contents(refit: Refit) -> dict[str, int]:
+    """Slots of all layers by where their expert comes from."""
+    totals = refit.counts.sum(axis=0)
+    return {kind.name.lower(): int(totals[kind]) for kind in Content}
+
+
+def _print(console: Console, recording: Trace, now: float, changes: list[_Change]) -> None:
+    before = changes[0].refit.old
+    console.print(one_line(f"{recording}"))
+    for note in recording.provenance.notes:
+        console.print(f"  note: {one_line(note)}")
+    console.print(
+        f"{before.num_experts} experts in {before.num_slots} slots on {before.num_ranks} ranks: "
+        f"max/mean rank load {now:.3f}, even split, recorded steps\n"
+    )
+    console.print(_table(changes))
+    worst = max(changes, key=lambda c: (c.refit.placement.slots_per_rank, c.imbalance))
+    label = "" if len(changes) == 1 else f"Hardest without {worst.name}: "
+    console.print(f"\n{label}{worst.refit.status}")
+    _print_maps(console, changes)
+
+
+def _table(changes: list[_Change]) -> WholeTable:
+    table = WholeTable(box=None)
+    title = "without" if len(changes) > 1 else "to"
+    for name in (title, "ranks gone", "kept", "copied", "reloaded", "slots a rank", "max/mean"):
+        table.add_column(name, justify="left" if name == title else "right", no_wrap=True)
+    for change in changes:
+        table.add_row(
+            change.name,
+            format_ids(change.refit.gone.tolist()),
+            *(f"{slots:,}" for slots in _contents(change.refit).values()),
+            str(change.refit.placement.slots_per_rank),
+            f"{change.imbalance:.3f}",
+        )
+    return table
+
+
+def _print_maps(console: Console, changes: list[_Change]) -> None:
+    paths = [change.path for change in changes if change.path is not None]
+    if not paths:
+        return
+    where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
+    console.print(one_line(f"\nWritten, read back and compared: {where}"))
+    for sentence in dict.fromkeys(s for change in changes for s in change.left_out):
+        console.print(f"  not in the file: {in_options(one_line(sentence))}")

@@ -1,0 +1,76 @@
+"""``equipoise validate``: every defect of a map, before an engine meets it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.text import Text
+
+from equipoise.cli.options.common import (
+    Json,
+    MapArguments,
+    check_decoder_layers,
+    check_model_key,
+    print_json,
+    stdout,
+)
+from equipoise.cli.views.text import in_options, one_line
+from equipoise.engines._shared.map_checks import by_kind
+from equipoise.engines.formats import Severity
+from equipoise.engines.map_io import MapInspection, inspect_map
+
+
+def validate(
+    map: Path,
+    /,
+    *,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    deployment: MapArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Find every defect of a map, all in one run. Exit status 1 if the engine must not load it.
+
+    Parameters
+    ----------
+    map
+        The map file.
+    for_
+        The map's format, such as trtllm or vllm-49572; detected from its content if not given.
+    """
+    deployment = deployment or MapArguments()
+    found = inspect_map(map, deployment.context, format=for_)
+    check_decoder_layers(deployment.hidden_layers, found.format)
+    check_model_key(deployment.model_key, found.format)
+    errors = _count(found, Severity.ERROR)
+    if json:
+        print_json({"map": str(map), "valid": not errors, **asdict(found)})
+    else:
+        _print(map, found)
+    return 1 if errors else 0
+
+
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+def _print(map: Path, found: MapInspection) -> None:
+    console = stdout()
+    for finding in by_kind(found.findings):
+        label = Text(f"{finding.code} {finding.severity.value}: ", style=_COLOURS[finding.severity])
+        console.print(label + Text(in_options(one_line(f"{finding.message} {finding.remedy}"))))
+    for note in found.notes:
+        console.print(Text("note: ", style="cyan") + Text(in_options(one_line(note))))
+    errors, warnings = _count(found, Severity.ERROR), _count(found, Severity.WARNING)
+    verdict = "do not load it" if errors else "valid"
+    counts = f"{_words(errors, 'error')}, {_words(warnings, 'warning')}"
+    console.print(one_line(f"{map}: {found.format}: {counts}: {verdict}."))
+
+
+def _count(found: MapInspection, severity: Severity) -> int:
+    return sum(finding.count for finding in found.findings if finding.severity is severity)
+
+
+def _words(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

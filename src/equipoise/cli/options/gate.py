@@ -1,0 +1,89 @@
+"""Deciding on the command line whether a migration pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.common import option_name
+from equipoise.cli.options.dispatcher import find_dispatcher
+from equipoise.cost import rank_cost
+from equipoise.engines.formats import given
+from equipoise.engines.trace_io import read_trace
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration
+from equipoise.plan.weigh.gate import Decision, Gate
+
+_PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
+_AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GateArguments:
+    """Whether moving pays: what it saves on a recording, against what it costs.
+
+    Parameters
+    ----------
+    trace
+        Decide whether to move, by steps that the new map was not planned on; exit status 1 if not.
+        A recording that needs no options to be read, one row a step.
+    rank_cost
+        With --trace: what ranks take, published constants of this name, such as h100-deepep-ep32;
+        all names in docs/costs.md.
+    dispatch
+        With --trace: the dispatcher that runs, as for equipoise plan.
+    dwell_steps
+        With --trace: steps until the loads have drifted away from what the new map was made for.
+    stall_seconds
+        With --trace: for which serving stands still.
+    interference
+        With --trace: serving seconds lost for each second of transfers, 0 to 1 as a rule.
+    delay_steps
+        With --trace: steps until the new map is in force.
+    """
+
+    trace: Path | None = None
+    rank_cost: str | None = None
+    dispatch: str = "even"
+    dwell_steps: _AtLeastZero = None
+    stall_seconds: _AtLeastZero = None
+    interference: _AtLeastZero = None
+    delay_steps: _AtLeastZero = None
+
+    def check(self, expert_bytes: int | None) -> None:
+        """Refuse a decision without all that it rests on, and the other way round."""
+        if self.trace is None:
+            if given(self):
+                names = ", ".join(sorted(map(option_name, given(self))))
+                raise EquipoiseError(f"{names}: only with --trace, to decide whether to move.")
+            return
+        needed = ("rank_cost", *_PRICES)
+        missing = [option_name(name) for name in needed if getattr(self, name) is None]
+        missing += ["--expert-bytes"] if expert_bytes is None else []
+        if missing:
+            raise EquipoiseError(
+                f"To decide whether to move, give {', '.join(missing)} as well: no value of theirs "
+                "fits every system."
+            )
+        assert self.rank_cost is not None
+        rank_cost(self.rank_cost)
+        find_dispatcher(self.dispatch)
+
+    def decide(self, migration: Migration, expert_bytes: int | None) -> Decision | None:
+        """The decision; ``None`` where nobody asked for one."""
+        if self.trace is None:
+            return None
+        assert self.rank_cost is not None  # checked
+        assert expert_bytes is not None
+        steps = read_trace(self.trace)
+        runs = find_dispatcher(self.dispatch, migration.topology, top_k=steps.top_k)
+        prices: dict[str, Any] = {name: getattr(self, name) for name in _PRICES}
+        gate = Gate(
+            cost=rank_cost(self.rank_cost), expert_bytes=expert_bytes, dispatch=runs, **prices
+        )
+        return gate.decide(migration, steps)

@@ -1,0 +1,559 @@
+"""When to look at the loads, when to plan, and which layers move in which step.
+
+A state machine. Rank 0 has it and makes one ``step`` a forward pass; the order that comes out is
+broadcast, and every rank, rank 0 too, acts on it::
+
+    order = broadcast(controller.step(report) if rank == 0 else None)
+    follower.follow(order)                      # refuses an order out of turn
+    match order.action:
+        case Action.LOOK:                       # all ranks add up their counts; rank 0 asks
+            window = recorder.to_trace(group)
+            if rank == 0: planner.ask(controller.question, window)
+        case Action.MOVE: ...                   # begin moving order.layers to order.slots
+        case Action.COMMIT: ...                 # exchange a layer if it has arrived everywhere
+        case Action.ABORT: ...                  # drop the question or the transfer under way
+
+What came of it is the next report. Nothing here talks to other processes, reads a clock or
+draws random numbers: equal reports give equal orders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.balance import check_number
+from equipoise.control.cadence import layer_groups
+from equipoise.control.process import Failure, Finding, Question
+from equipoise.control.settings import Settings
+from equipoise.errors import EquipoiseError
+from equipoise.layer_ids import format_ids
+from equipoise.migration import with_slots
+from equipoise.placement import Placement
+
+Ints = NDArray[np.int64]
+
+_LONGEST_BACK_OFF = 64  # update intervals
+_ANSWER_EVERY = (
+    4  # steps: so often, and not after each, ranks hear whether the planner has answered
+)
+
+
+class State(Enum):
+    """What the controller is at; each leads to the next, the last to ``OBSERVE``.
+
+    From ``PLAN`` and ``MOVE`` it goes back to ``OBSERVE`` if nothing is to move, or a move fails;
+    from ``SETTLE`` to ``MOVE`` to take a change back.
+    """
+
+    WARM_UP = "warm-up"
+    OBSERVE = "observe"
+    PLAN = "plan"
+    MOVE = "move"
+    SETTLE = "settle"
+
+
+class Action(Enum):
+    """What all ranks do after a forward pass."""
+
+    NOTHING = "nothing"
+    LOOK = "look"
+    MOVE = "move"
+    COMMIT = "commit"
+    ABORT = "abort"
+    SETTLE = "settle"
+
+
+class Outcome(Enum):
+    """What became of an attempt to balance."""
+
+    KEPT = "kept"
+    UNPROVEN = "unproven"
+    ROLLED_BACK = "rolled_back"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Order:
+    """What every rank is to do next.
+
+    Parameters
+    ----------
+    number
+        Counts steps from 1, without gaps.
+    action, state
+        What to do, and what the controller is at from now on.
+    version
+        Of the placement that is moved to, or served last: counts moves.
+    layers, slots
+        For ``MOVE``: the model's numbers of the layers, and what their slots are to hold,
+        ``(len(layers), S)``.
+    serving
+        Checksum of the placement that all ranks serve when they get this.
+    outcome
+        Of the attempt that ended with this order.
+    note
+        A sentence for the log; empty if nothing of interest happened.
+    quiet_until
+        Orders with a number below this one, if more of them follow, say nothing new. That holds as
+        long as the planner's answer, if one is awaited, is not reported before the step of this
+        number.
+    """
+
+    number: int
+    action: Action
+    state: State
+    version: int
+    serving: str
+    layers: tuple[int, ...] = ()
+    slots: Ints | None = None
+    outcome: Outcome | None = None
+    note: str = ""
+    quiet_until: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """What has happened since the last step.
+
+    Parameters
+    ----------
+    answer
+        Of the planner; or a failure to count what it was to look at.
+    moved
+        Layers that serve what the last ``MOVE`` ordered, on all ranks, by the model's numbers.
+    failures
+        Why layers that were to move did not, a sentence each. The others are not touched.
+    """
+
+    answer: Finding | Failure | None = None
+    moved: tuple[int, ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+class Controller:
+    """Makes the orders.
+
+    Parameters
+    ----------
+    placement
+        The one that is served.
+    settings
+        When, and how much at a time.
+    expert_bytes
+        All tensors of one expert in one layer, for ``max_bytes_per_step``.
+
+    Raises
+    ------
+    EquipoiseError
+        A limit on bytes without the bytes of an expert.
+    """
+
+    def __init__(
+        self, placement: Placement, settings: Settings, *, expert_bytes: int | None = None
+    ) -> None:
+        if expert_bytes is not None:
+            check_number("expert_bytes", expert_bytes, low=1, high=math.inf)
+        elif settings.max_bytes_per_step is not None:
+            raise EquipoiseError("max_bytes_per_step needs the bytes of an expert; give both.")
+        self._settings = settings
+        self._expert_bytes = expert_bytes or 0
+        self._serve(placement)
+        self._before: Placement | None = None  # the last change, until it is judged
+        self._state = State.WARM_UP
+        self._number = 0
+        self._version = 0
+        self._next_look = settings.warm_up_steps + settings.window
+        self._question: Question | None = None
+        self._alarm = _Alarm(settings)
+        self._move: _Move | None = None
+        self._finished = settings.layers_per_step == 0
+
+    @property
+    def state(self) -> State:
+        """What it is at."""
+        return self._state
+
+    @property
+    def placement(self) -> Placement:
+        """What all ranks serve, layers that have moved included."""
+        return self._placement
+
+    @property
+    def question(self) -> Question:
+        """What to ask the planner after an order to look.
+
+        Raises
+        ------
+        EquipoiseError
+            Nothing was asked, or it is answered.
+        """
+        if self._question is None:
+            raise EquipoiseError("There is no question; ask after an order to look.")
+        return self._question
+
+    def step(self, report: Report | None = None) -> Order:
+        """The next order; takes no time worth mentioning.
+
+        Raises
+        ------
+        EquipoiseError
+            A report that layers have moved which were not ordered to.
+        """
+        report = report or Report()
+        self._take(report.moved)
+        self._number += 1
+        at: dict[State, Callable[[Report], Order]] = {
+            State.WARM_UP: self._warm_up,
+            State.OBSERVE: self._observe,
+            State.PLAN: self._plan,
+            State.MOVE: self._go_on_moving,
+            State.SETTLE: self._settle,
+        }
+        return at[self._state](report)
+
+    def _warm_up(self, _report: Report) -> Order:
+        if self._number > self._settings.warm_up_steps:
+            self._state = State.OBSERVE
+        return self._order()
+
+    def _observe(self, _report: Report) -> Order:
+        if self._number < self._next_look:
+            return self._order()
+        threshold = math.inf if self._finished else self._alarm.threshold(self._number)
+        self._state = State.PLAN
+        return self._look(threshold)
+
+    def _plan(self, report: Report) -> Order:
+        answer = self._answer(report)
+        if answer is None:
+            return self._order()
+        if isinstance(answer, Failure):
+            return self._give_up(Outcome.FAILED, answer.text, action=Action.ABORT)
+        self._alarm.see(answer.sure_excess)
+        if answer.proposal in (None, self._placement) or answer.predicted is None:
+            return self._observe_again()
+        if not answer.predicted.move:
+            return self._give_up(Outcome.REFUSED, answer.predicted.text)
+        return self._start(answer.proposal, note=answer.predicted.text)
+
+    def _go_on_moving(self, report: Report) -> Order:
+        assert self._move is not None
+        if report.failures:
+            self._move = self._before = None
+            return self._give_up(Outcome.FAILED, report.failures[0], action=Action.ABORT)
+        if self._move.under_way:
+            return self._order(Action.COMMIT)
+        if self._move.groups:
+            return self._next_group()
+        self._state = State.SETTLE
+        self._next_look = self._number + self._settings.settle_steps
+        self._move = None
+        return self._order(Action.SETTLE)
+
+    def _settle(self, report: Report) -> Order:
+        if self._question is not None:
+            answer = self._answer(report)
+            return self._order() if answer is None else self._judge(answer)
+        if self._number < self._next_look:
+            return self._order()
+        if self._before is None:  # a change that was taken back is not judged
+            return self._observe_again()
+        return self._look(math.inf)
+
+    def _judge(self, answer: Finding | Failure) -> Order:
+        """Whether the last change was for the better; if it was for the worse, undo it."""
+        before, self._before = self._before, None
+        assert before is not None
+        if isinstance(answer, Failure) or answer.achieved is None:
+            text = answer.text if isinstance(answer, Failure) else "The planner did not compare."
+            return self._give_up(Outcome.FAILED, text, action=Action.ABORT)
+        self._finished |= self._settings.once
+        self._alarm.see(answer.sure_excess)
+        gain = answer.achieved
+        note = f"The last move saves {gain.gain_seconds:.3g} s a step."
+        if gain.gain_low > 0:
+            self._alarm.calm()
+            return self._observe_again(Outcome.KEPT, note)
+        if gain.gain_seconds >= 0:
+            return self._give_up(Outcome.UNPROVEN, note)
+        self._alarm.back_off(self._number)
+        return self._start(before, outcome=Outcome.ROLLED_BACK, note=note, keep=False)
+
+    def _look(self, plan_above: float) -> Order:
+        self._question = Question(
+            number=self._number,
+            current=self._placement,
+            previous=self._before,
+            plan_above=plan_above,
+        )
+        return self._order(Action.LOOK)
+
+    def _answer(self, report: Report) -> Finding | Failure | None:
+        """The answer to the open question; a failure once it is late. Others do not count."""
+        assert self._question is not None
+        number, answer = self._question.number, report.answer
+        if answer is None or answer.number != number:
+            if self._number - number <= self._settings.wait_steps:
+                return None
+            text = f"The planner has not answered in {self._settings.wait_steps} steps."
+            answer = Failure(number=number, text=text)
+        self._question = None
+        return answer
+
+    def _start(
+        self,
+        target: Placement,
+        *,
+        outcome: Outcome | None = None,
+        note: str = "",
+        keep: bool = True,
+    ) -> Order:
+        """Begin to move elsewhere; ``keep`` what was served, to be compared and gone back to."""
+        self._before = self._placement if keep else None
+        self._move = _Move.plan(self._placement, target, self._settings.layers_per_step)
+        self._version += 1
+        self._state = State.MOVE
+        return self._next_group(outcome, note)
+
+    def _next_group(self, outcome: Outcome | None = None, note: str = "") -> Order:
+        """The next layers, as soon as the bytes allow."""
+        move, limit = self._move, self._settings.max_bytes_per_step
+        assert move is not None
+        move.saved_bytes += limit or 0
+        cost = self._expert_bytes * move.slots_that_change(self._placement, move.groups[0])
+        if limit is not None and cost > move.saved_bytes:
+            return self._order(outcome=outcome, note=note)
+        move.saved_bytes -= cost
+        rows = move.groups.popleft()
+        layers = tuple(self._placement.layer_ids[row] for row in rows)
+        move.under_way = set(layers)
+        slots = move.target.slots[list(rows)]
+        return self._order(Action.MOVE, layers=layers, slots=slots, outcome=outcome, note=note)
+
+    def _take(self, moved: tuple[int, ...]) -> None:
+        """Remember what is served now."""
+        if not moved:
+            return
+        under_way = self._move.under_way if self._move else set()
+        stray = sorted(set(moved) - under_way)
+        if stray or self._move is None:
+            raise EquipoiseError(f"Layers {format_ids(stray)} were not ordered to move.")
+        under_way -= set(moved)
+        rows = [self._placement.layer_ids.index(layer) for layer in moved]
+        self._serve(_with_rows(self._placement, rows, self._move.target.slots[rows]))
+
+    def _serve(self, placement: Placement) -> None:
+        self._placement = placement
+        self._serving = placement.checksum  # every order has it: worked out once a placement
+
+    def _give_up(self, outcome: Outcome, note: str, *, action: Action = Action.NOTHING) -> Order:
+        self._alarm.back_off(self._number)
+        return self._observe_again(outcome, note, action)
+
+    def _observe_again(
+        self, outcome: Outcome | None = None, note: str = "", action: Action = Action.NOTHING
+    ) -> Order:
+        self._state = State.OBSERVE
+        self._next_look = self._number + self._settings.update_interval
+        return self._order(action, outcome=outcome, note=note)
+
+    def _order(
+        self,
+        action: Action = Action.NOTHING,
+        *,
+        layers: tuple[int, ...] = (),
+        slots: Ints | None = None,
+        outcome: Outcome | None = None,
+        note: str = "",
+    ) -> Order:
+        return Order(
+            number=self._number,
+            action=action,
+            state=self._state,
+            version=self._version,
+            serving=self._serving,
+            layers=layers,
+            slots=slots,
+            outcome=outcome,
+            note=note,
+            quiet_until=self._quiet_until,
+        )
+
+    @property
+    def _quiet_until(self) -> int:
+        """The number of the next order that may be something else than nothing."""
+        if self._state is State.WARM_UP:
+            return self._settings.warm_up_steps + 1
+        if self._question is not None:
+            asked = self._question.number
+            waited = self._number - asked
+            late = self._settings.wait_steps + 1
+            return asked + min(waited + _ANSWER_EVERY - waited % _ANSWER_EVERY, late)
+        return self._next_look if self._state in (State.OBSERVE, State.SETTLE) else 0
+
+
+class Follower:
+    """What a rank knows of the orders: the last one, and what it serves itself.
+
+    Parameters
+    ----------
+    placement
+        The one that is served.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self._serve(placement)
+        self._number = 0
+        self._version = 0
+        self._target: dict[int, Ints] = {}
+
+    @property
+    def placement(self) -> Placement:
+        """What this rank serves."""
+        return self._placement
+
+    @property
+    def version(self) -> int:
+        """Of the last move it was ordered to."""
+        return self._version
+
+    def follow(self, order: Order) -> None:
+        """Take the next order.
+
+        Raises
+        ------
+        EquipoiseError
+            An order that is not the next, a version that goes back or jumps, or a move while
+            another is under way. Nothing is changed then.
+        """
+        if order.number != self._number + 1:
+            raise EquipoiseError(
+                f"Order {order.number} came after order {self._number}; expected the next one. "
+                "Every rank takes every order once, in turn."
+            )
+        if order.version - self._version not in (0, 1):
+            raise EquipoiseError(
+                f"An order of version {order.version} came to a rank at version {self._version}; "
+                "expected the same or the next."
+            )
+        if order.action is Action.MOVE and self._target:
+            raise EquipoiseError(
+                f"Order {order.number} moves layers before layers "
+                f"{format_ids(sorted(self._target))} have moved; report what was committed first."
+            )
+        self._number, self._version = order.number, order.version
+        if order.action is Action.MOVE:
+            assert order.slots is not None
+            self._target = dict(zip(order.layers, order.slots, strict=True))
+        elif order.action is Action.ABORT:
+            self._target = {}
+
+    def target(self) -> Placement:
+        """What is to be served once the layers under way have moved."""
+        return self._with(tuple(self._target))
+
+    def commit(self, layers: tuple[int, ...]) -> None:
+        """These layers serve what was ordered from now on.
+
+        Raises
+        ------
+        EquipoiseError
+            Layers that were not ordered to move.
+        """
+        self._serve(self._with(layers))
+        for layer in layers:
+            del self._target[layer]
+
+    def agrees(self, order: Order) -> bool:
+        """Whether this rank serves what rank 0 thinks all do."""
+        return self._serving == order.serving
+
+    def _serve(self, placement: Placement) -> None:
+        self._placement = placement
+        self._serving = placement.checksum
+
+    def _with(self, layers: tuple[int, ...]) -> Placement:
+        stray = sorted(set(layers) - set(self._target))
+        if stray:
+            raise EquipoiseError(f"Layers {format_ids(stray)} were not ordered to move.")
+        if not layers:
+            return self._placement
+        rows = [self._placement.layer_ids.index(layer) for layer in layers]
+        return _with_rows(self._placement, rows, np.stack([self._target[i] for i in layers]))
+
+
+class _Alarm:
+    """Whether the excess is worth a plan: two thresholds, and patience after what did not help.
+
+    After an attempt that brought nothing the excess is put up with for a time that doubles with
+    every such attempt, unless it grows by more than the distance of the thresholds.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._on, self._off = settings.excess_on, settings.excess_off
+        self._interval = settings.update_interval
+        self._raised = False
+        self._last = 0.0
+        self._failed = 0
+        self._tolerated = -math.inf
+        self._quiet_until = 0
+
+    def threshold(self, number: int) -> float:
+        """Excess from which to plan at this step."""
+        level = self._off if self._raised else self._on
+        if number >= self._quiet_until:
+            return level
+        return max(level, self._tolerated + self._on - self._off)
+
+    def see(self, excess: float) -> None:
+        """Take note of the excess."""
+        self._last = excess
+        self._raised = excess > (self._off if self._raised else self._on)
+        if not self._raised:
+            self.calm()
+
+    def calm(self) -> None:
+        """An attempt has helped, or nothing is wrong: be patient no longer."""
+        self._failed, self._quiet_until = 0, 0
+
+    def back_off(self, number: int) -> None:
+        """An attempt has brought nothing: wait twice as long as the last time."""
+        wait = min(2**self._failed, _LONGEST_BACK_OFF) * self._interval
+        # One interval passes in any case before the next look.
+        self._quiet_until = number + self._interval + wait
+        self._failed += 1
+        self._tolerated = self._last
+
+
+@dataclass(eq=False)
+class _Move:
+    """A move under way."""
+
+    target: Placement
+    groups: deque[tuple[int, ...]]  # rows still to be ordered, those of one step together
+    under_way: set[int]  # layers ordered and not yet reported to have moved
+    saved_bytes: int = 0  # that might have moved until now and have not
+
+    @classmethod
+    def plan(cls, old: Placement, target: Placement, layers_per_step: int) -> _Move:
+        rows = np.flatnonzero((old.slots != target.slots).any(axis=1)).tolist()
+        groups = layer_groups(len(rows), min(layers_per_step, len(rows)))
+        return cls(target, deque(tuple(rows[i] for i in g) for g in groups if g), set())
+
+    def slots_that_change(self, old: Placement, rows: tuple[int, ...]) -> int:
+        pick = list(rows)
+        return int((old.slots[pick] != self.target.slots[pick]).sum())
+
+
+def _with_rows(placement: Placement, rows: list[int], slots: Ints) -> Placement:
+    changed = placement.slots.copy()
+    changed[rows] = slots
+    return with_slots(placement, changed)

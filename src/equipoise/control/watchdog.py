@@ -1,0 +1,101 @@
+"""Notices what would go wrong in silence. Each alarm is a metric and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+
+from equipoise.control.controller import Follower, Order, Outcome, State
+from equipoise.control.settings import Settings
+
+STOPPED, NOTHING_COUNTED, MAPS_DISAGREE = "balancing_stopped", "nothing_counted", "maps_disagree"
+UNKEPT, UNWRITTEN = "map_not_kept", "answers_not_written"
+ALARMS = (STOPPED, NOTHING_COUNTED, MAPS_DISAGREE, UNKEPT, UNWRITTEN)
+
+logger = logging.getLogger("equipoise.runtime")
+
+
+class Alarms:
+    """What is wrong now. Each is a line in the log when it begins, and one when it ends."""
+
+    def __init__(self) -> None:
+        self._on: set[str] = set()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Those of ``ALARMS`` that are on."""
+        return frozenset(self._on)
+
+    def say(self, alarm: str, wrong: bool, text: str = "") -> None:
+        """Whether something is wrong, and what."""
+        if wrong and alarm not in self._on:
+            self._on.add(alarm)
+            logger.warning("%s: %s", alarm, text)
+        elif not wrong and alarm in self._on:
+            self._on.remove(alarm)
+            logger.info("%s: no longer.", alarm)
+
+
+class Watchdog:
+    """Looks on, on every rank, and barks once when something begins and once when it ends.
+
+    ====================  ==========================================================
+    ``balancing_stopped`` No look at the loads was answered and no layer has moved for
+                          twice the time that may pass between them.
+    ``nothing_counted``   Tokens were served, and the recorder has counted none.
+    ``maps_disagree``     This rank serves another placement than rank 0 thinks.
+    ====================  ==========================================================
+
+    Parameters
+    ----------
+    settings
+        Say how long may pass.
+    alarms
+        Where it barks.
+    """
+
+    def __init__(self, settings: Settings, alarms: Alarms | None = None) -> None:
+        longest = max(settings.update_interval, settings.settle_steps) + settings.wait_steps
+        self._patience = 2 * longest
+        self._last = settings.warm_up_steps  # the step in which something went on
+        self._order: Order | None = None
+        self._alarms = alarms or Alarms()
+
+    @property
+    def alarms(self) -> frozenset[str]:
+        """Names of those that bark."""
+        return self._alarms.names
+
+    def see_order(self, order: Order, follower: Follower) -> None:
+        """After every order has been followed."""
+        if self._goes_on(order):
+            self._last = order.number
+        self._order = order
+        self._alarms.say(
+            STOPPED,
+            order.number - self._last > self._patience,
+            f"Nothing has come of balancing since step {self._last} (now {order.number}, state "
+            f"{order.state.value}).",
+        )
+        self._alarms.say(
+            MAPS_DISAGREE,
+            not follower.agrees(order),
+            f"This rank serves placement {follower.placement.checksum[:12]}, rank 0 thinks "
+            f"{order.serving[:12]} (step {order.number}, version {order.version}).",
+        )
+
+    def see_counts(self, counted: int, served: int) -> None:
+        """After every look: assignments counted in the window, and tokens served meanwhile."""
+        self._alarms.say(
+            NOTHING_COUNTED,
+            served > 0 and counted == 0,
+            f"The recorder has counted nothing, but {served} tokens were served.",
+        )
+
+    def _goes_on(self, order: Order) -> bool:
+        """Whether a layer has moved since the last order, or a question was answered."""
+        last = self._order
+        if last is None:
+            return False
+        answered = last.state in (State.PLAN, State.SETTLE) and order.state is not last.state
+        failed = order.outcome is Outcome.FAILED
+        return order.serving != last.serving or (answered and not failed)

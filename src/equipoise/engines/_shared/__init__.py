@@ -1,0 +1,1 @@
+"""What the formats of several engines have in common."""

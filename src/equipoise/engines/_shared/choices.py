@@ -1,0 +1,137 @@
+"""From the tokens' own choices to a trace: padding left out, tokens grouped into steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines._shared.arrays import agreed_num_experts, refuse_oversize
+from equipoise.engines.formats import TraceOptions
+from equipoise.errors import EquipoiseError
+from equipoise.invariants import clean_choices
+from equipoise.layer_ids import format_ids
+from equipoise.trace import Provenance, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Tokens that share a label: their choices ``(D, L, K)`` and the lengths of their sequences."""
+
+    label: str
+    ids: NDArray[np.integer]
+    lengths: NDArray[np.int64] | None = None
+
+
+def trace_of_choices(
+    groups: Sequence[Group],
+    options: TraceOptions,
+    provenance: Provenance,
+    stated_layers: Sequence[int] | None = None,
+) -> Trace:
+    """Count the choices of all groups, a step a sequence, or a window where one is asked for.
+
+    Dense layers and padding are left out. Sequences without lengths end where a token has no
+    choice at all, as engines mark the last token of a request.
+
+    Raises
+    ------
+    EquipoiseError
+        Groups of different shapes, no way to tell steps apart, or ids that are no choices.
+    """
+    ids = np.concatenate([group.ids for group in groups]) if len(groups) > 1 else groups[0].ids
+    layers_given = options.layer_ids is not None and len(options.layer_ids) == ids.shape[1]
+    clean = clean_choices(ids, num_experts=options.num_experts, keep_layers=layers_given)
+    notes = [*provenance.notes, *clean.notes]
+    sizes: list[NDArray[np.int64]] = []
+    start = 0
+    for group in groups:
+        kept = clean.tokens[start : start + len(group.ids)]
+        sizes.append(_step_sizes(group, kept, options.window_tokens, notes))
+        start += len(group.ids)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    largest = int(clean.ids.max())
+    E, more = agreed_num_experts(largest, None if options.drop_experts else options.num_experts)
+    refuse_oversize((len(offsets) - 1, clean.ids.shape[1], E), 8, "Counts (steps, layers, experts)")
+    labels = np.repeat([group.label for group in groups], [len(s) for s in sizes])
+    notes += [*more, *_short_windows(groups, sizes, options.window_tokens)]
+    return Trace.from_tokens(
+        clean.ids,
+        offsets,
+        num_experts=E,
+        layer_ids=_layer_ids(clean.layers, ids.shape[1], stated_layers, options.layer_ids),
+        labels={"domain": labels} if labels.astype(bool).any() else {},
+        provenance=Provenance(provenance.format, provenance.source, tuple(notes)),
+    )
+
+
+def _layer_ids(
+    kept: NDArray[np.int64],
+    num_rows: int,
+    stated: Sequence[int] | None,
+    given: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """The model's numbers of the kept rows: stated by the file, given by the user, or the rows'."""
+    if stated is not None and len(stated) != num_rows:
+        raise EquipoiseError(f"{len(stated)} layer ids for {num_rows} layers; give one a layer.")
+    if stated is not None:
+        return tuple(int(stated[row]) for row in kept)
+    if given is None or len(given) == num_rows:
+        return tuple(int((given or range(num_rows))[row]) for row in kept)
+    if len(given) == len(kept):
+        return given
+    if max(given) < num_rows:  # decoder layers to keep, of a file with a row for each
+        return tuple(kept.tolist())
+    raise EquipoiseError(
+        f"{len(given)} layer ids {format_ids(given)} for {num_rows} layers, {len(kept)} of them "
+        "with choices; give one a layer."
+    )
+
+
+def _step_sizes(
+    group: Group, kept: NDArray[np.bool_], window_tokens: int | None, notes: list[str]
+) -> NDArray[np.int64]:
+    """Kept tokens of each step of a group."""
+    if window_tokens is not None:
+        if window_tokens < 1:
+            raise EquipoiseError(f"window_tokens is {window_tokens}; expected at least 1.")
+        full, rest = divmod(int(kept.sum()), window_tokens)
+        return np.array([window_tokens] * full + [rest] * (rest > 0), dtype=np.int64)
+    if group.lengths is not None:
+        return _kept_lengths(group.lengths, kept)
+    if kept.all() or kept[-1]:
+        raise EquipoiseError(
+            "The file has no lengths of sequences, so steps cannot be told apart; give "
+            "window_tokens, the tokens of a step."
+        )
+    ends = np.flatnonzero(~kept) + 1
+    notes.append(
+        f"Tokens without a choice were taken as the ends of {len(ends)} requests, a step each; "
+        "--window-tokens groups tokens otherwise."
+    )
+    return _kept_lengths(np.diff(ends, prepend=0), kept)
+
+
+def _kept_lengths(lengths: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many kept tokens each sequence has; sequences without any are left out."""
+    running = np.concatenate([[0], np.cumsum(kept)])
+    ends = np.cumsum(lengths)
+    sizes: NDArray[np.int64] = running[ends] - running[ends - lengths]
+    return sizes[sizes > 0]
+
+
+def _short_windows(
+    groups: Sequence[Group], sizes: list[NDArray[np.int64]], window_tokens: int | None
+) -> tuple[str, ...]:
+    if window_tokens is None:
+        return ()
+    short = [
+        f"{size[-1]} of {group.label}" if group.label else f"{size[-1]}"
+        for group, size in zip(groups, sizes, strict=True)
+        if len(size) and size[-1] < window_tokens
+    ]
+    if not short:
+        return ()
+    return (f"Last windows shorter than {window_tokens} tokens were kept: {', '.join(short)}.",)

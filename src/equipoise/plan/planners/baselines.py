@@ -1,0 +1,67 @@
+"""Layouts that know nothing of the load: what an engine does before it has measured any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_type
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.problem import Plan, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contiguous:
+    """Expert ``e`` on rank ``e * R // E``: the layout of an engine without balancing, if ``R | E``.
+
+    Redundant slots are filled rank by rank, each with the expert that has the fewest copies so far
+    of those its rank lacks, the lowest id first.
+    """
+
+    def plan(self, problem: Problem) -> Plan:
+        """The same slots in every layer.
+
+        Raises
+        ------
+        EquipoiseError
+            More slots than every expert on every rank would fill.
+        """
+        experts = np.arange(check_type("problem", problem, Problem).num_experts)
+        rank = experts * problem.topology.num_ranks // problem.num_experts
+        return _plan(problem, rank, repr(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRobin:
+    """Expert ``e`` on rank ``e mod R``; redundant slots as for ``Contiguous``."""
+
+    def plan(self, problem: Problem) -> Plan:
+        """The same slots in every layer; raises as ``Contiguous`` does."""
+        experts = np.arange(check_type("problem", problem, Problem).num_experts)
+        rank = experts % problem.topology.num_ranks
+        return _plan(problem, rank, repr(self))
+
+
+def _plan(problem: Problem, rank_of_expert: NDArray[np.int64], planner: str) -> Plan:
+    check_distinct(problem)
+    row = _fill(rank_of_expert, problem.topology.num_ranks, problem.num_slots)
+    return certify(problem, np.tile(row, (problem.num_layers, 1)), planner=planner)
+
+
+def _fill(rank_of_expert: NDArray[np.int64], num_ranks: int, num_slots: int) -> NDArray[np.int64]:
+    """Slots ``(S,)``: each rank's own experts in order, then the rarest that it lacks."""
+    size = num_slots // num_ranks
+    copies = np.ones(len(rank_of_expert), dtype=np.int64)
+    slots: list[int] = []
+    for rank in range(num_ranks):
+        held = rank_of_expert == rank
+        slots += np.flatnonzero(held).tolist()
+        while len(slots) < (rank + 1) * size:
+            expert = int(np.argmin(np.where(held, num_slots + 1, copies)))
+            held[expert] = True
+            copies[expert] += 1
+            slots.append(expert)
+    return np.array(slots)

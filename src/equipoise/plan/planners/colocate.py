@@ -1,0 +1,220 @@
+"""Experts that tokens use together on the same ranks and nodes. How: ``docs/locality.md``."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import brief, check_number, check_type
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.planners.robust import Robust
+from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.plan.search.anneal import check_search_options, kernel_seed
+from equipoise.plan.search.scenarios import (
+    Scenarios,
+    read_history,
+    single_scenario,
+    window_scenarios,
+)
+from equipoise.plan.weigh.traffic import (
+    StepTime,
+    checked_ids,
+    known_ids,
+    measure_traffic,
+    receive_seconds,
+)
+from equipoise.trace import TokenIds
+
+if TYPE_CHECKING:
+    from equipoise.plan.search._colocate_kernels import Layer
+
+Ints = NDArray[np.int64]
+
+MAX_TOKENS = 1 << 14
+"""Tokens a search looks at, spread evenly over those given."""
+
+_HOT, _COLD = 1e-3, 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colocate:
+    """Another planner's placement, changed so that tokens reach fewer ranks and nodes.
+
+    Slots are exchanged, redundant ones given to other experts, whole ranks exchanged between nodes,
+    by annealing, layer by layer, on the choices of recorded tokens and on the windows of the load
+    as ``Robust`` sees them.  Which experts share a group of the router is not asked: where tokens
+    use them together, it shows.
+
+    Parameters
+    ----------
+    tokens
+        The choices to plan on: ``Trace.tokens`` of the trace planned on.  Of more than
+        ``MAX_TOKENS`` an even selection is used.
+    start
+        Whose placement to start from; planned for an even split.
+    price
+        What locality may cost.  A number: the busiest rank, averaged over windows, may rise by this
+        share, and the time of the wires is lowered as far as that allows.  A ``StepTime``: the time
+        of both together is lowered, whichever gives way.
+    moves
+        Proposals per layer.
+    seed
+        Of the random numbers.
+    num_threads
+        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+
+    Raises
+    ------
+    EquipoiseError
+        No tokens, a price below 0.
+    """
+
+    tokens: TokenIds | None = field(repr=False)
+    start: Planner = field(default_factory=Robust)
+    price: float | StepTime = 0.005
+    moves: int = 1 << 18
+    seed: int = 0
+    num_threads: int | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.price, StepTime):
+            check_number("price", self.price, low=0, high=np.inf)
+        if self.tokens is not None:
+            check_type("tokens", self.tokens, TokenIds)
+        if not callable(getattr(self.start, "plan", None)):
+            raise EquipoiseError(f"start is {brief(self.start)}; expected a planner.")
+        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose copies and places.
+
+        Raises
+        ------
+        EquipoiseError
+            What ``start`` refuses; tokens of other layers; a start for another dispatcher or with
+            an expert twice on a rank; ranks with less room than slots.
+        """
+        check_distinct(problem)
+        _check_room(problem)
+        tokens = self._sample(problem)
+        start = self.start.plan(problem)
+        _check_start(start)
+        slots = start.placement.slots
+        if sum(receive_seconds(problem.topology)) > 0:
+            slots = self._search(problem, start.placement, tokens)
+        finding = _finding(problem, tokens, start.placement, problem.placement(slots))
+        return certify(problem, slots, planner=repr(self), note=finding)
+
+    def _sample(self, problem: Problem) -> TokenIds:
+        """At most ``MAX_TOKENS`` of the tokens, as one step, ``E`` where a choice is missing."""
+        ids = checked_ids(self.tokens, problem.num_layers, problem.num_experts)
+        chosen = np.linspace(0, len(ids) - 1, min(len(ids), MAX_TOKENS)).round().astype(np.int64)
+        return TokenIds(known_ids(ids[chosen], problem.num_experts), np.array([0, len(chosen)]))
+
+    def _search(self, problem: Problem, start: Placement, tokens: TokenIds) -> Ints:
+        history = read_history(problem, None)
+        make = single_scenario if len(history.load) == 1 else window_scenarios
+        scenarios = make(history, np.random.default_rng(self.seed))
+        anneal = partial(self._anneal, problem, start, tokens, scenarios)
+        with ThreadPoolExecutor(self.num_threads or os.cpu_count()) as pool:
+            return np.stack(list(pool.map(anneal, range(problem.num_layers))))
+
+    def _anneal(
+        self, problem: Problem, start: Placement, tokens: TokenIds, scenarios: Scenarios, row: int
+    ) -> Ints:
+        from equipoise.plan.search import _colocate_kernels as kernels  # numba takes long to import
+
+        ids = tokens.ids[:, row]
+        ids = ids[(ids < problem.num_experts).any(axis=1)]
+        if not len(ids) or not scenarios.weight[row].any():
+            return np.asarray(start.slots[row])
+        layer = _layer(problem, ids, scenarios, row, self.price)
+        timed = isinstance(self.price, StepTime)
+        slots, _ = kernels.colocate(
+            layer,
+            start.slots[row].copy(),  # writable, or the kernel would be compiled once more
+            timed,
+            0.0 if isinstance(self.price, StepTime) else float(self.price),
+            self.moves,
+            _HOT,
+            _COLD,
+            kernel_seed(self.seed, row),
+        )
+        return np.asarray(slots)
+
+
+def _check_room(problem: Problem) -> None:
+    room, num_ranks = problem.topology.room, problem.topology.num_ranks
+    size = problem.num_slots // num_ranks
+    if room is not None and min(room) < size:
+        raise EquipoiseError(
+            f"Rank {int(np.argmin(room))} has room for {min(room)} experts of a layer and {size} "
+            "slots, which would hold as many different ones; use fewer slots."
+        )
+
+
+def _check_start(start: Plan) -> None:
+    if start.dispatch != "even":
+        raise EquipoiseError(
+            f"{start.planner} plans for the dispatcher {start.dispatch!r}; start from a plan for "
+            "an even split."
+        )
+    if start.placement.duplicates.any():
+        raise EquipoiseError(
+            f"{start.planner} puts an expert twice on a rank; start from a planner that does not."
+        )
+
+
+def _finding(problem: Problem, tokens: TokenIds, before: Placement, after: Placement) -> str:
+    """What became of ranks and nodes per token, on the tokens planned on."""
+    old, new = (measure_traffic(p, tokens, problem.topology) for p in (before, after))
+    return (
+        f"A token planned on reaches {new.ranks_per_token.mean():.2f} ranks and "
+        f"{new.nodes_per_token.mean():.2f} nodes, before {old.ranks_per_token.mean():.2f} and "
+        f"{old.nodes_per_token.mean():.2f}."
+    )
+
+
+def _layer(
+    problem: Problem,
+    ids_DK: NDArray[np.integer],
+    scenarios: Scenarios,
+    row: int,
+    price: float | StepTime,
+) -> Layer:
+    """What the search of one layer looks at; times in those of the mean rank without wires."""
+    from equipoise.plan.search._colocate_kernels import Layer
+
+    topology = problem.topology
+    node_seconds, rank_seconds = receive_seconds(topology)
+    fixed, expert, token, block, per_rank, wire = 0.0, 0.0, 1.0, 1, 1.0, 1.0
+    if isinstance(price, StepTime):
+        choices = (ids_DK < problem.num_experts).sum(axis=1).mean()
+        per_rank = price.step_tokens * choices / topology.num_ranks
+        cost, wire = price.cost, price.step_tokens * price.token_bytes
+        fixed, expert = cost.fixed_seconds, cost.expert_seconds
+        token, block = cost.token_seconds, cost.token_block
+    unit = token * per_rank
+    return Layer(
+        ids_DK=np.ascontiguousarray(ids_DK, dtype=np.int32),
+        load_ET=scenarios.load[row] * per_rank,
+        risk_ET=scenarios.risk[row] * per_rank,
+        weight_T=scenarios.weight[row] / scenarios.weight[row].sum(),
+        speed_R=topology.relative_speed,
+        node_R=topology.node_of_rank,
+        fixed_seconds=fixed / unit,
+        expert_seconds=expert / unit,
+        token_seconds=token / unit,
+        token_block=float(block),
+        node_seconds=wire * node_seconds / unit,
+        rank_seconds=wire * rank_seconds / unit,
+    )

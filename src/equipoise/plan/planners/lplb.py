@@ -1,0 +1,113 @@
+"""Copies on fixed graphs of ranks, as DeepSeek's LPLB places them. For the min-max dispatcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import EquipoiseError
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import Greedy
+from equipoise.plan.problem import Plan, Problem
+from equipoise.topology import Topology
+
+Ints = NDArray[np.int64]
+
+GRAPHS = ("ring", "cube", "hypercube", "torus")
+"""The published graphs: of any number of ranks, of 8, of 16, and of nodes times ranks per node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedGraph:
+    """Copies only along the edges of a published graph, as LPLB needs them.
+
+    Experts are balanced over the ranks without copies; then the heaviest of every rank get one
+    copy each, on the ranks that the graph says. The rule of DeepSeek's LPLB, whose dispatcher
+    needs such a graph; ``Robust(dispatch="minmax")`` is free of it.
+
+    Parameters
+    ----------
+    graph
+        One of ``GRAPHS``. A cube joins 8 neighbouring ranks, a hypercube 16, and more ranks are
+        several of them; a torus joins equal ranks of neighbouring nodes, and neighbours in a node.
+    """
+
+    graph: str
+
+    def __post_init__(self) -> None:
+        if self.graph not in GRAPHS:
+            raise EquipoiseError(
+                f"There is no graph {self.graph!r}; use one of {', '.join(GRAPHS)}."
+            )
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose originals, and copies along the edges.
+
+        Raises
+        ------
+        EquipoiseError
+            Ranks that the graph does not fit, experts that do not divide over the ranks, redundant
+            slots that do not divide over its edges, or more of them than a rank has experts.
+        """
+        owner_RD = owners(self.graph, problem.topology)
+        R, D = owner_RD.shape
+        per_edge = _copies_per_edge(problem, R, D)
+        start = Problem(problem.total, problem.topology, problem.num_experts)
+        home_LRC = Greedy().plan(start).placement.by_rank
+        load = problem.total[np.arange(problem.num_layers)[:, None, None], home_LRC]
+        heaviest = np.take_along_axis(home_LRC, np.argsort(-load, axis=2, kind="stable"), axis=2)
+        # The heaviest experts of a rank take turns over its edges, so that none carries them all.
+        L = problem.num_layers
+        edge_LRDK = heaviest[:, :, : D * per_edge].reshape(L, R, per_edge, D).swapaxes(2, 3)
+        copies = edge_LRDK[:, owner_RD, np.arange(D)].reshape(L, R, D * per_edge)
+        slots = np.concatenate([home_LRC, copies], axis=2).reshape(L, problem.num_slots)
+        return certify(problem, slots, planner=repr(self), dispatch="minmax")
+
+
+def owners(graph: str, topology: Topology) -> Ints:
+    """Whose experts each rank holds copies of, ``(R, D)``: one rank for each of its ``D`` edges.
+
+    Every column is a permutation of the ranks that leaves none in place.
+
+    Raises
+    ------
+    EquipoiseError
+        Ranks that the graph does not fit.
+    """
+    R, N = topology.num_ranks, topology.num_nodes
+    rank = np.arange(R)
+    if graph == "ring" and R > 1:
+        return np.stack([(rank + 1) % R], axis=1)
+    if graph == "cube" and R % 8 == 0:
+        in_cube = rank % 8
+        opposite = np.where(in_cube < 4, 4 + (in_cube + 2) % 4, in_cube - 4)
+        return np.stack([_around(rank, 4), rank - in_cube + opposite], axis=1)
+    if graph == "hypercube" and R % 16 == 0:
+        return np.stack([_around(rank, 4), rank - rank % 16 + (rank - 4) % 16], axis=1)
+    if graph == "torus" and 1 < N < R:
+        size = R // N
+        return np.stack([(rank + size) % R, rank - rank % size + (rank + 1) % size], axis=1)
+    raise EquipoiseError(
+        f"{R} ranks in {N} nodes are no {graph}: a ring needs 2 ranks, a cube multiples of 8, a "
+        "hypercube multiples of 16, a torus several nodes of several ranks."
+    )
+
+
+def _around(rank: Ints, size: int) -> Ints:
+    """The previous rank in a circle of ``size`` neighbours."""
+    return rank - rank % size + (rank - 1) % size
+
+
+def _copies_per_edge(problem: Problem, num_ranks: int, num_edges: int) -> int:
+    """Copies that every edge carries, the same for all; maybe none."""
+    per_rank, left = divmod(problem.num_experts, num_ranks)
+    per_edge, odd = divmod(problem.num_slots - problem.num_experts, num_ranks * num_edges)
+    if left or odd or num_edges * per_edge > per_rank:
+        raise EquipoiseError(
+            f"{problem.num_experts} experts in {problem.num_slots} slots do not fit {num_ranks} "
+            f"ranks with {num_edges} edges each; expected experts that divide over the ranks, and "
+            f"redundant slots in multiples of {num_ranks * num_edges}, at most one an expert."
+        )
+    return per_edge

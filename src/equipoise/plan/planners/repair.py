@@ -1,0 +1,385 @@
+"""A better placement a few moves away from the one in force. How: ``docs/repair.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.balance import check_count, check_number
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.migration import Migration, diff, keep_slots, ordinal_on_rank, with_slots
+from equipoise.placement import Placement
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.search.anneal import Search, Stage, Terms, fill_up
+from equipoise.plan.search.scenarios import (
+    Floats,
+    noisy_scenarios,
+    read_history,
+    single_scenario,
+    window_scenarios,
+)
+from equipoise.topology import Topology
+
+Ints = NDArray[np.int64]
+
+_DEAREST = 0.3  # mean rank loads a move has to gain at the first price; further ones sink
+_NUM_PRICES = 8
+_NEAR = 0.9  # price of a transfer within a node, where one between nodes is 1
+_CLOSE = 1e-12  # a gain below this is rounding
+
+_HOT = (1e-3, 1e-2)  # cooler than from scratch: most of the current placement is to stay
+_WINDOW = Stage("one window", single_scenario, bits=6)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, restart=False)
+_SPLITS = Stage(
+    "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), moves_per_move=32,
+    restart=False,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Curve:
+    """Balance against moves: the best found for every number of moves, from none to the most.
+
+    Parameters
+    ----------
+    current
+        The placement in force.
+    topology
+        The devices.
+    layouts
+        Slots of each layer to choose from, ``(K, L, S)``; the current ones first.
+    choice
+        Which of them each layer takes at each point, ``(P, L)``.
+    moves
+        Slots whose content changes, ascending from 0, ``(P,)``.
+    objective
+        Mean over layers with load of the peak in mean rank loads, descending, ``(P,)``.
+    """
+
+    current: Placement
+    topology: Topology
+    layouts: Ints
+    choice: Ints
+    moves: Ints
+    objective: Floats
+
+    def placement(self, point: int) -> Placement:
+        """The placement of a point."""
+        layers = np.arange(self.current.num_layers)
+        return with_slots(self.current, self.layouts[self.choice[point], layers])
+
+    def bytes(self, expert_bytes: int) -> Ints:
+        """Bytes that cross a wire at each point, ``(P,)``."""
+        check_number("expert_bytes", expert_bytes, low=0, high=np.inf)
+        transfers = [m.transfers.sum(axis=1) for m in self._migrations]
+        return self._of_points(transfers).astype(np.int64) * expert_bytes
+
+    def seconds(self, expert_bytes: int) -> Floats:
+        """Time the transfers of each point take, ``(P,)``; see ``Migration.layer_seconds``."""
+        return self._of_points([m.layer_seconds(expert_bytes) for m in self._migrations])
+
+    @cached_property
+    def _migrations(self) -> list[Migration]:
+        """To the layouts in all layers at once."""
+        return [
+            diff(self.current, with_slots(self.current, slots), self.topology)
+            for slots in self.layouts
+        ]
+
+    def _of_points(self, of_layers: list[NDArray[Any]]) -> NDArray[Any]:
+        """What each point sums to, ``(P,)``, from what the layouts have in each layer."""
+        table_KL = np.stack(of_layers)
+        total: NDArray[Any] = table_KL[self.choice, np.arange(table_KL.shape[1])].sum(axis=1)
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """The best placement that few moves reach from the one in force.
+
+    A move is a slot whose content changes; experts that stay on their rank stay in their slot.
+    The search is that of ``Robust``, from the current placement and with a price on every expert
+    that is new to its rank, a little less where its node holds a copy.  High prices find what is
+    worth most a move, low ones what is worth moving at all; of what they found, the layers take
+    what together is best for the budget.  On the windows planned on the answer is never worse than
+    the current placement, and a larger budget never ends worse.
+
+    Deterministic by seed for any number of threads.
+
+    Parameters
+    ----------
+    current
+        The placement in force.
+    dispatch
+        The dispatcher that will run, as for ``Robust``.
+    max_moves
+        Slots whose content may change, all layers together; ``None``: any number.
+    max_bytes, max_seconds
+        What may cross wires, and how long the transfers may take (``Migration.seconds``).
+    expert_bytes
+        For those two: all tensors of one expert in one layer, scales included.
+    least_gain
+        What a move must take off the peak of its layer on average, in mean rank loads.
+    tail, group_weights
+        As for ``Robust``.
+    proposals
+        Of changes to a layer at the lowest price (``Robust`` calls them moves); at higher ones,
+        where less is worth trying, down to a quarter.
+    seed
+        Of the random numbers.
+    num_threads
+        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+    """
+
+    current: Placement
+    dispatch: str | Dispatcher = "even"
+    max_moves: int | None = None
+    max_bytes: int | None = None
+    max_seconds: float | None = None
+    expert_bytes: int | None = None
+    least_gain: float = 5e-4
+    tail: float = 1.0
+    group_weights: Mapping[str, float] | None = None
+    proposals: int = 1 << 20
+    seed: int = 0
+    num_threads: int | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        dispatcher(self.dispatch)
+        for name in ("max_moves", "max_bytes", "expert_bytes", "proposals", "seed"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, low=0, high=np.inf)
+                if value != int(value):
+                    raise EquipoiseError(f"{name} is {value}; expected a whole number.")
+        if self.max_seconds is not None:
+            check_number("max_seconds", self.max_seconds, low=0, high=np.inf)
+        measured = self.max_bytes is not None or self.max_seconds is not None
+        if measured != (self.expert_bytes is not None):
+            raise EquipoiseError(
+                "expert_bytes goes with max_bytes or max_seconds; give it where one of them is "
+                "given, and only there."
+            )
+        check_number("least_gain", self.least_gain, low=1e-6, high=_DEAREST)
+        check_number("tail", self.tail, low=0, high=1)
+        if self.num_threads is not None:
+            check_count("num_threads", self.num_threads)
+
+    def plan(self, problem: Problem) -> Plan:
+        """The point of the curve after which no move is worth its price.
+
+        Raises
+        ------
+        EquipoiseError
+            As ``curve``.
+        """
+        curve = self.curve(problem)
+        worth = curve.objective * _loaded(problem) + self.least_gain * curve.moves
+        point = int(worth.argmin())
+        slots = curve.placement(point).slots
+        return certify(
+            problem,
+            slots,
+            planner=repr(self),
+            dispatch=self.dispatch,
+            note=(
+                f"{curve.moves[point]} of {slots.size} slots change. On the windows planned on, "
+                f"the mean peak goes from {curve.objective[0]:.3f} to {curve.objective[point]:.3f} "
+                "mean rank loads."
+            ),
+        )
+
+    def curve(self, problem: Problem) -> Curve:
+        """Balance against moves, within the budget.
+
+        Raises
+        ------
+        EquipoiseError
+            A problem of other layers, experts, slots or ranks than the placement in force, more
+            slots than every expert on every rank would fill, ranks with less room than they hold,
+            weights of unknown groups.
+        """
+        self._check(problem)
+        search = Search(
+            history=read_history(problem, self.group_weights),
+            topology=problem.topology,
+            dispatch=dispatcher(self.dispatch, problem.topology),
+            tail=self.tail,
+            seed=self.seed,
+            num_threads=self.num_threads,
+        )
+        layouts = np.stack(self._layouts(search))
+        moves = (layouts != self.current.slots).sum(axis=2)
+        objective = np.stack([search.measure(slots) for slots in layouts])
+        limit = int(moves.max(axis=0).sum())
+        if self.max_moves is not None:
+            limit = min(limit, int(self.max_moves))
+        choice = _best_choices(moves, objective, limit)
+        layers = np.arange(len(choice[0]))
+        curve = Curve(
+            current=self.current,
+            topology=problem.topology,
+            layouts=layouts,
+            choice=choice,
+            moves=moves[choice, layers].sum(axis=1),
+            objective=objective[choice, layers].sum(axis=1) / _loaded(problem),
+        )
+        return self._within_budget(curve)
+
+    def _layouts(self, search: Search) -> list[Ints]:
+        """The current slots and what each price finds, ``(L, S)`` each.
+
+        The first that spends more than the budget in all layers together is the last.
+        """
+        stages = _stages(search)
+        start = _without_repeats(self.current, search)
+        price = _prices(self.current, search.topology)
+        found = [self.current.slots]
+        for k, level in enumerate(np.geomspace(_DEAREST, self.least_gain, _NUM_PRICES)):
+            priced = replace(search, terms=Terms(price=level * price))
+            proposals = int(self.proposals) >> min((_NUM_PRICES - 1 - k) // 2, 2)
+            slots = _refill(priced.run(stages, start, proposals), self.current)
+            new = keep_slots(self.current, with_slots(self.current, slots))
+            found.append(new.slots)
+            if not self._affords(diff(self.current, new, search.topology)):
+                break
+        return found
+
+    def _affords(self, migration: Migration) -> bool:
+        if self.max_moves is not None and migration.moves > self.max_moves:
+            return False
+        size = self.expert_bytes
+        if size is None:
+            return True
+        return (self.max_bytes is None or migration.bytes(size) <= self.max_bytes) and (
+            self.max_seconds is None or migration.seconds(size) <= self.max_seconds
+        )
+
+    def _within_budget(self, curve: Curve) -> Curve:
+        """The points the budget affords."""
+        size = self.expert_bytes
+        if size is None:
+            return curve
+        keep = np.ones(len(curve.moves), dtype=np.bool_)
+        if self.max_bytes is not None:
+            keep &= curve.bytes(size) <= self.max_bytes
+        if self.max_seconds is not None:
+            keep &= curve.seconds(size) <= self.max_seconds
+        return replace(
+            curve,
+            choice=curve.choice[keep],
+            moves=curve.moves[keep],
+            objective=curve.objective[keep],
+        )
+
+    def _check(self, problem: Problem) -> None:
+        check_distinct(problem)
+        for name, here, there in (
+            ("layers", self.current.layer_ids, problem.layer_ids),
+            ("experts", self.current.num_experts, problem.num_experts),
+            ("slots", self.current.num_slots, problem.num_slots),
+            ("ranks", self.current.num_ranks, problem.topology.num_ranks),
+        ):
+            if here != there:
+                raise EquipoiseError(
+                    f"The placement in force has other {name} than the problem; repair one with "
+                    "loads of the same model and devices, or plan anew with Robust."
+                )
+
+
+def _stages(search: Search) -> tuple[Stage, ...]:
+    single = len(search.history.load) == 1
+    first = _WINDOW if single else _WINDOWS
+    if search.dispatch.name != "minmax":
+        return (first,)
+    return first, replace(_SPLITS, scenarios=single_scenario) if single else _SPLITS
+
+
+def _loaded(problem: Problem) -> int:
+    return int(problem.load.any(axis=(0, 2)).sum())
+
+
+def _prices(current: Placement, topology: Topology) -> Floats:
+    """Price of each expert on each rank, ``(L, R, E)``: 0 where it is, 1 if it comes from afar."""
+    held_LRE = current.copies_on_rank > 0
+    by_node = held_LRE.reshape(len(held_LRE), topology.num_nodes, -1, current.num_experts)
+    near = by_node.any(axis=2).take(topology.node_of_rank, axis=1)
+    return np.where(held_LRE, 0.0, np.where(near, _NEAR, 1.0))
+
+
+def _best_choices(moves_KL: Ints, objective_KL: Floats, limit: int) -> Ints:
+    """Which layout each layer takes so that the sum is least, for each number of moves.
+
+    A multiple-choice knapsack, solved exactly layer after layer.
+
+    Returns
+    -------
+    ``(P, L)``: a row for each number of moves, up to the limit, that improves on fewer.
+    """
+    K, L = moves_KL.shape
+    best = np.zeros(limit + 1)  # by the moves allowed
+    picked = np.empty((L, limit + 1), dtype=np.int64)
+    for layer in range(L):
+        sums = np.full((K, limit + 1), np.inf)
+        for k, moves in enumerate(moves_KL[:, layer]):
+            if moves <= limit:
+                sums[k, moves:] = best[: limit + 1 - moves] + objective_KL[k, layer]
+        picked[layer] = sums.argmin(axis=0)  # the first of equals: no move rather than some
+        best = sums.min(axis=0)
+    left = np.concatenate([[0], 1 + np.flatnonzero(best[:-1] - best[1:] > _CLOSE)])
+    choice = np.empty((len(left), L), dtype=np.int64)
+    for layer in reversed(range(L)):
+        choice[:, layer] = picked[layer, left]
+        left = left - moves_KL[choice[:, layer], layer]
+    return choice
+
+
+def _without_repeats(current: Placement, search: Search) -> Ints:
+    """The current slots with no expert twice on a rank, ``(L, S)``.
+
+    Repeats become copies of what has the largest load per copy, or -1 where there is no room.
+    """
+    topology = search.topology
+    by_rank = current.by_rank.copy()
+    repeats = ordinal_on_rank(by_rank) > 0
+    if not repeats.any() and topology.room is None:
+        return current.slots
+    room = topology.distinct_experts(current.slots_per_rank)
+    for layer, load in enumerate(search.history.mix):
+        held = current.copies_on_rank[layer] > 0
+        _check_room(held.sum(axis=1), room, current.layer_ids[layer])
+        for rank, slot in np.argwhere(repeats[layer]):
+            if held[rank].sum() >= room[rank]:
+                by_rank[layer, rank, slot] = -1
+                continue
+            expert = int(np.where(held[rank], -1, load / held.sum(axis=0)).argmax())
+            by_rank[layer, rank, slot] = expert
+            held[rank, expert] = True
+    return by_rank.reshape(current.slots.shape)
+
+
+def _check_room(held: Ints, room: Ints, layer_id: int) -> None:
+    if (held > room).any():
+        rank = int((held > room).argmax())
+        raise EquipoiseError(
+            f"Layer {layer_id}: rank {rank} holds {held[rank]} experts and has room for "
+            f"{room[rank]}; give the topology the placement in force was made for."
+        )
+
+
+def _refill(slots: Ints, current: Placement) -> Ints:
+    """Slots without room, -1, as they are if the rank still holds that expert."""
+    if (slots >= 0).all():
+        return slots
+    by_rank = slots.reshape(current.by_rank.shape)
+    still = (current.by_rank[..., :, None] == by_rank[..., None, :]).any(axis=-1)
+    kept = np.where((by_rank < 0) & still, current.by_rank, by_rank)
+    return fill_up(kept.reshape(slots.shape), current.num_ranks)

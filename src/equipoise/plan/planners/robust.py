@@ -1,0 +1,238 @@
+"""A plan from many windows at once, for the dispatcher that will run. How: ``docs/robust.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_number, check_type
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.search.anneal import (
+    Clock,
+    Meter,
+    Progress,
+    Search,
+    Stage,
+    Terms,
+    check_search_options,
+    fill_up,
+)
+from equipoise.plan.search.layout import first_layout, unbalanced_layout
+from equipoise.plan.search.scenarios import (
+    group_scenarios,
+    noisy_scenarios,
+    read_history,
+    single_scenario,
+    window_scenarios,
+)
+from equipoise.topology import Topology
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust:
+    """The placement that keeps the busiest rank low in every kind of traffic seen, not in its sum.
+
+    Copies and places are searched together by annealing, layer by layer, on scenarios made from the
+    windows of the load: the mean of each group (``Problem.groups``), or the windows themselves,
+    with a price on variance.  Which of them, or neither, is decided on windows held out inside:
+    where the past does not help, the answer is the plan of ``Greedy``.
+
+    Deterministic by seed for any number of threads, unless ``budget_seconds`` ends the search.
+
+    Parameters
+    ----------
+    dispatch
+        The dispatcher that will run, by name or as configured; an engine's own rule is one.  The
+        search models shares that are even, those of the nearest copy or the min-max split, and
+        judges what it finds by the dispatcher itself.
+    cost
+        Balance the time that ranks take instead of their assignments.
+    step_assignments
+        With a cost: assignments of one step in a layer, all ranks together; the mean window's if
+        ``None``.
+    tail
+        Share of the groups, of the windows where there is one group only, that counts: the worst
+        ones.  1 is the mean over all, 0 the worst one alone, between them a CVaR.
+    group_weights
+        What a group counts, by name; 1 for those not named.
+    moves
+        Proposals per layer, rounded down to whole rounds; more never end in a worse objective.  For
+        ``"minmax"`` as many are followed by one for each 32, which cost about that much more.
+    budget_seconds
+        Stop then and answer the best so far, which depends on the machine; ``None``: all moves.
+    seed
+        Of the random numbers.
+    num_threads
+        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+    progress
+        Told how much is done, in which stage and how good the best so far is, after every round of
+        every layer.
+    """
+
+    dispatch: str | Dispatcher = "even"
+    cost: RankCost | None = None
+    step_assignments: float | None = None
+    tail: float = 1.0
+    group_weights: Mapping[str, float] | None = None
+    moves: int = 1 << 20
+    budget_seconds: float | None = None
+    seed: int = 0
+    num_threads: int | None = field(default=None, repr=False)
+    progress: Callable[[Progress], None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        dispatcher(self.dispatch)
+        if self.step_assignments is not None:
+            if self.cost is None:
+                raise EquipoiseError("step_assignments matters with a cost only; give both.")
+            check_type("cost", self.cost, RankCost)
+            check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
+        elif self.cost is not None:
+            check_type("cost", self.cost, RankCost)
+        check_number("tail", self.tail, low=0, high=1)
+        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
+        budget = self.budget_seconds
+        if budget is not None and not (isinstance(budget, float) and budget == np.inf):
+            check_number("budget_seconds", budget, low=0, high=np.inf)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose copies and places.
+
+        Raises
+        ------
+        EquipoiseError
+            More slots than every expert on every rank would fill, or weights of unknown groups.
+        """
+        check_distinct(problem)
+        search = self._search(problem, Terms())
+        stages, finding = choose_stages(search, problem.num_slots, self.moves)
+        start = starting_layout(search, problem.num_slots)
+        slots = fill_up(search.run(stages, start, self.moves), problem.topology.num_ranks)
+        return certify(problem, slots, planner=repr(self), dispatch=search.dispatch, note=finding)
+
+    def _search(self, problem: Problem, terms: Terms) -> Search:
+        clock = Clock(self.budget_seconds)
+        return Search(
+            history=read_history(problem, self.group_weights, sized=self.cost is not None),
+            topology=problem.topology,
+            dispatch=self._dispatcher(problem.topology),
+            cost=self.cost,
+            step_assignments=self.step_assignments,
+            tail=self.tail,
+            seed=self.seed,
+            num_threads=self.num_threads,
+            clock=clock,
+            terms=terms,
+            meter=Meter(self.progress, clock),
+        )
+
+    def _dispatcher(self, topology: Topology) -> Dispatcher:
+        """The dispatcher that judges, told of the machines and of the cost."""
+        known = dispatcher(self.dispatch, topology)
+        if self.cost is None:
+            return known
+        if not hasattr(known, "cost"):
+            raise EquipoiseError(
+                f"The dispatcher {known.name!r} knows no times; plan for even, minmax, or without "
+                "a cost."
+            )
+        costed: Dispatcher = replace(known, cost=self.cost)  # type: ignore[type-var]
+        return costed
+
+
+_SINGLE = Stage("one window", single_scenario, bits=6)
+_GROUPS = Stage("groups", group_scenarios)
+_WINDOWS = Stage("windows", window_scenarios)
+_SPLITS = Stage(
+    "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
+    moves_per_move=32, restart=False,
+)  # fmt: skip
+_SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
+
+_PLAIN = "a plan for the sum of all windows"
+_TRIAL_MOVES = (1 << 18) - (1 << 9)
+_TRIAL_LAYERS = 24
+_TRIAL_SHARE = 0.25  # of a budget in seconds
+_SURE = 2.0  # standard errors by which a plan must beat the plain one on held-out windows
+
+
+def starting_layout(search: Search, num_slots: int) -> Ints:
+    """Where a search starts, ``(L, S)``: what ``Greedy`` makes of the sum of all windows.
+
+    With a cost, in layers where that is better, no balancing and copies that are seldom active: so
+    no plan is worse than leaving all experts where they are, as far as the slots allow.
+    """
+    history, topology = search.history, search.topology
+    start = first_layout(history.mix, num_slots, topology)
+    if search.cost is None or topology.room is not None:
+        return start
+    active_LE = (history.load > 0).sum(axis=0) + history.mix / (topology.num_ranks + 1)
+    calm = unbalanced_layout(active_LE, num_slots, topology.num_ranks)
+    better = search.measure(calm) < search.measure(start)
+    start[better] = calm[better]
+    return start
+
+
+def choose_stages(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
+    """The stages whose plan is best on the latest windows when made from the earlier ones.
+
+    Those of the sum of all windows unless others beat that plan beyond doubt.
+
+    Returns
+    -------
+    The stages, and why in a sentence. By how much one plan beats the other is not in it: readers
+    would take that for the gain over what they have.
+    """
+    stages, finding = _choose(search, num_slots, moves)
+    search.meter.remaining = search.work(stages, moves)
+    return stages, finding
+
+
+def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
+    history, follows_load = search.history, search.dispatch.name == "minmax"
+    plain = () if search.is_plain else (_SINGLE,)
+    if len(history.load) == 1:
+        single = (_SINGLE, _SINGLE_SPLIT) if follows_load else (_SINGLE,)
+        return single, "Made from a single window."
+    parts = history.held_out()
+    if parts is None:
+        return plain, f"No group has two windows to learn from, so it is {_PLAIN}."
+    rows = np.unique(np.linspace(0, history.load.shape[1] - 1, _TRIAL_LAYERS).astype(np.int64))
+    past, late = (part.of_layers(rows) for part in parts)
+    trial = replace(
+        search,
+        history=past,
+        terms=search.terms.of_layers(rows),
+        clock=search.clock.part(_TRIAL_SHARE),
+        label="comparing ways to plan",
+    )
+    start = starting_layout(trial, num_slots)
+    ways = [(_WINDOWS, _SPLITS)] if follows_load else [(_GROUPS,), (_WINDOWS,)]
+    tried = sum(trial.work(way, _TRIAL_MOVES) for way in (plain, *ways))
+    search.meter.remaining = tried + max(search.work(way, moves) for way in (plain, *ways))
+    before, *after = (
+        trial.peaks(trial.run(way, start, _TRIAL_MOVES), late.load) for way in (plain, *ways)
+    )
+    gains = [before - peaks for peaks in after]
+    best = int(np.argmax([gain.mean() for gain in gains]))
+    if not before.any():
+        return plain, f"The windows held out inside have no load, so it is {_PLAIN}."
+    gain = gains[best][before > 0]
+    if gain.mean() <= _SURE * gain.std() / np.sqrt(gain.size):
+        return plain, (
+            f"It is {_PLAIN}: on windows held out inside, no other was better beyond chance."
+        )
+    return ways[best], (
+        f"It is made for each {'group' if ways[best] == (_GROUPS,) else 'window'} by itself: on "
+        f"windows held out inside, that was better than {_PLAIN}."
+    )

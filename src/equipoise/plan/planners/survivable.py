@@ -1,0 +1,228 @@
+"""Plans that outlive lost ranks or nodes, and are balanced besides. How: ``docs/failure.md``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.balance import check_count
+from equipoise.errors import EquipoiseError
+from equipoise.plan.bounds import certify
+from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.planners.robust import Robust, choose_stages
+from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.search.anneal import Terms, fill_up
+from equipoise.plan.search.layout import check_room
+from equipoise.plan.weigh.coverage import Coverage, coverage, domains_of_ranks
+from equipoise.topology import Topology
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_MISSING_HOME = 1e3  # mean rank loads; no gain in balance is worth as much
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survivable(Robust):
+    """The most balanced placement of those that lose fewest experts with their ranks or nodes.
+
+    An expert outlives the loss of any ``losses`` ranks (or nodes) if it lives on one more.  With
+    ``losses * E`` redundant slots every expert does.  With fewer, as many losses are guaranteed as
+    the slots allow; where that is not one, as many experts as possible get a second home, which
+    leaves fewest to lose.  The status says which.  Only then balance counts, as for ``Robust``:
+    starts with such a placement and makes no move that costs a home.
+
+    Parameters
+    ----------
+    losses
+        How many ranks, or nodes, may be lost at a time.
+    domain
+        What is lost as a whole: ``"rank"`` or ``"node"``.
+    mirrored
+        Plan a part of the ranks as ``Robust`` does, and let the others hold the same, rank by rank.
+        Then no expert is lost before all twins of a rank are, so most combinations of further
+        losses are survived too.  But a rank shares load with its twins only, so a dispatcher that
+        follows the load has little to even out.
+    """
+
+    losses: int = 1
+    domain: str = "rank"
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("losses", self.losses)
+        domains_of_ranks(Topology(num_ranks=1), self.domain)
+        if self.mirrored and self.cost is not None:
+            raise EquipoiseError(
+                "Mirrored plans balance assignments; leave out the cost, or mirrored."
+            )
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose copies and places.
+
+        Raises
+        ------
+        EquipoiseError
+            As ``Robust``; or no more ranks or nodes than losses; if mirrored, ranks that do not
+            divide into equal parts, or too few slots.
+        """
+        check_distinct(problem)
+        if self.mirrored:
+            return self._plan_mirrored(problem)
+        topology, num_slots = problem.topology, problem.num_slots
+        capacity = _home_capacity(num_slots, topology, self.domain, problem.num_experts)
+        if self.losses >= len(capacity):
+            raise EquipoiseError(
+                f"losses is {self.losses} of {len(capacity)} {self.domain}s; expected fewer, so "
+                "that some are left. Nodes are set by the topology's ranks_per_node."
+            )
+        # A second home for some is worth more than slots for balance; a third for some is not.
+        homes = min(self.losses + 1, max(2, int(capacity.sum()) // problem.num_experts))
+        terms = Terms(homes=homes, by_node=self.domain == "node", missing=_MISSING_HOME)
+        search = self._search(problem, terms)
+        stages, finding = choose_stages(search, num_slots, self.moves)
+        start = covered_layout(search.history.mix, num_slots, topology, self.domain, homes)
+        slots = fill_up(search.run(stages, start, self.moves), topology.num_ranks)
+        found = coverage(problem.placement(slots), topology, domain=self.domain)
+        note = f"{self._promise(found, num_slots)} {finding}"
+        return certify(problem, slots, planner=repr(self), dispatch=search.dispatch, note=note)
+
+    def _plan_mirrored(self, problem: Problem) -> Plan:
+        parts, topology = self.losses + 1, problem.topology
+        num_slots = problem.num_slots // parts
+        if num_slots < problem.num_experts:
+            raise EquipoiseError(
+                f"{problem.num_slots} slots cannot hold {problem.num_experts} experts {parts} "
+                "times; to be mirrored, they must."
+            )
+        part = Problem(
+            problem.load,
+            _part(topology, parts, self.domain),
+            num_slots,
+            layer_ids=problem.layer_ids,
+            groups=problem.groups,
+        )
+        slots = np.tile(super().plan(part).placement.slots, (1, parts))
+        promise = (
+            f"{_any(self.losses, self.domain)} leaves every expert alive, and so does any loss "
+            f"that leaves one of every {parts} twins."
+        )
+        return certify(problem, slots, planner=repr(self), dispatch=self.dispatch, note=promise)
+
+    def _promise(self, found: Coverage, num_slots: int) -> str:
+        """What is guaranteed, and what it would take to guarantee all that was asked for."""
+        safe = found.guaranteed_losses
+        if safe >= self.losses:
+            return f"{_any(self.losses, self.domain)} leaves every expert alive."
+        num_experts = found.homes.shape[1]
+        wanted = f"{self.losses * num_experts} redundant slots, {self.losses} an expert"
+        if safe:
+            return (
+                f"{_any(safe, self.domain)} leaves every expert alive; {wanted}, would do so for "
+                f"{self.losses}, and there are {num_slots - num_experts}."
+            )
+        alone, lost = int(found.endangered(1).max()), float(found.expected_lost(1).mean())
+        return (
+            f"{alone} of {num_experts} experts of a layer live on a single {self.domain}, as few "
+            f"as these slots allow: a lost {self.domain} takes {lost:.1f} of them on average; "
+            f"{wanted}, would keep all alive."
+        )
+
+
+def _home_capacity(num_slots: int, topology: Topology, domain: str, num_experts: int) -> Ints:
+    """How many different experts of a layer each rank or node can hold, ``(X,)``."""
+    room = topology.distinct_experts(num_slots // topology.num_ranks)
+    capacity = np.bincount(domains_of_ranks(topology, domain), weights=room).astype(np.int64)
+    return np.minimum(capacity, num_experts)
+
+
+def covered_layout(
+    load_LE: Floats, num_slots: int, topology: Topology, domain: str, homes: int
+) -> Ints:
+    """A layout in which the experts are short of as few homes as possible.
+
+    Homes are dealt out as evenly as can be, one more to the hottest where they do not come out
+    even: each expert in turn takes the ranks or nodes with most room, the lightest among equals.
+    That never ends short (Gale 1957, Ryser 1957: of all demands with the same sum the most even one
+    can be met if any can).  Slots left over go to the largest load per copy.
+
+    Parameters
+    ----------
+    homes
+        Ranks or nodes that every expert should live on.
+
+    Returns
+    -------
+    Expert ids ``(L, S)``; -1 in slots that a rank has no room for.
+
+    Raises
+    ------
+    EquipoiseError
+        Ranks that have no room for all experts together.
+    """
+    num_experts = load_LE.shape[1]
+    size, group = num_slots // topology.num_ranks, domains_of_ranks(topology, domain)
+    room = topology.distinct_experts(size)
+    check_room(room, num_experts)
+    capacity = _home_capacity(num_slots, topology, domain, num_experts)
+    total = min(homes * num_experts, int(capacity.sum()))
+    layout = np.full((len(load_LE), topology.num_ranks, size), -1)
+    for row, load in zip(layout, load_LE, strict=True):
+        order = np.argsort(-load, kind="stable")
+        wanted = np.full(num_experts, total // num_experts)
+        wanted[order[: total % num_experts]] += 1
+        held = np.zeros((topology.num_ranks, num_experts), dtype=bool)
+        _deal_homes(load / wanted, wanted, order, room, capacity, group, held)
+        _deal_rest(load, room, held)
+        for rank, experts in enumerate(held):
+            row[rank, : experts.sum()] = np.flatnonzero(experts)
+    return layout.reshape(len(load_LE), num_slots)
+
+
+def _deal_homes(
+    share: Floats, wanted: Ints, order: Ints, room: Ints, capacity: Ints, group: Ints, held: Bools
+) -> None:
+    """Mark in ``held``, ``(R, E)``, as many domains of every expert as it wants."""
+    carried, free, left = np.zeros(len(room)), room.copy(), capacity.copy()
+    for e in order:
+        domains = np.lexsort((np.bincount(group, weights=carried), -left))[: wanted[e]]
+        left[domains] -= 1
+        for domain in domains:
+            ranks = np.flatnonzero(group == domain)
+            r = ranks[np.lexsort((carried[ranks], -free[ranks]))[0]]
+            held[r, e] = True
+            free[r] -= 1
+            carried[r] += share[e]
+
+
+def _deal_rest(load: Floats, room: Ints, held: Bools) -> None:
+    """Copies of the largest load per copy to the lightest ranks, until no rank has room."""
+    while (free := room > held.sum(axis=1)).any():
+        share = load / held.sum(axis=0)
+        possible = (~held[free]).any(axis=0)
+        e = int(np.where(possible, share, -1).argmax())
+        r = int(np.where(free & ~held[:, e], held @ share, np.inf).argmin())
+        held[r, e] = True
+
+
+def _part(topology: Topology, parts: int, domain: str) -> Topology:
+    """The first of so many equal parts of the ranks, or nodes."""
+    num_domains = len(np.unique(domains_of_ranks(topology, domain)))
+    size = topology.num_ranks // parts
+    speed, room = topology.speed and topology.speed[:size], topology.room and topology.room[:size]
+    unlike = topology.speed != (speed and speed * parts) or topology.room != (room and room * parts)
+    if num_domains % parts or unlike:
+        raise EquipoiseError(
+            f"To be mirrored, {num_domains} {domain}s must divide into {parts} parts that are "
+            "alike, speed and room included; they do not."
+        )
+    together = topology.ranks_per_node if domain == "node" else None
+    return replace(topology, num_ranks=size, ranks_per_node=together, speed=speed, room=room)
+
+
+def _any(number: int, domain: str) -> str:
+    return f"The loss of any {domain}" if number == 1 else f"The loss of any {number} {domain}s"

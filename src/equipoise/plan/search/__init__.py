@@ -1,0 +1,1 @@
+"""What the planners that search have in common."""

@@ -1,0 +1,426 @@
+"""Annealing placements against many windows at once: the engine behind ``Robust`` and its kin."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_count, check_whole
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, is_scale_free
+from equipoise.placement import Placement
+from equipoise.plan.search.scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
+from equipoise.topology import Topology
+
+Ints = NDArray[np.int64]
+
+_JUDGED_DRAWS = 3  # of each window, with chance added
+
+FORBIDDEN = 1e6
+"""A price no gain pays, in mean rank loads, and still a number that can be added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a search stands.
+
+    Parameters
+    ----------
+    done
+        Share of the work that is done, 0 to 1: proposals by what they take, or of the time budget
+        if more of that is spent. Never sinks.
+    stage
+        What is being searched.
+    best
+        Best objective so far of the stage: mean over layers with load, in mean rank loads, of the
+        peaks on the windows planned on. ``None`` while ways of planning are compared.
+    seconds
+        Since the start.
+    """
+
+    done: float
+    stage: str
+    best: float | None
+    seconds: float
+
+
+class Clock:
+    """Time since the start, and whether a budget of seconds is spent."""
+
+    def __init__(self, budget: float | None = None) -> None:
+        self._start = time.monotonic()
+        self._budget = budget
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def part(self, share: float) -> Clock:
+        """A clock that starts now and is over after a share of the budget."""
+        return Clock(None if self._budget is None else share * self._budget)
+
+    @property
+    def spent(self) -> float:
+        """Share of the budget that is spent, up to 1; 0 without one."""
+        return 0.0 if not self._budget else min(1.0, self.seconds / self._budget)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent; never without one."""
+        return self._budget is not None and self.seconds >= self._budget
+
+
+class Meter:
+    """Work done and work that remains, as told to whoever wants to know.
+
+    Parameters
+    ----------
+    tell
+        Called whenever some work is done; ``None``: nobody is told.
+    clock
+        Of the search.
+    """
+
+    def __init__(self, tell: Callable[[Progress], None] | None, clock: Clock) -> None:
+        self._tell, self._clock = tell, clock
+        self._done, self._share = 0.0, 0.0
+        self.remaining = 0.0
+
+    def advance(self, work: float, stage: str, best: float | None) -> None:
+        """Some of what remained is done."""
+        self._done += work
+        self.remaining = max(0.0, self.remaining - work)
+        total = self._done + self.remaining
+        share = max(self._done / total if total > 0 else 1.0, self._clock.spent)
+        self._share = max(self._share, share)
+        if self._tell is not None:
+            self._tell(
+                Progress(done=self._share, stage=stage, best=best, seconds=self._clock.seconds)
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to anneal: on which scenarios, for which split, and how.
+
+    ``bits`` makes the norm over ranks the ``2 ** bits``-norm: the smaller, the more ranks count
+    that might become the busiest.  ``hot`` are first temperatures, round by round, in mean rank
+    loads.
+    """
+
+    name: str
+    scenarios: Callable[[History, np.random.Generator], Scenarios]
+    follows_load: bool = False  # anneal for the min-max split
+    bits: int = 4
+    hot: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    cold: float = 1e-5
+    moves_per_move: int = 1
+    restart: bool = True  # every round from the same start, else from the best so far
+
+    def work_of_move(self, history: History) -> float:
+        """What a proposal takes, about: in the time that it takes for one scenario more."""
+        one = history.of_layers(np.array([0]))
+        num_scenarios = int(self.scenarios(one, np.random.default_rng(0)).weight.shape[1])
+        if self.follows_load:
+            return self.moves_per_move * (4.5 + num_scenarios * history.num_ranks / 170)
+        return self.moves_per_move * (9.0 + num_scenarios)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Terms:
+    """What a placement costs besides its peaks, in mean rank loads; by default nothing.
+
+    Parameters
+    ----------
+    price
+        Of an expert being on a rank, ``(L, R, E)``; ``FORBIDDEN`` keeps it away.
+    homes
+        Ranks, with ``by_node`` nodes, that every expert should live on.
+    missing
+        Price of each home an expert is short of.
+    """
+
+    price: Floats | None = None
+    homes: int = 0
+    by_node: bool = False
+    missing: float = 0.0
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no placement costs anything."""
+        return self.price is None and not self.missing
+
+    def of_layers(self, rows: Ints) -> Terms:
+        """The terms of some layers."""
+        return self if self.price is None else replace(self, price=self.price[rows])
+
+    def measure(self, slots: Ints, topology: Topology, num_experts: int) -> Floats:
+        """The terms of every layer, ``(L,)``, of slots ``(L, S)``; -1 where there is no slot."""
+        L, R = len(slots), topology.num_ranks
+        held = np.zeros((L, R, num_experts + 1), dtype=np.bool_)
+        layer, rank = np.arange(L)[:, None, None], np.arange(R)[:, None]
+        held[layer, rank, slots.reshape(L, R, -1)] = True
+        held = held[:, :, :num_experts]  # what is no slot has marked the column after the last
+        homes: NDArray[np.bool_] = held
+        if self.by_node:
+            homes = np.asarray(held.reshape(L, topology.num_nodes, -1, num_experts).any(axis=2))
+        short = np.maximum(0, self.homes - homes.sum(axis=1)).sum(axis=1)
+        total: Floats = self.missing * short
+        return total if self.price is None else total + np.where(held, self.price, 0).sum((1, 2))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Search:
+    """Annealing in rounds, every layer by itself; the best slots so far stay.
+
+    Slots ``(L, S)`` hold expert ids, -1 where a rank has no room for one.
+
+    Parameters
+    ----------
+    history
+        The windows.
+    topology
+        The ranks, with their speeds and nodes.
+    dispatch
+        The dispatcher that will run, by which every round is judged.
+    cost
+        Judge by the time the ranks take, not by their assignments.
+    step_assignments
+        With a cost: assignments of a step in a layer; those of the mean window if ``None``.
+    tail
+        Share of the groups, or of the windows of one group, that counts.
+    meter
+        Told of the work done.
+    label
+        What to call the stages to the meter; ``None``: by their names.
+    """
+
+    history: History
+    topology: Topology
+    dispatch: Dispatcher
+    cost: RankCost | None = None
+    step_assignments: float | None = None
+    tail: float = 1.0
+    seed: int = 0
+    num_threads: int | None = None
+    clock: Clock = field(default_factory=Clock)
+    terms: Terms = field(default_factory=Terms)
+    meter: Meter = field(default_factory=lambda: Meter(None, Clock()))
+    label: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ``Greedy`` solves the same problem for the sum: equal ranks and assignments."""
+        t = self.topology
+        return t.speed is None and t.room is None and self.cost is None and self.terms.is_nothing
+
+    def run(self, stages: tuple[Stage, ...], start: Ints, moves: int) -> Ints:
+        """The best slots of every layer, ``(L, S)``, judged by the windows themselves."""
+        best = start.copy()
+        for stage in stages:
+            self._improve(stage, best, moves // stage.moves_per_move)
+        return best
+
+    def work(self, stages: tuple[Stage, ...], moves: int) -> float:
+        """What ``run`` takes, in the unit of ``Stage.work_of_move``."""
+        num_layers = np.count_nonzero(self.history.mix.any(axis=1))
+        return float(
+            sum(
+                sum(_rounds(moves // stage.moves_per_move)) * stage.work_of_move(self.history)
+                for stage in stages
+            )
+            * num_layers
+        )
+
+    def measure(self, slots: Ints) -> Floats:
+        """The objective: mean or tail of the peaks of the windows and their mix, and the terms.
+
+        Steps of their own size are judged without a mix, which no step is. In mean rank loads,
+        ``(L,)``.
+        """
+        history = self._judge
+        mix_share = 0.0 if history.sized else MIX_SHARE
+        peaks = self.peaks(slots, np.concatenate([history.load, self.history.mix[None]]))
+        peak, weight = peaks[:-1], history.window_weight
+        if len(history.group_weight) > 1:
+            peak, weight = history.group_means(peak), history.group_weight
+        tail = _tail_mean(peak, weight, self.tail)
+        score: Floats = (1 - mix_share) * tail + mix_share * peaks[-1]
+        return score + self.terms.measure(slots, self.topology, history.load.shape[2])
+
+    @cached_property
+    def _judge(self) -> History:
+        """The windows that judge a round.
+
+        With chance added where the dispatcher follows the load: it evens the recorded windows out
+        almost perfectly, so that by themselves they no longer tell placements apart.
+        """
+        if self.dispatch.name != "minmax":
+            return self.history
+        return with_noise(self.history, np.random.default_rng(self.seed), _JUDGED_DRAWS)
+
+    def peaks(self, slots: Ints, load: Floats) -> Floats:
+        """Busiest rank of every window and layer under the dispatcher, ``(T, L)``.
+
+        In mean rank loads; with a cost the slowest rank, in the time a mean rank load would take.
+        """
+        R = self.history.num_ranks
+        placement = Placement(fill_up(slots, R), num_ranks=R, num_experts=load.shape[2])
+        if is_scale_free(self.dispatch):
+            return self.dispatch.peaks(load, placement)
+        assignments = np.where(self._mean_rank_load > 0, self._mean_rank_load, 1)
+        unit = assignments if self.cost is None else assignments * self.cost.token_seconds
+        peaks: Floats = self.dispatch.peaks(load * assignments[:, None], placement) / unit
+        return peaks
+
+    @cached_property
+    def _mean_rank_load(self) -> Floats:
+        """Assignments of a step on the mean rank, ``(L,)``: what a mean rank load stands for."""
+        mean = self.history.mean_volume
+        if self.step_assignments is None:
+            return mean
+        return np.where(mean > 0, self.step_assignments / self.history.num_ranks, 0)
+
+    def _improve(self, stage: Stage, best: Ints, moves: int) -> None:
+        """Anneal round by round; ``best``, ``(L, S)``, is updated where a round is better."""
+        busy = np.flatnonzero(self.history.mix.any(axis=1))
+        start, score = best.copy(), self.measure(best)
+        work, name = stage.work_of_move(self.history), self.label or stage.name
+        with ThreadPoolExecutor(self.num_threads or os.cpu_count()) as pool:
+            for number, length in enumerate(_rounds(moves)):
+                if self.clock.is_over:
+                    break
+                found = best.copy()
+                origin = start if stage.restart else best
+                chance = np.random.default_rng([self.seed, number])
+                scenarios = stage.scenarios(self.history, chance)
+                anneal = partial(self._anneal, stage, scenarios, origin, number, length)
+                so_far = None if self.label else float(score[busy].mean())
+                for layer, slots in zip(busy, pool.map(anneal, busy), strict=True):
+                    found[layer] = slots
+                    self.meter.advance(length * work, name, so_far)
+                reached = self.measure(found)
+                better = reached < score
+                best[better], score[better] = found[better], reached[better]
+                self.meter.advance(0.0, name, None if self.label else float(score[busy].mean()))
+
+    def _anneal(
+        self,
+        stage: Stage,
+        scenarios: Scenarios,
+        start: Ints,
+        number: int,
+        length: int,
+        layer: int,
+    ) -> Ints:
+        from equipoise.plan.search import _anneal_kernels as kernels  # numba takes long to import
+
+        slots: Ints = start[layer]
+        if self.clock.is_over:
+            return slots
+        load, risk = scenarios.load[layer], scenarios.risk[layer]
+        weight = scenarios.weight[layer] / scenarios.weight[layer].sum()
+        how = (
+            weight,
+            slots,
+            self._ranks(layer),
+            self._kernel_terms(layer),
+            length,
+            stage.hot[number % len(stage.hot)],
+            stage.cold,
+            max(self.tail, weight[weight > 0].min()),
+            stage.bits,
+            weight.size == 1,
+            kernel_seed(self.seed, number, int(layer)),
+        )
+        if stage.follows_load:
+            slots, _ = kernels.anneal_minmax(load, *how)
+        else:
+            slots, _ = kernels.anneal_fixed(load, risk, *how)
+        return slots
+
+    def _ranks(self, layer: int) -> Any:
+        """What the kernels know of the ranks."""
+        from equipoise.plan.search._anneal_kernels import Ranks
+
+        floor, pad = 0.0, 0.0
+        volume = self._mean_rank_load[layer]
+        if self.cost is not None and volume > 0:
+            floor = self.cost.knee / volume
+            pad = (self.cost.token_block - 1) / 2 / volume  # what rounding up adds on average
+        near = self.dispatch.name == "nearest"
+        return Ranks(1 / self.topology.relative_speed, self.topology.node_of_rank, near, floor, pad)
+
+    def _kernel_terms(self, layer: int) -> Any:
+        from equipoise.plan.search._anneal_kernels import Terms as KernelTerms
+
+        terms = self.terms
+        price = self._no_price if terms.price is None else terms.price[layer]
+        return KernelTerms(price, terms.homes, terms.by_node, terms.missing)
+
+    @cached_property
+    def _no_price(self) -> Floats:
+        return np.zeros((self.history.num_ranks, self.history.load.shape[2]))
+
+
+def fill_up(slots: Ints, num_ranks: int) -> Ints:
+    """Slots without an expert, -1, repeat one that the rank has, and if it can be, no other rank.
+
+    Such a repetition changes no rank's share of any expert under a dispatcher that treats copies
+    alike, and takes no memory where an engine stores an expert once a rank.
+    """
+    if (slots >= 0).all():
+        return slots
+    filled = slots.copy()
+    for row in filled:
+        copies = np.bincount(row[row >= 0])
+        for rank in row.reshape(num_ranks, -1):
+            own = rank[rank >= 0]
+            rank[rank < 0] = own[np.argmin(copies[own])]
+    return filled
+
+
+_FIRST_ROUND = 1 << 9
+
+
+def _rounds(moves: int) -> list[int]:
+    """Lengths of the rounds: doubling, and whole ones only, so that every budget is a prefix."""
+    lengths, length = [], _FIRST_ROUND
+    while moves >= length:
+        lengths.append(length)
+        moves -= length
+        length *= 2
+    return lengths
+
+
+def kernel_seed(*numbers: int) -> int:
+    """A seed from several numbers, such as the user's and a layer's, unlike that of any others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def check_search_options(*, moves: int, seed: int, num_threads: int | None) -> None:
+    """Raise ``EquipoiseError`` for what no search can be given."""
+    check_whole("moves", moves)
+    check_whole("seed", seed)
+    if num_threads is not None:
+        check_count("num_threads", num_threads)
+
+
+def _tail_mean(peak: Floats, weight: Floats, tail: float) -> Floats:
+    """Mean of the worst ``tail`` share of the weight, at least of the worst row, ``(L,)``."""
+    order = np.argsort(-peak, axis=0, kind="stable")
+    peak, weight = np.take_along_axis(peak, order, axis=0), weight[order]
+    weight = weight / weight.sum(axis=0)
+    before = np.cumsum(weight, axis=0) - weight
+    counted = np.clip(np.maximum(tail, weight[0]) - before, 0, weight)
+    mean: Floats = (peak * counted).sum(axis=0) / counted.sum(axis=0)
+    return mean

@@ -1,0 +1,1 @@
+"""Whether, how many, what if: plans weighed against what they cost."""

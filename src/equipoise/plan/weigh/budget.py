@@ -1,0 +1,536 @@
+"""How many redundant slots pay, and in which layers. How: ``docs/budget.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.balance import as_loads, check_number
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan.evaluate import Evaluation
+from equipoise.plan.planners.robust import Robust
+from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEAST_GAIN = 0.01
+"""Share of the time that each further slot on every rank must take off to be worth its memory."""
+
+LEAST_WINDOWS = 5
+"""Held-out windows without which nothing is sure: that 4 of 4 gain is chance in 1 case of 16."""
+
+_SLOTS_TRIED = 4  # slots a rank beyond the fewest, if nobody says how many
+_SURE = 0.05  # chance below which a gain is called one
+_ROUNDING = 1e-9
+_MOST_BLOCKS = 16  # that windows are joined to: 65,536 ways to draw their signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What one point takes off the time of another, on the same held-out windows.
+
+    Parameters
+    ----------
+    share
+        Of the other's time; negative if it takes longer.
+    error
+        Standard error of that share, from the differences window by window; of more than 16
+        windows, from 16 blocks of neighbours.
+    chance
+        How often as large a share would come out if there were no gain, or only the least that
+        counts: see ``chances``.
+    """
+
+    share: float
+    error: float
+    chance: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether chance would give it in fewer than 5 % of cases; else it is not called a gain."""
+        return self.chance < _SURE
+
+    def __str__(self) -> str:
+        return f"{self.share:z.1%} ± {self.error:.1%}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Point:
+    """So many redundant slots in every layer: their price, and what they do on held-out windows.
+
+    Parameters
+    ----------
+    redundant
+        ``S - E`` of each layer, ``L`` of them.
+    bytes_per_rank
+        Weights that the slots beyond the fewest take in a rank's memory; ``None`` if unpriced.
+    kv_tokens
+        Tokens of KV cache that would fit there instead; ``None`` if unpriced.
+    mean_imbalance, relative_step_time
+        As of ``Evaluation``; ``None`` for times in seconds.
+    step_seconds
+        Expert time of a window through all layers, mean over windows; ``None`` for loads.
+    times
+        Each window's sum over layers, ``(T,)``: of the imbalance, or of seconds.
+    """
+
+    redundant: tuple[int, ...]
+    bytes_per_rank: int | None
+    kv_tokens: int | None
+    mean_imbalance: float | None
+    relative_step_time: float | None
+    step_seconds: float | None
+    times: Floats
+
+    def gain_over(self, other: Point) -> Gain:
+        """What this point takes off the other's time."""
+        return gains([(other, self)])[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Budget:
+    """What redundancy buys, slot by slot, and what it costs.
+
+    The first axis, ``A`` long, is the redundancy, from the fewest slots on that hold all experts
+    and that the planner takes.  A layer's *time* in a window is its imbalance, peak over mean rank
+    load, or seconds if the dispatcher has a cost.
+
+    Parameters
+    ----------
+    placements
+        One for each redundancy, ``A`` of them; any layer can be taken from any.
+    added
+        Slots that every rank has beyond those of the first, ``A`` rising numbers from 0.
+    least_gain
+        Share of the time that each further slot on every rank must take off to pay.
+    planned_time
+        Time of each layer, mean over the windows planned on, ``(A, L)``.
+    peak
+        What the slowest rank takes in each held-out window and layer, ``(A, T, L)``.
+    mean
+        Assignments of the mean rank there, ``(T, L)``.
+    planner, dispatch
+        The planner as configured, and the name of the dispatcher of the scores.
+    in_seconds
+        Whether times are seconds.
+    expert_bytes, kv_bytes_per_token
+        The prices given.
+    """
+
+    placements: tuple[Placement, ...]
+    added: tuple[int, ...]
+    least_gain: float
+    planned_time: Floats
+    peak: Floats
+    mean: Floats
+    planner: str
+    dispatch: str
+    in_seconds: bool
+    expert_bytes: int | None
+    kv_bytes_per_token: int | None
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The same redundancy in all layers, the fewest slots first."""
+        L = self.planned_time.shape[1]
+        return tuple(self._point(np.full(L, a)) for a in range(len(self.placements)))
+
+    @cached_property
+    def front(self) -> tuple[Point, ...]:
+        """The points that pay: each is faster than the one before, surely by ``least_gain``.
+
+        The Pareto front of memory and time, less what chance may have put there, and less what
+        takes more memory than it is worth.
+        """
+        front = [0]
+        while (after := self._next_that_pays(front[-1])) is not None:
+            front.append(after)
+        return tuple(self.points[a] for a in front)
+
+    def _next_that_pays(self, a: int) -> int | None:
+        """The first point after ``a`` that pays."""
+        found = self._gains_after(a, self.least_gain)
+        return next((b for b, gain in enumerate(found, a + 1) if gain.is_sure), None)
+
+    def _gains_after(self, a: int, least_gain: float) -> tuple[Gain, ...]:
+        """What all later points take off point ``a``, of which so much a slot does not count."""
+        later = range(a + 1, len(self.points))
+        return gains(
+            [(self.points[a], self.points[b]) for b in later],
+            least=[least_gain * (self.added[b] - self.added[a]) for b in later],
+        )
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether there are enough held-out windows to say what pays and what does not."""
+        return bool(self.peak.shape[1] >= LEAST_WINDOWS)
+
+    @property
+    def layer_gain(self) -> Floats:
+        """What each further redundancy takes off a layer's held-out time, ``(A - 1, L)``.
+
+        In mean rank loads, or in seconds; mean over windows.
+        """
+        return np.asarray(-np.diff(self._times.mean(axis=1), axis=0))
+
+    def allocation(self, slots_per_rank: int) -> Point:
+        """The best use of so many slots a rank, counted over all layers, if layers may differ.
+
+        Chosen by the windows planned on, so that its held-out time is a fair one.  Exact, by
+        dynamic programming over layers: held-out or planned, times need not be convex.
+
+        Raises
+        ------
+        EquipoiseError
+            A negative number of slots.
+        """
+        check_number("slots_per_rank", slots_per_rank, low=0, high=np.inf)
+        cost = np.full((self.added[-1] + 1, self.planned_time.shape[1]), np.inf)
+        cost[list(self.added)] = self.planned_time
+        return self._point(np.searchsorted(self.added, least_sum(cost, int(slots_per_rank))))
+
+    @cached_property
+    def by_layer(self) -> tuple[Point, ...]:
+        """For each point, the allocation of as much memory."""
+        L = self.planned_time.shape[1]
+        return tuple(self.allocation(added * L) for added in self.added)
+
+    @cached_property
+    def best_by_layer(self) -> tuple[Point, Point, Gain] | None:
+        """The point, its allocation and the gain of that, where it is largest.
+
+        ``None`` if it is not surely ``least_gain``.
+        """
+        pairs = list(zip(self.points, self.by_layer, strict=True))
+        found = gains(pairs, least=[self.least_gain] * len(pairs))
+        best = max(range(len(pairs)), key=lambda a: found[a].share)
+        return (*pairs[best], found[best]) if found[best].is_sure else None
+
+    @property
+    def advice(self) -> str:
+        """Where redundancy stops paying, in one or two sentences."""
+        first, last = self.points[0], self.front[-1]
+        windows = self.peak.shape[1]
+        if not self.is_decided:
+            return (
+                f"No verdict: {windows} unseen windows cannot tell a gain from chance; it takes "
+                f"{LEAST_WINDOWS} or more. Record more steps, or hold out more of them."
+            )
+        what = "expert time" if self.in_seconds else "busiest rank's load"
+        what = f"the {what} of {windows} unseen windows"
+        more = self.points[self.points.index(last) + 1 :]
+        best = min(more, key=lambda p: float(p.times.mean()), default=last)
+        if last is first:
+            return (
+                f"More redundant slots do not pay: {best.redundant[0]}, the best of those tried, "
+                f"take {best.gain_over(first)} off {what}{_price(best)}; "
+                f"{self._shortfall(first, best)}."
+            )
+        text = (
+            f"{last.redundant[0]} redundant slots a layer pay: they take {_worth(first, last)} "
+            f"off {what}{_price(last)}{_steps(self.front)}."
+        )
+        if last is best:
+            return f"{text} More were not tried."
+        return (
+            f"{text} Of more, {best.redundant[0]} are best and take off {_worth(last, best)}; "
+            f"{self._shortfall(last, best)}."
+        )
+
+    def _shortfall(self, last: Point, best: Point) -> str:
+        """Why what the best of further points takes off the last that pays is not enough."""
+        a, b = self.points.index(last), self.points.index(best)
+        gain = self._gains_after(a, 0.0)[b - a - 1]
+        if not gain.is_sure:
+            if gain.share > self.least_gain * (self.added[b] - self.added[a]):
+                return "that may be chance, and more windows would tell"
+            return "that is no gain beyond chance"
+        return f"that is not surely {self.least_gain:.1%} for each further slot on every rank"
+
+    @cached_property
+    def _times(self) -> Floats:
+        return self.peak if self.in_seconds else _over_mean(self.peak, self.mean)
+
+    def _point(self, chosen_L: Ints) -> Point:
+        """The point with this redundancy in each layer, ``(L,)`` indices along the first axis."""
+        layers = np.arange(len(chosen_L))
+        times: Floats = self._times[chosen_L, :, layers].sum(axis=0)
+        peak = self.peak[chosen_L, :, layers].T
+        score = Evaluation(peak=peak, mean=self.mean, dispatch=self.dispatch)
+        added = sum(self.added[a] for a in chosen_L)
+        size = None if self.expert_bytes is None else added * self.expert_bytes
+        kv_bytes = self.kv_bytes_per_token
+        return Point(
+            redundant=tuple(self.placements[a].num_redundant for a in chosen_L),
+            bytes_per_rank=size,
+            kv_tokens=None if size is None or kv_bytes is None else size // kv_bytes,
+            mean_imbalance=None if self.in_seconds else score.mean_imbalance,
+            relative_step_time=None if self.in_seconds else score.relative_step_time,
+            step_seconds=float(times.mean()) if self.in_seconds else None,
+            times=times,
+        )
+
+
+def budget(
+    planned: Trace | ArrayLike,
+    held_out: Trace | ArrayLike,
+    topology: Topology,
+    *,
+    up_to: int | None = None,
+    planner: Planner | None = None,
+    dispatch: str | Dispatcher = "even",
+    expert_bytes: int | None = None,
+    kv_bytes_per_token: int | None = None,
+    least_gain: float = LEAST_GAIN,
+    progress: Callable[[int, int], None] | None = None,
+) -> Budget:
+    """Plan with more and more redundant slots, and score every layer on windows not planned on.
+
+    Parameters
+    ----------
+    planned, held_out
+        Traces, or assignments ``(T, L, E)``, of the same layers and experts.
+    topology
+        The devices.
+    up_to
+        Most redundant slots of a layer, all ranks together; four a rank if ``None``.
+    planner
+        ``Robust(dispatch=dispatch)`` if ``None``.  Numbers of slots that it refuses are left out.
+    dispatch
+        The dispatcher that will run, by name or as configured.  One with a cost makes all times
+        seconds; each window then stands for one step.
+    expert_bytes
+        Of one expert in one layer, scales included: prices the slots.
+    kv_bytes_per_token
+        Of all layers, on one rank: turns that price into tokens.
+    least_gain
+        Share of the time that each further slot on every rank must take off to pay, at least 0.
+    progress
+        Called before each plan with how many are made, of how many.
+
+    Raises
+    ------
+    EquipoiseError
+        Fewer than two held-out windows with load; parts of different layers or experts; no or too
+        many slots to add; fewer than two numbers of slots that the planner takes; a price of KV
+        cache without one of experts.
+    """
+    _check_prices(expert_bytes, kv_bytes_per_token)
+    check_number("least_gain", least_gain, low=0, high=1)
+    experts = planned.num_experts if isinstance(planned, Trace) else as_loads(planned).shape[-1]
+    counts = _slot_counts(experts, topology.num_ranks, up_to)
+    fewest = Problem(planned, topology, counts[0])
+    held = _held_out_load(Problem(held_out, topology, counts[0]), fewest)
+    split = dispatcher(dispatch, topology)
+    in_seconds = getattr(split, "cost", None) is not None
+    planner = Robust(dispatch=dispatch) if planner is None else planner
+    problems = [Problem(planned, topology, num_slots) for num_slots in counts]
+    plans = _plans(planner, problems, progress)
+    placements = tuple(plan.placement for plan in plans)
+    past = np.stack([split.peaks(fewest.load, placement) for placement in placements])
+    if not in_seconds:
+        past = _over_mean(past, _mean_rank(fewest.load, topology))
+    return Budget(
+        placements=placements,
+        added=tuple(p.slots_per_rank - placements[0].slots_per_rank for p in placements),
+        least_gain=least_gain,
+        planned_time=past.mean(axis=1),
+        peak=np.stack([split.peaks(held, placement) for placement in placements]),
+        mean=_mean_rank(held, topology),
+        planner=plans[0].planner,
+        dispatch=split.name,
+        in_seconds=in_seconds,
+        expert_bytes=expert_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
+
+
+def gains(
+    pairs: Sequence[tuple[Point, Point]], least: Sequence[float] | None = None
+) -> tuple[Gain, ...]:
+    """What the second point of each pair takes off the time of the first.
+
+    The chance of each is that of the best of all of them, so that trying many makes no winner.
+
+    Parameters
+    ----------
+    least
+        For each pair the share that the chance supposes to be gained in truth; 0 if ``None``.
+    """
+    if not pairs:
+        return ()
+    time = np.array([before.times.mean() for before, _ in pairs])
+    saved = np.stack([before.times - after.times for before, after in pairs])
+    parts = np.array_split(saved, min(saved.shape[1], _MOST_BLOCKS), axis=1)
+    blocks = np.stack([part.mean(axis=1) for part in parts], axis=1)
+    error = blocks.std(axis=1, ddof=1) / np.sqrt(blocks.shape[1])
+    supposed = np.zeros(len(pairs)) if least is None else least * time
+    chance = chances(blocks - supposed[:, None])
+    return tuple(
+        Gain(share=float(s), error=float(e), chance=float(c))
+        for s, e, c in zip(saved.mean(axis=1) / time, error / time, chance, strict=True)
+    )
+
+
+def chances(saved_AT: Floats) -> Floats:
+    """How often the best of some gains would be as large as each of them if all were chance.
+
+    If nothing is gained, a difference is as likely to have the other sign: this counts the ways to
+    draw the signs of the windows, all gains' together, after which some sum is as large as the one
+    seen, sums in units of their standard deviation.  The test of Fisher (1935) for pairs, with the
+    largest statistic of Westfall and Young (1993).
+
+    Parameters
+    ----------
+    saved_AT
+        What each gain takes off in every window, at most 16 of them.
+
+    Returns
+    -------
+    ``(A,)`` from ``2^-T`` to 1.
+    """
+    deviation = np.sqrt((saved_AT**2).sum(axis=1, keepdims=True))
+    scaled = np.divide(saved_AT, deviation, out=np.zeros_like(saved_AT), where=deviation > 0)
+    T = saved_AT.shape[1]
+    signs = 1.0 - 2 * (np.arange(1 << T)[:, None] >> np.arange(T) & 1)
+    largest = (signs @ scaled.T).max(axis=1)
+    count: Floats = (largest[:, None] >= scaled.sum(axis=1) - _ROUNDING).mean(axis=0)
+    return count
+
+
+def least_sum(cost_AL: Floats, most: int) -> Ints:
+    """One row of each column, row numbers adding up to ``most`` or less, of the least sum.
+
+    Dynamic programming over columns, ``O(A L most)``; of equal sums the one with smaller rows in
+    the later columns.
+
+    Returns
+    -------
+    ``(L,)`` row numbers.
+    """
+    A, L = cost_AL.shape
+    most = min(most, L * (A - 1))
+    least = np.zeros(most + 1)  # by what is spent at most on the columns so far
+    chosen = np.zeros((L, most + 1), dtype=np.int64)
+    for column in range(L):
+        options = np.full((min(A, most + 1), most + 1), np.inf)
+        for a in range(len(options)):
+            options[a, a:] = least[: most + 1 - a] + cost_AL[a, column]
+        chosen[column], least = options.argmin(axis=0), options.min(axis=0)
+    rows = np.zeros(L, dtype=np.int64)
+    for column in reversed(range(L)):
+        rows[column] = chosen[column, most]
+        most -= rows[column]
+    return rows
+
+
+def _slot_counts(num_experts: int, num_ranks: int, up_to: int | None) -> range:
+    """Slots of a layer to try, from the fewest on, one more a rank each time."""
+    fewest = -(-num_experts // num_ranks) * num_ranks
+    most = num_experts * num_ranks
+    if fewest + num_ranks > most:
+        raise EquipoiseError(
+            f"In {fewest} slots, the fewest, every rank holds every expert already; there is no "
+            "copy to add."
+        )
+    if up_to is None:
+        up_to = min(fewest + _SLOTS_TRIED * num_ranks, most) - num_experts
+    if not fewest + num_ranks - num_experts <= up_to <= most - num_experts:
+        raise EquipoiseError(
+            f"Up to {up_to} redundant slots are to be tried; expected from "
+            f"{fewest + num_ranks - num_experts}, one more on every rank, to "
+            f"{most - num_experts}, every expert on every rank."
+        )
+    return range(fewest, num_experts + int(up_to) + 1, num_ranks)
+
+
+def _plans(
+    planner: Planner, problems: Sequence[Problem], progress: Callable[[int, int], None] | None
+) -> list[Plan]:
+    """The plans of a planner for those numbers of slots that it takes."""
+    plans: list[Plan] = []
+    refusal = None
+    for number, problem in enumerate(problems):
+        if progress is not None:
+            progress(number, len(problems))
+        try:
+            plans.append(planner.plan(problem))
+        except EquipoiseError as error:
+            refusal = error
+    if len(plans) < 2 and refusal is not None:
+        tried = f"{problems[0].num_slots} to {problems[-1].num_slots}"
+        raise EquipoiseError(
+            f"The planner takes {len(plans)} of the numbers of slots tried, {tried}, and there is "
+            f"nothing to compare: {refusal}"
+        ) from refusal
+    return plans
+
+
+def _held_out_load(held: Problem, planned: Problem) -> Floats:
+    """Windows with load, ``(T, L, E)``."""
+    if (held.layer_ids, held.num_experts) != (planned.layer_ids, planned.num_experts):
+        raise EquipoiseError(
+            f"The held-out windows have {held.num_layers} layers of {held.num_experts} experts, "
+            f"those planned on {planned.num_layers} of {planned.num_experts}, or other layer "
+            "numbers; split one recording."
+        )
+    load = held.load[held.load.any(axis=(1, 2))]
+    if len(load) < 2:
+        raise EquipoiseError(
+            "One held-out window cannot tell a gain from chance; hold out at least two."
+        )
+    return load
+
+
+def _check_prices(expert_bytes: int | None, kv_bytes_per_token: int | None) -> None:
+    for name, value in (("expert_bytes", expert_bytes), ("kv_bytes_per_token", kv_bytes_per_token)):
+        if value is not None:
+            check_number(name, value, low=1, high=np.inf)
+    if kv_bytes_per_token is not None and expert_bytes is None:
+        raise EquipoiseError(
+            "The bytes of a token price nothing by themselves; give those of an expert as well."
+        )
+
+
+def _mean_rank(load: Floats, topology: Topology) -> Floats:
+    mean: Floats = load.sum(axis=-1) / topology.num_ranks
+    return mean
+
+
+def _over_mean(peak: Floats, mean: Floats) -> Floats:
+    """Imbalance of ``(A, T, L)``; 0 where there is no load, which takes no time."""
+    return np.divide(peak, mean, out=np.zeros_like(peak), where=mean > 0)
+
+
+def _price(point: Point) -> str:
+    if point.bytes_per_rank is None:
+        return ""
+    tokens = "" if point.kv_tokens is None else f" ({point.kv_tokens:,} KV tokens)"
+    return f" for {point.bytes_per_rank / 1e9:.3f} GB a rank{tokens}"
+
+
+def _steps(front: tuple[Point, ...]) -> str:
+    """The first step of the front beside the last: by how much returns diminish."""
+    steps = [(b.redundant[0] - a.redundant[0], _worth(a, b)) for a, b in pairwise(front)]
+    if len(steps) == 1:
+        return ""
+    return f"; the first {steps[0][0]} take {steps[0][1]}, the last {steps[-1][0]} {steps[-1][1]}"
+
+
+def _worth(before: Point, after: Point) -> str:
+    """The gain of more slots; if they have a price, also per gigabyte."""
+    gain = after.gain_over(before)
+    if before.bytes_per_rank is None or after.bytes_per_rank is None:
+        return f"{gain}"
+    gigabytes = (after.bytes_per_rank - before.bytes_per_rank) / 1e9
+    return f"{gain} ({gain.share / gigabytes:z.1%} a GB)"

@@ -1,0 +1,1 @@
+"""Who serves together, and what happens when that changes."""

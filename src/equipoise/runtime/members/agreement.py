@@ -1,0 +1,96 @@
+"""What the ranks of a group have to be of one mind about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from equipoise.control.messages import PeerError, decode, encode
+from equipoise.errors import EquipoiseError
+
+Group = dist.ProcessGroup | None
+"""A process group; ``None`` is that of all processes."""
+
+_MOST_BYTES = 1 << 30  # of a message: a size beyond this is none
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Around a collective: what it raises is for want of another rank, and says so.
+
+    Raises
+    ------
+    PeerError
+        Instead of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(str(error)) from error
+
+
+def agree(what: str, value: object, group: Group) -> None:
+    """Make sure that all ranks of the group mean the same, by the text of it.
+
+    Every rank of the group has to call it.
+
+    Raises
+    ------
+    EquipoiseError
+        On every rank, if the value is not everywhere the same.
+    """
+    values = gather(str(value), str, group)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise EquipoiseError(
+                f"Ranks disagree on {what}: rank 0 has {values[0]}, rank {rank} has {other}; "
+                "start all of them with the same."
+            )
+
+
+def gather(value: object, kind: Any, group: Group) -> list[Any]:
+    """The values of all ranks, in their order; every rank of the group has to call it.
+
+    Two collectives: for what happens rarely.
+
+    Parameters
+    ----------
+    value
+        What ``encode`` can tell.
+    kind
+        Its type, which that of every other rank has to be too.
+
+    Raises
+    ------
+    PeerError
+        A rank is gone, or sends something else.
+    """
+    data = torch.frombuffer(bytearray(encode(value)), dtype=torch.uint8).to(_device(group))
+    sizes = _gather(torch.tensor([len(data)], device=data.device), group)
+    lengths = [int(size) for size in sizes]
+    if not all(0 < length <= _MOST_BYTES for length in lengths):
+        raise PeerError(f"Ranks announce messages of {lengths} bytes; expected some.")
+    room = data.new_zeros(max(lengths))
+    room[: len(data)] = data
+    every = _gather(room, group)
+    return [
+        decode(row[:length].cpu().numpy().tobytes(), kind)
+        for row, length in zip(every, lengths, strict=True)
+    ]
+
+
+def _gather(mine: torch.Tensor, group: Group) -> list[torch.Tensor]:
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    with peers():
+        dist.all_gather(every, mine, group=group)
+    return every
+
+
+def _device(group: Group) -> torch.device:
+    """Where tensors have to be that the group's backend sends."""
+    on_gpu = dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The layers of a model served with expert parallelism."""

@@ -1,0 +1,322 @@
+"""The routed experts of one layer, spread with copies over the ranks of a process group.
+
+Letters: ``D`` tokens of this rank, ``K`` choices of a token, ``H`` width of the model, ``C`` slots
+of a rank; ``R``, ``S``, ``E`` as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from equipoise.balance import check_count
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch.chunking import chunk_tokens
+from equipoise.dispatch.tokens import assign_tokens
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.runtime.members.agreement import Group, agree, peers
+from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
+from equipoise.runtime.moving.checksum import expert_checksum
+from equipoise.topology import Topology
+
+
+class ExpertFunction(Protocol):
+    """What the experts of a rank compute."""
+
+    def __call__(
+        self, rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Apply to each row the expert of its slot.
+
+        Parameters
+        ----------
+        rows
+            Tokens ``(n, H)``, those of slot 0 first.
+        counts
+            Rows of each slot, ``C`` numbers that sum to ``n``.
+        weights
+            Tensors by name, ``(C, ...)`` each.
+
+        Returns
+        -------
+        ``(n, H)``, in the order of ``rows``.
+        """
+        ...
+
+
+def swiglu(rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]) -> Tensor:
+    """Gated experts, ``down(silu(gate(x)) * up(x))``: those of Mixtral, Qwen-MoE and DeepSeek.
+
+    Weights are ``gate_up_proj`` ``(C, 2 F, H)``, gate first, and ``down_proj`` ``(C, H, F)``.
+    """
+    parts = [rows[:0]]
+    for slot, part in enumerate(torch.split(rows, list(counts))):
+        if len(part):
+            gate_up = nn.functional.linear(part, weights["gate_up_proj"][slot])
+            gate, up = gate_up.chunk(2, dim=-1)
+            inner = nn.functional.silu(gate) * up
+            parts.append(nn.functional.linear(inner, weights["down_proj"][slot]))
+    return torch.cat(parts)
+
+
+class ExpertParallelLayer(nn.Module):
+    """The routed experts of a layer: this rank computes those in its slots, for all ranks' tokens.
+
+    Called as transformers calls the experts of a layer, so that it can stand in their place; the
+    router and a shared expert stay with the model. In every forward pass the ranks exchange how
+    many assignments each expert has, share them over the copies by the same rule, send every
+    assignment to its slot and get it back. A token adds up what its experts answer in the order of
+    its choices, on its own rank: no sum depends on where experts are.
+
+    Making one and calling it are collective: every rank of the group does it, and a rank without
+    tokens calls it with none.
+
+    Parameters
+    ----------
+    placement
+        The slots of this layer, a placement of one layer.
+    weights
+        What this rank's slots hold: tensors by name, ``(C, ...)`` each, everything that belongs
+        to an expert, scales included. Kept, and changed in place when experts move.
+    compute
+        What an expert computes.
+    dispatch
+        A dispatcher or its name.
+    topology
+        Speeds and nodes of the ranks, for a dispatcher given by name.
+    group
+        The ranks; ``None``: all processes.
+    max_num_tokens
+        Serve a forward pass in as many chunks as its tokens, all ranks together, over this;
+        ``None``: always in one.
+
+    Raises
+    ------
+    EquipoiseError
+        On every rank alike: ranks that disagree, copies of an expert that differ. On this rank:
+        a placement of several layers or of other ranks, weights for other slots.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        weights: Mapping[str, Tensor],
+        *,
+        compute: ExpertFunction = swiglu,
+        dispatch: str | Dispatcher = "even",
+        topology: Topology | None = None,
+        group: Group = None,
+        max_num_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        if max_num_tokens is not None:
+            check_count("max_num_tokens", max_num_tokens)
+        self.rank = dist.get_rank(group)
+        self.group = group
+        _check(placement, weights, dist.get_world_size(group))
+        self.placement = placement
+        self._names = tuple(sorted(weights))
+        for number, name in enumerate(self._names):  # a name may be anything, a buffer's may not
+            held = weights[name].detach().contiguous()
+            self.register_buffer(f"_slots_{number}", held, persistent=False)
+        self.compute = compute
+        self.dispatcher = dispatcher(dispatch, topology)
+        self.max_num_tokens = max_num_tokens
+        self.recorder: LoadRecorder | None = None
+        self.meter: Callable[[NDArray[np.int64]], None] | None = None
+        """Told what each rank computes of every chunk: assignments, ``(R,)``."""
+        self.real: Tensor | None = None
+        agree(
+            f"layer {self.layer_id}",
+            f"placement {placement.checksum[:12]}, {self.dispatcher}, {max_num_tokens=}",
+            group,
+        )
+        self.checksums = self._gather_checksums()
+
+    @property
+    def layer_id(self) -> int:
+        """The model's number of this layer."""
+        return self.placement.layer_ids[0]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What this rank's slots hold, ``(C, ...)`` each: the tensors themselves."""
+        return {name: self.get_buffer(f"_slots_{n}") for n, name in enumerate(self._names)}
+
+    @torch.no_grad()
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Serve the tokens of all ranks.
+
+        Tokens that ``self.real``, ``(D,)`` bool, says are none, and ids outside ``[0, E)``, are
+        served by no expert: what they get is zero.
+
+        Parameters
+        ----------
+        hidden_states
+            ``(D, H)``.
+        top_k_index, top_k_weights
+            The chosen experts and what their answers are multiplied with, ``(D, K)``.
+
+        Returns
+        -------
+        ``(D, H)``, of the type of ``hidden_states``.
+
+        Raises
+        ------
+        EquipoiseError
+            Shapes that do not fit; other ranks then wait until their time is out.
+        """
+        _check_given(hidden_states, top_k_index, top_k_weights)
+        ids_DK = top_k_index
+        if self.real is not None:
+            ids_DK = torch.where(self.real[:, None], ids_DK, -1)
+        counts = count_experts(ids_DK, self.placement.num_experts)
+        if self.recorder is not None:
+            self.recorder.add(self.layer_id, counts)
+        loads, sizes = self._loads(ids_DK, counts)
+        given = (hidden_states, ids_DK, top_k_weights)
+        chunks = zip(loads, *(torch.split(one, sizes) for one in given), strict=True)
+        return torch.cat([hidden_states[:0], *(self._serve(*chunk) for chunk in chunks)])
+
+    def _loads(self, ids_DK: Tensor, counts: Tensor) -> tuple[NDArray[np.int64], list[int]]:
+        """Assignments of each chunk by source rank, ``(chunks, R, E)``; this rank's tokens of each.
+
+        One collective, and a second one where there are several chunks.
+        """
+        tokens = counts.new_full((1,), len(ids_DK))
+        load_RE = self._gather(torch.cat([counts, tokens]))
+        if self.max_num_tokens is None:
+            return load_RE[None, :, :-1], [len(ids_DK)]
+        sizes_RC = chunk_tokens(load_RE[:, -1], self.max_num_tokens)
+        sizes = sizes_RC[self.rank].tolist()
+        if len(sizes) < 2:
+            return load_RE[None, :, :-1][: len(sizes)], sizes
+        E = self.placement.num_experts
+        by_chunk = torch.stack([count_experts(part, E) for part in torch.split(ids_DK, sizes)])
+        return self._gather(by_chunk).swapaxes(0, 1), sizes
+
+    def _gather(self, mine: Tensor) -> NDArray[np.int64]:
+        """A tensor of every rank, ``(R, ...)``."""
+        every = mine.new_empty((self.placement.num_ranks, *mine.shape))
+        with peers():
+            dist.all_gather(list(every), mine.contiguous(), group=self.group)
+        gathered: NDArray[np.int64] = every.cpu().numpy()
+        return gathered
+
+    def _serve(
+        self, load_RE: NDArray[np.int64], hidden_DH: Tensor, ids_DK: Tensor, weight_DK: Tensor
+    ) -> Tensor:
+        """Have the tokens of one chunk served, and serve what others send."""
+        quota_RS = self.dispatcher.split(load_RE[None], self.placement).source_quotas[0]
+        slot_DK = assign_tokens(ids_DK.cpu().numpy(), quota_RS[self.rank], self.placement)
+        D, K = ids_DK.shape
+        C, R = self.placement.slots_per_rank, self.placement.num_ranks
+        order = np.argsort(slot_DK, axis=None, kind="stable")
+        order = order[slot_DK.ravel()[order] >= 0]  # rows to send, by slot and then by token
+        sent = quota_RS[self.rank].reshape(R, C).sum(axis=1)
+        took_RC = quota_RS.reshape(R, R, C)[:, self.rank]
+        took = took_RC.sum(axis=1)
+        if self.meter is not None:
+            self.meter(quota_RS.reshape(R, R, C).sum(axis=(0, 2)))
+        rows = torch.from_numpy(order).to(hidden_DH.device)
+        arrived = self._exchange(hidden_DH[rows // K], sent, took)
+        answers = self._exchange(self._answer(arrived, took_RC), took, sent)
+        answer = hidden_DH.new_zeros((D * K, hidden_DH.shape[1]))
+        answer[rows] = answers
+        return _combine(answer.view(D, K, hidden_DH.shape[1]), weight_DK)
+
+    def _answer(self, arrived: Tensor, took_RC: NDArray[np.int64]) -> Tensor:
+        """What this rank's experts make of the rows that arrived, by source and slot."""
+        slot = np.tile(np.arange(took_RC.shape[1]), len(took_RC)).repeat(took_RC.ravel())
+        by_slot = torch.from_numpy(np.argsort(slot, kind="stable")).to(arrived.device)
+        answers = torch.empty_like(arrived)
+        answers[by_slot] = self.compute(
+            arrived[by_slot], took_RC.sum(axis=0).tolist(), self.weights
+        )
+        return answers
+
+    def _exchange(self, rows: Tensor, sent: NDArray[np.int64], took: NDArray[np.int64]) -> Tensor:
+        """Send so many rows to each rank, and take so many from each."""
+        arrived = rows.new_empty((int(took.sum()), rows.shape[1]))
+        with peers():
+            dist.all_to_all_single(  # as bytes, so that every number format can travel
+                arrived.view(torch.uint8),
+                rows.view(torch.uint8),
+                took.tolist(),
+                sent.tolist(),
+                group=self.group,
+            )
+        return arrived
+
+    def _gather_checksums(self) -> tuple[int, ...]:
+        """The checksum of each expert, ``E`` numbers, after making sure that its copies agree."""
+        slots = range(self.placement.slots_per_rank)
+        mine = torch.stack([expert_checksum(self.weights, slot) for slot in slots])
+        of_slot = self._gather(mine).ravel().tolist()
+        first: dict[int, int] = {}
+        for slot, expert in enumerate(self.placement.slots[0].tolist()):
+            twin = first.setdefault(expert, slot)
+            if of_slot[twin] != of_slot[slot]:
+                raise EquipoiseError(
+                    f"Layer {self.layer_id}: slots {twin} and {slot} hold different weights; "
+                    f"both are to hold expert {expert}."
+                )
+        return tuple(of_slot[first[expert]] for expert in range(self.placement.num_experts))
+
+
+def one_layer(placement: Placement, row: int) -> Placement:
+    """One layer of a placement, by its row."""
+    return some_layers(placement, [row])
+
+
+def some_layers(placement: Placement, rows: Sequence[int]) -> Placement:
+    """Some layers of a placement, by their rows."""
+    return Placement(
+        placement.slots[list(rows)],
+        num_ranks=placement.num_ranks,
+        num_experts=placement.num_experts,
+        layer_ids=[placement.layer_ids[row] for row in rows],
+    )
+
+
+def _combine(answer_DKH: Tensor, weight_DK: Tensor) -> Tensor:
+    """The weighted sum over choices, added in their order whatever the hardware."""
+    total = torch.zeros_like(answer_DKH[:, 0])
+    for k in range(answer_DKH.shape[1]):
+        total += (answer_DKH[:, k] * weight_DK[:, k, None]).to(total.dtype)
+    return total
+
+
+def _check(placement: Placement, weights: Mapping[str, Tensor], num_ranks: int) -> None:
+    if placement.num_layers != 1:
+        raise EquipoiseError(f"The placement has {placement.num_layers} layers; expected one.")
+    if placement.num_ranks != num_ranks:
+        raise EquipoiseError(
+            f"The placement is for {placement.num_ranks} ranks, the group has {num_ranks}; "
+            "make a placement for this group."
+        )
+    if not weights:
+        raise EquipoiseError("No weights; expected tensors of the experts by name.")
+    for name, tensor in weights.items():
+        if tensor.shape[:1] != (placement.slots_per_rank,):
+            raise EquipoiseError(
+                f"Weights {name!r} have shape {tuple(tensor.shape)}; expected "
+                f"{placement.slots_per_rank} slots first, those of this rank."
+            )
+
+
+def _check_given(hidden_DH: Tensor, ids_DK: Tensor, weight_DK: Tensor) -> None:
+    same = ids_DK.shape == weight_DK.shape and len(ids_DK) == len(hidden_DH)
+    if not (hidden_DH.ndim == ids_DK.ndim == 2 and same):
+        shapes = [tuple(one.shape) for one in (hidden_DH, ids_DK, weight_DK)]
+        raise EquipoiseError(
+            f"Tokens, choices and their weights have shapes {shapes[0]}, {shapes[1]} and "
+            f"{shapes[2]}; expected (tokens, width) and twice (tokens, top_k)."
+        )

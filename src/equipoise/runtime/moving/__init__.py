@@ -1,0 +1,1 @@
+"""Moving the weights of experts while the model serves."""

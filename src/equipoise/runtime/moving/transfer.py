@@ -1,0 +1,309 @@
+"""Moving experts between ranks: the blocking transfer, which says what a transfer has to do.
+
+A layer moves whole or not at all. What its slots are to hold is gathered in a buffer of one layer,
+in the rounds of the migration, while the slots stay as they are; every expert that arrived is
+checked against its checksum; the ranks agree that all is well everywhere; only then are the slots
+written and the placement exchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equipoise.errors import EquipoiseError
+from equipoise.layer_ids import format_ids
+from equipoise.migration import Migration, Receive
+from equipoise.runtime.members.agreement import Group, agree, gather
+from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
+
+CHUNK_BYTES = 1 << 20
+"""Most bytes of one message: the steps in which a transfer can be slowed down."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a transfer, the same on every rank.
+
+    Parameters
+    ----------
+    moved
+        Layers in which experts have moved, by the model's numbers.
+    failures
+        Why it ended early, one sentence a cause; empty if it did not. The layer that failed, and
+        those after it, serve the old placement from the old weights.
+    """
+
+    moved: tuple[int, ...]
+    failures: tuple[str, ...] = ()
+
+
+def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Outcome:
+    """Move experts while nothing is served, layer by layer.
+
+    Every rank of the group has to call it, between the same forward passes.
+
+    Parameters
+    ----------
+    migration
+        From what the layers hold now.
+    layers
+        Those of the migration, in its order. Weights change in place.
+
+    Raises
+    ------
+    EquipoiseError
+        On every rank alike, before anything moves: a migration that is not from what the layers
+        hold, not the same on all ranks, or with experts that no live rank has.
+    """
+    check_migration(migration, layers)
+    moved: list[int] = []
+    for row in rows_that_move(migration):
+        layer = layers[row]
+        move = LayerMove(migration, row, layer)
+        staged, wrong = move.stage(layer.group)
+        if _anywhere(bool(wrong), layer):
+            every = gather(wrong, list[str], layer.group)
+            return Outcome(tuple(moved), tuple(text for texts in every for text in texts))
+        move.commit(staged)
+        moved.append(layer.layer_id)
+    return Outcome(tuple(moved))
+
+
+def device_of(layer: ExpertParallelLayer) -> torch.device:
+    """Where its weights are."""
+    return next(iter(layer.weights.values())).device
+
+
+def rows_that_move(migration: Migration) -> list[int]:
+    """Layers in which a slot changes, by their rows, ascending."""
+    moves = (migration.receive != Receive.UNCHANGED).any(axis=1)
+    rows: list[int] = np.flatnonzero(moves).tolist()
+    return rows
+
+
+def check_migration(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> None:
+    """Make sure that the migration fits the layers, and is the same on every rank.
+
+    Every rank has to call it: one small collective if all is well.
+
+    Raises
+    ------
+    EquipoiseError
+        See ``transfer``; on every rank alike.
+    """
+    refusal = _refusal(migration, layers)
+    what = refusal or _digest(migration)
+    if not _same_everywhere(what, layers[0]):
+        agree("the migration", what, layers[0].group)  # says who has what
+    if refusal:
+        raise EquipoiseError(refusal)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMove:
+    """A rank's part in moving one layer.
+
+    Parameters
+    ----------
+    migration, row
+        The layer's row of a migration.
+    layer
+        What holds the old placement.
+    """
+
+    migration: Migration
+    row: int
+    layer: ExpertParallelLayer
+
+    def stage(
+        self, group: Group, pace: Callable[[int], None] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Gather what this rank's slots are to hold, leaving them as they are.
+
+        Every rank of the layer's group has to call it.
+
+        Parameters
+        ----------
+        group
+            Over which messages travel: the layer's ranks in their order.
+        pace
+            Called with the bytes of each message sent, returns when the next may be.
+
+        Returns
+        -------
+        Buffers by name, ``(C, ...)``, of which only slots that change are filled; and what is wrong
+        with them, one sentence an expert.
+        """
+        staged = {name: torch.empty_like(tensor) for name, tensor in self.layer.weights.items()}
+        wrong: list[str] = []
+        for number in range(int(self.migration.num_rounds[self.row])):
+            arrived = self._exchange(number, staged, group, pace)
+            wrong += self._check(staged, arrived)  # one by one, so that forward passes get by
+        wrong += self._check(staged, self._copy_on_rank(staged))
+        return staged, wrong
+
+    @torch.no_grad()
+    def commit(self, staged: dict[str, Tensor]) -> None:
+        """Write what was gathered to the slots that change, and serve the new placement."""
+        for slot, _ in self._changed:
+            for name, tensor in self.layer.weights.items():
+                tensor[slot] = staged[name][slot]
+        self.layer.placement = one_layer(self.migration.new, self.row)
+
+    def _exchange(
+        self,
+        number: int,
+        staged: dict[str, Tensor],
+        group: Group,
+        pace: Callable[[int], None] | None,
+    ) -> list[int]:
+        """Send and receive what this rank has to in one round: at most one expert each way.
+
+        Returns the slots that are filled now, numbered within the rank.
+        """
+        C, rank = self.migration.new.slots_per_rank, self.layer.rank
+        sending: list[Tensor] = []
+        taking: list[Tensor] = []
+        filled: list[int] = []
+        to = source = -1
+        for slot in np.flatnonzero(self.migration.round[self.row] == number).tolist():
+            if self.migration.source[self.row, slot] == rank:
+                to = slot // C
+                at = _first(self._old, self.migration.new.slots[self.row, slot])
+                sending = _messages(self.layer.weights, at)
+            if slot // C == rank:
+                source = int(self.migration.source[self.row, slot])
+                taking = _messages(staged, slot % C)
+                filled = [slot % C]
+        for out, into in zip_longest(sending, taking):
+            operations = []
+            if out is not None:
+                operations.append(dist.P2POp(dist.isend, out, group=group, group_peer=to))
+            if into is not None:
+                operations.append(dist.P2POp(dist.irecv, into, group=group, group_peer=source))
+            for work in dist.batch_isend_irecv(operations):
+                work.wait()
+            if pace is not None and out is not None:
+                pace(out.numel())
+        return filled
+
+    def _copy_on_rank(self, staged: dict[str, Tensor]) -> list[int]:
+        """Fill slots whose expert is on the rank: in an old slot, or a new one that received it.
+
+        Returns them, numbered within the rank.
+        """
+        filled = []
+        for slot, expert in self._changed:
+            if self._receive[slot] == Receive.SAME_RANK:
+                origin, at = self.layer.weights, _first(self._old, expert)
+            elif self._receive[slot] == Receive.FREE_RIDER:
+                origin, at = staged, _first(self._new, expert)
+            else:
+                continue
+            for name, tensor in staged.items():
+                tensor[slot] = origin[name][at]
+            filled.append(slot)
+        return filled
+
+    def _check(self, staged: dict[str, Tensor], slots: list[int]) -> list[str]:
+        """What is wrong with slots that were filled, one sentence an expert."""
+        return [
+            f"Rank {self.layer.rank}, layer {self.layer.layer_id}: expert {self._new[slot]} "
+            "arrived with another checksum than it was loaded with."
+            for slot in slots
+            if int(expert_checksum(staged, slot)) != self.layer.checksums[self._new[slot]]
+        ]
+
+    @property
+    def _old(self) -> NDArray[np.int64]:
+        """The experts in this rank's slots now, ``(C,)``."""
+        held: NDArray[np.int64] = self.migration.old.by_rank[self.row, self.layer.rank]
+        return held
+
+    @property
+    def _new(self) -> NDArray[np.int64]:
+        """The experts they are to hold, ``(C,)``."""
+        held: NDArray[np.int64] = self.migration.new.by_rank[self.row, self.layer.rank]
+        return held
+
+    @property
+    def _receive(self) -> NDArray[np.int8]:
+        """How they receive them, ``(C,)``."""
+        by_rank = self.migration.receive[self.row].reshape(-1, len(self._new))
+        receive: NDArray[np.int8] = by_rank[self.layer.rank]
+        return receive
+
+    @property
+    def _changed(self) -> list[tuple[int, int]]:
+        """Slots of this rank that change, numbered within the rank, and their new experts."""
+        slots = np.flatnonzero(self._receive != Receive.UNCHANGED)
+        return list(zip(slots.tolist(), self._new[slots].tolist(), strict=True))
+
+
+def _first(experts: NDArray[np.int64], expert: int) -> int:
+    """The first slot that holds an expert."""
+    return int((experts == expert).argmax())
+
+
+def _messages(weights: dict[str, Tensor], slot: int) -> list[Tensor]:
+    """The bytes of an expert, views of at most ``CHUNK_BYTES``, in an order all ranks share."""
+    chunks: list[Tensor] = []
+    for name in sorted(weights):
+        chunks += torch.split(slot_bytes(weights[name], slot), CHUNK_BYTES)
+    return chunks
+
+
+def _digest(migration: Migration) -> str:
+    """What tells one migration from another, sources included."""
+    source = hashlib.sha256(migration.source.tobytes()).hexdigest()
+    parts = (migration.old.checksum, migration.new.checksum, source)
+    return " ".join(part[:12] for part in parts)
+
+
+def _same_everywhere(text: str, layer: ExpertParallelLayer) -> bool:
+    """Whether the text of all ranks is that of this one, on every rank alike."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    ends = torch.tensor([number, -number], device=device_of(layer))
+    dist.all_reduce(ends, dist.ReduceOp.MAX, group=layer.group)
+    return int(ends[0]) == -int(ends[1])  # the greatest is the least
+
+
+def _anywhere(here: bool, layer: ExpertParallelLayer) -> bool:
+    """Whether something is so on any rank."""
+    flag = torch.tensor(int(here), device=device_of(layer))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, group=layer.group)
+    return bool(flag)
+
+
+def _refusal(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> str | None:
+    """Why these layers cannot be moved so."""
+    ids = tuple(layer.layer_id for layer in layers)
+    if ids != migration.old.layer_ids:
+        return (
+            f"The migration is of layers {format_ids(migration.old.layer_ids)}, given are layers "
+            f"{format_ids(ids)}; give those of the migration."
+        )
+    for row, layer in enumerate(layers):
+        if layer.placement != one_layer(migration.old, row):
+            return (
+                f"Layer {layer.layer_id} does not hold what the migration starts from; "
+                "make one from the placement that is served."
+            )
+    lost = np.argwhere(migration.lost)
+    if len(lost):
+        row, slot = lost[0]
+        return (
+            f"Layer {ids[row]}: no live rank has expert {migration.new.slots[row, slot]} "
+            f"({len(lost)} slots in all are to receive such experts); load them from storage first."
+        )
+    return None

@@ -1,0 +1,98 @@
+"""Requests decoded together on one rank, in forward passes that can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.balance import check_count
+from equipoise.errors import EquipoiseError
+from equipoise.runtime.moe.model import ExpertParallelModel
+from equipoise.runtime.serving.requests import Request
+
+
+class Batch:
+    """Requests that this rank continues greedily, all by as many tokens.
+
+    A forward pass that fails, as when another rank dies in it, leaves the batch as it was: calling
+    ``advance`` again, perhaps with the model on another group, goes on where it stopped.
+
+    Parameters
+    ----------
+    requests
+        At least one.
+    new_tokens
+        For each of them.
+    """
+
+    def __init__(self, requests: Sequence[Request], new_tokens: int) -> None:
+        check_count("new_tokens", new_tokens)
+        longest = max(len(request.prompt) for request in requests)
+        if min(len(request.prompt) for request in requests) < 1:
+            raise EquipoiseError("A request has no prompt; expected at least one token.")
+        self.requests = tuple(requests)
+        self.new_tokens = new_tokens
+        self._new = torch.zeros(len(requests), longest, dtype=torch.long)
+        self._mask = torch.zeros_like(self._new)
+        for row, request in enumerate(requests):
+            start = longest - len(request.prompt)
+            self._new[row, start:] = torch.tensor(request.prompt)
+            self._mask[row, start:] = 1
+        self._cache: Any = None
+        self._tokens: list[Tensor] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all tokens are there."""
+        return len(self._tokens) >= self.new_tokens
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """What was generated so far, a list a request."""
+        if not self._tokens:
+            return [[] for _ in self.requests]
+        rows: list[list[int]] = torch.cat(self._tokens, dim=1).tolist()
+        return rows
+
+    def advance(self, model: ExpertParallelModel) -> int:
+        """One forward pass with all ranks, and the next token of each request.
+
+        Returns
+        -------
+        How many tokens were generated.
+        """
+        device = next(model.model.parameters()).device
+        seen = self._mask.shape[1] - self._new.shape[1]
+        try:
+            scores, self._cache = model.step(
+                self._new.to(device), self._mask.to(device), self._cache
+            )
+        except BaseException:
+            _rewind(self._cache, seen)
+            raise
+        self._new = scores.argmax(dim=-1, keepdim=True).cpu()
+        self._mask = torch.cat([self._mask, torch.ones_like(self._new)], dim=1)
+        self._tokens.append(self._new)
+        return len(self._new)
+
+
+def idle_step(model: ExpertParallelModel) -> None:
+    """A forward pass of a rank that has nothing to serve, while others have."""
+    device = next(model.model.parameters()).device
+    nothing = torch.zeros((0, 1), dtype=torch.long, device=device)
+    model.step(nothing, nothing)
+
+
+def _rewind(cache: Any, length: int) -> None:
+    """Forget what a broken pass has added: some layers may have got on further than others.
+
+    ``crop`` of transformers takes all layers to be equally long, and a length or what to take away,
+    as its release has it.
+    """
+    for layer in cache.layers if cache is not None else ():
+        if layer.is_initialized:
+            layer.keys = layer.keys[..., :length, :]
+            layer.values = layer.values[..., :length, :]

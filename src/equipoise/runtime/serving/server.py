@@ -1,0 +1,468 @@
+"""Processes that serve a model together, keep it balanced, and go on when one of them is gone.
+
+Every process runs the same loop. In an epoch, a time in which the same processes serve together,
+a step is one forward pass of all of them and whatever balancing does between two. When somebody
+dies, hangs, leaves or joins, the epoch ends and those that are there begin the next: they agree on
+who they are, see to it that every expert has a slot again, and take up the pass that was broken
+off. Requests of a process that is gone are given to others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
+
+from equipoise.checks import check_count, check_whole
+from equipoise.control.controller import Order
+from equipoise.control.messages import PeerError
+from equipoise.control.metrics import LOOPBACK, Metrics
+from equipoise.control.process import Advisor, said
+from equipoise.control.settings import Settings
+from equipoise.control.watchdog import Alarms
+from equipoise.dispatch import dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan.planners.baselines import Contiguous
+from equipoise.plan.problem import Problem
+from equipoise.runtime.balancer import Balancer
+from equipoise.runtime.members.agreement import gather
+from equipoise.runtime.members.membership import Epoch, Membership
+from equipoise.runtime.members.recovery import RankError, Recovered, rebuild
+from equipoise.runtime.members.secret import VARIABLE, secret_of
+from equipoise.runtime.moe.checkpoint import Checkpoint
+from equipoise.runtime.moe.layer import ExpertFunction, swiglu
+from equipoise.runtime.moe.model import ExpertParallelModel, load_from
+from equipoise.runtime.serving.answers import Results, check_folder
+from equipoise.runtime.serving.desk import Desk
+from equipoise.runtime.serving.door import Door
+from equipoise.runtime.serving.requests import Ledger, Source
+from equipoise.runtime.serving.speed import SpeedMeter
+from equipoise.runtime.serving.status import Status
+from equipoise.runtime.serving.trial import Told
+from equipoise.topology import Topology
+
+_LISTEN_STEPS = 8  # from one look at who comes, goes or has work to the next
+_SPEED_STEPS = 256  # from one look at how fast ranks are to the next
+_MOST_FRUITLESS = 3  # epochs of the same processes in a row that end before their first step
+
+logger = logging.getLogger("equipoise.runtime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is served and how; the same for all processes.
+
+    Parameters
+    ----------
+    model
+        Folder of a saved model: see ``load_model``.
+    source
+        Makes the requests.
+    limit
+        How many requests there are; ``None``: serve until told to stop.
+    processes
+        To wait for at the start.
+    nodes
+        Of equally many processes, in their order; used while it divides their number.
+    settings
+        Of balancing; ``None``: balance nothing.
+    placement
+        To start from; ``None``: experts in their order, redundant slots for the first ones.
+    dispatch
+        Name of the dispatcher.
+    batch_size, new_tokens
+        Requests that a process decodes together, and how far.
+    advisor
+        Who plans, instead of ``GatedRepair``.
+    compute
+        What experts compute.
+    keep, bytes_per_second
+        Of ``Balancer``.
+    results
+        Folder for the answers, one file a process: see ``Results``. ``None``: none.
+    threads
+        Of torch, a process.
+    timeout_seconds, silence_seconds
+        Of ``Membership``.
+    secret
+        Of ``Membership``; ``None``: that in the environment, see ``secret_of``.
+    """
+
+    model: Path
+    source: Source
+    limit: int | None = None
+    processes: int = 1
+    nodes: int = 1
+    settings: Settings | None = field(default_factory=Settings)
+    placement: Placement | None = None
+    dispatch: str = "minmax"
+    batch_size: int = 4
+    new_tokens: int = 32
+    advisor: Advisor | None = None
+    compute: ExpertFunction = swiglu
+    keep: Callable[[Placement], None] | None = None
+    bytes_per_second: float | None = None
+    results: Path | None = None
+    threads: int = 1
+    timeout_seconds: float = 30.0
+    silence_seconds: float = 5.0
+    secret: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "nodes", "batch_size", "new_tokens", "threads"):
+            check_count(name, getattr(self, name))
+        if self.limit is not None:
+            check_whole("limit", self.limit)
+        dispatcher(self.dispatch)
+        if self.results is not None:
+            check_folder(self.results)
+        if self.settings is not None and self.settings.map_path and self.placement is None:
+            raise EquipoiseError(
+                f"The settings start from {self.settings.map_path}, which is not read here; read "
+                "it and give its placement too."
+            )
+
+
+def serve(
+    host: str,
+    port: int,
+    name: str,
+    options: Options,
+    metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
+) -> None:
+    """Serve as one process: what a launcher starts, once a process.
+
+    The store at ``host`` and ``port`` is the launcher's, or torchrun's. Returns when all requests
+    are served; SIGTERM makes the process leave after the step it is in, and is ignored afterwards.
+
+    Parameters
+    ----------
+    metrics_port, metrics_host
+        Where to answer Prometheus; without a port nowhere, and only programs on this machine unless
+        told otherwise.
+
+    Raises
+    ------
+    EquipoiseError
+        No store there; a model, a folder, a secret or a port that cannot be used; all that ``run``
+        of the server raises.
+    """
+    torch.set_num_threads(options.threads)
+    logger.setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
+    if host in (LOOPBACK, "localhost"):  # so all processes are here, and need not be reached
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        store = TCPStore(host, port, is_master=False)
+    except (RuntimeError, ValueError) as error:
+        raise EquipoiseError(
+            f"No store answers at {host}, port {port}; start one first."
+        ) from error
+    server = Server(store, name, options)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    try:
+        if metrics_port is not None:
+            server.metrics.listen(metrics_port, metrics_host)
+        server.run()
+    finally:
+        server.close()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has left; nor may the server live on
+
+
+class Server:
+    """One process of those that serve.
+
+    Parameters
+    ----------
+    store
+        Which all processes have.
+    name
+        Of this process, unlike the others'.
+    options
+        The same for all.
+    """
+
+    def __init__(self, store: Store, name: str, options: Options) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.model: ExpertParallelModel | None = None
+        self._alarms = Alarms()
+        self._checkpoint = Checkpoint(options.model)
+        door = self._door()
+        self._results = Results(options.results, name)
+        self._secret = secret_of(options.secret)
+        self._membership = Membership(
+            store,
+            name,
+            timeout_seconds=options.timeout_seconds,
+            silence_seconds=options.silence_seconds,
+            secret=self._secret,
+        )
+        self._desk = Desk(
+            Ledger(store, self._membership.name, options.limit),
+            door,
+            self._results,
+            batch_size=options.batch_size,
+            new_tokens=options.new_tokens,
+            metrics=self.metrics,
+            alarms=self._alarms,
+        )
+        self._status = Status(store, name)
+        logger.addHandler(self._status.log)
+        self._balancer: Balancer | None = None
+        self._speed = SpeedMeter(options.compute)
+        self._speeds: tuple[float, ...] = ()
+        self._slots_per_rank: int | None = None
+        self._steps = 0
+        self._last_step = time.monotonic()
+        self._stopping = False
+        self._fruitless = 0
+
+    def stop(self) -> None:
+        """Leave after the step under way."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until there are no more requests, or ``stop`` was called.
+
+        Raises
+        ------
+        EquipoiseError
+            The processes cannot go on: an expert that nobody has and no checkpoint has either,
+            processes that find each other and fail again and again.
+        """
+        while True:
+            epoch = self._membership.form(self.options.processes)
+            before = self._steps
+            try:
+                self._begin(epoch)
+                if self._serve(epoch):
+                    return
+            except RuntimeError as error:  # of a collective: somebody is gone
+                why = self._membership.failed or str(error).partition("\n")[0]
+                logger.warning("Epoch %d was broken off: %s", epoch.number, why)
+                self._give_up_on(error, fruitless=self._steps == before)
+            finally:
+                self._end_balancing()
+
+    def close(self) -> None:
+        """Let go of everything; the others go on."""
+        self._end_balancing()
+        self._membership.close()
+        self.model = None
+        logger.removeHandler(self._status.log)
+        self._results.close()
+
+    def _begin(self, epoch: Epoch) -> None:
+        """Have a model on the processes of this epoch, and its balancer."""
+        num_ranks = len(epoch.members)
+        self._speeds = (1.0,) * num_ranks
+        self._desk.reclaim()
+        told = gather(_Hello(self.model is not None, self._desk.tell()), _Hello, None)
+        if self._desk.hear([one.desk for one in told]):
+            self._fruitless = 0  # fewer are under suspicion each time
+        first = not any(one.has_model for one in told)
+        if first and self._secret is None and epoch.rank == 0:
+            logger.warning("Whoever reaches the store can join; set %s to refuse them.", VARIABLE)
+        if first:
+            start = self._start(num_ranks)
+            self._slots_per_rank = start.slots_per_rank
+            self.model = load_from(
+                self._checkpoint,
+                start,
+                compute=self._speed,
+                dispatch=self.options.dispatch,
+                topology=self._topology(num_ranks),
+            )
+        else:
+            self.model, recovered = self._rebuild(epoch)
+            self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
+            logger.info("Epoch %d: %s", epoch.number, recovered)
+        for layer in self.model.layers:
+            layer.meter = self._status.take_load
+        self._status.forget()
+        self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
+        self._begin_balancing(epoch, epoch.spare, warm_up=first)
+
+    def _rebuild(self, epoch: Epoch) -> tuple[ExpertParallelModel, Recovered]:
+        """The model on these ranks; what goes wrong is tried again, without the rank that it is."""
+        try:
+            return rebuild(
+                self.model,
+                self._checkpoint,
+                topology=self._topology,
+                slots_per_rank=self._slots_per_rank,
+                compute=self._speed,
+                dispatch=self.options.dispatch,
+            )
+        except RankError as error:
+            if error.rank == epoch.rank:
+                raise
+            raise RuntimeError(f"{epoch.members[error.rank]} cannot go on: {error}") from error
+        except EquipoiseError as error:  # such as bytes that have changed on their way
+            raise RuntimeError(str(error)) from error
+
+    def _begin_balancing(self, epoch: Epoch, spare: dist.ProcessGroup, *, warm_up: bool) -> None:
+        """Have a balancer for the ranks as they are; warm up only where all have just begun."""
+        settings = self.options.settings
+        if settings is None or len(epoch.members) == 1:
+            return
+        assert self.model is not None
+        self._balancer = Balancer(
+            self.model,
+            settings if warm_up else replace(settings, warm_up_steps=0),
+            topology=self._topology(len(epoch.members)),
+            spare=spare,
+            advisor=self.options.advisor,
+            metrics=self.metrics,
+            alarms=self._alarms,
+            keep=self.options.keep,
+            bytes_per_second=self.options.bytes_per_second,
+            renew_spare=self._membership.renew_spare,
+        )
+
+    def _serve(self, epoch: Epoch) -> bool:
+        """Step until the epoch ends; whether this process is through."""
+        assert self.model is not None
+        step = 0
+        while True:
+            if step % _LISTEN_STEPS == 0:
+                self._desk.turn(epoch.members, leaving=self._stopping)
+                going = self._listen()
+                if going is not None:
+                    return going
+            step += 1
+            if step % _SPEED_STEPS == 0:
+                self._adapt(epoch)
+            began = time.monotonic()
+            tokens = self._forward(self.model)
+            order = self._balance(time.monotonic() - began, tokens)
+            self._steps += 1
+            self._last_step = time.monotonic()
+            self._status.take_step(tokens, time.monotonic() - began)
+            if self._status.due:
+                self._publish(epoch, order)
+
+    def _listen(self) -> bool | None:
+        """What all ranks do now: end the epoch (the value: for good), or go on (``None``).
+
+        One collective.
+        """
+        if self._stopping:
+            self._membership.leave()
+        changes = self._membership.newcomers or self._membership.departures
+        wish = torch.tensor([self._desk.busy, changes, self._stopping], dtype=torch.int64)
+        dist.all_reduce(wish, dist.ReduceOp.MAX)
+        busy, changes, leaving = wish.tolist()
+        if not busy and not self._desk.next_group() and self.options.limit is not None:
+            return True
+        if changes or leaving:
+            return self._stopping
+        return None
+
+    def _adapt(self, epoch: Epoch) -> None:
+        """Dispatch and plan for the speeds that the ranks have shown, if they are others now.
+
+        One small collective.
+        """
+        assert self.model is not None
+        speeds = self._speed.speeds()
+        if speeds == self._speeds:
+            return
+        self._speeds = speeds
+        logger.warning("Speeds of the ranks are now %s.", ", ".join(f"{s:.2g}" for s in speeds))
+        topology = self._topology(len(speeds))
+        for layer in self.model.layers:
+            layer.dispatcher = dispatcher(self.options.dispatch, topology)
+        self._end_balancing()  # perhaps in the middle of a transfer
+        self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
+
+    def _forward(self, model: ExpertParallelModel) -> int:
+        """One forward pass; if it breaks off while all ranks are there, some request did it."""
+        try:
+            return self._desk.advance(model)
+        except PeerError:
+            raise
+        except Exception as error:
+            if self._membership.failed is None:
+                self._desk.blame(said(error))
+            raise RuntimeError(f"a forward pass broke off: {said(error)}") from error
+
+    def _balance(self, seconds: float, tokens: int) -> Order | None:
+        if self._balancer is None:
+            self.metrics.take_step(seconds)
+            return None
+        return self._balancer.step(seconds, tokens)
+
+    def _publish(self, epoch: Epoch, order: Order | None) -> None:
+        self._status.publish(
+            rank=epoch.rank,
+            members=list(epoch.members),
+            epoch=epoch.number,
+            step=self._steps,
+            state=order.state.value if order is not None else "off",
+            version=order.version if order is not None else 0,
+            moved_slots=self._balancer.moved_slots if self._balancer is not None else 0,
+            moved_bytes=self.metrics.moved_bytes,
+            domain=self._desk.domain,
+            failed_requests=self.metrics.failed_requests,
+            alarms=sorted(self._alarms.names),
+        )
+
+    def _give_up_on(self, error: RuntimeError, *, fruitless: bool) -> None:
+        """Raise an error that comes back whenever the same processes meet."""
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        if self._fruitless > _MOST_FRUITLESS:
+            cause = error.__cause__
+            raise cause if isinstance(cause, EquipoiseError) else error
+
+    def _end_balancing(self) -> None:
+        if self._balancer is not None:
+            self._balancer.close()
+            self._balancer = None
+
+    def _door(self) -> Door:
+        return Door(
+            self.options.source,
+            vocab_size=self._checkpoint.vocab_size,
+            most_tokens=self._checkpoint.most_tokens,
+            new_tokens=self.options.new_tokens,
+        )
+
+    def _topology(self, num_ranks: int) -> Topology:
+        nodes = self.options.nodes
+        per_node = num_ranks // nodes if num_ranks % nodes == 0 else num_ranks
+        speed = self._speeds if len(set(self._speeds)) > 1 else None
+        return Topology(num_ranks, per_node, speed=speed)
+
+    def _start(self, num_ranks: int) -> Placement:
+        if self.options.placement is not None:
+            return self.options.placement
+        layer_ids, num_experts = self._checkpoint.layer_ids, self._checkpoint.num_experts
+        settings, num_slots = self.options.settings, num_experts
+        if num_ranks != self.options.processes:  # some were lost before there was anything to lose
+            num_slots = (settings or Settings()).rounded_slots(num_experts, num_ranks)
+        elif settings is not None and num_ranks > 1:
+            num_slots = settings.num_slots(num_experts, num_ranks)
+        like = np.ones((len(layer_ids), num_experts))
+        problem = Problem(like, Topology(num_ranks), num_slots, layer_ids=layer_ids)
+        return Contiguous().plan(problem).placement
+
+
+@dataclass(frozen=True)
+class _Hello:
+    """What a rank tells the others at the beginning of an epoch."""
+
+    has_model: bool
+    desk: Told

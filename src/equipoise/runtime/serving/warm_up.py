@@ -1,0 +1,33 @@
+"""Doing once, before serving, what is compiled the first time it is done on a machine.
+
+Compiling takes half a minute. In the middle of serving every process would do it by itself, at the
+same time as the others, and the planner would be given up as late before it has an answer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from equipoise.control.process import Question
+from equipoise.control.settings import Settings
+from equipoise.dispatch import dispatcher
+from equipoise.dispatch.tokens import assign_tokens
+from equipoise.plan.planners.baselines import Contiguous
+from equipoise.plan.problem import Problem
+from equipoise.runtime.balancer import plain_advisor
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+
+def rehearse(dispatch: str, topology: Topology) -> None:
+    """Split a batch, assign its tokens, and plan for a made-up load, as a server would."""
+    R = topology.num_ranks
+    E = 2 * R
+    counts = np.random.default_rng(0).integers(20, 200, (64, 1, E))
+    placement = Contiguous().plan(Problem(counts, topology, E + R)).placement
+    by_name = dispatcher(dispatch, topology)
+    by_source = np.ones((1, R, E), dtype=np.int64)
+    quota_RS = by_name.split(by_source, placement).source_quotas[0]
+    assign_tokens(np.arange(E)[:, None], quota_RS[0], placement)
+    question = Question(number=1, current=placement, previous=placement, plan_above=-np.inf)
+    plain_advisor(by_name, Settings(), topology, E + R)(question, Trace(counts=counts))
