@@ -130,7 +130,7 @@ class Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="of each way to move")
-    parser.add_argument("--expert-mb", type=float, help="random experts of so many megabytes")
+    parser.add_argument("--expert-mb", type=float, help="megabytes of a random expert")
     parser.add_argument("--mb-per-second", type=float, help="limit of the background transfer")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
