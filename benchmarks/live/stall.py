@@ -37,7 +37,7 @@ from torch import nn
 
 from benchmarks.quality import machine
 from equipoise.control.controller import Action, State
-from equipoise.control.process import Finding, Question
+from equipoise.control.findings import Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.migration import with_slots
 from equipoise.placement import Placement

@@ -58,7 +58,7 @@ from equipoise.runtime.moving.checksum import slot_bytes
 from equipoise.runtime.serving import server
 from equipoise.runtime.serving.requests import Ledger, Request
 from equipoise.runtime.serving.server import Options, serve
-from tests.runtime.advisors import Restless
+from tests.control.advisors import Restless
 from tests.runtime.processes import PRELOAD
 from tests.runtime.small_model import FOLDER
 

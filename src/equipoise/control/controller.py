@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from equipoise.balance import check_number
 from equipoise.control.cadence import layer_groups
-from equipoise.control.process import Failure, Finding, Question
+from equipoise.control.findings import Failure, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids

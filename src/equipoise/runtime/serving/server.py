@@ -24,9 +24,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from equipoise.checks import check_count, check_whole
 from equipoise.control.controller import Order
+from equipoise.control.findings import Advisor, said
 from equipoise.control.messages import PeerError
 from equipoise.control.metrics import LOOPBACK, Metrics
-from equipoise.control.process import Advisor, said
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import Alarms
 from equipoise.dispatch import dispatcher
