@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from equipoise.control.metrics import Metrics as Metrics
     from equipoise.control.process import PlanningProcess as PlanningProcess
     from equipoise.control.settings import Settings as Settings
+    from equipoise.control.status import Status as Status
     from equipoise.control.watchdog import Alarms as Alarms
     from equipoise.control.watchdog import Watchdog as Watchdog
 
@@ -61,6 +62,7 @@ _HOME = {
     "Report": "controller",
     "Settings": "settings",
     "State": "controller",
+    "Status": "status",
     "Watchdog": "watchdog",
     "plain_advisor": "advisor",
 }
