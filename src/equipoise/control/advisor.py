@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.findings import Advisor, Failure, Finding, Question, one_line, said
 from equipoise.control.messages import PeerError, decode, encode
 from equipoise.errors import EquipoiseError
