@@ -39,11 +39,11 @@ from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, diff
 from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import agree
-from equipoise.runtime.moe.layer import some_layers
 from equipoise.runtime.moe.model import ExpertParallelModel
 from equipoise.runtime.moe.recorder import LoadRecorder, SummedLoads
 from equipoise.runtime.moving.background import BackgroundTransfer
-from equipoise.runtime.moving.transfer import Outcome, device_of, transfer
+from equipoise.runtime.moving.store import device_of
+from equipoise.runtime.moving.transfer import Outcome, transfer
 from equipoise.topology import Topology
 
 logger = logging.getLogger("equipoise.runtime")
@@ -319,7 +319,7 @@ class Balancer:
         """From what the layers of an order hold to what they are to hold."""
         served = self._follower.placement
         rows = [served.layer_ids.index(layer) for layer in order.layers]
-        old, new = some_layers(served, rows), some_layers(self._follower.target(), rows)
+        old, new = served.rows(rows), self._follower.target().rows(rows)
         return diff(old, new, self._topology)
 
     def _orderly_spare(self) -> dist.ProcessGroup:

@@ -6,7 +6,7 @@ of a rank; ``R``, ``S``, ``E`` as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import Group, agree, peers
 from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
 from equipoise.runtime.moving.checksum import expert_checksum
+from equipoise.runtime.moving.store import write_slots
 from equipoise.topology import Topology
 
 
@@ -150,6 +151,13 @@ class ExpertParallelLayer(nn.Module):
         """What this rank's slots hold, ``(C, ...)`` each: the tensors themselves."""
         return {name: self.get_buffer(f"_slots_{n}") for n, name in enumerate(self._names)}
 
+    def commit(
+        self, placement: Placement, slots: Iterable[int], contents: Mapping[str, Tensor]
+    ) -> None:
+        """Serve another placement from now on: see ``SlotStore``. Weights change in place."""
+        write_slots(self.weights, slots, contents)
+        self.placement = placement
+
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve the tokens of all ranks.
@@ -269,21 +277,6 @@ class ExpertParallelLayer(nn.Module):
                     f"both are to hold expert {expert}."
                 )
         return tuple(of_slot[first[expert]] for expert in range(self.placement.num_experts))
-
-
-def one_layer(placement: Placement, row: int) -> Placement:
-    """One layer of a placement, by its row."""
-    return some_layers(placement, [row])
-
-
-def some_layers(placement: Placement, rows: Sequence[int]) -> Placement:
-    """Some layers of a placement, by their rows."""
-    return Placement(
-        placement.slots[list(rows)],
-        num_ranks=placement.num_ranks,
-        num_experts=placement.num_experts,
-        layer_ids=[placement.layer_ids[row] for row in rows],
-    )
 
 
 def _combine(answer_DKH: Tensor, weight_DK: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import Group, agree
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
-from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, one_layer, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
 from equipoise.runtime.moe.recorder import LoadRecorder
 from equipoise.topology import Topology
 
@@ -226,7 +226,7 @@ def load_from(
     here = placement.by_rank[:, dist.get_rank(group)].tolist()
     layers = [
         ExpertParallelLayer(
-            one_layer(placement, row),
+            placement.rows([row]),
             checkpoint.read_slots(layer_id, here[row]),
             compute=compute,
             dispatch=dispatch,
