@@ -129,11 +129,9 @@ class Balancer:
             self._controller = Controller(
                 model.placement, settings, expert_bytes=self._expert_bytes
             )
+            dispatch = model.layers[0].assignment.dispatcher
             self._planner = PlanningProcess(
-                advisor
-                or plain_advisor(
-                    model.layers[0].dispatcher, settings, topology, model.placement.num_slots
-                )
+                advisor or plain_advisor(dispatch, settings, topology, model.placement.num_slots)
             )
 
     def step(self, seconds: float, tokens: int) -> Order:

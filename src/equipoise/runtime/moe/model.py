@@ -22,6 +22,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import Group, agree
+from equipoise.runtime.moe.assignment import TokenAssignment
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
 from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
 from equipoise.runtime.moe.recorder import LoadRecorder
@@ -173,7 +174,7 @@ def load_model(
     folder: str | Path,
     placement: Placement,
     *,
-    dispatch: str | Dispatcher = "even",
+    dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
     group: Group = None,
     max_num_tokens: int | None = None,
@@ -215,7 +216,7 @@ def load_from(
     placement: Placement,
     *,
     compute: ExpertFunction = swiglu,
-    dispatch: str | Dispatcher = "even",
+    dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
     group: Group = None,
     max_num_tokens: int | None = None,

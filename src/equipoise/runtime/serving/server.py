@@ -39,6 +39,7 @@ from equipoise.runtime.members.agreement import gather
 from equipoise.runtime.members.membership import Epoch, Membership
 from equipoise.runtime.members.recovery import RankError, Recovered, rebuild
 from equipoise.runtime.members.secret import VARIABLE, secret_of
+from equipoise.runtime.moe.assignment import token_assignment
 from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.moe.layer import ExpertFunction, swiglu
 from equipoise.runtime.moe.model import ExpertParallelModel, load_from
@@ -384,7 +385,7 @@ class Server:
         logger.warning("Speeds of the ranks are now %s.", ", ".join(f"{s:.2g}" for s in speeds))
         topology = self._topology(len(speeds))
         for layer in self.model.layers:
-            layer.dispatcher = dispatcher(self.options.dispatch, topology)
+            layer.assignment = token_assignment(self.options.dispatch, topology)
         self._end_balancing()  # perhaps in the middle of a transfer
         self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
 
