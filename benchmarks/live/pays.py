@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 
 from benchmarks.live.stall import SURE
 from benchmarks.quality import machine
-from equipoise.control.process import Balance, Finding, Question
+from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Problem, Robust
