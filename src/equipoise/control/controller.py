@@ -28,7 +28,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.cadence import layer_groups
 from equipoise.control.process import Failure, Finding, Question
 from equipoise.control.settings import Settings

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.messages import PeerError, decode, encode
 from equipoise.dispatch import MinMax, dispatcher
 from equipoise.errors import EquipoiseError

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_number
 from equipoise.errors import EquipoiseError
 from equipoise.placement import check_slot_count
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.controller import Action, Controller, Follower, Order, Report
 from equipoise.control.messages import decode, encode
 from equipoise.control.metrics import Metrics

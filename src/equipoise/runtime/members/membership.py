@@ -39,7 +39,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_number
 from equipoise.control.messages import PeerError
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.members.secret import VARIABLE, Seal

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.control.messages import decode, encode
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.chunking import chunk_tokens
 from equipoise.dispatch.tokens import assign_tokens

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids

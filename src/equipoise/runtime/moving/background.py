@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.migration import Migration
 from equipoise.runtime.members.agreement import gather
 from equipoise.runtime.moe.layer import ExpertParallelLayer

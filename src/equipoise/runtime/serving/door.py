@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.control.process import said
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.serving.requests import Request, Source
