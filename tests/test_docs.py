@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.engines.map_io import MAP_FORMATS
-from equipoise.engines.trace_io import TRACE_FORMATS
+from equipoise.engines.registry import map_formats, trace_formats
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -29,7 +28,7 @@ def test_every_option_has_a_help_text():
     assert bare == []
 
 
-@pytest.mark.parametrize("known", [*TRACE_FORMATS, *MAP_FORMATS], ids=lambda f: f.name)
+@pytest.mark.parametrize("known", [*trace_formats(), *map_formats()], ids=lambda f: f.name)
 def test_every_format_is_documented(known):
     assert f"`{known.name}`" in FORMATS
 

@@ -17,14 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.engines._shared import torch_archive
-from equipoise.engines._shared.map_checks import (
-    MAX_ENTRIES,
-    Rules,
-    build_ordered,
-    check_ordered,
-    peek_json,
-    stated,
-)
+from equipoise.engines._shared.map_layers import check_ordered
+from equipoise.engines._shared.map_rows import build_ordered
+from equipoise.engines._shared.map_slots import Rules
+from equipoise.engines._shared.map_text import MAX_ENTRIES, peek_json, stated
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import EquipoiseError, FormatError
