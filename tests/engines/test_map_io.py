@@ -20,7 +20,7 @@ from equipoise.placement import Placement
 NAMES = [known.name for known in map_formats()]
 WRITABLE = [known.name for known in map_formats() if known.write is not None]
 LISTS = ("vllm-49572", "vllm-53022")
-MODULES = ("maps", "hygon_maps", "tensors", "findings", "map_slots", "map_layers")
+MODULES = ("maps", "hygon_maps", "tensor_maps", "findings", "map_slots", "map_layers")
 HIDDEN_LAYERS = 8
 
 PLACEMENT = Placement(

@@ -65,4 +65,4 @@ def test_maps_are_read_without_the_readers_of_recordings():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert "equipoise.engines.trtllm.maps" in loaded
-    assert not loaded & {"equipoise.engines.trtllm.dump", "ijson", "msgspec"}
+    assert not loaded & {"equipoise.engines.trtllm.traces", "ijson", "msgspec"}

@@ -40,15 +40,15 @@ class Engine:
 
 ENGINES = (
     Engine(folder="native", maps=("maps",), traces=("traces",)),
-    Engine(folder="trtllm", maps=("maps",), traces=("dump",), launch=True),
-    Engine(folder="sglang", maps=("maps",), traces=("dump",), launch=True),
+    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True),
+    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True),
     Engine(
         folder="vllm",
-        maps=("maps", "hygon_maps", "tensors"),
+        maps=("maps", "hygon_maps", "tensor_maps"),
         traces=("load_stats", "completions"),
         launch=True,
     ),
-    Engine(folder="deepseek", traces=("load_history",)),
+    Engine(folder="deepseek", traces=("traces",)),
     Engine(folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True),
     Engine(
         folder="tabular",
