@@ -33,6 +33,15 @@ def test_every_format_is_documented(known):
     assert f"`{known.name}`" in FORMATS
 
 
+def test_the_commands_name_every_format_that_they_write():
+    page = " ".join((DOCS / "commands.md").read_text(encoding="utf-8").split())
+    maps = ", ".join(known.name for known in map_formats() if known.write is not None)
+    traces = ", ".join(known.name for known in trace_formats() if known.write is not None)
+    assert page.count(f"Format of the map: {maps}.") == 1
+    assert page.count(f"Format of the maps: {maps}.") == 1
+    assert f"Maps: {maps}. Recordings: {traces}." in page
+
+
 def test_every_rule_is_documented():
     code = "\n".join(p.read_text() for p in (ROOT / "src/equipoise/engines").rglob("*.py"))
     rules = set(re.findall(r'"([TSXAENW]\d)"', code))
