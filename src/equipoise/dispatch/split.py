@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads
+from equipoise.checks import as_loads
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_count
+from equipoise.checks import as_loads, check_count
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.split import rank_speeds

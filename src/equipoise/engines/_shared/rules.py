@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.dispatch.minmax import bottleneck_ranks
 from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_times
 from equipoise.dispatch.tokens import checked_ids
