@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -18,6 +19,9 @@ import equipoise as eq
 from equipoise.cli import main as command
 
 KINDS = ("checksums", "sentences", "refusals")
+
+_WORD = re.compile(r"[^\s(]*")
+"""A string that is no sentence, nor a planner with its settings."""
 
 Options = Mapping[str, Any]
 Entries = Mapping[str, Mapping[str, str]]
@@ -47,15 +51,15 @@ class Record:
         self.put(key, value)
         return value
 
-    def document(self, key: str, *arguments: object, written: Sequence[str] = ()) -> None:
-        """Note the JSON document of a command and the files that it writes."""
+    def document(self, key: str, *arguments: object, written: str | None = None) -> None:
+        """Note the JSON document that a command prints, and the one that it writes."""
         status, out, told = run(*arguments, "--json")
         if status == 2:
             self._note("refusals", key, f"2: {told}")
             return
         self.put(key, [status, json.loads(out)])
-        for name in written:
-            self.put(f"{key}/{name}", Path(name).read_bytes())
+        if written is not None:
+            self.put(f"{key}/{written}", json.loads(Path(written).read_text()))
 
     def text(self, key: str, *arguments: object) -> None:
         """Note what a command prints for people."""
@@ -65,6 +69,10 @@ class Record:
             return
         self._note("sentences", key, f"{status}\n{out.rstrip()}")
 
+    def page(self, key: str, path: Path) -> None:
+        """Note the checksum of a file that is for people."""
+        self._note("sentences", key, hashlib.sha256(path.read_bytes()).hexdigest())
+
     def _note(self, kind: str, key: str, value: str) -> None:
         assert key not in self.entries[kind]
         self.entries[kind][key] = value
@@ -72,7 +80,7 @@ class Record:
 
 def _plain(value: Any, sentences: list[str]) -> Any:
     """The value as JSON has it, arrays and bytes by their checksums, sentences set apart."""
-    if isinstance(value, str) and " " in value:
+    if isinstance(value, str) and not _WORD.fullmatch(value):
         sentences.append(value)
         return None
     if isinstance(value, Enum):

@@ -48,7 +48,7 @@ MOVES = 512
 COST = "h100-deepep-ep32"
 EXPERT_BYTES = 44_040_192
 
-DEPLOYMENTS: dict[str, Options] = {
+DEPLOYMENTS: dict[str, dict[str, Any]] = {
     "sample": {"ranks": 8, "redundant": 16, "ranks-per-node": 4},
     "synthetic": {"ranks": 4, "redundant": 8, "ranks-per-node": 2, "speed": "1,1,2,2"},
     "glm52": {"ranks": 32, "redundant": 64, "ranks-per-node": 8},
@@ -61,11 +61,10 @@ ROOMS = {
     "gptoss": ",".join(["5", "6"] * 4),
 }
 SEARCH = {"moves": MOVES, "seed": 3}
-PLANNERS: dict[str, Options] = {
+PLANNERS: dict[str, dict[str, Any]] = {
     "robust": SEARCH,
     "survivable-rank": {"planner": "survivable", **SEARCH},
     "survivable-node": {"planner": "survivable", "loss-of": "node", **SEARCH},
-    "survivable-mirrored": {"planner": "survivable", "mirrored": True, **SEARCH},
     "greedy": {"planner": "greedy"},
     "greedy-same-rank": {"planner": "greedy", "allow-same-rank-copies": True},
     "hierarchical": {"planner": "hierarchical", "groups": 8},
@@ -87,11 +86,9 @@ DISPATCHERS = (
 FEW_DISPATCHERS = {  # as these searches take long, and follow a rule as ``robust`` does
     "survivable-rank": ("even", "minmax", "fewest", "vllm", "lplb"),
     "survivable-node": ("even", "minmax"),
-    "survivable-mirrored": ("even", "minmax"),
 }
-TIMED = ("robust", "greedy")
-TIMES: Options = {"rank-cost": COST, "step-assignments": 4096}
-REPAIRS: dict[str, Options] = {
+TIMES = {"rank-cost": COST, "step-assignments": 4096}
+REPAIRS: dict[str, dict[str, Any]] = {
     "free": {},
     "few-moves": {"max-moves": 12},
     "few-bytes": {"max-bytes": 10 * EXPERT_BYTES, "expert-bytes": EXPERT_BYTES},
@@ -202,22 +199,26 @@ def recordings(data: Path) -> Iterator[Recording]:
 
 
 def plans(record: Record, found: Sequence[Recording]) -> None:
-    """Every planner x dispatcher, some of them by times as well, and where memory differs."""
+    """What the planners place for the dispatchers, and the map that is written of it."""
     for r in found:
-        for planner, options in PLANNERS.items():
-            for dispatch in FEW_DISPATCHERS.get(planner, DISPATCHERS):
-                _plan(record, f"{planner}/{dispatch}", r, options, {"dispatch": dispatch})
-                if planner in TIMED:
-                    timed = {"dispatch": dispatch, **TIMES}
-                    _plan(record, f"{planner}/{dispatch}-times", r, options, timed)
-            if planner in ("robust", "survivable-rank"):
-                _plan(record, f"{planner}-room/even", r, options, {"room": ROOMS[r.name]})
+        for key, options in searches(r):
+            command = r.plan(options, map_to("map.json"))
+            record.document(f"plan/{key}/{r.name}", *command, written="map.json")
         record.text(f"plan/text/{r.name}", *r.plan(SEARCH))
 
 
-def _plan(record: Record, key: str, r: Recording, *options: Options) -> None:
-    command = r.plan(*options, map_to("map.json"))
-    record.document(f"plan/{key}/{r.name}", *command, written=["map.json"])
+def searches(r: Recording) -> Iterator[tuple[str, Options]]:
+    """Every planner x dispatcher, some by times as well, by ranks of less memory, or mirrored."""
+    for planner, options in PLANNERS.items():
+        for dispatch in FEW_DISPATCHERS.get(planner, DISPATCHERS):
+            judged = {**options, "dispatch": dispatch}
+            yield f"{planner}/{dispatch}", judged
+            if planner in ("robust", "greedy"):
+                yield f"{planner}/{dispatch}-times", judged | TIMES
+        if planner in ("robust", "survivable-rank"):
+            yield f"{planner}-room/even", {**options, "room": ROOMS[r.name]}
+    twice = {"redundant": r.trace.num_experts, "mirrored": True}
+    yield "survivable-mirrored/even", PLANNERS["survivable-rank"] | twice
 
 
 def map_to(path: str) -> Options:
@@ -478,8 +479,8 @@ def commands(record: Record, found: Sequence[Recording]) -> None:
         }.items():
             record.document(f"command/{name}/{r.name}", *arguments)
             record.text(f"command/{name}-text/{r.name}", *arguments)
-        record.text(f"command/html/{r.name}", "report", r.path, *ranks, "--html", "page.html")
-        record.put(f"command/page/{r.name}", Path("page.html").read_bytes())
+        run("report", r.path, *ranks, "--html", "page.html")
+        record.page(f"command/page/{r.name}", Path("page.html"))
 
 
 def traces(record: Record, found: Sequence[Recording]) -> None:

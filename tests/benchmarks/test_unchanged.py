@@ -60,19 +60,20 @@ def test_entries_that_are_missing_or_new_are_reported(measure, before, capsys):
 
 
 def test_plans_are_noted_and_refusals_apart(monkeypatch, tmp_path):
-    monkeypatch.setattr(unchanged, "PLANNERS", {"greedy": {"planner": "greedy"}})
-    monkeypatch.setattr(unchanged, "DISPATCHERS", ("even", "auto"))
-    monkeypatch.setattr(unchanged, "TIMED", ())
+    tried = {f"greedy/{name}": {"planner": "greedy", "dispatch": name} for name in ("even", "auto")}
+    monkeypatch.setattr(unchanged, "searches", lambda _: tried.items())
     monkeypatch.chdir(tmp_path)
     record = Record()
     _, synthetic = unchanged.recordings(tmp_path / "none")
     unchanged.plans(record, [synthetic])
     noted = record.entries
     key = "plan/greedy/even/synthetic"
-    assert set(noted["checksums"]) == {key, f"{key}/map.json"}
-    assert set(noted["sentences"]) == {key, "plan/text/synthetic"}
-    assert list(noted["refusals"]) == ["plan/greedy/auto/synthetic"]
-    assert noted["refusals"]["plan/greedy/auto/synthetic"].startswith("2: equipoise: There is no")
+    mapped = {key, f"{key}/map.json"}
+    assert set(noted["checksums"]) == mapped
+    assert set(noted["sentences"]) == {*mapped, "plan/text/synthetic"}
+    refusal = noted["refusals"].pop("plan/greedy/auto/synthetic")
+    assert refusal.startswith("2: equipoise: There is no dispatcher 'auto'")
+    assert not noted["refusals"]
 
 
 @pytest.mark.parametrize(
