@@ -486,7 +486,7 @@ def commands(record: Record, found: Sequence[Recording]) -> None:
 def traces(record: Record, found: Sequence[Recording]) -> None:
     """Recordings written in every format, and read back."""
     for r in found:
-        record.put(f"trace/file/{r.name}", Path(r.path).read_bytes())
+        record.put(f"trace/file/{r.name}", _content(Path(r.path)))
         folder = f"{r.name}.trtllm"
         record.attempt(
             f"trace/trtllm/{r.name}",
@@ -496,6 +496,13 @@ def traces(record: Record, found: Sequence[Recording]) -> None:
         record.put(f"trace/trtllm-files/{r.name}", {p.name: p.read_bytes() for p in files})
         record.attempt(f"trace/trtllm-read/{r.name}", lambda f=folder: _read(eq.read_trace(f)))
         record.put(f"trace/read/{r.name}", _read(r.trace))
+
+
+def _content(path: Path) -> list[Any]:
+    """Header and body of a safetensors file, whose writer puts the header in any order."""
+    raw = path.read_bytes()
+    body = 8 + int.from_bytes(raw[:8], "little")
+    return [json.loads(raw[8:body]), raw[body:]]
 
 
 def _read(trace: eq.Trace) -> dict[str, Any]:
