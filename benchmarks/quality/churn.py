@@ -16,8 +16,8 @@ shift                   Earlier: windows 0..6 of code, math and science. Now: wi
 
 Rows: the placement in force; ``Robust`` from scratch, as its ranks come out and with
 ``match_ranks``; the curve of ``Repair`` at budgets in shares of all slots, and its end; DeepSeek's
-global policy; vLLM's default policy, which keeps slots, from its wheel; Swift's rule (swift.py), its estimate as
-shipped and corrected. Columns:
+global policy; vLLM's default policy, which keeps slots, from its wheel; Swift's rule (swift.py),
+its estimate as shipped and corrected. Columns:
 
 moved       share of slots whose content changes.
 received    share of slots whose expert crosses a wire.
