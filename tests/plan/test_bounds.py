@@ -23,11 +23,11 @@ from equipoise.plan import (
 )
 from equipoise.plan.bounds import (
     active_lower_bound,
-    certify,
     joint_lower_bound,
     limits,
     time_lower_bound,
 )
+from equipoise.plan.result import certify
 from equipoise.topology import Topology
 from tests.reference.eplb import peak
 

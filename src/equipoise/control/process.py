@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from equipoise.balance import check_number
 from equipoise.control.messages import PeerError, decode, encode
-from equipoise.dispatch import MinMax, dispatcher
+from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
@@ -195,7 +195,7 @@ class GatedRepair:
         NaN where a layer had no load.
         """
         known = dispatcher(self.gate.dispatch, self.topology)
-        if isinstance(known, MinMax):
+        if known.shares is Shares.FOLLOWING:
             floor = _floor_of_split(window, placement, known)
         else:
             floor = trace_noise_floor(window, placement.num_ranks)
@@ -471,7 +471,7 @@ def _checked_placement(proposal: object, like: Placement) -> Placement:
     )
 
 
-def _floor_of_split(window: Trace, placement: Placement, split: MinMax) -> TraceNoiseFloor:
+def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> TraceNoiseFloor:
     """What chance alone does to batches that are split each for itself, which evens out much of it.
 
     Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_flag, check_type
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify, check_groups, hierarchy_lower_bound
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.bounds import check_groups, hierarchy_lower_bound
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import (
     Clock,
     Meter,
@@ -33,7 +33,6 @@ from equipoise.plan.search.scenarios import (
     single_scenario,
     window_scenarios,
 )
-from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
@@ -91,7 +90,6 @@ class Robust:
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        dispatcher(self.dispatch)
         if self.step_assignments is not None:
             if self.cost is None:
                 raise EquipoiseError("step_assignments matters with a cost only; give both.")
@@ -99,6 +97,7 @@ class Robust:
             check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
         elif self.cost is not None:
             check_type("cost", self.cost, RankCost)
+        dispatcher(self.dispatch, cost=self.cost)
         check_number("tail", self.tail, low=0, high=1)
         check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
         budget = self.budget_seconds
@@ -125,7 +124,7 @@ class Robust:
         return Search(
             history=read_history(problem, self.group_weights, sized=self.cost is not None),
             topology=problem.topology,
-            dispatch=self._dispatcher(problem.topology),
+            dispatch=dispatcher(self.dispatch, problem.topology, cost=self.cost),
             cost=self.cost,
             step_assignments=self.step_assignments,
             tail=self.tail,
@@ -135,19 +134,6 @@ class Robust:
             terms=terms,
             meter=Meter(self.progress, clock),
         )
-
-    def _dispatcher(self, topology: Topology) -> Dispatcher:
-        """The dispatcher that judges, told of the machines and of the cost."""
-        known = dispatcher(self.dispatch, topology)
-        if self.cost is None:
-            return known
-        if not hasattr(known, "cost"):
-            raise EquipoiseError(
-                f"The dispatcher {known.name!r} knows no times; plan for even, minmax, or without "
-                "a cost."
-            )
-        costed: Dispatcher = replace(known, cost=self.cost)  # type: ignore[type-var]
-        return costed
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)
@@ -199,7 +185,7 @@ def choose_stages(search: Search, num_slots: int, moves: int) -> tuple[tuple[Sta
 
 
 def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
-    history, follows_load = search.history, search.dispatch.name == "minmax"
+    history, follows_load = search.history, search.dispatch.shares is Shares.FOLLOWING
     plain = () if search.is_plain else (_SINGLE,)
     if len(history.load) == 1:
         single = (_SINGLE, _SINGLE_SPLIT) if follows_load else (_SINGLE,)

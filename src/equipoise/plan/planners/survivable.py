@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from equipoise.balance import check_count
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.planners.robust import Robust, choose_stages
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import Terms, fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.weigh.coverage import Coverage, coverage, domains_of_ranks
