@@ -96,9 +96,9 @@ def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Flo
 
     Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
     """
-    spread = peak_lower_bound(load_LE, num_ranks, num_slots)
-    split = even_split_lower_bound(load_LE, num_ranks, num_slots)
-    return _joint(_as_load(load_LE), np.maximum(spread, split), num_slots, num_ranks)
+    load = _as_load(load_LE)
+    check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
+    return limits(load, num_slots, Topology(num_ranks), cost=None, even=True).joint
 
 
 def active_lower_bound(load_LE: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
@@ -188,6 +188,11 @@ def hierarchy_lower_bound(
     """
     load = _as_load(load_LE)
     check_groups(load.shape[1], num_groups, num_nodes)
+    return on_nodes(load, num_ranks, num_groups, num_nodes)
+
+
+def on_nodes(load: Floats, num_ranks: int, num_groups: int, num_nodes: int) -> Floats:
+    """``hierarchy_lower_bound`` of checked loads and groups."""
     groups = np.sort(load.reshape(len(load), num_groups, -1).sum(axis=2), axis=1)
     others = groups[:, : num_groups // num_nodes - 1].sum(axis=1)
     node: Floats = np.maximum(groups.sum(axis=1) / num_nodes, groups[:, -1] + others)

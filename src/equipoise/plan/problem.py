@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,21 @@ class Problem:
             layer_ids=self.layer_ids,
             groups=self.groups,
         )
+
+    def on(self, topology: Topology, num_slots: int) -> Problem:
+        """The same loads, not copied, on other devices or in another number of slots.
+
+        Raises
+        ------
+        EquipoiseError
+            Slots that do not fit, or loads out of the range of numbers on ranks as slow as these.
+        """
+        check_slot_count(num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
+        _check_range(self.load, self.layer_ids, topology)
+        other = copy(self)
+        object.__setattr__(other, "topology", topology)
+        object.__setattr__(other, "num_slots", num_slots)
+        return other
 
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""

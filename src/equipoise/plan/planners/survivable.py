@@ -99,13 +99,7 @@ class Survivable(Robust):
                 f"{problem.num_slots} slots cannot hold {problem.num_experts} experts {parts} "
                 "times; to be mirrored, they must."
             )
-        part = Problem(
-            problem.load,
-            _part(topology, parts, self.domain),
-            num_slots,
-            layer_ids=problem.layer_ids,
-            groups=problem.groups,
-        )
+        part = problem.on(_part(topology, parts, self.domain), num_slots)
         slots = np.tile(super().plan(part).placement.slots, (1, parts))
         promise = (
             f"{_any(self.losses, self.domain)} leaves every expert alive, and so does any loss "

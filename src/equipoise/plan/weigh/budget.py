@@ -335,7 +335,7 @@ def budget(
     split = dispatcher(dispatch, topology)
     in_seconds = split.cost is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
-    problems = [Problem(planned, topology, num_slots) for num_slots in counts]
+    problems = [fewest.on(topology, num_slots) for num_slots in counts]
     plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
     past = np.stack([split.peaks(fewest.load, placement) for placement in placements])
