@@ -48,63 +48,63 @@ class Entry:
 DISPATCHERS: dict[str, Entry] = {
     "even": Entry(
         where="equipoise.dispatch.even:Even",
-        summary="the same, whatever else its rank carries",
+        summary="the same, whatever its rank carries",
     ),
     "minmax": Entry(
         where="equipoise.dispatch.minmax:MinMax",
-        summary="so much that the slowest rank is as fast as possible, exactly",
+        summary="what makes the slowest rank as fast as possible",
     ),
     "nearest": Entry(
         where="equipoise.dispatch.nearest:Nearest",
-        summary="what comes from its own rank, else from its own node, else an even part",
+        summary="what comes from its rank, else its node, else an even part",
     ),
     "fewest": Entry(
         where="equipoise.dispatch.fewest:FewestExperts",
-        summary="all or nothing, so that the busiest rank has the fewest active experts",
+        summary="all or nothing, for the fewest active experts on a rank",
     ),
     "auto": Entry(
         where="equipoise.dispatch.auto:Auto",
-        summary="what the fastest of even, minmax, fewest and minmax in time gives it",
+        summary="what the fastest of minmax, fewest and even gives it, timed by a cost",
         needs_cost=True,
     ),
     "vllm": Entry(
         where="equipoise.engines.vllm.rules:Vllm",
-        summary="the rows whose hash, modulo the copies, is its number",
+        summary="rows, by their hash",
         engine="vLLM",
     ),
     "sglang-static": Entry(
         where="equipoise.engines.sglang.rules:SglangStatic",
-        summary="all that some ranks send: near ones, and others dealt once",
+        summary="all from near ranks, and from those dealt to it",
         engine="SGLang",
     ),
     "sglang-dynamic": Entry(
         where="equipoise.engines.sglang.rules:SglangDynamic",
-        summary="what near ranks send, and a random part of the rest",
+        summary="all from near ranks, and others at random",
         engine="SGLang",
     ),
     "sglang-rows": Entry(
         where="equipoise.engines.sglang.rules:SglangRows",
-        summary="the rows that, modulo the copies, are its number",
+        summary="rows of the whole batch, in turn",
         engine="SGLang",
     ),
     "trtllm": Entry(
         where="equipoise.engines.trtllm.rules:Trtllm",
-        summary="every so many-th choice of its expert, by turns within blocks",
+        summary="choices in turn, block by block",
         engine="TensorRT-LLM",
     ),
     "ascend": Entry(
         where="equipoise.engines.ascend.rules:Ascend",
-        summary="all that some ranks send, by turns of the ranks",
+        summary="all from some ranks, in turn",
         engine="vllm-ascend, Model Runner V1",
     ),
     "ascend-mrv2": Entry(
         where="equipoise.engines.ascend.rules:AscendMrv2",
-        summary="some rows of each rank, by turns of rows, ranks and experts",
+        summary="rows in turn, from 1,024 on anew",
         engine="vllm-ascend, Model Runner V2",
     ),
     "lplb": Entry(
         where="equipoise.engines.deepseek.rules:Lplb",
-        summary="its part of a linear program for each batch; at most two copies of an expert",
+        summary="what makes the slowest rank as fast as possible, of two copies at most",
         engine="DeepSeek's LPLB",
     ),
 }

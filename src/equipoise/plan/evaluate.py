@@ -89,8 +89,9 @@ def evaluate(
         A trace of the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``.
     dispatch
         How copies share an expert's load: ``"even"``, equally; ``"minmax"``, so that the busiest
-        rank of every step and layer gets as little as possible; or a dispatcher that knows the
-        ranks' speeds or a cost: then peaks and means are its times.
+        rank of every step and layer gets as little as possible; any other name of ``DISPATCHERS``,
+        told of the trace's ``top_k``; or a dispatcher that knows the ranks' speeds or a cost: then
+        peaks and means are its times.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def evaluate(
             f"The trace has layers {format_ids(load.layer_ids)}, the placement "
             f"{format_ids(placement.layer_ids)}; select the same layers of both."
         )
-    loads, known = _steps(load), dispatcher(dispatch)
+    top_k = load.top_k if isinstance(load, Trace) else None
+    loads, known = _steps(load), dispatcher(dispatch, top_k=top_k)
     return Evaluation(
         peak=known.peaks(loads, placement),
         mean=_mean(loads, known, placement.num_ranks),
