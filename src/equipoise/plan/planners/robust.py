@@ -51,9 +51,9 @@ class Robust:
     Parameters
     ----------
     dispatch
-        The dispatcher that will run, by name or as configured; an engine's own rule is one.  The
-        search models shares that are even, those of the nearest copy or the min-max split, and
-        judges what it finds by the dispatcher itself.
+        Dispatcher that will run, by name or as configured; an engine's own rule is one.  The
+        search models shares that are even, those of the nearest copy or, for all dispatchers that
+        follow the load, the min-max split, and judges what it finds by the dispatcher itself.
     cost
         Balance the time that ranks take instead of their assignments.
     step_assignments
@@ -66,7 +66,8 @@ class Robust:
         What a group counts, by name; 1 for those not named.
     moves
         Proposals per layer, rounded down to whole rounds; more never end in a worse objective.  For
-        ``"minmax"`` as many are followed by one for each 32, which cost about that much more.
+        dispatchers that follow the load as many are followed by one for each 32, which cost about
+        that much more.
     budget_seconds
         Stop then and answer the best so far, which depends on the machine; ``None``: all moves.
     seed
