@@ -8,7 +8,7 @@ root, with torch installed:
 
 Protocol: shapes are drawn from all combinations of experts, ranks, slots, groups and nodes below
 that are legal; loads from lognormal, Zipf and uniform draws, two layers an instance. Half of the
-instances have groups. Where loads tie the peer's answer is chance, so an instance is drawn anew if
+instances have groups. Where loads tie the peer's answer is chance, so an instance is drawn again if
 two experts have the same float32 load per copy, or if the peer's own placement changes when all
 loads are multiplied by 3, 5, 7 or 11, which changes nothing but rounding. Compared are the expert
 of every slot, the copies of every expert, and the set of its slots. Exit status 1 on any mismatch.
@@ -126,7 +126,7 @@ def main() -> int:
         shape = pool[rng.integers(len(pool))]
         load = draw_load(rng, shape.experts)
         if has_ties(rebalance, load, shape):
-            tally["drawn anew for ties"] += 1
+            tally["drawn again for ties"] += 1
             continue
         tally["compared"] += 1
         tally["with groups" if shape.groups > 1 else "without groups"] += 1
@@ -134,7 +134,7 @@ def main() -> int:
             tally["mismatches"] += 1
             print("mismatch:", shape)
     print(f"{len(legal)} shapes, {NUM_LAYERS} layers an instance, seed {args.seed}")
-    for name in ("compared", "without groups", "with groups", "drawn anew for ties", "mismatches"):
+    for name in ("compared", "without groups", "with groups", "drawn again for ties", "mismatches"):
         print(f"{name:22}{tally[name]:6}")
     return 1 if tally["mismatches"] else 0
 

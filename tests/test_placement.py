@@ -105,3 +105,9 @@ def test_equality_and_checksum_see_everything():
     for other in others:
         assert a != other
         assert a.checksum != other.checksum
+
+
+def test_some_layers_of_a_placement():
+    whole = Placement([[0, 1], [1, 0], [0, 1]], num_ranks=2, num_experts=2, layer_ids=(3, 5, 9))
+    part = whole.rows([1, 2])
+    assert part == Placement([[1, 0], [0, 1]], num_ranks=2, num_experts=2, layer_ids=(5, 9))

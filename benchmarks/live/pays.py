@@ -2,7 +2,7 @@
 
     python -m benchmarks.live.pays [--rounds 2] [--redundant 2] [--work 320] [--json FILE]
 
-Protocol: as many processes as cores, one thread each, over gloo, decode batches of
+Protocol: one process a core, one thread each, over gloo, decode batches of
 `models/balance-5m`; prompts are prose (`docs`) for the first 224 steps and tables from then on, the
 same for every policy, others in every round. Experts compute every row `--work` times over, so
 that a step lasts as long as the rank with most assignments computes: imbalance costs real time.
@@ -24,8 +24,8 @@ same for all. A planner is stopped while it is another policy's turn, so that wh
 from its own; what is left of a transfer at the end of a turn, at most one layer, goes on.
 
 Tokens a second are the generated tokens of all ranks in a period over the seconds of all its turns,
-moves and planning included, all rounds together; beside them the same over that of "static map",
-and where 90 % of these ratios lie when turns are drawn anew 10,000 times, each with all policies.
+moves and planning included, all rounds together; next to them the same over that of "static map",
+and where 90 % of these ratios lie when turns are drawn again 10,000 times, each with all policies.
 Periods by steps: before 96-223, shift 224-351, after 352-543. Forward passes that read prompts are
 done without the additional work and do not count, what the balancer does after them does.
 """
@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 
 from benchmarks.live.stall import SURE
 from benchmarks.quality import machine
-from equipoise.control.process import Balance, Finding, Question
+from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Problem, Robust

@@ -37,13 +37,13 @@ from torch import nn
 
 from benchmarks.quality import machine
 from equipoise.control.controller import Action, State
-from equipoise.control.process import Finding, Question
+from equipoise.control.findings import Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
 from equipoise.plan.weigh.gate import Decision
 from equipoise.runtime.balancer import Balancer
-from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moe.layer import ExpertParallelLayer
 from equipoise.runtime.moe.model import ExpertParallelModel, load_model
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -130,7 +130,7 @@ class Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="of each way to move")
-    parser.add_argument("--expert-mb", type=float, help="random experts of so many megabytes")
+    parser.add_argument("--expert-mb", type=float, help="megabytes of a random expert")
     parser.add_argument("--mb-per-second", type=float, help="limit of the background transfer")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ def decoder(expert_mb: float | None) -> Decoder | RandomLayers:
         down = torch.randn(EXPERTS, width, inner, generator=every) / width
         here = torch.tensor(start.by_rank[row, dist.get_rank()])
         weights = {"gate_up_proj": up[here], "down_proj": down[here]}
-        layers.append(ExpertParallelLayer(one_layer(start, row), weights, dispatch="minmax"))
+        layers.append(ExpertParallelLayer(start.rows([row]), weights, dispatch="minmax"))
     return RandomLayers(ExpertParallelModel(nn.ModuleList(layers), layers))
 
 

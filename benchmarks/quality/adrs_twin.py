@@ -5,7 +5,7 @@
 
 Twin: 58 layers of 256 experts in 8 groups, 12 windows. Log popularity of an expert is 1.1 z, z
 normal with variance 0.8 of its own and 0.2 shared by its group; from window to window z keeps a
-share rho and draws the rest anew, rho = .90, .985 seven times, .55, .92, .92. A window draws
+share rho and draws the rest again, rho = .90, .985 seven times, .55, .92, .92. A window draws
 2,000,000 assignments a layer.
 
 Protocol: 288 slots, 32 ranks, 4 nodes; plan on window i alone, score on i + 1, 11 pairs. gpu = sum
@@ -223,7 +223,7 @@ def scores_enough(results: list[Result]) -> bool:
 
 
 def agrees(results: list[Result]) -> bool:
-    """Whether the rows noted for an earlier twin come out alike; says which do not."""
+    """Whether the rows noted for an earlier twin come out the same; says which do not."""
     good = True
     for r in results:
         for value, noted in zip(

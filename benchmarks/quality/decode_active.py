@@ -1,6 +1,6 @@
 """Active experts on the busiest rank in decode, by dispatcher, and what the step takes with them.
 
-From the repository root, with ../shared/data beside it:
+From the repository root, with ../shared/data next to it:
 
     python -m benchmarks.quality.decode_active [--study glm52 ...] [--json FILE] [--markdown FILE]
 
@@ -11,7 +11,7 @@ glm52        window 7 of the 7 domains. Each batch mixes their popularities with
              so choices within a token are not kept and may even repeat). Prefill counts.
 esft_tokens  tokens of the held-out sequences, drawn without replacement within a batch. Prefill.
 gptoss       the same, from the 18 held-out generations: decode, but at most 18 requests, so a batch
-             of 1,024 tokens is more alike than one of as many requests.
+             of 1,024 tokens varies less than one of that number of requests.
 
 Tokens are dealt evenly to the ranks, which are their sources. Two nodes for 8 ranks, else nodes of
 8. All numbers are of whole quotas, means over layers and batches; every dispatcher gets the same

@@ -1,6 +1,6 @@
-"""What dispatching batch by batch gains on loads held out of planning, beside the noise floor.
+"""What dispatching batch by batch gains on loads held out of planning, next to the noise floor.
 
-From the repository root, with ../shared/data beside it:
+From the repository root, with ../shared/data next to it:
 
     python -m benchmarks.quality.dispatch_gain [--studies glm52-32 ...] [--json FILE]
 
@@ -133,7 +133,7 @@ STUDIES: dict[str, Callable[[Path], Study]] = {
 
 
 def thin(study: Study, num_layers: int) -> Study:
-    """With so many layers, spread evenly over the model."""
+    """The study with ``num_layers`` layers, spread evenly over the model."""
     known = study.fit.layer_ids
     rows = np.unique(np.linspace(0, len(known) - 1, num_layers).round().astype(int))
     batches = {
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
-    parser.add_argument("--layers", type=int, help="so many, spread evenly; default: all")
+    parser.add_argument("--layers", type=int, help="number of layers, spread evenly; default: all")
     parser.add_argument("--moves", type=int, default=Robust.moves, help="of Robust")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
-"""What the engines' rules for picking a copy do to real tokens, beside what could be done.
+"""What the engines' rules for picking a copy do to real tokens, next to what could be done.
 
-From the repository root, with ../shared/data beside it:
+From the repository root, with ../shared/data next to it:
 
     python -m benchmarks.quality.engine_rules [--json FILE] [--quick]
 
@@ -15,7 +15,7 @@ imbalance        max/mean rank load, mean over batches and layers. Every rule se
                  to slots (``slots``), which are counted. "even" gives every copy the same, in
                  fractions; "min-max" are whole quotas; "floor" is a fair router without copies.
 told             what ``split`` expects of the rule from the counts of each source rank.
-first copy       what the first copies get over what they would if copies were alike; all
+first copy       what the first copies get over what they would if copies were equal; all
                  assignments of experts with copies.
 ranks per token  ranks a token is sent to, without its own. "at random": each choice takes any copy.
                  Under min-max quotas "as they come", an expert's first assignments filling its
@@ -138,7 +138,7 @@ def gamma(slot_load: NDArray[np.float64], placement: Placement) -> float:
 
 
 def first_copies(counts: Ints, placement: Placement) -> tuple[float, float]:
-    """Assignments of first copies and what they would be if copies were alike."""
+    """Assignments of first copies and what they would be if copies were equal."""
     copies = copies_of_slots(placement)
     copied = copies > 1
     fair = counts[copied] / copies[copied]

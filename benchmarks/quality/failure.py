@@ -11,7 +11,7 @@ coverage   Experts that a layer loses on average with 1 random rank, 2 random ra
            under the dispatcher. "DeepSeek" is its global policy.
 failover   Means over the loss of each rank, or each node: experts of a layer that are reloaded,
            slots of a layer that copy one; slots a rank; held-out max/mean before, and after on the
-           survivors. "anew" is ``Robust`` on the survivors with as many slots, ranks of each layer
+           survivors. "from scratch" is ``Robust`` on the survivors with as many slots, ranks of each layer
            renamed so that fewest slots change: how many do, and what it balances.
 resize     The same for a wanted change of the number of ranks; nothing is reloaded.
 """
@@ -38,7 +38,14 @@ from equipoise.topology import Topology
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COVERAGE_COLUMNS = ("1 rank", "2 ranks", "1 node", "whole, 2 ranks", "max/mean")
-REFIT_COLUMNS = ("copied", "changed anew", "slots a rank", "before", "after", "anew")
+REFIT_COLUMNS = (
+    "copied",
+    "changed from scratch",
+    "slots a rank",
+    "before",
+    "after",
+    "from scratch",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +63,7 @@ class Case:
 
 
 def cases(data: Path, names: Iterable[str], every: int) -> Iterator[Case]:
-    """The data sets, every so many layers of the first."""
+    """The data sets, of the first only each ``every``-th layer."""
     if "glm52" in names:
         windows = protocols.read_glm52(data)
         split = protocols.glm52(windows.select(layers=windows.layer_ids[::every]))
@@ -132,15 +139,15 @@ def show_resize(case: Case, dispatch: str, moves: int) -> None:
 def compared(case: Case, refits: Sequence[Refit], planner: Robust) -> list[str]:
     """The columns of both refits: means over refits to equally many ranks."""
     first, dispatch = refits[0].placement, planner.dispatch
-    anew = place(case, planner, Topology(first.num_ranks), first.num_slots)
+    fresh = place(case, planner, Topology(first.num_ranks), first.num_slots)
     scores = (
         balance(refits[0].old, case, dispatch),
         np.mean([balance(refit.placement, case, dispatch) for refit in refits]),
-        balance(anew, case, dispatch),
+        balance(fresh, case, dispatch),
     )
     return [
         f"{np.mean([refit.counts[:, Content.COPIED] for refit in refits]):.1f}",
-        f"{np.mean([changed(refit, anew) for refit in refits]):.0f}",
+        f"{np.mean([changed(refit, fresh) for refit in refits]):.0f}",
         str(first.slots_per_rank),
         *(f"{score:.3f}" for score in scores),
     ]
@@ -150,14 +157,14 @@ def balance(placement: Placement, case: Case, dispatch: str) -> float:
     return evaluate(placement, case.split.tests["known domains"], dispatch=dispatch).mean_imbalance
 
 
-def changed(refit: Refit, anew: Placement) -> float:
+def changed(refit: Refit, fresh: Placement) -> float:
     """Slots of a layer that receive an expert when the survivors change to another placement."""
     stays = refit.old_rank >= 0
     kept = 0
-    for old, new in zip(refit.old.copies_on_rank > 0, anew.copies_on_rank > 0, strict=True):
+    for old, new in zip(refit.old.copies_on_rank > 0, fresh.copies_on_rank > 0, strict=True):
         common = new.astype(np.float32) @ old[refit.old_rank[stays]].T
         kept += int(common[linear_sum_assignment(common, maximize=True)].sum())
-    return anew.num_slots - kept / anew.num_layers
+    return fresh.num_slots - kept / fresh.num_layers
 
 
 def head(title: str, *columns: str) -> None:

@@ -1,10 +1,10 @@
-"""Copies on LPLB's fixed graphs beside copies placed freely, at equal memory, min-max dispatch.
+"""Copies on LPLB's fixed graphs next to copies placed freely, at equal memory, min-max dispatch.
 
     python -m benchmarks.quality.fixed_graphs [--data ../shared/data] [--layers N]
 
 glm52   GLM-5.2, 256 experts: plan on windows 0..6 of all 7 domains, test on window 7 of each; mean
         over layers and domains of max/mean rank load under the exact min-max split. 32 ranks in 4
-        nodes of 8; so many redundant slots as the graph has edges.
+        nodes of 8; one redundant slot for each edge of the graph.
 normal  Loads drawn from N(1, 0.3), cut at 0: one load vector, planned on and tested; mean of 20
         draws. LPLB's own tests draw such loads.
 

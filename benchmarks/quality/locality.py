@@ -1,6 +1,6 @@
 """What locality costs in balance, and what it saves on the wires, on tokens not planned on.
 
-From the repository root, with ../shared/data beside it for the first study:
+From the repository root, with ../shared/data next to it for the first study:
 
     python -m benchmarks.quality.locality [--study NAME ...] [--layers N] [--moves N] [--json FILE]
 
@@ -191,7 +191,9 @@ def measure(study: Study, moves: int) -> Iterator[tuple[str, dict[str, float]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES))
-    parser.add_argument("--layers", type=int, default=1000, help="at most so many, spread evenly")
+    parser.add_argument(
+        "--layers", type=int, default=1000, help="most layers to look at, spread evenly"
+    )
     parser.add_argument(
         "--moves", type=int, default=Colocate.moves, help="of Colocate; Robust has four times"
     )

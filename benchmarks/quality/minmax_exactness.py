@@ -6,14 +6,14 @@ Real: GLM-5.2 routing counts, window 7 of 7 domains x 75 layers on `Greedy()` pl
 the other windows, 4 to 128 ranks, 0 to 128 redundant slots. Random: the families of
 `tests/dispatch/instances.py`, among them one hot expert, mostly idle experts, disconnected graphs,
 rings, copies on one rank, huge counts and fractional loads. Every layer is solved twice: with ranks
-that are alike, and with speeds drawn for it, in turn one rank in eight at 0.8, lognormal with sigma
+that are equal, and with speeds drawn for it, in turn one rank in eight at 0.8, lognormal with sigma
 0.3, and lognormal with sigma 2, where the fastest may be a thousand times the slowest.
 
 For every layer: the peak against the optimum that HiGHS finds (tolerances 1e-10); the peak against
 the bound that the answer proves by itself; the slowest rank under whole quotas against the
 fractional optimum, in assignments of the slowest rank of all; quotas summed per expert against the
 load. Whole quotas must be within one token. They are also held to the least whole peak: where all
-ranks are alike that is the optimum rounded up; else a maximum flow (scipy) must not fit into the
+ranks are equal that is the optimum rounded up; else a maximum flow (scipy) must not fit into the
 capacities just below, checked up to 2**31 assignments, the most that solver takes.
 
 Then what has no exact answer to compare with, on 32 ranks in nodes of 8. Batches are drawn from the
@@ -170,7 +170,7 @@ def report(title: str, families: dict[str, Tally]) -> bool:
 
 
 def drawn(popularity: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
-    """A batch of so many tokens, 8 experts each, from popularities ``(L, E)``."""
+    """A batch of ``tokens`` tokens, 8 experts each, from popularities ``(L, E)``."""
     shares = popularity / popularity.sum(axis=1, keepdims=True)
     return np.array([rng.multinomial(tokens * 8, row) for row in shares])
 
@@ -234,15 +234,15 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     rng = np.random.default_rng(1)
-    alike: dict[str, Tally] = {}
+    equal: dict[str, Tally] = {}
     different: dict[str, Tally] = {}
     for source in (real_instances(args.windows), random_instances(args.random, seed=0)):
         for number, (name, load, placement) in enumerate(source):
-            alike.setdefault(name, Tally()).add(load, placement, Topology(placement.num_ranks))
+            equal.setdefault(name, Tally()).add(load, placement, Topology(placement.num_ranks))
             speeds = unequal(placement.num_ranks, number, rng)
             different.setdefault(name, Tally()).add(load, placement, speeds)
     print(f"{machine.about_machine()['cpu']}; {time.perf_counter() - start:.0f} s")
-    exact = [report("ranks alike", alike), report("ranks of unequal speed", different)]
+    exact = [report("equal ranks", equal), report("ranks of unequal speed", different)]
     with np.load(args.windows) as archive:
         counts = archive["counts"]
     fit, held, topology = counts[:, :7].sum(axis=(0, 1)), counts[:, 7], Topology(32, 8)

@@ -1,4 +1,4 @@
-"""What `Robust` gains on routing it has not seen, beside the published DeepSeek baselines.
+"""What `Robust` gains on routing it has not seen, next to the published DeepSeek baselines.
 
     python -m benchmarks.quality.robust_glm52 [--data ../shared/data] [--rows in-domain,...]
 

@@ -5,7 +5,7 @@ within 1 % of the mean:
 
 1. Slots are read column by column: slot 0 of every rank, then slot 1, ... Where an expert is seen
    first is its home; every later sighting is a position for a copy, whatever copy that will be.
-2. Copies are handed out anew, each to the largest load per copy, at most one a rank.
+2. Copies are handed out again, each to the largest load per copy, at most one a rank.
 3. Copies, the largest first, go to the position on the least loaded rank that lacks the expert and
    has not received from the expert's home yet; positions left over are filled with the hottest
    copies left, without that limit.

@@ -1,4 +1,4 @@
-"""Time of a full plan beside the public EPLB algorithm, in one process on one core.
+"""Time of a full plan next to the public EPLB algorithm, in one process on one core.
 
 The peer is the copy of DeepSeek's EPLB in the sglang wheel. Get it and run, from the repository
 root, with torch installed:

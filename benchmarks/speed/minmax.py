@@ -1,4 +1,4 @@
-"""Time and gap of min-max dispatch beside HiGHS and the affine-scaling solver of LPLB, on one core.
+"""Time and gap of min-max dispatch next to HiGHS and the affine-scaling solver of LPLB, on one core.
 
     python -m benchmarks.speed.minmax
 
@@ -14,7 +14,7 @@ domains, 75 layers each, 525 in all.
 * "steps together" is `peaks` of 8 windows of one domain in one call, where a step starts from the
   one before, over `peaks` of each window on its own: a ratio of medians.
 * HiGHS solves the linear program through `scipy.optimize.linprog`, model building included.
-* "affine, LPLB" and "affine, SGLang" are the published per-batch solvers written anew in numpy and
+* "affine, LPLB" and "affine, SGLang" are the published per-batch solvers written again in numpy and
   LAPACK: variables per copy, a slack per rank, the peak and an auxiliary column of cost 1000; five
   steps of affine scaling from all ones in float32; even shares unless the checks accept the result
   (aux below 1e-4, residual below 0.05, largest relative step below 0.1). LPLB divides loads by the
@@ -138,10 +138,10 @@ def solvers_by_layer(held: np.ndarray, placement: Placement, rounds: int) -> Non
         gap = peak / least - 1
         print(f"{name:18}{microseconds(times)}{gap.mean():12.2e}{gap.max():12.2e}")
 
-    alike = np.ones(NUM_RANKS)
+    equal = np.ones(NUM_RANKS)
 
     def ours(layer: int, load: np.ndarray) -> float:
-        shares, _ = _kernels.minmax(load[None], slots[layer], alike)
+        shares, _ = _kernels.minmax(load[None], slots[layer], equal)
         return float(shares.reshape(NUM_RANKS, -1).sum(axis=1).max())
 
     def highs(layer: int, load: np.ndarray) -> float:

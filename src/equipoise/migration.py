@@ -102,8 +102,8 @@ class Migration:
     def round(self) -> NDArray[np.int64]:
         """The round of each slot's transfer, from 0; -1 without transfer, ``(L, S)``.
 
-        In a round no rank sends or receives more than one expert.  A layer has as many rounds as
-        its busiest rank sends or receives experts, which is the least there can be (König).
+        In a round no rank sends or receives more than one expert.  The number of rounds of a
+        layer is that of the experts its busiest rank sends or receives, the least possible (König).
         """
         round_LS = np.full(self.new.slots.shape, -1, dtype=np.int64)
         for layer, row in enumerate(self.transfers):
@@ -219,12 +219,12 @@ def match_ranks(old: Placement, new: Placement, topology: Topology) -> Placement
     """
     _check_same_shape(old, new)
     _check_ranks(new, topology)
-    alike = _alike(topology)
+    equal = _same_ranks(topology)
     by_rank = np.empty_like(new.by_rank)
     for layer in range(new.num_layers):
         stays = _common(new.copies_on_rank[layer], old.copies_on_rank[layer])
         # No gain makes up for an exchange of unlike ranks: leaving all as they are is better.
-        stays = np.where(alike, stays, -new.num_slots - 1)
+        stays = np.where(equal, stays, -new.num_slots - 1)
         by_rank[layer, _match_nodes(stays, topology.num_nodes)] = new.by_rank[layer]
     return keep_slots(old, with_slots(new, by_rank))
 
@@ -247,7 +247,7 @@ def keep_slots(old: Placement, new: Placement) -> Placement:
         axis=-2
     )  # new slots that such an expert came from
     slots = old.by_rank.copy()
-    slots[~kept] = new.by_rank[~used]  # as many a rank on either side
+    slots[~kept] = new.by_rank[~used]  # the same number a rank on either side
     return with_slots(new, slots)
 
 
@@ -316,7 +316,7 @@ def _share(options: list[list[int]], num_ranks: int) -> list[int]:
 
 
 def _rounds(pairs: list[tuple[int, int]]) -> list[int]:
-    """A round for every transfer ``(sender, receiver)``, as many rounds as the largest degree.
+    """A round for every transfer ``(sender, receiver)``, in no more rounds than the largest degree.
 
     Edge colouring of a bipartite multigraph: where sender and receiver have no common free round,
     the chain of transfers that alternates between two rounds changes them (König, 1916).
@@ -376,13 +376,13 @@ def _match_nodes(gain_RR: NDArray[np.float64], num_nodes: int) -> NDArray[np.int
     return np.asarray(node[:, None] * size + names[rows, node]).ravel()
 
 
-def _alike(topology: Topology) -> NDArray[np.bool_]:
+def _same_ranks(topology: Topology) -> NDArray[np.bool_]:
     """Which ranks may take each other's name: those of equal speed and room, ``(R, R)``."""
-    alike = np.ones((topology.num_ranks, topology.num_ranks), dtype=bool)
+    equal = np.ones((topology.num_ranks, topology.num_ranks), dtype=bool)
     for values in (topology.speed, topology.room):
         if values is not None:
-            alike &= np.equal.outer(np.array(values), np.array(values))
-    return alike
+            equal &= np.equal.outer(np.array(values), np.array(values))
+    return equal
 
 
 def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:

@@ -126,6 +126,15 @@ class Placement:
         counts = np.bincount((offset + keys).ravel(), minlength=self.num_layers * num_keys)
         return counts.reshape(self.num_layers, num_keys)
 
+    def rows(self, rows: Sequence[int]) -> Placement:
+        """Some layers of it, by their rows."""
+        return Placement(
+            self.slots[list(rows)],
+            num_ranks=self.num_ranks,
+            num_experts=self.num_experts,
+            layer_ids=[self.layer_ids[row] for row in rows],
+        )
+
     @property
     def duplicates(self) -> NDArray[np.int64]:
         """Slots wasted on a second copy of an expert on its own rank, ``(L,)``."""

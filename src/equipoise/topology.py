@@ -24,9 +24,9 @@ class Link:
     Parameters
     ----------
     latency_seconds
-        Of one message.
+        Time one message takes besides its bytes.
     bytes_per_second
-        Of one rank, in each direction; infinity where bytes take no time.
+        Bandwidth of one rank, in each direction; infinity where bytes take no time.
     """
 
     latency_seconds: float
@@ -61,7 +61,7 @@ class Topology:
         one node.
     speed
         Relative speed of each rank, ``R`` numbers: work of one unit takes ``1 / speed``. ``None``:
-        all alike.
+        all equal.
     room
         Experts of one layer whose weights fit into each rank's memory, ``R`` numbers. A rank with
         less room than slots repeats experts it has, which takes no memory. ``None``: every slot.
@@ -141,13 +141,13 @@ class Topology:
         return np.arange(self.num_ranks, dtype=np.int64) * self.num_nodes // self.num_ranks
 
     def distinct_experts(self, slots_per_rank: int) -> NDArray[np.int64]:
-        """Different experts of a layer that each rank can hold in so many slots, ``(R,)``."""
+        """Different experts of a layer that ``slots_per_rank`` slots of each rank can hold, ``(R,)``."""
         room = np.full(self.num_ranks, slots_per_rank, dtype=np.int64)
         return room if self.room is None else np.minimum(room, self.room)
 
     @property
     def relative_speed(self) -> NDArray[np.float64]:
-        """Speed of each rank over their mean, ``(R,)``: ones where all are alike."""
+        """Speed of each rank over their mean, ``(R,)``: ones where all are equal."""
         if self.speed is None:
             return np.ones(self.num_ranks)
         speed = np.array(self.speed, dtype=np.float64)

@@ -43,8 +43,11 @@ def test_swift_on_lognormal_loads(estimate, imbalance):
     assert 0.22 < (new.slots != old.slots).mean() < 0.31
 
 
-def test_gains_are_shares_of_planning_anew():
-    rows = [churn.Row("in force", now=2.0, held=2.0), churn.Row("Robust anew", now=1.0, held=1.999)]
+def test_gains_are_shares_of_planning_from_scratch():
+    rows = [
+        churn.Row("in force", now=2.0, held=2.0),
+        churn.Row("Robust from scratch", now=1.0, held=1.999),
+    ]
     rows.append(churn.Row("Repair", now=1.2, held=1.5))
     churn._relate(rows)
     assert [row.gain_now for row in rows] == pytest.approx([0.0, 1.0, 0.8])
@@ -79,9 +82,9 @@ def test_every_row_is_measured_from_the_placement_in_force():
     rows = {row.name: row for row in churn.measure(shift, "even", ways, 1 << 14)}
     assert rows["in force"].moved == 0
     assert rows["vLLM default"].note == "not run: --peers not given"
-    anew, matched = rows["Robust anew"], rows["Robust anew, ranks matched"]
-    assert matched.now == pytest.approx(anew.now)
-    assert matched.moved < anew.moved
+    fresh, matched = rows["Robust from scratch"], rows["Robust from scratch, ranks matched"]
+    assert matched.now == pytest.approx(fresh.now)
+    assert matched.moved < fresh.moved
     for budget in churn.BUDGETS:
         assert rows[f"Repair, {budget:.0%}"].moved <= budget
     assert rows["Repair, 30%"].now < rows["Repair, 10%"].now < rows["in force"].now

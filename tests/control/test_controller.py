@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from equipoise.control.advisor import GatedRepair
 from equipoise.control.controller import (
     Action,
     Controller,
@@ -17,7 +18,7 @@ from equipoise.control.controller import (
     Report,
     State,
 )
-from equipoise.control.process import Failure, Finding, GatedRepair
+from equipoise.control.findings import Failure, Finding
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError
@@ -29,7 +30,7 @@ from equipoise.plan.weigh.gate import Gate
 from equipoise.simulate.routers import lognormal, sample_trace, shift_domains, steady, uniform
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-from tests.runtime.advisors import decision
+from tests.control.advisors import decision
 
 TOPOLOGY = Topology(num_ranks=4)
 SETTINGS = Settings(window=8, update_interval=10, wait_steps=5, warm_up_steps=6, excess_on=0.05)

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise.control.controller import Action, Controller, Outcome, Report, State
+from equipoise.control.findings import Balance, Failure
 from equipoise.control.metrics import DESCRIPTIONS, STATUSES, Metrics
-from equipoise.control.process import Balance, Failure
 from equipoise.control.watchdog import ALARMS
 from equipoise.errors import EquipoiseError
+from tests.control.advisors import decision
 from tests.control.test_controller import SETTINGS, START, finding
-from tests.runtime.advisors import decision
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 DECODE = Balance(imbalance=1.5, excess=0.3, balancedness=0.7)

@@ -14,137 +14,15 @@ import numpy as np
 import pytest
 
 from equipoise.control.controller import Action, Controller, Outcome, Report, State
-from equipoise.control.process import (
-    Balance,
-    Failure,
-    Finding,
-    GatedRepair,
-    PlanningProcess,
-    Question,
-    _checked,
-    _Worker,
-)
+from equipoise.control.findings import Balance, Failure, Finding, Question
+from equipoise.control.process import PlanningProcess, _checked, _Worker
 from equipoise.control.settings import Settings
 from equipoise.errors import EquipoiseError
-from equipoise.noise import trace_noise_floor
 from equipoise.placement import Placement
-from equipoise.plan.planners.baselines import Contiguous
-from equipoise.plan.problem import Problem
-from equipoise.simulate.routers import lognormal, sample_trace, steady, uniform
-from equipoise.topology import Topology
 from equipoise.trace import Trace
-from tests.control.test_controller import GATE, OTHER, START
-from tests.runtime.advisors import decision
-
-TOPOLOGY = Topology(num_ranks=4)
-ADVISOR = GatedRepair(topology=TOPOLOGY, gate=GATE, repair={"proposals": 1 << 13, "num_threads": 1})
-SKEWED = sample_trace(
-    steady(lognormal(6, sigma=1.0, num_layers=3), num_steps=32), num_tokens=64, top_k=2, seed=1
-)
-WINDOW = replace(SKEWED, layer_ids=START.layer_ids)
-
-
-def question(number: int = 1, **more: object) -> Question:
-    values = {"current": START, "previous": None, "plan_above": np.inf} | more
-    return Question(number=number, **values)
-
-
-# --- looking at the loads --------------------------------------------------------------------
-
-
-def test_a_skewed_window_is_measured_and_planned_for():
-    answer = ADVISOR(question(plan_above=0.05), WINDOW)
-    assert answer.assignments == 32 * 3 * 64 * 2
-    assert answer.sure_excess < answer.balance[""].excess < answer.balance[""].imbalance - 1
-    assert answer.predicted.move
-    assert answer.predicted.gain_low > 0
-    better = ADVISOR(question(current=answer.proposal), WINDOW)
-    assert better.proposal is None
-    assert better.balance[""].imbalance < answer.balance[""].imbalance
-
-
-def test_no_plan_below_the_threshold_or_from_too_few_assignments():
-    excess = ADVISOR(question(), WINDOW).sure_excess
-    assert ADVISOR(question(plan_above=excess), WINDOW).proposal is None
-    starved = replace(ADVISOR, least_assignments=32 * 64 * 2 / 6 + 1)
-    assert starved(question(plan_above=0.05), WINDOW).proposal is None
-
-
-def test_a_change_is_compared_with_what_was_before():
-    better = ADVISOR(question(plan_above=0.05), WINDOW).proposal
-    forth = ADVISOR(question(current=better, previous=START), WINDOW).achieved
-    back = ADVISOR(question(current=START, previous=better), WINDOW).achieved
-    assert forth.gain_low > 0 > back.gain_high
-    assert forth.gain_seconds == pytest.approx(-back.gain_seconds)
-
-
-def test_balance_by_phase():
-    phase = np.where(np.arange(32) % 4 == 0, "prefill", "decode")
-    answer = ADVISOR(question(), replace(WINDOW, labels={"phase": phase}))
-    alone = ADVISOR(question(), WINDOW.select(steps=phase == "prefill"))
-    assert set(answer.balance) == {"", "prefill", "decode"}
-    assert answer.balance["prefill"] == alone.balance[""]
-    total, by = answer.balance[""], [answer.balance[name] for name in ("prefill", "decode")]
-    assert total.imbalance == pytest.approx((by[0].imbalance + 3 * by[1].imbalance) / 4)
-    assert 0 < total.balancedness < 1
-
-
-@pytest.mark.parametrize("dispatch", ["even", "minmax"])
-def test_a_window_without_load_is_no_alarm(dispatch):
-    silent = replace(WINDOW, counts=np.zeros_like(WINDOW.counts))
-    advisor = replace(ADVISOR, gate=replace(GATE, dispatch=dispatch))
-    answer = advisor(question(plan_above=0.05), silent)
-    assert (answer.balance, answer.sure_excess, answer.assignments) == ({}, 0.0, 0)
-
-
-@pytest.mark.parametrize("num_tokens", [16, 256])
-def test_a_fair_router_raises_an_alarm_on_fewer_than_one_look_in_a_hundred(num_tokens):
-    trace = sample_trace(
-        steady(uniform(32, num_layers=1), num_steps=3200), num_tokens=num_tokens, top_k=4, seed=5
-    )
-    placement = Contiguous().plan(Problem(trace, TOPOLOGY, 32)).placement
-    looks = [trace.select(steps=np.arange(s, s + 16)) for s in range(0, 3200, 16)]
-    alarms = [ADVISOR(question(current=placement), look).sure_excess > 0 for look in looks]
-    assert np.mean(alarms) < 0.01
-
-
-# Ranks 1 to 3 can help each other, and rank 0 can help them; nobody can help rank 0.
-ONE_ALONE = Placement(
-    [[*range(8), 8, 16, 24, 9, *range(8, 16), 16, 24, 17, 25, *range(16, 24), 8, 24, 10, 26,
-      *range(24, 32), 9, 18, 11, 19]],
-    num_ranks=4, num_experts=32,
-)  # fmt: skip
-EVENING = replace(ADVISOR, gate=replace(GATE, dispatch="minmax"))
-
-
-def looks_of(popularity: np.ndarray, length: int = 16) -> list[Trace]:
-    trace = sample_trace(steady(popularity, num_steps=3200), num_tokens=64, top_k=4, seed=5)
-    return [trace.select(steps=np.arange(s, s + length)) for s in range(0, 3200, length)]
-
-
-def test_under_the_min_max_split_a_fair_router_raises_no_alarm_either():
-    found = [EVENING(question(current=ONE_ALONE), look) for look in looks_of(uniform(32))]
-    assert np.mean([one.sure_excess > 0.01 for one in found]) < 0.01
-    assert abs(np.mean([one.balance[""].excess for one in found])) < 0.01
-
-
-def test_an_excess_that_an_even_split_would_hide_in_chance_is_seen_under_the_min_max_split():
-    hotter = uniform(32) * np.where(np.arange(32) < 8, 1.12, 1 - 0.12 / 3)
-    for look in looks_of(hotter, 200):
-        found = EVENING(question(current=ONE_ALONE), look)
-        assert found.balance[""].imbalance < trace_noise_floor(look, 4).mean.mean() + 0.05
-        assert 0.02 < found.sure_excess < found.balance[""].excess < 0.2
-
-
-def test_limits_on_plans_reach_the_planner():
-    some = replace(ADVISOR, repair={"proposals": 1 << 13, "max_moves": 2})
-    answer = some(question(plan_above=0.05), WINDOW)
-    assert 0 < (answer.proposal.slots != START.slots).sum() <= 2
-    with pytest.raises(EquipoiseError, match="repair has dispatch, nonsense; expected fields"):
-        replace(ADVISOR, repair={"nonsense": 1, "dispatch": "even"})
-
-
-# --- the worker process ----------------------------------------------------------------------
+from tests.control.advisors import decision
+from tests.control.test_advisor import ADVISOR, WINDOW, question
+from tests.control.test_controller import OTHER, START
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from equipoise.control.controller import Action, Controller, Follower, Order, Report, State
-from equipoise.control.process import Failure
+from equipoise.control.findings import Failure
 from equipoise.control.watchdog import ALARMS, Watchdog
+from tests.control.advisors import decision
 from tests.control.test_controller import OTHER, SETTINGS, START, finding
-from tests.runtime.advisors import decision
 
 PATIENCE = 2 * (SETTINGS.update_interval + SETTINGS.wait_steps)
 

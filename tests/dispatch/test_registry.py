@@ -16,7 +16,7 @@ import pytest
 import equipoise as eq
 from equipoise.cli import main
 from equipoise.cli.options.planner import dispatch_help
-from equipoise.control.process import GatedRepair
+from equipoise.control.advisor import GatedRepair
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import DISPATCHERS, Auto, Even, MinMax, Shares, dispatcher
 from equipoise.dispatch.base import checked_batch, checked_load

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from equipoise.report.live import Status, View
+from equipoise.control.status import Status
+from equipoise.report.live import View
 
 
 def status(**said: Any) -> Status:

@@ -51,6 +51,7 @@ import torch
 import torch.distributed as dist
 
 from equipoise.control.settings import Settings
+from equipoise.control.status import status_key
 from equipoise.placement import Placement
 from equipoise.runtime.members import recovery
 from equipoise.runtime.moving import transfer
@@ -58,7 +59,7 @@ from equipoise.runtime.moving.checksum import slot_bytes
 from equipoise.runtime.serving import server
 from equipoise.runtime.serving.requests import Ledger, Request
 from equipoise.runtime.serving.server import Options, serve
-from tests.runtime.advisors import Restless
+from tests.control.advisors import Restless
 from tests.runtime.processes import PRELOAD
 from tests.runtime.small_model import FOLDER
 
@@ -170,7 +171,7 @@ class Group:
         return name
 
     def status(self, name: str) -> dict[str, Any]:
-        key = f"status/{name}"
+        key = status_key(name)
         return json.loads(self.store.get(key)) if self.store.check([key]) else {}
 
     def statuses(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from equipoise.placement import Placement
-from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
+from equipoise.runtime.moe.layer import ExpertParallelLayer
 from equipoise.runtime.moving import transfer
 from equipoise.runtime.moving.checksum import slot_bytes
 
@@ -51,7 +51,7 @@ def make_layers(where: Placement, group: Any) -> list[ExpertParallelLayer]:
     rank = dist.get_rank(group)
     return [
         ExpertParallelLayer(
-            one_layer(where, row),
+            where.rows([row]),
             coded(where, row, rank),
             compute=compute,
             group=group,
@@ -65,7 +65,7 @@ def holds(layer: ExpertParallelLayer, where: Placement, row: int) -> bool:
     """Whether a layer serves its layer of a placement, bit for bit."""
     wanted = coded(where, row, layer.rank)
     same = all(torch.equal(tensor, wanted[name]) for name, tensor in layer.weights.items())
-    return same and layer.placement == one_layer(where, row)
+    return same and layer.placement == where.rows([row])
 
 
 def answers_right(layer: ExpertParallelLayer, row: int) -> bool:

@@ -36,7 +36,7 @@ from equipoise.control.settings import Settings
 from equipoise.runtime.moe.layer import swiglu
 from equipoise.runtime.serving.requests import Request
 from equipoise.runtime.serving.server import Options
-from tests.runtime.advisors import Restless
+from tests.control.advisors import Restless
 from tests.runtime.chaos import NEW_TOKENS, Group, Run, await_end, forked, references
 from tests.runtime.small_model import FOLDER
 

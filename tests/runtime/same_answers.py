@@ -33,7 +33,7 @@ from equipoise.runtime.balancer import Balancer
 from equipoise.runtime.serving.decoding import Batch
 from equipoise.runtime.serving.requests import Request
 from equipoise.topology import Topology
-from tests.runtime.advisors import Restless
+from tests.control.advisors import Restless
 from tests.runtime.processes import NUM_PROCESSES, Pool
 from tests.runtime.small_model import FOLDER, TOLERANCE, load, random_placement
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from equipoise.control.settings import Settings
 from equipoise.runtime.serving.server import Options
-from tests.runtime.advisors import Restless
+from tests.control.advisors import Restless
 from tests.runtime.chaos import (
     NEW_TOKENS,
     Group,

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.placement import Placement
-from equipoise.runtime.moe.layer import one_layer
 from equipoise.runtime.moving import transfer as transfers
 from equipoise.runtime.moving.background import BackgroundTransfer, Throttle
 from equipoise.runtime.moving.transfer import LayerMove, transfer
@@ -26,7 +25,7 @@ from tests.runtime.coded import L, answers_right, any_placement, holds, make_lay
 NODES = Topology(4, ranks_per_node=2)
 OLD, NEW = any_placement(0), any_placement(1)
 MIGRATION = diff(OLD, NEW, NODES)
-NEW_LAYERS = [one_layer(NEW, row) for row in range(L)]
+NEW_LAYERS = [NEW.rows([row]) for row in range(L)]
 
 
 def spare_group() -> dist.ProcessGroup:

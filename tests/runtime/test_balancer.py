@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise import read_map, write_map
 from equipoise.control.controller import Action, Outcome, State
+from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.metrics import Metrics
-from equipoise.control.process import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import ALARMS
 from equipoise.engines.formats import MapContext
@@ -31,7 +31,7 @@ from equipoise.runtime.moving import transfer as transfers
 from equipoise.runtime.moving.transfer import LayerMove
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-from tests.runtime.advisors import decision
+from tests.control.advisors import decision
 from tests.runtime.small_model import (
     NEW_TOKENS,
     TOLERANCE,

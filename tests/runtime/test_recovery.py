@@ -17,7 +17,6 @@ from equipoise.placement import Placement
 from equipoise.runtime.members import recovery
 from equipoise.runtime.members.recovery import rebuild
 from equipoise.runtime.moe.checkpoint import Checkpoint
-from equipoise.runtime.moe.layer import one_layer
 from equipoise.runtime.moe.model import assemble
 from equipoise.runtime.moving.checksum import slot_bytes
 from equipoise.topology import Topology
@@ -214,7 +213,7 @@ def interrupted(group, old, new, written, committed):
         for name, tensor in coded(new, 1, rank).items():
             model.layers[1].weights[name].copy_(tensor)
     if rank in committed:
-        model.layers[1].placement = one_layer(new, 1)
+        model.layers[1].placement = new.rows([1])
     if rank == 3:
         return None
     _, recovered, placement = again(model, after)

@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Receive, diff, keep_slots
-from equipoise.runtime.moe.layer import one_layer
 from equipoise.runtime.moving import transfer as transfers
 from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
 from equipoise.runtime.moving.transfer import transfer
@@ -89,7 +88,7 @@ def test_a_layer_that_arrives_damaged_stays_as_it_was(pool, how):
         assert all("layer 1: expert" in text for text in outcome.failures)
         assert as_expected == [True] * 3
         rows = [NEW, OLD, OLD]
-        assert serving == [one_layer(p, row).checksum for row, p in enumerate(rows)]
+        assert serving == [p.rows([row]).checksum for row, p in enumerate(rows)]
         assert right
 
 
@@ -101,7 +100,7 @@ def refused(group, migration, change):
     if change == "other" and dist.get_rank(group) == 2:
         migration = diff(OLD, any_placement(2), NODES)
     if change == "stale" and dist.get_rank(group) == 2:
-        layers[1].placement = one_layer(NEW, 1)
+        layers[1].placement = NEW.rows([1])
     with pytest.raises(EquipoiseError) as told:
         transfer(migration, layers)
     return str(told.value), [holds(layer, OLD, layer.layer_id) for layer in layers]

@@ -18,11 +18,3 @@ def test_serving_without_torch_is_an_error_that_says_what_to_install() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "install equipoise[runtime]" in done.stdout
-
-
-def test_the_process_of_the_planner_does_without_torch() -> None:
-    program = "import sys, equipoise.control.process; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"

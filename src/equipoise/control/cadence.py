@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 
 
 def layer_groups(num_layers: int, layers_per_step: int) -> tuple[tuple[int, ...], ...]:

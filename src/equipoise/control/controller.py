@@ -28,9 +28,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.control.cadence import layer_groups
-from equipoise.control.process import Failure, Finding, Question
+from equipoise.control.findings import Failure, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids

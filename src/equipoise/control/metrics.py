@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from equipoise.control.controller import Order, Outcome, State
-from equipoise.control.process import Balance, Failure, Finding
+from equipoise.control.findings import Balance, Failure, Finding
 from equipoise.control.watchdog import ALARMS
 from equipoise.errors import EquipoiseError
 

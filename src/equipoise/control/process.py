@@ -1,4 +1,4 @@
-"""Looking at loads, and planning, in a process beside the one that serves.
+"""An advisor in a process beside the one that serves.
 
 Nothing here lets serving wait: ``PlanningProcess.ask`` hands a question to a thread, ``poll`` looks
 whether that has put an answer down. The thread talks to the worker process, and kills it where it
@@ -12,209 +12,27 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, Timer
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
+from equipoise.control.findings import Advisor, Failure, Finding, Question, one_line, said
 from equipoise.control.messages import PeerError, decode, encode
-from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
-from equipoise.migration import diff
-from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
-from equipoise.plan.evaluate import evaluate
-from equipoise.plan.planners.repair import Repair
-from equipoise.plan.problem import Problem
-from equipoise.plan.weigh.gate import Decision, Gate
-from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 _BEAT_SECONDS = 1.0
-_PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
-_MOST_CHARACTERS = 300  # of an error that is told
-_PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Question:
-    """What the controller wants to know of the loads.
-
-    Parameters
-    ----------
-    number
-        Of the order that asks.
-    current
-        The placement that is served.
-    previous
-        The one served before, to be compared; ``None``: no comparison.
-    plan_above
-        Excess from which a plan is wanted; infinite: none.
-    """
-
-    number: int
-    current: Placement
-    previous: Placement | None
-    plan_above: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Balance:
-    """How well a placement serves some steps, means over steps and layers with load.
-
-    Parameters
-    ----------
-    imbalance
-        Peak over mean of the ranks.
-    excess
-        The same above the noise floor.
-    balancedness
-        Mean over peak.
-    """
-
-    imbalance: float
-    excess: float
-    balancedness: float
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Finding:
-    """What a look at the loads has shown.
-
-    Parameters
-    ----------
-    number
-        Of the question.
-    balance
-        Of all steps, by phase, and ``""`` for all together.
-    sure_excess
-        Excess that both halves of the window show, less what chance may have added.
-    assignments
-        In the window.
-    achieved
-        What the current placement gains on the previous one, where that was asked.
-    proposal, predicted
-        A placement to move to, and whether the gate would; ``None`` if no plan was wanted.
-    seconds
-        It took, as the process that asked has seen it.
-    """
-
-    number: int
-    balance: Mapping[str, Balance]
-    sure_excess: float
-    assignments: int
-    achieved: Decision | None = None
-    proposal: Placement | None = None
-    predicted: Decision | None = None
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why there is no finding, in a sentence."""
-
-    number: int
-    text: str
-    seconds: float = 0.0
-
 
 _Reply = TypeVar("_Reply", Finding, Failure)
-
-
-class Advisor(Protocol):
-    """Answers questions. Has to be picklable: it travels to the worker process."""
-
-    def __call__(self, question: Question, window: Trace) -> Finding:
-        """Look at the loads and, if they are out of balance, plan. Errors become failures."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedRepair:
-    """The advisor to use: plans with ``Repair`` on the earlier steps, asks ``Gate`` on the later.
-
-    Parameters
-    ----------
-    topology
-        The devices.
-    gate
-        What a move costs and how long its gain lasts; names the dispatcher.
-    repair
-        Limits on a plan: fields of ``Repair`` by name, such as ``max_moves``.
-    least_assignments
-        An expert has to have on average in the layer with fewest, or no plan is made.
-    top_k
-        ``K``, for the noise floor; ``None``: unknown, which puts it a little too high.
-    """
-
-    topology: Topology
-    gate: Gate
-    repair: Mapping[str, Any] = field(default_factory=dict)
-    least_assignments: float = 16.0
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("least_assignments", self.least_assignments, low=0, high=math.inf)
-        taken = {"current", "dispatch"} & set(self.repair)
-        unknown = set(self.repair) - set(Repair.__dataclass_fields__)
-        if taken or unknown:
-            raise EquipoiseError(
-                f"repair has {', '.join(sorted(taken | unknown))}; expected fields of Repair other "
-                "than current and dispatch, which are known."
-            )
-
-    def __call__(self, question: Question, window: Trace) -> Finding:
-        """Measure; compare with the previous placement if asked; plan if the excess is enough."""
-        window = replace(window, top_k=self.top_k or window.top_k)
-        imbalance, above, margin = self._measure(window, question.current)
-        finding = Finding(
-            number=question.number,
-            balance=_by_phase(window, imbalance, above),
-            sure_excess=_sure_excess(above, margin),
-            assignments=int(window.counts.sum(dtype=np.int64)),
-            achieved=self._achieved(question, window),
-        )
-        least = window.total.sum(axis=1).min() / window.num_experts
-        if finding.sure_excess <= question.plan_above or least < self.least_assignments:
-            return finding
-        return self._plan(finding, question.current, window)
-
-    def _measure(
-        self, window: Trace, placement: Placement
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Imbalance, that above the floor, and the floor's standard deviation, ``(T, L)``.
-
-        NaN where a layer had no load.
-        """
-        known = dispatcher(self.gate.dispatch, self.topology)
-        if known.shares is Shares.FOLLOWING:
-            floor = _floor_of_split(window, placement, known)
-        else:
-            floor = trace_noise_floor(window, placement.num_ranks)
-        loaded = window.counts.any(axis=2)
-        imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
-        return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
-
-    def _achieved(self, question: Question, window: Trace) -> Decision | None:
-        if question.previous is None:
-            return None
-        return self.gate.decide(diff(question.previous, question.current, self.topology), window)
-
-    def _plan(self, finding: Finding, current: Placement, window: Trace) -> Finding:
-        fit, held = replace(window, labels={}).split(_PLAN_SHARE)
-        fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
-        repair = Repair(current=current, dispatch=self.gate.dispatch, **self.repair)
-        plan = repair.plan(Problem(fit, self.topology, current.num_slots))
-        predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
-        return replace(finding, proposal=plan.placement, predicted=predicted)
 
 
 class PlanningProcess:
@@ -405,15 +223,6 @@ def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) ->
             os._exit(1)
 
 
-def said(error: Exception) -> str:
-    """An error in a line; one that is not meant for users with its type."""
-    return _line(str(error) if isinstance(error, EquipoiseError | OSError) else repr(error))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:_MOST_CHARACTERS]
-
-
 def _checked(reply: object, question: Question) -> Finding | Failure:
     """The reply, if it is one to this question and its placement can be served.
 
@@ -423,7 +232,7 @@ def _checked(reply: object, question: Question) -> Finding | Failure:
         raise EquipoiseError(f"The planner answered {type(reply).__name__}, not the question.")
     if isinstance(reply, Failure):
         failure = _typed(reply)
-        return replace(failure, text=_line(failure.text))
+        return replace(failure, text=one_line(failure.text))
     finding = _typed(replace(reply, proposal=None))
     if not math.isfinite(finding.sure_excess):
         raise EquipoiseError(f"The planner found an excess of {finding.sure_excess}.")
@@ -469,53 +278,3 @@ def _checked_placement(proposal: object, like: Placement) -> Placement:
         num_experts=like.num_experts,
         layer_ids=like.layer_ids,
     )
-
-
-def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> TraceNoiseFloor:
-    """What chance alone does to batches that are split each for itself, which evens out much of it.
-
-    Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean
-    load by chance only. Drawn with a fixed seed.
-    """
-    total_LE = window.total
-    share_LE = total_LE / np.maximum(total_LE.sum(axis=1, keepdims=True), 1)
-    drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
-    mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
-    chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
-    # Twice the variance: what was drawn has its own chance, beside that of what was served.
-    std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
-    return TraceNoiseFloor(1 + chance, std)
-
-
-def _by_phase(
-    window: Trace, imbalance: NDArray[np.float64], above: NDArray[np.float64]
-) -> dict[str, Balance]:
-    phase = window.labels.get("phase", np.full(window.num_steps, ""))
-    parts = {"": np.ones(window.num_steps, dtype=bool)} | {
-        str(name): phase == name for name in np.unique(phase)
-    }
-    loaded = ~np.isnan(imbalance)
-    return {
-        name: Balance(
-            imbalance=float(np.nanmean(imbalance[part])),
-            excess=float(np.nanmean(above[part])),
-            balancedness=float(np.nanmean(1 / imbalance[part])),
-        )
-        for name, part in parts.items()
-        if loaded[part].any()
-    }
-
-
-def _sure_excess(above: NDArray[np.float64], margin: NDArray[np.float64]) -> float:
-    """The least excess of both halves, less ``ALARM_STDS`` of what chance does to their means.
-
-    0 where a half has no load.
-    """
-    halves = []
-    for part in (slice(None, len(above) // 2), slice(len(above) // 2, None)):
-        cells, stds = above[part], margin[part]
-        count = np.isfinite(cells).sum()
-        if not count:
-            return 0.0
-        halves.append(np.nanmean(cells) - ALARM_STDS * np.sqrt(np.nansum(stds**2)) / count)
-    return float(min(halves))

@@ -1,15 +1,12 @@
-"""What a user may set about balancing live, and what it is called elsewhere."""
+"""What a user may set about balancing live."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_number, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.placement import check_slot_count
 
@@ -77,7 +74,7 @@ class Settings:
         for name, low in _LEAST.items():
             value = getattr(self, name)
             if value is not None or name not in _MAY_BE_NONE:
-                _check_whole(name, value, low)
+                check_whole(name, value, low=low)
         for name in ("background", "once"):
             if not isinstance(getattr(self, name), bool):
                 raise EquipoiseError(f"{name} is {getattr(self, name)!r}; expected true or false.")
@@ -146,140 +143,3 @@ class Settings:
                 "layers_per_step is 0 and there is no map: nothing would ever be balanced; give a "
                 "map_path, or move 1 layer or more a step."
             )
-
-
-def from_options(
-    engine: str, options: Mapping[str, Any], *, num_experts: int, **ours: Any
-) -> Settings:
-    """Settings from the options of an engine, by the names its users know.
-
-    Parameters
-    ----------
-    engine
-        ``"ascend"`` (SwiftBalancer, old names and new), ``"trtllm"`` or ``"vllm"``.
-    options
-        Its section on balancing, as the engine would read it.
-    num_experts
-        ``E``, where an engine counts slots.
-    ours
-        Settings that the engine has no word for.
-
-    Raises
-    ------
-    EquipoiseError
-        Another engine, an option that it does not have or that would have no effect here, the same
-        thing set twice, and all that ``Settings`` refuses.
-    """
-    check_count("num_experts", num_experts)
-    if engine not in _OPTIONS:
-        raise EquipoiseError(f"No options of {engine!r} are known; use one of {_names(_OPTIONS)}.")
-    known, found, by = _OPTIONS[engine], dict(ours), {name: name for name in ours}
-    for option, value in options.items():
-        for name, setting in _read(engine, known, option, value, num_experts).items():
-            if name in found:
-                raise EquipoiseError(f"{option} and {by[name]} both set {name}; give one of them.")
-            found[name], by[name] = setting, option
-    unknown = set(found) - set(Settings.__dataclass_fields__)
-    if unknown:
-        raise EquipoiseError(f"There is no setting {_names(unknown)}.")
-    return Settings(**found)
-
-
-_Reader = Callable[[Any, int], dict[str, Any]]  # of its value and E: what it sets
-
-
-def _is(*names: str) -> _Reader:
-    """An option that sets these to its value."""
-    return lambda value, _num_experts: dict.fromkeys(names, value)
-
-
-def _online(value: Any, _num_experts: int) -> dict[str, Any]:
-    return {} if _flag(value) else {"layers_per_step": 0}
-
-
-def _offline(value: Any, num_experts: int) -> dict[str, Any]:
-    return _online(not _flag(value), num_experts)
-
-
-def _slots(value: Any, num_experts: int) -> dict[str, Any]:
-    _check_whole("num_slots", value, num_experts)
-    return {"num_redundant": value - num_experts}
-
-
-_REDUNDANT = _is("num_redundant")
-_MAP = _is("map_path")
-_HEAT = _is("window", "update_interval")
-_WAIT = _is("wait_steps")
-_PLANNER = "plans are made by this package's own planner"
-_METRICS = "the metrics always tell the balance"
-
-_OPTIONS: dict[str, dict[str, _Reader | str]] = {
-    "ascend": {
-        "dynamic_eplb": _online,
-        "expert_heat_collection_interval": _HEAT,
-        "num_iterations_eplb_update": _HEAT,
-        "algorithm_execution_interval": _WAIT,
-        "num_wait_worker_iterations": _WAIT,
-        "num_redundant_experts": _REDUNDANT,
-        "init_redundancy_expert": _REDUNDANT,
-        "gate_eplb": _is("once"),
-        "expert_map_path": _MAP,
-        "expert_map_record_path": "write the placement that is served with write_map",
-        "eplb_policy_type": _PLANNER,
-        "eplb_heat_collection_stage": "both phases are counted, each by itself",
-        "load_collection_phase": "both phases are counted, each by itself",
-    },
-    "trtllm": {
-        "num_slots": _slots,
-        "layer_updates_per_iter": _is("layers_per_step"),
-        "initial_global_assignments": "leave the map in its file and give map_path",
-    },
-    "vllm": {
-        "window_size": _is("window"),
-        "step_interval": _is("update_interval"),
-        "num_redundant_experts": _REDUNDANT,
-        "use_async": _is("background"),
-        "disable_online_rebalancing": _offline,
-        "initial_mapping_path": _MAP,
-        "initial_expert_map_path": _MAP,
-        "expert_map_path": _MAP,
-        "policy": _PLANNER,
-        "communicator": "experts travel over the process groups of the layers",
-        "enable_migration_batching": "layers_per_step says how many layers move",
-        "log_balancedness": _METRICS,
-        "log_balancedness_interval": _METRICS,
-    },
-}
-"""By engine and option: how it is read, or why it has no effect."""
-
-
-def _read(
-    engine: str, known: Mapping[str, _Reader | str], option: str, value: Any, num_experts: int
-) -> dict[str, Any]:
-    reader = known.get(option)
-    if reader is None:
-        raise EquipoiseError(
-            f"{engine} has no option {option!r} for balancing; it has {_names(known)}."
-        )
-    if isinstance(reader, str):
-        raise EquipoiseError(f"{option} would have no effect: {reader}. Leave it out.")
-    try:
-        return reader(value, num_experts)
-    except EquipoiseError as error:
-        raise EquipoiseError(f"{option}: {error}") from error
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise EquipoiseError(f"{value!r} was given; expected true or false.")
-    return value
-
-
-def _check_whole(name: str, value: Any, low: int) -> None:
-    check_number(name, value, low=low, high=math.inf)
-    if not isinstance(value, Integral):
-        raise EquipoiseError(f"{name} is {value}; expected a whole number.")
-
-
-def _names(names: Any) -> str:
-    return ", ".join(sorted(names))

@@ -26,38 +26,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
+from equipoise.control.advisor import plain_advisor
 from equipoise.control.controller import Action, Controller, Follower, Order, Report
+from equipoise.control.findings import Advisor, Failure, Finding, said
 from equipoise.control.messages import decode, encode
 from equipoise.control.metrics import Metrics
-from equipoise.control.process import (
-    Advisor,
-    Failure,
-    Finding,
-    GatedRepair,
-    PlanningProcess,
-    said,
-)
+from equipoise.control.process import PlanningProcess
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import UNKEPT, Alarms, Watchdog
-from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, diff
 from equipoise.placement import Placement
-from equipoise.plan.planners.repair import Repair
-from equipoise.plan.weigh.gate import Gate
 from equipoise.runtime.members.agreement import agree
-from equipoise.runtime.moe.layer import some_layers
 from equipoise.runtime.moe.model import ExpertParallelModel
 from equipoise.runtime.moe.recorder import LoadRecorder, SummedLoads
 from equipoise.runtime.moving.background import BackgroundTransfer
-from equipoise.runtime.moving.transfer import Outcome, device_of, transfer
+from equipoise.runtime.moving.store import device_of
+from equipoise.runtime.moving.transfer import Outcome, transfer
 from equipoise.topology import Topology
 
 logger = logging.getLogger("equipoise.runtime")
-
-_PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower and hardly better
 
 
 class Balancer:
@@ -140,11 +129,9 @@ class Balancer:
             self._controller = Controller(
                 model.placement, settings, expert_bytes=self._expert_bytes
             )
+            dispatch = model.layers[0].assignment.dispatcher
             self._planner = PlanningProcess(
-                advisor
-                or plain_advisor(
-                    model.layers[0].dispatcher, settings, topology, model.placement.num_slots
-                )
+                advisor or plain_advisor(dispatch, settings, topology, model.placement.num_slots)
             )
 
     def step(self, seconds: float, tokens: int) -> Order:
@@ -330,7 +317,7 @@ class Balancer:
         """From what the layers of an order hold to what they are to hold."""
         served = self._follower.placement
         rows = [served.layer_ids.index(layer) for layer in order.layers]
-        old, new = some_layers(served, rows), some_layers(self._follower.target(), rows)
+        old, new = served.rows(rows), self._follower.target().rows(rows)
         return diff(old, new, self._topology)
 
     def _orderly_spare(self) -> dist.ProcessGroup:
@@ -363,31 +350,6 @@ class Balancer:
         self._metrics.take_alarms(self._watchdog.alarms)
         if order.note and self._controller is not None:
             logger.info("Step %d, %s: %s", order.number, order.state.value, order.note)
-
-
-def plain_advisor(
-    dispatch: Dispatcher, settings: Settings, topology: Topology, num_slots: int
-) -> GatedRepair:
-    """An advisor that moves experts wherever the gain is sure, whatever moving costs.
-
-    Small layers are searched for a shorter time than large ones.
-
-    Counts an assignment as a microsecond, so its gains compare with each other only. Give an
-    advisor with a ``Gate`` of your own to weigh the costs of your machine.
-    """
-    gate = Gate(
-        cost=RankCost(token_seconds=1e-6, source="one microsecond an assignment"),
-        expert_bytes=0,
-        dwell_steps=settings.update_interval,
-        stall_seconds=0.0,
-        interference=0.0,
-        delay_steps=0,
-        dispatch=dispatch,
-    )
-    proposals = min(_PROPOSALS_PER_SLOT * num_slots, Repair.proposals)
-    return GatedRepair(
-        topology=topology, gate=gate, repair={"num_threads": 1, "proposals": proposals}
-    )
 
 
 def _recorder_of(model: ExpertParallelModel, window: int) -> LoadRecorder:

@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.live import Live
 
 from equipoise.cli.options.common import Json, Redundant, print_json, stdout
+from equipoise.control.status import Status, status_key
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
-from equipoise.report.live import Status, View
+from equipoise.report.live import View
 
 if TYPE_CHECKING:
     from equipoise.runtime.serving.processes import Processes
@@ -201,8 +201,8 @@ def _follow(
 
 
 def _statuses(store: Any, names: Iterable[str]) -> dict[str, Status]:
-    keys = [key for key in map("status/{}".format, names) if store.check([key])]
-    statuses = [msgspec.json.decode(text, type=Status) for text in store.multi_get(keys)]
+    keys = [key for key in map(status_key, names) if store.check([key])]
+    statuses = [Status.decode(text) for text in store.multi_get(keys)]
     return {status.name: status for status in statuses}
 
 

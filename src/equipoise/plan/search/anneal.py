@@ -278,7 +278,8 @@ class Search:
         if self.dispatch.scale_free:
             return self.dispatch.peaks(load, placement)
         assignments = np.where(self._mean_rank_load > 0, self._mean_rank_load, 1)
-        unit = assignments if self.cost is None else assignments * self.cost.token_seconds
+        cost = self.dispatch.cost
+        unit = assignments if cost is None else assignments * cost.token_seconds
         peaks: Floats = self.dispatch.peaks(load * assignments[:, None], placement) / unit
         return peaks
 

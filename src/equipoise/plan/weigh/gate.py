@@ -130,7 +130,7 @@ class Gate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._runs(None)
+        self.runs(None)
         for name in ("expert_bytes", "dwell_steps", "stall_seconds", "interference", "delay_steps"):
             check_number(name, getattr(self, name), low=0, high=np.inf)
         if not 0 < self.confidence < 1:
@@ -181,7 +181,7 @@ class Gate:
 
     def _peaks(self, placement: Placement, load: Floats, migration: Migration) -> Floats:
         """Seconds and assignments of the slowest and busiest ranks, layers summed, ``(2, T)``."""
-        runs = self._runs(migration.topology)
+        runs = self.runs(migration.topology)
         peaks = np.empty((2, len(load)))
         for t, step in enumerate(load):
             split = runs.split(step, placement)
@@ -189,7 +189,7 @@ class Gate:
             peaks[:, t] = times.max(axis=1).sum(), split.rank_loads.max(axis=1).sum()
         return peaks
 
-    def _runs(self, topology: Topology | None) -> Dispatcher:
+    def runs(self, topology: Topology | None) -> Dispatcher:
         """The dispatcher on these machines; told of the cost only if it cannot do without."""
         cost = self.cost if needs_cost(self.dispatch) else None
         return dispatcher(self.dispatch, topology, cost=cost)

@@ -32,7 +32,7 @@ from equipoise.plan.problem import Problem
 from equipoise.plan.weigh.failover import Content, refit
 from equipoise.runtime.members.agreement import Group, gather
 from equipoise.runtime.moe.checkpoint import Checkpoint
-from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, one_layer, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
 from equipoise.runtime.moe.model import ExpertParallelModel, assemble
 from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
 from equipoise.topology import Topology
@@ -167,7 +167,7 @@ def rebuild(
         _everywhere(partial(filling.prepare, checkpoint), None, group)
         filling.exchange(group)
         layer = ExpertParallelLayer(
-            one_layer(decision.placement, row),
+            decision.placement.rows([row]),
             filling.new,
             compute=compute,
             dispatch=dispatch,

@@ -6,7 +6,7 @@ of a rank; ``R``, ``S``, ``E`` as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,15 +15,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equipoise.balance import check_count
-from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.checks import check_count
+from equipoise.dispatch import Dispatcher
 from equipoise.dispatch.chunking import chunk_tokens
-from equipoise.dispatch.tokens import assign_tokens
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import Group, agree, peers
+from equipoise.runtime.moe.assignment import TokenAssignment, token_assignment
 from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
 from equipoise.runtime.moving.checksum import expert_checksum
+from equipoise.runtime.moving.store import write_slots
 from equipoise.topology import Topology
 
 
@@ -88,7 +89,7 @@ class ExpertParallelLayer(nn.Module):
     compute
         What an expert computes.
     dispatch
-        A dispatcher or its name.
+        A dispatcher or its name, whose quotas are met exactly; or another ``TokenAssignment``.
     topology
         Speeds and nodes of the ranks, for a dispatcher given by name.
     group
@@ -110,7 +111,7 @@ class ExpertParallelLayer(nn.Module):
         weights: Mapping[str, Tensor],
         *,
         compute: ExpertFunction = swiglu,
-        dispatch: str | Dispatcher = "even",
+        dispatch: str | Dispatcher | TokenAssignment = "even",
         topology: Topology | None = None,
         group: Group = None,
         max_num_tokens: int | None = None,
@@ -127,7 +128,7 @@ class ExpertParallelLayer(nn.Module):
             held = weights[name].detach().contiguous()
             self.register_buffer(f"_slots_{number}", held, persistent=False)
         self.compute = compute
-        self.dispatcher = dispatcher(dispatch, topology)
+        self.assignment = token_assignment(dispatch, topology)
         self.max_num_tokens = max_num_tokens
         self.recorder: LoadRecorder | None = None
         self.meter: Callable[[NDArray[np.int64]], None] | None = None
@@ -135,7 +136,7 @@ class ExpertParallelLayer(nn.Module):
         self.real: Tensor | None = None
         agree(
             f"layer {self.layer_id}",
-            f"placement {placement.checksum[:12]}, {self.dispatcher}, {max_num_tokens=}",
+            f"placement {placement.checksum[:12]}, {self.assignment}, {max_num_tokens=}",
             group,
         )
         self.checksums = self._gather_checksums()
@@ -149,6 +150,13 @@ class ExpertParallelLayer(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """What this rank's slots hold, ``(C, ...)`` each: the tensors themselves."""
         return {name: self.get_buffer(f"_slots_{n}") for n, name in enumerate(self._names)}
+
+    def commit(
+        self, placement: Placement, slots: Iterable[int], contents: Mapping[str, Tensor]
+    ) -> None:
+        """Serve another placement from now on: see ``SlotStore``. Weights change in place."""
+        write_slots(self.weights, slots, contents)
+        self.placement = placement
 
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -214,23 +222,26 @@ class ExpertParallelLayer(nn.Module):
         self, load_RE: NDArray[np.int64], hidden_DH: Tensor, ids_DK: Tensor, weight_DK: Tensor
     ) -> Tensor:
         """Have the tokens of one chunk served, and serve what others send."""
-        quota_RS = self.dispatcher.split(load_RE[None], self.placement).source_quotas[0]
-        slot_DK = assign_tokens(ids_DK.cpu().numpy(), quota_RS[self.rank], self.placement)
+        assigned = self.assignment.assign(ids_DK, load_RE, self.placement, self.rank)
+        quota_RS = self._tell(assigned.slots) if assigned.quotas is None else assigned.quotas
         D, K = ids_DK.shape
         C, R = self.placement.slots_per_rank, self.placement.num_ranks
-        order = np.argsort(slot_DK, axis=None, kind="stable")
-        order = order[slot_DK.ravel()[order] >= 0]  # rows to send, by slot and then by token
+        slots, order = assigned.slots.flatten().sort(stable=True)
+        rows = order[slots >= 0]  # to send, by slot and then by token
         sent = quota_RS[self.rank].reshape(R, C).sum(axis=1)
         took_RC = quota_RS.reshape(R, R, C)[:, self.rank]
         took = took_RC.sum(axis=1)
         if self.meter is not None:
             self.meter(quota_RS.reshape(R, R, C).sum(axis=(0, 2)))
-        rows = torch.from_numpy(order).to(hidden_DH.device)
         arrived = self._exchange(hidden_DH[rows // K], sent, took)
         answers = self._exchange(self._answer(arrived, took_RC), took, sent)
         answer = hidden_DH.new_zeros((D * K, hidden_DH.shape[1]))
         answer[rows] = answers
         return _combine(answer.view(D, K, hidden_DH.shape[1]), weight_DK)
+
+    def _tell(self, slot_DK: Tensor) -> NDArray[np.int64]:
+        """What every rank sends to each slot, ``(R, S)``; one collective."""
+        return self._gather(count_experts(slot_DK, self.placement.num_slots))
 
     def _answer(self, arrived: Tensor, took_RC: NDArray[np.int64]) -> Tensor:
         """What this rank's experts make of the rows that arrived, by source and slot."""
@@ -269,21 +280,6 @@ class ExpertParallelLayer(nn.Module):
                     f"both are to hold expert {expert}."
                 )
         return tuple(of_slot[first[expert]] for expert in range(self.placement.num_experts))
-
-
-def one_layer(placement: Placement, row: int) -> Placement:
-    """One layer of a placement, by its row."""
-    return some_layers(placement, [row])
-
-
-def some_layers(placement: Placement, rows: Sequence[int]) -> Placement:
-    """Some layers of a placement, by their rows."""
-    return Placement(
-        placement.slots[list(rows)],
-        num_ranks=placement.num_ranks,
-        num_experts=placement.num_experts,
-        layer_ids=[placement.layer_ids[row] for row in rows],
-    )
 
 
 def _combine(answer_DKH: Tensor, weight_DK: Tensor) -> Tensor:

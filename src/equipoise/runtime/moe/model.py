@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import Group, agree
+from equipoise.runtime.moe.assignment import TokenAssignment
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
-from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, one_layer, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
 from equipoise.runtime.moe.recorder import LoadRecorder
 from equipoise.topology import Topology
 
@@ -173,7 +174,7 @@ def load_model(
     folder: str | Path,
     placement: Placement,
     *,
-    dispatch: str | Dispatcher = "even",
+    dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
     group: Group = None,
     max_num_tokens: int | None = None,
@@ -215,7 +216,7 @@ def load_from(
     placement: Placement,
     *,
     compute: ExpertFunction = swiglu,
-    dispatch: str | Dispatcher = "even",
+    dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
     group: Group = None,
     max_num_tokens: int | None = None,
@@ -226,7 +227,7 @@ def load_from(
     here = placement.by_rank[:, dist.get_rank(group)].tolist()
     layers = [
         ExpertParallelLayer(
-            one_layer(placement, row),
+            placement.rows([row]),
             checkpoint.read_slots(layer_id, here[row]),
             compute=compute,
             dispatch=dispatch,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.members.agreement import Group
 from equipoise.trace import Provenance, Trace

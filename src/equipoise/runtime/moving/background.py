@@ -17,15 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.migration import Migration
 from equipoise.runtime.members.agreement import gather
-from equipoise.runtime.moe.layer import ExpertParallelLayer
+from equipoise.runtime.moving.store import SlotStore, device_of
 from equipoise.runtime.moving.transfer import (
     LayerMove,
     Outcome,
     check_migration,
-    device_of,
     rows_that_move,
 )
 
@@ -66,7 +65,7 @@ class BackgroundTransfer:
     def __init__(
         self,
         migration: Migration,
-        layers: Sequence[ExpertParallelLayer],
+        layers: Sequence[SlotStore],
         *,
         group: dist.ProcessGroup,
         bytes_per_second: float | None = None,

@@ -9,7 +9,7 @@ written and the placement exchanged.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -23,8 +23,8 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration, Receive
 from equipoise.runtime.members.agreement import Group, agree, gather
-from equipoise.runtime.moe.layer import ExpertParallelLayer, one_layer
 from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
+from equipoise.runtime.moving.store import SlotStore, device_of
 
 CHUNK_BYTES = 1 << 20
 """Most bytes of one message: the steps in which a transfer can be slowed down."""
@@ -47,7 +47,7 @@ class Outcome:
     failures: tuple[str, ...] = ()
 
 
-def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Outcome:
+def transfer(migration: Migration, layers: Sequence[SlotStore]) -> Outcome:
     """Move experts while nothing is served, layer by layer.
 
     Every rank of the group has to call it, between the same forward passes.
@@ -57,7 +57,7 @@ def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Out
     migration
         From what the layers hold now.
     layers
-        Those of the migration, in its order. Weights change in place.
+        What holds those of the migration, in its order.
 
     Raises
     ------
@@ -79,11 +79,6 @@ def transfer(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> Out
     return Outcome(tuple(moved))
 
 
-def device_of(layer: ExpertParallelLayer) -> torch.device:
-    """Where its weights are."""
-    return next(iter(layer.weights.values())).device
-
-
 def rows_that_move(migration: Migration) -> list[int]:
     """Layers in which a slot changes, by their rows, ascending."""
     moves = (migration.receive != Receive.UNCHANGED).any(axis=1)
@@ -91,7 +86,7 @@ def rows_that_move(migration: Migration) -> list[int]:
     return rows
 
 
-def check_migration(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> None:
+def check_migration(migration: Migration, layers: Sequence[SlotStore]) -> None:
     """Make sure that the migration fits the layers, and is the same on every rank.
 
     Every rank has to call it: one small collective if all is well.
@@ -123,7 +118,7 @@ class LayerMove:
 
     migration: Migration
     row: int
-    layer: ExpertParallelLayer
+    layer: SlotStore
 
     def stage(
         self, group: Group, pace: Callable[[int], None] | None = None
@@ -152,13 +147,10 @@ class LayerMove:
         wrong += self._check(staged, self._copy_on_rank(staged))
         return staged, wrong
 
-    @torch.no_grad()
     def commit(self, staged: dict[str, Tensor]) -> None:
-        """Write what was gathered to the slots that change, and serve the new placement."""
-        for slot, _ in self._changed:
-            for name, tensor in self.layer.weights.items():
-                tensor[slot] = staged[name][slot]
-        self.layer.placement = one_layer(self.migration.new, self.row)
+        """Have what was gathered written to the slots that change, and the new placement served."""
+        slots = [slot for slot, _ in self._changed]
+        self.layer.commit(self.migration.new.rows([self.row]), slots, staged)
 
     def _exchange(
         self,
@@ -205,7 +197,8 @@ class LayerMove:
         filled = []
         for slot, expert in self._changed:
             if self._receive[slot] == Receive.SAME_RANK:
-                origin, at = self.layer.weights, _first(self._old, expert)
+                origin: Mapping[str, Tensor] = self.layer.weights
+                at = _first(self._old, expert)
             elif self._receive[slot] == Receive.FREE_RIDER:
                 origin, at = staged, _first(self._new, expert)
             else:
@@ -255,7 +248,7 @@ def _first(experts: NDArray[np.int64], expert: int) -> int:
     return int((experts == expert).argmax())
 
 
-def _messages(weights: dict[str, Tensor], slot: int) -> list[Tensor]:
+def _messages(weights: Mapping[str, Tensor], slot: int) -> list[Tensor]:
     """The bytes of an expert, views of at most ``CHUNK_BYTES``, in an order all ranks share."""
     chunks: list[Tensor] = []
     for name in sorted(weights):
@@ -270,7 +263,7 @@ def _digest(migration: Migration) -> str:
     return " ".join(part[:12] for part in parts)
 
 
-def _same_everywhere(text: str, layer: ExpertParallelLayer) -> bool:
+def _same_everywhere(text: str, layer: SlotStore) -> bool:
     """Whether the text of all ranks is that of this one, on every rank alike."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     ends = torch.tensor([number, -number], device=device_of(layer))
@@ -278,14 +271,14 @@ def _same_everywhere(text: str, layer: ExpertParallelLayer) -> bool:
     return int(ends[0]) == -int(ends[1])  # the greatest is the least
 
 
-def _anywhere(here: bool, layer: ExpertParallelLayer) -> bool:
+def _anywhere(here: bool, layer: SlotStore) -> bool:
     """Whether something is so on any rank."""
     flag = torch.tensor(int(here), device=device_of(layer))
     dist.all_reduce(flag, dist.ReduceOp.MAX, group=layer.group)
     return bool(flag)
 
 
-def _refusal(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> str | None:
+def _refusal(migration: Migration, layers: Sequence[SlotStore]) -> str | None:
     """Why these layers cannot be moved so."""
     ids = tuple(layer.layer_id for layer in layers)
     if ids != migration.old.layer_ids:
@@ -294,7 +287,7 @@ def _refusal(migration: Migration, layers: Sequence[ExpertParallelLayer]) -> str
             f"{format_ids(ids)}; give those of the migration."
         )
     for row, layer in enumerate(layers):
-        if layer.placement != one_layer(migration.old, row):
+        if layer.placement != migration.old.rows([row]):
             return (
                 f"Layer {layer.layer_id} does not hold what the migration starts from; "
                 "make one from the placement that is served."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.moe.model import ExpertParallelModel
 from equipoise.runtime.serving.requests import Request

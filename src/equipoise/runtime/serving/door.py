@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.balance import check_count
-from equipoise.control.process import said
+from equipoise.checks import check_count
+from equipoise.control.findings import said
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.serving.requests import Request, Source
 

@@ -24,12 +24,11 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from equipoise.checks import check_count, check_whole
 from equipoise.control.controller import Order
+from equipoise.control.findings import Advisor, said
 from equipoise.control.messages import PeerError
 from equipoise.control.metrics import LOOPBACK, Metrics
-from equipoise.control.process import Advisor, said
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import Alarms
-from equipoise.dispatch import dispatcher
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -40,15 +39,16 @@ from equipoise.runtime.members.agreement import gather
 from equipoise.runtime.members.membership import Epoch, Membership
 from equipoise.runtime.members.recovery import RankError, Recovered, rebuild
 from equipoise.runtime.members.secret import VARIABLE, secret_of
+from equipoise.runtime.moe.assignment import token_assignment
 from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.moe.layer import ExpertFunction, swiglu
 from equipoise.runtime.moe.model import ExpertParallelModel, load_from
 from equipoise.runtime.serving.answers import Results, check_folder
 from equipoise.runtime.serving.desk import Desk
 from equipoise.runtime.serving.door import Door
+from equipoise.runtime.serving.publisher import Publisher
 from equipoise.runtime.serving.requests import Ledger, Source
 from equipoise.runtime.serving.speed import SpeedMeter
-from equipoise.runtime.serving.status import Status
 from equipoise.runtime.serving.trial import Told
 from equipoise.topology import Topology
 
@@ -219,8 +219,8 @@ class Server:
             metrics=self.metrics,
             alarms=self._alarms,
         )
-        self._status = Status(store, name)
-        logger.addHandler(self._status.log)
+        self._publisher = Publisher(store, name)
+        logger.addHandler(self._publisher.log)
         self._balancer: Balancer | None = None
         self._speed = SpeedMeter(options.compute)
         self._speeds: tuple[float, ...] = ()
@@ -262,7 +262,7 @@ class Server:
         self._end_balancing()
         self._membership.close()
         self.model = None
-        logger.removeHandler(self._status.log)
+        logger.removeHandler(self._publisher.log)
         self._results.close()
 
     def _begin(self, epoch: Epoch) -> None:
@@ -291,8 +291,8 @@ class Server:
             self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
             logger.info("Epoch %d: %s", epoch.number, recovered)
         for layer in self.model.layers:
-            layer.meter = self._status.take_load
-        self._status.forget()
+            layer.meter = self._publisher.take_load
+        self._publisher.forget()
         self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
@@ -351,8 +351,8 @@ class Server:
             order = self._balance(time.monotonic() - began, tokens)
             self._steps += 1
             self._last_step = time.monotonic()
-            self._status.take_step(tokens, time.monotonic() - began)
-            if self._status.due:
+            self._publisher.take_step(tokens, time.monotonic() - began)
+            if self._publisher.due:
                 self._publish(epoch, order)
 
     def _listen(self) -> bool | None:
@@ -385,7 +385,7 @@ class Server:
         logger.warning("Speeds of the ranks are now %s.", ", ".join(f"{s:.2g}" for s in speeds))
         topology = self._topology(len(speeds))
         for layer in self.model.layers:
-            layer.dispatcher = dispatcher(self.options.dispatch, topology)
+            layer.assignment = token_assignment(self.options.dispatch, topology)
         self._end_balancing()  # perhaps in the middle of a transfer
         self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
 
@@ -407,9 +407,9 @@ class Server:
         return self._balancer.step(seconds, tokens)
 
     def _publish(self, epoch: Epoch, order: Order | None) -> None:
-        self._status.publish(
+        self._publisher.publish(
             rank=epoch.rank,
-            members=list(epoch.members),
+            members=epoch.members,
             epoch=epoch.number,
             step=self._steps,
             state=order.state.value if order is not None else "off",
@@ -418,7 +418,7 @@ class Server:
             moved_bytes=self.metrics.moved_bytes,
             domain=self._desk.domain,
             failed_requests=self.metrics.failed_requests,
-            alarms=sorted(self._alarms.names),
+            alarms=tuple(sorted(self._alarms.names)),
         )
 
     def _give_up_on(self, error: RuntimeError, *, fruitless: bool) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from equipoise.control.process import Question
+from equipoise.control.advisor import plain_advisor
+from equipoise.control.findings import Question
 from equipoise.control.settings import Settings
 from equipoise.dispatch import dispatcher
 from equipoise.dispatch.tokens import assign_tokens
 from equipoise.plan.planners.baselines import Contiguous
 from equipoise.plan.problem import Problem
-from equipoise.runtime.balancer import plain_advisor
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.control.process import Balance, Finding
+from equipoise.control.findings import Balance, Finding
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
 from equipoise.plan.weigh.gate import Decision

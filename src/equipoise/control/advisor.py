@@ -1,0 +1,186 @@
+"""Who answers: measures the loads, compares placements, and plans where the excess is sure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_number
+from equipoise.control.findings import Balance, Finding, Question
+from equipoise.control.settings import Settings
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher, Shares
+from equipoise.errors import EquipoiseError
+from equipoise.migration import diff
+from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
+from equipoise.placement import Placement
+from equipoise.plan.evaluate import evaluate
+from equipoise.plan.planners.repair import Repair
+from equipoise.plan.problem import Problem
+from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+_PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
+_PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
+_PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower and hardly better
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedRepair:
+    """The advisor to use: plans with ``Repair`` on the earlier steps, asks ``Gate`` on the later.
+
+    Parameters
+    ----------
+    topology
+        The devices.
+    gate
+        What a move costs and how long its gain lasts; names the dispatcher.
+    repair
+        Limits on a plan: fields of ``Repair`` by name, such as ``max_moves``.
+    least_assignments
+        An expert has to have on average in the layer with fewest, or no plan is made.
+    top_k
+        ``K``, for the noise floor; ``None``: unknown, which puts it a little too high.
+    """
+
+    topology: Topology
+    gate: Gate
+    repair: Mapping[str, Any] = field(default_factory=dict)
+    least_assignments: float = 16.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("least_assignments", self.least_assignments, low=0, high=math.inf)
+        taken = {"current", "dispatch"} & set(self.repair)
+        unknown = set(self.repair) - set(Repair.__dataclass_fields__)
+        if taken or unknown:
+            raise EquipoiseError(
+                f"repair has {', '.join(sorted(taken | unknown))}; expected fields of Repair other "
+                "than current and dispatch, which are known."
+            )
+
+    def __call__(self, question: Question, window: Trace) -> Finding:
+        """Measure; compare with the previous placement if asked; plan if the excess is enough."""
+        window = replace(window, top_k=self.top_k or window.top_k)
+        imbalance, above, margin = self._measure(window, question.current)
+        finding = Finding(
+            number=question.number,
+            balance=_by_phase(window, imbalance, above),
+            sure_excess=_sure_excess(above, margin),
+            assignments=int(window.counts.sum(dtype=np.int64)),
+            achieved=self._achieved(question, window),
+        )
+        least = window.total.sum(axis=1).min() / window.num_experts
+        if finding.sure_excess <= question.plan_above or least < self.least_assignments:
+            return finding
+        return self._plan(finding, question.current, window)
+
+    def _measure(
+        self, window: Trace, placement: Placement
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Imbalance, that above the floor, and the floor's standard deviation, ``(T, L)``.
+
+        NaN where a layer had no load.
+        """
+        known = self.gate.runs(self.topology)
+        if known.shares is Shares.FOLLOWING:
+            floor = _floor_of_split(window, placement, known)
+        else:
+            floor = trace_noise_floor(window, placement.num_ranks)
+        loaded = window.counts.any(axis=2)
+        imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
+        return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
+
+    def _achieved(self, question: Question, window: Trace) -> Decision | None:
+        if question.previous is None:
+            return None
+        return self.gate.decide(diff(question.previous, question.current, self.topology), window)
+
+    def _plan(self, finding: Finding, current: Placement, window: Trace) -> Finding:
+        fit, held = replace(window, labels={}).split(_PLAN_SHARE)
+        fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
+        repair = Repair(current=current, dispatch=self.gate.runs(self.topology), **self.repair)
+        plan = repair.plan(Problem(fit, self.topology, current.num_slots))
+        predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
+        return replace(finding, proposal=plan.placement, predicted=predicted)
+
+
+def plain_advisor(
+    dispatch: Dispatcher, settings: Settings, topology: Topology, num_slots: int
+) -> GatedRepair:
+    """An advisor that moves experts wherever the gain is sure, whatever moving costs.
+
+    Small layers are searched for a shorter time than large ones.
+
+    Counts an assignment as a microsecond, so its gains compare with each other only. Give an
+    advisor with a ``Gate`` of your own to weigh the costs of your machine.
+    """
+    gate = Gate(
+        cost=RankCost(token_seconds=1e-6, source="one microsecond an assignment"),
+        expert_bytes=0,
+        dwell_steps=settings.update_interval,
+        stall_seconds=0.0,
+        interference=0.0,
+        delay_steps=0,
+        dispatch=dispatch,
+    )
+    proposals = min(_PROPOSALS_PER_SLOT * num_slots, Repair.proposals)
+    return GatedRepair(
+        topology=topology, gate=gate, repair={"num_threads": 1, "proposals": proposals}
+    )
+
+
+def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> TraceNoiseFloor:
+    """What chance alone does to batches that are split each for itself, which evens out much of it.
+
+    Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean
+    load by chance only. Drawn with a fixed seed.
+    """
+    total_LE = window.total
+    share_LE = total_LE / np.maximum(total_LE.sum(axis=1, keepdims=True), 1)
+    drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
+    mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
+    chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
+    # Twice the variance: what was drawn has its own chance, beside that of what was served.
+    std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
+    return TraceNoiseFloor(1 + chance, std)
+
+
+def _by_phase(
+    window: Trace, imbalance: NDArray[np.float64], above: NDArray[np.float64]
+) -> dict[str, Balance]:
+    phase = window.labels.get("phase", np.full(window.num_steps, ""))
+    parts = {"": np.ones(window.num_steps, dtype=bool)} | {
+        str(name): phase == name for name in np.unique(phase)
+    }
+    loaded = ~np.isnan(imbalance)
+    return {
+        name: Balance(
+            imbalance=float(np.nanmean(imbalance[part])),
+            excess=float(np.nanmean(above[part])),
+            balancedness=float(np.nanmean(1 / imbalance[part])),
+        )
+        for name, part in parts.items()
+        if loaded[part].any()
+    }
+
+
+def _sure_excess(above: NDArray[np.float64], margin: NDArray[np.float64]) -> float:
+    """The least excess of both halves, less ``ALARM_STDS`` of what chance does to their means.
+
+    0 where a half has no load.
+    """
+    halves = []
+    for part in (slice(None, len(above) // 2), slice(len(above) // 2, None)):
+        cells, stds = above[part], margin[part]
+        count = np.isfinite(cells).sum()
+        if not count:
+            return 0.0
+        halves.append(np.nanmean(cells) - ALARM_STDS * np.sqrt(np.nansum(stds**2)) / count)
+    return float(min(halves))
