@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.engines.map_io import MAP_FORMATS
-from equipoise.engines.trace_io import TRACE_FORMATS
+from equipoise.engines.registry import map_formats, trace_formats
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,9 +34,18 @@ def test_every_option_has_a_help_text():
     assert bare == []
 
 
-@pytest.mark.parametrize("known", [*TRACE_FORMATS, *MAP_FORMATS], ids=lambda f: f.name)
+@pytest.mark.parametrize("known", [*trace_formats(), *map_formats()], ids=lambda f: f.name)
 def test_every_format_is_documented(known):
     assert f"`{known.name}`" in FORMATS
+
+
+def test_the_commands_name_every_format_that_they_write():
+    page = " ".join((DOCS / "commands.md").read_text(encoding="utf-8").split())
+    maps = ", ".join(known.name for known in map_formats() if known.write is not None)
+    traces = ", ".join(known.name for known in trace_formats() if known.write is not None)
+    assert page.count(f"Format of the map: {maps}.") == 1
+    assert page.count(f"Format of the maps: {maps}.") == 1
+    assert f"Maps: {maps}. Recordings: {traces}." in page
 
 
 def test_every_rule_is_documented():

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from equipoise import balance, noise
-from equipoise.plan import teaching
+from equipoise import balance, lab, noise
 from equipoise.simulate import routers
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,7 +45,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_public_quantity_is_in_the_glossary():
-    for module in (balance, noise, routers, teaching):
+    for module in (balance, lab, noise, routers):
         for name, value in vars(module).items():
             defined_here = getattr(value, "__module__", None) == module.__name__
             if defined_here and not name.startswith(("_", "check_", "as_")):

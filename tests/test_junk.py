@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import equipoise as eq
 from equipoise import balance, migration, noise
+from equipoise.lab import add_copies
 from equipoise.plan import (
     Colocate,
     Robust,
@@ -21,7 +22,6 @@ from equipoise.plan import (
     failover_maps,
     resize,
 )
-from equipoise.plan.teaching import add_copies
 from equipoise.plan.weigh.failover import refit
 from equipoise.topology import NODE_LINK, Link
 from equipoise.trace import Provenance, TokenIds

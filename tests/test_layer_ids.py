@@ -39,8 +39,8 @@ def test_one_id_a_layer():
         ((0, 1.5), "A layer id is 1.5; expected a whole number"),
         ((0, True), "A layer id is True; expected a whole number"),
         ((0, 10**30), "expected -999999 to 999999"),
-        ((1, 1), "Layer ids 1, 1 are not ascending"),
-        ((-1, 1), "Layer ids -1, 1 are not ascending"),
+        ((1, 1), r"Layer ids \(1, 1\) are not ascending"),
+        ((-1, 1), r"Layer ids \(-1, 1\) are not ascending"),
     ],
 )
 def test_what_is_no_layer_id(ids, says):

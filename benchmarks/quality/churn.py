@@ -14,8 +14,8 @@ noise 0%, 1%, 20%       Earlier: windows 0..6 of all domains. Now: the same wind
 shift                   Earlier: windows 0..6 of code, math and science. Now: windows 0..6 of
                         reasoning, chat, web and wiki. Held out: window 7 of those.
 
-Rows: the placement in force; ``Robust`` from scratch, as its ranks come out and with ``match_ranks``;
-the curve of ``Repair`` at budgets in shares of all slots, and its end; DeepSeek's global policy;
+Rows: the placement in force; ``Robust`` from scratch, as its ranks come out and with
+``match_ranks``; the curve of ``Repair`` at budgets in shares of all slots, and its end; DeepSeek's global policy;
 vLLM's default policy, which keeps slots, from its wheel; Swift's rule (swift.py), its estimate as
 shipped and corrected. Columns:
 
@@ -23,8 +23,8 @@ moved       share of slots whose content changes.
 received    share of slots whose expert crosses a wire.
 now, held   mean over windows x layers of max/mean rank load, under the dispatcher: on the windows
             planned on, and on those held out.
-gain        how much of what ``Robust`` from scratch takes off the placement in force, in either; left out
-            where that is less than 0.005.
+gain        how much of what ``Robust`` from scratch takes off the placement in force, in either;
+            left out where that is less than 0.005.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ coverage   Experts that a layer loses on average with 1 random rank, 2 random ra
            under the dispatcher. "DeepSeek" is its global policy.
 failover   Means over the loss of each rank, or each node: experts of a layer that are reloaded,
            slots of a layer that copy one; slots a rank; held-out max/mean before, and after on the
-           survivors. "from scratch" is ``Robust`` on the survivors with as many slots, ranks of each layer
-           renamed so that fewest slots change: how many do, and what it balances.
+           survivors. "from scratch" is ``Robust`` on the survivors with the same number of slots, the
+           ranks of each layer renamed so that fewest slots change: how many do, and what it balances.
 resize     The same for a wanted change of the number of ranks; nothing is reloaded.
 """
 

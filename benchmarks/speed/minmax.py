@@ -1,4 +1,4 @@
-"""Time and gap of min-max dispatch next to HiGHS and the affine-scaling solver of LPLB, on one core.
+"""Time and gap of min-max dispatch, of HiGHS and of LPLB's affine-scaling solver, on one core.
 
     python -m benchmarks.speed.minmax
 

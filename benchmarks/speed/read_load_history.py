@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from equipoise.engines.deepseek import load_history
+from equipoise.engines.deepseek import traces
 from equipoise.engines.formats import TraceOptions, no_progress
 
 STEPS, LAYERS, EXPERTS = 2400, 58, 256
@@ -39,7 +39,7 @@ def generate(path: Path) -> None:
 
 def measure(path: Path) -> None:
     start = time.perf_counter()
-    trace = load_history.read(path, TraceOptions(), no_progress)
+    trace = traces.read(path, TraceOptions(), no_progress)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     print(f"{trace}\n{path.stat().st_size / 1e6:.0f} MB")

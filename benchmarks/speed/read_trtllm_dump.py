@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from equipoise.engines.formats import TraceOptions, no_progress
-from equipoise.engines.trtllm import dump
+from equipoise.engines.trtllm import traces
 
 ITERATIONS, LAYERS, RANKS, EXPERTS = 100, range(3, 61), 36, 256
 
@@ -42,7 +42,7 @@ def generate(directory: Path) -> None:
 
 def measure(directory: Path) -> None:
     start = time.perf_counter()
-    trace = dump.read(directory, TraceOptions(), no_progress)
+    trace = traces.read(directory, TraceOptions(), no_progress)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     print(f"{trace}\n{seconds:.2f} s, peak {peak:.0f} MiB resident")

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from equipoise.balance import device_loads, dropped_tokens, ep_step_time, expert_loads, imbalance
+from equipoise.balance import expert_loads, imbalance
+from equipoise.lab import add_copies, best_placement, device_loads, dropped_tokens, ep_step_time
 from equipoise.noise import noise_floor
-from equipoise.plan.teaching import add_copies, best_placement
 from equipoise.simulate.routers import hot_expert, sample_topk, sample_trace, steady, uniform
 
 # Equal input gives equal files: no random ids, no date, text left to the viewer's fonts.

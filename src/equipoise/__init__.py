@@ -10,8 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equipoise.balance import dropped_tokens as dropped_tokens
-    from equipoise.balance import ep_step_time as ep_step_time
     from equipoise.balance import expert_loads as expert_loads
     from equipoise.balance import imbalance as imbalance
     from equipoise.cost import RankCost as RankCost
@@ -29,6 +27,9 @@ if TYPE_CHECKING:
     from equipoise.engines.trace_io import read_trace as read_trace
     from equipoise.engines.trace_io import write_trace as write_trace
     from equipoise.errors import EquipoiseError as EquipoiseError
+    from equipoise.lab import best_placement as best_placement
+    from equipoise.lab import dropped_tokens as dropped_tokens
+    from equipoise.lab import ep_step_time as ep_step_time
     from equipoise.migration import diff as diff
     from equipoise.noise import noise_floor as noise_floor
     from equipoise.placement import Placement as Placement
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from equipoise.plan import evaluate as evaluate
     from equipoise.plan.problem import Problem as Problem
     from equipoise.plan.result import Plan as Plan
-    from equipoise.plan.teaching import best_placement as best_placement
     from equipoise.report.summary import summarise as summarise
     from equipoise.sample import sample_trace_path as sample_trace_path
     from equipoise.topology import Topology as Topology
@@ -72,10 +72,10 @@ _HOME = {
     "Topology": "equipoise.topology",
     "Trace": "equipoise.trace",
     "TraceOptions": "equipoise.engines.formats",
-    "best_placement": "equipoise.plan.teaching",
+    "best_placement": "equipoise.lab",
     "diff": "equipoise.migration",
-    "dropped_tokens": "equipoise.balance",
-    "ep_step_time": "equipoise.balance",
+    "dropped_tokens": "equipoise.lab",
+    "ep_step_time": "equipoise.lab",
     "evaluate": "equipoise.plan",
     "expert_loads": "equipoise.balance",
     "imbalance": "equipoise.balance",

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, as_ids, brief, check_type
-from equipoise.checks import as_loads as as_loads
-from equipoise.checks import check_count as check_count
-from equipoise.checks import check_number as check_number
+from equipoise.checks import as_ids, as_loads, brief, check_count, check_type
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -126,76 +123,6 @@ def average_over_barriers(loads: ArrayLike) -> BarrierAverages:
     )
 
 
-def device_loads(
-    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
-) -> NDArray[np.float64]:
-    """Assignments on each device when every expert lives on one of them.
-
-    Parameters
-    ----------
-    loads
-        Assignments per expert, ``(E,)`` or ``(..., E)``.
-    placement
-        The device of each expert, ``(E,)``; ``None`` deals them out: expert ``e`` on
-        ``e % num_devices``. For experts with copies see ``rank_loads``.
-
-    Returns
-    -------
-    ``(D,)`` or ``(..., D)``, ``D`` devices.
-    """
-    x = as_loads(loads)
-    num_devices = check_count("num_devices", num_devices)
-    device = _device_of_expert(placement, num_experts=x.shape[-1], num_devices=num_devices)
-    on_device = np.zeros((num_devices, *x.shape[:-1]))
-    np.add.at(on_device, device, np.moveaxis(x, -1, 0))
-    return np.moveaxis(on_device, 0, -1)
-
-
-def ep_step_time(
-    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
-) -> NDArray[np.float64]:
-    """Load of the busiest device, in assignments: what the step takes, as all wait for it.
-
-    Arguments are those of ``device_loads``. Rows are layers, each a barrier: a step through all of
-    them takes the sum of the result, never the busiest device of the summed loads.
-
-    Returns
-    -------
-    A scalar, or ``(...)`` for loads ``(..., E)``.
-    """
-    return _scalar_if_single(device_loads(loads, num_devices, placement).max(axis=-1))
-
-
-def parallel_efficiency(
-    loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
-) -> NDArray[np.float64]:
-    """Share of the devices' time that does work, in (0, 1]: sum / (devices x max); 1 without load.
-
-    Arguments are those of ``device_loads``.
-    """
-    return balancedness(device_loads(loads, num_devices, placement))
-
-
-def dropped_tokens(loads: ArrayLike, capacity_factor: float) -> NDArray[np.float64]:
-    """Assignments beyond their expert's capacity, which a training system would drop.
-
-    The capacity of every expert is ``ceil(capacity_factor * assignments / E)``. Serving must never
-    drop: a dropped assignment corrupts the output.
-
-    Parameters
-    ----------
-    loads
-        Assignments per expert, ``(E,)`` or ``(..., E)``.
-    """
-    x = as_loads(loads)
-    capacity_factor = check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
-    with np.errstate(over="ignore"):  # a capacity of infinity drops nothing
-        share = capacity_factor * x.mean(axis=-1, keepdims=True)
-        # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
-        capacity = np.ceil(np.where(share < 2**53, np.round(share, 9), share))
-    return _scalar_if_single(np.maximum(x - capacity, 0).sum(axis=-1))
-
-
 def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
     """Assignments on each rank when every copy of an expert takes an equal share.
 
@@ -268,27 +195,6 @@ def _as_loads_of(placement: Placement, load: ArrayLike) -> NDArray[np.float64]:
     return x
 
 
-def _device_of_expert(
-    placement: ArrayLike | None, *, num_experts: int, num_devices: int
-) -> NDArray[np.int64]:
-    if placement is None:
-        return np.arange(num_experts) % num_devices
-    device = as_array(placement, "The devices of the placement")
-    if device.shape != (num_experts,) or device.dtype.kind not in "iu":
-        raise EquipoiseError(
-            f"The placement has shape {device.shape} and type {device.dtype}; "
-            f"expected the device of each of the {num_experts} experts."
-        )
-    outside = np.flatnonzero((device < 0) | (device >= num_devices))
-    if len(outside):
-        expert = outside[0]
-        raise EquipoiseError(
-            f"Expert {expert} is placed on device {device[expert]}; "
-            f"expected a device from 0 to {num_devices - 1}."
-        )
-    return device.astype(np.int64)
-
-
 def _peak_and_mean(loads: ArrayLike, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x = as_loads(loads)
     known = isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
@@ -302,10 +208,4 @@ def _divide(
 ) -> NDArray[np.float64]:
     ratio = np.full(under.shape, where_empty)
     np.divide(over, under, out=ratio, where=under > 0)
-    return _scalar_if_single(ratio)
-
-
-def _scalar_if_single(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A 0-d array as a scalar, which rounds and prints like a number; any other as it is."""
-    plain: NDArray[np.float64] = np.asarray(values)[()]
-    return plain
+    return ratio[()]  # of a single row a scalar, which rounds and prints like a number

@@ -48,7 +48,7 @@ def check_type(name: str, value: object, kind: type[Kind]) -> Kind:
 
 
 def check_collection(name: str, values: Collection[Any]) -> list[Any]:
-    """The values as a list; ``EquipoiseError`` unless they are a tuple, a list, a set or similar."""
+    """The values as a list; ``EquipoiseError`` unless they are a tuple, a set or similar."""
     single = isinstance(values, (str, bytes)) or not isinstance(values, Collection)
     if single or not getattr(values, "shape", True):  # an array of no axis is a single number
         raise EquipoiseError(f"{name} is {brief(values)}; expected several, as a list.")

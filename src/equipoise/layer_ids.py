@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-from equipoise.checks import check_collection, check_whole
+from equipoise.checks import brief, check_collection, check_whole
 from equipoise.errors import EquipoiseError
 
 MAX_LAYER = 999_999
@@ -21,13 +21,9 @@ def check_layer_ids(layer_ids: Collection[int], num_layers: int) -> tuple[int, .
     ids = tuple(check_whole("A layer id", i, low=-MAX_LAYER, high=MAX_LAYER) for i in given)
     if any(b <= a for a, b in pairwise(ids)) or ids[0] < 0:
         raise EquipoiseError(
-            f"Layer ids {_short(format_ids(ids))} are not ascending, non-negative and distinct."
+            f"Layer ids {brief(ids)} are not ascending, non-negative and distinct."
         )
     return ids
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def format_ids(ids: Sequence[int]) -> str:

@@ -141,7 +141,7 @@ class Topology:
         return np.arange(self.num_ranks, dtype=np.int64) * self.num_nodes // self.num_ranks
 
     def distinct_experts(self, slots_per_rank: int) -> NDArray[np.int64]:
-        """Different experts of a layer that ``slots_per_rank`` slots of each rank can hold, ``(R,)``."""
+        """Different experts of a layer that each rank's slots can hold, ``(R,)``."""
         room = np.full(self.num_ranks, slots_per_rank, dtype=np.int64)
         return room if self.room is None else np.minimum(room, self.room)
 

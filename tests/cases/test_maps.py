@@ -11,7 +11,8 @@ import pytest
 import equipoise as eq
 from equipoise.cli import main
 from equipoise.engines.formats import MapContext, Severity
-from equipoise.engines.map_io import MAP_FORMATS, WRITABLE, map_format, validate_map, write_map
+from equipoise.engines.map_io import validate_map, write_map
+from equipoise.engines.registry import map_format, map_formats
 
 MAPS = Path(__file__).parent / "foreign_maps"
 
@@ -215,6 +216,7 @@ PLACEMENT = eq.Placement(
 CONTEXT = MapContext(
     num_ranks=6, num_experts=4, layer_ids=(3, 4), num_hidden_layers=5, num_redundant=2
 )
+WRITABLE = [known.name for known in map_formats() if known.write is not None]
 JSON_NAMES = [name for name in WRITABLE if ".json" in map_format(name).suffixes]
 
 
@@ -247,7 +249,7 @@ def test_nobody_is_told_to_delete_what_a_file_says_it_is(run, tmp_path, name, ch
         path.write_bytes((MAPS / name).read_bytes())
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | change if isinstance(document, dict) else change))
-    for form in (None, *(known.name for known in MAP_FORMATS)):
+    for form in (None, *(known.name for known in map_formats())):
         choice = () if form is None else ("--for", form)
         _, said = run("validate", path, "--ranks", 6, *choice)
         assert not advises_to_delete(said), said

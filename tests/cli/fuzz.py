@@ -35,8 +35,7 @@ from typing import Any, TextIO
 import yaml
 
 from equipoise.cli import main
-from equipoise.engines.map_io import MAP_FORMATS
-from equipoise.engines.trace_io import TRACE_FORMATS
+from equipoise.engines.registry import map_formats, trace_formats
 from tests.cli.samples import MAPS, OPTIONS, TRACES, write_sample
 
 SECONDS = 60  # for one file, on a machine that does other things too
@@ -178,7 +177,7 @@ def damage(path: Path, random: Random) -> None:
 
 def commands(name: str, random: Random) -> list[str]:
     """A command that reads the sample; ``old`` stands for an output that exists."""
-    formats = MAP_FORMATS if name in MAPS else TRACE_FORMATS
+    formats = map_formats() if name in MAPS else trace_formats()
     options = list(OPTIONS.get(name, ()))
     if "--format" not in options and random.random() < 0.2:
         options += ["--format", random.choice(formats).name]

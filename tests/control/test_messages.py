@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 import equipoise
 from equipoise.control.controller import Action, Order, Outcome, State
 from equipoise.control.messages import PeerError, decode, encode
-from equipoise.runtime.members.recovery import _Brought, _Decision, _Served
+from equipoise.runtime.members.decision import Decision
+from equipoise.runtime.members.holdings import Brought, Served
 from equipoise.topology import Topology
 
 ORDER = Order(
@@ -33,14 +34,14 @@ def test_an_order_arrives_as_it_was_sent():
 
 
 def test_what_a_rebuild_tells_arrives_as_it_was_sent():
-    served = _Served((1, 2), 2, ((-5, 2**62), (3, 4)), ({"w": ((2, 3), "float32")},) * 2)
-    brought = _Brought(served, [[0, 1], [1, -1]], ["a slot"], ((1, 2), 2))
-    assert decode(encode(brought), _Brought) == brought
+    served = Served((1, 2), 2, ((-5, 2**62), (3, 4)), ({"w": ((2, 3), "float32")},) * 2)
+    brought = Brought(served, [[0, 1], [1, -1]], ["a slot"], ((1, 2), 2))
+    assert decode(encode(brought), Brought) == brought
     assert served.slot_bytes == 2 * 6 * 4
     table = np.array([[0, 1], [1, 0]])
     topology = Topology(2, speed=(1.0, 0.5))
-    decision = _Decision(served, topology, table, table.astype(np.int8), table, table - 1)
-    heard = decode(encode(decision), _Decision | None)
+    decision = Decision(served, topology, table, table.astype(np.int8), table, table - 1)
+    heard = decode(encode(decision), Decision | None)
     assert heard.placement == decision.placement
     assert heard.topology == topology
     assert heard.content.dtype == np.int8

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.balance import dropped_tokens, expert_loads
+from equipoise.balance import expert_loads
 from equipoise.dispatch.capacity import dropped_choices, expert_capacity
 from equipoise.errors import EquipoiseError
+from equipoise.lab import dropped_tokens
 from tests.reference import tokens as reference
 
 HOT = np.repeat(np.arange(8), [84, 7, 7, 6, 6, 6, 6, 6])

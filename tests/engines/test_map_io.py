@@ -11,23 +11,16 @@ from hypothesis import strategies as st
 
 from equipoise.engines import map_io
 from equipoise.engines.formats import MapContext, Severity
-from equipoise.engines.map_io import (
-    MAP_FORMATS,
-    WRITABLE,
-    detect_map,
-    map_format,
-    map_notes,
-    read_map,
-    validate_map,
-    write_map,
-)
+from equipoise.engines.map_io import detect_map, map_notes, read_map, validate_map, write_map
+from equipoise.engines.registry import map_format, map_formats
 from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
-NAMES = [known.name for known in MAP_FORMATS]
+NAMES = [known.name for known in map_formats()]
+WRITABLE = [known.name for known in map_formats() if known.write is not None]
 LISTS = ("vllm-49572", "vllm-53022")
-MODULES = ("map_file", "location", "map_files", "hygon_maps", "tensors", "expert_map")
+MODULES = ("maps", "hygon_maps", "tensor_maps", "findings", "map_slots", "map_layers")
 HIDDEN_LAYERS = 8
 
 PLACEMENT = Placement(
@@ -56,7 +49,7 @@ def context_of(placement, hidden_layers=HIDDEN_LAYERS):
 
 
 def suffixes():
-    return [(known.name, suffix) for known in MAP_FORMATS for suffix in known.suffixes]
+    return [(known.name, suffix) for known in map_formats() for suffix in known.suffixes]
 
 
 @st.composite
@@ -261,7 +254,7 @@ def test_a_file_that_does_not_say_what_was_meant_is_not_kept(tmp_path, monkeypat
             context,
         )
 
-    monkeypatch.setattr(map_io, "MAP_FORMATS", (replace(honest, write=write),))
+    monkeypatch.setattr(map_io, "map_format", lambda _name: replace(honest, write=write))
     with pytest.raises(EquipoiseError, match="read back is not the placement"):
         write_map(PLACEMENT, tmp_path / "map.yaml", format="trtllm")
     assert list(tmp_path.iterdir()) == []
@@ -316,10 +309,7 @@ def test_the_documentation_lists_every_format_and_every_rule():
     page = (root / "docs" / "formats" / "maps.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| ([NTSXAW]\d) \|", page, flags=re.MULTILINE))
     folder = root / "src" / "equipoise" / "engines"
-    sources = [
-        folder / "map_checks.py",
-        *(path for path in folder.glob("*/*.py") if path.stem in MODULES),
-    ]
+    sources = [path for path in folder.glob("*/*.py") if path.stem in MODULES]
     used = {code for path in sources for code in re.findall(r'"([NTSXAW]\d)"', path.read_text())}
     assert documented == used
     assert all(f"`{name}`" in page for name in NAMES)

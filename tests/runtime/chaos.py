@@ -53,7 +53,7 @@ import torch.distributed as dist
 from equipoise.control.settings import Settings
 from equipoise.control.status import status_key
 from equipoise.placement import Placement
-from equipoise.runtime.members import recovery
+from equipoise.runtime.members.filling import Filling
 from equipoise.runtime.moving import transfer
 from equipoise.runtime.moving.checksum import slot_bytes
 from equipoise.runtime.serving import server
@@ -118,16 +118,16 @@ def serve_badly(host: str, port: int, name: str, options: Options, flag: Path) -
             chunks[-1][-1] ^= 1
         return chunks
 
-    exchange = recovery._Filling.exchange
+    exchange = Filling.exchange
 
-    def spoiling(filling: recovery._Filling, group: Any) -> None:
+    def spoiling(filling: Filling, group: Any) -> None:
         exchange(filling, group)
         if flag.exists() and flag.read_text() == f"{name} rebuilds":
             flag.unlink()
             slot_bytes(next(iter(filling.new.values())), 0)[0] ^= 1
 
     transfer._messages = messages
-    recovery._Filling.exchange = spoiling  # type: ignore[method-assign]
+    Filling.exchange = spoiling  # type: ignore[method-assign]
     logging.basicConfig(filename=flag.with_name(f"{name}.log"), level=logging.INFO, force=True)
     serve(host, port, name, options)
 

@@ -14,7 +14,7 @@ from torch import nn
 from equipoise.errors import EquipoiseError
 from equipoise.migration import keep_slots
 from equipoise.placement import Placement
-from equipoise.runtime.members import recovery
+from equipoise.runtime.members import filling
 from equipoise.runtime.members.recovery import rebuild
 from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.moe.model import assemble
@@ -405,7 +405,7 @@ def test_what_cannot_be_is_refused_by_all(pool, what, message):
 def spoiled_on_the_wire(group, where, wanted):
     """Rank 0 sends every message with a wrong bit; then it does not."""
     old, new = groups_of((0, 1), ALL)
-    model, whole = serve(where, old), recovery._messages
+    model, whole = serve(where, old), filling._messages
 
     def messages(operation, weights, *others):
         if operation is dist.isend:
@@ -416,7 +416,7 @@ def spoiled_on_the_wire(group, where, wanted):
 
     spoiled = messages if dist.get_rank() == 0 else whole
     with (
-        mock.patch.object(recovery, "_messages", spoiled),
+        mock.patch.object(filling, "_messages", spoiled),
         pytest.raises(EquipoiseError) as told,
     ):
         rebuild(

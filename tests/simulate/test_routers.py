@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.balance import ep_step_time, expert_loads, imbalance
+from equipoise.balance import expert_loads, imbalance
 from equipoise.errors import EquipoiseError
+from equipoise.lab import ep_step_time
 from equipoise.simulate.routers import (
     drift,
     hot_expert,

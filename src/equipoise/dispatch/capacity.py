@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_number, expert_loads
+from equipoise.balance import expert_loads
+from equipoise.checks import check_number
 from equipoise.dispatch.tokens import as_integers, earlier_equal
 from equipoise.errors import EquipoiseError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_number
 from equipoise.dispatch.base import Dispatcher, checked_load
 from equipoise.dispatch.even import Even
 from equipoise.dispatch.tokens import as_integers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_count, check_number
+from equipoise.checks import as_loads, check_count, check_number
 from equipoise.errors import EquipoiseError
 
 

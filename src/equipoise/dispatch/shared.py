@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads
+from equipoise.checks import as_loads
 from equipoise.dispatch.base import TOO_MUCH_LOAD
 from equipoise.errors import EquipoiseError
 

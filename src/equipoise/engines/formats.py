@@ -1,7 +1,6 @@
-"""What a file format is to us: how to recognise it, read it, check it and write it.
+"""What a file format is to us: how to recognise it, read it, check it and write it; and a launch.
 
-One folder an engine holds the formats of that engine; the tuples in ``engines/__init__.py`` list
-them all. A new format is one ``TraceFormat`` or ``MapFormat`` added to its tuple.
+One folder an engine holds what belongs to that engine; ``registry`` lists it all.
 """
 
 from __future__ import annotations
@@ -200,6 +199,10 @@ class MapContext:
     trace: str | None = None
 
 
+NOTHING_KNOWN = MapContext()
+"""The context of a caller who gives none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawMap:
     """A map file as found, before anything is believed.
@@ -262,6 +265,8 @@ class MapFormat:
         Whether a file may hold the maps of several models.
     signature
         A pattern of text that only files of this kind have, damaged ones too.
+    version
+        The only version of the engine that reads it; ``None``: every one that reads maps.
     """
 
     name: str
@@ -276,6 +281,42 @@ class MapFormat:
     decoder_rows: bool = False
     by_model: bool = False
     signature: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What decides the flags besides the map. ``None`` means the engine's default.
+
+    Parameters
+    ----------
+    version
+        The engine's release, as listed in ``docs/launch.md``.
+    architecture
+        TensorRT-LLM: the first of the model's ``architectures``, checked against what the engine
+        balances.
+    backend
+        TensorRT-LLM: the MoE backend to select.
+    a2a_backend
+        SGLang: ``--moe-a2a-backend``, such as ``none``, ``deepep``, ``mooncake``.
+    dispatch
+        SGLang: ``--ep-dispatch-algorithm``, one of ``static``, ``dynamic`` and ``lp``; what suits
+        the backend if ``None``.
+    window_size, step_interval
+        vLLM: steps recorded before a rearrangement, and steps between two.
+    """
+
+    version: str | None = None
+    architecture: str | None = None
+    backend: str | None = None
+    a2a_backend: str | None = None
+    dispatch: str | None = None
+    window_size: int | None = None
+    step_interval: int | None = None
+
+
+ENGINE_DEFAULTS = LaunchOptions()
+"""The options of a caller who gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,3 +343,23 @@ class Launch:
     environment: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """How one engine is started.
+
+    Parameters
+    ----------
+    options
+        Names of the ``LaunchOptions`` that decide its flags; any other that is set is refused.
+    launch
+        The flags for a placement whose map has a path, as the engine's processes will see it.
+        Raises ``EquipoiseError`` for whatever the engine would ignore in silence or fail on.
+    versions
+        Releases and builds whose flags are known, the default first.
+    """
+
+    options: frozenset[str]
+    launch: Callable[[Placement, str, LaunchOptions], Launch]
+    versions: tuple[str, ...]

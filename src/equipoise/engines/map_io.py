@@ -13,49 +13,21 @@ from typing import Any
 import numpy as np
 
 from equipoise.engines._shared import torch_archive
-from equipoise.engines._shared.map_checks import (
-    MAX_LAYERS,
-    NOTHING_KNOWN,
-    WAY_IN,
-    by_kind,
-    parse_json,
-    read_text,
-    shown_names,
-    stated,
-)
-from equipoise.engines.ascend import maps as expert_map
+from equipoise.engines._shared.findings import by_kind, shown_names
+from equipoise.engines._shared.map_rows import MAX_LAYERS
+from equipoise.engines._shared.map_text import WAY_IN, parse_map_json, read_text, stated
 from equipoise.engines.files import check_readable, replacing
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
-from equipoise.engines.native import maps as native_map
-from equipoise.engines.sglang import maps as location
-from equipoise.engines.trtllm import maps as trtllm_map
-from equipoise.engines.vllm import hygon_maps, tensors
-from equipoise.engines.vllm import maps as vllm_maps
+from equipoise.engines.formats import (
+    NOTHING_KNOWN,
+    Finding,
+    MapContext,
+    MapFormat,
+    RawMap,
+    Severity,
+)
+from equipoise.engines.registry import map_format, map_formats, trace_formats
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
-
-MAP_FORMATS: tuple[MapFormat, ...] = (
-    native_map.FORMAT,
-    trtllm_map.FORMAT,
-    location.FORMAT,
-    *vllm_maps.FORMATS,
-    hygon_maps.FORMAT,
-    tensors.FORMAT,
-    expert_map.FORMAT,
-)
-"""Every kind of placement file; a new one is added here."""
-
-WRITABLE = tuple(known.name for known in MAP_FORMATS if known.write is not None)
-"""Names of the formats that are written; other programs' own are only read."""
-
-
-def map_format(name: str) -> MapFormat:
-    """The format of a name, as users type it."""
-    for known in MAP_FORMATS:
-        if known.name == name:
-            return known
-    names = ", ".join(known.name for known in MAP_FORMATS)
-    raise EquipoiseError(f"There is no map format {name!r}; choose one of {names}.")
 
 
 def detect_map(path: str | PathLike[str]) -> MapFormat:
@@ -70,7 +42,7 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
         as that is certain.
     """
     path = _existing(path)
-    found = [known for known in MAP_FORMATS if known.matches(path)]
+    found = [known for known in map_formats() if known.matches(path)]
     if not found:
         return _by_signature(path)
     if len(found) == 1:
@@ -84,7 +56,7 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
 
 def is_map(path: Path) -> bool:
     """Whether a file is a placement of some format, by its content."""
-    return path.is_file() and any(known.matches(path) for known in MAP_FORMATS)
+    return path.is_file() and any(known.matches(path) for known in map_formats())
 
 
 def _by_signature(path: Path) -> MapFormat:
@@ -93,11 +65,11 @@ def _by_signature(path: Path) -> MapFormat:
     _refuse_recording(path)
     content = _content(path)
     if isinstance(content, str):
-        for known in MAP_FORMATS:
+        for known in map_formats():
             if known.signature and re.search(known.signature, content, re.MULTILINE):
                 return known
         if _looks_like_json(content):
-            parse_json(content, path)  # raises: it begins like JSON, and here is where it ends
+            parse_map_json(content, path)  # raises: it begins like JSON, and here is where it ends
     words = stated(content)
     if words is not None:
         raise FormatError(
@@ -110,10 +82,7 @@ def _by_signature(path: Path) -> MapFormat:
 
 
 def _refuse_recording(path: Path) -> None:
-    # Here, since recordings say what they are not, too: that module needs the formats of this one.
-    from equipoise.engines.trace_io import TRACE_FORMATS
-
-    recording = next((known for known in TRACE_FORMATS if known.matches(path)), None)
+    recording = next((known for known in trace_formats() if known.matches(path)), None)
     if recording is not None:
         raise FormatError(
             f"{path}: is a recording ({recording.name}) and no map; equipoise plan makes a map "
@@ -126,7 +95,7 @@ def _refuse_bombs(path: Path) -> None:
     try:
         text = read_text(path)
         if _looks_like_json(text):
-            parse_json(text, path)
+            parse_map_json(text, path)
     except FormatError as error:
         if type(error.__cause__) in (RecursionError, ValueError):  # not the syntax, as of JSONL
             raise
@@ -148,7 +117,7 @@ def _content(path: Path) -> Any:
         return None
     text = read_text(path)
     try:
-        return parse_json(text, path)[0]
+        return parse_map_json(text, path)[0]
     except FormatError:
         return text
 
@@ -205,7 +174,7 @@ def validate_map(
     context
         What the deployment knows; what is missing limits the checks, and a warning says so.
     format
-        A name of ``MAP_FORMATS``; found by content if not given.
+        A name in ``docs/formats/maps.md``; found by content if not given.
 
     Returns
     -------
@@ -232,7 +201,7 @@ def read_map(
         What the file does not say: the ranks for nearly every format, the model's layer ids for
         those that number layers from 0.
     format
-        A name of ``MAP_FORMATS``; found by content if not given.
+        A name in ``docs/formats/maps.md``; found by content if not given.
 
     Raises
     ------
@@ -318,7 +287,7 @@ def write_map(
     path
         The file; its suffix must be one of the format's.
     format
-        A name of ``MAP_FORMATS``.
+        A name in ``docs/formats/maps.md``.
     context
         The deployment; SGLang's map needs ``num_hidden_layers``.
 
@@ -343,9 +312,8 @@ def check_map_path(path: Path, format: str) -> None:
     """Raise ``EquipoiseError`` for an unknown format, or a file name its engine would not take."""
     chosen = map_format(format)
     if chosen.write is None:
-        raise EquipoiseError(
-            f"Maps of the format {format} are only read; choose one of {', '.join(WRITABLE)}."
-        )
+        written = ", ".join(known.name for known in map_formats() if known.write is not None)
+        raise EquipoiseError(f"Maps of the format {format} are only read; choose one of {written}.")
     if path.suffix not in chosen.suffixes:
         raise EquipoiseError(
             f"{path}: a map for {chosen.name} needs a name that ends in exactly "

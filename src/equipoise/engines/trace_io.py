@@ -8,41 +8,12 @@ from pathlib import Path
 from equipoise.engines._shared import torch_archive
 from equipoise.engines._shared.arrays import naming
 from equipoise.engines._shared.fitting import fitted
-from equipoise.engines.ascend import load as ascend_load
-from equipoise.engines.ascend import plain_load
-from equipoise.engines.deepseek import load_history
 from equipoise.engines.files import check_readable
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
-from equipoise.engines.map_io import MAP_FORMATS
-from equipoise.engines.native import traces as trace_file
-from equipoise.engines.sglang import dump as sglang_dump
-from equipoise.engines.tabular import counts_json, layer_lines, npy, npz, rank_loads, rank_tables
-from equipoise.engines.tabular import csv as csv_table
-from equipoise.engines.tabular import json as json_table
-from equipoise.engines.trtllm import dump as trtllm_dump
-from equipoise.engines.vllm import completions, load_stats
+from equipoise.engines.registry import map_formats, trace_format, trace_formats
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.invariants import checked
 from equipoise.trace import Trace
-
-TRACE_FORMATS: tuple[TraceFormat, ...] = (
-    trace_file.FORMAT,
-    trtllm_dump.FORMAT,
-    sglang_dump.FORMAT,
-    load_stats.FORMAT,
-    load_history.FORMAT,
-    ascend_load.FORMAT,
-    plain_load.FORMAT,
-    npz.FORMAT,
-    npy.FORMAT,
-    completions.FORMAT,
-    json_table.FORMAT,
-    csv_table.FORMAT,
-    layer_lines.FORMAT,
-    counts_json.FORMAT,
-    rank_tables.FORMAT,
-    rank_loads.FORMAT,
-)
 
 
 def detect_trace(path: Path) -> TraceFormat:
@@ -54,7 +25,7 @@ def detect_trace(path: Path) -> TraceFormat:
         Nothing that can be read, no format that fits, or several that do.
     """
     check_readable(path)
-    found = [f for f in TRACE_FORMATS if f.matches(path)]
+    found = [f for f in trace_formats() if f.matches(path)]
     if len(found) == 1:
         return found[0]
     if not found and _is_cut_zip(path):
@@ -70,10 +41,10 @@ def detect_trace(path: Path) -> TraceFormat:
 
 def _unknown(path: Path) -> str:
     """What to say of a file that no reader knows."""
-    maps = [known.name for known in MAP_FORMATS if path.is_file() and known.matches(path)]
+    maps = [known.name for known in map_formats() if path.is_file() and known.matches(path)]
     if maps:
         return f"{path} is a map ({' or '.join(maps)}), not a recording."
-    known = ", ".join(f.name for f in TRACE_FORMATS)
+    known = ", ".join(f.name for f in trace_formats())
     return (
         f"{path} is neither a map nor a recording of a known format ({known}); name the format of "
         f"a damaged one to see what is wrong.{_content(path)} The simplest way in is a table "
@@ -122,7 +93,7 @@ def read_trace(
     options
         What the recording leaves unsaid; one that its format does not use is refused.
     format
-        A name from ``TRACE_FORMATS``; detected from the content if ``None``.
+        A name in ``docs/formats/traces.md``; detected from the content if ``None``.
     progress
         Called with (done, total) while a long file is read.
 
@@ -158,16 +129,7 @@ def write_trace(trace: Trace, path: str | Path, *, format: str = "equipoise") ->
     """
     chosen = trace_format(format)
     if chosen.write is None:
-        able = ", ".join(f.name for f in TRACE_FORMATS if f.write is not None)
+        able = ", ".join(f.name for f in trace_formats() if f.write is not None)
         raise EquipoiseError(f"Recordings are not written as {format}; choose one of {able}.")
     chosen.write(trace, Path(path))
     return chosen.losses(trace)
-
-
-def trace_format(name: str) -> TraceFormat:
-    """The format of that name; raises ``EquipoiseError`` listing the known ones."""
-    for candidate in TRACE_FORMATS:
-        if candidate.name == name:
-            return candidate
-    known = ", ".join(f.name for f in TRACE_FORMATS)
-    raise EquipoiseError(f"There is no recording format {name!r}; known: {known}.")

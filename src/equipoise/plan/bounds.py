@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_count
+from equipoise.checks import as_loads, check_count
 from equipoise.cost import RankCost
 from equipoise.dispatch.times import rank_speeds
 from equipoise.errors import EquipoiseError

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -12,61 +10,15 @@ from numpy.typing import NDArray
 
 from equipoise.balance import imbalance
 from equipoise.errors import EquipoiseError
-from equipoise.noise import TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
-from equipoise.report.measured import Layout, aligned, rank_loads, source_ranks, unbalanced
+from equipoise.report.drift import Drift, measure_drift
+from equipoise.report.labels import without_fine_labels
+from equipoise.report.measured import Layout, aligned, source_ranks, unbalanced
+from equipoise.report.ranks import Balance, RankView, over_mean
 from equipoise.trace import Trace
 
 _TOP = 10
 _MOSTLY_CHANCE = 0.8
-_MOST_VALUES = 32  # of a label, beyond which it names steps rather than kinds of traffic
-_STEPS_AT_ONCE = 64
-_MOST_STEPS = 256  # of which a rank's 95th percentile is taken: bounds memory on long recordings
-_MOST_WINDOWS = 256  # compared with each other: bounds memory on long recordings
-_CALM_WINDOW = 32  # assignments per expert; fewer, and chance hides how a load vector moves
-
-
-@dataclass(frozen=True, kw_only=True)
-class Balance:
-    """How unevenly ranks share the work of some layers and steps, each (step, layer) a barrier.
-
-    Barriers without load are left out. Averages do not convert into each other.
-
-    Parameters
-    ----------
-    imbalance
-        Mean of max/mean over the barriers, >= 1.
-    imbalance_ratio
-        Mean of (max - mean)/mean: the imbalance less 1.
-    balancedness
-        Mean of mean/max, in (0, 1].
-    p95, worst
-        95th percentile and largest max/mean.
-    of_window
-        Max/mean of the load summed over the steps, averaged over layers. Never above the mean
-        over equal steps: hot spots that move cancel in a sum, but every step waits for its own.
-    floor, floor_std
-        Mean and standard deviation of max/mean that chance alone gives steps of this size.
-    excess
-        ``imbalance - floor``: what skew adds.
-    """
-
-    imbalance: float
-    imbalance_ratio: float
-    balancedness: float
-    p95: float
-    worst: float
-    of_window: float
-    floor: float
-    floor_std: float
-    excess: float
-
-    @property
-    def chance_share(self) -> float:
-        """The part of ``imbalance - 1`` that chance alone explains, 0 to 1."""
-        if self.imbalance <= 1.0:
-            return 1.0
-        return min(1.0, (self.floor - 1.0) / (self.imbalance - 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,53 +71,6 @@ class HotExpert:
     multiple: float
     share: float
     ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelDrift:
-    """Mean correlation of load vectors within and between the values of one label."""
-
-    within: float | None
-    between: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """How the experts' loads move from one window to the next.
-
-    Parameters
-    ----------
-    window_steps
-        Steps summed into a window, so that most experts are seen often enough to compare.
-    num_windows
-        All of them; windows never mix labels.
-    correlation
-        Mean Pearson correlation of a layer's load vectors in consecutive windows of equal labels.
-    total_variation
-        Mean share of the load that moved to other experts between such windows, 0 to 1.
-    chance_variation
-        What ``total_variation`` would be if only chance moved it.
-    labels
-        For every label of two values or more, how alike its values are. Where ``between`` is far
-        below ``within``, a plan made for one value does not serve another.
-    """
-
-    window_steps: int
-    num_windows: int
-    correlation: float | None
-    total_variation: float | None
-    chance_variation: float | None
-    labels: Mapping[str, LabelDrift]
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        """A sentence for each label between whose values the hot experts change."""
-        return tuple(
-            f"Hot experts differ by {name}: loads correlate {x.within:.2f} within one {name} and "
-            f"{x.between:.2f} between two, so a plan made for one may not fit another."
-            for name, x in self.labels.items()
-            if x.within is not None and x.between < x.within / 2
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,9 +191,9 @@ def summarise(
         raise EquipoiseError(
             f"No assignment was recorded in {trace.provenance.source}; record some traffic first."
         )
-    trace, dropped = _drop_fine_labels(trace)
+    trace, dropped = without_fine_labels(trace)
     layout = _layout(trace, num_ranks, placement)
-    view = None if layout is None else _RankView.of(trace, layout)
+    view = None if layout is None else RankView.of(trace, layout)
     total = trace.total
     tokens = _tokens_per_step(trace)
     layers = _layers(trace, total, view)
@@ -316,7 +221,7 @@ def summarise(
         layers=layers,
         worst_layers=_worst(layers),
         hottest_experts=_hottest(trace, total, layout),
-        drift=_drift(trace),
+        drift=measure_drift(trace),
         labels=_labels(trace, view),
         rank_p95=() if view is None else _rounded(view.p95),
         rank_multiples=() if view is None else _rounded(view.multiples()),
@@ -324,103 +229,8 @@ def summarise(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _RankView:
-    """Loads of ranks, reduced to what balance needs."""
-
-    peak: NDArray[np.float64]  # (T, L)
-    mean: NDArray[np.float64]  # (T, L)
-    by_step: NDArray[np.float64]  # (T, L) max/mean
-    p95: NDArray[np.float64]  # (L, R) of load over the mean of its step
-    rank_load: NDArray[np.float64]  # (G, L, R), of each group of steps with equal labels
-    group_of_step: NDArray[np.int64]  # (T,)
-    floor: TraceNoiseFloor
-
-    @classmethod
-    def of(cls, trace: Trace, layout: Layout) -> _RankView:
-        group = _label_groups(trace)
-        rank_load = np.zeros((int(group.max()) + 1, layout.num_layers, layout.num_ranks))
-        peak = np.empty((trace.num_steps, trace.num_layers))
-        mean = trace.counts.sum(axis=2, dtype=np.float64) / layout.num_ranks
-        picked = _evenly_apart(trace.num_steps, _MOST_STEPS)
-        shares = []
-        for start in range(0, trace.num_steps, _STEPS_AT_ONCE):  # bounds the memory for long traces
-            chunk = slice(start, start + _STEPS_AT_ONCE)
-            loads = rank_loads(trace.counts[chunk], layout)
-            peak[chunk] = loads.max(axis=2)
-            np.add.at(rank_load, group[chunk], loads)
-            here = picked[(picked >= start) & (picked < start + _STEPS_AT_ONCE)]
-            shares.append(_over_mean(loads[here - start]).astype(np.float32))
-        p95 = _p95(np.concatenate(shares), mean[picked] > 0)
-        by_step = np.divide(peak, mean, out=np.ones_like(peak), where=mean > 0)
-        floor = trace_noise_floor(trace, layout.num_ranks)
-        return cls(peak, mean, by_step, p95, rank_load, group, floor)
-
-    @property
-    def relative_step_time(self) -> float:
-        return float(self.peak.sum() / self.mean.sum())
-
-    def balance(
-        self, *, layer: int | None = None, steps: NDArray[np.bool_] | None = None
-    ) -> Balance | None:
-        """Balance of some barriers; ``None`` if nothing was routed there."""
-        pick = np.ix_(
-            np.arange(len(self.mean)) if steps is None else np.flatnonzero(steps),
-            np.arange(self.mean.shape[1]) if layer is None else np.array([layer]),
-        )
-        busy = self.mean[pick] > 0
-        if not busy.any():
-            return None
-        gamma = self.by_step[pick][busy]
-        floor = float(self.floor.mean[pick][busy].mean())
-        groups = np.unique(self.group_of_step[pick[0].ravel()])
-        window = self.rank_load[groups].sum(axis=0)[pick[1].ravel()]
-        return Balance(
-            imbalance=float(gamma.mean()),
-            imbalance_ratio=float(gamma.mean() - 1.0),
-            balancedness=float((1.0 / gamma).mean()),
-            p95=float(np.percentile(gamma, 95)),
-            worst=float(gamma.max()),
-            of_window=float(imbalance(window[window.any(axis=1)]).mean()),
-            floor=floor,
-            floor_std=float(self.floor.std[pick][busy].mean()),
-            excess=float(gamma.mean()) - floor,
-        )
-
-    def busiest(self, layer: int) -> int:
-        return int(self.rank_load[:, layer].sum(axis=0).argmax())
-
-    def multiples(self) -> NDArray[np.float64]:
-        return _over_mean(self.rank_load.sum(axis=0))
-
-
-def _evenly_apart(size: int, at_most: int) -> NDArray[np.int64]:
-    """Some of ``size`` indices, from the first to the last."""
-    return np.linspace(0, size - 1, min(size, at_most)).astype(np.int64)
-
-
-def _p95(share_TLR: NDArray[np.float32], busy_TL: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Over the steps in which a layer has load; 0 where it has none."""
-    p95 = np.zeros(share_TLR.shape[1:])
-    for layer, busy in enumerate(busy_TL.T):
-        if busy.any():
-            p95[layer] = np.percentile(share_TLR[busy, layer], 95, axis=0)
-    return p95
-
-
 def _rounded(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.round(4).tolist())
-
-
-def _drop_fine_labels(trace: Trace) -> tuple[Trace, list[str]]:
-    """The trace without labels of too many values, and a note about each."""
-    notes = [
-        f"The label {name} has {len(set(values.tolist()))} values and is not broken down."
-        for name, values in trace.labels.items()
-        if len(set(values.tolist())) > _MOST_VALUES
-    ]
-    kept = {n: v for n, v in trace.labels.items() if len(set(v.tolist())) <= _MOST_VALUES}
-    return replace(trace, labels=kept), notes
 
 
 def _headline(summary: TraceSummary) -> list[str]:
@@ -493,7 +303,7 @@ def _tokens_per_step(trace: Trace) -> NDArray[np.float64] | None:
 
 
 def _layers(
-    trace: Trace, total: NDArray[np.int64], view: _RankView | None
+    trace: Trace, total: NDArray[np.int64], view: RankView | None
 ) -> tuple[LayerSummary, ...]:
     active = np.count_nonzero(trace.counts, axis=2).mean(axis=0)
     used = np.count_nonzero(total, axis=1)
@@ -523,7 +333,7 @@ def _worst(layers: tuple[LayerSummary, ...]) -> tuple[int, ...]:
 def _hottest(
     trace: Trace, total: NDArray[np.int64], layout: Layout | None
 ) -> tuple[HotExpert, ...]:
-    multiple = _over_mean(total)
+    multiple = over_mean(total)
     order = np.argsort(-multiple, axis=None, kind="stable")[:_TOP]
     hot = []
     for row, expert in zip(*np.unravel_index(order, multiple.shape), strict=True):
@@ -545,7 +355,7 @@ def _holders(layout: Layout, row: int, expert: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(layout.copies_on_rank[row, :, expert]).tolist())
 
 
-def _labels(trace: Trace, view: _RankView | None) -> tuple[LabelSummary, ...]:
+def _labels(trace: Trace, view: RankView | None) -> tuple[LabelSummary, ...]:
     found = []
     for name, values in trace.labels.items():
         for value in dict.fromkeys(values.tolist()):
@@ -566,7 +376,7 @@ def _labels(trace: Trace, view: _RankView | None) -> tuple[LabelSummary, ...]:
 
 
 def _expert_curves(trace: Trace, total: NDArray[np.int64]) -> ExpertCurves:
-    multiple = -np.sort(-_over_mean(total[total.any(axis=1)]), axis=1)
+    multiple = -np.sort(-over_mean(total[total.any(axis=1)]), axis=1)
     low, median, high = np.percentile(multiple, [10, 50, 90], axis=0).round(4)
     loaded = np.flatnonzero(total.any(axis=1))
     steepest = int(multiple[:, 0].argmax())
@@ -577,106 +387,3 @@ def _expert_curves(trace: Trace, total: NDArray[np.int64]) -> ExpertCurves:
         steepest=tuple(multiple[steepest].round(4).tolist()),
         steepest_layer=trace.layer_ids[loaded[steepest]],
     )
-
-
-def _drift(trace: Trace) -> Drift:
-    """Compare windows of equal labels one after another, and all windows by label."""
-    per_expert = trace.counts.sum(dtype=np.float64) / trace.counts.size
-    calm = max(_CALM_WINDOW / per_expert, trace.num_steps / _MOST_WINDOWS)
-    size = int(np.clip(np.ceil(calm), 1, max(1, trace.num_steps // 2)))
-    windows = replace(trace, source_counts=None, tokens=None).windows(size)
-    group = _label_groups(windows)
-    unit = _unit_vectors(windows.counts)
-    correlation: list[NDArray[np.float64]] = []
-    moved: list[NDArray[np.float64]] = []
-    chance: list[NDArray[np.float64]] = []
-    for a, b in pairwise(range(windows.num_steps)):
-        if group[a] != group[b]:
-            continue
-        known = unit[a].any(axis=1) & unit[b].any(axis=1)
-        correlation.append(np.einsum("le,le->l", unit[a], unit[b])[known])
-        variation, by_chance = _variation(windows.counts[a], windows.counts[b])
-        moved.append(variation)
-        chance.append(by_chance)
-    return Drift(
-        window_steps=size,
-        num_windows=windows.num_steps,
-        correlation=_mean(correlation),
-        total_variation=_mean(moved),
-        chance_variation=_mean(chance),
-        labels=_label_drift(windows, unit),
-    )
-
-
-def _unit_vectors(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Centred load vectors of length 1, whose products are correlations; 0 where all are equal."""
-    centred = counts - counts.mean(axis=-1, keepdims=True)
-    length = np.linalg.norm(centred, axis=-1, keepdims=True)
-    unit: NDArray[np.float64] = np.zeros_like(centred)
-    np.divide(centred, length, out=unit, where=length > 0)
-    return unit
-
-
-def _variation(
-    a_LE: NDArray[np.integer], b_LE: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Total variation of two windows in each layer with load in both, and its chance level.
-
-    The chance level is that of two Poisson samples of the pooled loads: the mean distance of two
-    normals of variance ``v`` in all is ``sqrt(2 v / pi)``.
-    """
-    size_a, size_b = a_LE.sum(axis=1, dtype=np.float64), b_LE.sum(axis=1, dtype=np.float64)
-    known = (size_a > 0) & (size_b > 0)
-    a, b = a_LE[known].astype(np.float64), b_LE[known].astype(np.float64)
-    n_a, n_b = size_a[known, None], size_b[known, None]
-    pooled = (a + b) / (n_a + n_b)
-    by_chance = np.sqrt(2 / np.pi * pooled * (1 / n_a + 1 / n_b))
-    return np.abs(a / n_a - b / n_b).sum(axis=1) / 2, by_chance.sum(axis=1) / 2
-
-
-def _label_drift(windows: Trace, unit: NDArray[np.float64]) -> dict[str, LabelDrift]:
-    drift = {}
-    for name, values in windows.labels.items():
-        kinds = dict.fromkeys(values.tolist())
-        if len(kinds) < 2:
-            continue
-        all_sum, all_pairs = _pair_products(unit)
-        sums, pairs = zip(*(_pair_products(unit[values == kind]) for kind in kinds), strict=True)
-        if all_pairs > sum(pairs):
-            drift[name] = LabelDrift(
-                within=sum(sums) / sum(pairs) if sum(pairs) else None,
-                between=(all_sum - sum(sums)) / (all_pairs - sum(pairs)),
-            )
-    return drift
-
-
-def _pair_products(unit: NDArray[np.float64]) -> tuple[float, int]:
-    """Sum of the correlations of all pairs of windows over all layers, and how many there are.
-
-    The square of a sum of unit vectors is their number plus twice the products of their pairs.
-    """
-    known = np.count_nonzero(unit.any(axis=2), axis=0)  # (L,)
-    square = (unit.sum(axis=0) ** 2).sum(axis=1)
-    return float((square - known).sum() / 2), int((known * (known - 1)).sum() // 2)
-
-
-def _label_groups(trace: Trace) -> NDArray[np.int64]:
-    """A number for each step, equal where all labels are, ``(T,)``."""
-    if not trace.labels:
-        return np.zeros(trace.num_steps, dtype=np.int64)
-    table = np.stack([np.unique(v, return_inverse=True)[1] for v in trace.labels.values()], axis=1)
-    return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def _over_mean(loads: NDArray[np.number]) -> NDArray[np.float64]:
-    """Loads as multiples of their row's mean; 0 where the row is empty."""
-    x = loads.astype(np.float64)
-    mean = x.mean(axis=-1, keepdims=True)
-    multiple: NDArray[np.float64] = np.zeros_like(x)
-    np.divide(x, mean, out=multiple, where=mean > 0)
-    return multiple
-
-
-def _mean(parts: list[NDArray[np.float64]]) -> float | None:
-    values = np.concatenate(parts) if parts else np.zeros(0)
-    return float(values.mean()) if len(values) else None

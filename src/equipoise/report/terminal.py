@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.report.heat import HeatMap, heat_map, span_text
-from equipoise.report.summary import Balance, TraceSummary
+from equipoise.report.ranks import Balance
+from equipoise.report.summary import TraceSummary
 
 _HEAT_ROWS = 26
 _HEAT_COLUMNS = 128  # of a pipe, which has room for any number

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_count, check_number, expert_loads
+from equipoise.balance import expert_loads
+from equipoise.checks import as_loads, check_count, check_number
 from equipoise.errors import EquipoiseError
 from equipoise.trace import Provenance, Trace
 

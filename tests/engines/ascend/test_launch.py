@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from equipoise.engines.ascend.launch import launch
+from equipoise.engines.formats import LaunchOptions
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -20,14 +21,16 @@ RUNNER = (("VLLM_USE_V2_MODEL_RUNNER", "0"),)
 def test_flags_of_every_version(
     version: str, config: str, environment: tuple[tuple[str, str], ...]
 ) -> None:
-    made = launch(PLACEMENT, "map.json", version=version)
+    made = launch(PLACEMENT, "map.json", LaunchOptions(version=version))
     assert made.command == ("--enable-expert-parallel", "--additional-config", config)
     assert made.environment == environment
     assert made.files == ()
 
 
 def test_the_tree_of_the_reference_is_the_default() -> None:
-    assert launch(PLACEMENT, "map.json") == launch(PLACEMENT, "map.json", version="2026-08")
+    assert launch(PLACEMENT, "map.json") == launch(
+        PLACEMENT, "map.json", LaunchOptions(version="2026-08")
+    )
 
 
 @pytest.mark.parametrize("name", ["map.yaml", "map.JSON", "map"])
@@ -50,7 +53,10 @@ def test_more_redundant_experts_than_devices_are_noted() -> None:
 
 def test_doubts_about_loading_are_noted_for_newer_trees() -> None:
     def doubted(version: str) -> bool:
-        return any("Check answers" in n for n in launch(PLACEMENT, "m.json", version=version).notes)
+        return any(
+            "Check answers" in n
+            for n in launch(PLACEMENT, "m.json", LaunchOptions(version=version)).notes
+        )
 
     assert doubted("2026-08")
     assert not doubted("0.11.0")

@@ -3,8 +3,7 @@ import json
 import pytest
 
 from equipoise import __version__
-from equipoise.engines._shared.map_checks import NOTHING_KNOWN
-from equipoise.engines.formats import MapContext
+from equipoise.engines.formats import NOTHING_KNOWN, MapContext
 from equipoise.engines.native.maps import FORMAT, write
 from equipoise.errors import FormatError
 from equipoise.placement import Placement

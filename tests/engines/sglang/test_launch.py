@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from equipoise.engines.formats import LaunchOptions
 from equipoise.engines.sglang.launch import launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -34,7 +35,9 @@ def command(redundant: int, a2a: str, dispatch: str) -> tuple[str, ...]:
     ],
 )
 def test_flags(version: str, placement: Placement, a2a: str, asked: str | None, got: str) -> None:
-    made = launch(placement, "map.json", version=version, a2a_backend=a2a, dispatch=asked)
+    made = launch(
+        placement, "map.json", LaunchOptions(version=version, a2a_backend=a2a, dispatch=asked)
+    )
     assert made.command == command(placement.num_redundant, a2a, got)
     assert (made.environment, made.files) == ((), ())
 
@@ -48,24 +51,24 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("dispatch", ["static", "lp"])
 def test_dispatch_that_differs_between_ranks_needs_a_backend(dispatch: str) -> None:
     with pytest.raises(EquipoiseError, match=f"0.5.23 refuses dispatch {dispatch} without"):
-        launch(REDUNDANT, "map.json", dispatch=dispatch)
+        launch(REDUNDANT, "map.json", LaunchOptions(dispatch=dispatch))
 
 
 @pytest.mark.parametrize("dispatch", [None, "static", "dynamic"])
 def test_older_releases_corrupt_copies_without_a_backend(dispatch: str | None) -> None:
     with pytest.raises(EquipoiseError, match=r"0\.5\.16 gives wrong text.*or use 0\.5\.23"):
-        launch(REDUNDANT, "map.json", version="0.5.16", dispatch=dispatch)
+        launch(REDUNDANT, "map.json", LaunchOptions(version="0.5.16", dispatch=dispatch))
 
 
 def test_older_releases_have_no_lp_without_a_backend() -> None:
     with pytest.raises(EquipoiseError, match="lp needs an all-to-all backend"):
-        launch(PLAIN, "map.json", version="0.5.16", dispatch="lp")
+        launch(PLAIN, "map.json", LaunchOptions(version="0.5.16", dispatch="lp"))
 
 
 @pytest.mark.parametrize("dispatch", ["fake", "Static", ""])
 def test_dispatch_that_is_not_for_serving_is_refused(dispatch: str) -> None:
     with pytest.raises(EquipoiseError, match=r"Unknown dispatch .* static, dynamic, lp"):
-        launch(REDUNDANT, "map.json", a2a_backend="deepep", dispatch=dispatch)
+        launch(REDUNDANT, "map.json", LaunchOptions(a2a_backend="deepep", dispatch=dispatch))
 
 
 @pytest.mark.parametrize("name", ["map.JSON", "map", "map.yaml", "map.json.gz"])
@@ -79,7 +82,9 @@ def test_a_pt_map_is_accepted() -> None:
 
 
 def has_note(text: str, placement: Placement = REDUNDANT, **options: str) -> bool:
-    return any(text in note for note in launch(placement, "map.json", **options).notes)
+    return any(
+        text in note for note in launch(placement, "map.json", LaunchOptions(**options)).notes
+    )
 
 
 def test_the_collapse_of_copies_is_noted_where_it_happens() -> None:

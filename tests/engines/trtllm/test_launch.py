@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from equipoise.engines.formats import LaunchOptions
 from equipoise.engines.trtllm.launch import ARCHITECTURES, RELEASES, launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -40,14 +41,14 @@ pytorch_backend_config:
     ],
 )
 def test_flag_and_options_file_of_every_version(version: str, flag: str, content: str) -> None:
-    made = launch(PLACEMENT, "maps/moe.yaml", version=version)
+    made = launch(PLACEMENT, "maps/moe.yaml", LaunchOptions(version=version))
     assert made.command == (flag, "extra_llm_api_options.yaml")
     assert made.files == (("extra_llm_api_options.yaml", content),)
     assert made.environment == ()
 
 
 def test_main_is_the_default() -> None:
-    assert launch(PLACEMENT, "m.yaml") == launch(PLACEMENT, "m.yaml", version="main")
+    assert launch(PLACEMENT, "m.yaml") == launch(PLACEMENT, "m.yaml", LaunchOptions(version="main"))
 
 
 @pytest.mark.parametrize(
@@ -58,24 +59,24 @@ def test_main_is_the_default() -> None:
     ],
 )
 def test_a_backend_is_set_where_the_version_reads_it(version: str, line: str) -> None:
-    made = launch(PLACEMENT, "m.yaml", version=version, backend="CUTLASS")
+    made = launch(PLACEMENT, "m.yaml", LaunchOptions(version=version, backend="CUTLASS"))
     assert line in made.files[0][1]
 
 
 def test_a_backend_whose_place_is_not_known_is_refused() -> None:
     with pytest.raises(EquipoiseError, match="first-era names its MoE backend is not known"):
-        launch(PLACEMENT, "m.yaml", version="first-era", backend="CUTLASS")
+        launch(PLACEMENT, "m.yaml", LaunchOptions(version="first-era", backend="CUTLASS"))
 
 
 @pytest.mark.parametrize("backend", ["VANILLA", "TRITON", "marlin"])
 def test_backends_that_do_not_balance_are_refused(backend: str) -> None:
     with pytest.raises(EquipoiseError, match=f"{backend} does not support load balancing"):
-        launch(PLACEMENT, "m.yaml", backend=backend)
+        launch(PLACEMENT, "m.yaml", LaunchOptions(backend=backend))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_balanced_architectures_pass(architecture: str) -> None:
-    checked = launch(PLACEMENT, "m.yaml", architecture=architecture).notes
+    checked = launch(PLACEMENT, "m.yaml", LaunchOptions(architecture=architecture)).notes
     assert set(launch(PLACEMENT, "m.yaml").notes) - set(checked) == {
         "The model's architecture was not checked; the map is ignored in silence unless it is one "
         f"of {', '.join(ARCHITECTURES)}."
@@ -84,7 +85,7 @@ def test_balanced_architectures_pass(architecture: str) -> None:
 
 def test_other_architectures_are_refused() -> None:
     with pytest.raises(EquipoiseError, match="ignores maps for OlmoeForCausalLM; it balances Deep"):
-        launch(PLACEMENT, "m.yaml", architecture="OlmoeForCausalLM")
+        launch(PLACEMENT, "m.yaml", LaunchOptions(architecture="OlmoeForCausalLM"))
 
 
 def test_more_experts_than_the_kernels_address_are_refused() -> None:
@@ -107,7 +108,7 @@ def test_many_slots_are_noted() -> None:
 
 @pytest.mark.parametrize("version", [v for v in RELEASES if v != "main"])
 def test_what_was_checked_against_main_is_noted(version: str) -> None:
-    notes = launch(PLACEMENT, "m.yaml", version=version).notes
+    notes = launch(PLACEMENT, "m.yaml", LaunchOptions(version=version)).notes
     assert any(f"against main; {version} may balance fewer" in note for note in notes)
 
 

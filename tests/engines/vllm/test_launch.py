@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from equipoise.engines.formats import LaunchOptions
 from equipoise.engines.vllm.launch import launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -13,7 +14,7 @@ PLACEMENT = Placement([[0, 1, 2, 0]], num_ranks=2, num_experts=3)
 
 
 def config(**options: Any) -> dict[str, Any]:
-    made = launch(PLACEMENT, "map.json", **options)
+    made = launch(PLACEMENT, "map.json", LaunchOptions(**options))
     assert made.command[:3] == ("--enable-expert-parallel", "--enable-eplb", "--eplb-config")
     assert (len(made.command), made.environment, made.files) == (4, (), ())
     read: dict[str, Any] = json.loads(made.command[3])
@@ -72,13 +73,13 @@ def test_asking_for_rearrangement_lets_go_of_the_map(option: dict[str, int]) -> 
     ],
 )
 def test_when_the_map_is_given_up_is_noted(options: dict[str, Any], first: int, every: int) -> None:
-    notes = launch(PLACEMENT, "map.json", **options).notes
+    notes = launch(PLACEMENT, "map.json", LaunchOptions(**options)).notes
     assert any(f"after {first} steps and then every {every}." in note for note in notes)
 
 
 def test_a_held_map_and_a_release_without_one_are_not_said_to_be_rearranged() -> None:
     for version in ("pr-41141", "0.33.0"):
-        notes = launch(PLACEMENT, "map.json", version=version).notes
+        notes = launch(PLACEMENT, "map.json", LaunchOptions(version=version)).notes
         assert not any("rearranges" in note for note in notes)
 
 
@@ -96,7 +97,7 @@ def test_windows_that_misattribute_history_are_refused(
     options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(EquipoiseError, match=message):
-        launch(PLACEMENT, "map.json", **options)
+        launch(PLACEMENT, "map.json", LaunchOptions(**options))
 
 
 def test_a_window_as_long_as_the_interval_is_accepted() -> None:
@@ -112,7 +113,7 @@ def test_more_redundant_experts_than_the_engines_maps_hold_are_refused() -> None
 
 def test_what_each_build_reads_is_noted() -> None:
     def notes(version: str) -> str:
-        return " ".join(launch(PLACEMENT, "map.json", version=version).notes)
+        return " ".join(launch(PLACEMENT, "map.json", LaunchOptions(version=version)).notes)
 
     assert "unmerged" in notes("pr-41141")
     assert "format vllm-41141" in notes("pr-41141")

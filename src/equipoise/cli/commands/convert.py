@@ -20,15 +20,9 @@ from equipoise.cli.options.common import (
 from equipoise.cli.views.text import in_options, one_line
 from equipoise.engines.files import check_readable
 from equipoise.engines.formats import MapContext, MapFormat, TraceFormat, given
-from equipoise.engines.map_io import (
-    MAP_FORMATS,
-    detect_map,
-    examine_map,
-    is_map,
-    reading_warnings,
-    write_map,
-)
-from equipoise.engines.trace_io import TRACE_FORMATS, detect_trace, trace_format, write_trace
+from equipoise.engines.map_io import detect_map, examine_map, is_map, reading_warnings, write_map
+from equipoise.engines.registry import map_formats, trace_format, trace_formats
+from equipoise.engines.trace_io import detect_trace, write_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import parse_ids
 
@@ -83,12 +77,12 @@ def convert(
 
 def _is_map(source: Path, name: str | None) -> bool:
     """Whether a source is a map: by its format's name, or where both kinds have it by content."""
-    if name is not None and (name in _names(MAP_FORMATS)) != (name in _names(TRACE_FORMATS)):
-        return name in _names(MAP_FORMATS)
+    if name is not None and (name in _names(map_formats())) != (name in _names(trace_formats())):
+        return name in _names(map_formats())
     if is_map(source):
         return True
     check_readable(source)
-    if name is None and not any(known.matches(source) for known in TRACE_FORMATS):
+    if name is None and not any(known.matches(source) for known in trace_formats()):
         _refuse(source)
     return False
 
@@ -141,7 +135,7 @@ def _convert_trace(
         raise EquipoiseError(f"{source} is a recording; --hidden-layers applies to maps only.")
     if ranks is not None and reading.run_map is None:
         raise EquipoiseError(f"{source} is a recording; --ranks applies to maps only.")
-    if to in _names(MAP_FORMATS) - _names(TRACE_FORMATS):
+    if to in _names(map_formats()) - _names(trace_formats()):
         raise EquipoiseError(
             f"{source} is a recording, and {to} is a format of maps; equipoise plan makes them."
         )

@@ -26,7 +26,8 @@ from equipoise.cli.views.text import in_options, one_line
 from equipoise.dispatch import Even
 from equipoise.engines.files import output_file, output_folder, write_bytes
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import check_map_path, map_format, read_map, write_map
+from equipoise.engines.map_io import check_map_path, read_map, write_map
+from equipoise.engines.registry import map_format
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement

@@ -18,7 +18,7 @@ from equipoise.cli.options.common import (
     stdout,
 )
 from equipoise.cli.views.text import in_options, one_line
-from equipoise.engines._shared.map_checks import by_kind
+from equipoise.engines._shared.findings import by_kind
 from equipoise.engines.formats import Severity
 from equipoise.engines.map_io import MapInspection, inspect_map
 

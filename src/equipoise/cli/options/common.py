@@ -15,10 +15,10 @@ from rich.console import Console
 
 from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.files import output_file, output_folder
-from equipoise.engines.formats import MapContext, TraceFormat, TraceOptions, given
-from equipoise.engines.launch_flags import LaunchOptions
-from equipoise.engines.map_io import map_format, read_map
-from equipoise.engines.trace_io import detect_trace, read_trace, trace_format
+from equipoise.engines.formats import LaunchOptions, MapContext, TraceFormat, TraceOptions, given
+from equipoise.engines.map_io import read_map
+from equipoise.engines.registry import map_format, trace_format
+from equipoise.engines.trace_io import detect_trace, read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import parse_ids
 from equipoise.topology import Topology

@@ -9,7 +9,7 @@ import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.repair import RepairArguments
 from equipoise.engines.formats import given

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.cli.options.common import Amount, MachineArguments, Size, option_name
 from equipoise.cli.views.progress import Progress
 from equipoise.cost import RankCost, rank_cost

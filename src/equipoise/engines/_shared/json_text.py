@@ -15,8 +15,6 @@ from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson
-
 from equipoise.errors import FormatError
 
 _HEAD_BYTES = 1 << 16
@@ -46,11 +44,25 @@ def parse_json(data: bytes, where: str) -> Any:
         if "\\ud" in text or "\\uD" in text:  # half a character may be written as an escape
             json.dumps(document, ensure_ascii=False).encode()
         return document
-    except JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise FormatError(f"{where}: is not JSON ({place}: {error.msg}).") from error
     except (ValueError, RecursionError) as error:
-        raise _explained(error, where) from error
+        raise explained(error, where) from error
+
+
+def explained(error: Exception, where: str) -> FormatError:
+    """What an error of Python's decoder, or of one here, means to whoever has the file."""
+    match error:
+        case FormatError():
+            return FormatError(f"{where}: {error}")
+        case JSONDecodeError():
+            place = f"line {error.lineno}, column {error.colno}"
+            return FormatError(f"{where}: is not JSON ({place}: {error.msg}).")
+        case UnicodeEncodeError():
+            return FormatError(f"{where}: holds half a character (a lone surrogate).")
+        case UnicodeDecodeError():
+            return FormatError(f"{where}: is not UTF-8 text (byte {error.start}).")
+        case RecursionError():
+            return FormatError(f"{where}: is nested too deeply to be read.")
+    return FormatError(f"{where}: holds a number of thousands of digits.")  # Python's own limit
 
 
 def head_keys(path: Path) -> list[str]:
@@ -64,6 +76,8 @@ def head_keys(path: Path) -> list[str]:
     depth = 0
     if not head.lstrip().startswith(b"{"):
         return keys
+    import ijson  # here, since a map has no use for it
+
     try:
         for event, value in ijson.basic_parse(head, use_float=True):
             depth += event.startswith("start_") - event.startswith("end_")
@@ -102,7 +116,7 @@ def stream_items(file: BinaryIO, key: str, where: str) -> Iterator[Any]:
         place = f"at or before byte {file.tell()}"
         raise FormatError(f"{where}: is damaged JSON, {place} ({error.msg}).") from error
     except (ValueError, RecursionError) as error:
-        raise _explained(error, where) from error
+        raise explained(error, where) from error
 
 
 class _Text:
@@ -193,20 +207,6 @@ def _repeated(name: str) -> FormatError:
 
 def _not_a_number(word: str) -> Any:
     raise FormatError(f"is damaged JSON: {word} is no number.")
-
-
-def _explained(error: Exception, where: str) -> FormatError:
-    """What an error of the decoder means to whoever has the file."""
-    match error:
-        case FormatError():
-            return FormatError(f"{where}: {error}")
-        case UnicodeEncodeError():
-            return FormatError(f"{where}: holds half a character (a lone surrogate).")
-        case UnicodeDecodeError():
-            return FormatError(f"{where}: is not UTF-8 text (byte {error.start}).")
-        case RecursionError():
-            return FormatError(f"{where}: is nested too deeply to be read.")
-    return FormatError(f"{where}: holds a number of thousands of digits.")  # Python's own limit
 
 
 _SPACES = frozenset(" \t\n\r")

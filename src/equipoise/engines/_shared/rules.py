@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.minmax import bottleneck_ranks
 from equipoise.dispatch.split import Split

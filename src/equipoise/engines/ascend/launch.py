@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from equipoise.engines._shared.releases import check_expert_parallel, choose_release, same_rank_copy
-from equipoise.engines.formats import Launch
+from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -32,7 +32,7 @@ RELEASES = {
 }
 
 
-def launch(placement: Placement, map_name: str, *, version: str | None = None) -> Launch:
+def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
     """Flags that make vllm-ascend (model runner V1) load a static placement.
 
     Parameters
@@ -41,8 +41,8 @@ def launch(placement: Placement, map_name: str, *, version: str | None = None) -
         What the map holds.
     map_name
         Path of the map as the engine's processes will see it.
-    version
-        A key of ``RELEASES``; 2026-08, the tree of that month, if ``None``.
+    options
+        The version; 2026-08, the tree of that month, if ``None``.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def launch(placement: Placement, map_name: str, *, version: str | None = None) -
         One rank; a name that does not end in ``.json``; an expert twice on one device, which
         shifts the engine's slot numbers.
     """
-    name, release = choose_release("vllm-ascend", version, RELEASES)
+    name, release = choose_release("vllm-ascend", options.version, RELEASES)
     check_expert_parallel("vllm-ascend", placement, "reads maps only with expert parallelism")
     if not map_name.endswith(SUFFIX):
         raise EquipoiseError(
@@ -105,3 +105,10 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
             "device."
         )
     return tuple(notes)
+
+
+LAUNCHER = Launcher(
+    options=frozenset({"version"}),
+    launch=launch,
+    versions=tuple(RELEASES),
+)

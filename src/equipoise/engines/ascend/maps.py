@@ -14,24 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines._shared.map_checks import (
-    NOTHING_KNOWN,
-    Rules,
-    build_ordered,
-    check_ordered,
-    describe,
-    is_int,
-    parse_json,
+from equipoise.engines._shared.findings import describe, is_int, repeated_keys, unknown_keys
+from equipoise.engines._shared.map_layers import check_ordered
+from equipoise.engines._shared.map_rows import build_ordered
+from equipoise.engines._shared.map_slots import Rules, shape_of
+from equipoise.engines._shared.map_text import (
+    parse_map_json,
     peek_json,
     read_text,
     refuse_foreign,
-    repeated_keys,
-    shape_of,
     stated,
-    unknown_keys,
 )
 from equipoise.engines.files import write_text
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.formats import (
+    NOTHING_KNOWN,
+    Finding,
+    MapContext,
+    MapFormat,
+    RawMap,
+    Severity,
+)
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
@@ -76,7 +78,7 @@ def _matches(path: Path) -> bool:
 
 
 def _parse(path: Path) -> RawMap:
-    document, repeated = parse_json(read_text(path), path)
+    document, repeated = parse_map_json(read_text(path), path)
     refuse_foreign(document, path, "vllm-ascend's expert_map.json")
     layers = document.get(_LAYERS) if isinstance(document, dict) else None
     if not isinstance(layers, list) or not layers:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.engines._shared.rules import RowRule, TableRule, with_remainder
 from equipoise.placement import Placement
 

@@ -11,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
-from equipoise.engines._shared.map_checks import (
-    NOTHING_KNOWN,
-    Rules,
-    build,
-    check_layer_keys,
-    check_rows,
+from equipoise.engines._shared.findings import (
     describe,
     has_errors,
     is_int,
-    parse_json,
-    peek_json,
-    read_text,
     repeated_keys,
     unknown_keys,
 )
+from equipoise.engines._shared.map_layers import check_layer_keys
+from equipoise.engines._shared.map_rows import build
+from equipoise.engines._shared.map_slots import Rules, check_rows
+from equipoise.engines._shared.map_text import parse_map_json, peek_json, read_text
 from equipoise.engines.files import write_text
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
+from equipoise.engines.formats import NOTHING_KNOWN, Finding, MapContext, MapFormat, RawMap
 from equipoise.errors import FormatError
 from equipoise.placement import Placement
 
@@ -73,7 +69,7 @@ def _matches(path: Path) -> bool:
 
 
 def _parse(path: Path) -> RawMap:
-    document, repeated = parse_json(read_text(path), path)
+    document, repeated = parse_map_json(read_text(path), path)
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise FormatError(f'{path}: expected a JSON object with "format": "{_FORMAT}".')
     layers = document.get("layers")

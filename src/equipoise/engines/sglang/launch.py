@@ -9,7 +9,7 @@ from equipoise.engines._shared.releases import (
     choose_release,
     same_rank_notes,
 )
-from equipoise.engines.formats import Launch
+from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -36,14 +36,7 @@ RELEASES = {
 }
 
 
-def launch(
-    placement: Placement,
-    map_name: str,
-    *,
-    version: str | None = None,
-    a2a_backend: str = NO_A2A,
-    dispatch: str | None = None,
-) -> Launch:
+def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
     """Flags that make SGLang load a placement.
 
     Parameters
@@ -52,13 +45,8 @@ def launch(
         What the map holds.
     map_name
         Path of the map, present under this name on every node.
-    version
-        A key of ``RELEASES``; 0.5.23 if ``None``.
-    a2a_backend
-        ``--moe-a2a-backend``: ``none``, ``deepep``, ``mooncake``, ...
-    dispatch
-        ``--ep-dispatch-algorithm``: ``static``, ``dynamic`` or ``lp``; what suits the backend if
-        ``None``.
+    options
+        The version, 0.5.23 if ``None``; the all-to-all backend, none if ``None``; the dispatch.
 
     Raises
     ------
@@ -66,7 +54,8 @@ def launch(
         One rank; a name the engine would take for inline JSON; a dispatch that is unknown, gives
         wrong text or is refused at start-up.
     """
-    name, release = choose_release("SGLang", version, RELEASES)
+    name, release = choose_release("SGLang", options.version, RELEASES)
+    a2a_backend, dispatch = options.a2a_backend or NO_A2A, options.dispatch
     check_expert_parallel("SGLang", placement, "places experts only with --ep-size above 1")
     _check_name(map_name)
     if dispatch is not None and dispatch not in DISPATCH:
@@ -159,3 +148,10 @@ def _collapse_note(dispatch: str) -> str:
     if dispatch == "static":
         return f"{collapse}; a plan that spreads copies over nodes is served best."
     return f"{collapse}, so {dispatch} may leave copies unused; static is what maps are made for."
+
+
+LAUNCHER = Launcher(
+    options=frozenset({"version", "a2a_backend", "dispatch"}),
+    launch=launch,
+    versions=tuple(RELEASES),
+)

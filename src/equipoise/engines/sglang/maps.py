@@ -11,30 +11,31 @@ from typing import Any
 import numpy as np
 
 from equipoise.engines._shared import torch_archive
-from equipoise.engines._shared.map_checks import (
-    NOTHING_KNOWN,
-    SAME_RANK,
-    Rules,
-    build,
+from equipoise.engines._shared.findings import describe, repeated_keys, unknown_keys
+from equipoise.engines._shared.map_layers import (
     check_layers_have_rows,
     check_row_count,
-    check_rows,
-    describe,
-    format_rows,
     guessed_decoder_rows,
-    parse_json,
+    unchecked,
+)
+from equipoise.engines._shared.map_rows import build, format_rows, rows_by_layer
+from equipoise.engines._shared.map_slots import SAME_RANK, Rules, check_rows, shape_of
+from equipoise.engines._shared.map_text import (
+    parse_map_json,
     peek_json,
     read_text,
     refuse_foreign,
-    repeated_keys,
-    rows_by_layer,
-    shape_of,
     stated,
-    unchecked,
-    unknown_keys,
 )
 from equipoise.engines.files import write_text
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.formats import (
+    NOTHING_KNOWN,
+    Finding,
+    MapContext,
+    MapFormat,
+    RawMap,
+    Severity,
+)
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
@@ -95,7 +96,7 @@ def _matches(path: Path) -> bool:
 def _parse(path: Path) -> RawMap:
     archive = _is_archive(path)
     root, repeated = (
-        (torch_archive.load(path), []) if archive else parse_json(read_text(path), path)
+        (torch_archive.load(path), []) if archive else parse_map_json(read_text(path), path)
     )
     if isinstance(root, dict) and KEY not in root and _LOAD_KEY in root:
         raise FormatError(

@@ -12,7 +12,7 @@ from equipoise.engines._shared.releases import (
     choose_release,
     same_rank_notes,
 )
-from equipoise.engines.formats import Launch
+from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -67,14 +67,7 @@ RELEASES = {
 }
 
 
-def launch(
-    placement: Placement,
-    map_name: str,
-    *,
-    version: str | None = None,
-    architecture: str | None = None,
-    backend: str | None = None,
-) -> Launch:
+def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
     """Flags and options file that make TensorRT-LLM load a static placement.
 
     Parameters
@@ -83,13 +76,9 @@ def launch(
         What the map holds.
     map_name
         Path of the map as the engine's processes will see it.
-    version
-        A key of ``RELEASES``; ``main`` if ``None``. ``first-era`` are the builds whose options file
-        has a section ``pytorch_backend_config``.
-    architecture
-        The first of the model's ``architectures``, checked against what the engine balances.
-    backend
-        MoE backend to select; the engine's default if ``None``.
+    options
+        The version, ``main`` if ``None``; the architecture and the MoE backend. ``first-era`` are
+        the builds whose options file has a section ``pytorch_backend_config``.
 
     Raises
     ------
@@ -97,31 +86,31 @@ def launch(
         What the engine would ignore in silence or fail on: one rank, an architecture or a backend
         it does not balance, more slots or experts than its kernels address.
     """
-    name, release = choose_release("TensorRT-LLM", version, RELEASES)
+    name, release = choose_release("TensorRT-LLM", options.version, RELEASES)
     check_expert_parallel("TensorRT-LLM", placement, "ignores maps without expert parallelism")
     _check_limits(placement)
-    _check_architecture(architecture)
-    options: dict[str, Any] = {
+    _check_architecture(options.architecture)
+    content: dict[str, Any] = {
         "enable_attention_dp": True,
         "moe_expert_parallel_size": placement.num_ranks,
     }
-    _put(options, release.map_at, map_name)
-    if backend is not None:
-        _put(options, _backend_place(name, release, backend), backend)
+    _put(content, release.map_at, map_name)
+    if options.backend is not None:
+        _put(content, _backend_place(name, release, options.backend), options.backend)
     return Launch(
         engine="trtllm",
         version=name,
         command=(release.flag, OPTIONS_FILE),
-        files=((OPTIONS_FILE, yaml.safe_dump(options)),),
-        notes=_notes(placement, name, architecture),
+        files=((OPTIONS_FILE, yaml.safe_dump(content)),),
+        notes=_notes(placement, name, options.architecture),
     )
 
 
-def _put(options: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _put(content: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     *sections, key = path
     for section in sections:
-        options = options.setdefault(section, {})
-    options[key] = value
+        content = content.setdefault(section, {})
+    content[key] = value
 
 
 def _check_limits(placement: Placement) -> None:
@@ -183,3 +172,10 @@ def _notes(placement: Placement, version: str, architecture: str | None) -> tupl
             "(32 experts a group); try another backend if start-up fails on it."
         )
     return (*notes, *same_rank_notes(placement))
+
+
+LAUNCHER = Launcher(
+    options=frozenset({"version", "architecture", "backend"}),
+    launch=launch,
+    versions=tuple(RELEASES),
+)

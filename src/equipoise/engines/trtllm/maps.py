@@ -13,25 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from equipoise.engines._shared.map_checks import (
-    NOTHING_KNOWN,
-    WAY_IN,
-    Rules,
-    build,
-    check_layer_keys,
-    check_rows,
-    describe,
-    is_int,
-    read_text,
-    refuse_foreign,
-    repeated_keys,
-    shape_of,
-    stated,
-    unchecked,
-    unknown_keys,
-)
+from equipoise.checks import brief
+from equipoise.engines._shared.findings import describe, is_int, repeated_keys, unknown_keys
+from equipoise.engines._shared.map_layers import check_layer_keys, unchecked
+from equipoise.engines._shared.map_rows import build
+from equipoise.engines._shared.map_slots import Rules, check_rows, shape_of
+from equipoise.engines._shared.map_text import WAY_IN, read_text, refuse_foreign, stated
 from equipoise.engines.files import write_text
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap, Severity
+from equipoise.engines.formats import (
+    NOTHING_KNOWN,
+    Finding,
+    MapContext,
+    MapFormat,
+    RawMap,
+    Severity,
+)
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
@@ -194,7 +190,7 @@ def _parse(path: Path) -> RawMap:
     section = _section(document)
     inline = section is not document
     if inline and isinstance(section, str):
-        raise FormatError(f"{path}: names the map in another file, {_quoted(section)}; give that.")
+        raise FormatError(f"{path}: names the map in another file, {brief(section)}; give that.")
     if inline and section is None:
         raise FormatError(f"{path}: is an options file without a load balancer, so without a map.")
     refuse_foreign(section, path, "TensorRT-LLM's load balancer")
@@ -231,10 +227,6 @@ def _unknown_keys(section: dict[Any, Any], *, online: bool) -> list[Finding]:
     found = unknown_keys(section, _KEYS, "T1", "The load balancer's section")
     refused = f"The engine refuses a section with any key but {', '.join(_KEYS)}."
     return [replace(f, remedy=refused) for f in found] if online else found
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def _layer(key: object) -> int | str:

@@ -9,17 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from equipoise.engines._shared.map_checks import (
-    Rules,
-    build_ordered,
-    check_ordered,
-    describe,
-    is_int,
-    parse_json,
-    peek_json,
-    read_text,
-    repeated_keys,
-)
+from equipoise.engines._shared.findings import describe, is_int, repeated_keys
+from equipoise.engines._shared.map_layers import check_ordered
+from equipoise.engines._shared.map_rows import build_ordered
+from equipoise.engines._shared.map_slots import Rules
+from equipoise.engines._shared.map_text import parse_map_json, peek_json, read_text
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
 from equipoise.errors import FormatError
 
@@ -53,7 +47,7 @@ def _matches(path: Path) -> bool:
 
 
 def _parse(path: Path) -> RawMap:
-    document, repeated = parse_json(read_text(path), path)
+    document, repeated = parse_map_json(read_text(path), path)
     name = _format(document)
     if name not in _VERSIONS:
         found = document.get("format") if isinstance(document, dict) else document

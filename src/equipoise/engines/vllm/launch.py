@@ -11,7 +11,7 @@ from equipoise.engines._shared.releases import (
     choose_release,
     same_rank_notes,
 )
-from equipoise.engines.formats import Launch
+from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -49,14 +49,7 @@ RELEASES = {
 }
 
 
-def launch(
-    placement: Placement,
-    map_name: str,
-    *,
-    version: str | None = None,
-    window_size: int | None = None,
-    step_interval: int | None = None,
-) -> Launch:
+def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
     """Flags that make vLLM run with a placement's slots, and load its map where a build can.
 
     No release reads a map: for 0.33.0 and 0.32.0 the flags configure the engine's own balancing
@@ -69,11 +62,9 @@ def launch(
         What the map holds.
     map_name
         Path of the map as the engine's processes will see it.
-    version
-        A key of ``RELEASES``; 0.33.0 if ``None``.
-    window_size, step_interval
-        Steps recorded before a rearrangement, and steps between two; the engine's defaults (1000,
-        3000) if ``None``. Where a build can hold its map, it does unless one of them is given.
+    options
+        The version, 0.33.0 if ``None``; the window and the interval, 1000 and 3000 if ``None``.
+        Where a build can hold its map, it does unless one of these two is given.
 
     Raises
     ------
@@ -81,7 +72,8 @@ def launch(
         One rank; more than 1023 redundant experts; a window longer than the interval, whose
         history the engine would attribute to the wrong map.
     """
-    name, build = choose_release("vLLM", version, RELEASES)
+    name, build = choose_release("vLLM", options.version, RELEASES)
+    window_size, step_interval = options.window_size, options.step_interval
     check_expert_parallel("vLLM", placement, "balances experts only with TP x DP x PCP above 1")
     if placement.num_redundant > MAX_REDUNDANT:
         raise EquipoiseError(
@@ -155,3 +147,10 @@ def _notes(
         "does not compare them, and other sizes put slots on other ranks."
     )
     return (*notes, *same_rank_notes(placement))
+
+
+LAUNCHER = Launcher(
+    options=frozenset({"version", "window_size", "step_interval"}),
+    launch=launch,
+    versions=tuple(RELEASES),
+)

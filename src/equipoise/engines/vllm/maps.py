@@ -11,31 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equipoise.engines._shared.map_checks import (
-    NOTHING_KNOWN,
-    Rules,
-    build,
-    build_ordered,
+from equipoise.engines._shared.findings import describe, is_int, repeated_keys, unknown_keys
+from equipoise.engines._shared.map_layers import (
     check_layers_have_rows,
     check_row_count,
-    check_rows,
-    describe,
-    format_rows,
     guessed_decoder_rows,
     guessed_order,
-    infer_experts,
-    is_int,
-    parse_json,
-    peek_json,
-    read_text,
-    repeated_keys,
-    rows_by_layer,
-    shape_of,
     unchecked,
-    unknown_keys,
 )
+from equipoise.engines._shared.map_rows import build, build_ordered, format_rows, rows_by_layer
+from equipoise.engines._shared.map_slots import Rules, check_rows, infer_experts, shape_of
+from equipoise.engines._shared.map_text import parse_map_json, peek_json, read_text
 from equipoise.engines.files import write_text
-from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
+from equipoise.engines.formats import NOTHING_KNOWN, Finding, MapContext, MapFormat, RawMap
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
@@ -103,7 +91,7 @@ def write_record(placement: Placement, path: Path, context: MapContext = NOTHING
 
 def _matches_record(path: Path) -> bool:
     try:
-        record = parse_json(_lines(path)[0], path)[0]
+        record = parse_map_json(_lines(path)[0], path)[0]
     except FormatError:
         return False
     return isinstance(record, dict) and record.get("record_type") == _RECORD_TYPE
@@ -118,7 +106,7 @@ def _lines(path: Path) -> list[str]:
 
 def _parse_record(path: Path) -> RawMap:
     lines = _lines(path)
-    record, repeated = parse_json(lines[0], path)
+    record, repeated = parse_map_json(lines[0], path)
     if not isinstance(record, dict) or record.get("record_type") != _RECORD_TYPE:
         raise FormatError(f'{path}: expected a record with "record_type": "{_RECORD_TYPE}".')
     assignments = record.get("initial_global_assignments")
@@ -292,7 +280,7 @@ def _matches_list(path: Path) -> bool:
 
 
 def _parse_list(path: Path) -> RawMap:
-    document = parse_json(read_text(path), path)[0]
+    document = parse_map_json(read_text(path), path)[0]
     if not isinstance(document, list) or not document:
         raise FormatError(
             f"{path}: holds {describe(document)}; expected a list of expert ids, or one per layer."
@@ -367,6 +355,7 @@ def _decoder_losses(placement: Placement) -> list[str]:
 FORMATS = (
     MapFormat(
         name="vllm-41141",
+        version="pr-41141",
         summary="JSONL record proposed for vLLM in pull request 41141 (no release reads it)",
         suffixes=(".jsonl", ".json"),
         matches=_matches_record,
@@ -379,6 +368,7 @@ FORMATS = (
     ),
     MapFormat(
         name="vllm-49572",
+        version="pr-49572",
         summary="JSON list proposed for vLLM in pull request 49572, a row per MoE layer "
         "(no release reads it)",
         suffixes=(".json",),
@@ -391,6 +381,7 @@ FORMATS = (
     ),
     MapFormat(
         name="vllm-53022",
+        version="pr-53022",
         summary="JSON list proposed for vLLM in pull request 53022 for DeepSeek V4, a row per "
         "decoder and draft layer (no release reads it)",
         suffixes=(".json",),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_number
 from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, diff, keep_slots, ordinal_on_rank, with_slots

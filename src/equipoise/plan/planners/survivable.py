@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.balance import check_count
+from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.planners.robust import Robust, choose_stages

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import as_loads, check_number
+from equipoise.checks import as_loads, check_number
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement

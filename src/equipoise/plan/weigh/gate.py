@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.balance import check_number
+from equipoise.checks import check_number
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.registry import needs_cost

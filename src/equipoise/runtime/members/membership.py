@@ -1,54 +1,35 @@
 """Who serves: process groups that are made anew when a process dies, leaves or joins.
 
-There is no transport of our own in it: processes meet in a ``torch.distributed`` store.
-
-What torch 2.13 with gloo does, as measured, and what follows from it here:
-
-- When a peer is killed, a collective that waits for *it* raises at once, since its connections
-  close. One that waits for a live peer goes on waiting.
-- When a peer is stopped, a collective raises after the time-out of the group; a wait for a
-  point-to-point message has no time-out at all.
-- ``abort()`` of gloo's group, called by another thread, ends none of these waits. Shutting the
-  group's connections down ends all of them at once, on both ends. So the sockets that making a
-  group has opened are remembered, and shut down when the group is over.
-- ``destroy_process_group`` returns at once after all of this, threads that still wait included,
-  and the next ``init_process_group`` on a fresh prefix of the store works.
-- The number of the groups that a process has tried to make is part of the keys under which it
-  looks for the others; after a failed attempt it has to be put back (``_forget_groups``).
-- A client of ``TCPStore`` does one thing at a time, a wait included: every thread has its own.
+There is no transport of our own in it: processes meet in a ``torch.distributed`` store (``board``),
+and groups end when their connections are cut (``links``).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import secrets
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from equipoise.balance import check_count, check_number
+from equipoise.checks import check_count, check_number
 from equipoise.control.messages import PeerError
 from equipoise.errors import EquipoiseError
+from equipoise.runtime.members.board import GONE, LEAVES, Board, Watch, own_client
+from equipoise.runtime.members.links import Links, forget_groups
 from equipoise.runtime.members.secret import VARIABLE, Seal
 
 _POLL_SECONDS = 0.02  # between looks at the store while an epoch is agreed on
 _GRACE_SECONDS = 1.0  # between the first and the last member that regroup as planned
 _ATTEMPTS = 3  # at making the groups of the same members
 _MOST_SECONDS = 1e6  # that a time can be
-_LEAVES, _GONE = -1, -2  # instead of the number of the epoch that a process wants to be in
 
 logger = logging.getLogger("equipoise.runtime")
 
@@ -148,13 +129,13 @@ class Membership:
         self._backend = backend
         self._store = store
         seal = Seal(secret)
-        self._board = _Board(store, seal)
+        self._board = Board(store, seal)
         self._board.register(self.name)
         self._term: _Term | None = None
         self._silent: frozenset[str] = frozenset()
         self._stop = Event()
         self._thread = Thread(
-            target=self._keep_watch, args=(_Board(store, seal),), name="equipoise-beat", daemon=True
+            target=self._keep_watch, args=(Board(store, seal),), name="equipoise-beat", daemon=True
         )
         self._thread.start()
 
@@ -225,13 +206,13 @@ class Membership:
             raise PeerError(f"The epoch is over: {term.failed}.")
         term.spare.cut()
         dist.destroy_process_group(term.spare.group)
-        spare = _Links.made(lambda: dist.new_group(timeout=timedelta(seconds=self._timeout)))
+        spare = Links.made(lambda: dist.new_group(timeout=timedelta(seconds=self._timeout)))
         term.replace_spare(spare)
         return spare.group
 
     def leave(self) -> None:
         """Say that this process leaves: it serves on until the others regroup, and then closes."""
-        self._board.want(self.name, _LEAVES)
+        self._board.want(self.name, LEAVES)
 
     def close(self) -> None:
         """Be gone, for the others to see, and end the process groups."""
@@ -240,7 +221,7 @@ class Membership:
         self._stop.set()
         self._thread.join()
         with suppress(RuntimeError):  # the store may be gone
-            self._board.want(self.name, _GONE)
+            self._board.want(self.name, GONE)
         self._dissolve("this process has left")
         # Threads of a group that is still referred to when the interpreter ends can abort it.
         self._term = None
@@ -255,7 +236,7 @@ class Membership:
                 return self._term.epoch
             except RuntimeError as error:  # somebody has died meanwhile, most likely
                 logger.warning("Epoch %d did not come about: %s", number, error)
-                _forget_groups()
+                forget_groups()
                 failures[members] += 1
                 if failures[members] == _ATTEMPTS:
                     raise EquipoiseError(
@@ -296,7 +277,7 @@ class Membership:
         ready = [name for name in order if live.get(name) == number]
         if not ready or ready[0] != self.name:
             return
-        missing = any(0 <= live.get(name, _GONE) < number for name in old)
+        missing = any(0 <= live.get(name, GONE) < number for name in old)
         if missing and (patient or self.name not in old):
             return
         if old or len(ready) >= expected:
@@ -313,16 +294,16 @@ class Membership:
         def whole() -> dist.ProcessGroup | None:
             dist.init_process_group(
                 self._backend,
-                store=PrefixStore(f"equipoise/{number}", _own_client(self._store)),
+                store=PrefixStore(f"equipoise/{number}", own_client(self._store)),
                 rank=rank,
                 world_size=len(members),
                 timeout=patience,
             )
             return dist.group.WORLD
 
-        every = _Links.made(whole)
+        every = Links.made(whole)
         try:
-            spare = _Links.made(lambda: dist.new_group(timeout=patience))
+            spare = Links.made(lambda: dist.new_group(timeout=patience))
         except RuntimeError:
             every.cut()
             raise
@@ -345,9 +326,9 @@ class Membership:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
-    def _keep_watch(self, board: _Board) -> None:
+    def _keep_watch(self, board: Board) -> None:
         """The thread: show life, look at the others."""
-        watch = _Watch(self._beat, self._silence)
+        watch = Watch(self._beat, self._silence)
         try:
             while not self._stop.wait(self._beat):
                 board.beat(self.name)
@@ -357,7 +338,7 @@ class Membership:
         except RuntimeError as error:
             self._end_term(f"the store does not answer: {error}")
 
-    def _judge(self, term: _Term, board: _Board) -> None:
+    def _judge(self, term: _Term, board: Board) -> None:
         """Whether the epoch is over, and who wants in or out."""
         number, members = term.epoch.number, term.epoch.members
         latest, _ = board.latest()
@@ -365,7 +346,7 @@ class Membership:
         planned = term.planned(wants, self._silent)
         others = [name for name in members if name != self.name]
         silent = [name for name in others if name in self._silent]
-        gone = [name for name in others if wants.get(name) == _GONE]
+        gone = [name for name in others if wants.get(name) == GONE]
         ahead = [name for name in others if wants.get(name, 0) > number]
         if latest > number:
             term.fail(f"epoch {latest} was agreed on")
@@ -377,47 +358,12 @@ class Membership:
 
 
 @dataclass
-class _Links:
-    """A process group, and our own handles of the connections that making it has opened."""
-
-    group: dist.ProcessGroup
-    sockets: list[socket.socket]
-
-    @classmethod
-    def made(cls, make: Callable[[], dist.ProcessGroup | None]) -> _Links:
-        """Make a group; every member does it at the same time."""
-        before = _tcp_sockets()
-        served = {one.getsockname()[1] for one in before.values() if _listens(one)}
-        for one in before.values():
-            one.close()
-        group = make()
-        assert group is not None  # this process is in it
-        ours = []
-        for key, one in _tcp_sockets().items():
-            # What a server of this process has accepted meanwhile is not the group's.
-            if key in before or _listens(one) or one.getsockname()[1] in served:
-                one.close()
-            else:
-                ours.append(one)
-        return cls(group, ours)
-
-    def cut(self) -> None:
-        """Have all that waits in the group raise, here and at the other ends."""
-        for connection in self.sockets:
-            with suppress(OSError):  # the other end was first
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-        self.sockets = []
-        self.group.abort()  # for backends that have other connections than sockets
-
-
-@dataclass
 class _Term:
     """An epoch while this process is in it. Two threads use it; ``fail`` may be called by both."""
 
     epoch: Epoch
-    whole: _Links
-    spare: _Links
+    whole: Links
+    spare: Links
     newcomers: bool = False
     departures: bool = False
     failed: str | None = None
@@ -435,7 +381,7 @@ class _Term:
             self.spare.cut()
         logger.info("Epoch %d is over: %s.", self.epoch.number, why)
 
-    def replace_spare(self, spare: _Links) -> None:
+    def replace_spare(self, spare: Links) -> None:
         """Let another group end with the epoch."""
         with self._lock:
             self.spare = spare
@@ -449,7 +395,7 @@ class _Term:
             want > number and name not in members and name not in silent
             for name, want in wants.items()
         )
-        self.departures = any(wants.get(name) == _LEAVES for name in members)
+        self.departures = any(wants.get(name) == LEAVES for name in members)
         return self.newcomers or self.departures
 
     def behind(self, going: list[str], grace_seconds: float) -> bool:
@@ -457,160 +403,3 @@ class _Term:
         now = time.monotonic()
         self._going_since = min(self._going_since, now) if going else math.inf
         return now - self._going_since >= grace_seconds
-
-
-class _Board:
-    """What processes tell each other, in keys of a store. For one thread, with its own client.
-
-    All but the beats is signed, and an entry that is not is none.
-
-    ======================  ===================================================================
-    ``name/i``              Of the process that came as the i-th.
-    ``beat/name``           A number that grows while the process lives.
-    ``want/name``           The epoch it wants to be in, 0 none yet, or that it leaves or has left.
-    ``members/number``      The members of an epoch, written once.
-    ======================  ===================================================================
-    """
-
-    def __init__(self, store: Store, seal: Seal | None = None) -> None:
-        self._store = PrefixStore("equipoise", _own_client(store))
-        self._seal = seal or Seal(None)
-        self._names: list[str] = []
-        self._next_name = 1
-        self._latest: tuple[int, tuple[str, ...]] = 0, ()
-        self.next_number = 1
-        """The first number under which nobody has written down members."""
-        self.strangers = False
-        """Whether somebody without the secret has."""
-
-    def register(self, name: str) -> None:
-        """Be known by a name."""
-        self.beat(name)
-        self.want(name, 0)
-        number = 1
-        while not self._write_once(f"name/{number}", name):
-            number += 1
-
-    def beat(self, name: str) -> None:
-        """Show life."""
-        self._store.add(f"beat/{name}", 1)
-
-    def want(self, name: str, number: int) -> None:
-        """Say which epoch a process wants to be in."""
-        key = f"want/{name}"
-        self._store.set(key, self._seal.close(key, str(number)))
-
-    def beats(self) -> dict[str, int]:
-        """The beats of all processes that ever were, in the order in which they came."""
-        values = self._of_names("beat")
-        return {name: _number(value.decode(errors="replace")) for name, value in values.items()}
-
-    def wants(self) -> dict[str, int]:
-        """The epochs that they want to be in."""
-        return {
-            name: _number(self._seal.open(f"want/{name}", value))
-            for name, value in self._of_names("want").items()
-        }
-
-    def latest(self) -> tuple[int, tuple[str, ...]]:
-        """Number and members of the last epoch that was agreed on; 0 and none before the first."""
-        while self._store.check([key := f"members/{self.next_number}"]):
-            members = self._seal.open(key, self._store.get(key))
-            if members is None:
-                self.strangers = True
-            else:
-                self._latest = self.next_number, tuple(json.loads(members))
-            self.next_number += 1
-        return self._latest
-
-    def propose(self, number: int, members: list[str]) -> None:
-        """Write down the members of an epoch, unless somebody else has."""
-        self._write_once(f"members/{number}", json.dumps(members))
-
-    def _write_once(self, key: str, text: str) -> bool:
-        """Write an entry unless there is one; whether it is there now."""
-        entry = self._seal.close(key, text)
-        return bool(self._store.compare_set(key, "", entry).decode(errors="replace") == entry)
-
-    def _of_names(self, what: str) -> dict[str, bytes]:
-        while self._store.check([key := f"name/{self._next_name}"]):
-            name = self._seal.open(key, self._store.get(key))
-            if name is not None:
-                self._names.append(name)
-            self._next_name += 1
-        values = self._store.multi_get([f"{what}/{name}" for name in self._names])
-        return dict(zip(self._names, values, strict=True))
-
-
-class _Watch:
-    """Whose beats have stood still for how long, by this process's own clock.
-
-    The clock stands while this process is stopped, so that on its return it does not take
-    everybody else for dead.
-    """
-
-    def __init__(self, beat_seconds: float, silence_seconds: float) -> None:
-        self._most, self._silence = 2 * beat_seconds, silence_seconds
-        self._now, self._looked = 0.0, time.monotonic()
-        self._seen: dict[str, tuple[int, float]] = {}  # beats, and since when so many
-
-    def silent(self, beats: dict[str, int]) -> frozenset[str]:
-        """Take in all beats; names of those that are silent."""
-        looked, self._looked = self._looked, time.monotonic()
-        self._now += min(self._looked - looked, self._most)
-        for name, beat in beats.items():
-            if beat != self._seen.get(name, (None, 0))[0]:
-                self._seen[name] = beat, self._now
-        return frozenset(
-            name for name, (_, since) in self._seen.items() if self._now - since > self._silence
-        )
-
-
-def _number(text: str | None) -> int:
-    """The number of an entry; 0 for what is none."""
-    try:
-        return int(text or "0")
-    except ValueError:
-        return 0
-
-
-def _own_client(store: Any) -> Store:
-    """A connection to the same store that no other thread uses."""
-    if not hasattr(store, "clone"):
-        raise EquipoiseError(
-            f"The store is a {type(store).__name__} without clone(); expected one of "
-            "torch.distributed, of a torch in which stores can be cloned."
-        )
-    own: Store = store.clone()
-    return own
-
-
-def _forget_groups() -> None:
-    """Put torch in the state of a process that has made no group yet, after a failed attempt.
-
-    The numbers that it gives groups are part of the keys under which processes meet. A failed
-    attempt counts, and only the end of a default group starts them anew.
-    """
-    if not dist.is_initialized():
-        alone = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
-        dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
-    dist.destroy_process_group()
-
-
-def _tcp_sockets() -> dict[str, socket.socket]:
-    """Handles, to be closed, of this process's TCP sockets by numbers that are used only once."""
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # closed by another thread meanwhile
-            target = str(entry.readlink())
-            if target.startswith("socket:") and target not in found:
-                one = socket.socket(fileno=os.dup(int(entry.name)))
-                if one.family in (socket.AF_INET, socket.AF_INET6):
-                    found[target] = one
-                else:
-                    one.close()
-    return found
-
-
-def _listens(one: socket.socket) -> bool:
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from equipoise.checks import check_count
+from equipoise.checks import brief, check_count
 from equipoise.control.findings import said
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.serving.requests import Request, Source
@@ -57,19 +56,19 @@ class Door:
         except Exception as error:  # one request that cannot be made is not the others' trouble
             return f"The source could not make request {number}: {said(error)}"
         if not isinstance(request, Request):
-            return f"The source made {_short(request)}; expected a Request."
+            return f"The source made {brief(request)}; expected a Request."
         if request.number != number:
-            return f"The source made request {request.number!r:.40} where {number} was asked for."
+            return f"The source made request {brief(request.number)} where {number} was asked for."
         domain: Any = request.domain
         if not isinstance(domain, str):
-            return f"The domain is {_short(domain)}; expected text."
+            return f"The domain is {brief(domain)}; expected text."
         wrong = self._refusal(request.prompt)
         return wrong or replace(request, prompt=tuple(int(token) for token in request.prompt))
 
     def _refusal(self, prompt: Any) -> str:
         """What is wrong with a prompt; empty if nothing is."""
         if not _is_row(prompt):
-            return f"The prompt is {_short(prompt)}; expected a tuple of token ids."
+            return f"The prompt is {brief(prompt)}; expected a tuple of token ids."
         if not len(prompt):
             return "The prompt is empty; expected at least one token id."
         if len(prompt) + self._new_tokens > self._most_tokens:
@@ -79,10 +78,10 @@ class Door:
             )
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                return f"The prompt has {_short(token)} in it; expected whole token ids."
+                return f"The prompt has {brief(token)} in it; expected whole token ids."
             if not 0 <= token < self._vocab_size:
                 return (
-                    f"The prompt has token id {_short(token)}; the model has ids from 0 to "
+                    f"The prompt has token id {brief(token)}; the model has ids from 0 to "
                     f"{self._vocab_size - 1}."
                 )
         return ""
@@ -93,8 +92,3 @@ def _is_row(prompt: Any) -> bool:
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1
     return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes | bytearray)
-
-
-def _short(value: object) -> str:
-    """What came, in a part of a line."""
-    return " ".join(reprlib.repr(value).split())

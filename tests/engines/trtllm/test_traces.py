@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from equipoise.engines.formats import Progress, TraceOptions, no_progress
-from equipoise.engines.trtllm.dump import FORMAT
+from equipoise.engines.trtllm.traces import FORMAT
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 from equipoise.trace import Trace

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.engines.deepseek.load_history import FORMAT
+from equipoise.engines.deepseek.traces import FORMAT
 from equipoise.engines.formats import Progress, TraceOptions, no_progress
 from equipoise.errors import FormatError
 from equipoise.trace import Trace

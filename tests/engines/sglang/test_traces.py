@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from equipoise.engines._shared import torch_archive
 from equipoise.engines.formats import TraceOptions, no_progress
-from equipoise.engines.sglang.dump import FORMAT
+from equipoise.engines.sglang.traces import FORMAT
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 from equipoise.trace import Trace

@@ -1,0 +1,85 @@
+"""Placements from the rows of a file, and rows from placements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.engines._shared.map_slots import shape_of
+from equipoise.engines.formats import MapContext, RawMap
+from equipoise.errors import EquipoiseError
+from equipoise.layer_ids import format_ids
+from equipoise.placement import Placement
+
+MAX_CELLS = 1 << 27  # layers x ranks x experts of a placement's copy counts: 1 GiB
+MAX_LAYERS = 1 << 12  # ten times as many as any model has
+
+
+def default_row(num_slots: int, num_experts: int) -> NDArray[np.int64]:
+    """``s % E``, the row of a layer without experts, ``(S,)``."""
+    return np.arange(num_slots, dtype=np.int64) % num_experts
+
+
+def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
+    """One row per decoder layer, dense ones filled with ``s % E``, ``(num_rows, S)``.
+
+    Raises
+    ------
+    EquipoiseError
+        A layer of the placement that has no row, or rows that would not fit into memory.
+    """
+    if num_rows * placement.num_slots > MAX_CELLS:
+        raise EquipoiseError(
+            f"{num_rows} decoder layers are more than any model has; correct num_hidden_layers."
+        )
+    outside = [layer for layer in placement.layer_ids if layer >= num_rows]
+    if outside:
+        raise EquipoiseError(
+            f"The placement has layer {format_ids(outside)}, the file has rows 0 to "
+            f"{num_rows - 1}. Leave draft layers out, or correct num_hidden_layers."
+        )
+    rows = np.tile(default_row(placement.num_slots, placement.num_experts), (num_rows, 1))
+    rows[list(placement.layer_ids)] = placement.slots
+    return rows
+
+
+def format_rows(rows: NDArray[np.int64]) -> str:
+    """A JSON list of rows, one row a line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows.tolist()) + "\n]"
+
+
+def build(
+    rows: Sequence[Sequence[Any]], layer_ids: Sequence[int], raw: RawMap, context: MapContext
+) -> Placement:
+    """The placement of rows that have passed the checks.
+
+    Raises
+    ------
+    EquipoiseError
+        Nobody said how many ranks there are, or the sizes would not fit into memory.
+    """
+    shape = shape_of(raw, context)
+    if shape.num_ranks is None:
+        raise EquipoiseError(
+            "The file does not say over how many ranks its slots are spread; give num_ranks."
+        )
+    if len(rows) * shape.num_ranks * shape.num_experts > MAX_CELLS:
+        raise EquipoiseError(
+            f"{len(rows)} layers, {shape.num_ranks} ranks and {shape.num_experts} experts are more "
+            "than any deployment; are the numbers right?"
+        )
+    return Placement(
+        np.array(rows, dtype=np.int64),
+        num_ranks=shape.num_ranks,
+        num_experts=shape.num_experts,
+        layer_ids=layer_ids,
+    )
+
+
+def build_ordered(raw: RawMap, context: MapContext) -> Placement:
+    """``build`` for rows that are the MoE layers in order."""
+    return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)

@@ -1,0 +1,119 @@
+"""Every engine, and which modules of its folder hold what: the one list of formats and launches.
+
+A module is imported when what it holds is asked for, so that reading a map loads no reader of
+recordings. Rules of dispatch have a registry of their own, with the other dispatchers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from equipoise.engines.formats import Launcher, MapFormat, TraceFormat
+from equipoise.errors import EquipoiseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One folder next to this file.
+
+    Parameters
+    ----------
+    folder
+        Its name.
+    maps
+        Modules with a ``FORMAT`` of placement files, or several ``FORMATS``.
+    traces
+        The same for recordings.
+    launch
+        Whether the module ``launch`` has a ``LAUNCHER``.
+    """
+
+    folder: str
+    maps: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
+    launch: bool = False
+
+
+ENGINES = (
+    Engine(folder="native", maps=("maps",), traces=("traces",)),
+    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True),
+    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True),
+    Engine(
+        folder="vllm",
+        maps=("maps", "hygon_maps", "tensor_maps"),
+        traces=("load_stats", "completions"),
+        launch=True,
+    ),
+    Engine(folder="deepseek", traces=("traces",)),
+    Engine(folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True),
+    Engine(
+        folder="tabular",
+        traces=(
+            "npz",
+            "npy",
+            "json",
+            "csv",
+            "layer_lines",
+            "counts_json",
+            "rank_tables",
+            "rank_loads",
+        ),
+    ),
+)
+"""A new format is a module named here; so is a new engine, with its folder."""
+
+
+@cache
+def map_formats() -> tuple[MapFormat, ...]:
+    """Every kind of placement file."""
+    return tuple(known for engine in ENGINES for known in _formats(engine, engine.maps))
+
+
+@cache
+def trace_formats() -> tuple[TraceFormat, ...]:
+    """Every kind of recording."""
+    return tuple(known for engine in ENGINES for known in _formats(engine, engine.traces))
+
+
+def map_format(name: str) -> MapFormat:
+    """The map format of that name; raises ``EquipoiseError`` listing the known ones."""
+    for known in map_formats():
+        if known.name == name:
+            return known
+    names = ", ".join(known.name for known in map_formats())
+    raise EquipoiseError(f"There is no map format {name!r}; choose one of {names}.")
+
+
+def trace_format(name: str) -> TraceFormat:
+    """The recording format of that name; raises ``EquipoiseError`` listing the known ones."""
+    for known in trace_formats():
+        if known.name == name:
+            return known
+    names = ", ".join(known.name for known in trace_formats())
+    raise EquipoiseError(f"There is no recording format {name!r}; known: {names}.")
+
+
+def launcher_of(format: MapFormat) -> Launcher | None:
+    """How the engine of a map format is started; ``None`` for our own, which no engine reads."""
+    engine = next(engine for engine in ENGINES if format in _formats(engine, engine.maps))
+    return launcher(engine) if engine.launch else None
+
+
+def launcher(engine: Engine) -> Launcher:
+    """How an engine with ``launch`` is started."""
+    found: Launcher = _module(engine, "launch").LAUNCHER
+    return found
+
+
+def _formats(engine: Engine, modules: tuple[str, ...]) -> Iterator[Any]:
+    for module in modules:
+        holder = _module(engine, module)
+        yield from getattr(holder, "FORMATS", None) or (holder.FORMAT,)
+
+
+def _module(engine: Engine, name: str) -> Any:
+    return import_module(f"equipoise.engines.{engine.folder}.{name}")

@@ -1,0 +1,111 @@
+"""What ranks bring along when a model is rebuilt: the model as they know it, and what slots hold.
+
+What a slot holds is what its bytes say, whatever a placement says of it: moves that were under way
+when a rank died may have been made on some ranks and not on others.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from equipoise.errors import EquipoiseError
+from equipoise.runtime.moe.layer import ExpertParallelLayer
+from equipoise.runtime.moe.model import ExpertParallelModel
+from equipoise.runtime.moving.checksum import expert_checksum
+
+logger = logging.getLogger("equipoise.runtime")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What those that have served a model know of it; all have to know the same.
+
+    Parameters
+    ----------
+    layer_ids, num_experts
+        Of the model.
+    checksums
+        Of each expert of each layer.
+    tensors
+        Of an expert of each layer: shape and type by name.
+    """
+
+    layer_ids: tuple[int, ...]
+    num_experts: int
+    checksums: tuple[tuple[int, ...], ...]
+    tensors: tuple[dict[str, tuple[tuple[int, ...], str]], ...]
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one slot more in every layer takes."""
+        return sum(
+            math.prod(shape) * dtype_of(dtype).itemsize
+            for of_layer in self.tensors
+            for shape, dtype in of_layer.values()
+        )
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a rank brings along.
+
+    Parameters
+    ----------
+    served
+        The model; ``None`` on a rank that is new.
+    held
+        The expert of each slot of each layer, -1 for one that nobody knows.
+    wrong
+        Slots that do not hold what they should.
+    checkpoint
+        Layers and experts of the model in it; ``None`` without one.
+    """
+
+    served: Served | None
+    held: list[list[int]]
+    wrong: list[str]
+    checkpoint: tuple[tuple[int, ...], int] | None
+
+
+def held_by(layer: ExpertParallelLayer) -> tuple[list[int], list[str]]:
+    """The expert of each slot, by its bytes, -1 if it is none; and slots it should not be in."""
+    expert_of = {checksum: expert for expert, checksum in enumerate(layer.checksums)}
+    supposed = layer.placement.by_rank[0, layer.rank].tolist()
+    sums = torch.stack([expert_checksum(layer.weights, slot) for slot in range(len(supposed))])
+    held, wrong = [], []
+    for slot, (expert, checksum) in enumerate(zip(supposed, sums.tolist(), strict=True)):
+        found = expert if layer.checksums[expert] == checksum else expert_of.get(checksum, -1)
+        held.append(found)
+        if found != expert:
+            what = "bytes of no expert" if found < 0 else f"expert {found}"
+            wrong.append(f"layer {layer.layer_id}, slot {slot}: {what} instead of expert {expert}.")
+            logger.warning("A slot is not used: %s", wrong[-1])
+    return held, wrong
+
+
+def served_by(model: ExpertParallelModel) -> Served:
+    """What a rank that has served a model knows of it."""
+    return Served(
+        layer_ids=tuple(layer.layer_id for layer in model.layers),
+        num_experts=model.layers[0].placement.num_experts,
+        checksums=tuple(layer.checksums for layer in model.layers),
+        tensors=tuple(
+            {
+                name: (tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+                for name, tensor in layer.weights.items()
+            }
+            for layer in model.layers
+        ),
+    )
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of a name that another rank has told."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise EquipoiseError(f"Another rank has served tensors of type {name!r}, unknown here.")
+    return found
