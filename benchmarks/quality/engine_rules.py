@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from benchmarks.quality import protocols
 from benchmarks.quality.machine import about_machine
 from equipoise.balance import expert_loads, imbalance
-from equipoise.dispatch import Even, MinMax
+from equipoise.dispatch import Even, MinMax, dispatcher
 from equipoise.dispatch._token_kernels import assign
 from equipoise.dispatch.tokens import (
     assign_tokens,
@@ -48,7 +48,7 @@ from equipoise.dispatch.tokens import (
     expert_counts,
     ranks_per_token,
 )
-from equipoise.engines._shared.rules import EngineRule, copies_of_slots, engine_rule, nth_copy
+from equipoise.engines._shared.rules import EngineRule, copies_of_slots, nth_copy
 from equipoise.engines.sglang.rules import SglangDynamic
 from equipoise.noise import noise_floor
 from equipoise.placement import Placement
@@ -90,9 +90,9 @@ class Study:
         yield "Robust", Robust(dispatch="even", seed=SEED, moves=moves).plan(problem).placement
 
     def rule(self, name: str) -> EngineRule:
-        kind = type(engine_rule(name))
-        options = {"top_k": self.top_k} if hasattr(kind, "top_k") else {}
-        return kind(topology=self.topology, **options)
+        found = dispatcher(name, self.topology, top_k=self.top_k)
+        assert isinstance(found, EngineRule)
+        return found
 
 
 def esft(data: Path, sizes: tuple[int, ...]) -> Study:

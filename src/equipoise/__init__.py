@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from equipoise.plan import RoundRobin as RoundRobin
     from equipoise.plan import Survivable as Survivable
     from equipoise.plan import evaluate as evaluate
-    from equipoise.plan.problem import Plan as Plan
     from equipoise.plan.problem import Problem as Problem
+    from equipoise.plan.result import Plan as Plan
     from equipoise.report.summary import summarise as summarise
     from equipoise.sample import sample_trace_path as sample_trace_path
     from equipoise.topology import Topology as Topology
@@ -62,7 +62,7 @@ _HOME = {
     "MinMax": "equipoise.dispatch",
     "Nearest": "equipoise.dispatch",
     "Placement": "equipoise.placement",
-    "Plan": "equipoise.plan.problem",
+    "Plan": "equipoise.plan.result",
     "Problem": "equipoise.plan.problem",
     "RankCost": "equipoise.cost",
     "Repair": "equipoise.plan",

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.quality import engine_rules
 from benchmarks.quality.engine_rules import Study
-from equipoise.engines._shared.rules import engine_rule
+from equipoise.dispatch import dispatcher
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -29,10 +29,10 @@ def test_sources_are_told_apart():
 
 def test_rows_are_those_of_a_rank_or_of_the_whole_batch():
     """Row modulo copies: rank 1's token is row 0 there, or row 2 of all."""
-    own = engine_rules.slots_of(engine_rule("vllm"), BATCH, PLACEMENT)
+    own = engine_rules.slots_of(dispatcher("vllm"), BATCH, PLACEMENT)
     assert [x[:, 0].tolist() for x in own] == [[[0, 1], [3, 2]], [[2, 0]]]
     batch = [BATCH[0][:1], np.concatenate([BATCH[1], BATCH[1]])]
-    together = engine_rules.slots_of(engine_rule("sglang-rows"), batch, PLACEMENT)
+    together = engine_rules.slots_of(dispatcher("sglang-rows"), batch, PLACEMENT)
     assert [x[:, 0].tolist() for x in together] == [[[0, 1]], [[2, 3], [2, 0]]]
 
 

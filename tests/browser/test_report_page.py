@@ -17,7 +17,8 @@ import pytest
 
 from equipoise.balance import rank_loads
 from equipoise.placement import Placement
-from equipoise.plan.problem import Binding, Plan
+from equipoise.plan.bounds import Binding
+from equipoise.plan.result import Plan
 from equipoise.report.page import render_page
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.trace import Trace

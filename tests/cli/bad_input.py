@@ -386,6 +386,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("an unknown dispatcher", "plan run.safetensors --ranks 2 --dispatch best"),
         case("an unknown rank cost", "plan run.safetensors --ranks 2 --rank-cost h200"),
         case(
+            "a dispatcher by time without a cost", "plan run.safetensors --ranks 2 --dispatch auto"
+        ),
+        case(
             "times of a dispatcher that knows none",
             "plan run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --dispatch vllm",
         ),

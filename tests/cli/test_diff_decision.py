@@ -7,7 +7,7 @@ import pytest
 import equipoise as eq
 from equipoise.cli import main
 from equipoise.cost import rank_cost
-from equipoise.engines._shared.rules import engine_rule
+from equipoise.dispatch import dispatcher
 from equipoise.engines.formats import MapContext
 from equipoise.migration import Receive, diff, match_ranks
 from equipoise.plan import Contiguous, Greedy
@@ -130,7 +130,7 @@ def test_the_decision_is_for_the_dispatcher_and_the_machines(maps, larger, tmp_p
     unlike = ("--speed", "1,1,1,2", "--dispatch", "vllm")
     answer = document(*deciding(tmp_path, larger, *prices(), *unlike))["decision"]
     topology = eq.Topology(4, 2, speed=(1, 1, 1, 2))
-    rule = engine_rule("vllm")
+    rule = dispatcher("vllm")
     runs = type(rule)(topology=topology, top_k=2)
     decision = gate(dispatch=runs).decide(diff(*maps, topology), eq.read_trace(larger))
     assert answer["gain_seconds"] == pytest.approx(decision.gain_seconds)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import equipoise as eq
 from equipoise.cost import rank_cost
-from equipoise.dispatch import Even, FewestExperts, MinMax, Nearest
-from equipoise.engines._shared.rules import ENGINE_RULES, engine_rule
+from equipoise.dispatch import DISPATCHERS, Even, MinMax, dispatcher
 from equipoise.migration import diff
 from equipoise.plan import Contiguous, FixedGraph, Greedy, Robust, Survivable
 from equipoise.plan.planners.colocate import Colocate
@@ -49,18 +46,14 @@ def common(recording, *, redundant=4):
 # Dispatchers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["even", "minmax", "nearest", "fewest", *ENGINE_RULES])
+@pytest.mark.parametrize("name", [*DISPATCHERS])
 def test_every_dispatcher_scores_with_nodes_and_top_k(name, recording, parts, document):
     graph = ("fixed-graph", "--graph", "ring")  # which LPLB needs
     command = (*common(recording), "--ranks-per-node", 2, "--planner", *graph)
-    answer = document(*command, "--dispatch", name)
-    if name in ENGINE_RULES:
-        rule = engine_rule(name)
-        top_k = {"top_k": 2} if hasattr(rule, "top_k") else {}
-        runs = replace(rule, topology=NODES, **top_k)
-    else:
-        known = {kind.name: kind for kind in (Even, MinMax, Nearest, FewestExperts)}
-        runs = known[name](topology=NODES)
+    timed = DISPATCHERS[name].needs_cost
+    cost = ("--rank-cost", COST) if timed else ()  # by which steps as small as these gain nothing
+    answer = document(*command, "--dispatch", name, *cost, status=int(timed))
+    runs = dispatcher(name, NODES, cost=rank_cost(COST) if timed else None, top_k=2)
     fit, held = parts
     placement = FixedGraph(graph="ring").plan(problem(fit)).placement
     assert answer["checksum"] == placement.checksum
@@ -71,7 +64,7 @@ def test_every_dispatcher_scores_with_nodes_and_top_k(name, recording, parts, do
 def test_robust_plans_for_an_engines_rule(recording, parts, document):
     command = (*common(recording), "--ranks-per-node", 2, "--moves", 2000, "--seed", 3)
     answer = document(*command, "--dispatch", "ascend")
-    runs = replace(engine_rule("ascend"), topology=NODES)
+    runs = dispatcher("ascend", NODES)
     plan = Robust(dispatch=runs, moves=2000, seed=3).plan(problem(parts[0], NODES))
     assert answer["dispatch"] == "ascend"
     assert answer["checksum"] == plan.placement.checksum

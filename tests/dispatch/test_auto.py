@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch.auto import Auto
 from equipoise.dispatch.fewest import FewestExperts
-from equipoise.dispatch.split import rank_times
+from equipoise.dispatch.times import rank_times
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.topology import Topology

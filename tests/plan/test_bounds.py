@@ -23,11 +23,11 @@ from equipoise.plan import (
 )
 from equipoise.plan.bounds import (
     active_lower_bound,
-    certify,
     joint_lower_bound,
     limits,
     time_lower_bound,
 )
+from equipoise.plan.result import certify
 from equipoise.topology import Topology
 from tests.reference.eplb import peak
 
@@ -55,9 +55,9 @@ def test_unequal_speeds():
     # The fastest rank is worth twice the mean; the hottest expert alone there takes 30 / 2.
     assert peak_lower_bound([[30, 1, 1, 1]], 4, 4, speed=[1, 4, 1, 2]).tolist() == [15.0]
     assert peak_lower_bound([[30, 1, 1, 1]], 4, 8, speed=[1, 4, 1, 2]).tolist() == [8.25]
-    even = Even(topology=Topology(4, speed=(1, 4, 1, 2)))
-    assert limits(np.array([[30.0, 1, 1, 1]]), 4, 4, even).bound.tolist() == [15.0]
-    assert limits(np.array([[30.0, 1, 1, 1]]), 4, 4, Even()).bound.tolist() == [30.0]
+    for topology, bound in ((Topology(4, speed=(1, 4, 1, 2)), 15.0), (Topology(4), 30.0)):
+        found = limits(np.array([[30.0, 1, 1, 1]]), 4, topology, cost=None, even=True)
+        assert found.bound.tolist() == [bound]
 
 
 def heaviest_on_few_ranks(load, num_ranks, num_slots, speed):

@@ -20,7 +20,7 @@ from equipoise.plan import (
     RoundRobin,
     TrtllmGreedy,
 )
-from equipoise.plan.bounds import certify
+from equipoise.plan.result import certify
 from equipoise.topology import Topology
 from tests.reference.placements import all_placements, even_peaks, mean_rank, minmax_peaks
 

@@ -7,7 +7,8 @@ import pytest
 
 from equipoise.dispatch import Even, MinMax
 from equipoise.plan import Greedy, Problem, Robust, evaluate, packing_lower_bound
-from equipoise.plan.bounds import certify, peak_lower_bound
+from equipoise.plan.bounds import peak_lower_bound
+from equipoise.plan.result import certify
 from equipoise.topology import Topology
 from tests.reference.milp import least_even, least_even_in_pairs, least_minmax
 from tests.reference.robust import best_peak

@@ -9,7 +9,8 @@ import pytest
 
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan.problem import Binding, Plan
+from equipoise.plan.bounds import Binding
+from equipoise.plan.result import Plan
 from equipoise.report.page import render_page
 from equipoise.report.summary import summarise
 from equipoise.trace import Provenance, Trace

@@ -14,7 +14,7 @@ from equipoise.checks import check_number
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, MinMax, dispatcher
+from equipoise.dispatch import Dispatcher, Shares
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
@@ -88,8 +88,8 @@ class GatedRepair:
 
         NaN where a layer had no load.
         """
-        known = dispatcher(self.gate.dispatch, self.topology)
-        if isinstance(known, MinMax):
+        known = self.gate.runs(self.topology)
+        if known.shares is Shares.FOLLOWING:
             floor = _floor_of_split(window, placement, known)
         else:
             floor = trace_noise_floor(window, placement.num_ranks)
@@ -105,7 +105,7 @@ class GatedRepair:
     def _plan(self, finding: Finding, current: Placement, window: Trace) -> Finding:
         fit, held = replace(window, labels={}).split(_PLAN_SHARE)
         fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
-        repair = Repair(current=current, dispatch=self.gate.dispatch, **self.repair)
+        repair = Repair(current=current, dispatch=self.gate.runs(self.topology), **self.repair)
         plan = repair.plan(Problem(fit, self.topology, current.num_slots))
         predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
         return replace(finding, proposal=plan.placement, predicted=predicted)
@@ -136,7 +136,7 @@ def plain_advisor(
     )
 
 
-def _floor_of_split(window: Trace, placement: Placement, split: MinMax) -> TraceNoiseFloor:
+def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> TraceNoiseFloor:
     """What chance alone does to batches that are split each for itself, which evens out much of it.
 
     Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean

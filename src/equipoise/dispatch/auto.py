@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.cost import RankCost
+from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.even import Even
 from equipoise.dispatch.fewest import FewestExperts
 from equipoise.dispatch.minmax import MinMax
 from equipoise.dispatch.quotas import whole_shares
-from equipoise.dispatch.split import Dispatcher, Split, checked_load, rank_times
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import rank_times
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 
@@ -58,12 +60,14 @@ class Auto:
     """
 
     name: ClassVar[str] = "auto"
+    shares: ClassVar[Shares] = Shares.FOLLOWING
+    scale_free: ClassVar[bool] = False
 
     cost: RankCost
     topology: Topology | None = None
 
     @property
-    def rules(self) -> Mapping[str, Dispatcher]:
+    def rules(self) -> Mapping[str, Even | FewestExperts | MinMax]:
         """What is tried, by name: of equals the first is taken.
 
         ``minmax`` evens out tokens and ``time`` seconds; ``fewest`` is for active experts.
@@ -75,7 +79,7 @@ class Auto:
             "time": MinMax(topology=self.topology, cost=self.cost),
         }
 
-    def split(self, load: ArrayLike, placement: Placement) -> AutoSplit:
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> AutoSplit:
         """Share a batch over the copies.
 
         Times are those of whole assignments where all loads are whole, and ``shares`` are then
@@ -92,7 +96,8 @@ class Auto:
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
             a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        splits = {name: rule.split(load, placement) for name, rule in self.rules.items()}
+        batch = checked_batch(load, placement)
+        splits = {name: rule.split(batch, placement) for name, rule in self.rules.items()}
         served = np.stack([_served(split) for split in splits.values()])
         times = rank_times(served, placement.num_ranks, self.topology, self.cost).max(axis=2)
         taken = times.argmin(axis=0)
@@ -129,7 +134,7 @@ class Auto:
             As ``split``.
         """
         steps = checked_load(load, placement, steps=True)
-        return np.stack([self.split(step, placement).peak for step in steps])
+        return np.stack([self.split(Batch(step), placement).peak for step in steps])
 
 
 def _served(split: Split) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import check_count, check_number
+from equipoise.dispatch.base import Dispatcher, checked_load
 from equipoise.dispatch.even import Even
-from equipoise.dispatch.split import Dispatcher, checked_load
 from equipoise.dispatch.tokens import as_integers
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement

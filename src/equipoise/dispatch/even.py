@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import rank_loads
 from equipoise.cost import RankCost
+from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.minmax import bottleneck_ranks
 from equipoise.dispatch.quotas import even_quotas
-from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_speeds, rank_times
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import rank_speeds, rank_times
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 
@@ -32,11 +34,17 @@ class Even:
     """
 
     name: ClassVar[str] = "even"
+    shares: ClassVar[Shares] = Shares.EVEN
 
     topology: Topology | None = None
     cost: RankCost | None = None
 
-    def split(self, load: ArrayLike, placement: Placement) -> Split:
+    @property
+    def scale_free(self) -> bool:
+        """Without a cost: shares and loads of ranks are proportional to the load."""
+        return self.cost is None
+
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
         In ``quotas`` the lower slots of an expert get the odd assignments.
@@ -52,7 +60,8 @@ class Even:
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
             a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        load_LE, source_LRE = checked_batch(load, placement)
+        batch = checked_batch(load, placement)
+        load_LE = batch.load
         shares = np.take_along_axis(load_LE / placement.copies, placement.slots, axis=1)
         return Split(
             placement=placement,
@@ -63,7 +72,7 @@ class Even:
             rounding=even_quotas,
             topology=self.topology,
             cost=self.cost,
-            source_load=source_LRE,
+            source_load=batch.source_load,
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:

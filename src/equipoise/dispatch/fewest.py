@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.cost import RankCost
+from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.minmax import MinMax, bottleneck_ranks
 from equipoise.dispatch.quotas import whole_shares
-from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_speeds
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import rank_speeds
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.topology import Topology
@@ -80,11 +82,13 @@ class FewestExperts:
     """
 
     name: ClassVar[str] = "fewest"
+    shares: ClassVar[Shares] = Shares.OTHER
+    scale_free: ClassVar[bool] = False
 
     topology: Topology | None = None
     cost: RankCost | None = None
 
-    def split(self, load: ArrayLike, placement: Placement) -> FewestExpertsSplit:
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> FewestExpertsSplit:
         """Share a batch over the copies.
 
         Parameters
@@ -100,9 +104,10 @@ class FewestExperts:
         """
         from equipoise.dispatch import _fewest_kernels  # numba takes long to import
 
-        load_LE, source_LRE = checked_batch(load, placement)
+        batch = checked_batch(load, placement)
+        load_LE = batch.load
         speed = rank_speeds(self.topology, placement.num_ranks)
-        active = MinMax().split(load_LE > 0, placement)
+        active = MinMax().split(Batch((load_LE > 0).astype(np.float64)), placement)
         shares = _fewest_kernels.lighten(
             load_LE,
             active.quotas,
@@ -120,7 +125,7 @@ class FewestExperts:
             rounding=whole_shares,
             topology=self.topology,
             cost=self.cost,
-            source_load=source_LRE,
+            source_load=batch.source_load,
             active=active,
         )
 
@@ -142,7 +147,7 @@ class FewestExperts:
             As ``split``.
         """
         steps = checked_load(load, placement, steps=True)
-        return np.stack([self.split(step, placement).peak for step in steps])
+        return np.stack([self.split(Batch(step), placement).peak for step in steps])
 
 
 def active_experts(slot_load: NDArray[np.number], num_ranks: int) -> NDArray[np.int64]:

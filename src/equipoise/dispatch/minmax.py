@@ -9,16 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.cost import RankCost
+from equipoise.dispatch.base import TOO_MUCH_LOAD, Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.quotas import minmax_quotas, whole_shares
-from equipoise.dispatch.split import (
-    TOO_MUCH_LOAD,
-    Split,
-    checked_batch,
-    checked_load,
-    least_times,
-    rank_speeds,
-    rank_times,
-)
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import least_times, rank_speeds, rank_times
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.topology import Topology
@@ -44,11 +38,17 @@ class MinMax:
     """
 
     name: ClassVar[str] = "minmax"
+    shares: ClassVar[Shares] = Shares.FOLLOWING
 
     topology: Topology | None = None
     cost: RankCost | None = None
 
-    def split(self, load: ArrayLike, placement: Placement) -> Split:
+    @property
+    def scale_free(self) -> bool:
+        """Without a cost: shares and loads of ranks are proportional to the load."""
+        return self.cost is None
+
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
         ``quotas`` of the answer have the least peak whole numbers allow; where all ranks are alike
@@ -66,7 +66,8 @@ class MinMax:
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
             a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        load_LE, source_LRE = checked_batch(load, placement)
+        batch = checked_batch(load, placement)
+        load_LE = batch.load
         if self.cost is None:
             shares, bottleneck = _even_out(load_LE, placement, self.topology)
         else:
@@ -82,7 +83,7 @@ class MinMax:
             rounding=minmax_quotas if self.cost is None else whole_shares,
             topology=self.topology,
             cost=self.cost,
-            source_load=source_LRE,
+            source_load=batch.source_load,
             exact=self.cost is None,
         )
 
@@ -205,8 +206,8 @@ def _fastest_shares(
     minmax = MinMax(topology=topology)
     chunk = max(cost.knee, cost.token_block)
     chunks = np.where(load > 0, np.maximum(1.0, np.floor(load / chunk)), 0.0)
-    tokens = minmax.split(load, placement)
-    by_chunk = minmax.split(chunks, placement).quotas
+    tokens = minmax.split(Batch(load), placement)
+    by_chunk = minmax.split(Batch(chunks), placement).quotas
     starts = [
         tokens.quotas.astype(np.float64) if whole else tokens.shares,
         _time_kernels.spread(load, work, placement.slots, whole),

@@ -9,14 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.cost import RankCost
+from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.minmax import bottleneck_ranks
-from equipoise.dispatch.split import (
-    Split,
-    checked_batch,
-    checked_load,
-    nodes_of_ranks,
-    rank_times,
-)
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import nodes_of_ranks, rank_times
 from equipoise.placement import Placement
 from equipoise.topology import Topology
 
@@ -37,11 +33,17 @@ class Nearest:
     """
 
     name: ClassVar[str] = "nearest"
+    shares: ClassVar[Shares] = Shares.NEAREST
 
     topology: Topology | None = None
     cost: RankCost | None = None
 
-    def split(self, load: ArrayLike, placement: Placement) -> Split:
+    @property
+    def scale_free(self) -> bool:
+        """Without a cost: shares and loads of ranks are proportional to the load."""
+        return self.cost is None
+
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
         In ``quotas`` every source deals its own assignments, and the copy that gets the first odd
@@ -61,7 +63,8 @@ class Nearest:
         """
         from equipoise.dispatch import _near_kernels  # numba takes long to import
 
-        load_LE, source_LRE = checked_batch(load, placement)
+        batch = checked_batch(load, placement)
+        load_LE, source_LRE = batch.load, batch.source_load
         if source_LRE is None:
             shares = np.take_along_axis(load_LE, placement.slots, axis=1)
             shares *= _weights(placement, self.topology)

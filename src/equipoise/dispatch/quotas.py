@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.dispatch.split import Split, nodes_of_ranks, rank_speeds
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import nodes_of_ranks, rank_speeds
 
 
 def even_quotas(split: Split) -> NDArray[np.int64]:

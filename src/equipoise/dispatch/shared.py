@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads
-from equipoise.dispatch.split import TOO_MUCH_LOAD
+from equipoise.dispatch.base import TOO_MUCH_LOAD
 from equipoise.errors import EquipoiseError
 
 Floats = NDArray[np.float64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from equipoise.plan.bounds import (
+    Binding,
     active_lower_bound,
     even_split_lower_bound,
     hierarchy_lower_bound,
@@ -25,7 +26,8 @@ from equipoise.plan.planners.lplb import FixedGraph
 from equipoise.plan.planners.repair import Curve, Repair
 from equipoise.plan.planners.robust import Robust
 from equipoise.plan.planners.survivable import Survivable
-from equipoise.plan.problem import Binding, Plan, Planner, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, Planner
 from equipoise.plan.search.anneal import Progress
 from equipoise.plan.weigh.budget import Budget, budget
 from equipoise.plan.weigh.coverage import Coverage, Survival, coverage

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads, check_count
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, dispatcher
-from equipoise.dispatch.split import rank_speeds
+from equipoise.dispatch.times import rank_speeds
 from equipoise.errors import EquipoiseError
 from equipoise.placement import check_slot_count
 from equipoise.topology import Topology
-
-if TYPE_CHECKING:
-    from equipoise.plan.problem import Plan, Problem
 
 Floats = NDArray[np.float64]
 
@@ -101,9 +96,9 @@ def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Flo
 
     Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
     """
-    spread = peak_lower_bound(load_LE, num_ranks, num_slots)
-    split = even_split_lower_bound(load_LE, num_ranks, num_slots)
-    return _joint(_as_load(load_LE), np.maximum(spread, split), num_slots, num_ranks)
+    load = _as_load(load_LE)
+    check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
+    return limits(load, num_slots, Topology(num_ranks), cost=None, even=True).joint
 
 
 def active_lower_bound(load_LE: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
@@ -193,6 +188,11 @@ def hierarchy_lower_bound(
     """
     load = _as_load(load_LE)
     check_groups(load.shape[1], num_groups, num_nodes)
+    return on_nodes(load, num_ranks, num_groups, num_nodes)
+
+
+def on_nodes(load: Floats, num_ranks: int, num_groups: int, num_nodes: int) -> Floats:
+    """``hierarchy_lower_bound`` of checked loads and groups."""
     groups = np.sort(load.reshape(len(load), num_groups, -1).sum(axis=2), axis=1)
     others = groups[:, : num_groups // num_nodes - 1].sum(axis=1)
     node: Floats = np.maximum(groups.sum(axis=1) / num_nodes, groups[:, -1] + others)
@@ -265,10 +265,19 @@ class Sums:
     too_few: Floats
 
 
-def limits(load_NE: Floats, num_slots: int, num_ranks: int, dispatch: Dispatcher) -> Limits:
-    """All bounds on the peaks of a dispatcher, in its unit, for checked loads."""
-    topology: Topology = getattr(dispatch, "topology", None) or Topology(num_ranks)
-    cost: RankCost | None = getattr(dispatch, "cost", None)
+def limits(
+    load_NE: Floats, num_slots: int, topology: Topology, *, cost: RankCost | None, even: bool
+) -> Limits:
+    """All bounds on the peaks of a dispatcher, for checked loads.
+
+    Parameters
+    ----------
+    cost
+        What a rank's share takes; bounds are then in seconds, else in assignments over speed.
+    even
+        Whether the copies of an expert share its load equally.
+    """
+    num_ranks = topology.num_ranks
     work, reading = load_NE, np.zeros(len(load_NE))
     if cost is None:
         spread = _spread(load_NE, num_slots, topology.relative_speed, 0.0)
@@ -276,7 +285,7 @@ def limits(load_NE: Floats, num_slots: int, num_ranks: int, dispatch: Dispatcher
         work = cost.slot_seconds(load_NE)
         spread, reading = _times(load_NE, num_slots, topology, cost)
     per_copy, joint = np.zeros_like(load_NE), np.zeros(len(load_NE))
-    if dispatch.name == "even":  # copies that take unequal shares are bound by their experts alone
+    if even:  # copies that take unequal shares are bound by their experts alone
         # A fast rank may take several copies of an expert: there, none of them is useless.
         most_copies = num_ranks if topology.speed is None else num_slots
         per_copy = _load_per_copy(load_NE, num_slots, most_copies)
@@ -294,39 +303,6 @@ def bindings(of: Limits, layer_ids: Sequence[int], where: str = "") -> tuple[Bin
     named = [(layer, *_binding(of, row)) for row, layer in enumerate(layer_ids)]
     return tuple(
         Binding(layer, kind, f"layer {layer}{where}: {text}") for layer, kind, text in named
-    )
-
-
-def certify(
-    problem: Problem,
-    slots_LS: NDArray[np.int64],
-    *,
-    planner: str,
-    dispatch: str | Dispatcher = "even",
-    note: str = "",
-) -> Plan:
-    """The plan with this placement, which bounds itself.
-
-    Parameters
-    ----------
-    dispatch
-        The dispatcher it was made for; by name, it is told of the problem's topology.
-    note
-        What the planner has to say, before the advice.
-
-    Raises
-    ------
-    EquipoiseError
-        An unknown dispatcher.
-    """
-    from equipoise.plan.problem import Plan  # which needs this module
-
-    return Plan(
-        placement=problem.placement(slots_LS),
-        planner=planner,
-        problem=problem,
-        dispatcher=dispatcher(dispatch, problem.topology),
-        note=note,
     )
 
 

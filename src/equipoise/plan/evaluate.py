@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads, check_type
-from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
-from equipoise.dispatch.split import TOO_MUCH_LOAD, rank_speeds
+from equipoise.dispatch.base import TOO_MUCH_LOAD
+from equipoise.dispatch.times import rank_speeds
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
@@ -89,8 +89,9 @@ def evaluate(
         A trace of the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``.
     dispatch
         How copies share an expert's load: ``"even"``, equally; ``"minmax"``, so that the busiest
-        rank of every step and layer gets as little as possible; or a dispatcher that knows the
-        ranks' speeds or a cost: then peaks and means are its times.
+        rank of every step and layer gets as little as possible; any other name of ``DISPATCHERS``,
+        told of the trace's ``top_k``; or a dispatcher that knows the ranks' speeds or a cost: then
+        peaks and means are its times.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def evaluate(
             f"The trace has layers {format_ids(load.layer_ids)}, the placement "
             f"{format_ids(placement.layer_ids)}; select the same layers of both."
         )
-    loads, known = _steps(load), dispatcher(dispatch)
+    top_k = load.top_k if isinstance(load, Trace) else None
+    loads, known = _steps(load), dispatcher(dispatch, top_k=top_k)
     return Evaluation(
         peak=known.peaks(loads, placement),
         mean=_mean(loads, known, placement.num_ranks),
@@ -140,11 +142,11 @@ def evaluate_without_balancing(
             )
     rank_E = ranks_without_balancing(loads.shape[-1], num_ranks)
     held_ER = (rank_E[:, None] == np.arange(num_ranks)).astype(np.float64)
-    cost: RankCost | None = getattr(known, "cost", None)
+    cost = known.cost
     times = loads @ held_ER if cost is None else cost.slot_seconds(loads) @ held_ER
     if cost is not None:
         times += cost.fixed_seconds
-    speed = rank_speeds(getattr(known, "topology", None), num_ranks, cost)
+    speed = rank_speeds(known.topology, num_ranks, cost)
     return Evaluation(
         peak=(times / speed).max(axis=-1),
         mean=_mean(loads, known, num_ranks),
@@ -233,9 +235,9 @@ def _steps(load: Trace | ArrayLike) -> NDArray[np.float64]:
 
 def _mean(load_TLE: NDArray[np.float64], known: Dispatcher, num_ranks: int) -> NDArray[np.float64]:
     """What a rank takes if all share everything to perfection, ``(T, L)``."""
-    cost: RankCost | None = getattr(known, "cost", None)
+    cost = known.cost
     if cost is None:
         return np.asarray(load_TLE.sum(axis=-1) / num_ranks)
     work = cost.slot_seconds(load_TLE).sum(axis=-1) + num_ranks * cost.fixed_seconds
-    speed = rank_speeds(getattr(known, "topology", None), num_ranks, cost)
+    speed = rank_speeds(known.topology, num_ranks, cost)
     return np.where(load_TLE.any(axis=-1), work / speed.sum(), 0.0)

@@ -1,25 +1,19 @@
-"""What a planner is asked, and what it answers."""
+"""What a planner is asked."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads, as_names, check_count, check_type
-from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, MinMax, is_scale_free
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import check_layer_ids
 from equipoise.placement import Placement, check_slot_count
-from equipoise.plan.bounds import Binding, Limits, Sums, advice, bindings, limits
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-
-__all__ = ["Binding", "Plan", "Planner", "Problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +102,21 @@ class Problem:
             groups=self.groups,
         )
 
+    def on(self, topology: Topology, num_slots: int) -> Problem:
+        """The same loads, not copied, on other devices or in another number of slots.
+
+        Raises
+        ------
+        EquipoiseError
+            Slots that do not fit, or loads out of the range of numbers on ranks as slow as these.
+        """
+        check_slot_count(num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
+        _check_range(self.load, self.layer_ids, topology)
+        other = copy(self)
+        object.__setattr__(other, "topology", topology)
+        object.__setattr__(other, "num_slots", num_slots)
+        return other
+
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""
         return Placement(
@@ -116,154 +125,6 @@ class Problem:
             num_experts=self.num_experts,
             layer_ids=self.layer_ids,
         )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Plan:
-    """A placement, and the bound that says how much better any other could be.
-
-    Numbers and advice follow from the fields and are worked out when first asked for. They are of
-    the load summed over windows where the dispatcher's answer does not depend on the unit of loads.
-    Where it does, as with a cost, a sum of steps says nothing of a step: then they are means over
-    the windows, each taken as one step. Peaks and bounds are in assignments; where ranks have
-    speeds, in those that a rank of mean speed serves meanwhile; where the dispatcher has a cost, in
-    seconds. Arrays are read-only.
-
-    Parameters
-    ----------
-    placement
-        What to load.
-    planner
-        The planner as configured, e.g. ``Greedy(allow_same_rank_copies=False)``.
-    problem
-        What it was made for.
-    dispatcher
-        The dispatcher it was made for.
-    note
-        What the planner has to say of this plan, before the advice.
-    """
-
-    placement: Placement
-    planner: str
-    problem: Problem
-    dispatcher: Dispatcher
-    note: str = ""
-
-    @property
-    def dispatch(self) -> str:
-        """The dispatcher's name."""
-        return self.dispatcher.name
-
-    @cached_property
-    def load(self) -> NDArray[np.float64]:
-        """The load summed over windows, ``(L, E)``."""
-        return _read_only(self.problem.total)
-
-    @cached_property
-    def peak(self) -> NDArray[np.float64]:
-        """What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``."""
-        return _read_only(self._peaks(self._rows).mean(axis=0))
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """The same of the mean rank, ``(L,)``."""
-        return self._sums.mean
-
-    @property
-    def bound(self) -> NDArray[np.float64]:
-        """What no placement on these slots can be below, ``(L,)``."""
-        return self._sums.bound
-
-    @cached_property
-    def dispatch_bound(self) -> NDArray[np.float64]:
-        """What no dispatcher can be below on this placement, ``(L,)``."""
-        best = MinMax(topology=getattr(self.dispatcher, "topology", None), cost=self._cost)
-        splits = [best.split(np.ldexp(row, -self._exponent), self.placement) for row in self._rows]
-        bounds = np.stack([split.bound for split in splits])
-        return _read_only(np.ldexp(bounds, self._exponent).mean(axis=0))
-
-    @cached_property
-    def binding(self) -> tuple[Binding, ...]:
-        """Per layer, the constraint behind the bound; where windows count, of their mean load."""
-        typical = self._rows.mean(axis=0)
-        where = "" if self._is_sum else ", in a step of mean loads"
-        return bindings(self._limits_of(typical), self.problem.layer_ids, where)
-
-    @property
-    def gap(self) -> float:
-        """How far the summed peaks are above the summed bounds: 0.02 means at most 2 % to gain."""
-        return float(self.peak.sum() / self.bound.sum() - 1.0)
-
-    @cached_property
-    def window_gap(self) -> float:
-        """As ``gap``, over the windows of the problem one by one instead of their sum.
-
-        A placement has to serve all windows, each bound looks at one: no placement makes the mean
-        peak less, but perhaps none comes as close.
-        """
-        loads = self.problem.load
-        least = self._limits_of(loads.reshape(-1, loads.shape[2]))
-        return float(self._peaks(loads).sum() / least.bound.sum() - 1.0)
-
-    @cached_property
-    def status(self) -> str:
-        """The planner's note, and some sentences of advice that claim what the bound proves."""
-        said = advice(
-            self.peak,
-            self._sums,
-            dispatch=self.dispatch,
-            together=self._is_sum,
-            in_seconds=self._cost is not None,
-        )
-        return f"{self.note} {said}" if self.note else said
-
-    @property
-    def _is_sum(self) -> bool:
-        """Whether all windows count as one, which is so where the unit of loads does not matter."""
-        return is_scale_free(self.dispatcher)
-
-    @cached_property
-    def _rows(self) -> NDArray[np.float64]:
-        """The steps that count, ``(T, L, E)``."""
-        return self.load[None] if self._is_sum else self.problem.load
-
-    @cached_property
-    def _sums(self) -> Sums:
-        rows = self._rows
-        sums = self._limits_of(rows.reshape(-1, rows.shape[2])).by_layer(rows.shape[1])
-        for array in (sums.bound, sums.mean):
-            _read_only(array)
-        return sums
-
-    def _limits_of(self, load_NE: NDArray[np.float64]) -> Limits:
-        p = self.placement
-        return limits(load_NE, p.num_slots, p.num_ranks, self.dispatcher)
-
-    @property
-    def _cost(self) -> RankCost | None:
-        return getattr(self.dispatcher, "cost", None)
-
-    @property
-    def _exponent(self) -> int:
-        """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
-        return int(np.frexp(self.load.max())[1]) if self._is_sum else 0
-
-    def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
-        scaled = np.ldexp(load_TLE, -self._exponent)
-        return np.ldexp(self.dispatcher.peaks(scaled, self.placement), self._exponent)
-
-
-class Planner(Protocol):
-    """What every planner is: a frozen, keyword-only dataclass that answers problems."""
-
-    def plan(self, problem: Problem) -> Plan:
-        """Choose copies and places. Deterministic; changes nothing of the problem."""
-        ...
-
-
-def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
-    array.flags.writeable = False
-    return array
 
 
 def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:

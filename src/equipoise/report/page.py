@@ -14,7 +14,7 @@ from equipoise.report.heat import HeatMap, heat_map, span_text
 from equipoise.report.summary import LayerSummary, TraceSummary
 
 if TYPE_CHECKING:  # importing it would load the planners and their compiler
-    from equipoise.plan.problem import Plan
+    from equipoise.plan.result import Plan
 
 _MAX_CELLS = 6400  # of one heat map: 100 layers of 64 ranks
 _MAX_ROWS = 128

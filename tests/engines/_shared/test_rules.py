@@ -12,22 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.balance import expert_loads
+from equipoise.dispatch import dispatcher
 from equipoise.dispatch.tokens import expert_counts
-from equipoise.engines._shared.rules import ENGINE_RULES, engine_rule
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import evaluate
 from equipoise.topology import Topology
+from tests.dispatch.registered import RULES
 from tests.dispatch.test_dispatchers import per_expert, placements
 
-BY_RANK = [name for name in ENGINE_RULES if name != "lplb"]  # slots from ids and rank alone
+BY_RANK = [name for name in RULES if name != "lplb"]  # slots from ids and rank alone
 ROWS = ["vllm", "ascend-mrv2", "sglang-rows"]
 TWO = Placement([[0, 1, 0, 2]], num_ranks=2, num_experts=3, layer_ids=(7,))
 
 
-@pytest.fixture(params=ENGINE_RULES)
+@pytest.fixture(params=RULES)
 def each(request):
-    return engine_rule(request.param)
+    return dispatcher(request.param)
 
 
 @st.composite
@@ -44,12 +45,12 @@ def batches(draw):
     return np.array(load).reshape(2, num_ranks, num_experts), placement
 
 
-@pytest.mark.parametrize("name", ENGINE_RULES)
+@pytest.mark.parametrize("name", RULES)
 @settings(max_examples=25)  # for each of many rules
 @given(batch=batches())
 def test_shares_and_quotas_serve_every_source(name, batch):
     load, placement = batch
-    split = engine_rule(name).split(load, placement)
+    split = dispatcher(name).split(load, placement)
     assert split.dispatch == name
     assert (split.source_shares >= 0).all()
     for rank in range(placement.num_ranks):
@@ -62,12 +63,12 @@ def test_shares_and_quotas_serve_every_source(name, batch):
     assert (split.peak >= split.bound * (1 - 1e-12)).all()
 
 
-@pytest.mark.parametrize("name", ENGINE_RULES)
+@pytest.mark.parametrize("name", RULES)
 @settings(max_examples=25)  # for each of many rules
 @given(batch=batches())
 def test_loads_without_sources_come_from_all_ranks_alike(name, batch):
     load, placement = batch
-    rule, total = engine_rule(name), load.sum(axis=1)
+    rule, total = dispatcher(name), load.sum(axis=1)
     split = rule.split(total, placement)
     assert per_expert(split.shares, placement) == pytest.approx(total.astype(float))
     assert np.array_equal(per_expert(split.quotas, placement), total)
@@ -86,7 +87,7 @@ def test_ids_go_to_slots_of_their_expert(name, placement, data):
     rank = data.draw(st.integers(0, placement.num_ranks - 1))
     values = st.integers(-1, placement.num_experts)
     ids = np.array(data.draw(st.lists(values, min_size=18, max_size=18))).reshape(3, 2, 3)
-    slots = engine_rule(name).slots(ids, placement, rank=rank)
+    slots = dispatcher(name).slots(ids, placement, rank=rank)
     known = (ids >= 0) & (ids < placement.num_experts)
     none = placement.num_slots if name == "trtllm" else -1
     assert (slots[~known] == none).all()
@@ -102,7 +103,7 @@ def test_what_depends_on_counts_alone_is_told_exactly(name, placement, data):
     size = 8 * placement.num_ranks
     ids = np.array(data.draw(st.lists(values, min_size=size, max_size=size)))
     ids = ids.reshape(placement.num_ranks, 4, 1, 2)
-    rule = engine_rule(name)
+    rule = dispatcher(name)
     load = np.stack([expert_counts(of_rank, placement.num_experts) for of_rank in ids], axis=1)
     split = rule.split(load, placement)
     for rank, of_rank in enumerate(ids):
@@ -116,7 +117,7 @@ def test_what_depends_on_counts_alone_is_told_exactly(name, placement, data):
 @given(placement=placements(num_layers=1), rows=st.integers(1, 40))
 def test_row_rules_are_told_exactly_where_all_rows_are_alike(name, placement, rows):
     ids = np.tile(np.arange(placement.num_experts), (rows, 1))
-    rule = type(engine_rule(name))(top_k=placement.num_experts)
+    rule = type(dispatcher(name))(top_k=placement.num_experts)
     load = np.zeros((1, placement.num_ranks, placement.num_experts))
     rank = placement.num_ranks - 1
     load[:, rank] = rows
@@ -130,7 +131,7 @@ def test_row_rules_are_told_exactly_where_all_rows_are_alike(name, placement, ro
 @settings(max_examples=25)
 @given(rows=st.integers(1, 4000), copies=st.integers(1, 20))
 def test_rows_are_counted_as_if_one_by_one(name, rows, copies):
-    rule = engine_rule(name)
+    rule = dispatcher(name)
     wanted = np.bincount(rule.code(np.arange(rows)) % copies, minlength=copies)
     found = rule.times(np.array([rows]), np.array([copies]), np.arange(copies))
     assert found.tolist() == wanted.tolist()
@@ -141,7 +142,7 @@ def test_rows_are_counted_as_if_one_by_one(name, rows, copies):
 def test_the_largest_loads_take_no_more_memory(name, load):
     """Three copies and one: a table of the rows would be billions long."""
     placement = Placement([[0, 1, 0, 0]], num_ranks=2, num_experts=2)
-    rule = type(engine_rule(name))(top_k=1)
+    rule = type(dispatcher(name))(top_k=1)
     tracemalloc.start()
     split = rule.split([[[load, 1], [0, load // 2]]], placement)
     assert per_expert(split.quotas, placement).tolist() == [[load, 1 + load // 2]]
@@ -168,7 +169,7 @@ def test_speeds_turn_peaks_into_times(each):
 
 def test_largest_remainder_and_low_slots_first():
     placement = Placement([[0, 1, 0, 0]], num_ranks=2, num_experts=2)
-    split = engine_rule("sglang-dynamic").__class__(from_map=False).split([[8, 1]], placement)
+    split = dispatcher("sglang-dynamic").__class__(from_map=False).split([[8, 1]], placement)
     assert split.quotas.tolist() == [[3, 1, 3, 2]]
 
 
@@ -196,7 +197,7 @@ def test_fractions_have_no_quotas(each):
 
 @pytest.mark.parametrize("name", BY_RANK)
 def test_ranks_and_ids_that_are_none(name):
-    rule = engine_rule(name)
+    rule = dispatcher(name)
     with pytest.raises(EquipoiseError, match=r"Rank 2 holds no tokens; .* ranks 0 to 1"):
         rule.slots([[0, 1]], TWO, rank=2)
     with pytest.raises(EquipoiseError, match=r"Rank 0\.5 holds no tokens"):
@@ -206,16 +207,14 @@ def test_ranks_and_ids_that_are_none(name):
 
 
 def test_names():
-    for name in ENGINE_RULES:
-        assert engine_rule(name).name == name
-        assert engine_rule(name).version
-    with pytest.raises(EquipoiseError, match="no engine rule 'vlm'; use one of vllm, "):
-        engine_rule("vlm")
+    for name in RULES:
+        assert dispatcher(name).name == name
+        assert dispatcher(name).version
 
 
 def test_numba_is_loaded_only_by_splitting():
     code = (
-        "import sys\nfrom equipoise.engines._shared.rules import ENGINE_RULES, engine_rule\n"
-        "[engine_rule(n) for n in ENGINE_RULES]; sys.exit('numba' in sys.modules)"
+        "import sys\nfrom equipoise.dispatch import DISPATCHERS\n"
+        "[entry.kind for entry in DISPATCHERS.values()]; sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

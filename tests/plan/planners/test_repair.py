@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from equipoise.cost import RankCost
+from equipoise.dispatch import Auto, Even, MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.placement import Placement
@@ -18,6 +20,7 @@ from tests.reference import migration as reference
 
 DEEPSEEK_A = [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86]
 FLASHLB = [600, 560, 120, 120, 20, 10, 10, 10]
+TOKENS = RankCost(token_seconds=1e-6)
 
 
 def in_force(rows, num_experts):
@@ -283,3 +286,11 @@ def test_most_of_the_gain_for_few_of_the_moves_on_real_routing():
     old, new, few = (evaluate(p, held).mean_imbalance for p in (current, replanned, repaired))
     assert new < old
     assert old - few > 0.8 * (old - new)
+
+
+@pytest.mark.parametrize("dispatch", [Even(cost=TOKENS), MinMax(cost=TOKENS), Auto(cost=TOKENS)])
+def test_moves_are_priced_in_rank_loads_where_a_dispatcher_counts_seconds(dispatch):
+    current, problem = drifted()
+    curve = quick(current, dispatch=dispatch).curve(problem)
+    assert curve.objective[0] > 1
+    assert len(curve.moves) > 1

@@ -9,12 +9,12 @@ import pytest
 
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Even, FewestExperts, dispatcher
-from equipoise.engines._shared.rules import ENGINE_RULES, engine_rule
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Greedy, Problem, Robust, evaluate, evaluate_without_balancing
 from equipoise.plan.search.layout import unbalanced_layout
 from equipoise.plan.search.scenarios import MAX_WINDOWS, read_history
 from equipoise.topology import Topology
+from tests.dispatch.registered import RULES
 from tests.plan.planners.test_robust import QUICK, two_domains
 
 
@@ -103,9 +103,9 @@ def test_planned_for_the_nearest_copy():
     assert better < 0.99 * slowest(even.placement, load, topology, "nearest")
 
 
-@pytest.mark.parametrize("name", sorted({*ENGINE_RULES} - {"lplb"}))  # which allows two copies only
+@pytest.mark.parametrize("name", [x for x in RULES if x != "lplb"])  # which allows two copies only
 def test_planned_for_what_an_engine_does(name):
-    rule = engine_rule(name)
+    rule = dispatcher(name)
     load, names = two_domains(layers=2)
     problem = Problem(load, Topology(4), 20, groups=names)
     plan = replace(QUICK, dispatch=rule).plan(problem)

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.cost import rank_cost
-from equipoise.dispatch import Even, MinMax
-from equipoise.engines._shared.rules import engine_rule
+from equipoise.dispatch import Even, MinMax, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Problem
@@ -152,7 +151,7 @@ def test_fill_up_repeats_what_lives_nowhere_else():
     assert fill_up(slots, 2).tolist() == [[0, 1, 1, 0, 2, 3]]
 
 
-@pytest.mark.parametrize("judge", [engine_rule("vllm"), Even(cost=rank_cost("h100-deepep-ep8"))])
+@pytest.mark.parametrize("judge", [dispatcher("vllm"), Even(cost=rank_cost("h100-deepep-ep8"))])
 def test_what_depends_on_the_batch_is_judged_at_its_recorded_size(judge):
     topology = Topology(4)
     steps = np.random.default_rng(2).integers(0, 50, (3, 2, 8)).astype(float)

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from equipoise.cli.options.common import Json, Redundant, print_json, stdout
 from equipoise.control.status import Status, status_key
-from equipoise.dispatch import dispatcher
+from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
 from equipoise.report.live import View
 
@@ -145,7 +145,7 @@ def _options(
         )
     if redundant is not None and not balance:
         raise EquipoiseError("--no-balance has no redundant slots; leave --redundant out.")
-    dispatcher(dispatch)
+    check_serving(dispatch)
     checkpoint = Checkpoint(model)
     num_experts = checkpoint.num_experts
     if redundant is None:

@@ -10,13 +10,15 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.common import option_name
-from equipoise.cli.options.dispatcher import find_dispatcher
-from equipoise.cost import rank_cost
+from equipoise.cost import RankCost, rank_cost
+from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch.registry import needs_cost
 from equipoise.engines.formats import given
 from equipoise.engines.trace_io import read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration
 from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.topology import Topology
 
 _PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
 _AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
@@ -70,20 +72,26 @@ class GateArguments:
                 f"To decide whether to move, give {', '.join(missing)} as well: no value of theirs "
                 "fits every system."
             )
-        assert self.rank_cost is not None
-        rank_cost(self.rank_cost)
-        find_dispatcher(self.dispatch)
+        self._runs(self._cost)
 
     def decide(self, migration: Migration, expert_bytes: int | None) -> Decision | None:
         """The decision; ``None`` where nobody asked for one."""
         if self.trace is None:
             return None
-        assert self.rank_cost is not None  # checked
-        assert expert_bytes is not None
+        assert expert_bytes is not None  # checked
         steps = read_trace(self.trace)
-        runs = find_dispatcher(self.dispatch, migration.topology, top_k=steps.top_k)
+        runs = self._runs(self._cost, migration.topology, steps.top_k)
         prices: dict[str, Any] = {name: getattr(self, name) for name in _PRICES}
-        gate = Gate(
-            cost=rank_cost(self.rank_cost), expert_bytes=expert_bytes, dispatch=runs, **prices
-        )
+        gate = Gate(cost=self._cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
         return gate.decide(migration, steps)
+
+    @property
+    def _cost(self) -> RankCost:
+        assert self.rank_cost is not None  # checked
+        return rank_cost(self.rank_cost)
+
+    def _runs(
+        self, cost: RankCost, topology: Topology | None = None, top_k: int | None = None
+    ) -> Dispatcher:
+        told = cost if needs_cost(self.dispatch) else None
+        return dispatcher(self.dispatch, topology, cost=told, top_k=top_k)

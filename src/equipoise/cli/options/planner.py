@@ -10,11 +10,10 @@ from cyclopts.validators import Number
 
 from equipoise.checks import check_number
 from equipoise.cli.options.common import Amount, MachineArguments, Size, option_name
-from equipoise.cli.options.dispatcher import find_dispatcher
 from equipoise.cli.views.progress import Progress
 from equipoise.cost import RankCost, rank_cost
-from equipoise.dispatch import Dispatcher
-from equipoise.engines._shared.rules import ENGINE_RULES
+from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
+from equipoise.dispatch.base import takes
 from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
 from equipoise.plan import (
@@ -46,6 +45,19 @@ _OPTIONS: dict[str, set[str]] = {
 }
 
 
+def dispatch_help() -> str:
+    """What ``--dispatch`` chooses between."""
+    named = (
+        f"{name}{f' ({entry.engine})' if entry.engine else ''}: {entry.summary}"
+        for name, entry in DISPATCHERS.items()
+    )
+    return (
+        "How copies share each batch, for the scores and for what a search plans for; even if not "
+        "given, minmax for a fixed graph, which is made for it. What a copy of an expert gets, by "
+        f"{'; '.join(named)}. See docs/dispatch.md, and docs/tokens.md for the engines' rules."
+    )
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PlannerArguments:
@@ -55,12 +67,6 @@ class PlannerArguments:
     ----------
     planner
         The planner: see docs/planners.md.
-    dispatch
-        How copies share each batch, for the scores and for what a search plans for: even; minmax,
-        the exact split of docs/dispatch.md; nearest; fewest, the fewest active experts; or what an
-        engine does (docs/tokens.md): vllm, sglang-static, sglang-dynamic, sglang-rows, trtllm,
-        ascend, ascend-mrv2, lplb. Even if not given; minmax for a fixed graph, which is made for
-        it.
     moves
         Planners that search: proposals per layer.
     budget_seconds
@@ -98,7 +104,7 @@ class PlannerArguments:
         "contiguous",
         "round-robin",
     ] = "robust"
-    dispatch: str | None = None
+    dispatch: Annotated[str | None, Parameter(help=dispatch_help())] = None
     moves: Annotated[int, Amount] = Robust.moves
     budget_seconds: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
@@ -152,11 +158,11 @@ class PlannerArguments:
 
     def judge(self, topology: Topology | None = None, top_k: int | None = None) -> Dispatcher:
         """The dispatcher that scores, told of the machines, the router and the cost."""
-        return find_dispatcher(self.dispatch_name, topology, top_k=top_k, cost=self.cost)
+        return dispatcher(self.dispatch_name, topology, cost=self.cost, top_k=top_k)
 
     def planned_for(self, judge: Dispatcher) -> str | Dispatcher:
         """The dispatcher as a planner takes it: by name if that says all."""
-        return judge if self.dispatch_name in ENGINE_RULES else self.dispatch_name
+        return judge if takes(judge, "top_k") else self.dispatch_name
 
     def configured(self, judge: Dispatcher, progress: Progress) -> Planner:
         """The planner; ``progress`` is told how much of a search is done, of a thousand."""

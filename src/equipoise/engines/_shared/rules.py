@@ -11,43 +11,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import check_count
+from equipoise.dispatch.base import Batch, Shares, checked_batch, checked_load
 from equipoise.dispatch.minmax import bottleneck_ranks
-from equipoise.dispatch.split import Split, checked_batch, checked_load, rank_times
+from equipoise.dispatch.split import Split
+from equipoise.dispatch.times import rank_times
 from equipoise.dispatch.tokens import checked_ids
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.topology import Topology
-
-_HOME = {
-    "vllm": "equipoise.engines.vllm.rules:Vllm",
-    "sglang-static": "equipoise.engines.sglang.rules:SglangStatic",
-    "sglang-dynamic": "equipoise.engines.sglang.rules:SglangDynamic",
-    "sglang-rows": "equipoise.engines.sglang.rules:SglangRows",
-    "trtllm": "equipoise.engines.trtllm.rules:Trtllm",
-    "ascend": "equipoise.engines.ascend.rules:Ascend",
-    "ascend-mrv2": "equipoise.engines.ascend.rules:AscendMrv2",
-    "lplb": "equipoise.engines.deepseek.rules:Lplb",
-}
-ENGINE_RULES = tuple(_HOME)
-"""Names that ``engine_rule`` knows."""
-
-
-def engine_rule(name: str) -> EngineRule:
-    """The rule of that name with its engine's defaults; ``EquipoiseError`` if there is none."""
-    if name not in _HOME:
-        raise EquipoiseError(
-            f"There is no engine rule {name!r}; use one of {', '.join(ENGINE_RULES)}."
-        )
-    module, rule = _HOME[name].split(":")
-    found: EngineRule = getattr(import_module(module), rule)()
-    return found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,6 +79,9 @@ class EngineRule(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     """The release whose behaviour this is."""
+    cost: ClassVar[None] = None
+    shares: ClassVar[Shares] = Shares.OTHER
+    scale_free: ClassVar[bool] = False
 
     topology: Topology | None = None
 
@@ -121,7 +101,7 @@ class EngineRule(ABC):
         ``(L, R, S)``; over the slots of an expert they sum to 1, anything where it has no load.
         """
 
-    def split(self, load: ArrayLike, placement: Placement) -> RuleSplit:
+    def split(self, load: ArrayLike | Batch, placement: Placement) -> RuleSplit:
         """What to expect of the rule for a batch.
 
         Parameters
@@ -136,7 +116,8 @@ class EngineRule(ABC):
             Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
             a layer reaches ``2**53``; a topology of another number of ranks.
         """
-        load_LE, source_LRE = checked_batch(load, placement)
+        batch = checked_batch(load, placement)
+        load_LE, source_LRE = batch.load, batch.source_load
         by_source = _from_all_ranks(load_LE, placement) if source_LRE is None else source_LRE
         shares_LRS = self._source_shares(by_source, placement)
         return RuleSplit(

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.dispatch.base import Batch, Shares
 from equipoise.dispatch.minmax import MinMax
 from equipoise.dispatch.split import Split
 from equipoise.dispatch.tokens import checked_ids, earlier_equal, expert_counts
@@ -29,6 +30,7 @@ class Lplb(EngineRule):
     """
 
     name: ClassVar[str] = "lplb"
+    shares: ClassVar[Shares] = Shares.FOLLOWING
     version: ClassVar[str] = "LPLB, first release"
 
     def slots(self, topk_ids: ArrayLike, split: Split) -> NDArray[np.int64]:
@@ -65,7 +67,7 @@ class Lplb(EngineRule):
         """The same shares for all source ranks: those of the batch as a whole."""
         _two_slots(placement)
         load_LE = load_LRE.sum(axis=1)
-        shares_LS = MinMax(topology=self.topology).split(load_LE, placement).shares
+        shares_LS = MinMax(topology=self.topology).split(Batch(load_LE), placement).shares
         load_LS = np.take_along_axis(load_LE, placement.slots, axis=1)
         even = 1 / copies_of_slots(placement)
         part_LS = np.divide(shares_LS, load_LS, out=even, where=load_LS > 0)

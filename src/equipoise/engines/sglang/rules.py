@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.dispatch.split import nodes_of_ranks
+from equipoise.dispatch.times import nodes_of_ranks
 from equipoise.engines._shared.rules import (
     EngineRule,
     RowRule,

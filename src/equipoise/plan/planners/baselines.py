@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_type
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from equipoise.checks import brief, check_number, check_type
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.planners.robust import Robust
-from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, Planner, certify
 from equipoise.plan.search.anneal import check_search_options, kernel_seed
 from equipoise.plan.search.scenarios import (
     Scenarios,

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_flag, check_type
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify, check_groups, hierarchy_lower_bound
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.bounds import check_groups, on_nodes
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,7 @@ class Hierarchical:
         check_groups(problem.num_experts, self.num_groups, num_nodes)
         slots = _balanced_slots(problem, self.num_groups, num_nodes, self.allow_same_rank_copies)
         plan = certify(problem, slots, planner=repr(self))
-        bound = hierarchy_lower_bound(
-            plan.load, problem.topology.num_ranks, self.num_groups, num_nodes
-        )
+        bound = on_nodes(plan.load, problem.topology.num_ranks, self.num_groups, num_nodes)
         cost = np.maximum(bound, plan.bound).sum() / plan.bound.sum() - 1
         price = f"Keeping each group on one node raises the bound by {cost:.1%}."
         return replace(plan, note=f"{_note(problem)} {price}".lstrip())

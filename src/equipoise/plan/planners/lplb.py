@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import Greedy
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_number
-from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, diff, keep_slots, ordinal_on_rank, with_slots
 from equipoise.placement import Placement
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import Search, Stage, Terms, fill_up
 from equipoise.plan.search.scenarios import (
     Floats,
@@ -298,7 +298,7 @@ class Repair:
 def _stages(search: Search) -> tuple[Stage, ...]:
     single = len(search.history.load) == 1
     first = _WINDOW if single else _WINDOWS
-    if search.dispatch.name != "minmax":
+    if search.dispatch.shares is not Shares.FOLLOWING:
         return (first,)
     return first, replace(_SPLITS, scenarios=single_scenario) if single else _SPLITS
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, dispatcher
+from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import (
     Clock,
     Meter,
@@ -33,7 +33,6 @@ from equipoise.plan.search.scenarios import (
     single_scenario,
     window_scenarios,
 )
-from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
@@ -52,9 +51,9 @@ class Robust:
     Parameters
     ----------
     dispatch
-        The dispatcher that will run, by name or as configured; an engine's own rule is one.  The
-        search models shares that are even, those of the nearest copy or the min-max split, and
-        judges what it finds by the dispatcher itself.
+        Dispatcher that will run, by name or as configured; an engine's own rule is one.  The
+        search models shares that are even, those of the nearest copy or, for all dispatchers that
+        follow the load, the min-max split, and judges what it finds by the dispatcher itself.
     cost
         Balance the time that ranks take instead of their assignments.
     step_assignments
@@ -67,7 +66,8 @@ class Robust:
         What a group counts, by name; 1 for those not named.
     moves
         Proposals per layer, rounded down to whole rounds; more never end in a worse objective.  For
-        ``"minmax"`` as many are followed by one for each 32, which cost about that much more.
+        dispatchers that follow the load as many are followed by one for each 32, which cost about
+        that much more.
     budget_seconds
         Stop then and answer the best so far, which depends on the machine; ``None``: all moves.
     seed
@@ -91,7 +91,6 @@ class Robust:
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        dispatcher(self.dispatch)
         if self.step_assignments is not None:
             if self.cost is None:
                 raise EquipoiseError("step_assignments matters with a cost only; give both.")
@@ -99,6 +98,7 @@ class Robust:
             check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
         elif self.cost is not None:
             check_type("cost", self.cost, RankCost)
+        dispatcher(self.dispatch, cost=self.cost)
         check_number("tail", self.tail, low=0, high=1)
         check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
         budget = self.budget_seconds
@@ -125,7 +125,7 @@ class Robust:
         return Search(
             history=read_history(problem, self.group_weights, sized=self.cost is not None),
             topology=problem.topology,
-            dispatch=self._dispatcher(problem.topology),
+            dispatch=dispatcher(self.dispatch, problem.topology, cost=self.cost),
             cost=self.cost,
             step_assignments=self.step_assignments,
             tail=self.tail,
@@ -135,19 +135,6 @@ class Robust:
             terms=terms,
             meter=Meter(self.progress, clock),
         )
-
-    def _dispatcher(self, topology: Topology) -> Dispatcher:
-        """The dispatcher that judges, told of the machines and of the cost."""
-        known = dispatcher(self.dispatch, topology)
-        if self.cost is None:
-            return known
-        if not hasattr(known, "cost"):
-            raise EquipoiseError(
-                f"The dispatcher {known.name!r} knows no times; plan for even, minmax, or without "
-                "a cost."
-            )
-        costed: Dispatcher = replace(known, cost=self.cost)  # type: ignore[type-var]
-        return costed
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)
@@ -199,7 +186,7 @@ def choose_stages(search: Search, num_slots: int, moves: int) -> tuple[tuple[Sta
 
 
 def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
-    history, follows_load = search.history, search.dispatch.name == "minmax"
+    history, follows_load = search.history, search.dispatch.shares is Shares.FOLLOWING
     plain = () if search.is_plain else (_SINGLE,)
     if len(history.load) == 1:
         single = (_SINGLE, _SINGLE_SPLIT) if follows_load else (_SINGLE,)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.planners.robust import Robust, choose_stages
-from equipoise.plan.problem import Plan, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import Terms, fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.weigh.coverage import Coverage, coverage, domains_of_ranks
@@ -99,13 +99,7 @@ class Survivable(Robust):
                 f"{problem.num_slots} slots cannot hold {problem.num_experts} experts {parts} "
                 "times; to be mirrored, they must."
             )
-        part = Problem(
-            problem.load,
-            _part(topology, parts, self.domain),
-            num_slots,
-            layer_ids=problem.layer_ids,
-            groups=problem.groups,
-        )
+        part = problem.on(_part(topology, parts, self.domain), num_slots)
         slots = np.tile(super().plan(part).placement.slots, (1, parts))
         promise = (
             f"{_any(self.losses, self.domain)} leaves every expert alive, and so does any loss "

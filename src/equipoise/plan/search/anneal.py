@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_whole
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, is_scale_free
+from equipoise.dispatch import Dispatcher, Shares
 from equipoise.placement import Placement
 from equipoise.plan.search.scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
 from equipoise.topology import Topology
@@ -264,7 +264,7 @@ class Search:
         With chance added where the dispatcher follows the load: it evens the recorded windows out
         almost perfectly, so that by themselves they no longer tell placements apart.
         """
-        if self.dispatch.name != "minmax":
+        if self.dispatch.shares is not Shares.FOLLOWING:
             return self.history
         return with_noise(self.history, np.random.default_rng(self.seed), _JUDGED_DRAWS)
 
@@ -275,10 +275,11 @@ class Search:
         """
         R = self.history.num_ranks
         placement = Placement(fill_up(slots, R), num_ranks=R, num_experts=load.shape[2])
-        if is_scale_free(self.dispatch):
+        if self.dispatch.scale_free:
             return self.dispatch.peaks(load, placement)
         assignments = np.where(self._mean_rank_load > 0, self._mean_rank_load, 1)
-        unit = assignments if self.cost is None else assignments * self.cost.token_seconds
+        cost = self.dispatch.cost
+        unit = assignments if cost is None else assignments * cost.token_seconds
         peaks: Floats = self.dispatch.peaks(load * assignments[:, None], placement) / unit
         return peaks
 
@@ -357,7 +358,7 @@ class Search:
         if self.cost is not None and volume > 0:
             floor = self.cost.knee / volume
             pad = (self.cost.token_block - 1) / 2 / volume  # what rounding up adds on average
-        near = self.dispatch.name == "nearest"
+        near = self.dispatch.shares is Shares.NEAREST
         return Ranks(1 / self.topology.relative_speed, self.topology.node_of_rank, near, floor, pad)
 
     def _kernel_terms(self, layer: int) -> Any:

@@ -16,7 +16,8 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import Evaluation
 from equipoise.plan.planners.robust import Robust
-from equipoise.plan.problem import Plan, Planner, Problem
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan, Planner
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -332,9 +333,9 @@ def budget(
     fewest = Problem(planned, topology, counts[0])
     held = _held_out_load(Problem(held_out, topology, counts[0]), fewest)
     split = dispatcher(dispatch, topology)
-    in_seconds = getattr(split, "cost", None) is not None
+    in_seconds = split.cost is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
-    problems = [Problem(planned, topology, num_slots) for num_slots in counts]
+    problems = [fewest.on(topology, num_slots) for num_slots in counts]
     plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
     past = np.stack([split.peaks(fewest.load, placement) for placement in placements])

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.checks import check_number
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
-from equipoise.dispatch.split import rank_times
+from equipoise.dispatch.registry import needs_cost
+from equipoise.dispatch.times import rank_times
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration
 from equipoise.placement import Placement
+from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -128,7 +130,7 @@ class Gate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        dispatcher(self.dispatch)
+        self.runs(None)
         for name in ("expert_bytes", "dwell_steps", "stall_seconds", "interference", "delay_steps"):
             check_number(name, getattr(self, name), low=0, high=np.inf)
         if not 0 < self.confidence < 1:
@@ -179,13 +181,18 @@ class Gate:
 
     def _peaks(self, placement: Placement, load: Floats, migration: Migration) -> Floats:
         """Seconds and assignments of the slowest and busiest ranks, layers summed, ``(2, T)``."""
-        runs = dispatcher(self.dispatch, migration.topology)
+        runs = self.runs(migration.topology)
         peaks = np.empty((2, len(load)))
         for t, step in enumerate(load):
             split = runs.split(step, placement)
             times = rank_times(split.shares, placement.num_ranks, migration.topology, self.cost)
             peaks[:, t] = times.max(axis=1).sum(), split.rank_loads.max(axis=1).sum()
         return peaks
+
+    def runs(self, topology: Topology | None) -> Dispatcher:
+        """The dispatcher on these machines; told of the cost only if it cannot do without."""
+        cost = self.cost if needs_cost(self.dispatch) else None
+        return dispatcher(self.dispatch, topology, cost=cost)
 
     def _interval(self, gain: Floats) -> tuple[float, float]:
         """Both ends of the confidence interval of the mean gain."""

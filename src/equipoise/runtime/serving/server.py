@@ -29,7 +29,7 @@ from equipoise.control.messages import PeerError
 from equipoise.control.metrics import LOOPBACK, Metrics
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import Alarms
-from equipoise.dispatch import dispatcher
+from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.planners.baselines import Contiguous
@@ -124,7 +124,7 @@ class Options:
             check_count(name, getattr(self, name))
         if self.limit is not None:
             check_whole("limit", self.limit)
-        dispatcher(self.dispatch)
+        check_serving(self.dispatch)
         if self.results is not None:
             check_folder(self.results)
         if self.settings is not None and self.settings.map_path and self.placement is None:

@@ -1,0 +1,197 @@
+"""What a planner answers: a placement, and the bound that it is measured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.dispatch import Dispatcher, MinMax, Shares, dispatcher
+from equipoise.placement import Placement
+from equipoise.plan.bounds import Binding, Limits, Sums, advice, bindings, limits
+from equipoise.plan.problem import Problem
+from equipoise.topology import Topology
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """A placement, and the bound that says how much better any other could be.
+
+    Numbers and advice follow from the fields and are worked out when first asked for. They are of
+    the load summed over windows where the dispatcher's answer does not depend on the unit of loads.
+    Where it does, as with a cost, a sum of steps says nothing of a step: then they are means over
+    the windows, each taken as one step. Peaks and bounds are in assignments; where ranks have
+    speeds, in those that a rank of mean speed serves meanwhile; where the dispatcher has a cost, in
+    seconds. Arrays are read-only.
+
+    Parameters
+    ----------
+    placement
+        What to load.
+    planner
+        The planner as configured, e.g. ``Greedy(allow_same_rank_copies=False)``.
+    problem
+        What it was made for.
+    dispatcher
+        The dispatcher it was made for.
+    note
+        What the planner has to say of this plan, before the advice.
+    """
+
+    placement: Placement
+    planner: str
+    problem: Problem
+    dispatcher: Dispatcher
+    note: str = ""
+
+    @property
+    def dispatch(self) -> str:
+        """The dispatcher's name."""
+        return self.dispatcher.name
+
+    @cached_property
+    def load(self) -> NDArray[np.float64]:
+        """The load summed over windows, ``(L, E)``."""
+        return _read_only(self.problem.total)
+
+    @cached_property
+    def peak(self) -> NDArray[np.float64]:
+        """What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``."""
+        return _read_only(self._peaks(self._rows).mean(axis=0))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The same of the mean rank, ``(L,)``."""
+        return self._sums.mean
+
+    @property
+    def bound(self) -> NDArray[np.float64]:
+        """What no placement on these slots can be below, ``(L,)``."""
+        return self._sums.bound
+
+    @cached_property
+    def dispatch_bound(self) -> NDArray[np.float64]:
+        """What no dispatcher can be below on this placement, ``(L,)``."""
+        best = MinMax(topology=self.dispatcher.topology, cost=self.dispatcher.cost)
+        splits = [best.split(np.ldexp(row, -self._exponent), self.placement) for row in self._rows]
+        bounds = np.stack([split.bound for split in splits])
+        return _read_only(np.ldexp(bounds, self._exponent).mean(axis=0))
+
+    @cached_property
+    def binding(self) -> tuple[Binding, ...]:
+        """Per layer, the constraint behind the bound; where windows count, of their mean load."""
+        typical = self._rows.mean(axis=0)
+        where = "" if self._is_sum else ", in a step of mean loads"
+        return bindings(self._limits_of(typical), self.problem.layer_ids, where)
+
+    @property
+    def gap(self) -> float:
+        """How far the summed peaks are above the summed bounds: 0.02 means at most 2 % to gain."""
+        return float(self.peak.sum() / self.bound.sum() - 1.0)
+
+    @cached_property
+    def window_gap(self) -> float:
+        """As ``gap``, over the windows of the problem one by one instead of their sum.
+
+        A placement has to serve all windows, each bound looks at one: no placement makes the mean
+        peak less, but perhaps none comes as close.
+        """
+        loads = self.problem.load
+        least = self._limits_of(loads.reshape(-1, loads.shape[2]))
+        return float(self._peaks(loads).sum() / least.bound.sum() - 1.0)
+
+    @cached_property
+    def status(self) -> str:
+        """The planner's note, and some sentences of advice that claim what the bound proves."""
+        said = advice(
+            self.peak,
+            self._sums,
+            dispatch=self.dispatch,
+            together=self._is_sum,
+            in_seconds=self.dispatcher.cost is not None,
+        )
+        return f"{self.note} {said}" if self.note else said
+
+    @property
+    def _is_sum(self) -> bool:
+        """Whether all windows count as one, which is so where the unit of loads does not matter."""
+        return self.dispatcher.scale_free
+
+    @cached_property
+    def _rows(self) -> NDArray[np.float64]:
+        """The steps that count, ``(T, L, E)``."""
+        return self.load[None] if self._is_sum else self.problem.load
+
+    @cached_property
+    def _sums(self) -> Sums:
+        rows = self._rows
+        sums = self._limits_of(rows.reshape(-1, rows.shape[2])).by_layer(rows.shape[1])
+        for array in (sums.bound, sums.mean):
+            _read_only(array)
+        return sums
+
+    def _limits_of(self, load_NE: NDArray[np.float64]) -> Limits:
+        runs = self.dispatcher
+        return limits(
+            load_NE,
+            self.placement.num_slots,
+            runs.topology or Topology(self.placement.num_ranks),
+            cost=runs.cost,
+            even=runs.shares is Shares.EVEN,
+        )
+
+    @property
+    def _exponent(self) -> int:
+        """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
+        return int(np.frexp(self.load.max())[1]) if self._is_sum else 0
+
+    def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
+        scaled = np.ldexp(load_TLE, -self._exponent)
+        return np.ldexp(self.dispatcher.peaks(scaled, self.placement), self._exponent)
+
+
+class Planner(Protocol):
+    """What every planner is: a frozen, keyword-only dataclass that answers problems."""
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose copies and places. Deterministic; changes nothing of the problem."""
+        ...
+
+
+def certify(
+    problem: Problem,
+    slots_LS: NDArray[np.int64],
+    *,
+    planner: str,
+    dispatch: str | Dispatcher = "even",
+    note: str = "",
+) -> Plan:
+    """The plan with this placement, which bounds itself.
+
+    Parameters
+    ----------
+    dispatch
+        The dispatcher it was made for; by name, it is told of the problem's topology.
+    note
+        What the planner has to say, before the advice.
+
+    Raises
+    ------
+    EquipoiseError
+        An unknown dispatcher.
+    """
+    return Plan(
+        placement=problem.placement(slots_LS),
+        planner=planner,
+        problem=problem,
+        dispatcher=dispatcher(dispatch, problem.topology),
+        note=note,
+    )
+
+
+def _read_only(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    array.flags.writeable = False
+    return array
