@@ -31,7 +31,7 @@ from equipoise.engines.sglang import maps as location
 from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.engines.vllm import hygon_maps, tensors
 from equipoise.engines.vllm import maps as vllm_maps
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.placement import Placement
 
 MAP_FORMATS: tuple[MapFormat, ...] = (
@@ -77,8 +77,7 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
         return found[0]
     names = " or ".join(known.name for known in found)
     raise FormatError(
-        f"{path}: may be {names}, which look alike; name the format (validate --for, convert "
-        "--format)."
+        f"{path}: may be {names}, which look alike; name the format with {argument('format')}."
     )
 
 
@@ -277,7 +276,7 @@ def examine_map(
     try:
         placement = chosen.to_placement(raw, context)
     except EquipoiseError as error:
-        raise EquipoiseError(f"{path}: {error}") from error
+        raise EquipoiseError(f"{path}: {error.message.marked}") from error
     return MapReading(placement=placement, findings=tuple(findings), notes=raw.notes)
 
 
@@ -407,7 +406,8 @@ def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:
         asked = "" if key is None else f", and none of {key!r}"
         raise EquipoiseError(
             f"{path}: holds the maps of {len(names)} models ({shown_names(names)}){asked}; "
-            "give model_key. equipoise convert takes it, and what it writes has one map."
+            f"give {argument('model_key')}. equipoise convert takes it, and what it writes has one "
+            "map."
         )
     chosen = raw.models[key]
     return replace(

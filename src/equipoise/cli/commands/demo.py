@@ -16,7 +16,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.live import Live
 
-from equipoise.cli.options.common import Json, Redundant, print_json, stdout
+from equipoise.cli.options.limits import Redundant
+from equipoise.cli.options.output import Json
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.dispatch import dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.report.live import Status, View

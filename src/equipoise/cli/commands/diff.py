@@ -10,19 +10,15 @@ import numpy as np
 from cyclopts import Parameter
 from rich.table import Table
 
-from equipoise.cli.options.common import (
-    Amount,
-    Json,
-    MachineArguments,
-    MapArguments,
-    check_model_key,
-    check_output,
-    print_json,
-    stdout,
-)
 from equipoise.cli.options.gate import GateArguments
+from equipoise.cli.options.limits import Amount
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.maps import MapArguments, check_model_key
+from equipoise.cli.options.names import in_options
+from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.moves import moves_document, moves_text
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
     check_map_path,

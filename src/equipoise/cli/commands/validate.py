@@ -9,15 +9,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from equipoise.cli.options.common import (
-    Json,
-    MapArguments,
-    check_decoder_layers,
-    check_model_key,
-    print_json,
-    stdout,
-)
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.options.maps import MapArguments, check_decoder_layers, check_model_key
+from equipoise.cli.options.names import in_options
+from equipoise.cli.options.output import Json
+from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.text import one_line
 from equipoise.engines._shared.map_checks import by_kind
 from equipoise.engines.formats import Severity
 from equipoise.engines.map_io import MapInspection, inspect_map

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from equipoise.cli.options.common import option_name
 from equipoise.cli.options.dispatcher import find_dispatcher
+from equipoise.cli.options.names import option_name
 from equipoise.cost import rank_cost
 from equipoise.engines.formats import given
 from equipoise.engines.trace_io import read_trace

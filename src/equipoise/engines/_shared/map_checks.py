@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines.formats import Finding, MapContext, RawMap, Severity
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement, check_slot_count
 
@@ -323,7 +323,7 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
         Finding(
             code=NOT_CHECKED,
             message=f"Not checked: {'; '.join(unknown.values())}.",
-            remedy=f"Give {', '.join(unknown)}.",
+            remedy=Message(f"Give {', '.join(map(argument, unknown))}."),
             severity=Severity.WARNING,
         )
     ]
@@ -338,7 +338,7 @@ def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
             code=GUESSED_LAYERS,
             message="The file does not say which layers of the model its rows are; they are taken "
             f"as {_numbered(range(len(raw.rows)))}, in order.",
-            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            remedy=Message(f"Give {argument('layer_ids')}, the model's numbers of its MoE layers."),
             severity=Severity.WARNING,
         )
     ]
@@ -353,7 +353,7 @@ def guessed_decoder_rows(raw: RawMap, context: MapContext) -> list[Finding]:
             code=GUESSED_LAYERS,
             message="The file has a row for every decoder layer and does not say which are dense; "
             f"{_numbered(range(len(raw.rows)))} are all taken as MoE layers.",
-            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            remedy=Message(f"Give {argument('layer_ids')}, the model's numbers of its MoE layers."),
             severity=Severity.WARNING,
         )
     ]
@@ -446,13 +446,14 @@ def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
     """
     if num_rows * placement.num_slots > MAX_CELLS:
         raise EquipoiseError(
-            f"{num_rows} decoder layers are more than any model has; correct num_hidden_layers."
+            f"{num_rows} decoder layers are more than any model has; "
+            f"correct {argument('num_hidden_layers')}."
         )
     outside = [layer for layer in placement.layer_ids if layer >= num_rows]
     if outside:
         raise EquipoiseError(
             f"The placement has layer {format_ids(outside)}, the file has rows 0 to "
-            f"{num_rows - 1}. Leave draft layers out, or correct num_hidden_layers."
+            f"{num_rows - 1}. Leave draft layers out, or correct {argument('num_hidden_layers')}."
         )
     rows = np.tile(default_row(placement.num_slots, placement.num_experts), (num_rows, 1))
     rows[list(placement.layer_ids)] = placement.slots
@@ -477,7 +478,8 @@ def build(
     shape = shape_of(raw, context)
     if shape.num_ranks is None:
         raise EquipoiseError(
-            "The file does not say over how many ranks its slots are spread; give num_ranks."
+            "The file does not say over how many ranks its slots are spread; "
+            f"give {argument('num_ranks')}."
         )
     if len(rows) * shape.num_ranks * shape.num_experts > MAX_CELLS:
         raise EquipoiseError(
