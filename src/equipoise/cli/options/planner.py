@@ -161,10 +161,10 @@ def with_options(
         name,
         [(key, *_argument(owners)) for key, owners in options.items()],
         bases=(base,),
+        namespace={"__module__": base.__module__, "__doc__": base.__doc__},
         frozen=True,
         kw_only=True,
     )
-    made.__doc__ = base.__doc__
     return Parameter(name="*")(made)
 
 
@@ -174,9 +174,10 @@ def _argument(owners: list[tuple[PlannerEntry, Option]]) -> tuple[Any, Any]:
     default, kind = entry.default(option), entry.type_of(option)
     if default is MISSING:
         default, kind = None, kind | None
-    names = ", ".join(owner.chosen_by or owner.name for owner, _ in owners)
+    names = ", ".join(owner.name for owner, _ in owners)
+    whose = f"With {entry.chosen_by}" if entry.chosen_by else names
     parameter = Parameter(
-        help=f"{names}: {entry.describe(option)}",
+        help=f"{whose}: {entry.describe(option)}",
         validator=None if option.limits is None else Number(**option.limits),
         negative=() if kind is bool else None,
     )

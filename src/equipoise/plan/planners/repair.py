@@ -125,7 +125,7 @@ class Repair:
     max_bytes
         Bytes that may cross wires.
     max_seconds
-        Seconds that the transfers may take (``Migration.seconds``).
+        Seconds that the transfers may take.  As ``Migration.seconds`` counts them.
     expert_bytes
         Bytes of one expert in one layer, scales included.  For ``max_bytes`` and ``max_seconds``.
     least_gain
