@@ -56,6 +56,11 @@ def named(text: str, names: Mapping[str, str]) -> str:
     return text.named(names) if isinstance(text, Message) else text
 
 
+def marked(text: str) -> str:
+    """A text to be part of another message, which is then about the same arguments."""
+    return text.marked if isinstance(text, Message) else text
+
+
 class EquipoiseError(ValueError):
     """The caller's mistake, told in one or two sentences: what came, what was expected, what to do.
 

@@ -31,7 +31,7 @@ from equipoise.engines.sglang import maps as location
 from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.engines.vllm import hygon_maps, tensors
 from equipoise.engines.vllm import maps as vllm_maps
-from equipoise.errors import EquipoiseError, FormatError, argument
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.placement import Placement
 
 MAP_FORMATS: tuple[MapFormat, ...] = (
@@ -280,10 +280,10 @@ def examine_map(
     return MapReading(placement=placement, findings=tuple(findings), notes=raw.notes)
 
 
-def reading_warnings(reading: MapReading) -> list[str]:
+def reading_warnings(reading: MapReading) -> list[Message]:
     """What is doubtful about a placement that was read, one sentence or two for each kind."""
     return [
-        f"{finding.message} {finding.remedy}"
+        finding.text
         for finding in by_kind(reading.findings)
         if finding.severity is not Severity.NOTE
     ]
@@ -422,7 +422,7 @@ def _refuse_errors(findings: list[Finding], where: str) -> None:
     if errors:
         first = errors[0]
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors, the first"
-        raise FormatError(f"{where}: {count} ({first.code}): {first.message} {first.remedy}")
+        raise FormatError(f"{where}: {count} ({first.code}): {first.text.marked}")
 
 
 def _choose(path: Path, name: str | None) -> MapFormat:

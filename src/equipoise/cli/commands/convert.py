@@ -74,7 +74,7 @@ def convert(
     console = stdout()
     console.print(one_line(f"{output}: written as {to}."))
     for sentence in lost:
-        console.print(f"  {in_options(one_line(sentence))}")
+        console.print(f"  {one_line(in_options(sentence))}")
     return 0
 
 

@@ -273,4 +273,4 @@ def _print_maps(console: Console, changes: list[_Change]) -> None:
     where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
     console.print(one_line(f"\nWritten, read back and compared: {where}"))
     for sentence in dict.fromkeys(s for change in changes for s in change.left_out):
-        console.print(f"  not in the file: {in_options(one_line(sentence))}")
+        console.print(f"  not in the file: {one_line(in_options(sentence))}")

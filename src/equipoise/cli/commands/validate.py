@@ -55,9 +55,9 @@ def _print(map: Path, found: MapInspection) -> None:
     console = stdout()
     for finding in by_kind(found.findings):
         label = Text(f"{finding.code} {finding.severity.value}: ", style=_COLOURS[finding.severity])
-        console.print(label + Text(in_options(one_line(f"{finding.message} {finding.remedy}"))))
+        console.print(label + Text(one_line(in_options(finding.text))))
     for note in found.notes:
-        console.print(Text("note: ", style="cyan") + Text(in_options(one_line(note))))
+        console.print(Text("note: ", style="cyan") + Text(one_line(in_options(note))))
     errors, warnings = _count(found, Severity.ERROR), _count(found, Severity.WARNING)
     verdict = "do not load it" if errors else "valid"
     counts = f"{_words(errors, 'error')}, {_words(warnings, 'warning')}"

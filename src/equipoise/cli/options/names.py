@@ -9,7 +9,7 @@ OPTIONS = {
     "cost": "--rank-cost",
     "drop_experts": "a range for --experts",
     "first_axis": "--first-axis",
-    "format": "--format (of validate: --for)",
+    "format": "--format (validate: --for)",
     "hold_out": "--hold-out",
     "layer_ids": "--layers",
     "losses": "--losses",

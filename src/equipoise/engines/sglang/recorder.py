@@ -104,6 +104,7 @@ def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeL
         )
     left_out = np.setdiff1d(np.flatnonzero(loaded), given)
     note = Message(
-        f"Layers {format_ids(left_out.tolist())} have load and are not in {argument('layer_ids')}."
+        f"Layers {format_ids(left_out.tolist())} have load but are not among the "
+        f"{argument('layer_ids')} given."
     )
     return MoeLayers(np.array(given, np.int64), given, (note,) if len(left_out) else ())

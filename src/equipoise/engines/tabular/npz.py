@@ -143,8 +143,7 @@ def _read_counts(arrays: _Archive, options: TraceOptions) -> Trace:
     *leading, L, E = counts.shape
     if options.window_tokens is not None:
         raise EquipoiseError(
-            "The archive holds counts, not tokens; "
-            f"leave {argument('window_tokens')} out, which cannot be met."
+            f"The archive holds counts, not tokens; leave {argument('window_tokens')} out."
         )
     layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
     top_k, notes = _top_k(arrays, counts)

@@ -193,7 +193,7 @@ def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[Ran
     if placement is None and (wanted or width) < width and not options.drop_experts:
         raise FormatError(
             f"{path} counts {width} ids, {argument('num_experts')} is {wanted}. If the recorded "
-            f"run balanced its experts, these are slots: give the {argument('placement')} it used."
+            f"run balanced its experts, these are slots: give its map as {argument('placement')}."
         )
     if placement is not None and width != placement.num_slots:
         raise FormatError(

@@ -32,9 +32,9 @@ class FixedGraph:
     Parameters
     ----------
     graph
-        Graph of the copies, as LPLB published it.  A cube joins 8 neighbouring ranks, a hypercube
-        16, and more ranks are several of them; a torus joins equal ranks of neighbouring nodes, and
-        neighbours in a node.
+        Graph of ranks, one of those that LPLB published.  A cube joins 8 neighbouring ranks, a
+        hypercube 16, and more ranks are several of them; a torus joins equal ranks of neighbouring
+        nodes, and neighbours in a node.
     """
 
     graph: Graph
