@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from equipoise.cli import app
 from equipoise.dispatch import DISPATCHERS
+from equipoise.plan.planners.registry import PLANNERS, PlannerEntry
 
 DOCS = Path(__file__).parent
 BEGIN = "<!-- Written by docs/generate.py from the registry; do not edit up to the end of it. -->"
@@ -18,24 +20,62 @@ def commands_page() -> str:
     return "<!-- Written by docs/generate.py; do not edit. -->\n" + text.rstrip() + "\n"
 
 
+def dispatch_page() -> str:
+    """`docs/dispatch.md` with the table of dispatchers as the registry has it."""
+    return _with_table("dispatch.md", dispatchers_table())
+
+
+def planners_page() -> str:
+    """`docs/planners.md` with the table of planners as the registry has it."""
+    return _with_table("planners.md", planners_table())
+
+
 def dispatchers_table() -> str:
-    """The dispatchers in `docs/dispatch.md`, from their registry."""
+    """The dispatchers: what each gives a copy of an expert, and whose they are."""
     rows = (
-        f"| `{name}` | {entry.summary} | "
-        f"{f'what {entry.engine} does' if entry.engine else f'`{entry.kind.__name__}`'} |"
+        (
+            f"`{name}`",
+            entry.summary,
+            f"what {entry.engine} does" if entry.engine else f"`{entry.kind.__name__}`",
+        )
         for name, entry in DISPATCHERS.items()
     )
-    head = ("| name | each copy of an expert gets | is |", "|---|---|---|")
-    return "\n".join([BEGIN, *head, *rows, END])
+    return _table(("name", "each copy of an expert gets", "is"), rows)
 
 
-def dispatch_page() -> str:
-    """`docs/dispatch.md` with that table."""
-    text = (DOCS / "dispatch.md").read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{before}{dispatchers_table()}{after}"
+def planners_table() -> str:
+    """The planners: how to call them, when, what they look at and what they take."""
+    head = ("planner", "command", "use it", "options", "looks at", "time per layer")
+    return _table(head, map(_row, PLANNERS.values()))
+
+
+def _with_table(name: str, table: str) -> str:
+    """A page with the table between its marks."""
+    page = (DOCS / name).read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+def _row(entry: PlannerEntry) -> tuple[str, ...]:
+    needs = (*(o.field for o in entry.required if o.field not in entry.needs), *entry.needs)
+    call = f"{entry.kind.__name__}({', '.join(f'{name}=...' for name in needs)})"
+    options = (f"`--{option.key.replace('_', '-')}`" for option in entry.options)
+    return (
+        f"`{call}`",
+        f"`{entry.chosen_by or f'--planner {entry.name}'}`",
+        entry.summary,
+        ", ".join(options),
+        ", ".join(sorted(entry.sees)) or "the sum of the loads",
+        entry.time,
+    )
 
 
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
     (DOCS / "dispatch.md").write_text(dispatch_page(), encoding="utf-8")
+    (DOCS / "planners.md").write_text(planners_page(), encoding="utf-8")

@@ -28,6 +28,12 @@ def test_the_table_of_dispatchers_is_current():
     assert current == page, "run: python docs/generate.py"
 
 
+def test_the_table_of_planners_is_current():
+    page = runpy.run_path(str(DOCS / "generate.py"))["planners_page"]()
+    current = (DOCS / "planners.md").read_text(encoding="utf-8")
+    assert current == page, "run: python docs/generate.py"
+
+
 def test_every_option_has_a_help_text():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     bare = [line for line in page.splitlines() if re.match(r"\* `.*`:\s*(\*\[.*)?$", line)]

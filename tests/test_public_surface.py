@@ -11,7 +11,7 @@ NAMES = {
     "Robust", "RoundRobin", "Survivable", "Topology", "Trace", "TraceOptions", "__version__",
     "best_placement", "diff", "dropped_tokens", "ep_step_time", "evaluate", "expert_loads",
     "imbalance", "noise_floor", "rank_cost", "read_map", "read_trace", "sample_trace_path",
-    "summarise", "validate_map", "write_map", "write_trace",
+    "study", "summarise", "validate_map", "write_map", "write_trace",
 }  # fmt: skip
 
 HEAVY = {

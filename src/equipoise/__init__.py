@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from equipoise.plan import evaluate as evaluate
     from equipoise.plan.problem import Problem as Problem
     from equipoise.plan.result import Plan as Plan
+    from equipoise.plan.study import study as study
     from equipoise.report.summary import summarise as summarise
     from equipoise.sample import sample_trace_path as sample_trace_path
     from equipoise.topology import Topology as Topology
@@ -84,6 +85,7 @@ _HOME = {
     "read_map": "equipoise.engines.map_io",
     "read_trace": "equipoise.engines.trace_io",
     "sample_trace_path": "equipoise.sample",
+    "study": "equipoise.plan.study",
     "summarise": "equipoise.report.summary",
     "validate_map": "equipoise.engines.map_io",
     "write_map": "equipoise.engines.map_io",

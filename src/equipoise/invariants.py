@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, Message, argument
 from equipoise.layer_ids import format_ids
 from equipoise.trace import Trace
 
@@ -85,8 +85,11 @@ def clean_choices(
     elif len(layers) < ids.shape[1]:
         dense = np.setdiff1d(np.arange(ids.shape[1]), layers).tolist()
         notes.append(
-            f"Layers {format_ids(dense)} hold no choice of any token; they were taken as dense "
-            f"and left out. If they have experts, give --layers 0-{ids.shape[1] - 1}."
+            Message(
+                f"Layers {format_ids(dense)} hold no choice of any token; they were taken as dense "
+                f"and left out. If they have experts, give {argument('layer_ids')} "
+                f"0-{ids.shape[1] - 1}."
+            )
         )
     tokens: NDArray[np.bool_] = ~np.logical_and.reduce(blank, axis=1)
     if not tokens.all():
@@ -276,13 +279,15 @@ def _without_blank_layers(trace: Trace, *, keep: bool) -> Trace:
     loaded: NDArray[np.bool_] = np.logical_or.reduce(total > 0, axis=1)
     if not loaded.any() or keep:
         return trace
-    notes = []
+    notes: list[str] = []
     if not loaded.all():
         empty = [i for i, full in zip(trace.layer_ids, loaded, strict=True) if not full]
         notes.append(
-            f"Layers {format_ids(empty)} had no load in the whole recording; they were taken as "
-            "dense and left out. If they have experts, name all layers with --layers "
-            f"{format_ids(trace.layer_ids).replace(' ', '')}."
+            Message(
+                f"Layers {format_ids(empty)} had no load in the whole recording; they were taken "
+                "as dense and left out. If they have experts, name all layers with "
+                f"{argument('layer_ids')} {format_ids(trace.layer_ids).replace(' ', '')}."
+            )
         )
     one_expert = loaded & (np.count_nonzero(total, axis=1) == 1)
     if one_expert.any() and not one_expert[loaded].all():
@@ -295,8 +300,10 @@ def _without_blank_layers(trace: Trace, *, keep: bool) -> Trace:
             )
         else:
             notes.append(
-                f"Layers {format_ids(fixed)} sent every assignment to one expert. If they are "
-                "dense layers, leave them out with --layers."
+                Message(
+                    f"Layers {format_ids(fixed)} sent every assignment to one expert. If they are "
+                    f"dense layers, leave them out with {argument('layer_ids')}."
+                )
             )
     kept = [i for i, keep_it in zip(trace.layer_ids, loaded, strict=True) if keep_it]
     if len(kept) < trace.num_layers:
@@ -313,8 +320,11 @@ def _without_padded_experts(trace: Trace, *, keep: bool) -> Trace:
     if keep or real in (0, E) or trace.num_layers < 2 or not (used[:real].all() and enough):
         return trace
     return trace.first_experts(real).with_notes(
-        f"Experts {format_ids(range(real, E))} were never chosen in any layer; they were taken as "
-        f"padding and left out. If the model has {E} experts, give --experts {E}."
+        Message(
+            f"Experts {format_ids(range(real, E))} were never chosen in any layer; they were taken "
+            f"as padding and left out. If the model has {E} experts, give "
+            f"{argument('num_experts')} {E}."
+        )
     )
 
 
@@ -360,9 +370,10 @@ def _odd_layer(ids: NDArray[np.int64], share: NDArray[np.float64], row: int) -> 
         if share[row] > 1
         else "A draft (MTP) layer, or one that was not always recorded, looks like that: check it"
     )
-    return (
+    return Message(
         f"Layer {ids[row]} carries {share[row]:.2f} times the assignments of the other layers, "
-        f"though all route the same tokens. {what}, or leave the layer out with --layers {others}."
+        f"though all route the same tokens. {what}, or leave the layer out with "
+        f"{argument('layer_ids')} {others}."
     )
 
 
@@ -414,6 +425,7 @@ def _never_chosen(trace: Trace, experts_given: bool) -> list[str]:
             raise EquipoiseError(
                 f"Layer {layer} never chose the experts {format_ids(missing.tolist())}, which "
                 f"other layers use; a map would give it slots for experts that it may not have. "
-                f"Give --experts {E} if it has {E}, or leave it out with --layers {others}."
+                f"Give {argument('num_experts')} {E} if it has {E}, or leave it out with "
+                f"{argument('layer_ids')} {others}."
             )
     return notes

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.balance import imbalance
 from equipoise.checks import as_loads, brief, check_count, check_type, check_whole
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 from equipoise.trace import Trace
 
@@ -137,7 +137,9 @@ def simulate_noise_floor(
         ``num_ranks`` and ``placement``, or a simulation of more than some minutes.
     """
     if (num_ranks is None) == (placement is None):
-        raise EquipoiseError("Give either num_ranks or placement, and not both.")
+        raise EquipoiseError(
+            f"Give either {argument('num_ranks')} or {argument('placement')}, and not both."
+        )
     num_tokens, num_experts, top_k, ranks = _checked_router(
         num_tokens, num_experts, top_k, 1 if num_ranks is None else num_ranks
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import MAX_COUNT, as_array, brief, check_count, check_number, check_type
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 
 _LONGEST_SECONDS = 1e9
 _MOST_BYTES = 1e30  # a second
@@ -90,7 +90,7 @@ class Topology:
             if self.num_ranks % size:
                 raise EquipoiseError(
                     f"{self.num_ranks} ranks do not divide into nodes of {size}; "
-                    "give a ranks_per_node that divides num_ranks."
+                    f"give a {argument('ranks_per_node')} that divides {argument('num_ranks')}."
                 )
         if self.speed is not None:
             object.__setattr__(self, "speed", self._checked_speed(self.speed))
@@ -104,12 +104,12 @@ class Topology:
         slowest, fastest = speed.min(), speed.max()
         if not _LOWEST_SPEED <= slowest <= fastest <= _HIGHEST_SPEED:
             raise EquipoiseError(
-                f"speed goes from {slowest} to {fastest}; expected {_LOWEST_SPEED} to "
-                f"{_HIGHEST_SPEED}. Give 1 to a rank of usual speed."
+                f"{argument('speed')} goes from {slowest} to {fastest}; expected {_LOWEST_SPEED} "
+                f"to {_HIGHEST_SPEED}. Give 1 to a rank of usual speed."
             )
         if fastest > _MOST_UNEQUAL * slowest:
             raise EquipoiseError(
-                f"speed goes from {slowest} to {fastest}; expected no rank more than "
+                f"{argument('speed')} goes from {slowest} to {fastest}; expected no rank more than "
                 f"{_MOST_UNEQUAL:.0e} times as fast as another."
             )
         return tuple(speed.tolist())
@@ -117,7 +117,9 @@ class Topology:
     def _checked_room(self, values: ArrayLike) -> tuple[int, ...]:
         room = self._one_a_rank("room", values)
         if (room != np.floor(room)).any():
-            raise EquipoiseError(f"room is {brief(values)}; expected whole numbers of experts.")
+            raise EquipoiseError(
+                f"{argument('room')} is {brief(values)}; expected whole numbers of experts."
+            )
         # A rank holds no more experts than there are, so that more room than any count is the same.
         return tuple(np.minimum(room, MAX_COUNT).astype(np.int64).tolist())
 
@@ -126,7 +128,8 @@ class Topology:
         fits = numbers.shape == (self.num_ranks,) and numbers.dtype.kind in "iuf"
         if not fits or not (numbers.min() > 0 and numbers.max() < np.inf):  # false for NaN as well
             raise EquipoiseError(
-                f"{name} is {brief(values)}; expected {self.num_ranks} numbers above 0, one a rank."
+                f"{argument(name)} is {brief(values)}; "
+                f"expected {self.num_ranks} numbers above 0, one a rank."
             )
         return numbers
 

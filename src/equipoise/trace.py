@@ -21,7 +21,7 @@ from equipoise.checks import (
     check_type,
     check_whole,
 )
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, Message, named
 from equipoise.layer_ids import check_layer_ids, format_ids
 
 MAX_COUNT = 1 << 48
@@ -41,8 +41,17 @@ class Provenance:
 
     def __post_init__(self) -> None:
         # Files may hold half characters, which nothing can print or write.
-        whole = (note.encode("utf-8", "replace").decode() for note in self.notes)
-        object.__setattr__(self, "notes", tuple(whole))
+        object.__setattr__(self, "notes", tuple(map(_without_halves, self.notes)))
+
+    def named(self, names: Mapping[str, str]) -> Self:
+        """The same with other names for the arguments that notes advise on, as ``Message`` does."""
+        return replace(self, notes=tuple(dict.fromkeys(named(note, names) for note in self.notes)))
+
+
+def _without_halves(note: str) -> str:
+    if isinstance(note, Message):
+        return Message(note.marked.encode("utf-8", "replace").decode())
+    return note.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, eq=False)

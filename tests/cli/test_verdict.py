@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import equipoise as eq
-from equipoise.cli.options.locality import _without_balancing as without_balancing
 from equipoise.cost import rank_cost
 from equipoise.dispatch import Even, dispatcher
 from equipoise.plan import (
@@ -18,6 +17,7 @@ from equipoise.plan import (
     evaluate,
     evaluate_without_balancing,
 )
+from equipoise.plan.weigh.reach import placement_without_balancing
 
 COST = "h100-deepep-ep8"
 
@@ -154,7 +154,7 @@ def test_a_report_measures_the_same(document):
 
 def test_slots_that_stay_empty_hold_experts_that_the_model_has_not():
     trace = eq.Trace(counts=np.ones((1, 1, 5), np.int64))
-    placement = without_balancing(trace, 3)
+    placement = placement_without_balancing(trace, 3)
     assert placement.by_rank.tolist() == [[[0, 1], [2, 3], [4, 5]]]
     assert placement.num_experts == 6
 

@@ -10,7 +10,8 @@ from functools import cache
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
-from equipoise.cli.views.text import in_options, one_line, shortened
+from equipoise.cli.options.names import in_options
+from equipoise.cli.views.text import one_line, shortened
 from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _refuse(str(error))
     except EquipoiseError as error:
-        return _refuse(str(error))
+        return _refuse(in_options(error.message))
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
@@ -98,5 +99,5 @@ def _what_is_missing(error: MissingArgumentError) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"equipoise: {in_options(one_line(shortened(message)))}", file=sys.stderr)
+    print(f"equipoise: {one_line(shortened(message))}", file=sys.stderr)
     return 2

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, Message, marked
 from equipoise.placement import Placement
 from equipoise.trace import Trace
 
@@ -164,6 +164,11 @@ class Finding:
     expert: int | None = None
     count: int = 1
     readable: bool = False
+
+    @property
+    def text(self) -> Message:
+        """What was found, and what to do."""
+        return Message(f"{marked(self.message)} {marked(self.remedy)}")
 
 
 @dataclass(frozen=True, kw_only=True)

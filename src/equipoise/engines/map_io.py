@@ -26,7 +26,7 @@ from equipoise.engines.formats import (
     Severity,
 )
 from equipoise.engines.registry import map_format, map_formats, trace_formats
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.placement import Placement
 
 
@@ -49,8 +49,7 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
         return found[0]
     names = " or ".join(known.name for known in found)
     raise FormatError(
-        f"{path}: may be {names}, which look alike; name the format (validate --for, convert "
-        "--format)."
+        f"{path}: may be {names}, which look alike; name the format with {argument('format')}."
     )
 
 
@@ -246,14 +245,14 @@ def examine_map(
     try:
         placement = chosen.to_placement(raw, context)
     except EquipoiseError as error:
-        raise EquipoiseError(f"{path}: {error}") from error
+        raise EquipoiseError(f"{path}: {error.message.marked}") from error
     return MapReading(placement=placement, findings=tuple(findings), notes=raw.notes)
 
 
-def reading_warnings(reading: MapReading) -> list[str]:
+def reading_warnings(reading: MapReading) -> list[Message]:
     """What is doubtful about a placement that was read, one sentence or two for each kind."""
     return [
-        f"{finding.message} {finding.remedy}"
+        finding.text
         for finding in by_kind(reading.findings)
         if finding.severity is not Severity.NOTE
     ]
@@ -375,7 +374,8 @@ def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:
         asked = "" if key is None else f", and none of {key!r}"
         raise EquipoiseError(
             f"{path}: holds the maps of {len(names)} models ({shown_names(names)}){asked}; "
-            "give model_key. equipoise convert takes it, and what it writes has one map."
+            f"give {argument('model_key')}. equipoise convert takes it, and what it writes has one "
+            "map."
         )
     chosen = raw.models[key]
     return replace(
@@ -390,7 +390,7 @@ def _refuse_errors(findings: list[Finding], where: str) -> None:
     if errors:
         first = errors[0]
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors, the first"
-        raise FormatError(f"{where}: {count} ({first.code}): {first.message} {first.remedy}")
+        raise FormatError(f"{where}: {count} ({first.code}): {first.text.marked}")
 
 
 def _choose(path: Path, name: str | None) -> MapFormat:

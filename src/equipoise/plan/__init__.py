@@ -28,11 +28,14 @@ from equipoise.plan.planners.robust import Robust
 from equipoise.plan.planners.survivable import Survivable
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, Planner
+from equipoise.plan.scores import Scores, Verdict
 from equipoise.plan.search.anneal import Progress
+from equipoise.plan.study import Study, hold_out_steps, study
 from equipoise.plan.weigh.budget import Budget, budget
 from equipoise.plan.weigh.coverage import Coverage, Survival, coverage
 from equipoise.plan.weigh.failover import Refit, failover_maps, resize
 from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.plan.weigh.reach import Reach, measure_reach
 from equipoise.plan.weigh.traffic import StepTime, Traffic, measure_traffic
 
 __all__ = [
@@ -53,15 +56,19 @@ __all__ = [
     "Planner",
     "Problem",
     "Progress",
+    "Reach",
     "Refit",
     "Repair",
     "Robust",
     "RoundRobin",
+    "Scores",
     "StepTime",
+    "Study",
     "Survivable",
     "Survival",
     "Traffic",
     "TrtllmGreedy",
+    "Verdict",
     "active_lower_bound",
     "budget",
     "compare",
@@ -71,10 +78,13 @@ __all__ = [
     "even_split_lower_bound",
     "failover_maps",
     "hierarchy_lower_bound",
+    "hold_out_steps",
     "joint_lower_bound",
+    "measure_reach",
     "measure_traffic",
     "packing_lower_bound",
     "peak_lower_bound",
     "resize",
+    "study",
     "time_lower_bound",
 ]

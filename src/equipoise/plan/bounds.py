@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.checks import as_loads, check_count
 from equipoise.cost import RankCost
 from equipoise.dispatch.times import rank_speeds
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import check_slot_count
 from equipoise.topology import Topology
 
@@ -318,7 +318,7 @@ def check_groups(num_experts: int, num_groups: int, num_nodes: int) -> None:
     if num_groups % num_nodes:
         raise EquipoiseError(
             f"{num_groups} groups do not divide over {num_nodes} nodes; choose another "
-            "ranks_per_node, or plan without groups."
+            f"{argument('ranks_per_node')}, or plan without groups."
         )
 
 

@@ -10,17 +10,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.cli.options.common import (
-    Amount,
-    Json,
-    MachineArguments,
-    Redundant,
-    Size,
-    TraceArguments,
-    print_json,
-    stdout,
-)
+from equipoise.cli.options.limits import Amount, Redundant, Size
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.text import one_line
 from equipoise.errors import EquipoiseError
@@ -39,7 +34,7 @@ def budget(
     up_to: Annotated[int | None, Redundant] = None,
     expert_bytes: Annotated[int | None, Amount] = None,
     kv_bytes_per_token: Annotated[int | None, Amount] = None,
-    hold_out: float = 0.2,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
@@ -75,7 +70,7 @@ def budget(
         )
     topology = machine.topology(ranks)
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
-    fit, held = _split(recording, hold_out)
+    fit, held = recording.split(at=1 - hold_out)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
         plans = PartsOf(progress)
@@ -96,12 +91,6 @@ def budget(
     else:
         _print(stdout(), recording, result)
     return 0
-
-
-def _split(recording: Trace, hold_out: float) -> tuple[Trace, Trace]:
-    if not 0 < hold_out < 1:
-        raise EquipoiseError(f"--hold-out is {hold_out}; expected a share above 0 and below 1.")
-    return recording.split(at=1 - hold_out)
 
 
 def _document(result: Budget) -> dict[str, object]:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.options.common import Size, check_output, parse_range, stdout
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.output import check_output
+from equipoise.cli.options.recording import parse_range
+from equipoise.cli.views.console import stdout
 from equipoise.cli.views.text import one_line
 from equipoise.engines.trace_io import write_trace
 from equipoise.errors import EquipoiseError

@@ -8,16 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.options.common import (
-    Size,
-    TraceArguments,
-    check_decoder_layers,
-    check_model_key,
-    check_output,
-    option_name,
-    stdout,
-)
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.maps import check_decoder_layers, check_model_key
+from equipoise.cli.options.names import in_options, option_name
+from equipoise.cli.options.output import check_output
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.console import stdout
+from equipoise.cli.views.text import one_line
 from equipoise.engines.files import check_readable
 from equipoise.engines.formats import MapContext, MapFormat, TraceFormat, given
 from equipoise.engines.map_io import detect_map, examine_map, is_map, reading_warnings, write_map
@@ -71,7 +68,7 @@ def convert(
     console = stdout()
     console.print(one_line(f"{output}: written as {to}."))
     for sentence in lost:
-        console.print(f"  {in_options(one_line(sentence))}")
+        console.print(f"  {one_line(in_options(sentence))}")
     return 0
 
 

@@ -15,7 +15,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.live import Live
 
-from equipoise.cli.options.common import Json, Redundant, print_json, stdout
+from equipoise.cli.options.limits import Redundant
+from equipoise.cli.options.output import Json
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.control.status import Status, status_key
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError

@@ -10,19 +10,15 @@ import numpy as np
 from cyclopts import Parameter
 from rich.table import Table
 
-from equipoise.cli.options.common import (
-    Amount,
-    Json,
-    MachineArguments,
-    MapArguments,
-    check_model_key,
-    check_output,
-    print_json,
-    stdout,
-)
 from equipoise.cli.options.gate import GateArguments
+from equipoise.cli.options.limits import Amount
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.maps import MapArguments, check_model_key
+from equipoise.cli.options.names import in_options
+from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.moves import moves_document, moves_text
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
     check_map_path,
@@ -78,7 +74,11 @@ def diff(
     _refuse_useless(deployment or MapArguments(), old, new)
     readings = {path: examine_map(path, context) for path in (old, new)}
     before, after = readings[old].placement, readings[new].placement
-    doubts = [f"{path}: {doubt}" for path in readings for doubt in reading_warnings(readings[path])]
+    doubts = [
+        f"{path}: {in_options(doubt)}"
+        for path in readings
+        for doubt in reading_warnings(readings[path])
+    ]
     topology = machine.topology(before.num_ranks)
     if match:
         after = match_ranks(before, after, topology)
@@ -190,7 +190,7 @@ def _print(migration: Migration, expert_bytes: int | None, decision: Decision | 
 def _print_doubts(doubts: list[str]) -> None:
     console = stdout()
     for doubt in doubts:
-        console.print(in_options(one_line(doubt)))
+        console.print(one_line(doubt))
 
 
 def _print_map(written: _Written | None) -> None:
@@ -199,4 +199,4 @@ def _print_map(written: _Written | None) -> None:
     console = stdout()
     console.print(one_line(f"Written, read back and compared: {written.path}"))
     for sentence in written.lost:
-        console.print(f"  not in the file: {in_options(one_line(sentence))}")
+        console.print(f"  not in the file: {one_line(in_options(sentence))}")

@@ -7,22 +7,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
-import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
 
-from equipoise.cli.options.common import (
-    Json,
-    MachineArguments,
-    Size,
-    TraceArguments,
-    check_decoder_layers,
-    check_output,
-    print_json,
-    stdout,
-)
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.maps import check_decoder_layers
+from equipoise.cli.options.names import in_options
+from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.views.text import one_line
 from equipoise.dispatch import Even
 from equipoise.engines.files import output_file, output_folder, write_bytes
 from equipoise.engines.formats import MapContext
@@ -151,16 +147,7 @@ def _changes(
 
 
 def _change(name: str, refit: Refit, problem: Problem) -> _Change:
-    devices = Topology(len(refit.old_rank), speed=_speeds(problem.topology, refit))
-    scores = evaluate(refit.placement, problem.load, dispatch=Even(topology=devices))
-    return _Change(name=name, refit=refit, imbalance=scores.mean_imbalance)
-
-
-def _speeds(topology: Topology, refit: Refit) -> tuple[float, ...] | None:
-    """Those of the old ranks; a new rank, numbered -1, has their mean."""
-    if topology.speed is None:
-        return None
-    return tuple(np.append(topology.speed, np.mean(topology.speed))[refit.old_rank].tolist())
+    return _Change(name=name, refit=refit, imbalance=refit.evaluate(problem).mean_imbalance)
 
 
 def _paths(
@@ -205,8 +192,9 @@ def _write(
                     change.refit.placement, Path(scratch, path.name), format=format, context=context
                 )
             except EquipoiseError as error:
+                text = error.message.marked
                 raise EquipoiseError(
-                    f"{path}{str(error).partition(path.name)[2] or f': {error}'}"
+                    f"{path}{text.partition(path.name)[2] or f': {text}'}"
                 ) from error
             written.append(replace(change, path=path, left_out=tuple(left_out)))
         folder.resolve().mkdir(exist_ok=True)  # where a link leads, if it is one
@@ -286,4 +274,4 @@ def _print_maps(console: Console, changes: list[_Change]) -> None:
     where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
     console.print(one_line(f"\nWritten, read back and compared: {where}"))
     for sentence in dict.fromkeys(s for change in changes for s in change.left_out):
-        console.print(f"  not in the file: {in_options(one_line(sentence))}")
+        console.print(f"  not in the file: {one_line(in_options(sentence))}")

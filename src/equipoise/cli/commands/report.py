@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.options.common import (
-    Json,
-    Size,
-    TraceArguments,
-    check_output,
-    print_json,
-    stdout,
-)
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.console import print_json, stdout
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
@@ -26,13 +19,12 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.measured import source_ranks
+from equipoise.report.on_map import summarise_on_map
 from equipoise.report.page import render_page
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.report.terminal import SummaryView
 from equipoise.topology import Topology
 from equipoise.trace import Trace
-
-_ORIGIN = "trace: "  # before the recording that a map of our format names
 
 
 def report(
@@ -73,11 +65,13 @@ def report(
     placement = None if found is None else found.placement
     num_ranks = ranks if placement is None else placement.num_ranks
     before = summarise(recording, num_ranks=num_ranks)
-    after = None if found is None else _on_the_map(recording, found)
+    after = None if found is None else summarise_on_map(recording, found.placement, found.notes)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
         write_text(html, render_page(before, after=after))
-    lost = None if placement is None else _loss_of_a_rank(placement)
+    lost = None
+    if placement is not None:
+        lost = coverage(placement, Topology(placement.num_ranks)).text
     if json:
         print_json({"before": before, "after": after, "loss_of_a_rank": lost})
         return 0
@@ -88,18 +82,6 @@ def report(
     if lost is not None:
         stdout().print(f"\n{lost}")
     return 0
-
-
-def _loss_of_a_rank(placement: Placement) -> str:
-    """What the map holds against it, in a sentence."""
-    found = coverage(placement, Topology(placement.num_ranks))
-    if found.guaranteed_losses:
-        return "The loss of any rank leaves every expert alive."
-    alone, lost = int(found.endangered(1).max()), float(found.expected_lost(1).mean())
-    return (
-        f"A lost rank takes {lost:.1f} experts of a layer on average; up to {alone} of "
-        f"{placement.num_experts} live on one rank only."
-    )
 
 
 def _engine_table(
@@ -121,32 +103,6 @@ def _examine(map: Path, recording: Trace, ranks: int | None) -> MapReading:
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
     )
     return examine_map(map, context)
-
-
-def _on_the_map(recording: Trace, found: MapReading) -> TraceSummary:
-    summary = summarise(recording, placement=found.placement)
-    return replace(summary, notes=(_what_it_proves(recording, found.notes), *summary.notes))
-
-
-def _what_it_proves(recording: Trace, notes: Sequence[str]) -> str:
-    """Whether a map, with these notes in its file, is shown on the steps it was made from."""
-    origin = next((n.removeprefix(_ORIGIN) for n in notes if n.startswith(_ORIGIN)), None)
-    if origin is not None and _is_source_of(recording, origin):
-        return (
-            "This map was made from these very steps, or from some of them: the numbers show how "
-            "well it fits those, and new traffic gains less. Report steps that were recorded later."
-        )
-    known = "the file does not say which" if origin is None else f"it was made from {origin}"
-    return f"The numbers count only on steps that the map was not made from; {known}."
-
-
-def _is_source_of(recording: Trace, origin: str) -> bool:
-    source = recording.provenance.source
-    if recording.provenance.format == "array":  # from memory, as are many others
-        return False
-    with suppress(OSError, ValueError):  # a name of a file that is not here, or of none
-        return origin == source or Path(origin).samefile(source)
-    return False
 
 
 def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:

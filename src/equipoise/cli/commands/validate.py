@@ -9,15 +9,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from equipoise.cli.options.common import (
-    Json,
-    MapArguments,
-    check_decoder_layers,
-    check_model_key,
-    print_json,
-    stdout,
-)
-from equipoise.cli.views.text import in_options, one_line
+from equipoise.cli.options.maps import MapArguments, check_decoder_layers, check_model_key
+from equipoise.cli.options.names import in_options
+from equipoise.cli.options.output import Json
+from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.text import one_line
 from equipoise.engines._shared.findings import by_kind
 from equipoise.engines.formats import Severity
 from equipoise.engines.map_io import MapInspection, inspect_map
@@ -59,9 +55,9 @@ def _print(map: Path, found: MapInspection) -> None:
     console = stdout()
     for finding in by_kind(found.findings):
         label = Text(f"{finding.code} {finding.severity.value}: ", style=_COLOURS[finding.severity])
-        console.print(label + Text(in_options(one_line(f"{finding.message} {finding.remedy}"))))
+        console.print(label + Text(one_line(in_options(finding.text))))
     for note in found.notes:
-        console.print(Text("note: ", style="cyan") + Text(in_options(one_line(note))))
+        console.print(Text("note: ", style="cyan") + Text(one_line(in_options(note))))
     errors, warnings = _count(found, Severity.ERROR), _count(found, Severity.WARNING)
     verdict = "do not load it" if errors else "valid"
     counts = f"{_words(errors, 'error')}, {_words(warnings, 'warning')}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from equipoise.cli.options.common import option_name
+from equipoise.cli.options.names import option_name
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.registry import needs_cost

@@ -1,48 +1,37 @@
-"""Choosing a planner on the command line."""
+"""Choosing a planner on the command line: its options come from the registry of planners."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.checks import check_number
-from equipoise.cli.options.common import Amount, MachineArguments, Size, option_name
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.names import option_name
 from equipoise.cli.views.progress import Progress
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
 from equipoise.dispatch.base import takes
 from equipoise.engines.formats import given
 from equipoise.errors import EquipoiseError
-from equipoise.plan import (
-    Contiguous,
-    FixedGraph,
-    Greedy,
-    Hierarchical,
-    Planner,
-    Robust,
-    RoundRobin,
-    Survivable,
-    TrtllmGreedy,
+from equipoise.plan import Planner
+from equipoise.plan.planners.registry import (
+    PLANNERS,
+    Option,
+    PlannerEntry,
+    find_planner,
+    planner_names,
 )
 from equipoise.plan.search.anneal import Progress as SearchProgress
 from equipoise.topology import Topology
 
 _PER_MILLE = 1000  # steps of a progress bar
-_ALL = {"planner", "dispatch", "rank_cost", "step_assignments"}
-_SEARCH = {"moves", "budget_seconds", "seed"}
-_OPTIONS: dict[str, set[str]] = {
-    "robust": _SEARCH,
-    "survivable": _SEARCH | {"losses", "loss_of", "mirrored"},
-    "greedy": {"allow_same_rank_copies"},
-    "hierarchical": {"groups", "allow_same_rank_copies"},
-    "trtllm": set(),
-    "fixed-graph": {"graph"},
-    "contiguous": set(),
-    "round-robin": set(),
-}
+
+_Planner = Parameter(help=f"The planner: {', '.join(planner_names())}; see docs/planners.md.")
 
 
 def dispatch_help() -> str:
@@ -58,64 +47,29 @@ def dispatch_help() -> str:
     )
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class PlannerArguments:
+class _PlannerChoice:
     """Which planner, and for which dispatcher.
 
     Parameters
     ----------
-    planner
-        The planner: see docs/planners.md.
-    moves
-        Planners that search: proposals per layer.
-    budget_seconds
-        Robust, survivable: stop then with the best so far, which makes the plan depend on the
-        machine.
-    seed
-        Planners that search: of the random numbers.
     rank_cost
         Score the time that ranks take, which robust and survivable then balance, by published
         constants of this name, such as h100-deepep-ep32; all names in docs/costs.md.
     step_assignments
         With --rank-cost: assignments of one step in a layer, all ranks together; those of the mean
         recorded step if not given.
-    losses
-        Survivable: ranks or nodes that may be lost at a time.
-    loss_of
-        Survivable: what is lost as a whole.
-    mirrored
-        Survivable: let groups of ranks hold the same experts, rank by rank.
-    graph
-        Fixed graph: of LPLB.
-    groups
-        Hierarchical: expert groups.
-    allow_same_rank_copies
-        Greedy, hierarchical: let a rank hold two copies of one expert, as DeepSeek's EPLB does.
     """
 
-    planner: Literal[
-        "robust",
-        "survivable",
-        "greedy",
-        "hierarchical",
-        "trtllm",
-        "fixed-graph",
-        "contiguous",
-        "round-robin",
-    ] = "robust"
+    planner: Annotated[str, _Planner] = "robust"
     dispatch: Annotated[str | None, Parameter(help=dispatch_help())] = None
-    moves: Annotated[int, Amount] = Robust.moves
-    budget_seconds: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
-    seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     rank_cost: str | None = None
     step_assignments: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
-    losses: Annotated[int, Size] = 1
-    loss_of: Literal["rank", "node"] = "rank"
-    mirrored: Annotated[bool, Parameter(negative=())] = False
-    graph: Literal["ring", "cube", "hypercube", "torus"] | None = None
-    groups: Annotated[int | None, Size] = None
-    allow_same_rank_copies: Annotated[bool, Parameter(negative=())] = False
+
+    @property
+    def entry(self) -> PlannerEntry:
+        """What the registry knows of the planner."""
+        return find_planner(self.planner)
 
     def check(self, machine: MachineArguments, also: frozenset[str] = frozenset()) -> None:
         """Refuse options the planner would ignore, and the lack of one it needs.
@@ -125,31 +79,39 @@ class PlannerArguments:
         also
             Options that something besides the planner uses.
         """
-        unused = given(self) - _ALL - _OPTIONS[self.planner] - also
+        entry = self.entry
+        takes = {option.key for option in entry.options}
+        unused = self.chosen - takes - also
         if unused:
-            usable = ", ".join(map(option_name, sorted(_OPTIONS[self.planner]))) or "none"
             raise EquipoiseError(
-                f"The planner {self.planner} has no use for "
-                f"{', '.join(map(option_name, sorted(unused)))}; it takes {usable}."
+                f"The planner {entry.name} has no use for {_listed(unused)}; it takes "
+                f"{_listed(takes) or 'none'}."
             )
-        if machine.room is not None and self.planner not in ("robust", "survivable"):
-            raise EquipoiseError(
-                f"The planner {self.planner} does not look at --room; use robust or survivable."
-            )
-        if self.planner == "hierarchical" and self.groups is None:
-            raise EquipoiseError("The hierarchical planner needs --groups, the expert groups.")
-        if self.planner == "fixed-graph" and self.graph is None:
-            raise EquipoiseError("The planner fixed-graph needs --graph, one of LPLB's graphs.")
+        if machine.room is not None and "room" not in entry.sees:
+            others = " or ".join(n for n in planner_names() if "room" in PLANNERS[n].sees)
+            raise EquipoiseError(f"The planner {entry.name} does not look at --room; use {others}.")
+        for option in entry.required:
+            if option.key not in self.chosen:
+                what = entry.describe(option)
+                raise EquipoiseError(
+                    f"The planner {entry.name} needs {option_name(option.key)}: "
+                    f"{what[0].lower()}{what[1:]}"
+                )
         if self.step_assignments is not None:
             check_number("--step-assignments", self.step_assignments, low=0, high=float("inf"))
             if self.rank_cost is None:
                 raise EquipoiseError("--step-assignments matters with --rank-cost only; give both.")
-        self.configured(self.judge(), _silent)  # what planner and dispatcher refuse themselves
+        self.configured(self.judge(), silent)  # what planner and dispatcher refuse themselves
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """The planners' options that were given."""
+        return given(self) & PLANNER_OPTIONS.keys()
 
     @property
     def dispatch_name(self) -> str:
         """The dispatcher asked for, or else the one that the planner plans for."""
-        return self.dispatch or ("minmax" if self.planner == "fixed-graph" else "even")
+        return self.dispatch or self.entry.dispatch
 
     @property
     def cost(self) -> RankCost | None:
@@ -166,50 +128,85 @@ class PlannerArguments:
 
     def configured(self, judge: Dispatcher, progress: Progress) -> Planner:
         """The planner; ``progress`` is told how much of a search is done, of a thousand."""
-        match self.planner:
-            case "robust":
-                return Robust(**self._search(judge, progress))
-            case "survivable":
-                return Survivable(
-                    losses=self.losses,
-                    domain=self.loss_of,
-                    mirrored=self.mirrored,
-                    **self._search(judge, progress),
-                )
-            case "fixed-graph":
-                assert self.graph is not None  # checked
-                return FixedGraph(graph=self.graph)
-            case "greedy":
-                return Greedy(allow_same_rank_copies=self.allow_same_rank_copies)
-            case "hierarchical":
-                assert self.groups is not None  # checked
-                return Hierarchical(
-                    num_groups=self.groups, allow_same_rank_copies=self.allow_same_rank_copies
-                )
-            case "trtllm":
-                return TrtllmGreedy()
-            case "contiguous":
-                return Contiguous()
-            case "round-robin":
-                return RoundRobin()
+        return self.made(self.entry, judge, progress)
 
-    def _search(self, judge: Dispatcher, progress: Progress) -> dict[str, Any]:
-        """What robust and survivable have in common."""
-        return {
+    def made(
+        self, entry: PlannerEntry, judge: Dispatcher, progress: Progress, **values: Any
+    ) -> Planner:
+        """A planner of the registry with these options of its, and with the values given."""
+        told = {
             "dispatch": self.planned_for(judge),
             "cost": self.cost,
             "step_assignments": self.step_assignments,
-            "moves": self.moves,
-            "budget_seconds": self.budget_seconds,
-            "seed": self.seed,
             "progress": lambda p: progress(round(p.done * _PER_MILLE), _PER_MILLE, _standing(p)),
         }
+        told = {name: value for name, value in told.items() if name in entry.told}
+        return entry.make(**told, **chosen_fields(self, entry), **values)
 
 
-def _silent(done: int, total: int, said: str = "") -> None:
+def chosen_fields(arguments: Any, entry: PlannerEntry) -> dict[str, Any]:
+    """The fields of a planner for which options were given, and their values."""
+    chosen = given(arguments)
+    return {o.field: getattr(arguments, o.key) for o in entry.options if o.key in chosen}
+
+
+def options_of(entries: Iterable[PlannerEntry]) -> dict[str, list[tuple[PlannerEntry, Option]]]:
+    """The options of these planners by name, each with all planners that have it."""
+    names = dict.fromkeys(option.key for entry in entries for option in entry.options)
+    return {
+        name: [(e, o) for e in PLANNERS.values() for o in e.options if o.key == name]
+        for name in names
+    }
+
+
+def with_options(
+    base: type, name: str, options: Mapping[str, list[tuple[PlannerEntry, Option]]]
+) -> type:
+    """The arguments of a base class and these options, for the command."""
+    made = make_dataclass(
+        name,
+        [(key, *_argument(owners)) for key, owners in options.items()],
+        bases=(base,),
+        namespace={"__module__": base.__module__, "__doc__": base.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
+    return Parameter(name="*")(made)
+
+
+def _argument(owners: list[tuple[PlannerEntry, Option]]) -> tuple[Any, Any]:
+    """The annotation and the default of an option that these planners have."""
+    entry, option = owners[0]
+    default, kind = entry.default(option), entry.type_of(option)
+    if default is MISSING:
+        default, kind = None, kind | None
+    names = ", ".join(owner.name for owner, _ in owners)
+    whose = f"With {entry.chosen_by}" if entry.chosen_by else names
+    parameter = Parameter(
+        help=f"{whose}: {entry.describe(option)}",
+        validator=None if option.limits is None else Number(**option.limits),
+        negative=() if kind is bool else None,
+    )
+    return Annotated[kind, parameter], field(default=default)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(map(option_name, sorted(keys)))
+
+
+def silent(done: int, total: int, said: str = "") -> None:
     """Nobody wants to know."""
 
 
 def _standing(search: SearchProgress) -> str:
     """What a search is at, and the best it has so far."""
     return search.stage if search.best is None else f"{search.stage}, best {search.best:.4f}"
+
+
+PLANNER_OPTIONS = options_of(PLANNERS[name] for name in planner_names())
+"""The options of the planners that are chosen by name, and which planners have them."""
+
+if TYPE_CHECKING:
+    PlannerArguments = _PlannerChoice
+else:
+    PlannerArguments = with_options(_PlannerChoice, "PlannerArguments", PLANNER_OPTIONS)

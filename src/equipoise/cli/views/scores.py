@@ -1,198 +1,11 @@
-"""What a plan does on steps it was made from and on others, and whether that is a gain."""
+"""What a plan does on seen and unseen steps, as a table and as a document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
-from equipoise.dispatch import Dispatcher
-from equipoise.noise import trace_noise_floor
-from equipoise.placement import Placement
-from equipoise.plan import (
-    Comparison,
-    Evaluation,
-    compare,
-    evaluate,
-    evaluate_without_balancing,
-)
-from equipoise.topology import Topology
-from equipoise.trace import Trace
-
-_ROWS = {"plain": "no balancing", "current": "map in force", "plan": "this plan"}
-_THAN = {"plain": "without balancing", "current": "on the map in force"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Imbalance without balancing, on the map in force and with the plan, by one dispatcher.
-
-    Of rank loads, or of the times they take if the dispatcher has a cost.
-
-    Parameters
-    ----------
-    fit, held
-        Steps planned on, and those held out, ``(T, L, E)``; ``None`` if none were.
-    seen, unseen
-        Evaluations on the two, by the names of ``_ROWS``.
-    chance_held
-        Noise floor of the unseen steps, what is left of a perfect even split: known for loads of
-        ranks that are alike.
-    """
-
-    dispatcher: Dispatcher
-    fit: NDArray[np.float64]
-    held: NDArray[np.float64] | None
-    seen: Mapping[str, Evaluation]
-    unseen: Mapping[str, Evaluation]
-    chance_held: float | None
-
-    @property
-    def of_times(self) -> bool:
-        """Whether peaks are seconds."""
-        return self.dispatcher.cost is not None
-
-    def with_plan(self, placement: Placement) -> Scores:
-        """The same with the plan among what is scored."""
-        seen = {**self.seen, "plan": evaluate(placement, self.fit, dispatch=self.dispatcher)}
-        unseen = dict(self.unseen)
-        if self.held is not None:
-            unseen["plan"] = evaluate(placement, self.held, dispatch=self.dispatcher)
-        return replace(self, seen=seen, unseen=unseen)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The plan against leaving things as they are."""
-        steps = self.unseen or self.seen
-        against = "current" if "current" in steps else "plain"
-        return Verdict(
-            compared=compare(steps[against], steps["plan"]),
-            against=against,
-            unseen=bool(self.unseen),
-            in_seconds=self.of_times,
-            dispatch=self.dispatcher.name,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether to load the plan or to leave things as they are, in a sentence that says all.
-
-    Parameters
-    ----------
-    compared
-        The plan after what it is compared with.
-    against
-        What that is, a name of ``_ROWS``.
-    unseen
-        Whether the steps were held out of planning.
-    in_seconds
-        Whether the figures are seconds, not assignments.
-    dispatch
-        The dispatcher of both.
-    """
-
-    compared: Comparison
-    against: str
-    unseen: bool
-    in_seconds: bool
-    dispatch: str
-
-    @property
-    def is_gain(self) -> bool:
-        """Whether the plan is better than leaving things as they are.
-
-        Where nothing tells chance from gain, a single unseen step or none, it is taken at its word.
-        """
-        if self.unseen and self.compared.noise is not None:
-            return self.compared.is_sure
-        return self.compared.gain > 0
-
-    @property
-    def text(self) -> str:
-        """The answer, the figures, and what they are of."""
-        if not self.unseen:
-            return f"{self._answer}Nothing was verified, as no step was held out. {self._figures}"
-        if self.compared.noise is None:
-            return f"{self._answer}{self._figures} A single step does not tell a gain from chance."
-        return f"{self._answer}{self._figures}"
-
-    @property
-    def _answer(self) -> str:
-        if self.is_gain:
-            return ""
-        chance = (self.compared.noise or 0.0) if self.unseen else 0.0
-        is_loss = self.compared.after - self.compared.before > chance
-        return "Leave it as it is. " if is_loss else "Leave it as it is: no measurable gain. "
-
-    @property
-    def _figures(self) -> str:
-        x, kind = self.compared, "unseen" if self.unseen else "planned"
-        steps = f"{x.num_steps} {kind} step{'s' if x.num_steps > 1 else ''}"
-        does = "slowest rank takes" if self.in_seconds else "busiest rank carries"
-        scale, unit = (1e6, "us") if self.in_seconds else (1.0, "assignments")
-        chance = ""
-        if self.unseen and x.noise is not None and x.before > 0:
-            chance = f" (\N{PLUS-MINUS SIGN} {x.noise / x.before:.1%} by chance)"
-        after, before = (f"{peak * scale:,.1f}" for peak in (x.after, x.before))
-        return (
-            f"On {steps} the {does} {abs(x.gain):.1%} {'more' if x.gain < 0 else 'less'} than "
-            f"{_THAN[self.against]}{chance}: {after} instead of {before} {unit} in a layer, "
-            f"{self.dispatch} split."
-        )
-
-
-def score_before(
-    fit: Trace,
-    held: Trace | None,
-    topology: Topology,
-    dispatch: Dispatcher,
-    *,
-    current: Placement | None,
-    step_assignments: float | None,
-) -> Scores:
-    """Score what there is before any plan: no balancing, and the map in force if there is one.
-
-    Parameters
-    ----------
-    step_assignments
-        Scale the steps so that this is their mean in every layer.
-    """
-    steps = [_steps(part, step_assignments) for part in (fit, held) if part is not None]
-
-    def before(load: NDArray[np.float64]) -> dict[str, Evaluation]:
-        rows = {"plain": evaluate_without_balancing(load, topology, dispatch=dispatch)}
-        if current is not None:
-            rows["current"] = evaluate(current, load, dispatch=dispatch)
-        return rows
-
-    alike = topology.speed is None and dispatch.cost is None
-    return Scores(
-        dispatcher=dispatch,
-        fit=steps[0],
-        held=None if held is None else steps[1],
-        seen=before(steps[0]),
-        unseen={} if held is None else before(steps[1]),
-        chance_held=_chance(held, topology.num_ranks) if held is not None and alike else None,
-    )
-
-
-def _steps(trace: Trace, step_assignments: float | None) -> NDArray[np.float64]:
-    """Loads of the steps, ``(T, L, E)``, with so many assignments in the mean step of a layer."""
-    load = trace.counts.astype(np.float64)
-    if step_assignments is None:
-        return load
-    mean = load.sum(axis=2).mean(axis=0)
-    scale = np.divide(step_assignments, mean, out=np.zeros_like(mean), where=mean > 0)
-    return np.asarray(load * scale[:, None])
-
-
-def _chance(held: Trace, ranks: int) -> float:
-    """Mean imbalance that a fair router would show in steps of these sizes."""
-    return float(trace_noise_floor(held, ranks).mean[held.counts.any(axis=2)].mean())
+from equipoise.plan import Evaluation
+from equipoise.plan.scores import LAYOUTS, Scores, Verdict
 
 
 def scores_document(scores: Scores) -> dict[str, object]:
@@ -201,7 +14,7 @@ def scores_document(scores: Scores) -> dict[str, object]:
     return {
         f"{row}_{part}": _numbers(evaluations[row]) if row in evaluations else None
         for part, evaluations in parts.items()
-        for row in _ROWS
+        for row in LAYOUTS
     }
 
 
@@ -210,7 +23,7 @@ def verdict_document(verdict: Verdict) -> dict[str, object]:
     return {
         "is_gain": verdict.is_gain,
         "text": verdict.text,
-        "against": _ROWS[verdict.against],
+        "against": LAYOUTS[verdict.against],
         "held_out": verdict.unseen,
         "steps": verdict.compared.num_steps,
         "unit": "seconds" if verdict.in_seconds else "assignments",
@@ -222,7 +35,7 @@ def verdict_document(verdict: Verdict) -> dict[str, object]:
 
 
 def scores_table(scores: Scores) -> Table:
-    """The same for a terminal."""
+    """The scores for a terminal."""
     what, unit = ("time", "max us") if scores.of_times else ("load", "max load")
     title = f"max/mean rank {what}, {scores.dispatcher.name} split"
     table = Table(title, "mean", "p95", "worst", "step time", unit, box=None)
@@ -230,7 +43,7 @@ def scores_table(scores: Scores) -> Table:
         for row, evaluation in evaluations.items():
             ratios = (f"{x:.3f}" for x in _numbers(evaluation).values())
             peak = evaluation.mean_peak * (1e6 if scores.of_times else 1)
-            table.add_row(f"{part} steps, {_ROWS[row]}", *ratios, f"{peak:,.1f}")
+            table.add_row(f"{part} steps, {LAYOUTS[row]}", *ratios, f"{peak:,.1f}")
     if scores.chance_held is not None:
         table.add_row("unseen steps, chance alone", f"{scores.chance_held:.3f}")
     return table

@@ -4,30 +4,8 @@ from __future__ import annotations
 
 import re
 
-_OPTIONS = {  # what the library calls a parameter: the option that sets it
-    "num_ranks": "--ranks",
-    "num_experts": "--experts",
-    "num_redundant": "--redundant",
-    "num_hidden_layers": "--hidden-layers",
-    "layer_ids": "--layers",
-    "model_key": "--model-key",
-    "ranks_per_node": "--ranks-per-node",
-    "window_tokens": "--window-tokens",
-    "allow_pickle": "--allow-pickle",
-    "mirrored": "--mirrored",
-    "the cost": "--rank-cost",
-}
-_ADVICE = re.compile(r"\b(?:[Gg]ive|leave|correct|set by)\b[^.;]*")
 _QUOTED = re.compile(r"'[^']{121,}'|\"[^\"]{121,}\"")
 _UNBROKEN = re.compile(r"\S{401,}")  # longer than the path of most files
-_PARAMETER = re.compile(rf"\b(?:{'|'.join(_OPTIONS)})\b")
-
-
-def in_options(message: str) -> str:
-    """A message of the library with advice such as "give num_ranks" put as "give --ranks"."""
-    return _ADVICE.sub(
-        lambda advice: _PARAMETER.sub(lambda name: _OPTIONS[name[0]], advice[0]), message
-    )
 
 
 def shortened(message: str) -> str:

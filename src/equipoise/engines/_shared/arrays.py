@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.placement import Placement
 
 MAX_EXPERTS = 1 << 16
@@ -36,7 +36,7 @@ def naming(path: Path) -> Iterator[None]:
     except FormatError:
         raise
     except EquipoiseError as error:
-        raise FormatError(f"{path}: {error}") from error
+        raise FormatError(f"{path}: {error.message.marked}") from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
 
@@ -193,14 +193,14 @@ def agreed_num_experts(largest_id: int, given: int | None) -> tuple[int, tuple[s
     """
     if given is not None and largest_id >= given:
         raise EquipoiseError(
-            f"Expert {largest_id} occurs, but num_experts is {given}; "
+            f"Expert {largest_id} occurs, but {argument('num_experts')} is {given}; "
             f"give the model's number of routed experts, at least {largest_id + 1}."
         )
     wanted = largest_id + 1 if given is None else given
     if wanted > MAX_EXPERTS:
         raise EquipoiseError(
             f"{wanted} experts are wanted; ids up to {MAX_EXPERTS - 1} are read. "
-            "Check the ids and num_experts."
+            f"Check the ids and {argument('num_experts')}."
         )
     if given is not None:
         return given, ()

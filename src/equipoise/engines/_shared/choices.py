@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import agreed_num_experts, refuse_oversize
 from equipoise.engines.formats import TraceOptions
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, Message, argument
 from equipoise.invariants import clean_choices
 from equipoise.layer_ids import format_ids
 from equipoise.trace import Provenance, Trace
@@ -96,7 +96,9 @@ def _step_sizes(
     """Kept tokens of each step of a group."""
     if window_tokens is not None:
         if window_tokens < 1:
-            raise EquipoiseError(f"window_tokens is {window_tokens}; expected at least 1.")
+            raise EquipoiseError(
+                f"{argument('window_tokens')} is {window_tokens}; expected at least 1."
+            )
         full, rest = divmod(int(kept.sum()), window_tokens)
         return np.array([window_tokens] * full + [rest] * (rest > 0), dtype=np.int64)
     if group.lengths is not None:
@@ -104,12 +106,14 @@ def _step_sizes(
     if kept.all() or kept[-1]:
         raise EquipoiseError(
             "The file has no lengths of sequences, so steps cannot be told apart; give "
-            "window_tokens, the tokens of a step."
+            f"{argument('window_tokens')}, the tokens of a step."
         )
     ends = np.flatnonzero(~kept) + 1
     notes.append(
-        f"Tokens without a choice were taken as the ends of {len(ends)} requests, a step each; "
-        "--window-tokens groups tokens otherwise."
+        Message(
+            f"Tokens without a choice were taken as the ends of {len(ends)} requests, a step each; "
+            f"{argument('window_tokens')} groups tokens otherwise."
+        )
     )
     return _kept_lengths(np.diff(ends, prepend=0), kept)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from equipoise.engines.formats import TraceOptions
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.layer_ids import format_ids
 from equipoise.trace import Trace
 
@@ -57,8 +57,8 @@ def _with_experts(trace: Trace, num_experts: int, drop: bool, notes: list[str]) 
     if beyond and not drop:
         raise EquipoiseError(
             f"Experts {format_ids(range(num_experts, E))} have {beyond} assignments, but there are "
-            f"{num_experts} experts. If they have no weights, drop them with "
-            f"--experts 0-{num_experts - 1}; if the columns are slots, give the map of the run."
+            f"{num_experts} experts. If they have no weights, keep 0-{num_experts - 1} only, with "
+            f"{argument('drop_experts')}; if the columns are slots, give the map of the run."
         )
     share = f", {beyond / everything:.1%} of all assignments" if beyond else ""
     notes.append(f"Experts {format_ids(range(num_experts, E))} were left out, as asked{share}.")

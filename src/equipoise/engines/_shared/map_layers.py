@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from equipoise.engines._shared.findings import numbered
 from equipoise.engines._shared.map_slots import Rules, check_rows, infer_experts
 from equipoise.engines.formats import Finding, MapContext, RawMap, Severity
+from equipoise.errors import Message, argument
 from equipoise.layer_ids import format_ids
 
 NOT_CHECKED = "W2"
@@ -103,7 +104,7 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
         Finding(
             code=NOT_CHECKED,
             message=f"Not checked: {'; '.join(unknown.values())}.",
-            remedy=f"Give {', '.join(unknown)}.",
+            remedy=Message(f"Give {', '.join(map(argument, unknown))}."),
             severity=Severity.WARNING,
         )
     ]
@@ -118,7 +119,7 @@ def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
             code=GUESSED_LAYERS,
             message="The file does not say which layers of the model its rows are; they are taken "
             f"as {numbered(range(len(raw.rows)))}, in order.",
-            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            remedy=Message(f"Give {argument('layer_ids')}, the model's numbers of its MoE layers."),
             severity=Severity.WARNING,
         )
     ]
@@ -133,7 +134,7 @@ def guessed_decoder_rows(raw: RawMap, context: MapContext) -> list[Finding]:
             code=GUESSED_LAYERS,
             message="The file has a row for every decoder layer and does not say which are dense; "
             f"{numbered(range(len(raw.rows)))} are all taken as MoE layers.",
-            remedy="Give layer_ids, the model's numbers of its MoE layers.",
+            remedy=Message(f"Give {argument('layer_ids')}, the model's numbers of its MoE layers."),
             severity=Severity.WARNING,
         )
     ]

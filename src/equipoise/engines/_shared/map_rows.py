@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise.engines._shared.map_slots import shape_of
 from equipoise.engines.formats import MapContext, RawMap
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 
@@ -34,13 +34,14 @@ def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
     """
     if num_rows * placement.num_slots > MAX_CELLS:
         raise EquipoiseError(
-            f"{num_rows} decoder layers are more than any model has; correct num_hidden_layers."
+            f"{num_rows} decoder layers are more than any model has; "
+            f"correct {argument('num_hidden_layers')}."
         )
     outside = [layer for layer in placement.layer_ids if layer >= num_rows]
     if outside:
         raise EquipoiseError(
             f"The placement has layer {format_ids(outside)}, the file has rows 0 to "
-            f"{num_rows - 1}. Leave draft layers out, or correct num_hidden_layers."
+            f"{num_rows - 1}. Leave draft layers out, or correct {argument('num_hidden_layers')}."
         )
     rows = np.tile(default_row(placement.num_slots, placement.num_experts), (num_rows, 1))
     rows[list(placement.layer_ids)] = placement.slots
@@ -65,7 +66,8 @@ def build(
     shape = shape_of(raw, context)
     if shape.num_ranks is None:
         raise EquipoiseError(
-            "The file does not say over how many ranks its slots are spread; give num_ranks."
+            "The file does not say over how many ranks its slots are spread; "
+            f"give {argument('num_ranks')}."
         )
     if len(rows) * shape.num_ranks * shape.num_experts > MAX_CELLS:
         raise EquipoiseError(

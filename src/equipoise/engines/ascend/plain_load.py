@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from equipoise.engines._shared import torch_archive
 from equipoise.engines._shared.arrays import fold_slots, naming, refuse_map
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.placement import Placement
 from equipoise.trace import Provenance, Trace
 
 _AS_EXPERTS = (
     "The file says nothing of its {} columns; they were taken as logical experts, and all of it as "
-    "one window. If they are slots, give the map of the run (--run-map)."
+    f"one window. If they are slots, give the map of the run ({argument('placement')})."
 )
 
 
@@ -45,13 +45,16 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         trace = Trace(
             counts=load,
             layer_ids=options.layer_ids or (),
-            provenance=Provenance("pt-load", str(path), (_AS_EXPERTS.format(load.shape[1]),)),
+            provenance=Provenance(
+                "pt-load", str(path), (Message(_AS_EXPERTS.format(load.shape[1])),)
+            ),
         )
         if load.ndim == 3:
             raise EquipoiseError(
                 f"A tensor {load.shape} can be the load of slots (layers, ranks, slots of a rank) "
                 "or windows (windows, layers, experts). If it is slots, give the map of the run "
-                "(--run-map); if it is windows, numpy.savez(path, counts=...) says so."
+                f"({argument('placement')}); if it is windows, numpy.savez(path, counts=...) says "
+                "so."
             )
         return trace
 

@@ -107,7 +107,7 @@ def write(trace: Trace, path: Path) -> None:
         refuse_long_labels(unique.tolist(), 1, 1)  # or what is written could not be read
         values[name] = tuple(unique.tolist())
         tensors[f"label.{name}"] = compact(codes)
-    head = _Head(trace.layer_ids, trace.top_k, values, trace.provenance)
+    head = _Head(trace.layer_ids, trace.top_k, values, trace.provenance.named({}))
     metadata = {
         "format": _FORMAT,
         "version": str(_VERSION),

@@ -36,7 +36,7 @@ from equipoise.engines.formats import (
     RawMap,
     Severity,
 )
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.placement import Placement
 
 KEY = "physical_to_logical_map"
@@ -63,7 +63,7 @@ def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN)
     if context.num_hidden_layers is None:
         raise EquipoiseError(
             "SGLang's map has a row for every decoder layer, dense ones included; "
-            "give num_hidden_layers."
+            f"give {argument('num_hidden_layers')}."
         )
     rows = rows_by_layer(placement, context.num_hidden_layers)
     if path.suffix == ".pt":

@@ -19,7 +19,7 @@ from equipoise.engines._shared.arrays import (
 )
 from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
@@ -132,7 +132,9 @@ def _slot_experts(
     if slot_expert is None:
         return _slots_without_map(file, records, options.placement)
     if options.placement is not None:
-        raise EquipoiseError("The dump holds the map of its run; leave its map (--run-map) out.")
+        raise EquipoiseError(
+            f"The dump holds the map of its run; leave {argument('placement')} out."
+        )
     if not isinstance(slot_expert, np.ndarray) or slot_expert.dtype.kind not in "iu":
         raise FormatError(f"{file}: last_physical_to_logical_map is no table of whole numbers.")
     if slot_expert.ndim != 2 or not slot_expert.size:
@@ -156,8 +158,10 @@ def _slots_without_map(
     L, S = _sizes(file, records)
     if placement is None:
         return np.tile(np.arange(S), (L, 1)), [
-            f"{file.name} holds no map, so its {S} slots were taken as experts. If the run had "
-            "redundant slots, give its map (--run-map)."
+            Message(
+                f"{file.name} holds no map, so its {S} slots were taken as experts. If the run had "
+                f"redundant slots, give its map ({argument('placement')})."
+            )
         ]
     if placement.num_slots < S or placement.layer_ids[-1] >= L != placement.num_layers:
         raise EquipoiseError(

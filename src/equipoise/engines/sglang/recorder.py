@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from equipoise.engines._shared import torch_archive
 from equipoise.engines._shared.json_text import head_keys, read_json
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.layer_ids import format_ids
 
 _FILE_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))?\.pt")
@@ -89,21 +89,22 @@ def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeL
     everywhere = np.arange(len(loaded))
     if given is None:
         rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)
-        note = (
+        note = Message(
             f"Decoder layers {format_ids(empty.tolist())} had no load in the whole recording; "
             "they were taken as dense and left out. If they have experts, as hash-routed layers "
-            f"that record nothing, give --layers 0-{len(loaded) - 1}."
+            f"that record nothing, give {argument('layer_ids')} 0-{len(loaded) - 1}."
         )
         return MoeLayers(rows, tuple(rows.tolist()), (note,) if len(empty) else ())
     if len(given) == len(loaded):  # a file with a row a MoE layer, or an engine's with all chosen
         return MoeLayers(everywhere, given, ())
     if not all(0 <= layer < len(loaded) for layer in given):
         raise EquipoiseError(
-            f"layer_ids {format_ids(given)} do not fit {len(loaded)} rows; give decoder layers "
-            f"from 0 to {len(loaded) - 1}, or one number for every row."
+            f"{argument('layer_ids')} {format_ids(given)} do not fit {len(loaded)} rows; give "
+            f"decoder layers from 0 to {len(loaded) - 1}, or one number for every row."
         )
     left_out = np.setdiff1d(np.flatnonzero(loaded), given)
-    note = (
-        f"Layers {format_ids(left_out.tolist())} have load but are not among the layer_ids given."
+    note = Message(
+        f"Layers {format_ids(left_out.tolist())} have load but are not among the "
+        f"{argument('layer_ids')} given."
     )
     return MoeLayers(np.array(given, np.int64), given, (note,) if len(left_out) else ())

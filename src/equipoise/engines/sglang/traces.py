@@ -13,7 +13,7 @@ from equipoise.engines.sglang.passes import read_passes
 from equipoise.engines.sglang.recorder import dump_files, kind, looks_like_dump
 from equipoise.engines.sglang.windows import read_windows
 from equipoise.engines.tabular import rank_loads
-from equipoise.errors import FormatError
+from equipoise.errors import FormatError, argument
 from equipoise.trace import Trace
 
 
@@ -34,7 +34,8 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             raise FormatError(f"{path} mixes dumps of different modes: {listing}; read one mode.")
         if kinds[files[0]] == "stat" and options.placement is not None:
             raise FormatError(
-                f"{path} holds counts of experts, which need no map; leave its map (--run-map) out."
+                f"{path} holds counts of experts, which need no map; "
+                f"leave {argument('placement')} out."
             )
         read = read_windows if kinds[files[0]] == "stat" else read_passes
         return read(path, files, options, progress)

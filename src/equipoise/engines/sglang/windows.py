@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from equipoise.engines.formats import Progress, TraceOptions
 from equipoise.engines.sglang.recorder import load, moe_layers
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import Provenance, Trace
 
 _LAYOUT = "logical_count_layout"
@@ -97,8 +97,10 @@ def _windows(
         return counts[None]
     if layout is None and options.first_axis is None and len(counts) > 1:
         notes.append(
-            f"{path.name}: the first axis was read as {len(counts)} windows in time; if it is "
-            "ranks, give --first-axis rank."
+            Message(
+                f"{path.name}: the first axis was read as {len(counts)} windows in time; if it is "
+                f"ranks, give {argument('first_axis')} rank."
+            )
         )
     return counts[:, None]
 

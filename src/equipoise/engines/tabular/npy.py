@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from equipoise.engines._shared.arrays import MAX_BYTES, agreed_layer_ids, naming
 from equipoise.engines._shared.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import Provenance, Trace
 
 _READ_HEADER = {
@@ -146,8 +146,10 @@ def _counts(path: Path, array: NDArray[Any], options: TraceOptions) -> Trace:
     notes = [f"The array {array.shape} was read as counts ({_axes(array.ndim, by_rank)})."]
     if array.ndim == 3 and options.first_axis is None and len(array) > 1:
         notes.append(
-            "If its first axis is ranks, give --first-axis rank; if it holds choices of tokens, "
-            "--window-tokens."
+            Message(
+                f"If its first axis is ranks, give {argument('first_axis')} rank; if it holds "
+                f"choices of tokens, {argument('window_tokens')}."
+            )
         )
     return Trace(
         counts=cube.sum(axis=0)[None] if by_rank else cube,

@@ -18,7 +18,7 @@ from equipoise.engines._shared.arrays import agreed_layer_ids, naming, refuse_lo
 from equipoise.engines._shared.choices import Group, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.npy import check_header
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.trace import Provenance, Trace
 
 _MOST_UNPACKED, _MOST_GROWTH = 1 << 30, 64
@@ -143,7 +143,7 @@ def _read_counts(arrays: _Archive, options: TraceOptions) -> Trace:
     *leading, L, E = counts.shape
     if options.window_tokens is not None:
         raise EquipoiseError(
-            "The archive holds counts, not tokens, so window_tokens cannot be met; leave it out."
+            f"The archive holds counts, not tokens; leave {argument('window_tokens')} out."
         )
     layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
     top_k, notes = _top_k(arrays, counts)

@@ -19,7 +19,7 @@ from equipoise.engines._shared import torch_archive
 from equipoise.engines._shared.arrays import agreed_layer_ids, fold_slots, naming, refuse_oversize
 from equipoise.engines._shared.rank_parts import missing_ranks
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 
 _NAME = re.compile(r"(?P<recording>.*)-TP\d{1,5}\.expert-load\.pt")
@@ -109,7 +109,7 @@ def _logical(
     if root.get(_LOGICAL) is not None:
         if options.placement is not None:
             raise EquipoiseError(
-                "The file counts experts, which needs no map; leave its map (--run-map) out."
+                f"The file counts experts, which needs no map; leave {argument('placement')} out."
             )
         return _table(file, root, _LOGICAL), []
     slots = _table(file, root, _PHYSICAL)
@@ -118,7 +118,7 @@ def _logical(
     if root.get(_MAP) is None:
         raise EquipoiseError(
             f"The file counts {slots.shape[1]} slots without their map; give the map of the run "
-            "(--run-map)."
+            f"({argument('placement')})."
         )
     slot_expert = _table(file, root, _MAP)
     if slot_expert.shape != slots.shape or slot_expert.max() >= slots.shape[1]:

@@ -16,7 +16,7 @@ from equipoise.engines._shared.arrays import (
     refuse_oversize,
 )
 from equipoise.engines.formats import TraceOptions
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.trace import Provenance, Trace
 
 LABELS = ("phase", "domain")
@@ -184,8 +184,8 @@ def _refuse_smaller_layers(
             raise EquipoiseError(
                 f"Layer {layers[row]} has rows for the experts 0-{n - 1} only, other layers for "
                 f"0-{E - 1}: layers with different numbers of experts cannot be planned together. "
-                f"Leave them out with layer_ids (--layers), or give num_experts {E} if the experts "
-                "were merely never chosen."
+                f"Leave them out with {argument('layer_ids')}, or give {argument('num_experts')} "
+                f"{E} if the experts were merely never chosen."
             )
 
 

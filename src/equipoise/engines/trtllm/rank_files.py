@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from equipoise.engines._shared.half_precision import widened
 from equipoise.engines._shared.tensor_file import HALF, map_bytes, open_tensor_file
 from equipoise.engines.trtllm.legacy_pickle import load_vectors
-from equipoise.errors import FormatError
+from equipoise.errors import FormatError, argument
 from equipoise.layer_ids import format_ids
 
 COUNTS = re.compile(r"rank(0|[1-9]\d{0,5})\.safetensors")
@@ -152,10 +152,11 @@ def open_rank_files(path: Path, *, allow_pickle: bool) -> tuple[list[RankFile], 
     if pickles and not allow_pickle:
         raise FormatError(
             f"{path} is a first-era dump of pickles, which can run code when loaded; give "
-            "allow_pickle to read them with an unpickler that accepts plain tensors only."
+            f"{argument('allow_pickle')} to read them with an unpickler that accepts plain tensors "
+            "only."
         )
     if allow_pickle and not pickles:
-        raise FormatError(f"{path} holds no pickles; leave allow_pickle out.")
+        raise FormatError(f"{path} holds no pickles; leave {argument('allow_pickle')} out.")
     if not (pickles or counts or chosen):
         raise FormatError(f"{path} has no file rank<number>.safetensors; expected one a rank.")
     index = [_index_pickle(i) for i in pickles.items()] or [_index(i, 1) for i in counts.items()]

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 from equipoise.report.measured import aligned, contiguous, source_ranks
 from equipoise.trace import Trace
@@ -95,7 +95,9 @@ def trtllm_table(
     elif num_ranks is None:
         loads_TLX = trace.counts.astype(np.float32)
     else:
-        raise EquipoiseError("Statistics per expert need no num_ranks; leave one of them out.")
+        raise EquipoiseError(
+            f"Statistics per expert need no {argument('num_ranks')}; leave one of them out."
+        )
     return TrtllmTable(trace.layer_ids, _statistics(loads_TLX))
 
 
@@ -104,7 +106,7 @@ def _contiguous_ranks(trace: Trace, num_ranks: int | None) -> int:
     num_ranks = source_ranks(trace) if num_ranks is None else num_ranks
     if num_ranks is None:
         raise EquipoiseError(
-            "The trace does not say how many ranks recorded it; give num_ranks, "
+            f"The trace does not say how many ranks recorded it; give {argument('num_ranks')}, "
             "or ask for statistics per expert."
         )
     return contiguous(trace, num_ranks).num_ranks

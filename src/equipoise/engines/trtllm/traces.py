@@ -35,7 +35,7 @@ from equipoise.engines.trtllm.rank_files import (
     numbered,
     open_rank_files,
 )
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
@@ -188,12 +188,12 @@ def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[Ran
     width = inferred if meta.num_experts is None else meta.num_experts
     if width is None or not 1 <= width <= MAX_EXPERTS:
         raise FormatError(
-            f"{path} does not state a usable num_experts ({width}); give num_experts."
+            f"{path} does not state a usable num_experts ({width}); give {argument('num_experts')}."
         )
     if placement is None and (wanted or width) < width and not options.drop_experts:
         raise FormatError(
-            f"{path} counts {width} ids, num_experts is {wanted}. If the recorded run balanced its "
-            "experts, these are slots: give the placement it used."
+            f"{path} counts {width} ids, {argument('num_experts')} is {wanted}. If the recorded "
+            f"run balanced its experts, these are slots: give its map as {argument('placement')}."
         )
     if placement is not None and width != placement.num_slots:
         raise FormatError(

@@ -15,7 +15,7 @@ from equipoise.engines._shared.map_rows import build_ordered
 from equipoise.engines._shared.map_slots import Rules
 from equipoise.engines._shared.map_text import parse_map_json, peek_json, read_text
 from equipoise.engines.formats import Finding, MapContext, MapFormat, RawMap
-from equipoise.errors import FormatError
+from equipoise.errors import FormatError, Message, argument
 
 _FAMILY = "vllm_offline_eplb_"
 _VERSIONS = {
@@ -29,9 +29,9 @@ _COUNTS = (
     "num_physical_experts",
     "num_redundant_experts",
 )
-_DRAFT_ROWS = (
+_DRAFT_ROWS = Message(
     "The rows are MoE layers in order, and the file does not say whether the last ones are draft "
-    "(MTP) layers. If they are, give layer_ids with numbers for these too."
+    f"(MTP) layers. If they are, give {argument('layer_ids')} with numbers for these too."
 )
 _RULES = Rules(ids="X1", missing="X1", width="X2", slots="X3", stated="X3", redundancy="X2")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from equipoise.engines._shared.arrays import compact, naming, refuse_oversize
 from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 
 _META, _STATS = "eplb_load_meta", "eplb_load_stats"
@@ -264,13 +264,16 @@ def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> l
     if len(sizes) > 1 and stated is None and layer_ids is None:
         raise EquipoiseError(
             f"The file mixes records of several models, {found}: a target and its draft model "
-            "wrote it. Name the layers of one with layer_ids, as many as it has; give layer_ids "
+            f"wrote it. Name the layers of one with {argument('layer_ids')}, as many as it has: "
             f"0-{max(sizes) - 1} for the larger one."
         )
     if len(sizes) > 1:
         recording.notes.append(
-            f"The file mixes records of several models, {found}; those of {chosen} layers were "
-            "read. Name as many layers as another has (--layers) to read that one."
+            Message(
+                f"The file mixes records of several models, {found}; those of {chosen} layers were "
+                f"read. Name as many layers as another has ({argument('layer_ids')}) to read that "
+                "one."
+            )
         )
     return [i for i, record in enumerate(recording.counts) if len(record) == chosen]
 

@@ -24,7 +24,7 @@ from equipoise.engines._shared.map_slots import Rules, check_rows, infer_experts
 from equipoise.engines._shared.map_text import parse_map_json, peek_json, read_text
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import NOTHING_KNOWN, Finding, MapContext, MapFormat, RawMap
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 
@@ -262,7 +262,7 @@ def write_decoder_list(
     if context.num_hidden_layers is None:
         raise EquipoiseError(
             "The list of vLLM's pull request 53022 has a row for every decoder and draft "
-            "layer; give num_hidden_layers."
+            f"layer; give {argument('num_hidden_layers')}."
         )
     num_rows = max(context.num_hidden_layers, placement.layer_ids[-1] + 1)
     write_text(path, format_rows(rows_by_layer(placement, num_rows)) + "\n")
@@ -325,7 +325,9 @@ def _check_decoder_list(raw: RawMap, context: MapContext) -> list[Finding]:
 
 def _shared_rows(raw: RawMap, context: MapContext) -> tuple[list[Any], tuple[int, ...]]:
     if context.layer_ids is None:
-        raise EquipoiseError("The file holds one list for all MoE layers; give layer_ids.")
+        raise EquipoiseError(
+            f"The file holds one list for all MoE layers; give {argument('layer_ids')}."
+        )
     return [raw.rows[0]] * len(context.layer_ids), context.layer_ids
 
 

@@ -62,13 +62,13 @@ class Colocate:
     start
         Whose placement to start from; planned for an even split.
     price
-        What locality may cost.  A number: the busiest rank, averaged over windows, may rise by this
+        Price of locality.  A number: the busiest rank, averaged over windows, may rise by this
         share, and the time of the wires is lowered as far as that allows.  A ``StepTime``: the time
         of both together is lowered, whichever gives way.
     moves
         Proposals per layer.
     seed
-        Of the random numbers.
+        Random seed of the search.
     num_threads
         Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
 

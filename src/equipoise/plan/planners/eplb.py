@@ -28,8 +28,9 @@ class Greedy:
     Parameters
     ----------
     allow_same_rank_copies
-        Drop that rule and answer as EPLB does, slot for slot: float32 loads, ranks summed in
-        double (as in SGLang and vLLM), ties to the lowest index.
+        A rank may hold two copies of one expert, as in DeepSeek's EPLB.  The answer is EPLB's, slot
+        for slot: float32 loads, ranks summed in double (as in SGLang and vLLM), ties to the lowest
+        index.
     """
 
     allow_same_rank_copies: bool = False
@@ -60,7 +61,7 @@ class Hierarchical:
     Parameters
     ----------
     num_groups
-        Groups of consecutive experts; the nodes of the topology divide them.
+        Number of groups of consecutive experts; the nodes of the topology divide it.
     allow_same_rank_copies
         As for ``Greedy``.
     """

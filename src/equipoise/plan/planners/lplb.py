@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
-GRAPHS = ("ring", "cube", "hypercube", "torus")
+Graph = Literal["ring", "cube", "hypercube", "torus"]
+GRAPHS: tuple[Graph, ...] = get_args(Graph)
 """The published graphs: of any number of ranks, of 8, of 16, and of nodes times ranks per node."""
 
 
@@ -30,11 +32,12 @@ class FixedGraph:
     Parameters
     ----------
     graph
-        One of ``GRAPHS``. A cube joins 8 neighbouring ranks, a hypercube 16, and more ranks are
-        several of them; a torus joins equal ranks of neighbouring nodes, and neighbours in a node.
+        Graph of ranks, one of those that LPLB published.  A cube joins 8 neighbouring ranks, a
+        hypercube 16, and more ranks are several of them; a torus joins equal ranks of neighbouring
+        nodes, and neighbours in a node.
     """
 
-    graph: str
+    graph: Graph
 
     def __post_init__(self) -> None:
         if self.graph not in GRAPHS:

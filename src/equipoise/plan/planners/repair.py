@@ -121,20 +121,22 @@ class Repair:
     dispatch
         The dispatcher that will run, as for ``Robust``.
     max_moves
-        Slots whose content may change, all layers together; ``None``: any number.
-    max_bytes, max_seconds
-        What may cross wires, and how long the transfers may take (``Migration.seconds``).
+        Slots whose content may change, all layers together.  ``None``: any number.
+    max_bytes
+        Bytes that may cross wires.
+    max_seconds
+        Seconds that the transfers may take.  As ``Migration.seconds`` counts them.
     expert_bytes
-        For those two: all tensors of one expert in one layer, scales included.
+        Bytes of one expert in one layer, scales included.  For ``max_bytes`` and ``max_seconds``.
     least_gain
         What a move must take off the peak of its layer on average, in mean rank loads.
     tail, group_weights
         As for ``Robust``.
     proposals
-        Of changes to a layer at the lowest price (``Robust`` calls them moves); at higher ones,
+        Proposals per layer at the lowest price (``Robust`` calls them moves).  At higher ones,
         where less is worth trying, down to a quarter.
     seed
-        Of the random numbers.
+        Random seed of the search.
     num_threads
         Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares, dispatcher
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
@@ -65,13 +65,14 @@ class Robust:
     group_weights
         What a group counts, by name; 1 for those not named.
     moves
-        Proposals per layer, rounded down to whole rounds; more never end in a worse objective.  For
-        dispatchers that follow the load as many are followed by one for each 32, which cost about
-        that much more.
+        Proposals per layer.  They are rounded down to whole rounds; more never end in a worse
+        objective.  For dispatchers that follow the load one more follows for each 32, which cost
+        about as much again.
     budget_seconds
-        Stop then and answer the best so far, which depends on the machine; ``None``: all moves.
+        Seconds after which the best so far is the answer, which then depends on the machine.
+        ``None``: after all moves.
     seed
-        Of the random numbers.
+        Random seed of the search.
     num_threads
         Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
     progress
@@ -93,7 +94,10 @@ class Robust:
     def __post_init__(self) -> None:
         if self.step_assignments is not None:
             if self.cost is None:
-                raise EquipoiseError("step_assignments matters with a cost only; give both.")
+                raise EquipoiseError(
+                    f"{argument('step_assignments')} matters with a {argument('cost')} only; give "
+                    "both."
+                )
             check_type("cost", self.cost, RankCost)
             check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
         elif self.cost is not None:

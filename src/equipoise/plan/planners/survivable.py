@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_count
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.planners.robust import Robust, choose_stages
 from equipoise.plan.problem import Problem
@@ -38,18 +39,18 @@ class Survivable(Robust):
     Parameters
     ----------
     losses
-        How many ranks, or nodes, may be lost at a time.
+        Ranks, or nodes, that may be lost at a time.
     domain
-        What is lost as a whole: ``"rank"`` or ``"node"``.
+        What is lost as a whole.
     mirrored
-        Plan a part of the ranks as ``Robust`` does, and let the others hold the same, rank by rank.
-        Then no expert is lost before all twins of a rank are, so most combinations of further
-        losses are survived too.  But a rank shares load with its twins only, so a dispatcher that
-        follows the load has little to even out.
+        Groups of ranks hold the same experts, rank by rank.  A part of the ranks is planned as
+        ``Robust`` does.  Then no expert is lost before all twins of a rank are, so most
+        combinations of further losses are survived too.  But a rank shares load with its twins
+        only, so a dispatcher that follows the load has little to even out.
     """
 
     losses: int = 1
-    domain: str = "rank"
+    domain: Literal["rank", "node"] = "rank"
     mirrored: bool = False
 
     def __post_init__(self) -> None:
@@ -58,7 +59,8 @@ class Survivable(Robust):
         domains_of_ranks(Topology(num_ranks=1), self.domain)
         if self.mirrored and self.cost is not None:
             raise EquipoiseError(
-                "Mirrored plans balance assignments; leave out the cost, or mirrored."
+                f"Mirrored plans balance assignments; leave out {argument('cost')} or "
+                f"{argument('mirrored')}."
             )
 
     def plan(self, problem: Problem) -> Plan:
@@ -77,8 +79,9 @@ class Survivable(Robust):
         capacity = _home_capacity(num_slots, topology, self.domain, problem.num_experts)
         if self.losses >= len(capacity):
             raise EquipoiseError(
-                f"losses is {self.losses} of {len(capacity)} {self.domain}s; expected fewer, so "
-                "that some are left. Nodes are set by the topology's ranks_per_node."
+                f"{argument('losses')} is {self.losses} of {len(capacity)} {self.domain}s; "
+                "expected fewer, so that some are left. Nodes are set by the topology's "
+                f"{argument('ranks_per_node')}."
             )
         # A second home for some is worth more than slots for balance; a third for some is not.
         homes = min(self.losses + 1, max(2, int(capacity.sum()) // problem.num_experts))

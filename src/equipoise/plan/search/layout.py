@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
 from equipoise.plan.evaluate import ranks_without_balancing
+from equipoise.plan.problem import Problem
+from equipoise.plan.search.anneal import fill_up
 from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -104,3 +107,15 @@ def unbalanced_layout(active_LE: Floats, num_slots: int, num_ranks: int) -> Ints
             others = idlest[rank_E[idlest] != rank]
             slots[:] = np.concatenate([own, others])[:size]
     return layout.reshape(len(active_LE), num_slots)
+
+
+def unsearched_placement(problem: Problem) -> Placement:
+    """A placement of the problem's shape: experts in order, again and again until slots are full.
+
+    Where ranks have less room than slots, with the repetitions that fill the rest.
+    """
+    topology, num_slots = problem.topology, problem.num_slots
+    slots = np.tile(np.arange(num_slots) % problem.num_experts, (problem.num_layers, 1))
+    if topology.room is not None:
+        slots = fill_up(first_layout(problem.total, num_slots, topology), topology.num_ranks)
+    return problem.placement(slots)

@@ -82,6 +82,17 @@ class Coverage:
         """Every expert of every layer survives the loss of any so many domains."""
         return int(self.homes.min()) - 1
 
+    @property
+    def text(self) -> str:
+        """What the loss of one domain takes, in a sentence."""
+        if self.guaranteed_losses:
+            return f"The loss of any {self.domain} leaves every expert alive."
+        alone, lost = int(self.endangered(1).max()), float(self.expected_lost(1).mean())
+        return (
+            f"A lost {self.domain} takes {lost:.1f} experts of a layer on average; up to {alone} "
+            f"of {self.hosts.shape[2]} live on one {self.domain} only."
+        )
+
     def endangered(self, losses: int) -> Ints:
         """Experts of each layer that some loss of so many domains takes, ``(L,)``."""
         self._check(losses)

@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_ids, check_count, check_type
+from equipoise.dispatch import Even
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
+from equipoise.plan.evaluate import Evaluation, evaluate
 from equipoise.plan.problem import Problem
 from equipoise.plan.search.anneal import fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.search.scenarios import Scenarios, group_scenarios, read_history
 from equipoise.plan.weigh.coverage import domains_of_ranks
+from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -69,6 +72,18 @@ class Refit:
         """Slots of each layer by ``Content``, ``(L, 3)``."""
         counts: Ints = (self.content[:, :, None] == np.array(Content)).sum(axis=1)
         return counts
+
+    def devices(self, before: Topology) -> Topology:
+        """The ranks of the new placement; one that is new has the mean speed of the old ones."""
+        speed = before.speed
+        if speed is not None:
+            speed = tuple(np.append(speed, np.mean(speed))[self.old_rank].tolist())
+        return Topology(len(self.old_rank), speed=speed)
+
+    def evaluate(self, problem: Problem) -> Evaluation:
+        """Score the new placement on the traffic it was made for, by an even split."""
+        devices = self.devices(problem.topology)
+        return evaluate(self.placement, problem.load, dispatch=Even(topology=devices))
 
     @property
     def status(self) -> str:

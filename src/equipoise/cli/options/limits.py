@@ -1,0 +1,12 @@
+"""What numbers on the command line may be."""
+
+from __future__ import annotations
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Size = Parameter(validator=Number(gte=1, lte=1 << 20))
+"""How many of something a deployment has; far above any, so that nothing absurd is allocated."""
+Amount = Parameter(validator=Number(gte=1, lte=1 << 40))
+"""How much of something to take at once."""
+Redundant = Parameter(validator=Number(gte=0, lte=1 << 20))

@@ -1,0 +1,49 @@
+"""The ranks, on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from equipoise.cli.options.limits import Size
+from equipoise.errors import EquipoiseError
+from equipoise.topology import Topology
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineArguments:
+    """The ranks, where they are not all alike.
+
+    Parameters
+    ----------
+    ranks_per_node
+        Ranks behind one fast interconnect; all of them if not given.
+    speed
+        Relative speeds, one a rank: 1,1,2,2.
+    room
+        Experts of a layer that each rank's memory holds, one number a rank; all slots if not given.
+    """
+
+    ranks_per_node: Annotated[int | None, Size] = None
+    speed: str | None = None
+    room: str | None = None
+
+    def topology(self, ranks: int) -> Topology:
+        """So many ranks, as described."""
+        room = None if self.room is None else tuple(map(int, _numbers("--room", self.room)))
+        speed = None if self.speed is None else _numbers("--speed", self.speed)
+        return Topology(ranks, self.ranks_per_node, speed=speed, room=room)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or (option == "--room" and any(v % 1 for v in values)):
+        kind = "whole numbers" if option == "--room" else "numbers"
+        raise EquipoiseError(f"{option} is {text!r}; expected {kind}, one a rank, as in 1,1,2,2.")
+    return values

@@ -1,0 +1,105 @@
+"""A map to be written with the launch flags that go with it: both or neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+
+from equipoise.engines.formats import Launch, LaunchOptions, MapContext
+from equipoise.engines.launch_flags import launch
+from equipoise.engines.map_io import write_map
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.plan.problem import Problem
+from equipoise.plan.result import Plan
+from equipoise.plan.search.layout import unsearched_placement
+
+
+@dataclass(frozen=True)
+class WrittenMap:
+    """A map on disk, what it does not say, and how to start the engine with it."""
+
+    path: Path
+    lost: list[str]
+    launch: Launch | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTarget:
+    """Where and how to write the map of a plan that is yet to be made.
+
+    Parameters
+    ----------
+    format
+        Name of the map format.
+    path
+        File to write.
+    num_hidden_layers
+        All decoder layers of the model, where the format has a row for each.
+    options
+        What decides the launch flags besides the map.
+    """
+
+    format: str
+    path: Path
+    num_hidden_layers: int | None = None
+    options: LaunchOptions = field(default_factory=LaunchOptions)
+
+    def rehearse(self, problem: Problem) -> None:
+        """Refuse before the search all that writing would refuse after it.
+
+        Flags and a map are made for a placement of the same shape that needs no search, in a folder
+        next to the map that is gone at once.
+
+        Raises
+        ------
+        EquipoiseError
+            What ``launch`` and ``write_map`` refuse; a path that cannot be written.
+        """
+        placement = unsearched_placement(problem)
+        launch(placement, self.format, self.path.name, self.options)
+        try:
+            with TemporaryDirectory(dir=self.path.parent, prefix=".equipoise.") as folder:
+                rehearsed = Path(folder) / self.path.name
+                try:
+                    self._write_map(placement, rehearsed, "", "")
+                except EquipoiseError as error:
+                    text = error.message.marked.replace(f"{rehearsed}", f"{self.path}")
+                    raise EquipoiseError(text) from error
+        except OSError as error:
+            raise EquipoiseError(f"{self.path}: cannot be written ({error.strerror}).") from error
+
+    def write(self, plan: Plan, source: str) -> WrittenMap:
+        """Write the map of a plan, made from the recording ``source``.
+
+        Raises
+        ------
+        EquipoiseError
+            What ``launch`` and ``write_map`` refuse; the plan is then kept in our own format where
+            temporary files go, and the message says where.
+        """
+        try:
+            # Flags first: a combination the engine would ignore is refused before a file exists.
+            flags = launch(plan.placement, self.format, self.path.name, self.options)
+            lost = self._write_map(plan.placement, self.path, plan.planner, source)
+        except EquipoiseError as error:
+            kept = _keep(plan, source)
+            raise EquipoiseError(
+                f"{error.message.marked} The plan is not lost: it is in {kept}."
+            ) from error
+        return WrittenMap(self.path, lost, flags)
+
+    def _write_map(self, placement: Placement, path: Path, planner: str, source: str) -> list[str]:
+        context = MapContext(
+            num_hidden_layers=self.num_hidden_layers, planner=planner, trace=source
+        )
+        return write_map(placement, path, format=self.format, context=context)
+
+
+def _keep(plan: Plan, source: str) -> Path:
+    """The plan in our own format, where temporary files go."""
+    path = Path(mkdtemp(prefix="equipoise-plan-")) / "plan.json"
+    context = MapContext(planner=plan.planner, trace=source)
+    write_map(plan.placement, path, format="equipoise", context=context)
+    return path

@@ -1,0 +1,272 @@
+"""Every planner, once: the command's options, the documentation's table and the contract tests.
+
+A new planner is one class, in a file of this folder, and one entry here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
+from typing import Any, Literal, cast, get_type_hints
+
+from equipoise.errors import EquipoiseError
+from equipoise.plan.result import Planner
+
+Sight = Literal["windows", "room", "speeds"]
+"""What of a problem only some planners look at: its windows one by one, the ranks' memory, their
+speeds."""
+
+_COUNT = {"gte": 1, "lte": 1 << 20}
+_AMOUNT = {"gte": 1, "lte": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a planner that the command offers.
+
+    Parameters
+    ----------
+    field
+        Name of the field; its type, default and description are the class's own.
+    name
+        Name of the option, if other than the field's.
+    limits
+        Limits of a number: ``gt``, ``gte``, ``lt``, ``lte``.
+    """
+
+    field: str
+    name: str = ""
+    limits: Mapping[str, float] | None = None
+
+    @property
+    def key(self) -> str:
+        """The option's name as an identifier."""
+        return self.name or self.field
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerEntry:
+    """A planner and what others have to know of it.
+
+    Parameters
+    ----------
+    name
+        Name of the planner on the command line.
+    home
+        Module and class, ``"module:Class"``; imported when first used.
+    summary
+        When to use it, in a line.
+    time
+        Time a layer takes.
+    options
+        Fields that the command offers.
+    told
+        Fields that the command fills in by itself: ``dispatch``, ``cost``, ``step_assignments``,
+        ``progress``.
+    sees
+        What it looks at besides the sum of the loads.
+    needs
+        Fields that no option gives, and what they are: a placement in force, tokens.
+    chosen_by
+        Option that chooses it instead of ``--planner``, or nothing.
+    dispatch
+        Dispatcher it plans for, where ``dispatch`` is no field of it.
+    pins_copies
+        Whether its copies must stay where it puts them.
+    example
+        Values of the fields without a default, for documentation and tests.
+    """
+
+    name: str
+    home: str
+    summary: str
+    time: str
+    options: tuple[Option, ...] = ()
+    told: frozenset[str] = frozenset()
+    sees: frozenset[Sight] = frozenset()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    chosen_by: str = ""
+    dispatch: str = "even"
+    pins_copies: bool = False
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> type[Planner]:
+        """The class."""
+        module, _, name = self.home.partition(":")
+        return cast("type[Planner]", getattr(import_module(module), name))
+
+    @property
+    def required(self) -> tuple[Option, ...]:
+        """The options without a default."""
+        return tuple(option for option in self.options if self.default(option) is MISSING)
+
+    def default(self, option: Option) -> Any:
+        """What the field is if nobody says; ``dataclasses.MISSING`` if somebody must."""
+        return next(f.default for f in fields(cast("Any", self.kind)) if f.name == option.field)
+
+    def type_of(self, option: Option) -> Any:
+        """The annotation of the field."""
+        return get_type_hints(self.kind)[option.field]
+
+    def describe(self, option: Option) -> str:
+        """First sentence of the field's description in the docstring of the class."""
+        texts = (_description(kind, option.field) for kind in self.kind.__mro__)
+        found = next(filter(None, texts), "")
+        assert found, f"{self.home} does not describe its field {option.field}"
+        return found
+
+    def make(self, **values: Any) -> Planner:
+        """The planner with these fields."""
+        return self.kind(**values)
+
+
+def _description(kind: type, name: str) -> str:
+    """First sentence of a parameter's description, without markup; empty if there is none."""
+    lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
+    if name not in lines:
+        return ""
+    start = lines.index(name) + 1
+    length = next((i for i, x in enumerate(lines[start:]) if not x[:1].isspace()), None)
+    text = " ".join(map(str.strip, lines[start:][:length])).replace("``", "")
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
+
+
+_SEARCH = (
+    Option("moves", limits=_AMOUNT),
+    Option("budget_seconds", limits={"gt": 0}),
+    Option("seed", limits={"gte": 0}),
+)
+_TOLD = frozenset({"dispatch", "cost", "step_assignments", "progress"})
+_ALL_SIGHTS: frozenset[Sight] = frozenset({"windows", "room", "speeds"})
+_SAME_RANK = Option("allow_same_rank_copies")
+
+PLANNERS: dict[str, PlannerEntry] = {
+    entry.name: entry
+    for entry in (
+        PlannerEntry(
+            name="robust",
+            home="equipoise.plan.planners.robust:Robust",
+            summary="by default: balances the windows of the recording, not their sum; see "
+            "[robust.md](robust.md)",
+            time="0.1 to 0.6 s (two cores, GLM-5.2)",
+            options=_SEARCH,
+            told=_TOLD,
+            sees=_ALL_SIGHTS,
+        ),
+        PlannerEntry(
+            name="survivable",
+            home="equipoise.plan.planners.survivable:Survivable",
+            summary="where ranks or nodes may be lost; see [failure.md](failure.md)",
+            time="as `Robust`",
+            options=(
+                *_SEARCH,
+                Option("losses", limits=_COUNT),
+                Option("domain", name="loss_of"),
+                Option("mirrored"),
+            ),
+            told=_TOLD,
+            sees=_ALL_SIGHTS,
+            pins_copies=True,
+        ),
+        PlannerEntry(
+            name="greedy",
+            home="equipoise.plan.planners.eplb:Greedy",
+            summary="where milliseconds count, or one window is all there is; with same-rank "
+            "copies, what DeepSeek's EPLB gives, slot for slot",
+            time="`O(E log E + S log R)`",
+            options=(_SAME_RANK,),
+        ),
+        PlannerEntry(
+            name="hierarchical",
+            home="equipoise.plan.planners.eplb:Hierarchical",
+            summary="where the router picks whole groups and traffic between nodes is dear",
+            time="`O(E log E + S log R)`",
+            options=(Option("num_groups", name="groups", limits=_COUNT), _SAME_RANK),
+            example={"num_groups": 4},
+        ),
+        PlannerEntry(
+            name="trtllm",
+            home="equipoise.plan.planners.eplb:TrtllmGreedy",
+            summary="to get what TensorRT-LLM's planner gives, slot for slot",
+            time="`O(S log S)`",
+        ),
+        PlannerEntry(
+            name="fixed-graph",
+            home="equipoise.plan.planners.lplb:FixedGraph",
+            summary="for LPLB, whose dispatcher needs its graph",
+            time="`O(E log E + S log R)`",
+            options=(Option("graph"),),
+            dispatch="minmax",
+            pins_copies=True,
+            example={"graph": "ring"},
+        ),
+        PlannerEntry(
+            name="contiguous",
+            home="equipoise.plan.planners.baselines:Contiguous",
+            summary="as the baseline: what an engine does before any balancing",
+            time="`O(S)`",
+        ),
+        PlannerEntry(
+            name="round-robin",
+            home="equipoise.plan.planners.baselines:RoundRobin",
+            summary="as a second baseline, where neighbouring experts are similar",
+            time="`O(S)`",
+        ),
+        PlannerEntry(
+            name="repair",
+            home="equipoise.plan.planners.repair:Repair",
+            summary="where a placement is in force and moves cost; see [repair.md](repair.md)",
+            time="as `Robust`",
+            options=(
+                Option("proposals", name="moves", limits=_AMOUNT),
+                Option("seed", limits={"gte": 0}),
+                Option("max_moves", limits={"gte": 0, "lte": 1 << 40}),
+                Option("max_bytes", limits={"gte": 0, "lte": 1 << 60}),
+                Option("max_seconds", limits={"gt": 0}),
+                Option("expert_bytes", limits=_AMOUNT),
+            ),
+            told=frozenset({"dispatch"}),
+            sees=_ALL_SIGHTS,
+            needs={"current": "the placement in force"},
+            chosen_by="--from",
+        ),
+        PlannerEntry(
+            name="colocate",
+            home="equipoise.plan.planners.colocate:Colocate",
+            summary="where traffic between ranks or nodes is dear; see [locality.md](locality.md)",
+            time="as `Robust`, and a second",
+            options=(
+                Option("price", name="locality_price", limits={"gte": 0}),
+                Option("moves", limits=_AMOUNT),
+                Option("seed", limits={"gte": 0}),
+            ),
+            sees=_ALL_SIGHTS,
+            needs={"tokens": "the tokens' own choices", "start": "a planner to start from"},
+            chosen_by="--locality-price",
+        ),
+    )
+}
+"""Every planner by name, in the order that help and documentation list them."""
+
+
+def find_planner(name: str) -> PlannerEntry:
+    """The entry of that name among those that are chosen by name.
+
+    Raises
+    ------
+    EquipoiseError
+        There is none of that name.
+    """
+    names = planner_names()
+    if name not in names:
+        raise EquipoiseError(f"There is no planner {name!r}; use one of {', '.join(names)}.")
+    return PLANNERS[name]
+
+
+def planner_names() -> list[str]:
+    """The names of the planners that are chosen by name."""
+    return [name for name, entry in PLANNERS.items() if not entry.chosen_by]
