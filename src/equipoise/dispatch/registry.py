@@ -12,7 +12,7 @@ from importlib import import_module
 from equipoise.checks import brief
 from equipoise.cost import RankCost
 from equipoise.dispatch.base import Dispatcher, check_dispatcher, takes
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.topology import Topology
 
 
@@ -99,7 +99,7 @@ DISPATCHERS: dict[str, Entry] = {
     ),
     "ascend-mrv2": Entry(
         where="equipoise.engines.ascend.rules:AscendMrv2",
-        summary="rows in turn, from 1,024 on anew",
+        summary="rows in turn, from 1,024 on again",
         engine="vllm-ascend, Model Runner V2",
     ),
     "lplb": Entry(
@@ -148,8 +148,8 @@ def dispatcher(
     entry = _entry(dispatch)
     if cost is None and entry.needs_cost:
         raise EquipoiseError(
-            f"The dispatcher {dispatch} needs a cost to time its rules by; give the cost, or use "
-            "minmax."
+            f"The dispatcher {dispatch} needs a cost to time its rules by; give {argument('cost')}, "
+            "or use minmax."
         )
     kind = entry.kind
     if cost is not None:
@@ -187,6 +187,6 @@ def _check_knows_times(name: str, dispatch: Dispatcher | type[Dispatcher]) -> No
     if not takes(dispatch, "cost"):
         able = [x for x, entry in DISPATCHERS.items() if takes(entry.kind, "cost")]
         raise EquipoiseError(
-            f"The dispatcher {name} knows no times; leave the cost out, or use one of "
+            f"The dispatcher {name} knows no times; leave {argument('cost')} out, or use one of "
             f"{', '.join(able)}."
         )
