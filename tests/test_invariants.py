@@ -171,7 +171,7 @@ def test_empty_layers_go_with_the_option_that_keeps_them():
     found = checked(Trace(counts=counts, layer_ids=(0, 1, 2, 3, 5)))
     assert found.layer_ids == (2, 3, 5)
     assert "Layers 0-1 had no load" in notes(found)
-    assert "--layers 0-3,5" in notes(found)
+    assert "layer_ids 0-3,5" in notes(found)
     assert checked(Trace(counts=counts), layers_given=True).num_layers == 5
 
 
@@ -192,7 +192,7 @@ def test_draft_passes_under_a_layers_number_are_said():
     found = notes(checked(Trace(counts=counts)))
     assert "Layer 0 carries 2.00 times" in found
     assert "draft (MTP)" in found
-    assert "--layers 1-5" in found
+    assert "layer_ids 1-5" in found
 
 
 def test_steps_with_missing_layers_are_said():
@@ -206,7 +206,7 @@ def test_padded_experts_go_with_the_option_that_keeps_them():
     found = checked(sound)
     assert found.num_experts == 12
     assert "Experts 12-15 were never chosen" in notes(found)
-    assert "--experts 16" in notes(found)
+    assert "num_experts 16" in notes(found)
     assert checked(sound, experts_given=True).num_experts == 16
 
 

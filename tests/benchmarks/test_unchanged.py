@@ -72,7 +72,7 @@ def test_plans_are_noted_and_refusals_apart(monkeypatch, tmp_path):
     assert set(noted["checksums"]) == mapped
     assert set(noted["sentences"]) == {*mapped, "plan/text/synthetic"}
     refusal = noted["refusals"].pop("plan/greedy/auto/synthetic")
-    assert refusal.startswith("2: equipoise: There is no dispatcher 'auto'")
+    assert refusal.startswith("2: equipoise: The dispatcher auto needs a cost")
     assert not noted["refusals"]
 
 

@@ -37,7 +37,7 @@ def test_routing_of_all_hidden_layers_is_that_of_the_moe_layers(name):
     np.testing.assert_array_equal(routed.tokens.ids, clean.tokens.ids)
     np.testing.assert_array_equal(routed.tokens.offsets, clean.tokens.offsets)
     assert round(imbalance(routed, 8), 2) == 1.60
-    assert "--layers 0-7" in notes(routed)
+    assert "layer_ids 0-7" in notes(routed)
 
 
 def test_dense_layers_stay_where_the_user_numbers_them():
@@ -69,14 +69,14 @@ def test_unknown_keys_are_named():
 def test_draft_passes_are_said_with_what_to_do():
     said = notes(read("draft_passes/polluted.pt"))
     assert "Layer 0 carries 2.00 times the assignments" in said
-    assert "--layers 1-5" in said
+    assert "layer_ids 1-5" in said
     assert "carries" not in notes(read("draft_passes/clean.pt"))
 
 
 def test_hash_routed_layers_may_be_kept():
     guessed = read("hash_routed_layers/dsv4.pt")
     assert "Decoder layers 0-2 had no load" in notes(guessed)
-    assert "--layers 0-42" in notes(guessed)
+    assert "layer_ids 0-42" in notes(guessed)
     told = read("hash_routed_layers/dsv4.pt", layer_ids=tuple(range(43)))
     assert told.layer_ids == tuple(range(43))
     np.testing.assert_array_equal(told.counts[:, 3:], guessed.counts)
@@ -96,7 +96,7 @@ def test_the_first_axis_of_a_bare_array_is_named_and_can_be_told(tmp_path):
     np.save(path, by_rank)
     guessed = eq.read_trace(path)
     assert guessed.num_steps == 8
-    assert "--first-axis rank" in notes(guessed)
+    assert "first_axis rank" in notes(guessed)
     told = eq.read_trace(path, TraceOptions(first_axis="rank"))
     np.testing.assert_array_equal(told.source_counts[0], by_rank)
 

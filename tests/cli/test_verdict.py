@@ -227,7 +227,7 @@ def never(self, problem):
         (("--for", "sglang", "-o", "m.json", "--hidden-layers", 2), "correct --hidden-layers"),
         (("--for", "sglang", "-o", "m.json", "--hidden-layers", 9, "--engine-version", "0.5.16"),
          "gives wrong text"),
-        (("--for", "vllm-49572", "-o", "m.json", "--engine-version", "0.33.0"), "reads no map"),
+        (("--for", "vllm-49572", "-o", "m.json", "--engine-version", "0.33.0"), "0.33.0 would ignore"),
         (("--for", "vllm-49572", "-o", "m.json", "--backend", "X"), "do not depend on backend"),
         (("--for", "trtllm", "-o", "missing/m.yaml"), "there is no folder"),
         (("--for", "trtllm", "-o", "/proc/m.yaml"), "cannot be written"),

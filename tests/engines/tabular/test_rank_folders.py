@@ -136,7 +136,7 @@ def test_slots_are_folded_by_the_map_in_the_file_or_the_one_given(tmp_path: Path
     load = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     bare = {"logical_count": None, "physical_count": load, "ep_size": 1}
     path = archive(tmp_path, 0, **bare)
-    with pytest.raises(FormatError, match=r"counts 4 slots without their map.*--run-map"):
+    with pytest.raises(FormatError, match=r"counts 4 slots without their map.*placement"):
         read(path)
     folded = [[[5, 2, 3], [7, 14, 5]]]
     placement = Placement(SLOTS, num_ranks=2, num_experts=3)
