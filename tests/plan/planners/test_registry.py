@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from equipoise.plan.bounds import certify
+from equipoise.plan.result import certify
 from equipoise.plan.planners.registry import PLANNERS, Option, PlannerEntry
 
 

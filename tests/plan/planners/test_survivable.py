@@ -198,7 +198,7 @@ def test_room_is_kept():
         ({"dispatch": "nowhere"}, "no dispatcher 'nowhere'"),
         (
             {"mirrored": True, "cost": RankCost(token_seconds=1e-6)},
-            "Mirrored plans balance assignments; leave out the cost",
+            "Mirrored plans balance assignments; leave out cost or mirrored",
         ),
     ],
 )
