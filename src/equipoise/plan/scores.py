@@ -54,7 +54,7 @@ class Scores:
     @property
     def of_times(self) -> bool:
         """Whether peaks are seconds."""
-        return getattr(self.dispatcher, "cost", None) is not None
+        return self.dispatcher.cost is not None
 
     def with_plan(self, placement: Placement) -> Scores:
         """The same with the plan among what is scored."""
@@ -170,7 +170,7 @@ def score_before(
             rows["current"] = evaluate(current, load, dispatch=dispatch)
         return rows
 
-    alike = topology.speed is None and getattr(dispatch, "cost", None) is None
+    alike = topology.speed is None and dispatch.cost is None
     return Scores(
         dispatcher=dispatch,
         fit=steps[0],

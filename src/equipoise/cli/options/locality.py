@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 from equipoise.checks import check_number
 from equipoise.cli.options.planner import PlannerArguments, chosen_fields
 from equipoise.cli.options.repair import RepairArguments
+from equipoise.dispatch import Shares
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.planners.registry import PLANNERS
@@ -47,7 +48,7 @@ class LocalityArguments:
         if self.locality_price is None:
             return
         check_number("--locality-price", self.locality_price, low=0, high=np.inf)
-        if planning.dispatch_name != "even":
+        if planning.judge().shares is not Shares.EVEN:
             raise EquipoiseError(
                 "--locality-price counts on an even split; leave --dispatch "
                 f"{planning.dispatch_name} out."

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_number, check_type
+from equipoise.dispatch import Shares
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import check_distinct
@@ -163,7 +164,7 @@ def _check_room(problem: Problem) -> None:
 
 
 def _check_start(start: Plan) -> None:
-    if start.dispatch != "even":
+    if start.dispatcher.shares is not Shares.EVEN:
         raise EquipoiseError(
             f"{start.planner} plans for the dispatcher {start.dispatch!r}; start from a plan for "
             "an even split."
