@@ -68,6 +68,7 @@ class Search(NamedTuple):
     seen: Bools  # (R,)
     into: Ints  # (R,): the edge by which a rank was reached; -1 for a start
     out_of: Ints  # (E,): the edge by which an expert was reached; -1 while it was not
+    untried: Ints  # (E,): the first of a reached expert's edges that was not followed yet
 
 
 @_compiled
@@ -90,6 +91,7 @@ def _workspace(num_experts: int, num_slots: int, speed: Floats) -> tuple[Graph, 
         np.empty(num_ranks, np.int64),
         np.empty(num_ranks, np.bool_),
         np.empty(num_ranks, np.int64),
+        np.empty(num_experts, np.int64),
         np.empty(num_experts, np.int64),
     )
     return graph, search
@@ -207,16 +209,10 @@ def _refill(load: Floats, g: Graph) -> None:
 
 
 @_compiled
-def _reach(tolerance: float, find: bool, g: Graph, s: Search) -> tuple[int, int]:
-    """Search, breadth first, along chains of load that can move, from ranks over their capacity.
+def _begin(tolerance: float, g: Graph, s: Search) -> int:
+    """Begin a search at the ranks over their capacity; how many there are in ``s.queue``.
 
-    A chain leads from a rank to its shared experts with flow and on to all their ranks. Less than
-    the tolerance, relative to capacities, counts as nothing.
-
-    Returns
-    -------
-    The first rank met below its capacity, or -1, and always if not to ``find``; the number of ranks
-    in ``s.queue``.
+    Less than the tolerance, relative to capacities, counts as nothing.
     """
     tail = 0
     for r in range(g.load.size):
@@ -225,21 +221,36 @@ def _reach(tolerance: float, find: bool, g: Graph, s: Search) -> tuple[int, int]
             s.into[r] = -1
             s.queue[tail] = r
             tail += 1
-    if tail == 0:
-        return -1, 0
-    s.out_of[:] = -1
-    head = 0
+    if tail > 0:
+        s.out_of[:] = -1
+    return tail
+
+
+@_compiled
+def _reach(
+    head: int, tail: int, tolerance: float, find: bool, g: Graph, s: Search
+) -> tuple[int, int, int]:
+    """Go on with a search, breadth first, along chains of load that can move.
+
+    A chain leads from a rank to its shared experts with flow and on to all their ranks. Ranks in
+    ``s.queue`` before ``head`` are done with; there are ``tail``.
+
+    Returns
+    -------
+    The first rank met below its capacity, or -1, and always if not to ``find``; ``head``; ``tail``.
+    """
     while head < tail:
         start = s.queue[head]
-        head += 1
         least = g.capacity[start] * tolerance
         for i in range(g.first_shared[start], g.first_shared[start + 1]):
             k = g.shared_edge[i]
             e = g.expert[k]
-            if s.out_of[e] >= 0 or g.flow[k] <= least:
+            if s.out_of[e] < 0 and g.flow[k] > least:
+                s.out_of[e] = k
+                s.untried[e] = g.first_edge[e]
+            if s.out_of[e] != k:
                 continue
-            s.out_of[e] = k
-            for j in range(g.first_edge[e], g.first_edge[e + 1]):
+            for j in range(s.untried[e], g.first_edge[e + 1]):
                 r = g.rank[j]
                 if s.seen[r]:
                     continue
@@ -247,14 +258,27 @@ def _reach(tolerance: float, find: bool, g: Graph, s: Search) -> tuple[int, int]
                 s.into[r] = j
                 s.queue[tail] = r
                 tail += 1
-                if find and g.load[r] < g.capacity[r] - g.capacity[r] * tolerance:
-                    return r, tail
-    return -1, tail
+                if find and _has_room(r, tolerance, g):
+                    s.untried[e] = j + 1
+                    return r, head, tail
+            s.untried[e] = g.first_edge[e + 1]
+        head += 1
+    return -1, head, tail
 
 
 @_compiled
-def _push(target: int, g: Graph, s: Search) -> None:
-    """Move load along the chain found to ``target``, as much as its narrowest place lets pass."""
+def _has_room(r: int, tolerance: float, g: Graph) -> bool:
+    return bool(g.load[r] < g.capacity[r] - g.capacity[r] * tolerance)
+
+
+@_compiled
+def _push(target: int, tolerance: float, g: Graph, s: Search) -> bool:
+    """Move load along the chain found to ``target``, as much as its narrowest place lets pass.
+
+    Returns
+    -------
+    Whether a new search would do all as the present one did, but for ``target``, now full.
+    """
     amount = g.capacity[target] - g.load[target]
     r = target
     while s.into[r] >= 0:
@@ -264,6 +288,8 @@ def _push(target: int, g: Graph, s: Search) -> None:
     amount = min(amount, g.load[r] - g.capacity[r])
     g.load[r] -= amount
     g.load[target] += amount
+    same = not _has_room(target, tolerance, g)
+    same &= g.load[r] > g.capacity[r] + g.capacity[r] * tolerance
     r = target
     while s.into[r] >= 0:
         j = s.into[r]
@@ -271,6 +297,8 @@ def _push(target: int, g: Graph, s: Search) -> None:
         g.flow[j] += amount
         g.flow[k] -= amount
         r = g.rank[k]
+        same &= g.flow[k] > g.capacity[r] * tolerance
+    return bool(same)
 
 
 @_compiled
@@ -325,19 +353,20 @@ def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) 
     """
     tolerance = 0.0 if whole else ROUNDING
     _set_level(level, whole, g)
-    while True:
-        target, num = _reach(tolerance, True, g, s)
+    head, tail = 0, _begin(tolerance, g, s)
+    while tail > 0:
+        target, head, tail = _reach(head, tail, tolerance, True, g, s)
         if target >= 0:
-            _push(target, g, s)
-            continue
-        if num == 0:
-            return
-        raised = _level_of(s.queue[:num], whole, g)
-        if raised <= level:  # the ranks reached are level up to rounding
-            return
-        level = raised
-        _set_level(level, whole, g)
-        bottleneck[:] = s.seen
+            if _push(target, tolerance, g, s):
+                continue
+        else:
+            raised = _level_of(s.queue[:tail], whole, g)
+            if raised <= level:  # the ranks reached are level up to rounding
+                return
+            level = raised
+            _set_level(level, whole, g)
+            bottleneck[:] = s.seen
+        head, tail = 0, _begin(tolerance, g, s)
 
 
 @_compiled
@@ -390,8 +419,9 @@ def _solve(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
     # Chains from the slowest ranks end in a set of ranks whose level is already valid, and mostly
     # the final one. Without it time goes into chains that a later level makes pointless.
     _set_level(_slowest(g) * NEARLY_SLOWEST, False, g)
-    _, num = _reach(0.0, False, g, s)
+    num = _begin(0.0, g, s)
     if num:
+        _, _, num = _reach(0, num, 0.0, False, g, s)
         reached = _level_of(s.queue[:num], False, g)
         if reached > level:
             level = reached
@@ -450,8 +480,11 @@ def minmax_peaks(load_TLE: Floats, slots_LS: Ints, speed: Floats) -> Floats:
 
 
 @_compiled
-def _round(load: Floats, g: Graph) -> None:
-    """Make the flows whole: rounded down, then what is missing one by one to ranks soonest done."""
+def _round(load: Floats, done: Floats, g: Graph) -> None:
+    """Make the flows whole: rounded down, then what is missing one by one to ranks soonest done.
+
+    ``done`` is scratch, ``(S,)``: when the rank of an edge would be done with one more.
+    """
     g.load[:] = 0.0
     for e in range(load.size):
         missing = load[e]  # a limit too: flows of huge loads may sum to more, by rounding
@@ -461,14 +494,19 @@ def _round(load: Floats, g: Graph) -> None:
             missing -= g.flow[k]
     for e in range(load.size):
         lo, hi = g.first_edge[e], g.first_edge[e + 1]
-        for _ in range(int(load[e] - g.flow[lo:hi].sum())):
+        missing = int(load[e] - g.flow[lo:hi].sum())
+        if missing == 0:
+            continue
+        for k in range(lo, hi):
+            done[k] = (g.load[g.rank[k]] + 1.0) / g.speed[g.rank[k]]
+        for _ in range(missing):
             best = lo
             for k in range(lo + 1, hi):
-                r, least = g.rank[k], g.rank[best]
-                if (g.load[r] + 1.0) / g.speed[r] < (g.load[least] + 1.0) / g.speed[least]:
-                    best = k
+                best = k if done[k] < done[best] else best
+            r = g.rank[best]
             g.flow[best] += 1.0
-            g.load[g.rank[best]] += 1.0
+            g.load[r] += 1.0
+            done[best] = (g.load[r] + 1.0) / g.speed[r]
 
 
 @_compiled
@@ -495,14 +533,14 @@ def minmax_quotas(
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
     g, s = _workspace(E, S, speed)
-    unused = np.empty(speed.size, np.bool_)
+    unused, done = np.empty(speed.size, np.bool_), np.empty(S)
     quota_LS = np.empty((L, S), np.int64)
     for layer in range(L):
         _connect(slots_LS[layer], g, s.out_of)
         g.flow[:] = 0.0
         for i in range(S):
             g.flow[g.edge_of_slot[i]] += share_LS[layer, i]
-        _round(load_LE[layer], g)
+        _round(load_LE[layer], done, g)
         level = _whole_level(load_LE[layer], bottleneck_LR[layer], g)
         _relieve(level, True, unused, g, s)
         _deal(quota_LS[layer], g)

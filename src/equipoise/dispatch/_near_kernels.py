@@ -30,9 +30,10 @@ RANK = 2**33
 ENDLESS = 2**62
 MOST_LOAD = 2.0**53  # of a layer
 
-# Columns of ``Network.arc`` and of ``Network.point``.
-TAIL, HEAD, COST, ROOM, EDGE = range(5)
-PRICE, EXCESS, LEVEL, NEXT = range(4)
+# Columns of ``Network.arc``, of ``Network.order`` and of ``Network.point``.
+TAIL, HEAD, COST, EDGE = range(4)
+ARC, END = range(2)
+PRICE, EXCESS, NEXT = range(3)
 
 _compiled = njit(nogil=True)
 
@@ -53,15 +54,19 @@ class Network(NamedTuple):
 
     Arcs come in pairs, ``a`` and ``a ^ 1``: what moves along one can move back along the other.
     Prices are such that no arc with room costs less than the difference between its ends.
-    Loops take ``arc`` and ``point`` out of the tuple first, as every look into it takes time.
+    Loops take arrays out of the tuple first, as every look into it takes time, and what they look
+    at most lies close together.
     """
 
     size: Ints  # (2,): points and arcs there are
-    arc: Ints  # (A, 5): points at both ends, cost, room, and the edge whose flow it adds to or -1
+    arc: Ints  # (A, 4): points at both ends, cost, and the edge whose flow it adds to or -1
+    room: Ints  # (A,)
     first_arc: Ints  # (P + 1,): arcs out of point p are order[first_arc[p]] ...
-    order: Ints  # (A,)
-    point: Ints  # (P, 4): price; load beyond the capacity of a rank; distance from the ranks where
-    #   that is positive, in arcs, or -1; position in order of the first arc still worth trying
+    order: Ints  # (A, 2): arcs that cost the difference between their ends, by tail, with the head
+    point: Ints  # (P, 3): price; load beyond the capacity of a rank; position in order of the first
+    #   arc still worth trying
+    level: Ints  # (P,): distance from the ranks with load beyond their capacity, in arcs, or -1
+    onward: Ints  # (P,): the same where a chain may lead on to a rank with room, else -1
     queue: Ints  # (P,)
     chain: Ints  # (P,): arcs of the chain at hand
 
@@ -79,10 +84,13 @@ def _workspace(num_experts: int, num_slots: int, num_ranks: int) -> tuple[Edges,
     )
     network = Network(
         np.empty(2, np.int64),
-        np.empty((num_arcs, 5), np.int64),
-        np.empty(num_points + 1, np.int64),
+        np.empty((num_arcs, 4), np.int64),
         np.empty(num_arcs, np.int64),
-        np.empty((num_points, 4), np.int64),
+        np.empty(num_points + 1, np.int64),
+        np.empty((num_arcs, 2), np.int64),
+        np.empty((num_points, 3), np.int64),
+        np.empty(num_points, np.int64),
+        np.empty(num_points, np.int64),
         np.empty(num_points, np.int64),
         np.empty(num_points, np.int64),
     )
@@ -146,158 +154,209 @@ def _end_of_group(first: int, hi: int, node_of_rank: Ints, rank: Ints) -> int:
 
 
 @_compiled
-def _stay(e: int, source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges) -> None:
-    """The nearest flow of an expert: on its own rank, else on its own node, else anywhere.
+def _stay(source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges) -> None:
+    """The nearest flow of each expert: on its own rank, else on its own node, else anywhere.
 
     Of those one near the wanted flow, so that little has to move.
     """
-    rank, flow, wanted = x.rank, x.flow, x.wanted
-    lo, hi = x.first_edge[e], x.first_edge[e + 1]
-    far = 0
-    for k in range(lo, hi):
-        flow[k] = int(source_RE[rank[k], e])
-        far += wanted[k]
-    first = lo
-    while first < hi:
-        end = _end_of_group(first, hi, node_of_rank, rank)
-        on_node = int(on_node_NE[node_of_rank[rank[first]], e])
-        left = on_node
-        for k in range(first, end):
-            left -= flow[k]
-        left = _take_wanted(left, first, end, flow, wanted)
-        flow[first] += left
-        far -= on_node
-        first = end
-    _take_wanted(far, lo, hi, flow, wanted)  # takes all, as the wanted flow is the expert's load
+    first_edge, rank, flow, wanted = x.first_edge, x.rank, x.flow, x.wanted
+    for e in range(first_edge.size - 1):
+        lo, hi = first_edge[e], first_edge[e + 1]
+        if hi - lo == 1:
+            flow[lo] = wanted[lo]
+            continue
+        far = 0
+        for k in range(lo, hi):
+            flow[k] = int(source_RE[rank[k], e])
+            far += wanted[k]
+        first = lo
+        while first < hi:
+            end = _end_of_group(first, hi, node_of_rank, rank)
+            on_node = int(on_node_NE[node_of_rank[rank[first]], e])
+            left = on_node
+            for k in range(first, end):
+                left -= flow[k]
+            left = _take_wanted(left, first, end, flow, wanted)
+            flow[first] += left
+            far -= on_node
+            first = end
+        _take_wanted(far, lo, hi, flow, wanted)  # takes all, as the wanted flow is the load
 
 
 @_compiled
 def _add_arcs(
-    arc: Ints, num: int, tail: int, head: int, cost: int, room: int, back: int, edge: int
+    arc: Ints,
+    room: Ints,
+    num: int,
+    tail: int,
+    head: int,
+    cost: int,
+    ahead: int,
+    back: int,
+    edge: int,
 ) -> int:
     """A pair of arcs, unless nothing can move along either; how many there are then."""
-    if room == 0 and back == 0:
+    if ahead == 0 and back == 0:
         return num
     there, again = arc[num], arc[num + 1]
-    there[TAIL], there[HEAD], there[COST], there[ROOM], there[EDGE] = tail, head, cost, room, edge
-    again[TAIL], again[HEAD], again[COST], again[ROOM], again[EDGE] = head, tail, -cost, back, -1
+    there[TAIL], there[HEAD], there[COST], there[EDGE], room[num] = tail, head, cost, edge, ahead
+    again[TAIL], again[HEAD], again[COST], again[EDGE], room[num + 1] = head, tail, -cost, -1, back
     return num + 2
 
 
 @_compiled
-def _add_expert(
-    e: int, source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges, n: Network
+def _add_experts(
+    source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges, n: Network
 ) -> None:
-    """The arcs of an expert: to its groups, and from these to the ranks.
+    """The arcs of each shared expert: to its groups, and from these to the ranks.
 
     What is kept already costs to move off again; all of it is, in the nearest flow.
     """
-    rank, flow, arc = x.rank, x.flow, n.arc
+    first_edge, rank, flow, arc, room = x.first_edge, x.rank, x.flow, n.arc, n.room
     expert, num = n.size
-    group = expert + 1
-    first, hi = x.first_edge[e], x.first_edge[e + 1]
-    while first < hi:
-        end = _end_of_group(first, hi, node_of_rank, rank)
-        on_node = int(on_node_NE[node_of_rank[rank[first]], e])
-        if end - first == 1:  # most groups; without a point of their own chains are shorter
-            r = rank[first]
-            own = int(source_RE[r, e])
-            num = _add_arcs(arc, num, expert, r, -RANK - NODE, 0, own, first)
-            num = _add_arcs(arc, num, expert, r, -NODE, 0, on_node - own, first)
-            num = _add_arcs(arc, num, expert, r, 0, ENDLESS, flow[first] - on_node, first)
-        else:
-            beyond = -on_node
-            for k in range(first, end):
-                own = int(source_RE[rank[k], e])
-                num = _add_arcs(arc, num, group, rank[k], -RANK, 0, own, k)
-                num = _add_arcs(arc, num, group, rank[k], 0, ENDLESS, flow[k] - own, k)
-                beyond += flow[k]
-            num = _add_arcs(arc, num, expert, group, -NODE, 0, on_node, -1)
-            num = _add_arcs(arc, num, expert, group, 0, ENDLESS, beyond, -1)
-            group += 1
-        first = end
-    n.size[:] = group, num
+    for e in range(first_edge.size - 1):
+        first, hi = first_edge[e], first_edge[e + 1]
+        if hi - first == 1:
+            continue
+        group = expert + 1
+        while first < hi:
+            end = _end_of_group(first, hi, node_of_rank, rank)
+            on_node = int(on_node_NE[node_of_rank[rank[first]], e])
+            if end - first == 1:  # most groups; without a point of their own chains are shorter
+                r = rank[first]
+                own = int(source_RE[r, e])
+                num = _add_arcs(arc, room, num, expert, r, -RANK - NODE, 0, own, first)
+                num = _add_arcs(arc, room, num, expert, r, -NODE, 0, on_node - own, first)
+                num = _add_arcs(arc, room, num, expert, r, 0, ENDLESS, flow[first] - on_node, first)
+            else:
+                beyond = -on_node
+                for k in range(first, end):
+                    own = int(source_RE[rank[k], e])
+                    num = _add_arcs(arc, room, num, group, rank[k], -RANK, 0, own, k)
+                    num = _add_arcs(arc, room, num, group, rank[k], 0, ENDLESS, flow[k] - own, k)
+                    beyond += flow[k]
+                num = _add_arcs(arc, room, num, expert, group, -NODE, 0, on_node, -1)
+                num = _add_arcs(arc, room, num, expert, group, 0, ENDLESS, beyond, -1)
+                group += 1
+            first = end
+        expert = group
+    n.size[:] = expert, num
 
 
 @_compiled
 def _arrange(n: Network) -> None:
-    """List the arcs of each point."""
-    arc, first_arc, order = n.arc, n.first_arc, n.order
+    """List the arcs of each point that cost the difference between their ends.
+
+    Load moves only along these while prices stay. Of parallel arcs, which have different costs, one
+    at most is among them.
+    """
+    arc, point, first_arc, order = n.arc, n.point, n.first_arc, n.order
     num_points, num_arcs = n.size
     first_arc[: num_points + 1] = 0
-    for a in range(num_arcs):
-        first_arc[arc[a, TAIL] + 1] += 1
+    for a in range(0, num_arcs, 2):
+        p, q = arc[a, TAIL], arc[a, HEAD]
+        if point[p, PRICE] + arc[a, COST] == point[q, PRICE]:
+            first_arc[p + 1] += 1
+            first_arc[q + 1] += 1
     for p in range(num_points):
         first_arc[p + 1] += first_arc[p]
+    num = first_arc[num_points]
     for a in range(num_arcs - 1, -1, -1):  # from each point's end to its start
-        p = arc[a, TAIL]
-        first_arc[p + 1] -= 1
-        order[first_arc[p + 1]] = a
+        p, q = arc[a, TAIL], arc[a, HEAD]
+        if point[p, PRICE] + arc[a, COST] == point[q, PRICE]:
+            first_arc[p + 1] -= 1
+            order[first_arc[p + 1], ARC] = a
+            order[first_arc[p + 1], END] = q
     for p in range(num_points):
         first_arc[p] = first_arc[p + 1]
-    first_arc[num_points] = num_arcs
+    first_arc[num_points] = num
 
 
 @_compiled
-def _search(n: Network) -> bool:
-    """Find what ranks in excess can reach at these prices, breadth first; whether that is room."""
-    arc, point, order, first_arc, queue = n.arc, n.point, n.order, n.first_arc, n.queue
-    tail = 0
-    for p in range(n.size[0]):
-        point[p, NEXT] = first_arc[p]
-        point[p, LEVEL] = -1
-        if point[p, EXCESS] > 0:
-            point[p, LEVEL] = 0
-            queue[tail] = p
+def _search(num_ranks: int, n: Network) -> bool:
+    """Find what ranks in excess can reach at these prices, breadth first; whether that is room.
+
+    It ends with the last rank that has room: beyond are dead ends.
+    """
+    point, level, room, order, queue = n.point, n.level, n.room, n.order, n.queue
+    first_arc = n.first_arc
+    level[: n.size[0]] = -1
+    tail, missing = 0, 0
+    for r in range(num_ranks):
+        missing += point[r, EXCESS] < 0
+        if point[r, EXCESS] > 0:
+            level[r] = 0
+            queue[tail] = r
             tail += 1
-    found = False
-    head = 0
-    while head < tail:
+    found, head = 0, 0
+    while head < tail and found < missing:
         p = queue[head]
         head += 1
         for i in range(first_arc[p], first_arc[p + 1]):
-            a = order[i]
-            q = arc[a, HEAD]
-            if point[q, LEVEL] >= 0 or arc[a, ROOM] == 0:
-                continue
-            if point[p, PRICE] + arc[a, COST] == point[q, PRICE]:
-                point[q, LEVEL] = point[p, LEVEL] + 1
+            q = order[i, END]
+            if level[q] < 0 and room[order[i, ARC]] > 0:
+                level[q] = level[p] + 1
                 queue[tail] = q
                 tail += 1
-                found = found or point[q, EXCESS] < 0
-    return found
+                found += point[q, EXCESS] < 0
+    return found > 0
 
 
 @_compiled
-def _step(p: int, arc: Ints, point: Ints, order: Ints, end: int) -> int:
+def _look_back(num_ranks: int, n: Network) -> None:
+    """Find from where chains lead on to ranks with room that the last search has found.
+
+    Few points do, and to try the others one by one would take longer.
+    """
+    point, level, onward, room, order = n.point, n.level, n.onward, n.room, n.order
+    first_arc, queue = n.first_arc, n.queue
+    onward[: n.size[0]] = -1
+    tail = 0
+    for r in range(num_ranks):
+        if level[r] > 0 and point[r, EXCESS] < 0:
+            onward[r] = level[r]
+            queue[tail] = r
+            tail += 1
+    head = 0
+    while head < tail:
+        q = queue[head]
+        head += 1
+        point[q, NEXT] = first_arc[q]
+        if level[q] == 0:
+            continue
+        for i in range(first_arc[q], first_arc[q + 1]):
+            p = order[i, END]
+            if level[p] == level[q] - 1 and onward[p] < 0 and room[order[i, ARC] ^ 1] > 0:
+                onward[p] = level[p]
+                queue[tail] = p
+                tail += 1
+
+
+@_compiled
+def _step(p: int, room: Ints, point: Ints, onward: Ints, order: Ints, end: int) -> int:
     """The arc by which a chain goes on from a point, away from the ranks in excess; -1 if none."""
-    while point[p, NEXT] < end:
-        a = order[point[p, NEXT]]
-        q = arc[a, HEAD]
-        if (
-            arc[a, ROOM] > 0
-            and point[q, LEVEL] == point[p, LEVEL] + 1
-            and point[p, PRICE] + arc[a, COST] == point[q, PRICE]
-        ):
-            return int(a)
-        point[p, NEXT] += 1
+    for i in range(point[p, NEXT], end):
+        if onward[order[i, END]] == onward[p] + 1 and room[order[i, ARC]] > 0:
+            point[p, NEXT] = i
+            return int(order[i, ARC])
+    point[p, NEXT] = end
     return -1
 
 
 @_compiled
-def _move(start: int, end: int, length: int, chain: Ints, arc: Ints, point: Ints) -> int:
+def _move(start: int, end: int, length: int, chain: Ints, room: Ints, point: Ints) -> int:
     """Move what passes along the chain; how much of the chain still has room."""
     amount = min(point[start, EXCESS], -point[end, EXCESS])
     for i in range(length):
-        amount = min(amount, arc[chain[i], ROOM])
+        amount = min(amount, room[chain[i]])
     point[start, EXCESS] -= amount
     point[end, EXCESS] += amount
     still_open = length
     for i in range(length - 1, -1, -1):
         a = chain[i]
-        arc[a, ROOM] -= amount
-        arc[a ^ 1, ROOM] += amount
-        if arc[a, ROOM] == 0:
+        room[a] -= amount
+        room[a ^ 1] += amount
+        if room[a] == 0:
             still_open = i
     return still_open
 
@@ -305,14 +364,15 @@ def _move(start: int, end: int, length: int, chain: Ints, arc: Ints, point: Ints
 @_compiled
 def _drain(start: int, n: Network) -> None:
     """Move a rank's excess along chains that the last search left open, until none is."""
-    arc, point, order, first_arc, chain = n.arc, n.point, n.order, n.first_arc, n.chain
+    arc, point, onward, room, order = n.arc, n.point, n.onward, n.room, n.order
+    first_arc, chain = n.first_arc, n.chain
     length, p = 0, start
     while point[start, EXCESS] > 0:
         if point[p, EXCESS] < 0:
-            length = _move(start, p, length, chain, arc, point)
+            length = _move(start, p, length, chain, room, point)
             p = start if length == 0 else arc[chain[length - 1], HEAD]
             continue
-        a = _step(p, arc, point, order, first_arc[p + 1])
+        a = _step(p, room, point, onward, order, first_arc[p + 1])
         if a >= 0:
             chain[length] = a
             length += 1
@@ -320,7 +380,7 @@ def _drain(start: int, n: Network) -> None:
         elif length == 0:
             return
         else:
-            point[p, LEVEL] = -1
+            onward[p] = -1
             length -= 1
             p = arc[chain[length], TAIL]
 
@@ -328,28 +388,30 @@ def _drain(start: int, n: Network) -> None:
 @_compiled
 def _raise_prices(n: Network) -> None:
     """Raise what the last search did not reach, until an arc from what it reached is open."""
-    arc, point = n.arc, n.point
+    arc, point, level, room = n.arc, n.point, n.level, n.room
     more = ENDLESS
     for a in range(n.size[1]):
         p, q = arc[a, TAIL], arc[a, HEAD]
-        if arc[a, ROOM] > 0 and point[p, LEVEL] >= 0 and point[q, LEVEL] < 0:
+        if room[a] > 0 and level[p] >= 0 and level[q] < 0:
             more = min(more, point[p, PRICE] + arc[a, COST] - point[q, PRICE])
     assert more < ENDLESS  # some whole flow has the peak
     for p in range(n.size[0]):
-        if point[p, LEVEL] < 0:
+        if level[p] < 0:
             point[p, PRICE] += more
+    _arrange(n)
 
 
 @_compiled
 def _bring_down(num_ranks: int, n: Network) -> None:
     """Move load from ranks over their capacity to others at the least cost."""
-    point = n.point
+    point, onward = n.point, n.onward
     while (point[:num_ranks, EXCESS] > 0).any():
-        if not _search(n):
+        if not _search(num_ranks, n):
             _raise_prices(n)
             continue
+        _look_back(num_ranks, n)
         for r in range(num_ranks):
-            if point[r, EXCESS] > 0:
+            if point[r, EXCESS] > 0 and onward[r] == 0:
                 _drain(r, n)
 
 
@@ -379,13 +441,8 @@ def _build(
         on_node = on_node_NE[node_of_rank[r]]
         for e in range(on_node.size):
             on_node[e] += source_RE[r, e]
-    for e in range(source_RE.shape[1]):
-        lo = x.first_edge[e]
-        if x.first_edge[e + 1] - lo == 1:
-            x.flow[lo] = x.wanted[lo]
-        else:
-            _stay(e, source_RE, on_node_NE, node_of_rank, x)
-            _add_expert(e, source_RE, on_node_NE, node_of_rank, x, n)
+    _stay(source_RE, on_node_NE, node_of_rank, x)
+    _add_experts(source_RE, on_node_NE, node_of_rank, x, n)
     _arrange(n)
     wanted = np.zeros(num_ranks, np.int64)
     for k in range(x.first_edge[-1]):
@@ -405,7 +462,7 @@ def _read(x: Edges, n: Network) -> None:
             flow[arc[a, EDGE]] = 0
     for a in range(0, n.size[1], 2):
         if arc[a, EDGE] >= 0:
-            flow[arc[a, EDGE]] += arc[a + 1, ROOM]
+            flow[arc[a, EDGE]] += n.room[a + 1]
 
 
 @_compiled
@@ -456,22 +513,71 @@ def _fill(i: int, r: int, column: int, left: Ints, free: Ints, filled: Ints) -> 
 
 
 @_compiled
+def _end_of_node(r: int, node_of_rank: Ints) -> int:
+    """The rank after the last one on the node of rank ``r``."""
+    end = r + 1
+    while end < node_of_rank.size and node_of_rank[end] == node_of_rank[r]:
+        end += 1
+    return end
+
+
+@_compiled
 def _fill_from_nodes(
-    column: Ints, node_of_rank: Ints, left: Ints, free: Ints, filled: Ints
+    shared: Ints, column: Ints, node_of_rank: Ints, left: Ints, free: Ints, filled: Ints
 ) -> None:
-    """Fill slots from their own node, low ranks to low slots."""
+    """Fill shared slots, ascending, from their own node, low ranks to low slots."""
     num_ranks = node_of_rank.size
     per_rank = column.size // num_ranks
-    lo = 0
+    first, lo = 0, 0
     while lo < num_ranks:
-        hi = lo
-        while hi < num_ranks and node_of_rank[hi] == node_of_rank[lo]:
-            hi += 1
+        hi = _end_of_node(lo, node_of_rank)
+        last = first
+        while last < shared.size and shared[last] < hi * per_rank:
+            last += 1
         for r in range(lo, hi):
-            for i in range(lo * per_rank, hi * per_rank):
-                if column[i] >= 0:
-                    _fill(i, r, column[i], left, free, filled)
-        lo = hi
+            for i in shared[first:last]:
+                _fill(i, r, column[i], left, free, filled)
+        first, lo = last, hi
+
+
+@_compiled
+def _take_rows(source_RE: Floats, only: Ints, several: Ints, left: Ints, filled: Ints) -> None:
+    """Fill the only slots of experts; what sources have for the others is left.
+
+    ``only`` has the expert of such slots, for others ``E``.
+    """
+    R, E = source_RE.shape
+    row = np.zeros(E + 1, np.int64)
+    for r in range(R):
+        source, into, rest = source_RE[r], filled[r], left[r]
+        for e in range(E):
+            row[e] = int(source[e])
+        for i in range(only.size):
+            into[i] = row[only[i]]
+        for c in range(several.size):
+            rest[c] = row[several[c]]
+
+
+@_compiled
+def _fill_in_order(next_slot: Ints, listed: Ints, left: Ints, free: Ints, filled: Ints) -> None:
+    """Fill the slots of each expert in turn, from low ranks first.
+
+    ``next_slot`` says where in ``listed`` they begin; it is used up.
+    """
+    slot = listed[next_slot]
+    room = free[slot]
+    for r in range(left.shape[0]):
+        rests, row = left[r], filled[r]
+        for c in range(slot.size):
+            rest = rests[c]
+            while rest > room[c]:
+                row[slot[c]] += room[c]
+                rest -= room[c]
+                next_slot[c] += 1
+                slot[c] = listed[next_slot[c]]
+                room[c] = free[slot[c]]
+            row[slot[c]] += rest
+            room[c] -= rest
 
 
 @_compiled
@@ -483,40 +589,25 @@ def fill_from_sources(
     Sources and quotas of an expert sum to the same. Source by source, as a row lies together.
     """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
-    filled_LRS = np.zeros((L, R, S), np.int64)
+    filled_LRS = np.empty((L, R, S), np.int64)
     first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
     column = np.empty(S, np.int64)  # of a slot: its expert's number among those with several slots
     for layer in range(L):
         source_RE, filled, free = source_LRE[layer], filled_LRS[layer], quota_LS[layer].copy()
         _list_slots(slots_LS[layer], first, listed)
-        copies = first[1:] - first[:-1]
-        only, several = np.flatnonzero(copies == 1), np.flatnonzero(copies > 1)
-        only_slot, next_slot = listed[first[only]], first[several]
-        left = np.empty((R, several.size), np.int64)
-        for r in range(R):
-            for i in range(only.size):
-                filled[r, only_slot[i]] = int(source_RE[r, only[i]])
-            for c in range(several.size):
-                left[r, c] = int(source_RE[r, several[c]])
+        several = np.flatnonzero(first[1:] - first[:-1] > 1)
         column[:] = -1
         for c in range(several.size):
-            column[listed[first[several[c]] : first[several[c] + 1]]] = c
-        for i in range(S):
-            if column[i] >= 0:
-                _fill(i, i * R // S, column[i], left, free, filled)
+            for p in range(first[several[c]], first[several[c] + 1]):
+                column[listed[p]] = c
+        left = np.empty((R, several.size), np.int64)
+        _take_rows(source_RE, np.where(column < 0, slots_LS[layer], E), several, left, filled)
+        shared = np.flatnonzero(column >= 0)
+        for i in shared:
+            _fill(int(i), int(i) * R // S, column[i], left, free, filled)
         if node_of_rank[-1] > 0:
-            _fill_from_nodes(column, node_of_rank, left, free, filled)
-        for r in range(R):
-            for c in range(several.size):
-                rest = left[r, c]
-                while rest > 0:
-                    i = listed[next_slot[c]]
-                    part = min(free[i], rest)
-                    filled[r, i] += part
-                    free[i] -= part
-                    rest -= part
-                    if rest > 0:
-                        next_slot[c] += 1
+            _fill_from_nodes(shared, column, node_of_rank, left, free, filled)
+        _fill_in_order(first[several], listed, left, free, filled)
     return filled_LRS
 
 
@@ -527,15 +618,6 @@ def _advance(end: int, first: Ints, listed: Ints, lo: Ints, hi: Ints) -> None:
         lo[e] = hi[e]
         while hi[e] < first[e + 1] and listed[hi[e]] < end:
             hi[e] += 1
-
-
-@_compiled
-def _end_of_node(r: int, node_of_rank: Ints) -> int:
-    """The rank after the last one on the node of rank ``r``."""
-    end = r + 1
-    while end < node_of_rank.size and node_of_rank[end] == node_of_rank[r]:
-        end += 1
-    return end
 
 
 @_compiled
@@ -555,29 +637,27 @@ def serve_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Flo
     per_rank = S // R
     share_LS = np.zeros((L, S))
     first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
-    own_lo, own_hi = np.empty(E, np.int64), np.empty(E, np.int64)
+    own = np.zeros(E, np.int64)  # copies on the source's rank
     node_lo, node_hi = np.empty(E, np.int64), np.empty(E, np.int64)
-    own, near, far = np.zeros(E), np.zeros(E), np.zeros(E)
+    near, far = np.zeros(E), np.zeros(E)
     for layer in range(L):
-        share = share_LS[layer]
-        _list_slots(slots_LS[layer], first, listed)
-        own_hi[:] = first[:-1]
+        slots, share = slots_LS[layer], share_LS[layer]
+        _list_slots(slots, first, listed)
         node_hi[:] = first[:-1]
         node_end = 0
         for r in range(R):
             if r == node_end:
                 node_end = _end_of_node(r, node_of_rank)
                 _advance(node_end * per_rank, first, listed, node_lo, node_hi)
-            _advance((r + 1) * per_rank, first, listed, own_lo, own_hi)
+            here, load = slice(r * per_rank, (r + 1) * per_rank), source_LRE[layer, r]
+            for e in slots[here]:
+                own[e] += 1
             for e in range(E):
-                load = source_LRE[layer, r, e]
-                if own_hi[e] > own_lo[e]:
-                    own[e] = load
-                elif node_hi[e] > node_lo[e]:
-                    near[e] += load
-                else:
-                    far[e] += load
-            _spread(own, own_lo, own_hi, listed, share)
+                near[e] += load[e] if own[e] == 0 and node_hi[e] > node_lo[e] else 0.0
+                far[e] += load[e] if node_hi[e] == node_lo[e] else 0.0
+            for i in range(r * per_rank, (r + 1) * per_rank):
+                share[i] += load[slots[i]] / own[slots[i]]
+            own[slots[here]] = 0
             if r + 1 == node_end:
                 _spread(near, node_lo, node_hi, listed, share)
         _spread(far, first[:-1], first[1:], listed, share)
@@ -585,23 +665,41 @@ def serve_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Flo
 
 
 @_compiled
-def _add_turns(load: int, turn: int, lo: int, hi: int, more: Ints) -> None:
-    """Deal assignments in turns to the places from ``lo`` to ``hi - 1``, beginning at a turn.
+def _add_turns(load: int, begin: int, lo: int, hi: int, more: Ints) -> int:
+    """Deal assignments in turns to the places from ``lo`` to ``hi - 1``, beginning at one of them.
 
     ``more`` says how much more each place gets than the one before it.
+
+    Returns
+    -------
+    What every place gets besides.
     """
-    places = hi - lo
-    rounds, odd = load // places, load % places
-    begin = lo + turn % places
-    end = begin + odd
-    more[lo] += rounds
-    more[hi] -= rounds
+    every = load // (hi - lo)
+    end = begin + load - every * (hi - lo)
+    around = end > hi  # from the last place on to the first
     more[begin] += 1
-    if end > hi:
-        more[lo] += 1
-        more[hi] -= 1
-        end -= places
-    more[end] -= 1
+    more[end - (hi - lo) if around else end] -= 1
+    return every + around
+
+
+@_compiled
+def _add_everywhere(several: Ints, lo: Ints, hi: Ints, every: Ints, more: Ints) -> None:
+    """Give every place from ``lo`` to ``hi - 1`` of each expert what it gets; that is used up."""
+    for e in several:
+        more[lo[e]] += every[e]
+        more[hi[e]] -= every[e]
+        every[e] = 0
+
+
+@_compiled
+def _serve_node(
+    several: Ints, first: Ints, node_lo: Ints, node_hi: Ints, lo: Ints, hi: Ints
+) -> None:
+    """Which copies serve sources without one on their rank: those on the node, else all."""
+    for e in several:
+        on_node = node_hi[e] > node_lo[e]
+        lo[e] = node_lo[e] if on_node else first[e]
+        hi[e] = node_hi[e] if on_node else first[e + 1]
 
 
 @_compiled
@@ -612,39 +710,55 @@ def deal_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Ints
     """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
     per_rank = S // R
-    quota_LS = np.zeros((L, S), np.int64)
+    quota_LS = np.empty((L, S), np.int64)
     first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
     own_lo, own_hi = np.empty(E, np.int64), np.empty(E, np.int64)
     node_lo, node_hi = np.empty(E, np.int64), np.empty(E, np.int64)
-    turn, more = np.empty(E, np.int64), np.empty(S + 1, np.int64)
+    lo, hi, begin = np.empty(E, np.int64), np.empty(E, np.int64), np.empty(E, np.int64)
+    turn, every, total = np.empty(E, np.int64), np.empty(E, np.int64), np.empty(E, np.int64)
+    more = np.empty(S + 1, np.int64)
     for layer in range(L):
-        _list_slots(slots_LS[layer], first, listed)
-        own_hi[:] = first[:-1]
-        node_hi[:] = first[:-1]
-        turn[:] = 0
-        more[:] = 0
+        slots, quota = slots_LS[layer], quota_LS[layer]
+        _list_slots(slots, first, listed)
+        several = np.flatnonzero(first[1:] - first[:-1] > 1)
+        own_lo[:] = own_hi[:] = node_hi[:] = first[:-1]
+        lo[:], hi[:] = first[:-1], first[1:]
+        turn[:] = every[:] = total[:] = more[:] = 0
         node_end = 0
         for r in range(R):
             if r == node_end:
                 node_end = _end_of_node(r, node_of_rank)
                 _advance(node_end * per_rank, first, listed, node_lo, node_hi)
-            _advance((r + 1) * per_rank, first, listed, own_lo, own_hi)
-            for e in range(E):
-                lo, hi = own_lo[e], own_hi[e]
-                if lo == hi:
+                _add_everywhere(several, lo, hi, every, more)
+                _serve_node(several, first, node_lo, node_hi, lo, hi)
+                for e in several:
+                    begin[e] = lo[e] + turn[e] % (hi[e] - lo[e])
+            here, source = slots[r * per_rank : (r + 1) * per_rank], source_LRE[layer, r]
+            for e in here:
+                own_hi[e] += 1
+            for each in range(E):
+                total[each] += int(source[each])
+            for e in several:
+                load = int(source[e])
+                if own_hi[e] == own_lo[e]:
                     turn[e] += 1
-                    lo, hi = node_lo[e], node_hi[e]
-                if lo == hi:
-                    lo, hi = first[e], first[e + 1]
-                load = int(source_LRE[layer, r, e])
-                if hi - lo == 1:
-                    quota_LS[layer, listed[lo]] += load
+                    begin[e] = begin[e] + 1 if begin[e] + 1 < hi[e] else lo[e]
+                    if load > 0:
+                        every[e] += _add_turns(load, begin[e], lo[e], hi[e], more)
                 elif load > 0:
-                    _add_turns(load, turn[e], lo, hi, more)
+                    own_begin = own_lo[e] + turn[e] % (own_hi[e] - own_lo[e])
+                    all_get = _add_turns(load, own_begin, own_lo[e], own_hi[e], more)
+                    more[own_lo[e]] += all_get
+                    more[own_hi[e]] -= all_get
+            for e in here:
+                own_lo[e] = own_hi[e]
+        _add_everywhere(several, lo, hi, every, more)
         dealt = 0
         for p in range(S):
             dealt += more[p]
-            quota_LS[layer, listed[p]] += dealt
+            i = listed[p]
+            shared = first[slots[i] + 1] - first[slots[i]] > 1
+            quota[i] = dealt if shared else total[slots[i]]
     return quota_LS
 
 

@@ -94,7 +94,7 @@ def _work(load: Floats, rank: int, per_rank: int, cost: Cost) -> float:
 
 @_compiled
 def _least_amount(giver: Rank, limit: float, cost: Cost) -> float:
-    """An amount that the giver must at least lose to end before ``limit``; all it has if none does.
+    """An amount that the giver must at least lose to end before ``limit``; of whole ones the least.
 
     A taker that ends no sooner with this much need not be looked at: with more it ends later.
     """
@@ -107,7 +107,7 @@ def _least_amount(giver: Rank, limit: float, cost: Cost) -> float:
             high = middle
         else:
             low = middle
-    return low
+    return high if cost.whole and high - low <= 1.0 else low
 
 
 @_compiled
