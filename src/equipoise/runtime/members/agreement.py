@@ -12,7 +12,7 @@ import torch.distributed as dist
 from equipoise.control.messages import PeerError, decode, encode
 from equipoise.errors import EquipoiseError
 
-Group = dist.ProcessGroup | None
+ProcessGroup = dist.ProcessGroup | None
 """A process group; ``None`` is that of all processes."""
 
 _MOST_BYTES = 1 << 30  # of a message: a size beyond this is none
@@ -33,7 +33,7 @@ def peers() -> Iterator[None]:
         raise PeerError(str(error)) from error
 
 
-def agree(what: str, value: object, group: Group) -> None:
+def agree(what: str, value: object, group: ProcessGroup) -> None:
     """Make sure that all ranks of the group mean the same, by the text of it.
 
     Every rank of the group has to call it.
@@ -52,7 +52,7 @@ def agree(what: str, value: object, group: Group) -> None:
             )
 
 
-def gather(value: object, kind: Any, group: Group) -> list[Any]:
+def gather(value: object, kind: Any, group: ProcessGroup) -> list[Any]:
     """The values of all ranks, in their order; every rank of the group has to call it.
 
     Two collectives: for what happens rarely.
@@ -83,14 +83,14 @@ def gather(value: object, kind: Any, group: Group) -> list[Any]:
     ]
 
 
-def _gather(mine: torch.Tensor, group: Group) -> list[torch.Tensor]:
+def _gather(mine: torch.Tensor, group: ProcessGroup) -> list[torch.Tensor]:
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     with peers():
         dist.all_gather(every, mine, group=group)
     return every
 
 
-def _device(group: Group) -> torch.device:
+def _device(group: ProcessGroup) -> torch.device:
     """Where tensors have to be that the group's backend sends."""
     on_gpu = dist.get_backend(group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from equipoise.errors import EquipoiseError
 from equipoise.plan.weigh.failover import Content
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.runtime.members.decision import Decision
 from equipoise.runtime.members.holdings import dtype_of
 from equipoise.runtime.moe.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ class Filling:
             assert checkpoint is not None  # or rank 0 would have refused
             self._reload(slots, checkpoint)
 
-    def exchange(self, group: Group) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """Copy what ranks have: one batch of messages, in an order that all of them share."""
         source, position = self.decision.source[self.row], self.decision.position[self.row]
         C = self.decision.placement.slots_per_rank
@@ -103,7 +103,7 @@ def _messages(
     operation: Callable[..., object],
     weights: Mapping[str, Tensor],
     slot: int,
-    group: Group,
+    group: ProcessGroup,
     peer: int,
 ) -> list[dist.P2POp]:
     """An expert to or from a rank, one message a tensor."""

@@ -21,7 +21,7 @@ from equipoise.control.messages import decode, encode
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.plan.weigh.failover import Content
-from equipoise.runtime.members.agreement import Group, gather
+from equipoise.runtime.members.agreement import ProcessGroup, gather
 from equipoise.runtime.members.decision import Decision, decide
 from equipoise.runtime.members.filling import Filling
 from equipoise.runtime.members.holdings import Brought, held_by, served_by
@@ -100,7 +100,7 @@ def rebuild(
     checkpoint: Checkpoint | None,
     *,
     topology: Callable[[int], Topology] = Topology,
-    group: Group = None,
+    group: ProcessGroup = None,
     load_LE: ArrayLike | None = None,
     slots_per_rank: int | None = None,
     compute: ExpertFunction = swiglu,
@@ -211,7 +211,7 @@ class _Part:
         return self._model or assemble(self._body, self._layers)
 
 
-def _everywhere(do: Callable[[], T], kind: Any, group: Group) -> list[T]:
+def _everywhere(do: Callable[[], T], kind: Any, group: ProcessGroup) -> list[T]:
     """Do something on every rank: what each has made of it, of a type, or the same error on all."""
     made: T | None = None
     failure: Exception | None = None

@@ -20,7 +20,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.dispatch.chunking import chunk_tokens
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group, agree, peers
+from equipoise.runtime.members.agreement import ProcessGroup, agree, peers
 from equipoise.runtime.moe.assignment import TokenAssignment, token_assignment
 from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
 from equipoise.runtime.moving.checksum import expert_checksum
@@ -113,7 +113,7 @@ class ExpertParallelLayer(nn.Module):
         compute: ExpertFunction = swiglu,
         dispatch: str | Dispatcher | TokenAssignment = "even",
         topology: Topology | None = None,
-        group: Group = None,
+        group: ProcessGroup = None,
         max_num_tokens: int | None = None,
     ) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group, agree
+from equipoise.runtime.members.agreement import ProcessGroup, agree
 from equipoise.runtime.moe.assignment import TokenAssignment
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
 from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
@@ -49,7 +49,7 @@ class ExpertParallelModel:
         self.recorder: LoadRecorder | None = None
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ProcessGroup:
         """The ranks that serve together."""
         return self.layers[0].group
 
@@ -176,7 +176,7 @@ def load_model(
     *,
     dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
-    group: Group = None,
+    group: ProcessGroup = None,
     max_num_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -218,7 +218,7 @@ def load_from(
     compute: ExpertFunction = swiglu,
     dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
-    group: Group = None,
+    group: ProcessGroup = None,
     max_num_tokens: int | None = None,
 ) -> ExpertParallelModel:
     """The same from a checkpoint that is there already; ``compute`` as for the layers."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.trace import Provenance, Trace
 
 Phase = Literal["prefill", "decode"]
@@ -98,7 +98,7 @@ class LoadRecorder:
         """Assignments of this rank's tokens in the iterations remembered, all layers together."""
         return int(self._ring[:, :-1].sum())
 
-    def to_trace(self, group: Group = None) -> Trace:
+    def to_trace(self, group: ProcessGroup = None) -> Trace:
         """What all ranks together routed in the iterations remembered.
 
         One collective, which every rank of the group takes part in between the same iterations.
@@ -110,7 +110,7 @@ class LoadRecorder:
         """
         return self.sum_up(group).trace()
 
-    def sum_up(self, group: Group = None) -> SummedLoads:
+    def sum_up(self, group: ProcessGroup = None) -> SummedLoads:
         """Begin to add up the ranks, and do not wait for it; collective as ``to_trace``.
 
         Raises

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 
 
 class SlotStore(Protocol):
@@ -43,7 +43,7 @@ class SlotStore(Protocol):
         ...
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ProcessGroup:
         """The ranks of the placement, in their order."""
         ...
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration, Receive
-from equipoise.runtime.members.agreement import Group, agree, gather
+from equipoise.runtime.members.agreement import ProcessGroup, agree, gather
 from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
 from equipoise.runtime.moving.store import SlotStore, device_of
 
@@ -121,7 +121,7 @@ class LayerMove:
     layer: SlotStore
 
     def stage(
-        self, group: Group, pace: Callable[[int], None] | None = None
+        self, group: ProcessGroup, pace: Callable[[int], None] | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
         """Gather what this rank's slots are to hold, leaving them as they are.
 
@@ -156,7 +156,7 @@ class LayerMove:
         self,
         number: int,
         staged: dict[str, Tensor],
-        group: Group,
+        group: ProcessGroup,
         pace: Callable[[int], None] | None,
     ) -> list[int]:
         """Send and receive what this rank has to in one round: at most one expert each way.

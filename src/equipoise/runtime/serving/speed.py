@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.runtime.moe.layer import ExpertFunction
 
 _STEP = 1.25  # speeds are told in powers of this: smaller differences come and go
@@ -47,7 +47,7 @@ class SpeedMeter:
         self._active += sum(count > 0 for count in counts)
         return answers
 
-    def speeds(self, group: Group = None) -> tuple[float, ...]:
+    def speeds(self, group: ProcessGroup = None) -> tuple[float, ...]:
         """Of each rank since the last call, the middle one being 1; one small collective.
 
         In powers of 1.25, and 1 for all that are less than two of these off, or had nothing to do.
