@@ -1,4 +1,4 @@
-"""What the ranks of a group have to be of one mind about."""
+"""Agreement of the ranks of a process group: the same value everywhere, or an error everywhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from equipoise.control.messages import PeerError, decode, encode
 from equipoise.errors import EquipoiseError
 
 ProcessGroup = dist.ProcessGroup | None
-"""A process group; ``None`` is that of all processes."""
+"""A process group; ``None`` means all processes."""
 
-_MOST_BYTES = 1 << 30  # of a message: a size beyond this is none
+_MOST_BYTES = 1 << 30  # of a message; a larger size is not believed
 
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Around a collective: what it raises is for want of another rank, and says so.
+    """Raise ``PeerError`` for any error of torch in a collective: another rank is gone.
 
     Raises
     ------
@@ -34,14 +34,14 @@ def peers() -> Iterator[None]:
 
 
 def agree(what: str, value: object, group: ProcessGroup) -> None:
-    """Make sure that all ranks of the group mean the same, by the text of it.
+    """Make sure that a value has the same text on all ranks of the process group.
 
-    Every rank of the group has to call it.
+    Every rank of the process group has to call it.
 
     Raises
     ------
     EquipoiseError
-        On every rank, if the value is not everywhere the same.
+        On every rank, if the value differs between ranks.
     """
     values = gather(str(value), str, group)
     for rank, other in enumerate(values):
@@ -53,16 +53,16 @@ def agree(what: str, value: object, group: ProcessGroup) -> None:
 
 
 def gather(value: object, kind: Any, group: ProcessGroup) -> list[Any]:
-    """The values of all ranks, in their order; every rank of the group has to call it.
+    """Gather a value of every rank, in rank order; every rank of the process group has to call it.
 
-    Two collectives: for what happens rarely.
+    Takes two collectives, so it is for what happens rarely.
 
     Parameters
     ----------
     value
-        What ``encode`` can tell.
+        Value of this rank, of a type that ``encode`` can write.
     kind
-        Its type, which that of every other rank has to be too.
+        Type of the value, the same on every rank.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def gather(value: object, kind: Any, group: ProcessGroup) -> list[Any]:
     sizes = _gather(torch.tensor([len(data)], device=data.device), group)
     lengths = [int(size) for size in sizes]
     if not all(0 < length <= _MOST_BYTES for length in lengths):
-        raise PeerError(f"Ranks announce messages of {lengths} bytes; expected some.")
+        raise PeerError(f"Ranks announce messages of {lengths} bytes; expected at least 1.")
     room = data.new_zeros(max(lengths))
     room[: len(data)] = data
     every = _gather(room, group)
@@ -91,6 +91,6 @@ def _gather(mine: torch.Tensor, group: ProcessGroup) -> list[torch.Tensor]:
 
 
 def _device(group: ProcessGroup) -> torch.device:
-    """Where tensors have to be that the group's backend sends."""
+    """Device of the tensors that the backend of the process group can send."""
     on_gpu = dist.get_backend(group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
