@@ -45,7 +45,7 @@ def test_ids_of_the_model_are_let_in(prompt):
         ((1, None), "has None in it"),
         (((1, 2), (3, 4)), r"has \(1, 2\) in it"),
         (np.zeros((2, 2), int), "expected a tuple of token ids"),
-        (np.array([1.0]), "in it; expected whole"),
+        (np.array([1.0]), "The prompt contains 1.0; expected token ids"),
         ("text", "The prompt is 'text'; expected a tuple"),
         (b"text", "expected a tuple"),
         (None, "The prompt is None"),

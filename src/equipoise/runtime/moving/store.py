@@ -39,7 +39,7 @@ class SlotStore(Protocol):
 
     @property
     def checksums(self) -> Sequence[int]:
-        """``expert_checksum`` of each expert as loaded, ``E`` numbers; what arrives has to match."""
+        """``expert_checksum`` of each expert as loaded, ``E`` numbers; arrivals have to match."""
         ...
 
     @property
