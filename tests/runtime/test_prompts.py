@@ -48,9 +48,9 @@ def test_prompts_depend_on_seed_and_number_alone_and_have_no_slot_left(domain):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ([], "expected 0 and then ascending"),
-        ([(1.0, {"docs": 1})], "expected 0 and then ascending"),
-        ([(0.0, {"docs": 1}), (0.0, {"code": 1})], "expected 0 and then ascending"),
+        ([], "expected 0, then ascending"),
+        ([(1.0, {"docs": 1})], "expected 0, then ascending"),
+        ([(0.0, {"docs": 1}), (0.0, {"code": 1})], "expected 0, then ascending"),
         ([(0.0, {"poems": 1})], "no prompts of the domain 'poems'; there are code"),
         ([(0.0, {})], "expected shares"),
         ([(0.0, {"docs": 0})], "expected shares"),

@@ -141,7 +141,7 @@ class Desk:
         return True
 
     def _part(self) -> Batch | None:
-        """The requests of the group under way on this process; after the last, those of no group."""
+        """The requests of the present group on this process; of none after the last group."""
         numbers = self._groups[0] if self._groups else tuple(self._held)
         return self._batch_of([self._held[n] for n in numbers if n in self._held])
 

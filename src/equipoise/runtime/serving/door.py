@@ -73,8 +73,8 @@ class Door:
             return "The prompt is empty; expected at least one token id."
         if len(prompt) + self._new_tokens > self._most_tokens:
             return (
-                f"The prompt has {len(prompt)} tokens; with {self._new_tokens} new ones the model "
-                f"is made for at most {self._most_tokens - self._new_tokens}."
+                f"The prompt has {len(prompt)} tokens; with {self._new_tokens} new ones, at most "
+                f"{self._most_tokens - self._new_tokens} fit the model."
             )
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int | np.integer):
