@@ -153,7 +153,7 @@ def test_writing_for_ascend_is_strict(run, tmp_path):
 def test_no_assignments_are_no_error(run, tmp_path, name, then):
     status, said = run("validate", MAPS / name, "--ranks", 32, "--experts", 256)
     assert status == 0
-    assert f"No assignments: the engine places by itself and {then}." in said
+    assert f"No assignments: the engine places the experts itself and {then}." in said
     status, said = run("validate", MAPS / name, "--ranks", 33, "--experts", 256)
     assert status == 1
     assert "288 slots do not divide over 33 ranks" in said

@@ -85,7 +85,7 @@ def _refuse_recording(path: Path) -> None:
     recording = next((known for known in trace_formats() if known.matches(path)), None)
     if recording is not None:
         raise FormatError(
-            f"{path}: is a recording ({recording.name}) not a map; equipoise plan makes a map "
+            f"{path}: is a recording ({recording.name}), not a map; equipoise plan makes a map "
             "from a recording."
         )
 
