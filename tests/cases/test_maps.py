@@ -160,7 +160,7 @@ def test_no_assignments_are_no_error(run, tmp_path, name, then):
     target = tmp_path / "map.json"
     status, said = run("convert", MAPS / name, "--ranks", 32, "--to", "equipoise", "-o", target)
     assert status == 2
-    assert "no assignments, so no map: the engine places by itself" in said
+    assert "no assignments, so it is not a map: the engine places the experts itself" in said
 
 
 # Tensors of other programs
