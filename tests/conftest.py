@@ -15,7 +15,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if SHARED_DATA.is_dir():
         return
-    skip = pytest.mark.skip(reason="no ../shared/data beside this checkout")
+    skip = pytest.mark.skip(reason="no ../shared/data next to this checkout")
     for item in items:
         if "shared_data" in item.keywords:
             item.add_marker(skip)

@@ -182,7 +182,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str, list[str]]] = {
     "64 KiB of brackets": (_nested, "nested too deeply", []),
     "a load history of brackets": (_nested_history, "nested too deeply", []),
     "a long key over many short ones": (_long_key_over_many, "No step was found", []),
-    "text among a load history": (_text_in_history, "something else than numbers", []),
+    "text among a load history": (_text_in_history, "something other than numbers", []),
     "text among counts": (_text_in_counts, "not a table of numbers", []),
     "a long label in a table": (_long_label, "A label has 100000 characters", []),
     "a long label in our own file": (_long_label_in_native, "A label has 100000 characters", []),

@@ -153,14 +153,14 @@ def test_writing_for_ascend_is_strict(run, tmp_path):
 def test_no_assignments_are_no_error(run, tmp_path, name, then):
     status, said = run("validate", MAPS / name, "--ranks", 32, "--experts", 256)
     assert status == 0
-    assert f"No assignments: the engine places by itself and {then}." in said
+    assert f"No assignments: the engine places the experts itself and {then}." in said
     status, said = run("validate", MAPS / name, "--ranks", 33, "--experts", 256)
     assert status == 1
     assert "288 slots do not divide over 33 ranks" in said
     target = tmp_path / "map.json"
     status, said = run("convert", MAPS / name, "--ranks", 32, "--to", "equipoise", "-o", target)
     assert status == 2
-    assert "no assignments, so no map: the engine places by itself" in said
+    assert "no assignments, so it is not a map: the engine places the experts itself" in said
 
 
 # Tensors of other programs

@@ -227,7 +227,7 @@ def test_what_is_no_recording_is_told_so(name: str, said: str) -> None:
     message = refusal(CASES / "foreign_maps" / name)
     assert said in message
     if "neither" in message:
-        assert message.endswith("layer,expert,tokens as CSV, or numpy.savez(path, counts=...).")
+        assert message.endswith("layer,expert,tokens, or numpy.savez(path, counts=...).")
 
 
 # What one file may ask for

@@ -454,7 +454,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "plan run.safetensors --ranks 2 --max-moves 5",
         ),
         case(
-            "a planner beside the map in force",
+            "a planner next to the map in force",
             "plan run.safetensors --ranks 2 --redundant 2 --from map.json --planner greedy",
         ),
         case(
@@ -534,8 +534,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case(
             "a decision without prices", "diff map.json map.yaml --ranks 2 --trace run.safetensors"
         ),
-        case("speeds that nothing looks at", "diff map.json map.yaml --ranks 2 --speed 1,2"),
-        case("room that nothing looks at", "diff map.json map.yaml --ranks 2 --room 3,3"),
+        case("speeds that nothing uses", "diff map.json map.yaml --ranks 2 --speed 1,2"),
+        case("room that nothing uses", "diff map.json map.yaml --ranks 2 --room 3,3"),
         case(
             "a map to write, and none that is new", "diff map.json map.yaml --for trtllm -o x.yaml"
         ),
@@ -558,7 +558,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("a label the recording lacks", "report run.safetensors --phase decode"),
         case("a value the label lacks", "report run.safetensors --domain math"),
         case("a window of no step", "report run.safetensors --window 0"),
-        case("iterations that are no range", "report dump --iterations 10"),
+        case("iterations that are not a range", "report dump --iterations 10"),
         case("iterations backwards", "report dump --iterations 12-10"),
         case("iterations the recording lacks", "report dump --iterations 100-200"),
         case("an option the format does not use", "report run.safetensors --window-tokens 4"),
@@ -639,7 +639,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("a map for a recording", "report map.yaml"),
         case("a recording for a map", "validate run.safetensors"),
         case("SGLang's load for a map", "validate stat.json --for sglang"),
-        case("two formats that look alike", "validate moe_rows.json"),
+        case("two formats of the same form", "validate moe_rows.json"),
         case(
             "output into a missing folder",
             "plan run.safetensors --ranks 2 --for trtllm -o missing/map.yaml",
@@ -995,7 +995,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             raw("dump/rank_0.pkl", _NESTED),
         ),
         case(
-            "pickles beside safetensors",
+            "pickles next to safetensors",
             "report dump --allow-pickle",
             valid("dump"),
             raw("dump/rank_0.pkl", pickle.dumps({})),

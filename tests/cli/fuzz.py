@@ -293,7 +293,7 @@ def in_child(names: list[str], numbers: range) -> tuple[list[dict[str, Any]], li
 
 
 def fuzz(files: int, names: Sequence[str], processes: int = 2) -> Figures:
-    """Read so many damaged files of the samples named, in batches of one sample each."""
+    """Read a number of damaged files of the samples named, in batches of one sample each."""
     rounds = -(-files // len(names))
     jobs = [
         ([name], range(start, min(start + BATCH, rounds)))

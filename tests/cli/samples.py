@@ -63,7 +63,7 @@ def _by_key(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _dump(path: Path) -> None:
-    """TensorRT-LLM's vectors of counts, with all that later layouts write beside them."""
+    """TensorRT-LLM's vectors of counts, with all that later layouts write besides them."""
     eq.write_trace(trace(), path, format="trtllm")
     for rank in range(2):
         chosen = _by_key(CHOICES[:, rank].swapaxes(1, 2))

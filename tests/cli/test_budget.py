@@ -84,7 +84,7 @@ def test_layers_that_should_differ_are_named(tmp_path, capsys):
     assert "At the memory of 4 redundant slots, layers that differ take " in out
     assert out.endswith(
         " more off:\n  0 redundant slots: layers 5\n  8 redundant slots: layers 9\n"
-        "Advice only: the engines' maps have as many slots in every layer.\n"
+        "Advice only: the engines' maps have the same number of slots in every layer.\n"
     )
     assert "Advice only" not in run(capsys, path, *QUICK, "--up-to", "4")
 

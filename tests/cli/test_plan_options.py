@@ -17,7 +17,7 @@ from equipoise.plan.weigh.traffic import measure_traffic
 
 COST = "h100-deepep-ep8"
 EXPERT_BYTES = 44_040_192
-ALIKE = eq.Topology(4)
+EQUAL = eq.Topology(4)
 NODES = eq.Topology(4, 2)
 
 
@@ -26,7 +26,7 @@ def parts(recording):
     return eq.read_trace(recording).split(at=0.8)
 
 
-def problem(trace, topology=ALIKE, num_slots=20):
+def problem(trace, topology=EQUAL, num_slots=20):
     return eq.Problem(trace, topology, num_slots)
 
 
@@ -96,7 +96,7 @@ def test_copies_on_a_fixed_graph(recording, parts, document):
 # Machines -----------------------------------------------------------------------------------------
 
 
-def test_ranks_that_are_not_alike(recording, parts, document):
+def test_ranks_that_differ(recording, parts, document):
     unlike = ("--speed", "1,1,1,2.5", "--room", "5,5,4,5", "--ranks-per-node", 2)
     answer = document(*common(recording), "--moves", 2000, *unlike)
     topology = eq.Topology(4, 2, speed=(1, 1, 1, 2.5), room=(5, 5, 4, 5))
@@ -121,7 +121,7 @@ def test_times_are_planned_for_and_scored(recording, parts, document, text):
     answer = document(*command, "--step-assignments", 8000)
     plan = Robust(cost=rank_cost(COST), step_assignments=8000, moves=2000).plan(problem(parts[0]))
     assert answer["checksum"] == plan.placement.checksum
-    timed = Even(topology=ALIKE, cost=rank_cost(COST))
+    timed = Even(topology=EQUAL, cost=rank_cost(COST))
     larger = parts[1].counts.astype(float) * 20  # 400 assignments were recorded
     unseen = eq.evaluate(plan.placement, larger, dispatch=timed)
     assert answer["scores"]["plan_held_out"] == pytest.approx(numbers(unseen))
@@ -134,7 +134,7 @@ def test_times_are_planned_for_and_scored(recording, parts, document, text):
 
 def test_a_planner_of_loads_is_scored_by_times(recording, parts, document):
     command = (*common(recording), "--planner", "greedy", "--rank-cost", COST)
-    timed = MinMax(topology=ALIKE, cost=rank_cost(COST))
+    timed = MinMax(topology=EQUAL, cost=rank_cost(COST))
     unseen = eq.evaluate(Greedy().plan(problem(parts[0])).placement, parts[1], dispatch=timed)
     scores = document(*command, "--dispatch", "minmax", status=1)["scores"]
     assert scores["plan_held_out"] == pytest.approx(numbers(unseen))

@@ -133,8 +133,8 @@ def test_a_map_shown_on_its_own_steps_says_so(tmp_path, capsys, document, monkey
     monkeypatch.chdir(tmp_path)
     for name in (counts, Path("counts.npz")):  # the same file by another name
         answer = document("report", name, "--map", output)
-        assert "made from these very steps" in answer["after"]["notes"][0]
-        assert not any("these very steps" in note for note in answer["before"]["notes"])
+        assert "made from these steps" in answer["after"]["notes"][0]
+        assert not any("made from these steps" in note for note in answer["before"]["notes"])
 
 
 def test_a_map_from_elsewhere_says_on_which_steps_its_numbers_count(tmp_path, capsys, document):

@@ -187,7 +187,7 @@ def test_even_ranks_are_a_placement(dispatch, speed):
 
 
 def test_chance_covers_what_it_says():
-    """Of 400 plans that are neither better nor worse few are called better."""
+    """Few of 400 plans that are neither better nor worse are called better."""
     chance, called = np.random.default_rng(0), 0
     placements = [
         Contiguous().plan(eq.Problem(np.ones((1, 16)), eq.Topology(4), 16)).placement,

@@ -27,7 +27,7 @@ def decision(move: bool = True, gain: float = 1.0, low: float = 0.5) -> Decision
 class Restless:
     """An advisor that always wants experts elsewhere, and always finds that it was worth it.
 
-    It takes its share of the cores: runs are short, and may have other runs beside them.
+    It takes its share of the cores: runs are short, and may have other runs next to them.
     """
 
     seed: int

@@ -20,7 +20,7 @@ def _lines_of_every_level(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def serve(steps: int, planner: object, transfer: bool = True) -> tuple[Watchdog, list[bool]]:
-    """A watchdog beside a controller, and in which steps it says that balancing has stopped."""
+    """A watchdog next to a controller, and in which steps it says that balancing has stopped."""
     controller, follower, watchdog = (
         Controller(START, SETTINGS),
         Follower(START),

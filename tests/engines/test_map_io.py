@@ -150,7 +150,7 @@ def test_detection_by_content(tmp_path, name, suffix):
         (b"a: b", r"neither a map nor a recording\. The simplest map is"),
         (
             b'{"load_history": []}',
-            r"is a recording \(adrs\) and no map; equipoise plan makes a map",
+            r"is a recording \(adrs\), not a map; equipoise plan makes a map",
         ),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": [0, 1],\n[0', "is not JSON .line 2"),

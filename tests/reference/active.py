@@ -44,7 +44,7 @@ def highs_fewest(load, slots, num_ranks):
 
 
 def highs_least_load(load, slots, num_ranks, most):
-    """Least load of the busiest rank with one copy an expert and at most so many on a rank."""
+    """Least load of the busiest rank with one copy an expert and at most ``most`` on a rank."""
     edges, serve_once, on_rank = _program(load, slots, num_ranks)
     weights = np.array([load[e] for e, _ in edges])
     peak = np.ones((num_ranks, 1))

@@ -70,7 +70,7 @@ def fastest(load, slots, num_ranks, speed, cost):
 
 
 def partitions(number, parts):
-    """All ways to write a number as an ordered sum of so many parts, 0 included."""
+    """All ways to write a number as an ordered sum of a given number of parts, 0 included."""
     if parts == 1:
         return [(number,)]
     return [(n, *rest) for n in range(number + 1) for rest in partitions(number - n, parts - 1)]

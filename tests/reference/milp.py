@@ -44,7 +44,7 @@ class Program:
 
 
 def heaviest_first(program, rank_loads):
-    """Ranks that are alike in order of a window's load: fewer ways to say the same."""
+    """Equal ranks in order of a window's load: fewer ways to say the same."""
     for heavier, lighter in pairwise(rank_loads):
         program.add([*heavier, *((-a, v) for a, v in lighter)], 0, np.inf)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 @lru_cache(maxsize=8)
 def all_placements(num_experts, num_ranks, slots_per_rank, *, alike):
-    """Slots ``(N, S)`` of every valid placement; of ranks that are alike in one order only."""
+    """Slots ``(N, S)`` of every valid placement; of equal ranks in one order only."""
     ranks = np.array(list(combinations_with_replacement(range(num_experts), slots_per_rank)))
     choose = combinations_with_replacement(range(len(ranks)), num_ranks)
     if not alike:

@@ -158,7 +158,7 @@ def test_when_rank_0_dies_the_next_one_speaks():
     heir = status(name="p1", rank=0, epoch=2, members=["p1"], time=7.0, step=30, tokens=90)
     assert view.update({"p0": dead, "p1": heir})
     assert [s.began for s in view.summary().stretches] == ["map 0", "epoch 2: 1 rank"]
-    assert view.summary().moved_slots == 5  # counted anew in each epoch
+    assert view.summary().moved_slots == 5  # counted from 0 in each epoch
     assert "1 rank, epoch 2" in shown(view.render())
 
 

@@ -7,7 +7,7 @@ Processes serve the small model. A share of the requests is hostile, each in one
 ===========  ===================================================================================
 at the door  no prompt; a token id that the model does not have, a negative one, one of 4,000
              digits; a prompt longer than the model is made for; numbers that are no ids, text or
-             nothing instead of a prompt; something else than a request, or the request of
+             nothing instead of a prompt; something other than a request, or the request of
              another number; a source that raises
 in a pass    one whose first token makes the experts of whatever rank has it raise
 ===========  ===================================================================================

@@ -3,7 +3,7 @@
     python -m tests.runtime.soak [--steps 20000] [--processes 2] [--json FILE]
 
 Processes serve the small model under an advisor that moves experts all the time, every move in the
-background, until each has made so many decode steps. Twenty times in between: resident memory,
+background, until each has made a number of decode steps. Twenty times in between: resident memory,
 threads and open files of every process, and the memory of its planner. Right if from a fifth of the
 way on no process has grown by more than 8 MiB, a thread or a file, and if every token of every
 answer is that of the plain transformers model in a single process.
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def watch(group: Group, steps: int) -> dict[str, list[Size]]:
-    """Sizes by process, until all have made so many steps."""
+    """Sizes by process, until all have made this number of steps."""
     sizes: dict[str, list[Size]] = {name: [] for name in group.processes}
     print("| process | step | moves | MiB | threads | files | planner MiB |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)

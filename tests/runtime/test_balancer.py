@@ -171,7 +171,7 @@ class Service:
             self.placements.append(self.model.placement.checksum)
 
     def until(self, is_so: Any, rounds: int = 200) -> None:
-        """Serve until something is so, on every rank alike."""
+        """Serve until a condition holds on every rank."""
         for _ in range(rounds):
             self.round()
             if is_so(self):
@@ -443,7 +443,7 @@ def test_a_recorder_without_layers_is_noticed(pool):
 
 @at_once
 def broadcasts(group):
-    """The sizes of what every step broadcasts, beside its order."""
+    """The sizes of what every step broadcasts, next to its order."""
     service = Service(group, bytes_per_second=1e6)
     sizes: list[int] = []
     broadcast = dist.broadcast

@@ -82,7 +82,7 @@ def test_an_expert_that_is_not_stored_is_named():
         ({"dtype": "no"}, "is no configuration of a model"),
         ({"num_experts_per_tok": 40}, "chooses 40 of 32 experts"),
         ({"mlp_only_layers": [0, 1, 2, 3, 4]}, "no layer routes to experts"),
-        ({"num_experts": 33}, "is not that of its config.json"),
+        ({"num_experts": 33}, "does not fit its config.json"),
     ],
     ids=str,
 )

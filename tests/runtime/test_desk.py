@@ -209,7 +209,7 @@ def test_results_go_nowhere_without_a_folder(tmp_path):
     nowhere = Results(None, "p0")
     nowhere.write([Answer(1)])
     nowhere.close()
-    with pytest.raises(EquipoiseError, match=r"There is no folder .*missing for results; make it"):
+    with pytest.raises(EquipoiseError, match=r"There is no folder .*missing for results; create"):
         Results(tmp_path / "missing", "p0")
     (tmp_path / "file").touch()
     with pytest.raises(EquipoiseError, match="There is no folder"):

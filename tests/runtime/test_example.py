@@ -64,7 +64,7 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--results", "missing"), "There is no folder missing for results; make it first."),
+        (("--results", "missing"), "There is no folder missing for results; create it first."),
         (("--keep", "missing/map.json"), "There is no folder missing for the map; make it."),
         (("--requests", "-1"), "limit is -1; expected 0 or more"),
     ],

@@ -268,8 +268,8 @@ def refused(group, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("ranks", "for 2 ranks, the group has 4"),
-        ("slots", "'down_proj' have shape .* expected 4 slots"),
+        ("ranks", "for 2 ranks, the process group has 4"),
+        ("slots", "'down_proj' have shape .* a first axis of 4"),
         ("layers", "2 layers; expected one"),
         ("nothing", "No weights"),
         ("chunks", "max_num_tokens is 0"),

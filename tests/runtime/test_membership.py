@@ -153,7 +153,7 @@ def test_whoever_has_not_the_secret_gets_in_nowhere_and_disturbs_nobody(members:
     members.start(2, **PATIENT)
     members.start(3, secret="another secret of theirs", **PATIENT)
     for number in (2, 3):
-        members.until(number, "is refused: those who serve at this store have another secret")
+        members.until(number, "is refused: the processes that serve at this store have another")
     assert (members.formed[2], members.formed[3]) == ([], [])
     assert [len(members.formed[number]) for number in (0, 1)] == [1, 1]
     assert members.ends[0] == members.ends[1] == []
@@ -212,9 +212,9 @@ def test_never_two_lists_of_members_for_a_number_at_length(members: Members, see
 def test_a_form_without_others_gives_up_and_can_be_called_again():
     store = dist.HashStore()
     membership = Membership(store, "alone", timeout_seconds=0.2)
-    with pytest.raises(EquipoiseError, match="no group to renew"):
+    with pytest.raises(EquipoiseError, match="no process group to renew"):
         membership.renew_spare()
-    with pytest.raises(EquipoiseError, match=r"alone-.* got into no group in 0\.2 s"):
+    with pytest.raises(EquipoiseError, match=r"alone-.* got into no process group in 0\.2 s"):
         membership.form(expected=2)
     epoch = membership.form(expected=1)
     assert (epoch.number, epoch.members, epoch.rank) == (1, (membership.name,), 0)

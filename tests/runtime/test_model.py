@@ -120,7 +120,7 @@ def test_placements_of_other_models_are_refused(pool):
     slots = np.tile(np.arange(E), (L, 1))
     for where, message in (
         (Placement(slots[1:], num_ranks=2, num_experts=E), "layers 0-3"),
-        (Placement(slots, num_ranks=4, num_experts=E), "for 4 ranks, the group has 2"),
+        (Placement(slots, num_ranks=4, num_experts=E), "for 4 ranks, the process group has 2"),
     ):
         for _, text in pool.run(refused, FOLDER, where, ranks=2):
             assert message in text

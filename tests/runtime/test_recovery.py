@@ -113,7 +113,7 @@ def addresses_of(model):
 
 
 def outcome(answers):
-    """What those that serve say, all alike."""
+    """What the processes that serve say: the same of all."""
     answers = [answer for answer in answers if answer is not None]
     first, where, _ = answers[0]
     for recovered, placement, _ in answers:
@@ -384,14 +384,14 @@ def refused(group, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("nobody", "No rank has a model that it has served"),
-        ("newcomer", "Rank 3: There is no model on this rank, and no checkpoint"),
+        ("nobody", "No rank has a model; load one"),
+        ("newcomer", "Rank 3: This rank has neither a model nor a checkpoint"),
         ("lies", r"Layer 0: expert \d is not in the checkpoint as it was served"),
         ("other model", "Rank 2 has served another model"),
-        ("other checkpoint", "checkpoint of rank 1 is not that of the model, which has layers 0-2"),
+        ("other checkpoint", "checkpoint of rank 1 does not fit the model, which has layers 0-2"),
         ("load", r"Loads have shape \(3, 11\); expected 3 layers of 10"),
         ("nan", "expected finite numbers"),
-        ("topology", "The topology has 5 ranks, the group 4"),
+        ("topology", "The topology has 5 ranks, the process group has 4"),
         ("slots", "slots_per_rank is 0"),
         ("room", "room for 8 experts of a layer, the model has 10"),
     ],

@@ -116,7 +116,7 @@ def test_one_that_sends_objects_runs_nothing_and_costs_no_answer(prepared, tmp_p
     if knows:
         assert min(epochs) >= 3  # with it, and without it again
     else:
-        assert "is refused: those who serve at this store have another secret" in said.read_text()
+        assert "is refused: the processes that serve at this store have another" in said.read_text()
         assert epochs == {1}
 
 

@@ -111,7 +111,7 @@ def refused(group, migration, change):
     [
         (diff(NEW, OLD, NODES), None, "Layer 0 does not hold what the migration starts from"),
         (diff(OLD, NEW, NODES, dead_ranks=[0, 1]), None, "no live rank has expert"),
-        (MIGRATION, "order", "given are layers 2, 1, 0"),
+        (MIGRATION, "order", "but layers 2, 1, 0 are given"),
         (MIGRATION, "other", "Ranks disagree on the migration"),
         (MIGRATION, "stale", "Ranks disagree on the migration"),
     ],

@@ -26,8 +26,8 @@ def check_readable(path: Path) -> None:
                     raise FormatError(f"{path} is empty.")
         else:
             raise FormatError(
-                f"{path} is neither a file nor a folder; what comes through a pipe has to be saved "
-                "first, since a file is read more than once."
+                f"{path} is neither a file nor a folder; save what comes through a pipe first, "
+                "since a file is read more than once."
             )
     except FileNotFoundError:
         raise FormatError(f"{path} does not exist.") from None
@@ -52,15 +52,15 @@ class OutputError(EquipoiseError):
 
 
 def output_file(path: Path) -> Path:
-    """Where the content of an output goes: the file it names, at the end of its links.
+    """Return the file that an output names, at the end of its links.
 
-    A file that exists is to be replaced; one that a link promises is to be made.
+    The file may exist, to be replaced, or be the missing target of a link, to be created.
 
     Raises
     ------
     EquipoiseError
-        What is there is no regular file, is the command's own standard output or may not be
-        written; or the file has no place to be.
+        The path is not a regular file, is the command's own standard output or may not be written,
+        or its folder is missing.
     """
     found, target = _resolved(path)
     if found is None:
@@ -89,7 +89,7 @@ def output_folder(path: Path) -> Path:
     Raises
     ------
     EquipoiseError
-        There is something in it, it is no folder, or it has no place to be.
+        The folder has content, the path is not a folder, or its own folder is missing.
     """
     found, target = _resolved(path)
     if found is not None and not _is_empty_folder(path):
@@ -100,18 +100,18 @@ def output_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a new file that takes the place of an output, or vanishes on failure.
+    """Yield the path of a new file that replaces an output, or is removed on failure.
 
-    It is made next to the file that ``output_file`` finds, and gets the permissions of one that it
-    replaces.
+    It is made next to the file that ``output_file`` returns, and gets the permissions of a file
+    that it replaces.
 
     Raises
     ------
     EquipoiseError
-        As of ``output_file``; or the writing failed, in words that name ``path``.
+        What ``output_file`` raises; or the writing failed, with a message that names ``path``.
     """
     target = output_file(path)
-    with _beside(path, target) as temporary:
+    with _next_to(path, target) as temporary:
         with temporary.open("xb"):
             pass
         if target.exists():
@@ -122,9 +122,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a whole folder, in the place of none or of an empty one."""
+    """Yield the path of a new folder that becomes an output, or replaces an empty one."""
     target = output_folder(path)
-    with _beside(path, target) as temporary:
+    with _next_to(path, target) as temporary:
         temporary.mkdir()
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -145,12 +145,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _beside(path: Path, target: Path) -> Iterator[Path]:
-    """A free name in the folder of ``target``; what is there at the end is removed."""
+def _next_to(path: Path, target: Path) -> Iterator[Path]:
+    """Yield a free name in the folder of ``target``; what is there at the end is removed."""
     temporary = target.with_name(f".equipoise.{secrets.token_hex(8)}{target.suffix}")
     try:
         yield temporary
-    except OutputError as error:  # a writer within: the name it knows is not the user's
+    except OutputError as error:  # from a writer within, which does not know the user's name for it
         raise OutputError(path, error.reason) from error
     except OSError as error:
         raise OutputError(path, error.strerror or f"{error}") from error
@@ -162,7 +162,7 @@ def _beside(path: Path, target: Path) -> Iterator[Path]:
 
 
 def _resolved(path: Path) -> tuple[os.stat_result | None, Path]:
-    """What is at the end of the links of an output, ``None`` for nothing yet, and where that is."""
+    """The status and path at the end of an output's links; the status is ``None`` if missing."""
     try:
         return path.stat(), path.resolve()
     except (FileNotFoundError, NotADirectoryError):

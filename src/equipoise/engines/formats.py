@@ -337,7 +337,7 @@ class Launch:
     environment
         Variables to set.
     files
-        Configuration files to write beside the map: name to content.
+        Configuration files to write next to the map: name to content.
     notes
         What the operator must know before relying on it.
     """

@@ -49,7 +49,8 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
         return found[0]
     names = " or ".join(known.name for known in found)
     raise FormatError(
-        f"{path}: may be {names}, which look alike; name the format with {argument('format')}."
+        f"{path}: may be {names}, which have the same form; name the format with "
+        f"{argument('format')}."
     )
 
 
@@ -84,7 +85,7 @@ def _refuse_recording(path: Path) -> None:
     recording = next((known for known in trace_formats() if known.matches(path)), None)
     if recording is not None:
         raise FormatError(
-            f"{path}: is a recording ({recording.name}) and no map; equipoise plan makes a map "
+            f"{path}: is a recording ({recording.name}), not a map; equipoise plan makes a map "
             "from a recording."
         )
 
@@ -274,21 +275,21 @@ def write_map(
     format: str,
     context: MapContext = NOTHING_KNOWN,
 ) -> list[str]:
-    """Write a placement for an engine, proven before it takes its name.
+    """Write a placement for an engine, checked before it replaces a file.
 
-    The file is written beside ``path``, checked by the format's own validator, read back and
+    The file is written next to ``path``, checked by the format's own validator, read back and
     compared with the placement; only then does it replace ``path``.
 
     Parameters
     ----------
     placement
-        What to write.
+        Placement to write.
     path
-        The file; its suffix must be one of the format's.
+        Path of the file; its suffix must be one of the format's.
     format
-        A name in ``docs/formats/maps.md``.
+        Name of the format, from ``docs/formats/maps.md``.
     context
-        The deployment; SGLang's map needs ``num_hidden_layers``.
+        Facts of the deployment; SGLang's map needs ``num_hidden_layers``.
 
     Returns
     -------
@@ -374,7 +375,7 @@ def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:
         asked = "" if key is None else f", and none of {key!r}"
         raise EquipoiseError(
             f"{path}: holds the maps of {len(names)} models ({shown_names(names)}){asked}; "
-            f"give {argument('model_key')}. equipoise convert takes it, and what it writes has one "
+            f"give {argument('model_key')}. equipoise convert takes it and writes a file with one "
             "map."
         )
     chosen = raw.models[key]

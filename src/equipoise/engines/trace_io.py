@@ -46,9 +46,9 @@ def _unknown(path: Path) -> str:
         return f"{path} is a map ({' or '.join(maps)}), not a recording."
     known = ", ".join(f.name for f in trace_formats())
     return (
-        f"{path} is neither a map nor a recording of a known format ({known}); name the format of "
-        f"a damaged one to see what is wrong.{_content(path)} The simplest way in is a table "
-        "layer,expert,tokens as CSV, or numpy.savez(path, counts=...)."
+        f"{path} is neither a map nor a recording of a known format ({known}); if it is "
+        f"damaged, name its format to see what is wrong.{_content(path)} The simplest recording is "
+        "a CSV file with the columns layer,expert,tokens, or numpy.savez(path, counts=...)."
     )
 
 

@@ -33,16 +33,16 @@ class Drift:
     window_steps
         Steps summed into a window, so that most experts are seen often enough to compare.
     num_windows
-        All of them; windows never mix labels.
+        Number of windows; no window mixes labels.
     correlation
         Mean Pearson correlation of a layer's load vectors in consecutive windows of equal labels.
     total_variation
         Mean share of the load that moved to other experts between such windows, 0 to 1.
     chance_variation
-        What ``total_variation`` would be if only chance moved it.
+        Value of ``total_variation`` if only chance moved load.
     labels
-        For every label of two values or more, how alike its values are. Where ``between`` is far
-        below ``within``, a plan made for one value does not serve another.
+        Similarity of the values of every label that has two or more. Where ``between`` is far below
+        ``within``, a plan made for one value does not serve another.
     """
 
     window_steps: int

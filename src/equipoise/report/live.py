@@ -35,9 +35,9 @@ class Stretch:
     Parameters
     ----------
     began
-        What it begins with.
+        Event with which it begins.
     imbalance
-        Mean of what rank 0 said, every status counted as often as it had steps.
+        Mean imbalance that rank 0 published, weighted by the steps of each status.
     """
 
     began: str
@@ -49,7 +49,7 @@ class Stretch:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all ranks together."""
+        """Tokens a second of all ranks together."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -65,9 +65,9 @@ class Summary:
     Parameters
     ----------
     stretches
-        In the order of time.
+        Stretches in the order of time.
     moved_slots, moved_bytes
-        What balancing has moved, all ranks together.
+        Slots and bytes that balancing has moved, over all ranks.
     """
 
     stretches: tuple[Stretch, ...]
@@ -75,7 +75,7 @@ class Summary:
     moved_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The summary for JSON."""
         rows = [
             {
                 "began": s.began,
@@ -156,9 +156,9 @@ class View:
     Parameters
     ----------
     title
-        What is served.
+        Name of what is served.
     seconds
-        How long the run is to be.
+        Planned length of the run.
     """
 
     def __init__(self, title: str, seconds: float) -> None:
@@ -172,7 +172,7 @@ class View:
         return sum(sample.seconds for sample in self._samples)
 
     def update(self, statuses: Mapping[str, Status]) -> bool:
-        """Take the last status of every process by name, gone ones too; whether there is news."""
+        """Take the last status of every process, also of gone ones; return whether any is new."""
         head = _head(statuses)
         last = self._samples[-1] if self._samples else None
         if head is None or (last is not None and _is_old(head, last.head)):
@@ -194,7 +194,7 @@ class View:
         return True
 
     def summary(self) -> Summary:
-        """All of it so far."""
+        """The summary of the run so far."""
         stretches = tuple(
             _stretch(part, list(samples))
             for part, samples in groupby(self._samples[1:], key=lambda sample: sample.part)

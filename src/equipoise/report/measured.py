@@ -17,7 +17,7 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Uneven:
-    """Every expert once, in order, on ranks that do not divide them: no placement can say that.
+    """Every expert once, in order, on ranks that do not divide them, which no placement can hold.
 
     The first ``E mod R`` ranks hold one more, as in the engines. Its attributes are called as those
     of a ``Placement``.

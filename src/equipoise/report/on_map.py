@@ -27,7 +27,7 @@ def summarise_on_map(
     Raises
     ------
     EquipoiseError
-        As ``summarise``.
+        See ``summarise``.
     """
     summary = summarise(trace, placement=placement)
     return replace(summary, notes=(_what_it_proves(trace, map_notes), *summary.notes))
@@ -38,8 +38,8 @@ def _what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
     origin = next((n.removeprefix(_ORIGIN) for n in map_notes if n.startswith(_ORIGIN)), None)
     if origin is not None and _is_source_of(trace, origin):
         return (
-            "This map was made from these very steps, or from some of them: the numbers show how "
-            "well it fits those, and new traffic gains less. Report steps that were recorded later."
+            "This map was made from these steps, or from some of them: the numbers show how well "
+            "it fits those, and new traffic gains less. Report steps that were recorded later."
         )
     known = "the file does not say which" if origin is None else f"it was made from {origin}"
     return f"The numbers count only on steps that the map was not made from; {known}."

@@ -37,12 +37,12 @@ def render_page(
     Parameters
     ----------
     summary
-        What is shown, or the layout before.
+        Summary that is shown, or that of the layout before.
     after
-        The same trace under another placement on as many ranks; drawn beside the first on the same
-        colour scale.
+        Summary of the same trace under another placement on the same number of ranks; drawn next to
+        the first on the same colour scale.
     plan
-        The plan behind ``after``: its advice, its bound and the constraints that bind.
+        Plan behind ``after``: its advice, its bound and the constraints that bind.
     title
         The page's title; the trace's source if ``None``.
 

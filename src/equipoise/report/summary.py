@@ -28,9 +28,9 @@ class LayerSummary:
     Parameters
     ----------
     layer
-        The model's number of it.
+        Layer number of the model.
     assignments
-        Over all steps.
+        Assignments over all steps.
     used_experts
         Experts with any assignment at all.
     active_experts
@@ -40,7 +40,7 @@ class LayerSummary:
     busiest_rank
         The rank with most load over all steps; ``None`` without load or ranks.
     balance
-        Over ranks; ``None`` without load or ranks.
+        Balance over ranks; ``None`` without load or ranks.
     """
 
     layer: int
@@ -109,15 +109,17 @@ class TraceSummary:
     source, format, notes
         Where the trace came from and what its reader, and this summary, found.
     num_ranks
-        ``None`` where neither the caller nor the trace says: experts only, no balance.
+        Number of ranks; ``None`` if neither the caller nor the trace says it: then there are only
+        experts and no balance.
     layout
         ``contiguous`` (each expert once, in order), ``placement``, or ``experts`` without ranks.
     num_slots
         ``S`` of the layout; ``None`` without ranks.
     tokens, tokens_per_step
-        In the fullest layer: all, and (fewest, mean, most) per step; ``None`` without ``top_k``.
+        Tokens in the fullest layer: all, and (fewest, mean, most) per step; ``None`` without
+        ``top_k``.
     balance
-        Over all layers and steps.
+        Balance over all layers and steps.
     relative_step_time
         Sum of the busiest ranks' loads over the sum of the means: 1.3 is 30 % longer than balanced.
     idle_share

@@ -9,6 +9,6 @@ from importlib.util import find_spec
 
 from equipoise.errors import EquipoiseError
 
-# Looked for, not imported: not every module here needs it, and it takes seconds.
+# Only looked for: importing it takes seconds, and not every module here needs it.
 if find_spec("torch") is None:
     raise EquipoiseError("Serving needs torch; install equipoise[runtime].")

@@ -6,12 +6,12 @@ After every forward pass, on every rank::
                      ^
     PlanningProcess -'               LOOK    LoadRecorder: add up the ranks; then ask the planner
                                      MOVE    transfer, or begin a BackgroundTransfer
-                                     COMMIT  BackgroundTransfer: exchange a layer that is there
-                                     ABORT   drop question and transfer
+                                     COMMIT  BackgroundTransfer: write a layer that has arrived
+                                     ABORT   drop the question and the transfer
                                      SETTLE  keep the placement
 
-``Balancer`` has no rules of its own: when to look and what to move the controller says, how to move
-the transfers do, and ``Metrics`` and ``Watchdog`` look on.
+``Balancer`` has no rules of its own: the controller says when to look and what to move, the
+transfers say how to move it, and ``Metrics`` and ``Watchdog`` observe.
 """
 
 from __future__ import annotations
@@ -52,40 +52,41 @@ logger = logging.getLogger("equipoise.runtime")
 class Balancer:
     """Measures, plans and moves experts while a model serves.
 
-    Every rank has one and calls ``step`` between the same two forward passes. Making one is
-    collective; it has the model record its loads anew.
+    Every rank has one and calls ``step`` between the same two forward passes. The constructor is
+    collective; it gives the model a new recorder of loads.
 
     Parameters
     ----------
     model
-        What serves.
+        Model that serves.
     settings
-        When, and how much at a time; the same on every rank.
+        Settings of the controller; the same on every rank.
     topology
-        The devices.
+        Topology of the ranks.
     spare
-        The ranks of the model's group in a process group of their own, which nothing else uses. Its
-        time-out is how long a transfer may wait for a rank.
+        Process group of the model's ranks that nothing else uses. Its time-out is how long a
+        transfer may wait for a rank.
     advisor
-        Looks at the loads and plans, on rank 0; ``None``: ``plain_advisor``.
+        Advisor that looks at the loads and plans, on rank 0; ``None``: ``plain_advisor``.
     metrics, alarms
-        Told all that happens.
+        Observers that are told everything that happens.
     keep
-        Called on rank 0 with every placement that has settled, to write it down. If it raises, an
-        alarm says so, serving goes on, and it is called again at every look at the loads.
+        Function that saves a placement; called on rank 0 with every placement that has settled. If
+        it raises, an alarm says so, serving goes on, and it is called again at every look at the
+        loads.
     bytes_per_second
-        The most that a rank sends on average while it moves experts in the background.
+        Highest average rate at which a rank sends while it moves experts in the background.
     renew_spare
-        Makes another spare group, called by all ranks after a transfer that has left the old one in
-        disorder: ``Membership.renew_spare``, which frees a thread that still waits in the old one,
-        as gloo alone never does. ``None``: a plain new group, which all processes there are have to
-        make together.
+        Function that makes another spare process group; called by all ranks after a transfer that
+        failed and left the old one unusable. ``Membership.renew_spare`` also ends the wait of a
+        thread in the old one, which gloo alone never does. ``None``: make a plain new process
+        group, which all processes have to do together.
 
     Raises
     ------
     EquipoiseError
-        Settings that differ between ranks; a topology or a spare group of other ranks; a limit that
-        is not positive, or without moves in the background.
+        Settings that differ between ranks; a topology or a spare process group of other ranks; a
+        limit that is not positive, or without moves in the background.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Balancer:
         self._moving: BackgroundTransfer | None = None
         self._failed: BackgroundTransfer | None = None
         self.moved_slots = 0
-        """Slots that have got another expert, all ranks together."""
+        """Number of slots, over all ranks, that have got another expert."""
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
             self._controller = Controller(
@@ -135,17 +136,17 @@ class Balancer:
             )
 
     def step(self, seconds: float, tokens: int) -> Order:
-        """Do what is to be done after a forward pass; every rank calls it.
+        """Do what is due after a forward pass; every rank calls it.
 
-        No collective until there is something to look at again; one of one number every fourth
-        step while a plan is awaited, and every step while a transfer is under way.
+        There is no collective until there is something to look at again. While a plan is awaited,
+        every fourth step has one of one number; during a transfer every step has one.
 
         Parameters
         ----------
         seconds
-            The forward pass has taken.
+            Duration of the forward pass.
         tokens
-            This rank has served in it.
+            Number of tokens that this rank has served in it.
 
         Returns
         -------
@@ -161,7 +162,7 @@ class Balancer:
         return order
 
     def close(self) -> None:
-        """End planner and transfer, without waiting for other ranks."""
+        """End the planner and the transfer, without waiting for other ranks."""
         if self._controller is not None:
             self._planner.close()
             self._try_to_keep()
@@ -181,7 +182,7 @@ class Balancer:
         return self._controller.step(replace(self._report, answer=answer))
 
     def _answer(self, controller: Controller) -> Finding | Failure | None:
-        """The planner's, which is asked as soon as the loads of all ranks are there."""
+        """The planner's answer; the planner is asked once the loads of all ranks have arrived."""
         if self._loads is not None and self._loads.done:
             loads, self._loads = self._loads, None
             try:
@@ -193,8 +194,8 @@ class Balancer:
     def _hear(self, order: Order | None) -> Order:
         """Rank 0's order, on every rank.
 
-        Its size is broadcast, 0 for the one that every rank expects. Not even that is needed while
-        a transfer is under way, when all ranks know that they look at nothing else, and until
+        Its size is broadcast, and 0 stands for the order that every rank expects. There is no
+        broadcast in two cases: during a transfer, when all ranks know the next order, and until
         the controller is to look at something again.
         """
         if self._quiet or self._transferring:
@@ -211,7 +212,7 @@ class Balancer:
 
     @property
     def _quiet(self) -> bool:
-        """Whether the next order is known, on every rank, to say nothing new."""
+        """Whether every rank knows that the next order says nothing new."""
         last = self._last
         return (
             last is not None
@@ -221,13 +222,13 @@ class Balancer:
 
     @property
     def _transferring(self) -> bool:
-        """Whether the next order is to commit, and known to be on every rank."""
+        """Whether every rank knows that the next order is to commit."""
         return self._moving is not None and not self._moving.done and not self._report.moved
 
     # --- doing it --------------------------------------------------------------------------------
 
     def _act(self, order: Order) -> Report:
-        """What has come of an order."""
+        """Carry out an order and report what came of it."""
         match order.action:
             case Action.LOOK:
                 return self._look(order)
@@ -242,7 +243,7 @@ class Balancer:
         return Report()
 
     def _look(self, order: Order) -> Report:
-        """Have the counts of all ranks added up, to ask the planner about."""
+        """Begin to add up the counts of all ranks, for a question to the planner."""
         self._watchdog.see_counts(self._recorder.counted, sum(self._tokens))
         self._try_to_keep()
         try:
@@ -252,7 +253,7 @@ class Balancer:
         return Report()
 
     def _move(self, order: Order) -> Report:
-        """Begin to move the layers of an order, or do it at once."""
+        """Move the layers of an order, or begin to."""
         layers = [self._layers[layer] for layer in order.layers]
         migration = self._migration(order)
         try:
@@ -269,14 +270,14 @@ class Balancer:
         return Report()
 
     def _commit(self) -> Report:
-        """Exchange a layer if it has arrived everywhere."""
+        """Write a layer if it has arrived on every rank."""
         assert self._moving is not None
         moved = self._moving.commit()
         outcome = Outcome(() if moved is None else (moved,), self._moving.outcome.failures)
         return self._moved(self._moving.migration, outcome)
 
     def _moved(self, migration: Migration, outcome: Outcome) -> Report:
-        """Take note of layers that serve their new placement."""
+        """Report the layers that serve their new placement."""
         self._follower.commit(outcome.moved)
         rows = [migration.new.layer_ids.index(layer) for layer in outcome.moved]
         self.moved_slots += int((migration.receive[rows] != Receive.UNCHANGED).sum())
@@ -285,7 +286,7 @@ class Balancer:
         return Report(moved=outcome.moved, failures=outcome.failures)
 
     def _abort(self) -> None:
-        """Drop the question and the transfer under way; wait for nobody."""
+        """Drop the question and the transfer under way, without waiting for other ranks."""
         self._loads = None
         if self._controller is not None:
             self._planner.drop()
@@ -301,12 +302,12 @@ class Balancer:
             self._try_to_keep()
 
     def _try_to_keep(self) -> None:
-        """Have the last placement written down that was not yet."""
+        """Save the last placement, if it was not saved yet."""
         if self._keep is None or self._unkept is None:
             return
         try:
             self._keep(self._unkept)
-        except Exception as error:  # of a disk, a folder, a format: serving does not depend on it
+        except Exception as error:  # from a disk, a folder, a format: serving does not depend on it
             self._alarms.say(UNKEPT, True, f"{said(error).rstrip('.')}. It is tried again.")
             self._metrics.take_failure()
             return
@@ -314,14 +315,14 @@ class Balancer:
         self._unkept = None
 
     def _migration(self, order: Order) -> Migration:
-        """From what the layers of an order hold to what they are to hold."""
+        """The migration from what the layers of an order hold to what they are to hold."""
         served = self._follower.placement
         rows = [served.layer_ids.index(layer) for layer in order.layers]
         old, new = served.rows(rows), self._follower.target().rows(rows)
         return diff(old, new, self._topology)
 
     def _orderly_spare(self) -> dist.ProcessGroup:
-        """The spare group; another one where a transfer that failed has left it in disorder."""
+        """The spare process group, a new one if a failed transfer has left the old one unusable."""
         if self._failed is not None:
             orderly = torch.tensor(int(self._failed.orderly), device=self._device)
             dist.all_reduce(orderly, dist.ReduceOp.MIN, group=self._group)
@@ -331,7 +332,7 @@ class Balancer:
         return self._spare
 
     def _another_spare(self) -> dist.ProcessGroup:
-        """A new group of the same ranks; collective. What waits in the old one need not wait on."""
+        """Make a new process group of the same ranks (collective); nothing needs the old one."""
         group = self._spare
         backend: Any = group._get_backend(self._device)
         backend.abort()
@@ -342,7 +343,7 @@ class Balancer:
         )
         return other
 
-    # --- looking on ------------------------------------------------------------------------------
+    # --- observing -------------------------------------------------------------------------------
 
     def _watch(self, order: Order) -> None:
         self._watchdog.see_order(order, self._follower)
@@ -353,14 +354,14 @@ class Balancer:
 
 
 def _recorder_of(model: ExpertParallelModel, window: int) -> LoadRecorder:
-    """A recorder that the model has just got."""
+    """Give the model a new recorder and return it."""
     model.record(window=window)
     assert model.recorder is not None
     return model.recorder
 
 
 def _expected(last: Order | None) -> Order:
-    """The order that follows where nothing new is to be done."""
+    """The order that follows if nothing new is to be done."""
     assert last is not None
     under_way = last.action in (Action.MOVE, Action.COMMIT)
     return replace(
@@ -375,7 +376,7 @@ def _expected(last: Order | None) -> Order:
 
 
 def _is_expected(order: Order, last: Order | None) -> bool:
-    """Whether it is that order, in every field."""
+    """Whether an order equals the expected one in every field."""
     return last is not None and order.slots is None and vars(order) == vars(_expected(last))
 
 
@@ -391,8 +392,8 @@ def _check(
     ranks = dist.get_process_group_ranks(model.group)
     if topology.num_ranks != len(ranks) or dist.get_process_group_ranks(spare) != ranks:
         raise EquipoiseError(
-            f"The model is served by {len(ranks)} ranks; expected a topology of as many (it has "
-            f"{topology.num_ranks}) and a spare group of the same."
+            f"The model is served by {len(ranks)} ranks; expected a topology of the same number "
+            f"(it has {topology.num_ranks}) and a spare process group of the same ranks."
         )
     if bytes_per_second is not None:
         check_number("bytes_per_second", bytes_per_second, low=1, high=float("inf"))

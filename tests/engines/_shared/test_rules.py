@@ -66,7 +66,7 @@ def test_shares_and_quotas_serve_every_source(name, batch):
 @pytest.mark.parametrize("name", RULES)
 @settings(max_examples=25)  # for each of many rules
 @given(batch=batches())
-def test_loads_without_sources_come_from_all_ranks_alike(name, batch):
+def test_loads_without_sources_come_from_all_ranks_equally(name, batch):
     load, placement = batch
     rule, total = dispatcher(name), load.sum(axis=1)
     split = rule.split(total, placement)
@@ -115,7 +115,7 @@ def test_what_depends_on_counts_alone_is_told_exactly(name, placement, data):
 @pytest.mark.parametrize("name", ROWS)
 @settings(max_examples=25)
 @given(placement=placements(num_layers=1), rows=st.integers(1, 40))
-def test_row_rules_are_told_exactly_where_all_rows_are_alike(name, placement, rows):
+def test_row_rules_are_told_exactly_where_all_rows_are_equal(name, placement, rows):
     ids = np.tile(np.arange(placement.num_experts), (rows, 1))
     rule = type(dispatcher(name))(top_k=placement.num_experts)
     load = np.zeros((1, placement.num_ranks, placement.num_experts))

@@ -20,7 +20,7 @@ from equipoise.errors import EquipoiseError, FormatError
 
 torch = pytest.importorskip("torch")
 
-# Examples may share the file: each writes it anew.
+# Examples may share the file: each writes it again.
 ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(ONE_FILE, max_examples=300)
 

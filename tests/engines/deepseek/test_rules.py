@@ -31,8 +31,8 @@ def test_known_answer():
     slots = Lplb().slots(np.zeros((10, 1), int), shared(0.6, 1000))
     k = [1, 0, 9, 8, 7, 6, 5, 4, 3, 2]
     assert slots.ravel().tolist() == [int(x >= 6) for x in k]
-    all_alike = Lplb().slots(np.zeros((499, 1), int), shared(0.6, 1000))
-    assert not all_alike.any()
+    same = Lplb().slots(np.zeros((499, 1), int), shared(0.6, 1000))
+    assert not same.any()
     assert Lplb().slots(np.zeros((499, 1), int), shared(0.05, 1000)).all()
 
 
@@ -70,5 +70,5 @@ def test_shares_are_those_of_the_best_split():
 
 def test_three_copies_are_refused():
     three = Placement([[0, 0, 0, 1]], num_ranks=2, num_experts=2, layer_ids=(5,))
-    with pytest.raises(EquipoiseError, match="Layer 5: expert 0 has 3 copies; LPLB knows at most"):
+    with pytest.raises(EquipoiseError, match="Layer 5: expert 0 has 3 copies; LPLB supports"):
         Lplb().split([[1, 1]], three)

@@ -91,7 +91,7 @@ def test_marks_of_spreadsheets_are_understood(tmp_path: Path) -> None:
         ("layer,expert,tokens\n\n0,0\n", "line 3: 2 fields; the header has 3"),
         ("layer,expert,tokens\n0,-1,1\n", "line 2: .*expected whole numbers from 0"),
         (f"layer,expert,tokens\n0,0,{2**60}\n", "line 2: .*expected whole numbers"),
-        ("layer,expert,tokens\n0,1000000,1\n", "ids up to 65535"),
+        ("layer,expert,tokens\n0,1000000,1\n", "at most 65536 are read"),
         (
             "layer,expert,tokens,source_rank\n0,65535,1,1000000\n",
             "0.25 GiB are read at once from 50 bytes",

@@ -59,7 +59,7 @@ def test_source_ranks(tmp_path: Path) -> None:
         ([{"layer": 0, "expert": 0, "tokens": 1, "count": 1}], "needs either tokens or count"),
         ([{"layer": 0, "expert": 0, "tokens": 1.5}], r"\$\[0\].tokens"),
         ([{"layer": 0, "expert": -2, "tokens": 1}], "record 0: .*expected whole numbers"),
-        ([{"layer": 0, "expert": 10**9, "tokens": 1}], "ids up to 65535"),
+        ([{"layer": 0, "expert": 10**9, "tokens": 1}], "at most 65536 are read"),
         ([{"layer": 0, "expert": 0, "tokens": 10**30}], "a.json"),
     ],
 )

@@ -62,7 +62,7 @@ def test_other_names_and_what_is_not_used(tmp_path: Path) -> None:
         ([{"layer": 1, "step": None, "load": [1]}], "line 1: step is 'None'"),
         ([{"layer": 1, "load": []}], "line 1: Layer 1: expected counts"),
         ([{"layer": 1, "load": [-1]}], "line 1: Counts are not whole numbers"),
-        ([{"layer": 1, "load": [1, None]}], "line 1: The list of counts holds something else"),
+        ([{"layer": 1, "load": [1, None]}], "line 1: The list of counts holds something other"),
         ([{"layer": 1, "load": [1, 1e300]}], "line 1: Counts are not whole numbers"),
         ([], "no row of counts"),
     ],

@@ -129,7 +129,7 @@ def test_negative_ids_mark_no_choice(tmp_path: Path) -> None:
         ({"topk_ids": IDS, "seq_lens": [4]}, {}, "adds up to 4 tokens"),
         ({"topk_ids": IDS, "seq_lens": [6, -1]}, {}, "non-negative"),
         ({"topk_ids": IDS, "seq_lens": [5]}, {"num_experts": 2}, "Expert 2 occurs"),
-        ({"topk_ids": IDS * 10**9, "seq_lens": [5]}, {}, "ids up to 65535"),
+        ({"topk_ids": IDS * 10**9, "seq_lens": [5]}, {}, "at most 65536 are read"),
         ({"topk_ids": IDS[0], "seq_lens": [5]}, {}, "expected whole numbers with 3 axes"),
         ({"topk_ids": IDS * 0.5, "seq_lens": [5]}, {}, "type float64"),
         ({"topk_ids": IDS, "seq_lens": [5], "domain": ["a", "b"]}, {}, "labels 2 sequences"),

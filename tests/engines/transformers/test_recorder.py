@@ -223,7 +223,7 @@ def test_no_forward_pass_is_an_error() -> None:
 
 @pytest.mark.parametrize("iterations", [(3, 3), (4, 1), (-1, 2)])
 def test_an_empty_range_is_refused(iterations: tuple[int, int]) -> None:
-    with pytest.raises(EquipoiseError, match="are no range"):
+    with pytest.raises(EquipoiseError, match="are not a range"):
         RoutingRecorder(build("mixtral"), iterations=iterations)
 
 

@@ -270,8 +270,8 @@ def test_a_file_without_assignments_is_online_balancing(path, text, words):
     assert findings(path, text, context) == []
     raw = FORMAT.parse(path)
     assert FORMAT.matches(path)
-    assert raw.notes[-1] == f"No assignments: the engine places by itself and {words}."
-    with pytest.raises(EquipoiseError, match="no assignments, so no map"):
+    assert raw.notes[-1] == f"No assignments: the engine places the experts itself and {words}."
+    with pytest.raises(EquipoiseError, match="no assignments, so it is not a map"):
         FORMAT.to_placement(raw, context)
 
 

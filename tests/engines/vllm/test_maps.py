@@ -234,7 +234,7 @@ def test_x5_rows_other_than_layers(path):
     assert codes(path, DECODER_LIST, ROWS, unknown) == ["X5", "W2"]
 
 
-def test_the_lists_look_alike(path):
+def test_the_lists_have_the_same_form(path):
     path.write_text(json.dumps(ROWS))
     assert MOE_LIST.matches(path)
     assert DECODER_LIST.matches(path)

@@ -13,7 +13,7 @@ from equipoise.placement import Placement
 
 
 def copies(number):
-    """One expert in so many slots, a rank each."""
+    """One expert in a number of slots, each on its own rank."""
     return Placement([[0] * number], num_ranks=number, num_experts=1)
 
 

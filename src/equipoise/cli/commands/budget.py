@@ -66,7 +66,7 @@ def budget(
     planning.check(machine)
     if planning.step_assignments is not None:
         raise EquipoiseError(
-            "A budget takes every step as large as it was recorded; leave --step-assignments out."
+            "equipoise budget uses the recorded size of every step; leave --step-assignments out."
         )
     topology = machine.topology(ranks)
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
@@ -192,4 +192,4 @@ def _print_by_layer(console: Console, result: Budget) -> None:
     for number in np.unique(redundant):
         where = format_ids(layers[redundant == number].tolist())
         console.print(f"  {number} redundant slots: layers {where}")
-    console.print("Advice only: the engines' maps have as many slots in every layer.")
+    console.print("Advice only: the engines' maps have the same number of slots in every layer.")

@@ -97,7 +97,7 @@ def _convert_map(
     unused = given(reading) - {"format", "experts", "layers"}
     if unused:
         raise EquipoiseError(
-            f"{source} is a map; only for recordings: "
+            f"{source} is a map, but these options are for recordings: "
             f"{', '.join(sorted(map(option_name, unused)))}."
         )
     check_output(output, source)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from equipoise.runtime.serving.processes import Processes
     from equipoise.runtime.serving.server import Options
 
-_SHIFT = ("docs", "tables")  # of the prompts' domains, those that differ most in what they load
+_SHIFT = ("docs", "tables")  # the two domains of prompts whose loads differ most
 _BATCH_SIZE = 16  # a process; with fewer, chance hides most of the imbalance
 _LOOK_SECONDS = 0.25
 _LINE_SECONDS = 3.0
@@ -58,22 +58,22 @@ def demo(
     processes
         Expert-parallel ranks, all on this machine.
     seconds
-        How long to serve, from the first step.
+        Time to serve, from the first step.
     model
         Folder of a Qwen2-MoE model; the default is in a checkout of equipoise.
     redundant
         Redundant slots of a layer, all ranks together; about one a rank if not given.
     dispatch
-        How tokens are shared over the copies of an expert.
+        Dispatcher that shares tokens over the copies of an expert.
     seed
-        Of the prompts.
+        Random seed of the prompts.
     no_balance
         Leave the experts where they are, without redundant slots.
     metrics_port
         Answer Prometheus at this port of this machine, each further process at the next one.
     metrics_host
         Address to answer it at, 127.0.0.1 if not given: programs on this machine only. 0.0.0.0
-        lets everybody ask who reaches the port.
+        lets everybody who reaches the port ask.
     """
     if metrics_host is not None and metrics_port is None:
         raise EquipoiseError("--metrics-host needs --metrics-port; give both.")
@@ -108,7 +108,7 @@ def demo(
 
 
 def _runtime() -> tuple[Any, Callable[..., None]]:
-    """The parts that need torch and the rest of the extra."""
+    """Import the parts that need torch and the rest of the extra."""
     try:
         from equipoise.runtime.serving import processes as launch
         from equipoise.runtime.serving.server import serve
@@ -118,7 +118,7 @@ def _runtime() -> tuple[Any, Callable[..., None]]:
 
 
 def _rehearse(options: Options) -> None:
-    """Have all compiled that serving needs, before its clock runs."""
+    """Compile all that serving needs, before its clock runs."""
     from equipoise.runtime.serving.warm_up import rehearse
     from equipoise.topology import Topology
 
@@ -134,7 +134,7 @@ def _options(
     seed: int,
     balance: bool,
 ) -> Options:
-    """What every process is to do; bad arguments are found here, before one is started."""
+    """Options of every process; bad arguments are refused before a process is started."""
     from equipoise.control.settings import Settings
     from equipoise.runtime.moe.checkpoint import Checkpoint
     from equipoise.runtime.serving.prompts import Prompts, Stream
@@ -176,7 +176,7 @@ def _metrics_ports(first: int | None, processes: int) -> list[int | None]:
         return [None] * processes
     if first + processes - 1 > 65535:
         raise EquipoiseError(
-            f"--metrics-port is {first}; {processes} processes need as many ports up to 65535."
+            f"--metrics-port is {first}; {processes} processes need one port each, up to 65535."
         )
     return [first + number for number in range(processes)]
 
@@ -222,7 +222,7 @@ def _screen(view: View, *, silent: bool) -> Iterator[Callable[[], None]]:
 
 
 def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-    """The action, done at most that often."""
+    """Limit an action to once per interval."""
     due = 0.0
 
     def act() -> None:

@@ -96,7 +96,7 @@ def diff(
 
 
 def _refuse_useless(deployment: MapArguments, *maps: Path) -> None:
-    """Refuse what neither of the maps has a use for."""
+    """Refuse options that neither of the maps uses."""
     if deployment.model_key is not None:
         check_model_key(deployment.model_key, *(detect_map(path).name for path in maps))
 
@@ -105,7 +105,7 @@ def _refuse_unused(machine: MachineArguments, match: bool, gate: GateArguments) 
     if machine.room is not None and not match:
         raise EquipoiseError("--room: only with --match, which renames ranks of equal room.")
     if machine.speed is not None and not match and gate.trace is None:
-        raise EquipoiseError("--speed: only with --match or --trace, which look at it.")
+        raise EquipoiseError("--speed: only with --match or --trace, which use it.")
 
 
 def _check_target(

@@ -64,7 +64,7 @@ def failover(
     lost
         A map for the loss of each rank, or of each node.
     to_ranks
-        A map for so many ranks: the last ones leave, or new ones follow.
+        A map for this number of ranks: the last ranks leave, or new ones follow.
     for_
         Format of the maps: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
     output
@@ -76,7 +76,7 @@ def failover(
     if (lost is None) == (to_ranks is None):
         raise EquipoiseError("Give one of --lost (rank or node) and --to-ranks.")
     if (lost == "node") != (machine.ranks_per_node is not None):
-        raise EquipoiseError("--lost node needs --ranks-per-node, and nothing else looks at it.")
+        raise EquipoiseError("--lost node needs --ranks-per-node, which nothing else uses.")
     _check_target(for_, output, hidden_layers, lost)
     recording = reading.read(trace, ranks=ranks)
     context = MapContext(
@@ -181,11 +181,11 @@ def _check_paths(paths: list[Path], lost: Lost | None, *inputs: Path | None) -> 
 def _write(
     changes: list[_Change], paths: list[Path], format: str, context: MapContext
 ) -> list[_Change]:
-    """All maps or none: made in a folder of their own, then copied to where they belong."""
+    """Write all maps or none: first in a temporary folder, then copied to their places."""
     folder = paths[0].parent
     written = []
-    beside = folder if folder.is_dir() else folder.parent
-    with TemporaryDirectory(dir=beside, prefix=".equipoise.") as scratch:
+    place = folder if folder.is_dir() else folder.parent
+    with TemporaryDirectory(dir=place, prefix=".equipoise.") as scratch:
         for change, path in zip(changes, paths, strict=True):
             try:
                 left_out = write_map(

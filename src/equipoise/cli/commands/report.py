@@ -49,7 +49,7 @@ def report(
     ranks
         Expert-parallel ranks; those of the recording if it has one file a rank.
     map
-        Show the recorded load on this map, beside no balancing.
+        Show the recorded load on this map, and without balancing for comparison.
     per_expert
         TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
     html
@@ -57,7 +57,9 @@ def report(
     """
     reading = reading or TraceArguments()
     if json and per_expert:
-        raise EquipoiseError("--per-expert asks for a table of text; leave --json or it out.")
+        raise EquipoiseError(
+            "--per-expert prints a table of text; leave out --per-expert or --json."
+        )
     if html is not None:
         check_output(html, trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)

@@ -41,7 +41,7 @@ class EngineArguments:
 
     @property
     def options(self) -> LaunchOptions:
-        """The same as the engines' flag writers take it."""
+        """The options in the form that the engines' flag writers take."""
         return LaunchOptions(
             version=self.engine_version,
             architecture=self.architecture,

@@ -42,7 +42,7 @@ class GateArguments:
     dwell_steps
         With --trace: steps until the loads have drifted away from what the new map was made for.
     stall_seconds
-        With --trace: for which serving stands still.
+        With --trace: seconds for which serving stands still.
     interference
         With --trace: serving seconds lost for each second of transfers, 0 to 1 as a rule.
     delay_steps
@@ -58,7 +58,7 @@ class GateArguments:
     delay_steps: _AtLeastZero = None
 
     def check(self, expert_bytes: int | None) -> None:
-        """Refuse a decision without all that it rests on, and the other way round."""
+        """Refuse a decision without the values it needs, and values without a decision."""
         if self.trace is None:
             if given(self):
                 names = ", ".join(sorted(map(option_name, given(self))))
@@ -69,13 +69,13 @@ class GateArguments:
         missing += ["--expert-bytes"] if expert_bytes is None else []
         if missing:
             raise EquipoiseError(
-                f"To decide whether to move, give {', '.join(missing)} as well: no value of theirs "
-                "fits every system."
+                f"To decide whether to move, give {', '.join(missing)} as well: they have no "
+                "default, since none fits every system."
             )
         self._runs(self._cost)
 
     def decide(self, migration: Migration, expert_bytes: int | None) -> Decision | None:
-        """The decision; ``None`` where nobody asked for one."""
+        """The decision; ``None`` if none was asked for."""
         if self.trace is None:
             return None
         assert expert_bytes is not None  # checked

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 Size = Parameter(validator=Number(gte=1, lte=1 << 20))
-"""How many of something a deployment has; far above any, so that nothing absurd is allocated."""
+"""Limit on the counts of a deployment; far above any, so that nothing absurd is allocated."""
 Amount = Parameter(validator=Number(gte=1, lte=1 << 40))
 """How much of something to take at once."""
 Redundant = Parameter(validator=Number(gte=0, lte=1 << 20))

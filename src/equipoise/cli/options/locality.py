@@ -44,23 +44,23 @@ class LocalityArguments:
         return frozenset(option.key for option in _COLOCATE.options)
 
     def check(self, planning: PlannerArguments, repairing: RepairArguments) -> None:
-        """Refuse what moving copies would undo, and dispatchers that it cannot look at."""
+        """Refuse planners whose result the moves would undo, and dispatchers that it ignores."""
         if self.locality_price is None:
             return
         check_number("--locality-price", self.locality_price, low=0, high=np.inf)
         if planning.judge().shares is not Shares.EVEN:
             raise EquipoiseError(
-                "--locality-price counts on an even split; leave --dispatch "
+                "--locality-price assumes an even split; leave --dispatch "
                 f"{planning.dispatch_name} out."
             )
         if repairing.from_map is not None:
             raise EquipoiseError(
-                "--locality-price moves whatever helps, --from as little as it can; leave one out."
+                "--locality-price moves copies freely, --from as few as possible; use one of them."
             )
         if planning.entry.pins_copies:
             raise EquipoiseError(
-                f"--locality-price would move the copies that the planner {planning.planner} has "
-                "put where they must be; use another planner."
+                f"--locality-price would move copies that the planner {planning.planner} needs "
+                "where they are; use another planner."
             )
 
     def applied(self, planner: Planner, planning: PlannerArguments, fit: Trace) -> Planner:

@@ -15,7 +15,7 @@ from equipoise.topology import Topology
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class MachineArguments:
-    """The ranks, where they are not all alike.
+    """The ranks: their nodes, speeds and memory.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class MachineArguments:
     room: str | None = None
 
     def topology(self, ranks: int) -> Topology:
-        """So many ranks, as described."""
+        """The topology of ``ranks`` ranks with these options."""
         room = None if self.room is None else tuple(map(int, _numbers("--room", self.room)))
         speed = None if self.speed is None else _numbers("--speed", self.speed)
         return Topology(ranks, self.ranks_per_node, speed=speed, room=room)

@@ -44,7 +44,7 @@ class MapArguments:
 
     @property
     def context(self) -> MapContext:
-        """The same as the engines' readers take it."""
+        """The options in the form that the engines' readers take."""
         return MapContext(
             num_ranks=self.ranks,
             num_experts=self.experts,
@@ -68,5 +68,5 @@ def check_model_key(model_key: str | None, *formats: str) -> None:
     """Refuse the choice of a model if none of the map formats in play holds several."""
     if model_key is not None and not any(map_format(name).by_model for name in formats):
         raise EquipoiseError(
-            f"Maps for {' and '.join(formats)} are of one model; leave --model-key out."
+            f"Maps for {' and '.join(formats)} hold one model; leave --model-key out."
         )

@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 def in_options(message: str) -> str:
-    """A message of the library with the command's options for the arguments it names."""
+    """A message of the library with the command's options in place of arguments."""
     return named(message, OPTIONS)
 
 

@@ -195,7 +195,7 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def silent(done: int, total: int, said: str = "") -> None:
-    """Nobody wants to know."""
+    """Report nothing."""
 
 
 def _standing(search: SearchProgress) -> str:

@@ -53,7 +53,7 @@ class TraceArguments:
     only_layers
         Keep these layers (3-10,58).
     window
-        Sum so many consecutive steps into one.
+        Sum this number of consecutive steps into one.
     """
 
     format: str | None = None
@@ -87,7 +87,7 @@ class TraceArguments:
 
     @property
     def num_experts(self) -> int | None:
-        """``E`` as given, plain or as the range from 0."""
+        """``E`` as given, as a number or as a range from 0."""
         if self.experts is None:
             return None
         match = re.fullmatch(r"(?:0-)?([0-9]{1,6})", self.experts)

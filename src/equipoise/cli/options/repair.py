@@ -36,7 +36,7 @@ class _MapInForce:
     Parameters
     ----------
     from_map
-        The map in force: keep what it has where that is, see docs/repair.md.
+        The map in force: plan from it with few moves, see docs/repair.md.
     """
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None

@@ -20,7 +20,7 @@ def print_json(document: Any) -> None:
 
 
 def _plain(value: object) -> str:
-    """A message with the command's options for the arguments it names."""
+    """A message with the command's options in place of arguments."""
     if isinstance(value, Message):
         return in_options(value)
     raise NotImplementedError(f"no JSON for {type(value).__name__}")

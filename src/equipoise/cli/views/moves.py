@@ -19,7 +19,7 @@ def moves_document(migration: Migration, expert_bytes: int | None) -> dict[str, 
 
 
 def moves_text(migration: Migration, expert_bytes: int | None) -> str:
-    """The same in a sentence or two."""
+    """The moves of a migration in one or two sentences."""
     experts, rounds = int(migration.transfers.sum()), int(migration.num_rounds.sum())
     text = (
         f"{experts:,} experts cross a wire in {rounds:,} rounds; "

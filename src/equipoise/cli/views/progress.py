@@ -15,7 +15,7 @@ clock = time.monotonic
 
 
 class Progress(Protocol):
-    """Told by work how far it is."""
+    """Receives the progress of long work."""
 
     def __call__(self, done: int, total: int, said: str = "") -> None:
         """Take how much is done, of how much, in equal parts of time; and what is being done."""
@@ -53,11 +53,11 @@ class ProgressLog:
     Parameters
     ----------
     title
-        What is done.
+        Name of the work.
     out
-        Where the lines go.
+        Stream for the lines.
     clock
-        Seconds, from any start on.
+        Function that returns the time in seconds.
     """
 
     def __init__(self, title: str, out: TextIO, clock: Callable[[], float]) -> None:
@@ -81,7 +81,7 @@ class PartsOf:
     Parameters
     ----------
     whole
-        Told of all of it.
+        Progress of the whole work.
     """
 
     def __init__(self, whole: Progress) -> None:

@@ -25,7 +25,7 @@ MAX_BYTES = 4 << 30
 """Largest array that a reader allocates on the word of a file alone."""
 
 _SMALL_BYTES, _MOST_GROWTH = 256 << 20, 64
-"""An array may have so many bytes whatever the file's size, and so many for each byte of it."""
+"""Bytes that an array may have whatever the file's size, and per byte of the file."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def numbers(row: Sequence[Any], where: str) -> NDArray[np.float64]:
     NumPy by itself would make a text of every entry, each as long as the longest.
     """
     if not set(map(type, row)) <= {int, float}:
-        raise EquipoiseError(f"{where} holds something else than numbers.")
+        raise EquipoiseError(f"{where} holds something other than numbers.")
     try:
         return np.frombuffer(array("d", row), dtype=np.float64)
     except OverflowError as error:
@@ -199,7 +199,7 @@ def agreed_num_experts(largest_id: int, given: int | None) -> tuple[int, tuple[s
     wanted = largest_id + 1 if given is None else given
     if wanted > MAX_EXPERTS:
         raise EquipoiseError(
-            f"{wanted} experts are wanted; ids up to {MAX_EXPERTS - 1} are read. "
+            f"The recording has {wanted} experts; at most {MAX_EXPERTS} are read. "
             f"Check the ids and {argument('num_experts')}."
         )
     if given is not None:

@@ -62,7 +62,7 @@ def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
         Finding(
             code=code,
             message=f"{subject} {shown_names(names)} {verb} twice in one mapping; most programs "
-            "take the last without a word.",
+            "silently take the last.",
             remedy="Keep the one that is meant.",
             count=len(names),
         )

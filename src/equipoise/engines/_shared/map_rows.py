@@ -16,7 +16,7 @@ from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 
 MAX_CELLS = 1 << 27  # layers x ranks x experts of a placement's copy counts: 1 GiB
-MAX_LAYERS = 1 << 12  # ten times as many as any model has
+MAX_LAYERS = 1 << 12  # ten times the layers of any model
 
 
 def default_row(num_slots: int, num_experts: int) -> NDArray[np.int64]:

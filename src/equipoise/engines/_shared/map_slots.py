@@ -169,7 +169,7 @@ def _check_width(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> 
         Finding(
             code=rules.width,
             message=f"Layer {key} has {len(row)} slots; expected {shape.num_slots}.",
-            remedy="Every layer needs the same slots; write the row again.",
+            remedy="Every layer needs the same number of slots; write the row again.",
             layer=key,
         )
     ]

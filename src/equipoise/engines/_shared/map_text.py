@@ -13,7 +13,7 @@ from equipoise.engines._shared.json_text import explained
 from equipoise.errors import FormatError
 
 MAX_BYTES = 32 << 20  # 128 layers of 2048 slots take 9 MB in the wordiest format
-MAX_ENTRIES = 1 << 20  # commas, colons and lines; 128 layers of 2048 slots have half as many
+MAX_ENTRIES = 1 << 20  # commas, colons and lines; 128 layers of 2048 slots have half of that
 
 WAY_IN = (
     'The simplest map is two lines of YAML, "num_slots: 4" and "initial_global_assignments: '

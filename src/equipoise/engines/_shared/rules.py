@@ -107,7 +107,7 @@ class EngineRule(ABC):
         Parameters
         ----------
         load
-            Assignments ``(L, E)``, taken to come from all ranks alike, or by source rank
+            Assignments ``(L, E)``, assumed to come from all ranks equally, or by source rank
             ``(L, R, E)``; not changed.
 
         Raises
@@ -133,12 +133,12 @@ class EngineRule(ABC):
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks to expect of the rule for batches ``(T, L, E)`` from all ranks alike, ``(T, L)``.
+        """Peaks to expect for batches ``(T, L, E)`` that come from all ranks equally, ``(T, L)``.
 
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            See ``split``.
         """
         load_TLE = checked_load(load, placement, steps=True)
         peaks = np.empty(load_TLE.shape[:2])
@@ -177,7 +177,7 @@ class TableRule(EngineRule):
 
         Returns
         -------
-        Of the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
+        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
         """
         ids_DLK, known = known_ids(topk_ids, placement, rank)
         layer = np.arange(placement.num_layers)[:, None]
@@ -245,7 +245,7 @@ class RowRule(EngineRule):
 
         Returns
         -------
-        Of the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
+        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
         """
         ids_DLK, known = known_ids(topk_ids, placement, rank)
         layer = np.arange(placement.num_layers)[:, None]

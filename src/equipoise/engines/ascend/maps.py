@@ -144,7 +144,7 @@ def _absent(where: str, key: str, layer: int) -> Finding:
 
 
 def _check_layer_count(document: dict[str, Any], actual: int) -> list[Finding]:
-    """The one count the engine reads: it looks for as many layers, and takes no others."""
+    """Check the only count that the engine reads: it expects this number of layers."""
     value = document.get(_COUNT)
     if is_int(value) and value == actual:
         return []
@@ -259,8 +259,8 @@ def local_expert_map(placement: Placement, rank: int) -> NDArray[np.int64]:
 def log2phy(placement: Placement, rank: int, *, tp_size: int = 1) -> NDArray[np.int64]:
     """The slot to which one rank sends each expert's tokens, ``(L, E)`` (Model Runner V1).
 
-    Of an expert's ``n`` copies in slot order, rank ``r`` takes number ``r % n``; with tensor
-    parallelism number ``(r % tp + r // tp + expert) % n``.
+    Rank ``r`` takes copy number ``r % n`` of an expert's ``n`` copies in slot order; with tensor
+    parallelism it takes number ``(r % tp + r // tp + expert) % n``.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def log2phy_by_token(placement: Placement, rank: int, row: int) -> NDArray[np.in
 
 
 def _pick(placement: Placement, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each expert's slots, the one numbered ``wanted`` modulo how many there are, ``(L, E)``."""
+    """Copy number ``wanted`` of each expert, modulo its number of copies: slots, ``(L, E)``."""
     index = wanted[None, :] % placement.copies
     return np.take_along_axis(placement.slots_of_experts(), index[..., None], axis=2)[..., 0]
 

@@ -53,7 +53,7 @@ class Ascend(TableRule):
 class AscendMrv2(RowRule):
     """vllm-ascend, Model Runner V2: copies take turns by row, from a table of 1,024 rows.
 
-    Copy number ``(row + rank + expert) mod copies``; after 1,024 rows the table starts anew.
+    Copy number ``(row + rank + expert) mod copies``; after 1,024 rows the table starts again.
     """
 
     name: ClassVar[str] = "ascend-mrv2"

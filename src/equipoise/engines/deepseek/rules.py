@@ -21,9 +21,9 @@ from equipoise.placement import Placement
 class Lplb(EngineRule):
     """LPLB, first release: a linear program per batch, then a quota per rank; at most two copies.
 
-    Of the ``t`` assignments of an expert on a rank the one with number ``j`` goes to the second
-    copy if ``(499 j + 41) mod t >= o t``, where ``o`` is the first copy's share. Where ``t`` is a
-    multiple of 499 they all go to the same one.
+    If an expert has ``t`` assignments on a rank, number ``j`` of them goes to the second copy if
+    ``(499 j + 41) mod t >= o t``, where ``o`` is the first copy's share. If ``t`` is a multiple of
+    499, they all go to the same copy.
 
     The shares are the exact optimum here. LPLB takes five steps of an interior-point method on
     chosen topologies, which ends above it or falls back to halves (``docs/dispatch.md``).
@@ -46,7 +46,7 @@ class Lplb(EngineRule):
 
         Returns
         -------
-        Of the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
+        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
         """
         p = split.placement
         ids_DLK = checked_ids(topk_ids, p)
@@ -88,7 +88,7 @@ def _two_slots(placement: Placement) -> NDArray[np.int64]:
         row, expert = np.argwhere(placement.copies > 2)[0]
         raise EquipoiseError(
             f"Layer {placement.layer_ids[row]}: expert {expert} has "
-            f"{placement.copies[row, expert]} copies; LPLB knows at most 2 of an expert."
+            f"{placement.copies[row, expert]} copies; LPLB supports at most 2 copies of an expert."
         )
     first = table[:, :, 0]
     second = np.where(table[:, :, -1] >= 0, table[:, :, -1], first)

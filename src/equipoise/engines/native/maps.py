@@ -38,7 +38,7 @@ _RULES = Rules(ids="N5", missing="N5", width="N4", slots="N3", stated="N3", redu
 def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN) -> None:
     """Write a placement; the same placement and provenance give the same bytes.
 
-    Of the context only ``planner`` and ``trace`` are used: the file says everything else itself.
+    Only ``planner`` and ``trace`` of the context are used: the file itself says the rest.
     """
     provenance = {
         "created_by": f"equipoise {__version__}",

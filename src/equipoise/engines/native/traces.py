@@ -33,7 +33,7 @@ _VERSION = 1
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the header says beside the tensors; JSON under the metadata key ``trace``."""
+    """What the header says besides the tensors; JSON under the metadata key ``trace``."""
 
     layer_ids: tuple[int, ...]
     top_k: int | None

@@ -120,7 +120,7 @@ def _notes(
     notes = [
         "The map needs one row for every decoder layer, dense ones included, and only the key "
         "physical_to_logical_map; SGLang accepts a wrong number of rows and fails later.",
-        "Leave --enable-eplb off to keep the map: with it the engine plans anew after 1000 passes.",
+        "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes.",
         f"To see what the map does, add {release.report_flag}.",
     ]
     if a2a_backend == NO_A2A:

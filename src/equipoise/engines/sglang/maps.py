@@ -100,7 +100,7 @@ def _parse(path: Path) -> RawMap:
     )
     if isinstance(root, dict) and KEY not in root and _LOAD_KEY in root:
         raise FormatError(
-            f"{path}: holds {_LOAD_KEY}, loads from which SGLang would plan by itself, and no map; "
+            f"{path}: holds {_LOAD_KEY}, loads from which SGLang plans by itself, not a map; "
             "read it as a trace and plan from it."
         )
     refuse_foreign(root, path, "SGLang's --init-expert-location")

@@ -225,7 +225,7 @@ def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int
         found = counts.shape if isinstance(counts, np.ndarray) else type(counts).__name__
         raise FormatError(
             f"{file}: pass {record['forward_pass_id']} has {_COUNTS} {found}; expected "
-            f"whole numbers (layers, slots) {shape}, as the map."
+            f"whole numbers (layers, slots) {shape}, as in the map."
         )
     if not 0 <= counts.min() <= counts.max() < MAX_COUNT:
         raise FormatError(

@@ -64,7 +64,7 @@ def _kind_of(path: Path, keys: Sequence[str]) -> str:
     if "records" in keys and not _is_json(path):  # the engine writes tensors
         return "passes"
     raise FormatError(
-        f"{path} is no SGLang dump: its root has neither logical_count (stat) nor, in a torch "
+        f"{path} is not an SGLang dump: its root has neither logical_count (stat) nor, in a torch "
         "archive, records (per_pass, per_token)."
     )
 

@@ -58,7 +58,7 @@ class SglangStatic(TableRule):
 class SglangDynamic(EngineRule):
     """SGLang 0.5.23, ``--ep-dispatch-algorithm dynamic`` with an all-to-all: a copy at random.
 
-    The engine draws on the GPU: its very numbers cannot be repeated here. ``slots`` draws its own.
+    The engine draws on the GPU, and its numbers cannot be repeated here; ``slots`` draws its own.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class SglangDynamic(EngineRule):
         The engine was started with a map file: a rank that has a copy, or whose node has, always
         uses the one that ``SglangStatic`` would, and only the others draw.
     seed
-        Of the draws in ``slots``, together with the rank.
+        Random seed of the draws in ``slots``, used together with the rank.
     """
 
     name: ClassVar[str] = "sglang-dynamic"
@@ -93,7 +93,7 @@ class SglangDynamic(EngineRule):
 
         Returns
         -------
-        Of the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
+        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
         """
         ids_DLK, known = known_ids(topk_ids, placement, rank)
         layer = np.arange(placement.num_layers)[:, None]

@@ -41,7 +41,7 @@ def read_windows(
     """
     if options.iterations is not None:
         raise EquipoiseError(
-            "A stat dump does not number its steps, so iterations cannot choose among them."
+            "A stat dump does not number its steps, so iterations cannot be selected."
         )
     notes: list[str] = []
     dumps: dict[Path, NDArray[Any]] = {}  # (T, R, L, E) each; R is 1 where ranks were summed

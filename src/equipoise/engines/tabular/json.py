@@ -84,7 +84,7 @@ def _columns(records: Records, rows: list[_Record]) -> frozenset[str]:
 def _add(records: Records, row: _Record, place: str) -> None:
     stated = [n for n in (row.tokens, row.count) if n is not None]
     if len(stated) != 1:
-        raise FormatError(f"{place} needs either tokens or count, one of them.")
+        raise FormatError(f"{place} needs either tokens or count, exactly one of them.")
     try:
         records.add(
             step=row.step,

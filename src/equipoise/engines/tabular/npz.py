@@ -242,7 +242,7 @@ def _by_sequence_label(arrays: _Archive, group: Group) -> list[Group]:
     labels = _strings(arrays, name)
     if group.lengths is None or len(labels) != len(group.lengths):
         raise EquipoiseError(
-            f"{name} labels {len(labels)} sequences; expected {_LENGTHS} with as many lengths."
+            f"{name} labels {len(labels)} sequences; expected {_LENGTHS} of the same length."
         )
     token_label = np.repeat(labels, group.lengths)
     return [

@@ -134,7 +134,7 @@ def _table(file: Path, root: dict[Any, Any], key: str) -> NDArray[np.int64]:
         raise FormatError(f"{file}: {key} is no table (layers, columns).")
     whole = table.dtype.kind in "iuf" and bool((np.rint(table) == table).all())
     if not whole or not 0 <= table.min() <= table.max() < MAX_COUNT:
-        raise FormatError(f"{file}: {key} holds something else than whole numbers from 0 to 2^48.")
+        raise FormatError(f"{file}: {key} holds something other than whole numbers from 0 to 2^48.")
     return table.astype(np.int64)
 
 

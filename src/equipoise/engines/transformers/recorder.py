@@ -387,7 +387,7 @@ def _find_layers(model: nn.Module) -> list[_MoeLayer]:
         if layer.num_experts != layers[0].num_experts:
             raise EquipoiseError(
                 f"Layer {layer.layer_id} has {layer.num_experts} experts, layer "
-                f"{layers[0].layer_id} has {layers[0].num_experts}; expected as many everywhere."
+                f"{layers[0].layer_id} has {layers[0].num_experts}; expected the same in all."
             )
     return layers
 
@@ -420,7 +420,7 @@ def check_iterations(iterations: tuple[int, int] | None) -> None:
     """Raise ``EquipoiseError`` unless ``iterations`` is ``None`` or a range of at least one."""
     if iterations is not None and not 0 <= iterations[0] < iterations[1]:
         raise EquipoiseError(
-            f"Iterations {iterations[0]}-{iterations[1]} are no range; "
+            f"Iterations {iterations[0]}-{iterations[1]} are not a range; "
             "expected START-STOP with 0 <= START < STOP."
         )
 

@@ -81,7 +81,8 @@ def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.ge
             or not isinstance(vector, np.ndarray)
         ):
             raise FormatError(
-                f"{path}: the entry {str(key)[:80]} is no vector under an (iteration, layer) pair."
+                f"{path}: the entry {str(key)[:80]} is not a vector under an (iteration, layer) "
+                "pair."
             )
     if sum(vector.nbytes for vector in content.values()) > path.stat().st_size:
         raise FormatError(f"{path} refers to the same numbers again and again; record it again.")

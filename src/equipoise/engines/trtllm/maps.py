@@ -190,7 +190,9 @@ def _parse(path: Path) -> RawMap:
     section = _section(document)
     inline = section is not document
     if inline and isinstance(section, str):
-        raise FormatError(f"{path}: names the map in another file, {brief(section)}; give that.")
+        raise FormatError(
+            f"{path}: names the map in another file, {brief(section)}; give that file."
+        )
     if inline and section is None:
         raise FormatError(f"{path}: is an options file without a load balancer, so without a map.")
     refuse_foreign(section, path, "TensorRT-LLM's load balancer")
@@ -202,7 +204,7 @@ def _parse(path: Path) -> RawMap:
     if assignments is not None and (not isinstance(assignments, dict) or not assignments):
         raise FormatError(
             f"{path}: initial_global_assignments is {describe(assignments)}; expected a list of "
-            "experts per layer, or no such key: then the engine places by itself."
+            "experts per layer, or no such key, so that the engine places the experts itself."
         )
     updates = section.get("layer_updates_per_iter", 0)
     layers = assignments or {}
@@ -294,7 +296,7 @@ def _notes(updates: object, *, inline: bool, online: bool) -> tuple[str, ...]:
     replans = is_int(updates) and updates > 0
     if online:
         then = f"re-plans {updates} layers an iteration" if replans else "keeps its default layout"
-        notes.append(f"No assignments: the engine places by itself and {then}.")
+        notes.append(f"No assignments: the engine places the experts itself and {then}.")
     elif replans:
         notes.append(
             f"layer_updates_per_iter is {updates}: the engine re-plans while it runs and this "
@@ -332,7 +334,7 @@ def _check_online(raw: RawMap, context: MapContext) -> list[Finding]:
         (experts is not None and slots < experts, f"{slots} slots cannot hold {experts} experts."),
         (bool(ranks) and slots % (ranks or 1), f"{slots} slots do not divide over {ranks} ranks."),
     ]
-    remedy = "Give a multiple of the ranks, and at least as many slots as the model has experts."
+    remedy = "Give a multiple of the ranks that is not below the number of experts."
     found = [Finding(code="T2", message=text, remedy=remedy) for wrong, text in problems if wrong]
     return [*found, *unchecked(raw, context)]
 
@@ -358,8 +360,8 @@ def _to_placement(raw: RawMap, context: MapContext) -> Placement:
     """The layers of the file, or those of the model where these are known."""
     if not raw.rows:
         raise EquipoiseError(
-            "holds no assignments, so no map: the engine places by itself. equipoise plan writes "
-            "a file with assignments."
+            "holds no assignments, so it is not a map: the engine places the experts itself. "
+            "equipoise plan writes a file with assignments."
         )
     wanted = raw.layer_keys if context.layer_ids is None else context.layer_ids
     by_layer = sorted(

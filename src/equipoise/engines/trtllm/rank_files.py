@@ -66,7 +66,7 @@ class RankFile:
         return f"{self.iteration[i]}_{self.layer[i]}"
 
     def values(self) -> Sequence[NDArray[Any]] | NDArray[Any]:
-        """All values, in one array where they are alike; the file is mapped only meanwhile."""
+        """All values, in one array if their shapes agree; the file is mapped only for the read."""
         if self.loaded is not None:
             return [self.loaded[i] for i in self.begin]
         if not self.half:

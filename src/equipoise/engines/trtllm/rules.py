@@ -49,7 +49,7 @@ class Trtllm(EngineRule):
 
         Returns
         -------
-        Of the shape of ``topk_ids``; where the id is outside ``[0, E)`` the engine's mark, ``S``.
+        Slots in the shape of ``topk_ids``; where the id is outside ``[0, E)`` the engine's ``S``.
         """
         ids_DLK, known = known_ids(topk_ids, placement, rank)
         D, L, K = ids_DLK.shape

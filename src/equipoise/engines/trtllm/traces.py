@@ -101,7 +101,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             cube, more = _fill(counted, grid, width, progress)
         else:
             cube, more = _count_choices(chosen, grid, width, progress)
-        notes += staged + more + _raggedness(recorded, grid) + _beside(path, meta, cube, grid)
+        notes += staged + more + _raggedness(recorded, grid) + _not_counts(path, meta, cube, grid)
         if options.placement is None and options.num_experts is None:
             notes += _perhaps_slots(width)
         if options.placement is not None:
@@ -143,8 +143,8 @@ def write(trace: Trace, path: Path) -> None:
         )
     if len(np.unique(trace.steps)) < trace.num_steps or trace.steps.min() < 0:
         raise EquipoiseError(
-            "A TensorRT-LLM dump names every step by a number of its own, >= 0; this trace repeats "
-            "step ids or has negative ones. Number its steps anew."
+            "A TensorRT-LLM dump gives every step its own number, >= 0; this trace repeats step "
+            "ids or has negative ones. Renumber its steps."
         )
     try:
         with replacing_folder(path) as temporary:
@@ -430,8 +430,8 @@ def _first_missing(files: Sequence[RankFile], grid: Grid) -> str:
     return f"{grid.iterations[step]}_{grid.layers[layer]} of {files[0].path.name}"
 
 
-def _beside(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) -> tuple[str, ...]:
-    """Notes on what the later layouts write beside the counts."""
+def _not_counts(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) -> tuple[str, ...]:
+    """Notes on what the later layouts write besides the counts."""
     notes: list[str] = []
     if numbered(path, TOGETHER):
         notes.append("Files of experts chosen together (cooccurrence_rank*) are not used.")

@@ -53,8 +53,8 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
     """Flags that make vLLM run with a placement's slots, and load its map where a build can.
 
     No release reads a map: for 0.33.0 and 0.32.0 the flags configure the engine's own balancing
-    with as many redundant experts, and the first note says so. The builds of the named pull
-    requests do read one.
+    with the same number of redundant experts, and the first note says so. The builds of the named
+    pull requests do read one.
 
     Parameters
     ----------

@@ -264,15 +264,14 @@ def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> l
     if len(sizes) > 1 and stated is None and layer_ids is None:
         raise EquipoiseError(
             f"The file mixes records of several models, {found}: a target and its draft model "
-            f"wrote it. Name the layers of one with {argument('layer_ids')}, as many as it has: "
+            f"wrote it. Name all layers of one with {argument('layer_ids')}: "
             f"0-{max(sizes) - 1} for the larger one."
         )
     if len(sizes) > 1:
         recording.notes.append(
             Message(
                 f"The file mixes records of several models, {found}; those of {chosen} layers were "
-                f"read. Name as many layers as another has ({argument('layer_ids')}) to read that "
-                "one."
+                f"read. To read another, name all its layers ({argument('layer_ids')})."
             )
         )
     return [i for i, record in enumerate(recording.counts) if len(record) == chosen]

@@ -1,7 +1,7 @@
 """The placement files proposed for vLLM. No release reads one; each proposal has its own format.
 
-Named by pull request: 41141 (a JSONL record), 49572 and 53022 (JSON lists, alike in form but not in
-the layers they count). Rules X1 to X7: ``docs/formats/maps.md``.
+Named by pull request: 41141 (a JSONL record), 49572 and 53022 (JSON lists of the same form that
+count layers differently). Rules X1 to X7: ``docs/formats/maps.md``.
 """
 
 from __future__ import annotations
@@ -232,9 +232,9 @@ def _check_stated_experts(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         Finding(
             code="X6",
-            message="num_slots less num_redundant_experts are "
+            message="num_slots minus num_redundant_experts is "
             f"{describe(raw.num_experts)} experts; {holder} {experts}.",
-            remedy="Write the redundant slots the lists really have.",
+            remedy="Give the number of redundant slots that the lists have.",
         )
     ]
 

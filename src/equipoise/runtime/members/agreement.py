@@ -1,4 +1,4 @@
-"""What the ranks of a group have to be of one mind about."""
+"""Agreement of the ranks of a process group: the same value everywhere, or an error everywhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch.distributed as dist
 from equipoise.control.messages import PeerError, decode, encode
 from equipoise.errors import EquipoiseError
 
-Group = dist.ProcessGroup | None
-"""A process group; ``None`` is that of all processes."""
+ProcessGroup = dist.ProcessGroup | None
+"""A process group; ``None`` means all processes."""
 
-_MOST_BYTES = 1 << 30  # of a message: a size beyond this is none
+_MOST_BYTES = 1 << 30  # of a message; a larger size is not believed
 
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Around a collective: what it raises is for want of another rank, and says so.
+    """Raise ``PeerError`` for any error of torch in a collective: another rank is gone.
 
     Raises
     ------
@@ -33,15 +33,15 @@ def peers() -> Iterator[None]:
         raise PeerError(str(error)) from error
 
 
-def agree(what: str, value: object, group: Group) -> None:
-    """Make sure that all ranks of the group mean the same, by the text of it.
+def agree(what: str, value: object, group: ProcessGroup) -> None:
+    """Make sure that a value has the same text on all ranks of the process group.
 
-    Every rank of the group has to call it.
+    Every rank of the process group has to call it.
 
     Raises
     ------
     EquipoiseError
-        On every rank, if the value is not everywhere the same.
+        On every rank, if the value differs between ranks.
     """
     values = gather(str(value), str, group)
     for rank, other in enumerate(values):
@@ -52,17 +52,17 @@ def agree(what: str, value: object, group: Group) -> None:
             )
 
 
-def gather(value: object, kind: Any, group: Group) -> list[Any]:
-    """The values of all ranks, in their order; every rank of the group has to call it.
+def gather(value: object, kind: Any, group: ProcessGroup) -> list[Any]:
+    """Gather a value of every rank, in rank order; every rank of the process group has to call it.
 
-    Two collectives: for what happens rarely.
+    Takes two collectives, so it is for what happens rarely.
 
     Parameters
     ----------
     value
-        What ``encode`` can tell.
+        Value of this rank, of a type that ``encode`` can write.
     kind
-        Its type, which that of every other rank has to be too.
+        Type of the value, the same on every rank.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def gather(value: object, kind: Any, group: Group) -> list[Any]:
     sizes = _gather(torch.tensor([len(data)], device=data.device), group)
     lengths = [int(size) for size in sizes]
     if not all(0 < length <= _MOST_BYTES for length in lengths):
-        raise PeerError(f"Ranks announce messages of {lengths} bytes; expected some.")
+        raise PeerError(f"Ranks announce messages of {lengths} bytes; expected at least 1.")
     room = data.new_zeros(max(lengths))
     room[: len(data)] = data
     every = _gather(room, group)
@@ -83,14 +83,14 @@ def gather(value: object, kind: Any, group: Group) -> list[Any]:
     ]
 
 
-def _gather(mine: torch.Tensor, group: Group) -> list[torch.Tensor]:
+def _gather(mine: torch.Tensor, group: ProcessGroup) -> list[torch.Tensor]:
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     with peers():
         dist.all_gather(every, mine, group=group)
     return every
 
 
-def _device(group: Group) -> torch.device:
-    """Where tensors have to be that the group's backend sends."""
+def _device(group: ProcessGroup) -> torch.device:
+    """Device of the tensors that the backend of the process group can send."""
     on_gpu = dist.get_backend(group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What processes tell each other through a store, and who of them has fallen silent."""
+"""What processes tell each other through a store, and which of them have fallen silent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LEAVES, GONE = -1, -2  # instead of the number of the epoch that a process wants
 class Board:
     """What processes tell each other, in keys of a store. For one thread, with its own client.
 
-    All but the beats is signed, and an entry that is not is none.
+    All entries but the beats are signed; an entry without a valid signature is ignored.
 
     ======================  ===================================================================
-    ``name/i``              Of the process that came as the i-th.
+    ``name/i``              Name of the process that came as the i-th.
     ``beat/name``           A number that grows while the process lives.
-    ``want/name``           The epoch it wants to be in, 0 none yet, or that it leaves or has left.
+    ``want/name``           The epoch it wants to be in, 0 if none yet; or ``LEAVES``; or ``GONE``.
     ``members/number``      The members of an epoch, written once.
     ======================  ===================================================================
     """
@@ -34,12 +34,12 @@ class Board:
         self._next_name = 1
         self._latest: tuple[int, tuple[str, ...]] = 0, ()
         self.next_number = 1
-        """The first number under which nobody has written down members."""
+        """The first epoch number without a list of members."""
         self.strangers = False
-        """Whether somebody without the secret has."""
+        """Whether a process without the secret has written such a list."""
 
     def register(self, name: str) -> None:
-        """Be known by a name."""
+        """Enter a process under its name."""
         self.beat(name)
         self.want(name, 0)
         number = 1
@@ -56,19 +56,19 @@ class Board:
         self._store.set(key, self._seal.close(key, str(number)))
 
     def beats(self) -> dict[str, int]:
-        """The beats of all processes that ever were, in the order in which they came."""
+        """The beats of all processes so far, in the order in which they came."""
         values = self._of_names("beat")
         return {name: _number(value.decode(errors="replace")) for name, value in values.items()}
 
     def wants(self) -> dict[str, int]:
-        """The epochs that they want to be in."""
+        """The epoch that each process wants to be in."""
         return {
             name: _number(self._seal.open(f"want/{name}", value))
             for name, value in self._of_names("want").items()
         }
 
     def latest(self) -> tuple[int, tuple[str, ...]]:
-        """Number and members of the last epoch that was agreed on; 0 and none before the first."""
+        """Number and members of the last epoch agreed on; 0 and ``()`` before the first."""
         while self._store.check([key := f"members/{self.next_number}"]):
             members = self._seal.open(key, self._store.get(key))
             if members is None:
@@ -79,11 +79,11 @@ class Board:
         return self._latest
 
     def propose(self, number: int, members: list[str]) -> None:
-        """Write down the members of an epoch, unless somebody else has."""
+        """Write the list of members of an epoch, unless another process has."""
         self._write_once(f"members/{number}", json.dumps(members))
 
     def _write_once(self, key: str, text: str) -> bool:
-        """Write an entry unless there is one; whether it is there now."""
+        """Write an entry unless there is one; return whether it is there now."""
         entry = self._seal.close(key, text)
         return bool(self._store.compare_set(key, "", entry).decode(errors="replace") == entry)
 
@@ -98,19 +98,19 @@ class Board:
 
 
 class Watch:
-    """Whose beats have stood still for how long, by this process's own clock.
+    """How long the beats of each process have not changed, by this process's own clock.
 
-    The clock stands while this process is stopped, so that on its return it does not take
-    everybody else for dead.
+    The clock stands still while this process is stopped; otherwise it would take all the others
+    for dead when it continues.
     """
 
     def __init__(self, beat_seconds: float, silence_seconds: float) -> None:
         self._most, self._silence = 2 * beat_seconds, silence_seconds
         self._now, self._looked = 0.0, time.monotonic()
-        self._seen: dict[str, tuple[int, float]] = {}  # beats, and since when so many
+        self._seen: dict[str, tuple[int, float]] = {}  # beats, and since when
 
     def silent(self, beats: dict[str, int]) -> frozenset[str]:
-        """Take in all beats; names of those that are silent."""
+        """Take in all beats and return the names of the processes that are silent."""
         looked, self._looked = self._looked, time.monotonic()
         self._now += min(self._looked - looked, self._most)
         for name, beat in beats.items():
@@ -122,21 +122,21 @@ class Watch:
 
 
 def own_client(store: Any) -> Store:
-    """A connection to the same store that no other thread uses.
+    """Open a connection to the same store for one thread.
 
-    A client of ``TCPStore`` does one thing at a time, a wait included.
+    A client of ``TCPStore`` does one thing at a time: a wait blocks every other call.
     """
     if not hasattr(store, "clone"):
         raise EquipoiseError(
-            f"The store is a {type(store).__name__} without clone(); expected one of "
-            "torch.distributed, of a torch in which stores can be cloned."
+            f"The store is a {type(store).__name__} without clone(); expected a store of "
+            "torch.distributed in a version of torch whose stores can be cloned."
         )
     own: Store = store.clone()
     return own
 
 
 def _number(text: str | None) -> int:
-    """The number of an entry; 0 for what is none."""
+    """The number in an entry; 0 if it holds none."""
     try:
         return int(text or "0")
     except ValueError:

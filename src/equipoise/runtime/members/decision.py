@@ -1,4 +1,4 @@
-"""What rank 0 decides of a rebuild: what every slot shall hold, and from where it has it."""
+"""What rank 0 decides in a rebuild: the expert of every slot, and where it comes from."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What every slot shall hold and where it has it from.
+    """The expert that every slot is to hold, and where it comes from.
 
     Parameters
     ----------
     served
-        The model.
+        Model that is served.
     topology
-        The ranks there are now.
+        Ranks of the new process group.
     slots
-        The expert of each slot, ``(L, S)``.
+        Expert of each slot, ``(L, S)``.
     content
-        The ``Content`` of each slot, ``(L, S)``.
+        ``Content`` of each slot, ``(L, S)``.
     source, position
-        For what is copied, the rank that has it and where, ``(L, S)``: a slot of the new layer, or
-        ``C`` and a slot of the old one. The rank is -1 for all else.
+        Source of each copied slot, ``(L, S)``: the rank, and its slot in the new layer, or ``C``
+        plus its slot in the old layer. The rank is -1 for slots that are not copied.
     """
 
     served: Served
@@ -50,7 +50,7 @@ class Decision:
 
     @cached_property
     def placement(self) -> Placement:
-        """The same as a placement."""
+        """The slots as a placement."""
         return Placement(
             self.slots,
             num_ranks=self.topology.num_ranks,
@@ -59,7 +59,7 @@ class Decision:
         )
 
     def check_served(self, row: int, layer: ExpertParallelLayer) -> None:
-        """Make sure that a layer has the experts that it had; on every rank alike."""
+        """Make sure that the experts of a layer have their checksums; all ranks raise or none."""
         for expert, known in enumerate(self.served.checksums[row]):
             if layer.checksums[expert] != known:
                 raise EquipoiseError(
@@ -74,11 +74,13 @@ def decide(
     load_LE: ArrayLike | None,
     slots_per_rank: int | None,
 ) -> Decision:
-    """What the slots shall hold, and from where."""
+    """Decide what the slots are to hold, and where it comes from."""
     served = _common(brought)
     devices, num_ranks = topology(len(brought)), len(brought)
     if devices.num_ranks != num_ranks:
-        raise EquipoiseError(f"The topology has {devices.num_ranks} ranks, the group {num_ranks}.")
+        raise EquipoiseError(
+            f"The topology has {devices.num_ranks} ranks, the process group has {num_ranks}."
+        )
     if slots_per_rank is not None:
         check_count("slots_per_rank", slots_per_rank)
     held = _table(brought, len(served.layer_ids))
@@ -93,25 +95,25 @@ def decide(
 
 
 def _common(brought: Sequence[Brought]) -> Served:
-    """What those who have served the model know of it; checkpoints have to be of it."""
+    """The model that ranks have served; checkpoints have to be of the same model."""
     first = next((one.served for one in brought if one.served is not None), None)
     if first is None:
-        raise EquipoiseError("No rank has a model that it has served; load one.")
+        raise EquipoiseError("No rank has a model; load one on at least one rank.")
     for rank, one in enumerate(brought):
         if one.served not in (None, first):
             raise EquipoiseError(
-                f"Rank {rank} has served another model than the ranks before it; start it anew."
+                f"Rank {rank} has served another model than the ranks before it; restart it."
             )
         if one.checkpoint not in (None, (first.layer_ids, first.num_experts)):
             raise EquipoiseError(
-                f"The checkpoint of rank {rank} is not that of the model, which has layers "
+                f"The checkpoint of rank {rank} does not fit the model, which has layers "
                 f"{format_ids(first.layer_ids)} of {first.num_experts} experts."
             )
     return first
 
 
 def _table(brought: Sequence[Brought], num_layers: int) -> Ints:
-    """The expert of each slot that ranks bring along, ``(L, R, C)``, -1 for none."""
+    """The expert of each slot that the ranks bring, ``(L, R, C)``, -1 for none."""
     most = max(len(slots) for one in brought for slots in one.held)
     table = np.full((num_layers, len(brought), most), -1)
     for rank, one in enumerate(brought):
@@ -133,7 +135,7 @@ def _load(load_LE: ArrayLike | None, served: Served) -> NDArray[np.float64]:
 def _check_lost(
     placement: Placement, content: NDArray[np.int8], brought: Sequence[Brought]
 ) -> None:
-    """Who is to reload an expert needs a checkpoint."""
+    """Make sure that every rank that is to reload an expert has a checkpoint."""
     without = np.array([one.checkpoint is None for one in brought])
     lost = (content == Content.RELOADED) & without[placement.rank_of_slot]
     if lost.any():
@@ -148,10 +150,10 @@ def _check_lost(
 
 
 def _sources(held_LRC: Ints, placement: Placement, content: NDArray[np.int8]) -> tuple[Ints, Ints]:
-    """Where what is copied comes from, as in ``Decision``: the slot's own rank, or the lowest.
+    """The source of each copied slot, as in ``Decision``: on its own rank, or the lowest rank.
 
-    From a slot that keeps or reloads the expert if there is one: it is not written meanwhile. There
-    is one unless a rank gives up slots, whose content then has a memory of its own.
+    A slot that keeps or reloads the expert is preferred: nothing writes to it during the rebuild.
+    There is one unless a rank gives up slots, and then the old content stays in its own memory.
     """
     C = placement.slots_per_rank
     source, position = np.full(content.shape, -1), np.full(content.shape, -1)

@@ -1,4 +1,4 @@
-"""A rank's part in filling slots: what they keep, copy from peers, read from the checkpoint."""
+"""One rank's part in filling slots: keep, copy from other ranks, read from the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from equipoise.errors import EquipoiseError
 from equipoise.plan.weigh.failover import Content
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.runtime.members.decision import Decision
 from equipoise.runtime.members.holdings import dtype_of
 from equipoise.runtime.moe.checkpoint import Checkpoint
@@ -21,18 +21,18 @@ from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
 
 @dataclass(eq=False)
 class Filling:
-    """A rank's part in filling the slots of a layer.
+    """One rank's part in filling the slots of a layer.
 
     Parameters
     ----------
     decision, row
-        What they shall hold.
+        Decision, and the row of the layer in it.
     rank
-        This one.
+        Rank of this process.
     old
-        What its slots have held; nothing if it is new.
+        Weights in the slots of this rank so far; empty on a new rank.
     device
-        Where they are.
+        Device of the weights.
     """
 
     decision: Decision
@@ -42,7 +42,7 @@ class Filling:
     device: torch.device
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
-        """Make ``new``, with what the slots keep, in place if their number stays, and reload."""
+        """Make ``new``: keep what stays, in place if the slots keep their number, and reload."""
         C = self.decision.placement.slots_per_rank
         if self.old and all(len(tensor) == C for tensor in self.old.values()):
             self.new = self.old
@@ -55,11 +55,11 @@ class Filling:
             for slot in self._slots(Content.KEPT):
                 self._copy(slot, self.old, slot)
         if slots := self._slots(Content.RELOADED):
-            assert checkpoint is not None  # or rank 0 would have refused
+            assert checkpoint is not None  # rank 0 has made sure
             self._reload(slots, checkpoint)
 
-    def exchange(self, group: Group) -> None:
-        """Copy what ranks have: one batch of messages, in an order that all of them share."""
+    def exchange(self, group: ProcessGroup) -> None:
+        """Copy experts between ranks: one batch of messages, in the same order on every rank."""
         source, position = self.decision.source[self.row], self.decision.position[self.row]
         C = self.decision.placement.slots_per_rank
         operations = []
@@ -77,7 +77,7 @@ class Filling:
             work.wait()
 
     def _slots(self, content: Content) -> list[int]:
-        """Slots of this rank that have their expert from there."""
+        """Slots of this rank whose expert comes from there."""
         by_rank = self.decision.content[self.row].reshape(self.decision.placement.num_ranks, -1)
         slots: list[int] = np.flatnonzero(by_rank[self.rank] == content).tolist()
         return slots
@@ -94,7 +94,7 @@ class Filling:
             if int(expert_checksum(read, at)) != served.checksums[self.row][expert]:
                 raise EquipoiseError(
                     f"Layer {layer_id}: expert {expert} is not in the checkpoint as it was served; "
-                    "give the one that was loaded, in the same number format."
+                    "give the checkpoint that was loaded, in the same number format."
                 )
             self._copy(slot, read, at)
 
@@ -103,10 +103,10 @@ def _messages(
     operation: Callable[..., object],
     weights: Mapping[str, Tensor],
     slot: int,
-    group: Group,
+    group: ProcessGroup,
     peer: int,
 ) -> list[dist.P2POp]:
-    """An expert to or from a rank, one message a tensor."""
+    """Messages that bring an expert to or from a rank, one for each tensor."""
     return [
         dist.P2POp(operation, slot_bytes(weights[name], slot), group=group, group_peer=peer)
         for name in sorted(weights)

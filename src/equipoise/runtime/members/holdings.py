@@ -1,7 +1,7 @@
-"""What ranks bring along when a model is rebuilt: the model as they know it, and what slots hold.
+"""What ranks bring when a model is rebuilt: the model as they know it, and what their slots hold.
 
-What a slot holds is what its bytes say, whatever a placement says of it: moves that were under way
-when a rank died may have been made on some ranks and not on others.
+The bytes of a slot say what it holds, not the placement: moves that were under way when a rank died
+may be complete on some ranks and not on others.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ logger = logging.getLogger("equipoise.runtime")
 
 @dataclass(frozen=True)
 class Served:
-    """What those that have served a model know of it; all have to know the same.
+    """What a rank knows of the model that it has served; the same on every such rank.
 
     Parameters
     ----------
     layer_ids, num_experts
-        Of the model.
+        MoE layers of the model, and experts of each.
     checksums
-        Of each expert of each layer.
+        Checksum of each expert of each layer.
     tensors
-        Of an expert of each layer: shape and type by name.
+        Shape and type of the tensors of one expert, by name, for each layer.
     """
 
     layer_ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class Served:
 
     @property
     def slot_bytes(self) -> int:
-        """What one slot more in every layer takes."""
+        """Bytes that one more slot in every layer takes."""
         return sum(
             math.prod(shape) * dtype_of(dtype).itemsize
             for of_layer in self.tensors
@@ -51,18 +51,18 @@ class Served:
 
 @dataclass(frozen=True)
 class Brought:
-    """What a rank brings along.
+    """What a rank brings.
 
     Parameters
     ----------
     served
-        The model; ``None`` on a rank that is new.
+        Model that the rank has served; ``None`` on a new rank.
     held
-        The expert of each slot of each layer, -1 for one that nobody knows.
+        Expert of each slot of each layer, -1 if its bytes are those of no expert.
     wrong
-        Slots that do not hold what they should.
+        Slots that do not hold the expert they should, one sentence each.
     checkpoint
-        Layers and experts of the model in it; ``None`` without one.
+        Layers and number of experts in the checkpoint; ``None`` without one.
     """
 
     served: Served | None
@@ -72,7 +72,7 @@ class Brought:
 
 
 def held_by(layer: ExpertParallelLayer) -> tuple[list[int], list[str]]:
-    """The expert of each slot, by its bytes, -1 if it is none; and slots it should not be in."""
+    """The expert of each slot by its bytes, -1 if none; and a sentence on each wrong slot."""
     expert_of = {checksum: expert for expert, checksum in enumerate(layer.checksums)}
     supposed = layer.placement.by_rank[0, layer.rank].tolist()
     sums = torch.stack([expert_checksum(layer.weights, slot) for slot in range(len(supposed))])
@@ -88,7 +88,7 @@ def held_by(layer: ExpertParallelLayer) -> tuple[list[int], list[str]]:
 
 
 def served_by(model: ExpertParallelModel) -> Served:
-    """What a rank that has served a model knows of it."""
+    """Describe the model that this rank has served."""
     return Served(
         layer_ids=tuple(layer.layer_id for layer in model.layers),
         num_experts=model.layers[0].placement.num_experts,
@@ -104,7 +104,7 @@ def served_by(model: ExpertParallelModel) -> Served:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The type of a name that another rank has told."""
+    """The torch type with a name that another rank has sent."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         raise EquipoiseError(f"Another rank has served tensors of type {name!r}, unknown here.")

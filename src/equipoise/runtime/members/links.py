@@ -1,18 +1,18 @@
-"""Process groups that can be ended while somebody waits in them.
+"""Process groups that can be ended while a thread waits in them.
 
-What torch 2.13 with gloo does, as measured, and what follows from it here:
+What torch 2.13 with gloo was measured to do, and what follows:
 
 - When a peer is killed, a collective that waits for *it* raises at once, since its connections
   close. One that waits for a live peer goes on waiting.
-- When a peer is stopped, a collective raises after the time-out of the group; a wait for a
+- When a peer is stopped, a collective raises after the time-out of its process group; a wait for a
   point-to-point message has no time-out at all.
-- ``abort()`` of gloo's group, called by another thread, ends none of these waits. Shutting the
-  group's connections down ends all of them at once, on both ends. So the sockets that making a
-  group has opened are remembered, and shut down when the group is over.
-- ``destroy_process_group`` returns at once after all of this, threads that still wait included,
-  and the next ``init_process_group`` on a fresh prefix of the store works.
-- The number of the groups that a process has tried to make is part of the keys under which it
-  looks for the others; after a failed attempt it has to be put back (``forget_groups``).
+- ``abort()`` of a gloo process group, called by another thread, ends none of these waits. Shutting
+  its connections down ends all of them at once, on both ends. So we remember the sockets that were
+  opened when the process group was made, and shut them down when it is over.
+- ``destroy_process_group`` then returns at once, even while threads still wait, and the next
+  ``init_process_group`` on a fresh prefix of the store works.
+- Processes find each other under keys that contain how many process groups this process has tried
+  to make; after a failed attempt that number has to be reset (``forget_groups``).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import torch.distributed as dist
 
 @dataclass
 class Links:
-    """A process group, and our own handles of the connections that making it has opened."""
+    """A process group, and our own handles of the connections that were opened when it was made."""
 
     group: dist.ProcessGroup
     sockets: list[socket.socket]
 
     @classmethod
     def made(cls, make: Callable[[], dist.ProcessGroup | None]) -> Links:
-        """Make a group; every member does it at the same time."""
+        """Make a process group; every member does it at the same time."""
         before = _tcp_sockets()
         served = {one.getsockname()[1] for one in before.values() if _listens(one)}
         for one in before.values():
@@ -45,7 +45,7 @@ class Links:
         assert group is not None  # this process is in it
         ours = []
         for key, one in _tcp_sockets().items():
-            # What a server of this process has accepted meanwhile is not the group's.
+            # A connection that a server of this process accepts meanwhile is not the group's.
             if key in before or _listens(one) or one.getsockname()[1] in served:
                 one.close()
             else:
@@ -53,20 +53,20 @@ class Links:
         return cls(group, ours)
 
     def cut(self) -> None:
-        """Have all that waits in the group raise, here and at the other ends."""
+        """Make every wait in the process group raise, here and at the other ends."""
         for connection in self.sockets:
             with suppress(OSError):  # the other end was first
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         self.sockets = []
-        self.group.abort()  # for backends that have other connections than sockets
+        self.group.abort()  # for backends whose connections are not sockets
 
 
 def forget_groups() -> None:
-    """Put torch in the state of a process that has made no group yet, after a failed attempt.
+    """Reset torch to the state before the first process group, after a failed attempt to make one.
 
-    The numbers that it gives groups are part of the keys under which processes meet. A failed
-    attempt counts, and only the end of a default group starts them anew.
+    Processes meet under keys that contain the number of the process group. A failed attempt counts
+    too, and only the end of a default process group resets the number.
     """
     if not dist.is_initialized():
         alone = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
@@ -75,7 +75,7 @@ def forget_groups() -> None:
 
 
 def _tcp_sockets() -> dict[str, socket.socket]:
-    """Handles, to be closed, of this process's TCP sockets by numbers that are used only once."""
+    """Handles of this process's TCP sockets, to be closed, by numbers that are used only once."""
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed by another thread meanwhile

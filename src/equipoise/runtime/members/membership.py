@@ -1,7 +1,7 @@
-"""Who serves: process groups that are made anew when a process dies, leaves or joins.
+"""Who serves: new process groups whenever a process dies, leaves or joins.
 
-There is no transport of our own in it: processes meet in a ``torch.distributed`` store (``board``),
-and groups end when their connections are cut (``links``).
+It has no transport of its own: processes meet in a ``torch.distributed`` store (``board``), and a
+process group ends when its connections are cut (``links``).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from equipoise.runtime.members.links import Links, forget_groups
 from equipoise.runtime.members.secret import VARIABLE, Seal
 
 _POLL_SECONDS = 0.02  # between looks at the store while an epoch is agreed on
-_GRACE_SECONDS = 1.0  # between the first and the last member that regroup as planned
-_ATTEMPTS = 3  # at making the groups of the same members
-_MOST_SECONDS = 1e6  # that a time can be
+_GRACE_SECONDS = 1.0  # between the first and the last member when all regroup as planned
+_ATTEMPTS = 3  # at making the process groups of the same members
+_MOST_SECONDS = 1e6  # of a time that is given
 
 logger = logging.getLogger("equipoise.runtime")
 
@@ -41,17 +41,16 @@ class Epoch:
     Parameters
     ----------
     number
-        From 1; numbers grow, and no two lists of members have the same.
+        Number of the epoch, from 1; numbers grow, and each belongs to one list of members.
     members
-        Names in the order of ranks: those of the epoch before in their order, then newcomers by
-        name.
+        Names in rank order: members of the last epoch in their order, then newcomers by name.
     rank
-        Of this process.
+        Rank of this process.
     previous
-        For each member its rank in this process's last epoch, -1 if it was not in it.
+        Rank of each member in this process's last epoch, -1 for those that were not in it.
     spare
-        All members in a process group for transfers, which nothing else uses, until
-        ``renew_spare`` answers another. The default process group is for the rest.
+        Process group of all members that only transfers use, until ``renew_spare`` returns another.
+        The default process group is for everything else.
     """
 
     number: int
@@ -62,7 +61,7 @@ class Epoch:
 
 
 class Membership:
-    """The part of one process in deciding who serves, and in which process groups.
+    """One process's part in deciding who serves, and in which process groups.
 
     ::
 
@@ -72,34 +71,35 @@ class Membership:
             ...                                   # until membership.failed, or a collective raises
         membership.close()
 
-    A thread shows life in the store and watches the others. When a member dies, is silent or
-    leaves, or makes a new group, ``failed`` says so and the connections of both groups are shut
-    down: whatever waits in them raises. All members then call ``form`` again; who does not show
-    up in it for half the time-out stays out. One that was stopped and comes back finds itself
-    left behind, and gets in again as a newcomer does: by ``form``, as soon as the others regroup.
+    A thread writes signs of life to the store and watches the others. When a member dies, falls
+    silent, leaves or makes a new process group, ``failed`` says so and the connections of both
+    process groups are shut down: every wait in them raises. All members then call ``form`` again; a
+    member that does not do so for half the time-out stays out. A process that was stopped and
+    continues finds that the others went on without it, and joins as a newcomer does: it calls
+    ``form``, and is in as soon as the others regroup.
 
-    For each number one process, the first of those that want to be in, writes down the members;
-    only the first such list of a number counts, whoever else believes to be that process.
+    For each epoch number one process, the first of those that want to be in, writes the list of
+    members. Only the first list for a number counts, even if two processes write one.
 
     Parameters
     ----------
     store
-        Where the processes meet. It has to outlive them: of its owner's death they do not recover.
-        A ``FileStore`` is made without a number of processes, or it deletes its file early; it
-        grows with every beat, and a process stopped at the wrong moment keeps it locked.
+        Store in which the processes meet. It has to outlive them: they do not recover from its
+        owner's death. Make a ``FileStore`` without a number of processes, or it deletes its file
+        early; it grows with every beat, and a process stopped at the wrong moment keeps it locked.
     name
-        For people to read; a few characters are added to tell processes apart.
+        Name of the process, for people to read; a few characters are added to make it unique.
     timeout_seconds
-        Of collectives, and the longest that ``form`` waits without getting in.
+        Time-out of collectives, and the longest that ``form`` waits before it gives up.
     silence_seconds
-        Without a sign of life after which a process counts as dead.
+        Time without a sign of life after which a process counts as dead.
     beat_seconds
-        Between signs of life, and between looks at those of others.
+        Time between two signs of life, and between two looks at those of others.
     backend
-        Of both process groups.
+        Backend of both process groups.
     secret
-        What all processes share, and sign with who they are and who serves; whoever does not have
-        it gets into no group. ``None``: whoever reaches the store can join.
+        Secret that all processes share, and with which they sign who they are and who serves; a
+        process without it gets into no process group. ``None``: whoever reaches the store can join.
 
     Raises
     ------
@@ -141,12 +141,12 @@ class Membership:
 
     @property
     def failed(self) -> str | None:
-        """Why the last epoch is over; ``None`` while it is well."""
+        """Why the last epoch is over; ``None`` while it lasts."""
         return self._term.failed if self._term is not None else None
 
     @property
     def newcomers(self) -> bool:
-        """Whether a process that is not in this epoch waits to be."""
+        """Whether a process waits to join this epoch."""
         return self._term is not None and self._term.newcomers
 
     @property
@@ -155,21 +155,21 @@ class Membership:
         return self._term is not None and self._term.departures
 
     def form(self, expected: int = 1) -> Epoch:
-        """Agree on the next epoch and make its process groups; tries on until they stand.
+        """Agree on the next epoch and make its process groups; retries until they are made.
 
         Every member of the last epoch calls it, and every process that wants to join.
 
         Parameters
         ----------
         expected
-            Members that the very first epoch waits for; later ones do not look at it.
+            Number of members that the very first epoch waits for; later epochs ignore it.
 
         Raises
         ------
         EquipoiseError
-            No epoch with this process came about in ``timeout_seconds``; its group cannot be made;
-            the store does not answer; another default process group is there; this process is new,
-            and those who serve have another secret.
+            No epoch with this process came about in ``timeout_seconds``; its process groups cannot
+            be made; the store does not answer; there is another default process group; this process
+            is new, and those that serve have another secret.
         """
         check_count("expected", expected)
         if self._stop.is_set():
@@ -178,7 +178,7 @@ class Membership:
             raise EquipoiseError("There is a default process group already; destroy it first.")
         try:
             if self._term is not None and not self._term.planned(self._board.wants(), self._silent):
-                self._term.fail("this process makes a new group")
+                self._term.fail("this process makes a new process group")
             return self._form(expected)
         except BaseException as error:
             with suppress(RuntimeError):
@@ -188,20 +188,21 @@ class Membership:
             raise
 
     def renew_spare(self) -> dist.ProcessGroup:
-        """Another group in place of ``Epoch.spare``, in which a transfer has failed (collective).
+        """Make a process group in place of ``Epoch.spare``, after a transfer in it failed.
 
-        Whatever waits in the old one raises; point-to-point messages of gloo have no time-out.
+        Collective. Every wait in the old one raises: point-to-point messages of gloo have no
+        time-out.
 
         Raises
         ------
         EquipoiseError
             There is no epoch.
         RuntimeError
-            The epoch is over, or a member did not come, as from any collective.
+            The epoch is over, or a member does not take part, as in any collective.
         """
         term = self._term
         if term is None:
-            raise EquipoiseError("There is no group to renew; form an epoch first.")
+            raise EquipoiseError("There is no process group to renew; form an epoch first.")
         if term.failed is not None:  # which this process may not have noticed yet
             raise PeerError(f"The epoch is over: {term.failed}.")
         term.spare.cut()
@@ -211,11 +212,11 @@ class Membership:
         return spare.group
 
     def leave(self) -> None:
-        """Say that this process leaves: it serves on until the others regroup, and then closes."""
+        """Say that this process leaves: it serves until the others regroup, and then closes."""
         self._board.want(self.name, LEAVES)
 
     def close(self) -> None:
-        """Be gone, for the others to see, and end the process groups."""
+        """Tell the others that this process is gone, and end the process groups."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -223,7 +224,7 @@ class Membership:
         with suppress(RuntimeError):  # the store may be gone
             self._board.want(self.name, GONE)
         self._dissolve("this process has left")
-        # Threads of a group that is still referred to when the interpreter ends can abort it.
+        # A process group that is still referenced when the interpreter ends can abort it.
         self._term = None
 
     def _form(self, expected: int) -> Epoch:
@@ -234,34 +235,34 @@ class Membership:
             try:
                 self._term = self._make_groups(number, members)
                 return self._term.epoch
-            except RuntimeError as error:  # somebody has died meanwhile, most likely
+            except RuntimeError as error:  # most likely a member has died meanwhile
                 logger.warning("Epoch %d did not come about: %s", number, error)
                 forget_groups()
                 failures[members] += 1
                 if failures[members] == _ATTEMPTS:
                     raise EquipoiseError(
-                        f"The group of {', '.join(members)} cannot be made: {error}"
+                        f"The process group of {', '.join(members)} cannot be made: {error}"
                     ) from error
 
     def _agree(self, expected: int) -> tuple[int, tuple[str, ...]]:
-        """Wait for a list of members, a newer one than is known, that has this process in it."""
+        """Wait for a newer list of members that has this process in it."""
         tried, members = self._board.latest()
         number, wanted, since = tried, 0, time.monotonic()
         while number == tried or self.name not in members:
-            if self._board.strangers and not number:  # and of those with the secret nobody serves
+            if self._board.strangers and not number:  # and nobody with the secret serves
                 raise EquipoiseError(
-                    f"{self.name} is refused: those who serve at this store have another secret, "
-                    f"or none. Give all processes the same in {VARIABLE}."
+                    f"{self.name} is refused: the processes that serve at this store have another "
+                    f"secret, or none. Give all processes the same secret in {VARIABLE}."
                 )
-            if number > tried:  # without this process: it is for the next
+            if number > tried:  # without this process, which wants to be in the next
                 tried, since = number, time.monotonic()
             if wanted != self._board.next_number:
                 wanted = self._board.next_number
                 self._board.want(self.name, wanted)
             elif (waited := time.monotonic() - since) > self._timeout:
                 raise EquipoiseError(
-                    f"{self.name} got into no group in {self._timeout:g} s; the last is epoch "
-                    f"{tried} of {len(members)} members. Call form again to wait on."
+                    f"{self.name} got into no process group in {self._timeout:g} s; the last epoch "
+                    f"is {tried}, of {len(members)} members. Call form again to continue waiting."
                 )
             else:
                 self._propose(wanted, members, expected, patient=waited < self._timeout / 2)
@@ -270,7 +271,7 @@ class Membership:
         return number, members
 
     def _propose(self, number: int, old: tuple[str, ...], expected: int, *, patient: bool) -> None:
-        """Write down the members of an epoch, if it is up to this process and time for it."""
+        """Write the list of members of an epoch, if it is this process's turn and all are ready."""
         wants = self._board.wants()
         live = {name: want for name, want in wants.items() if name not in self._silent}
         order = dict.fromkeys((*old, *sorted(live)))
@@ -284,9 +285,9 @@ class Membership:
             self._board.propose(number, ready)
 
     def _make_groups(self, number: int, members: tuple[str, ...]) -> _Term:
-        """The process groups of an epoch; all its members do it at the same time.
+        """Make the process groups of an epoch; all its members do it at the same time.
 
-        They were alive a moment ago, so the time to wait for them is short until all are there.
+        They were alive a moment ago, so the time-out is short until all have arrived.
         """
         patience = timedelta(seconds=min(self._timeout, 2 * self._silence))
         rank = members.index(self.name)
@@ -327,7 +328,7 @@ class Membership:
                 dist.destroy_process_group()
 
     def _keep_watch(self, board: Board) -> None:
-        """The thread: show life, look at the others."""
+        """Run the thread: show signs of life, look at those of the others."""
         watch = Watch(self._beat, self._silence)
         try:
             while not self._stop.wait(self._beat):
@@ -339,7 +340,7 @@ class Membership:
             self._end_term(f"the store does not answer: {error}")
 
     def _judge(self, term: _Term, board: Board) -> None:
-        """Whether the epoch is over, and who wants in or out."""
+        """Find out whether the epoch is over, and who wants to join or leave."""
         number, members = term.epoch.number, term.epoch.members
         latest, _ = board.latest()
         wants = board.wants()
@@ -354,7 +355,7 @@ class Membership:
             term.fail(f"no sign of life of {', '.join(silent)} for {self._silence:g} s")
         elif term.behind(gone + ahead, _GRACE_SECONDS if planned else 0):
             said = [f"{name} has left" for name in gone]
-            term.fail(", ".join(said + [f"{name} makes a new group" for name in ahead]))
+            term.fail(", ".join(said + [f"{name} makes a new process group" for name in ahead]))
 
 
 @dataclass
@@ -367,12 +368,12 @@ class _Term:
     newcomers: bool = False
     departures: bool = False
     failed: str | None = None
-    ended: bool = False  # the groups are destroyed
+    ended: bool = False  # the process groups are destroyed
     _going_since: float = math.inf
     _lock: Lock = field(default_factory=Lock)
 
     def fail(self, why: str) -> None:
-        """End what waits in the groups, the first time it is called."""
+        """End every wait in the process groups, the first time it is called."""
         with self._lock:
             if self.failed is not None:
                 return
@@ -382,14 +383,14 @@ class _Term:
         logger.info("Epoch %d is over: %s.", self.epoch.number, why)
 
     def replace_spare(self, spare: Links) -> None:
-        """Let another group end with the epoch."""
+        """Have another process group end with the epoch."""
         with self._lock:
             self.spare = spare
             if self.failed is not None:  # meanwhile
                 spare.cut()
 
     def planned(self, wants: dict[str, int], silent: frozenset[str]) -> bool:
-        """Take in who wants in or out; whether there is a reason to regroup without a failure."""
+        """Take in who wants to join or leave; return whether that is a reason to regroup."""
         number, members = self.epoch.number, self.epoch.members
         self.newcomers = any(
             want > number and name not in members and name not in silent

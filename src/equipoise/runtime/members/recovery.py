@@ -1,7 +1,7 @@
-"""A model on other ranks than before: some have died or left, some have come.
+"""A model on other ranks than before: some have died or left, some have joined.
 
-Every rank looks at what its slots hold (``holdings``). Rank 0 decides what they shall hold
-(``decision``), and of that every rank keeps what it has, copies from its peers what they have, and
+Every rank looks at what its slots hold (``holdings``). Rank 0 decides what they are to hold
+(``decision``). Then every rank keeps the experts it has, copies those that other ranks have, and
 reads the rest from the checkpoint (``filling``).
 """
 
@@ -21,7 +21,7 @@ from equipoise.control.messages import decode, encode
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.plan.weigh.failover import Content
-from equipoise.runtime.members.agreement import Group, gather
+from equipoise.runtime.members.agreement import ProcessGroup, gather
 from equipoise.runtime.members.decision import Decision, decide
 from equipoise.runtime.members.filling import Filling
 from equipoise.runtime.members.holdings import Brought, held_by, served_by
@@ -35,25 +35,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What a rebuild has done; but for the time the same on every rank. As text, a sentence or two.
+    """What a rebuild has done; all ranks agree but for the time. As text, a sentence or two.
 
     Parameters
     ----------
     num_ranks
-        Ranks that serve now.
+        Number of ranks that serve now.
     newcomers
-        Those of them that had nothing.
+        Number of ranks among them that had no model.
     kept, copied, reloaded
-        Slots, all layers and ranks together: left as they were, filled from a rank that had the
-        expert, read from the checkpoint.
+        Numbers of slots, over all layers and ranks: left as they were, copied from a rank that had
+        the expert, read from the checkpoint.
     wrong
-        Slots that held other bytes than they should have, one sentence each; none of them serves.
+        Slots that did not hold the bytes they should, one sentence each; none of them serves.
     slots_per_rank
-        Slots of a layer on each rank.
+        Number of slots of a layer on each rank.
     more_bytes
-        Memory that each rank now takes for experts beyond what it took before.
+        Bytes of memory that each rank now takes for experts beyond what it took before.
     seconds
-        How long it took this rank.
+        Time that it took this rank.
     """
 
     num_ranks: int
@@ -72,7 +72,7 @@ class Recovered:
             f"{self.copied} copied, {self.reloaded} reloaded in {self.seconds:.2f} s."
         )
         if self.wrong:
-            text += f" {len(self.wrong)} slots held what they should not."
+            text += f" {len(self.wrong)} slots held other bytes than they should."
         if self.more_bytes > 0:
             text += (
                 f" Each rank now has {self.slots_per_rank} slots a layer, which take "
@@ -82,12 +82,12 @@ class Recovered:
 
 
 class RankError(EquipoiseError):
-    """Something went wrong on one rank, which alone cannot go on.
+    """An error on one rank; only that rank cannot go on.
 
     Parameters
     ----------
     rank, text
-        Which, and what, a sentence.
+        Number of the rank, and what went wrong, a sentence.
     """
 
     def __init__(self, rank: int, text: str) -> None:
@@ -100,45 +100,46 @@ def rebuild(
     checkpoint: Checkpoint | None,
     *,
     topology: Callable[[int], Topology] = Topology,
-    group: Group = None,
+    group: ProcessGroup = None,
     load_LE: ArrayLike | None = None,
     slots_per_rank: int | None = None,
     compute: ExpertFunction = swiglu,
     dispatch: str | Dispatcher = "even",
     max_num_tokens: int | None = None,
 ) -> tuple[ExpertParallelModel, Recovered]:
-    """Have a model served by the ranks of a new group, whatever each of them holds.
+    """Serve a model on the ranks of a new process group, whatever each of them holds.
 
-    Every rank of the group has to call it. Where it raises, the model can be given to it again,
-    with another group: what has been done by then counts. Recording ends.
+    Every rank of the process group has to call it. If it raises, call it again with the same model
+    and another process group: it keeps what was done by then. Recording ends.
 
     Parameters
     ----------
     model
-        What this rank has served, over a group that may be dead; changed in place. ``None`` on a
-        rank that is new.
+        Model that this rank has served, over a process group that may be dead; changed in place.
+        ``None`` on a new rank.
     checkpoint
-        What the model was loaded from. ``None``: there is none, an expert that is lost is an error,
-        and so is a rank without a model.
+        Checkpoint that the model was loaded from. ``None``: there is none, so a lost expert is an
+        error, and so is a rank without a model.
     topology
-        The devices, from their number; asked on rank 0.
+        Topology for a number of ranks; called on rank 0.
     group
-        The ranks; ``None``: all processes.
+        Process group of the ranks; ``None``: all processes.
     load_LE
-        Loads to balance, ``(L, E)``; read on rank 0. ``None``, or no load at all: all alike.
+        Loads to balance, ``(L, E)``; read on rank 0. ``None`` or all zero: equal loads.
     slots_per_rank
-        Slots of a layer on each rank, more if it takes more to hold all experts; read on rank 0.
-        ``None``: as many as before.
+        Number of slots of a layer on each rank, raised if all experts need more; read on rank 0.
+        ``None``: the same as before.
     compute, dispatch, max_num_tokens
         See ``ExpertParallelLayer``.
 
     Raises
     ------
     EquipoiseError
-        On every rank: experts that are lost, and no checkpoint; a checkpoint of another model; no
-        rank with a model; ranks with different models; ranks without room for all experts.
+        On every rank: experts are lost and there is no checkpoint; the checkpoint is of another
+        model; no rank has a model; ranks have different models; the ranks have too little room for
+        all experts.
     RankError
-        On every rank: what went wrong on one of them; the others may go on without it.
+        On every rank: something went wrong on one of them; the others can go on without it.
     """
     began, rank = time.monotonic(), dist.get_rank(group)
     part = _Part(model, checkpoint)
@@ -149,9 +150,9 @@ def rebuild(
             Decision | None,
             group,
         )[0]
-    except RankError as error:  # any other rank would decide the same
+    except RankError as error:  # another rank in its place would fail in the same way
         raise EquipoiseError(str(error)) from error
-    assert decision is not None  # of rank 0
+    assert decision is not None  # rank 0 has decided
     for row in range(decision.placement.num_layers):
         filling = Filling(decision, row, rank, part.old_weights(row), part.device)
         _everywhere(partial(filling.prepare, checkpoint), None, group)
@@ -178,12 +179,12 @@ class _Part:
         self._layers: list[ExpertParallelLayer] = []
 
     def bring(self) -> Brought:
-        """Look at what there is; of a new model, load all but the routed experts."""
+        """Look at what this rank has; a new rank loads all but the routed experts."""
         checkpoint = self._checkpoint
         has = None if checkpoint is None else (checkpoint.layer_ids, checkpoint.num_experts)
         if self._model is None:
             if checkpoint is None:
-                raise EquipoiseError("There is no model on this rank, and no checkpoint of one.")
+                raise EquipoiseError("This rank has neither a model nor a checkpoint of one.")
             self.device = checkpoint.device
             self._body = checkpoint.read_rest()
             return Brought(None, [], [], has)
@@ -195,11 +196,11 @@ class _Part:
         )
 
     def old_weights(self, row: int) -> dict[str, Tensor]:
-        """What the slots of a layer hold; nothing in a new model."""
+        """Weights in the slots of a layer; empty in a new model."""
         return {} if self._model is None else self._model.layers[row].weights
 
     def put(self, row: int, layer: ExpertParallelLayer) -> None:
-        """Let the new layer serve; the old one's memory is free then."""
+        """Let the new layer serve, which frees the memory of the old one."""
         if self._model is None:
             self._layers.append(layer)
         else:
@@ -211,13 +212,13 @@ class _Part:
         return self._model or assemble(self._body, self._layers)
 
 
-def _everywhere(do: Callable[[], T], kind: Any, group: Group) -> list[T]:
-    """Do something on every rank: what each has made of it, of a type, or the same error on all."""
+def _everywhere(do: Callable[[], T], kind: Any, group: ProcessGroup) -> list[T]:
+    """Call a function on every rank and gather the results; one rank's error is raised on all."""
     made: T | None = None
     failure: Exception | None = None
     try:
         made = do()
-    except Exception as error:  # whatever it is, the others must not wait for this rank
+    except Exception as error:  # of any kind: the others must not wait for this rank
         failure = error
     mine = encode(made), None if failure is None else str(failure)
     told = gather(mine, tuple[bytes, str | None], group)

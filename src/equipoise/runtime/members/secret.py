@@ -1,7 +1,7 @@
-"""A secret that the processes of a group share, and what they sign with it.
+"""A secret that processes share, and the signatures they make with it.
 
-The store in which they meet lets in whoever reaches it. So what decides who serves is signed there,
-and what is not signed with the group's secret does not exist for its members.
+The store in which they meet lets in whoever reaches it. So the entries that decide who serves are
+signed, and the members ignore entries that are not signed with their secret.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ _UNSIGNED = "-"
 
 
 class Seal:
-    """Signs entries of a store with HMAC-SHA256, and tells which are signed.
+    """Signs entries of a store with HMAC-SHA256, and checks signatures.
 
     Parameters
     ----------
     secret
-        At least 16 characters; ``None``: entries are not signed, and those that are do not count.
+        Secret of at least 16 characters; ``None``: entries are not signed, and signed ones are
+        ignored.
 
     Raises
     ------
@@ -41,11 +42,11 @@ class Seal:
         self._secret = None if secret is None else secret.encode()
 
     def close(self, key: str, text: str) -> str:
-        """The entry of a key, signed."""
+        """Sign the entry of a key."""
         return f"{self._mac(key, text)} {text}"
 
     def open(self, key: str, entry: bytes) -> str | None:
-        """What an entry says; ``None`` if it is not signed, or not for this key."""
+        """The text of an entry; ``None`` if it is not signed, or not for this key."""
         mac, _, text = entry.decode(errors="replace").partition(" ")
         mine = self._mac(key, text)
         return text if hmac.compare_digest(mac.encode(), mine.encode()) else None
@@ -57,12 +58,12 @@ class Seal:
 
 
 def secret_of(given: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The secret given, or that of the environment: itself, or the first line of its file.
+    """The secret given, or else the one in the environment: a value, or the first line of a file.
 
     Raises
     ------
     EquipoiseError
-        Both variables, or a file that cannot be read.
+        Both variables are set, or the file cannot be read.
     """
     if given is not None:
         return given

@@ -1,4 +1,4 @@
-"""Which slot serves each choice of the tokens of a rank: by quotas, by an engine's rule, on a GPU.
+"""Which slot serves each choice of a rank's tokens: by quotas, by an engine's rule, on a GPU.
 
 Letters: ``D`` tokens of this rank, ``K`` choices of a token; ``R``, ``S``, ``E`` as everywhere.
 """
@@ -29,8 +29,8 @@ class Assigned:
     slots
         Slot of each choice, ``(D, K)``, on the device of the ids; -1 for ids outside ``[0, E)``.
     quotas
-        Assignments from each rank to each slot, ``(R, S)``; ``None`` where a rank knows its own
-        only, and the ranks have to tell each other.
+        Assignments from each rank to each slot, ``(R, S)``; ``None`` if a rank knows only its own,
+        so that the ranks have to tell each other.
     """
 
     slots: Tensor
@@ -39,43 +39,43 @@ class Assigned:
 
 @runtime_checkable
 class TokenAssignment(Protocol):
-    """Gives the choices of tokens their slots, the same way on every rank.
+    """Chooses the slot of each choice of the tokens, in the same way on every rank.
 
-    The text of it (``str``) has to be the same on every rank that means the same.
+    Its text (``str``) has to be the same on ranks that assign in the same way.
     """
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """How planners are to expect the copies to share a load."""
+        """Dispatcher by which planners expect the copies to share a load."""
         ...
 
     def assign(
         self, ids_DK: Tensor, load_RE: NDArray[np.int64], placement: Placement, rank: int
     ) -> Assigned:
-        """Slots for the tokens of one rank.
+        """Choose slots for the tokens of one rank.
 
         Parameters
         ----------
         ids_DK
-            Expert ids; outside ``[0, E)`` is padding.
+            Expert ids; ids outside ``[0, E)`` are padding.
         load_RE
             Assignments of all ranks in this batch.
         placement
-            Of one layer, the one that is served.
+            Placement of the layer, one row.
         rank
-            The one whose tokens these are.
+            Rank whose tokens these are.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ByQuotas:
-    """Every slot exactly its quota of a dispatcher, and a token on few ranks within that.
+    """Gives every slot exactly its quota of a dispatcher, and keeps a token on few ranks.
 
     Parameters
     ----------
     dispatcher
-        Shares each batch over the copies.
+        Dispatcher that shares each batch over the copies.
     """
 
     dispatcher: Dispatcher
@@ -83,7 +83,7 @@ class ByQuotas:
     def assign(
         self, ids_DK: Tensor, load_RE: NDArray[np.int64], placement: Placement, rank: int
     ) -> Assigned:
-        """Split the batch, then ``assign_tokens``; no rank need be asked for anything."""
+        """Split the batch, then ``assign_tokens``; no rank has to ask another."""
         quota_RS = self.dispatcher.split(load_RE[None], placement).source_quotas[0]
         slot_DK = assign_tokens(ids_DK.cpu().numpy(), quota_RS[rank], placement)
         return Assigned(torch.from_numpy(slot_DK).to(ids_DK.device), quota_RS)
@@ -95,18 +95,18 @@ class SlotRule(Dispatcher, Protocol):
     def slots(
         self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
     ) -> NDArray[np.int64]:
-        """The slot of each choice of the tokens of one rank, whatever others have; -1 for none."""
+        """Choose slots for the tokens of one rank, without those of others; -1 for padding."""
         ...
 
 
 @dataclass(frozen=True)
 class ByRule:
-    """As an engine's rule sends tokens: ``ByRule(SglangStatic())``.
+    """Assigns tokens as an engine's rule does: ``ByRule(SglangStatic())``.
 
     Parameters
     ----------
     dispatcher
-        The rule.
+        Rule of the engine.
     """
 
     dispatcher: SlotRule
@@ -114,7 +114,7 @@ class ByRule:
     def assign(
         self, ids_DK: Tensor, load_RE: NDArray[np.int64], placement: Placement, rank: int
     ) -> Assigned:
-        """Ask the rule, which looks at these tokens only."""
+        """Apply the rule, which looks at these tokens only."""
         del load_RE
         slot_DK = self.dispatcher.slots(ids_DK.cpu().numpy(), placement, rank=rank)
         return Assigned(torch.from_numpy(slot_DK).to(ids_DK.device))
@@ -122,12 +122,12 @@ class ByRule:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """Min-max dispatch where the tokens are: ``GpuMinMax``, all ranks taken to be equally fast.
+    """Min-max dispatch on the tokens' device: ``GpuMinMax``, with all ranks equally fast.
 
     Parameters
     ----------
     backend
-        Of ``GpuMinMax``.
+        See ``GpuMinMax``.
     """
 
     backend: Literal["triton", "torch"] | None = None
@@ -137,19 +137,19 @@ class OnDevice:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The same on the host."""
+        """The same dispatcher on the host."""
         return MinMax()
 
     def assign(
         self, ids_DK: Tensor, load_RE: NDArray[np.int64], placement: Placement, rank: int
     ) -> Assigned:
-        """Solve, and number the assignments of each expert in the order of ranks."""
+        """Solve, and number the assignments of each expert in rank order."""
         solver = GpuMinMax(placement=self._on(ids_DK.device, placement), backend=self.backend)
         counts = torch.from_numpy(load_RE).to(ids_DK.device, torch.int32)
         return Assigned(solver.dispatch(ids_DK, 0, counts=counts, source=rank).long())
 
     def _on(self, device: torch.device, placement: Placement) -> GpuPlacement:
-        """The layer's placement on the device, made again when experts have moved."""
+        """The layer's placement on the device, copied again when experts have moved."""
         (layer_id,) = placement.layer_ids
         placed = self._placed.get(layer_id)
         if placed is None or placed.host is not placement or placed.device != device:
@@ -160,12 +160,12 @@ class OnDevice:
 def token_assignment(
     dispatch: str | Dispatcher | TokenAssignment, topology: Topology | None = None
 ) -> TokenAssignment:
-    """The assignment meant: one as it is, or the quotas of a dispatcher.
+    """Return an assignment as it is, or one by the quotas of a dispatcher.
 
     Parameters
     ----------
     dispatch
-        An assignment, a dispatcher or the name of one.
+        Assignment, dispatcher or name of a dispatcher.
     topology
         Speeds and nodes of the ranks, for a name.
 

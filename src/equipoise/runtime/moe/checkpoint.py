@@ -1,4 +1,4 @@
-"""What a saved model has on disk: everything but the routed experts, and any of these.
+"""Reading a saved model: everything but the routed experts, and any routed experts.
 
 The layout is that of transformers' Qwen2-MoE in one safetensors file.
 """
@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from equipoise.errors import EquipoiseError, FormatError
 
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Tensors of an expert, and what each is stored as."""
+"""Tensors of an expert, and the names under which each is stored."""
 
 
 class Checkpoint:
-    """A saved Qwen2-MoE model, read in parts: of the routed experts only those asked for.
+    """A saved Qwen2-MoE model, of which only the routed experts asked for are read.
 
     Parameters
     ----------
     folder
-        With ``config.json`` and ``model.safetensors``, as ``save_pretrained`` writes them.
+        Folder with ``config.json`` and ``model.safetensors``, as ``save_pretrained`` writes them.
         Nothing is downloaded and no code from the folder is run.
     dtype
-        Of weights and computation.
+        Number type of weights and computation.
     device
-        Where tensors are put.
+        Device of the tensors.
 
     Raises
     ------
     EquipoiseError
-        A model of another family or activation, or without routed experts.
+        The model is of another family or activation, or has no routed experts.
     FormatError
-        A configuration that is missing or damaged.
+        The configuration is missing or damaged.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Checkpoint:
         model = self._without_weights()
         self.num_experts: int = model.config.num_experts
         self.vocab_size: int = model.config.vocab_size
-        """Token ids of the model, from 0."""
+        """Number of token ids of the model, which start at 0."""
         self.most_tokens: int = model.config.max_position_embeddings
-        """Tokens of one sequence that the model is made for."""
+        """Longest sequence that the model is made for, in tokens."""
         self._experts = {i: block.experts for i, block in moe_blocks(model).items()}
         if not self._experts:
             raise EquipoiseError(
@@ -68,12 +68,12 @@ class Checkpoint:
         return tuple(self._experts)
 
     def read_slots(self, layer_id: int, experts: Sequence[int]) -> dict[str, Tensor]:
-        """The tensors of some experts of a layer, ``(len(experts), ...)`` each, by name.
+        """Read the tensors of some experts of a layer, ``(len(experts), ...)`` each, by name.
 
         Raises
         ------
         FormatError
-            A file that is missing, damaged, or lacks a tensor.
+            The file is missing or damaged, or lacks a tensor.
         """
         prefix = f"model.layers.{layer_id}.mlp.experts"
         slots = {}
@@ -94,12 +94,12 @@ class Checkpoint:
         return slots
 
     def read_rest(self) -> Any:
-        """The model with all its weights but the routed experts, whose places are left empty.
+        """Read the model with all weights but the routed experts, whose places are left empty.
 
         Raises
         ------
         FormatError
-            A file that is missing, damaged, or not what the configuration says.
+            The file is missing or damaged, or not what the configuration says.
         """
         model = self._without_weights()
         for block in moe_blocks(model).values():
@@ -113,10 +113,10 @@ class Checkpoint:
             }
         if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        with _told(f"{self._path} is not that of its config.json"):
+        with _told(f"{self._path} does not fit its config.json"):
             model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
-        # The one part that is computed, not stored; it was made without memory like the others.
+        # The only part that is computed, not stored; so far it has no memory, like the others.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self.device)
         return model.eval()
 
@@ -126,17 +126,15 @@ class Checkpoint:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """The file of tensors; what it says of what is wrong with it becomes a ``FormatError``."""
+        """Open the file of tensors; errors of the library become a ``FormatError``."""
         try:
             with safe_open(self._path, "pt", device=str(self.device)) as file:
                 yield file
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise FormatError(
-                f"{self._path} is not the checkpoint of its config.json: {error}."
-            ) from error
+            raise FormatError(f"{self._path} does not fit its config.json: {error}.") from error
 
     def _without_weights(self) -> Any:
-        """The model as configured, with none of its memory taken."""
+        """Make the model as configured, without memory for its weights."""
         try:
             from transformers import AutoConfig, AutoModelForCausalLM
         except ImportError as error:
@@ -163,14 +161,14 @@ class Checkpoint:
                 f"{path} chooses {config.num_experts_per_tok} of {config.num_experts} experts for "
                 "each token; expected at least 1 and at most all of them."
             )
-        auto: Any = AutoModelForCausalLM  # not annotated throughout
+        auto: Any = AutoModelForCausalLM  # transformers does not annotate all of it
         with _told(f"{path} is no configuration of a model"), torch.device("meta"):
             return auto.from_config(config, dtype=self.dtype)
 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """What a library says of a value, each in its own way, as a ``FormatError`` of one line."""
+    """Turn any error of a library about a value into a ``FormatError`` of one line."""
     try:
         yield
     except Exception as error:
@@ -179,6 +177,6 @@ def _told(what: str) -> Iterator[None]:
 
 
 def moe_blocks(model: Any) -> dict[int, Any]:
-    """The modules of a model with routed ``experts``, by the model's layer numbers."""
+    """The modules of a model that have routed ``experts``, by the model's layer numbers."""
     layers = enumerate(model.model.layers)
     return {number: layer.mlp for number, layer in layers if hasattr(layer.mlp, "experts")}

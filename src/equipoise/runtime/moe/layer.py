@@ -20,7 +20,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.dispatch.chunking import chunk_tokens
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group, agree, peers
+from equipoise.runtime.members.agreement import ProcessGroup, agree, peers
 from equipoise.runtime.moe.assignment import TokenAssignment, token_assignment
 from equipoise.runtime.moe.recorder import LoadRecorder, count_experts
 from equipoise.runtime.moving.checksum import expert_checksum
@@ -41,7 +41,7 @@ class ExpertFunction(Protocol):
         rows
             Tokens ``(n, H)``, those of slot 0 first.
         counts
-            Rows of each slot, ``C`` numbers that sum to ``n``.
+            Number of rows of each slot, ``C`` numbers that sum to ``n``.
         weights
             Tensors by name, ``(C, ...)`` each.
 
@@ -53,7 +53,7 @@ class ExpertFunction(Protocol):
 
 
 def swiglu(rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]) -> Tensor:
-    """Gated experts, ``down(silu(gate(x)) * up(x))``: those of Mixtral, Qwen-MoE and DeepSeek.
+    """Compute gated experts, ``down(silu(gate(x)) * up(x))``, as in Mixtral, Qwen-MoE and DeepSeek.
 
     Weights are ``gate_up_proj`` ``(C, 2 F, H)``, gate first, and ``down_proj`` ``(C, H, F)``.
     """
@@ -70,39 +70,39 @@ def swiglu(rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]) -
 class ExpertParallelLayer(nn.Module):
     """The routed experts of a layer: this rank computes those in its slots, for all ranks' tokens.
 
-    Called as transformers calls the experts of a layer, so that it can stand in their place; the
-    router and a shared expert stay with the model. In every forward pass the ranks exchange how
-    many assignments each expert has, share them over the copies by the same rule, send every
-    assignment to its slot and get it back. A token adds up what its experts answer in the order of
-    its choices, on its own rank: no sum depends on where experts are.
+    Transformers calls it in place of the experts of a layer; the router and a shared expert stay
+    with the model. In every forward pass the ranks exchange how many assignments each expert has,
+    share them over the copies by the same rule, send every assignment to its slot and get the
+    result back. The results of a token are added on its own rank in the order of its choices, so no
+    sum depends on where experts are.
 
-    Making one and calling it are collective: every rank of the group does it, and a rank without
-    tokens calls it with none.
+    The constructor and the call are collective: every rank of the process group takes part, and a
+    rank without tokens calls it with none.
 
     Parameters
     ----------
     placement
-        The slots of this layer, a placement of one layer.
+        Placement of this layer, one row.
     weights
-        What this rank's slots hold: tensors by name, ``(C, ...)`` each, everything that belongs
-        to an expert, scales included. Kept, and changed in place when experts move.
+        Tensors in this rank's slots by name, ``(C, ...)`` each: everything that belongs to an
+        expert, scales included. The layer keeps them and changes them in place when experts move.
     compute
-        What an expert computes.
+        Function that computes the experts.
     dispatch
-        A dispatcher or its name, whose quotas are met exactly; or another ``TokenAssignment``.
+        Dispatcher or its name, whose quotas are met exactly; or another ``TokenAssignment``.
     topology
         Speeds and nodes of the ranks, for a dispatcher given by name.
     group
-        The ranks; ``None``: all processes.
+        Process group of the ranks; ``None``: all processes.
     max_num_tokens
-        Serve a forward pass in as many chunks as its tokens, all ranks together, over this;
+        Number of tokens, over all ranks, beyond which a forward pass is served in chunks;
         ``None``: always in one.
 
     Raises
     ------
     EquipoiseError
-        On every rank alike: ranks that disagree, copies of an expert that differ. On this rank:
-        a placement of several layers or of other ranks, weights for other slots.
+        On every rank: the ranks disagree, or copies of an expert differ. On this rank: the
+        placement has several layers or is for other ranks, or the weights are for other slots.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ExpertParallelLayer(nn.Module):
         compute: ExpertFunction = swiglu,
         dispatch: str | Dispatcher | TokenAssignment = "even",
         topology: Topology | None = None,
-        group: Group = None,
+        group: ProcessGroup = None,
         max_num_tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class ExpertParallelLayer(nn.Module):
         _check(placement, weights, dist.get_world_size(group))
         self.placement = placement
         self._names = tuple(sorted(weights))
-        for number, name in enumerate(self._names):  # a name may be anything, a buffer's may not
+        for number, name in enumerate(self._names):  # names of buffers are restricted
             held = weights[name].detach().contiguous()
             self.register_buffer(f"_slots_{number}", held, persistent=False)
         self.compute = compute
@@ -132,7 +132,7 @@ class ExpertParallelLayer(nn.Module):
         self.max_num_tokens = max_num_tokens
         self.recorder: LoadRecorder | None = None
         self.meter: Callable[[NDArray[np.int64]], None] | None = None
-        """Told what each rank computes of every chunk: assignments, ``(R,)``."""
+        """Function called with the assignments of each rank in every chunk, ``(R,)``."""
         self.real: Tensor | None = None
         agree(
             f"layer {self.layer_id}",
@@ -154,7 +154,7 @@ class ExpertParallelLayer(nn.Module):
     def commit(
         self, placement: Placement, slots: Iterable[int], contents: Mapping[str, Tensor]
     ) -> None:
-        """Serve another placement from now on: see ``SlotStore``. Weights change in place."""
+        """Serve another placement from now on, see ``SlotStore``; weights change in place."""
         write_slots(self.weights, slots, contents)
         self.placement = placement
 
@@ -162,15 +162,15 @@ class ExpertParallelLayer(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve the tokens of all ranks.
 
-        Tokens that ``self.real``, ``(D,)`` bool, says are none, and ids outside ``[0, E)``, are
-        served by no expert: what they get is zero.
+        Tokens that are false in ``self.real``, ``(D,)`` bool, and ids outside ``[0, E)`` are served
+        by no expert: their result is zero.
 
         Parameters
         ----------
         hidden_states
-            ``(D, H)``.
+            Hidden states of the tokens, ``(D, H)``.
         top_k_index, top_k_weights
-            The chosen experts and what their answers are multiplied with, ``(D, K)``.
+            Chosen experts, and the factors of their results, ``(D, K)``.
 
         Returns
         -------
@@ -179,7 +179,7 @@ class ExpertParallelLayer(nn.Module):
         Raises
         ------
         EquipoiseError
-            Shapes that do not fit; other ranks then wait until their time is out.
+            Shapes do not fit; the other ranks then wait until their time-out.
         """
         _check_given(hidden_states, top_k_index, top_k_weights)
         ids_DK = top_k_index
@@ -194,9 +194,9 @@ class ExpertParallelLayer(nn.Module):
         return torch.cat([hidden_states[:0], *(self._serve(*chunk) for chunk in chunks)])
 
     def _loads(self, ids_DK: Tensor, counts: Tensor) -> tuple[NDArray[np.int64], list[int]]:
-        """Assignments of each chunk by source rank, ``(chunks, R, E)``; this rank's tokens of each.
+        """Assignments of each chunk by source rank, ``(chunks, R, E)``; this rank's tokens in each.
 
-        One collective, and a second one where there are several chunks.
+        Takes one collective, and a second one if there are several chunks.
         """
         tokens = counts.new_full((1,), len(ids_DK))
         load_RE = self._gather(torch.cat([counts, tokens]))
@@ -211,7 +211,7 @@ class ExpertParallelLayer(nn.Module):
         return self._gather(by_chunk).swapaxes(0, 1), sizes
 
     def _gather(self, mine: Tensor) -> NDArray[np.int64]:
-        """A tensor of every rank, ``(R, ...)``."""
+        """Gather a tensor of every rank, ``(R, ...)``."""
         every = mine.new_empty((self.placement.num_ranks, *mine.shape))
         with peers():
             dist.all_gather(list(every), mine.contiguous(), group=self.group)
@@ -221,7 +221,7 @@ class ExpertParallelLayer(nn.Module):
     def _serve(
         self, load_RE: NDArray[np.int64], hidden_DH: Tensor, ids_DK: Tensor, weight_DK: Tensor
     ) -> Tensor:
-        """Have the tokens of one chunk served, and serve what others send."""
+        """Send the tokens of one chunk, serve those that arrive, and return the results."""
         assigned = self.assignment.assign(ids_DK, load_RE, self.placement, self.rank)
         quota_RS = self._tell(assigned.slots) if assigned.quotas is None else assigned.quotas
         D, K = ids_DK.shape
@@ -240,11 +240,11 @@ class ExpertParallelLayer(nn.Module):
         return _combine(answer.view(D, K, hidden_DH.shape[1]), weight_DK)
 
     def _tell(self, slot_DK: Tensor) -> NDArray[np.int64]:
-        """What every rank sends to each slot, ``(R, S)``; one collective."""
+        """Number of assignments from every rank to each slot, ``(R, S)``; takes one collective."""
         return self._gather(count_experts(slot_DK, self.placement.num_slots))
 
     def _answer(self, arrived: Tensor, took_RC: NDArray[np.int64]) -> Tensor:
-        """What this rank's experts make of the rows that arrived, by source and slot."""
+        """Compute this rank's experts on the rows that arrived, ordered by source and slot."""
         slot = np.tile(np.arange(took_RC.shape[1]), len(took_RC)).repeat(took_RC.ravel())
         by_slot = torch.from_numpy(np.argsort(slot, kind="stable")).to(arrived.device)
         answers = torch.empty_like(arrived)
@@ -254,10 +254,10 @@ class ExpertParallelLayer(nn.Module):
         return answers
 
     def _exchange(self, rows: Tensor, sent: NDArray[np.int64], took: NDArray[np.int64]) -> Tensor:
-        """Send so many rows to each rank, and take so many from each."""
+        """Exchange rows with all ranks, given the numbers to send and to receive."""
         arrived = rows.new_empty((int(took.sum()), rows.shape[1]))
         with peers():
-            dist.all_to_all_single(  # as bytes, so that every number format can travel
+            dist.all_to_all_single(  # as bytes, which work for every number type
                 arrived.view(torch.uint8),
                 rows.view(torch.uint8),
                 took.tolist(),
@@ -267,7 +267,7 @@ class ExpertParallelLayer(nn.Module):
         return arrived
 
     def _gather_checksums(self) -> tuple[int, ...]:
-        """The checksum of each expert, ``E`` numbers, after making sure that its copies agree."""
+        """Gather the checksum of each expert, ``E`` numbers, and make sure that copies agree."""
         slots = range(self.placement.slots_per_rank)
         mine = torch.stack([expert_checksum(self.weights, slot) for slot in slots])
         of_slot = self._gather(mine).ravel().tolist()
@@ -295,8 +295,8 @@ def _check(placement: Placement, weights: Mapping[str, Tensor], num_ranks: int) 
         raise EquipoiseError(f"The placement has {placement.num_layers} layers; expected one.")
     if placement.num_ranks != num_ranks:
         raise EquipoiseError(
-            f"The placement is for {placement.num_ranks} ranks, the group has {num_ranks}; "
-            "make a placement for this group."
+            f"The placement is for {placement.num_ranks} ranks, the process group has {num_ranks}; "
+            f"make a placement for {num_ranks} ranks."
         )
     if not weights:
         raise EquipoiseError("No weights; expected tensors of the experts by name.")
@@ -304,7 +304,7 @@ def _check(placement: Placement, weights: Mapping[str, Tensor], num_ranks: int) 
         if tensor.shape[:1] != (placement.slots_per_rank,):
             raise EquipoiseError(
                 f"Weights {name!r} have shape {tuple(tensor.shape)}; expected "
-                f"{placement.slots_per_rank} slots first, those of this rank."
+                f"a first axis of {placement.slots_per_rank}, the slots of this rank."
             )
 
 

@@ -1,7 +1,7 @@
 """A transformers model whose routed experts are spread over the ranks of a process group.
 
-Everything else of the model is on every rank, which serves its own sequences: data-parallel
-attention, expert-parallel experts, the usual layout of wide expert parallelism.
+The rest of the model is on every rank, and each rank serves its own sequences: data-parallel
+attention and expert-parallel experts, the usual layout of wide expert parallelism.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group, agree
+from equipoise.runtime.members.agreement import ProcessGroup, agree
 from equipoise.runtime.moe.assignment import TokenAssignment
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
 from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
@@ -32,15 +32,15 @@ from equipoise.topology import Topology
 class ExpertParallelModel:
     """A causal language model and its expert-parallel layers, run in step with all ranks.
 
-    ``load_model`` makes one. Every rank runs as many forward passes as every other; a rank with
-    nothing to serve gives an empty batch.
+    ``load_model`` makes one. All ranks run the same number of forward passes; a rank with nothing
+    to serve gives an empty batch.
 
     Parameters
     ----------
     model
-        Called as transformers' causal language models are; its routed experts are ``layers``.
+        Causal language model of transformers, whose routed experts are ``layers``.
     layers
-        By ascending layer number, all of one group.
+        Expert-parallel layers in ascending order, all of one process group.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[ExpertParallelLayer]) -> None:
@@ -49,12 +49,12 @@ class ExpertParallelModel:
         self.recorder: LoadRecorder | None = None
 
     @property
-    def group(self) -> Group:
-        """The ranks that serve together."""
+    def group(self) -> ProcessGroup:
+        """Process group of the ranks that serve together."""
         return self.layers[0].group
 
     def replace(self, row: int, layer: ExpertParallelLayer) -> None:
-        """Let another layer serve in the place of one, which is let go of."""
+        """Replace the layer of a row by another."""
         old = self.layers[row]
         place = next(name for name, module in self.model.named_modules() if module is old)
         self.model.set_submodule(place, layer)
@@ -62,7 +62,7 @@ class ExpertParallelModel:
 
     @property
     def placement(self) -> Placement:
-        """Where experts are now, all layers."""
+        """Where the experts of all layers are now."""
         first = self.layers[0].placement
         return Placement(
             np.concatenate([layer.placement.slots for layer in self.layers]),
@@ -72,7 +72,7 @@ class ExpertParallelModel:
         )
 
     def record(self, *, window: int = 1000, iterations: tuple[int, int] | None = None) -> None:
-        """Begin to record what is routed, anew: see ``LoadRecorder``."""
+        """Begin to record loads in a new ``LoadRecorder``."""
         first = self.layers[0]
         self._listen(
             LoadRecorder(
@@ -95,24 +95,24 @@ class ExpertParallelModel:
 
     @torch.no_grad()
     def step(self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None) -> tuple[Any, Any]:
-        """One forward pass, with all ranks.
+        """Run one forward pass with all ranks.
 
         Parameters
         ----------
         input_ids
-            The new tokens of this rank's sequences, ``(B, T)``; ``B`` may be 0.
+            New tokens of this rank's sequences, ``(B, T)``; ``B`` may be 0.
         attention_mask
-            1 for tokens, 0 for padding, which is on the left; those in the cache come first,
-            ``(B, past + T)``.
+            Mask of all tokens, those in the cache first, ``(B, past + T)``: 1 for tokens, 0 for
+            padding, which is on the left.
         cache
-            What the last step of these sequences answered.
+            Cache that the last step of these sequences returned.
 
         Returns
         -------
         The logits of each sequence's last token, ``(B, V)``, and the cache.
         """
         idle = not len(input_ids)
-        if idle:  # the model runs a token that no expert sees, so that all collectives take place
+        if idle:  # run a token that no expert sees, so that all collectives take place
             input_ids, attention_mask = input_ids.new_zeros((1, 1)), input_ids.new_ones((1, 1))
         new = input_ids.shape[1]
         real = (attention_mask[:, -new:] != 0).reshape(-1) & (not idle)
@@ -130,7 +130,7 @@ class ExpertParallelModel:
 
     @contextmanager
     def _only(self, real: Tensor) -> Iterator[None]:
-        """Let experts see these tokens only."""
+        """Let experts see only the tokens that are true in ``real``."""
         for layer in self.layers:
             layer.real = real
         try:
@@ -142,15 +142,15 @@ class ExpertParallelModel:
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """Decode greedily, as many tokens on every rank; nothing ends a sequence early.
+        """Decode greedily, the same number of tokens on every rank; no sequence ends early.
 
         Parameters
         ----------
         input_ids, attention_mask
-            This rank's prompts, padded on the left, ``(B, T)``; ``B`` may be 0, and ``B`` and
-            ``T`` may be others on other ranks.
+            Prompts of this rank, padded on the left, ``(B, T)``; ``B`` may be 0, and both may
+            differ between ranks.
         max_new_tokens
-            Tokens to generate.
+            Number of tokens to generate.
 
         Returns
         -------
@@ -176,30 +176,31 @@ def load_model(
     *,
     dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
-    group: Group = None,
+    group: ProcessGroup = None,
     max_num_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> ExpertParallelModel:
-    """Load a saved Qwen2-MoE model, of the routed experts only those in this rank's slots.
+    """Load a saved Qwen2-MoE model, with only those routed experts that this rank's slots hold.
 
-    Every rank of the group has to call it.
+    Every rank of the process group has to call it.
 
     Parameters
     ----------
     folder, dtype, device
         See ``Checkpoint``.
     placement
-        Of the model's MoE layers.
+        Placement of the model's MoE layers.
     dispatch, topology, group, max_num_tokens
         See ``ExpertParallelLayer``.
 
     Raises
     ------
     EquipoiseError
-        A model of another family or activation, a placement of other layers, experts or ranks.
+        The model is of another family or activation, or the placement is for other layers, experts
+        or ranks.
     FormatError
-        Files that are missing, damaged or lack a tensor.
+        Files are missing or damaged, or lack a tensor.
     """
     return load_from(
         Checkpoint(folder, dtype=dtype, device=device),
@@ -218,10 +219,10 @@ def load_from(
     compute: ExpertFunction = swiglu,
     dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
-    group: Group = None,
+    group: ProcessGroup = None,
     max_num_tokens: int | None = None,
 ) -> ExpertParallelModel:
-    """The same from a checkpoint that is there already; ``compute`` as for the layers."""
+    """Load a model from an open checkpoint: see ``load_model`` and ``ExpertParallelLayer``."""
     _check_fits(placement, checkpoint, dist.get_world_size(group))
     body = checkpoint.read_rest()
     here = placement.by_rank[:, dist.get_rank(group)].tolist()
@@ -252,11 +253,11 @@ def _check_fits(placement: Placement, checkpoint: Checkpoint, num_ranks: int) ->
     if placement.layer_ids != layer_ids or placement.num_experts != num_experts:
         raise EquipoiseError(
             f"The placement has layers {format_ids(placement.layer_ids)} of "
-            f"{placement.num_experts} experts, the model layers {format_ids(layer_ids)} of "
+            f"{placement.num_experts} experts, the model has layers {format_ids(layer_ids)} of "
             f"{num_experts}; make a placement for this model."
         )
     if placement.num_ranks != num_ranks:
         raise EquipoiseError(
-            f"The placement is for {placement.num_ranks} ranks, the group has {num_ranks}; "
-            "make a placement for this group."
+            f"The placement is for {placement.num_ranks} ranks, the process group has {num_ranks}; "
+            f"make a placement for {num_ranks} ranks."
         )

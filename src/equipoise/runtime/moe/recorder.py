@@ -1,4 +1,4 @@
-"""What the served traffic routes, counted where it is served."""
+"""Counting the loads of the served traffic, on the device that serves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.trace import Provenance, Trace
 
 Phase = Literal["prefill", "decode"]
@@ -25,28 +25,28 @@ class LoadRecorder:
     """Counts of the last forward passes, per layer and logical expert, on the device.
 
     Logical experts are counted before a copy is chosen, so the history stays right when experts
-    move. Each rank counts the choices of its own tokens, without talking to others and without
-    waiting for the device; ``to_trace`` adds up the ranks. Layers without a recorder do nothing.
+    move. Each rank counts the choices of its own tokens, without communication and without waiting
+    for the device; ``to_trace`` adds up the ranks. Layers without a recorder do nothing.
 
-    Every rank has one, made alike, and begins the same iterations.
+    Every rank makes one with the same parameters, and begins the same iterations.
 
     Parameters
     ----------
     layer_ids
         The model's number of each MoE layer, ``L`` of them, ascending.
     num_experts
-        ``E``.
+        Number of logical experts ``E``.
     window
-        Iterations to remember: ``8 (L E + 1)`` bytes each.
+        Number of iterations to remember, ``8 (L E + 1)`` bytes each.
     iterations
-        ``(START, STOP)``: record iterations ``START <= i < STOP`` only, counted from 0.
+        Range ``(START, STOP)``: record only iterations ``START <= i < STOP``, counted from 0.
     device
-        Where the layers run.
+        Device of the layers.
 
     Raises
     ------
     EquipoiseError
-        A window below 1, iterations that are no range.
+        The window is below 1, or the iterations are not a range.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LoadRecorder:
         check_count("window", window)
         if iterations is not None and not 0 <= iterations[0] < iterations[1]:
             raise EquipoiseError(
-                f"Iterations {iterations} are no range; expected START, STOP with START < STOP."
+                f"Iterations {iterations} are not a range; expected START, STOP with START < STOP."
             )
         self.layer_ids = tuple(layer_ids)
         self.num_experts = num_experts
@@ -69,13 +69,13 @@ class LoadRecorder:
         self._iterations = iterations
         self._iteration = -1
         self._recorded: deque[int] = deque(maxlen=window)  # iterations, the oldest first
-        # The last column counts ranks in prefill, to travel in the same collective.
+        # The last column counts ranks in prefill; one collective sums both.
         width = len(self.layer_ids) * num_experts + 1
         self._ring = torch.zeros((window, width), dtype=torch.int64, device=device)
         self._now: Tensor | None = None  # the row of the iteration under way, if it is recorded
 
     def begin(self, phase: Phase) -> None:
-        """Begin the next iteration. An iteration is prefill if it is that on any rank."""
+        """Begin the next iteration; it counts as prefill if it is prefill on any rank."""
         self._iteration += 1
         self._now = None
         if self._iterations is not None:
@@ -95,13 +95,13 @@ class LoadRecorder:
 
     @property
     def counted(self) -> int:
-        """Assignments of this rank's tokens in the iterations remembered, all layers together."""
+        """Assignments of this rank's tokens in the remembered iterations, over all layers."""
         return int(self._ring[:, :-1].sum())
 
-    def to_trace(self, group: Group = None) -> Trace:
-        """What all ranks together routed in the iterations remembered.
+    def to_trace(self, group: ProcessGroup = None) -> Trace:
+        """Return the loads of all ranks together in the remembered iterations.
 
-        One collective, which every rank of the group takes part in between the same iterations.
+        Takes one collective; every rank of the process group calls it between the same iterations.
 
         Raises
         ------
@@ -110,8 +110,8 @@ class LoadRecorder:
         """
         return self.sum_up(group).trace()
 
-    def sum_up(self, group: Group = None) -> SummedLoads:
-        """Begin to add up the ranks, and do not wait for it; collective as ``to_trace``.
+    def sum_up(self, group: ProcessGroup = None) -> SummedLoads:
+        """Begin to add up the ranks without waiting; collective like ``to_trace``.
 
         Raises
         ------
@@ -128,24 +128,24 @@ class LoadRecorder:
         return SummedLoads(self.layer_ids, np.array(self._recorded), summed, work)
 
     def _place(self, iteration: int) -> int:
-        """The row of an iteration."""
+        """Row of an iteration in the buffer."""
         return iteration % len(self._ring)
 
 
 @dataclass(frozen=True, eq=False)
 class SummedLoads:
-    """Loads of all ranks, on their way.
+    """Loads of all ranks while they are being summed.
 
     Parameters
     ----------
     layer_ids
         The model's number of each layer.
     iterations
-        Those that are summed up, ``(T,)``, ascending.
+        Iterations that are summed, ``(T,)``, ascending.
     summed
-        ``(T, L E + 1)``: assignments, and the number of ranks in prefill.
+        Assignments, and the number of ranks in prefill, ``(T, L E + 1)``.
     work
-        What fills it.
+        Collective that fills ``summed``.
     """
 
     layer_ids: tuple[int, ...]
@@ -155,14 +155,14 @@ class SummedLoads:
 
     @property
     def done(self) -> bool:
-        """Whether they are there."""
+        """Whether the sums have arrived."""
         return bool(self.work.is_completed())
 
     def trace(self) -> Trace:
-        """Wait for them.
+        """Wait for the sums and return them as a trace.
 
-        An iteration in which not all layers saw all tokens, as when a forward pass is broken off,
-        is left out and the trace says so.
+        An iteration in which not all layers saw all tokens, because a forward pass was broken off,
+        is left out, and the trace says so.
 
         Raises
         ------
@@ -193,7 +193,7 @@ class SummedLoads:
 
 
 def count_experts(ids: Tensor, num_experts: int) -> Tensor:
-    """Assignments of each expert, ``(E,)`` int64; ids outside ``[0, E)`` count for nothing."""
+    """Count assignments of each expert, ``(E,)`` int64; ids outside ``[0, E)`` are ignored."""
     known = (ids >= 0) & (ids < num_experts)
     cells = torch.where(known, ids, num_experts).flatten()
     return cells.bincount(minlength=num_experts + 1)[:-1]

@@ -28,15 +28,15 @@ from equipoise.runtime.moving.transfer import (
     rows_that_move,
 )
 
-_EXIT_SECONDS = 5.0  # for threads to end before the interpreter does
+_EXIT_SECONDS = 5.0  # that threads have to end before the interpreter does
 
 
 class BackgroundTransfer:
-    """The transfer of ``transfer.py`` in a thread, one layer at a time, beside forward passes.
+    """The transfer of ``transfer.py`` in a thread, one layer at a time, during forward passes.
 
     The thread gathers and checks a layer in its own buffer, over its own process group. Between
     forward passes every rank calls ``commit``, which writes the layer on all ranks or on none.
-    Layers in which nothing moves are passed over. Making one is collective::
+    Layers in which nothing moves are skipped. The constructor is collective::
 
         moving = BackgroundTransfer(migration, model.layers, group=spare)
         while not moving.done:
@@ -44,22 +44,21 @@ class BackgroundTransfer:
             moving.commit()
         moving.close()
 
-    An error of the thread, a time-out of its group too, ends the transfer, never the serving.
+    An error in the thread, also a time-out of its process group, ends the transfer but not serving.
 
     Parameters
     ----------
     migration, layers
-        As for ``transfer``.
+        See ``transfer``.
     group
-        The ranks of the layers' group in a process group of their own, which nothing else uses
-        meanwhile.
+        Process group of the same ranks as the layers', which nothing else uses meanwhile.
     bytes_per_second
-        The most that this rank sends on average; ``None``: no limit.
+        Highest average rate at which this rank sends; ``None``: no limit.
 
     Raises
     ------
     EquipoiseError
-        As ``transfer``; a limit that is not positive.
+        What ``transfer`` raises; and a limit that is not positive.
     """
 
     def __init__(
@@ -93,30 +92,30 @@ class BackgroundTransfer:
 
     @property
     def done(self) -> bool:
-        """Whether all is moved, or nothing more will be; on every rank alike."""
+        """Whether all is moved or nothing more will be; the same on every rank."""
         return self._stop.is_set() or len(self._moved) == len(self._moves)
 
     @property
     def outcome(self) -> Outcome:
-        """What has become of it so far."""
+        """What was moved so far, and what failed."""
         return Outcome(tuple(self._moved), self._failures)
 
     @property
     def orderly(self) -> bool:
-        """Whether the thread has ended and left the group free for another, as this rank sees it.
+        """Whether the thread on this rank has ended and left the process group free for other use.
 
-        Not so after an error that broke off an exchange of messages.
+        False after an error that broke off an exchange of messages.
         """
         return self._orderly and not self._thread.is_alive()
 
     def commit(self) -> int | None:
-        """Exchange the layer that is ready on all ranks, if one is.
+        """Write the next layer if it is ready on all ranks.
 
-        Every rank calls it between the same forward passes; one collective until ``done``.
+        Every rank calls it between the same forward passes; it takes one collective until ``done``.
 
         Returns
         -------
-        The model's number of the layer that serves its new placement from now on.
+        The model's number of the layer that serves its new placement from now on, if any.
         """
         if self.done:
             return None
@@ -125,20 +124,20 @@ class BackgroundTransfer:
             self._give_up()
         if state != _State.READY:
             return None
-        assert self._ready is not None  # on this rank too
+        assert self._ready is not None  # the state of all ranks includes this one
         move = self._moves[len(self._moved)]
         move.commit(self._ready.weights)
-        _finish(self._device)  # before the memory is used again by the other thread
+        _finish(self._device)  # before the other thread uses the memory again
         self._moved.append(move.layer.layer_id)
         self._ready = None
         self._consumed.put(None)
         return move.layer.layer_id
 
     def close(self) -> None:
-        """End the transfer where it is and wait for the thread, which can take a time-out.
+        """End the transfer where it is and wait for the thread, at most a time-out.
 
-        After it the group is free for another. A transfer that is not done has to be closed on all
-        ranks after the same ``commit``.
+        Afterwards the process group is free for other use. A transfer that is not done has to be
+        closed on all ranks after the same ``commit``.
         """
         self.abandon()
         self._thread.join()
@@ -176,7 +175,7 @@ class BackgroundTransfer:
         self.abandon()
 
     def _work(self) -> None:
-        """The thread: gather a layer, publish it, wait until it is consumed."""
+        """Run the thread: gather a layer, publish it, wait until it is consumed."""
         with _own_stream(self._device):
             for move in self._moves:
                 gathered = self._gather(move)
@@ -189,10 +188,10 @@ class BackgroundTransfer:
     def _gather(self, move: LayerMove) -> _Gathered:
         try:
             if move is self._moves[0]:
-                # NCCL opens connections when all ranks first use a group together.
+                # NCCL opens connections when all ranks first use a process group together.
                 dist.all_reduce(torch.zeros((), device=self._device), group=self._group)
             return _Gathered(*move.stage(self._group, self._pace))
-        except Exception as error:  # whatever it is, all ranks have to be told
+        except Exception as error:  # of any kind: all ranks have to be told
             where = f"Rank {move.layer.rank}, layer {move.layer.layer_id}"
             return _Gathered({}, [f"{where}: {error}"], broken=True)
 
@@ -202,9 +201,9 @@ _transfers: WeakSet[BackgroundTransfer] = WeakSet()
 
 @atexit.register
 def _end_threads() -> None:
-    """End what was not waited for while there is an interpreter.
+    """End transfers that nobody has closed before the interpreter ends.
 
-    A thread that comes back from torch when it is gone takes the process with it (SIGABRT).
+    A thread that returns from torch after the interpreter has ended aborts the process (SIGABRT).
     """
     transfers, until = tuple(_transfers), time.monotonic() + _EXIT_SECONDS
     for transfer in transfers:
@@ -215,7 +214,7 @@ def _end_threads() -> None:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """What ``stage`` answered; ``broken`` if it did not."""
+    """What ``stage`` returned; ``broken`` if it raised."""
 
     weights: dict[str, Tensor]
     wrong: list[str]
@@ -223,7 +222,7 @@ class _Gathered:
 
 
 class _State(IntEnum):
-    """How far a rank is with a layer; the least of all ranks counts."""
+    """How far a rank is with a layer; the least advanced rank decides."""
 
     FAILED = 0
     WAITING = 1
@@ -232,16 +231,16 @@ class _State(IntEnum):
 
 @dataclass
 class Throttle:
-    """Keeps what is sent below a rate, on average since the first message.
+    """Limits the average rate of sending since the first message.
 
     Parameters
     ----------
     bytes_per_second
-        The rate.
+        Highest average rate.
     wait
-        Waits for a time in seconds.
+        Function that waits for a number of seconds.
     clock
-        Tells the time in seconds.
+        Function that returns the time in seconds.
     """
 
     bytes_per_second: float
@@ -250,21 +249,21 @@ class Throttle:
     _free_at: float = field(default=float("-inf"), init=False)
 
     def __call__(self, sent_bytes: int) -> None:
-        """Wait until so many bytes more would have been sent at this rate."""
+        """Take in the bytes of a message and wait until they fit the rate."""
         now = self.clock()
         self._free_at = max(self._free_at, now) + sent_bytes / self.bytes_per_second
         self.wait(self._free_at - now)
 
 
 def _own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A CUDA stream beside that of the forward passes; nothing on other devices."""
+    """A CUDA stream other than that of the forward passes; nothing on other devices."""
     if device.type == "cuda":
-        cuda: Any = torch.cuda  # not annotated throughout
+        cuda: Any = torch.cuda  # torch does not annotate all of it
         return cast(AbstractContextManager[object], cuda.stream(cuda.Stream(device)))
     return nullcontext()
 
 
 def _finish(device: torch.device) -> None:
-    """Wait until the device has done what this thread has asked of it."""
+    """Wait until the device has finished the work that this thread has queued."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 def expert_checksum(weights: Mapping[str, Tensor], slot: int) -> Tensor:
-    """One number for the bytes of all tensors of the expert in a slot, a 0-D int64 tensor.
+    """Checksum of the bytes of all tensors of the expert in a slot, a 0-D int64 tensor.
 
     Every 8-byte word is scrambled together with its position and the results are added up. A
     change of one word changes the sum for certain, since the scrambling (the last step of Steele's
-    SplitMix64) is one to one; any other change escapes with a chance of about one in 2**64. Not
-    proof against forgery.
+    SplitMix64) is one to one; any other change goes unnoticed with a probability of about 2**-64.
+    It does not protect against forgery.
 
     Parameters
     ----------
     weights
-        Tensors by name, ``(slots, ...)`` each. Names count, their order does not.
+        Tensors by name, ``(slots, ...)`` each. The names enter the checksum, their order does not.
     """
     total = torch.zeros((), dtype=torch.int64, device=next(iter(weights.values())).device)
     for name in sorted(weights):
         words = _words(slot_bytes(weights[name], slot))
         position = torch.arange(1, len(words) + 1, device=words.device)
-        # In sequence, so that what one tensor holds cannot be exchanged with another.
+        # In sequence, so that swapping the contents of two tensors changes the result.
         total = _scramble(total + _scramble(words + position * _GOLDEN).sum())
     return total
 

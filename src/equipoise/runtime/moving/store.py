@@ -1,4 +1,4 @@
-"""What holds the experts of a layer, as those who move them see it."""
+"""The slots of a layer as the code that moves experts sees them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from equipoise.placement import Placement
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 
 
 class SlotStore(Protocol):
-    """The slots of one layer on this rank, and who holds the others.
+    """The slots of one layer on this rank, and the placement of all its slots.
 
-    ``ExpertParallelLayer`` is one. An engine's plug-in makes its own around the tensors that the
-    engine has: movers read them, and change nothing but through ``commit``.
+    ``ExpertParallelLayer`` is one. An engine's plug-in wraps the engine's own tensors in one: a
+    transfer reads them, and changes them only through ``commit``.
     """
 
     @property
@@ -26,30 +26,30 @@ class SlotStore(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """What all ranks hold now, a placement of this layer alone."""
+        """What the slots of all ranks hold now, a placement of this layer only."""
         ...
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """What this rank's slots hold: tensors by name, ``(C, ...)`` each, every slot contiguous.
 
-        All that belongs to an expert, with the same names, types and shapes on every rank.
+        Everything that belongs to an expert, with the same names, types and shapes on every rank.
         """
         ...
 
     @property
     def checksums(self) -> Sequence[int]:
-        """``expert_checksum`` of each expert as it was loaded, ``E`` numbers, for what arrives."""
+        """``expert_checksum`` of each expert as loaded, ``E`` numbers; arrivals have to match."""
         ...
 
     @property
-    def group(self) -> Group:
-        """The ranks of the placement, in their order."""
+    def group(self) -> ProcessGroup:
+        """Process group of the ranks of the placement, in their order."""
         ...
 
     @property
     def rank(self) -> int:
-        """Of this process among them."""
+        """Rank of this process in ``group``."""
         ...
 
     def commit(
@@ -60,12 +60,12 @@ class SlotStore(Protocol):
         Parameters
         ----------
         placement
-            Of this layer alone.
+            New placement of this layer only.
         slots
             Slots of this rank that change, numbered within the rank.
         contents
-            What they are to hold, in tensors like ``weights`` whose other slots hold nothing. Their
-            memory is used again after the call, so copy them, as ``write_slots`` does.
+            Tensors like ``weights`` with the new content of these slots; other slots hold nothing
+            of use. The caller reuses their memory, so copy them, as ``write_slots`` does.
         """
         ...
 
@@ -81,5 +81,5 @@ def write_slots(
 
 
 def device_of(store: SlotStore) -> torch.device:
-    """Where its weights are."""
+    """Return the device of the weights."""
     return next(iter(store.weights.values())).device

@@ -1,9 +1,9 @@
-"""Moving experts between ranks: the blocking transfer, which says what a transfer has to do.
+"""Moving experts between ranks: the blocking transfer, which specifies what a transfer does.
 
-A layer moves whole or not at all. What its slots are to hold is gathered in a buffer of one layer,
-in the rounds of the migration, while the slots stay as they are; every expert that arrived is
-checked against its checksum; the ranks agree that all is well everywhere; only then are the slots
-written and the placement exchanged.
+A layer moves as a whole or not at all. First the new content of its slots is gathered in a buffer
+of one layer, in the rounds of the migration, and the slots stay as they are. Then every expert that
+arrived is checked against its checksum, and the ranks agree that all are right. Only then are the
+slots written and the placement replaced.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration, Receive
-from equipoise.runtime.members.agreement import Group, agree, gather
+from equipoise.runtime.members.agreement import ProcessGroup, agree, gather
 from equipoise.runtime.moving.checksum import expert_checksum, slot_bytes
 from equipoise.runtime.moving.store import SlotStore, device_of
 
 CHUNK_BYTES = 1 << 20
-"""Most bytes of one message: the steps in which a transfer can be slowed down."""
+"""Largest message in bytes: a transfer can be slowed down between two messages."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Outcome:
     Parameters
     ----------
     moved
-        Layers in which experts have moved, by the model's numbers.
+        The model's numbers of the layers in which experts have moved.
     failures
-        Why it ended early, one sentence a cause; empty if it did not. The layer that failed, and
-        those after it, serve the old placement from the old weights.
+        Reasons why it ended early, one sentence each; empty if it did not. The layer that failed
+        and those after it serve the old placement from the old weights.
     """
 
     moved: tuple[int, ...]
@@ -50,20 +50,20 @@ class Outcome:
 def transfer(migration: Migration, layers: Sequence[SlotStore]) -> Outcome:
     """Move experts while nothing is served, layer by layer.
 
-    Every rank of the group has to call it, between the same forward passes.
+    Every rank of the process group has to call it, between the same forward passes.
 
     Parameters
     ----------
     migration
-        From what the layers hold now.
+        Migration from what the layers hold now.
     layers
-        What holds those of the migration, in its order.
+        Slots of the layers of the migration, in its order.
 
     Raises
     ------
     EquipoiseError
-        On every rank alike, before anything moves: a migration that is not from what the layers
-        hold, not the same on all ranks, or with experts that no live rank has.
+        On every rank, before anything moves: the migration does not start from what the layers
+        hold, differs between ranks, or needs experts that no live rank has.
     """
     check_migration(migration, layers)
     moved: list[int] = []
@@ -80,7 +80,7 @@ def transfer(migration: Migration, layers: Sequence[SlotStore]) -> Outcome:
 
 
 def rows_that_move(migration: Migration) -> list[int]:
-    """Layers in which a slot changes, by their rows, ascending."""
+    """Rows of the layers in which a slot changes, ascending."""
     moves = (migration.receive != Receive.UNCHANGED).any(axis=1)
     rows: list[int] = np.flatnonzero(moves).tolist()
     return rows
@@ -89,12 +89,12 @@ def rows_that_move(migration: Migration) -> list[int]:
 def check_migration(migration: Migration, layers: Sequence[SlotStore]) -> None:
     """Make sure that the migration fits the layers, and is the same on every rank.
 
-    Every rank has to call it: one small collective if all is well.
+    Every rank has to call it; it takes one small collective if all is well.
 
     Raises
     ------
     EquipoiseError
-        See ``transfer``; on every rank alike.
+        See ``transfer``; on every rank.
     """
     refusal = _refusal(migration, layers)
     what = refusal or _digest(migration)
@@ -111,9 +111,9 @@ class LayerMove:
     Parameters
     ----------
     migration, row
-        The layer's row of a migration.
+        Migration, and the row of the layer in it.
     layer
-        What holds the old placement.
+        Slots of the layer, which hold the old placement.
     """
 
     migration: Migration
@@ -121,34 +121,35 @@ class LayerMove:
     layer: SlotStore
 
     def stage(
-        self, group: Group, pace: Callable[[int], None] | None = None
+        self, group: ProcessGroup, pace: Callable[[int], None] | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """Gather what this rank's slots are to hold, leaving them as they are.
+        """Gather what this rank's slots are to hold, without changing the slots.
 
-        Every rank of the layer's group has to call it.
+        Every rank of the layer's process group has to call it.
 
         Parameters
         ----------
         group
-            Over which messages travel: the layer's ranks in their order.
+            Process group over which messages travel: the layer's ranks in their order.
         pace
-            Called with the bytes of each message sent, returns when the next may be.
+            Function called with the bytes of each message sent; it returns when the next may be
+            sent.
 
         Returns
         -------
-        Buffers by name, ``(C, ...)``, of which only slots that change are filled; and what is wrong
-        with them, one sentence an expert.
+        Buffers by name, ``(C, ...)``, in which only the slots that change are filled; and one
+        sentence for each expert that is wrong.
         """
         staged = {name: torch.empty_like(tensor) for name, tensor in self.layer.weights.items()}
         wrong: list[str] = []
         for number in range(int(self.migration.num_rounds[self.row])):
             arrived = self._exchange(number, staged, group, pace)
-            wrong += self._check(staged, arrived)  # one by one, so that forward passes get by
+            wrong += self._check(staged, arrived)  # one by one: forward passes run in between
         wrong += self._check(staged, self._copy_on_rank(staged))
         return staged, wrong
 
     def commit(self, staged: dict[str, Tensor]) -> None:
-        """Have what was gathered written to the slots that change, and the new placement served."""
+        """Write what was gathered to the slots that change, and serve the new placement."""
         slots = [slot for slot, _ in self._changed]
         self.layer.commit(self.migration.new.rows([self.row]), slots, staged)
 
@@ -156,12 +157,12 @@ class LayerMove:
         self,
         number: int,
         staged: dict[str, Tensor],
-        group: Group,
+        group: ProcessGroup,
         pace: Callable[[int], None] | None,
     ) -> list[int]:
-        """Send and receive what this rank has to in one round: at most one expert each way.
+        """Send and receive this rank's part of one round: at most one expert each way.
 
-        Returns the slots that are filled now, numbered within the rank.
+        Returns the slots that were filled, numbered within the rank.
         """
         C, rank = self.migration.new.slots_per_rank, self.layer.rank
         sending: list[Tensor] = []
@@ -190,9 +191,9 @@ class LayerMove:
         return filled
 
     def _copy_on_rank(self, staged: dict[str, Tensor]) -> list[int]:
-        """Fill slots whose expert is on the rank: in an old slot, or a new one that received it.
+        """Fill slots whose expert the rank has, in an old slot or in a new one that received it.
 
-        Returns them, numbered within the rank.
+        Returns the slots that were filled, numbered within the rank.
         """
         filled = []
         for slot, expert in self._changed:
@@ -209,7 +210,7 @@ class LayerMove:
         return filled
 
     def _check(self, staged: dict[str, Tensor], slots: list[int]) -> list[str]:
-        """What is wrong with slots that were filled, one sentence an expert."""
+        """One sentence for each filled slot whose expert is not what was loaded."""
         return [
             f"Rank {self.layer.rank}, layer {self.layer.layer_id}: expert {self._new[slot]} "
             "arrived with another checksum than it was loaded with."
@@ -225,13 +226,13 @@ class LayerMove:
 
     @property
     def _new(self) -> NDArray[np.int64]:
-        """The experts they are to hold, ``(C,)``."""
+        """The experts that this rank's slots are to hold, ``(C,)``."""
         held: NDArray[np.int64] = self.migration.new.by_rank[self.row, self.layer.rank]
         return held
 
     @property
     def _receive(self) -> NDArray[np.int8]:
-        """How they receive them, ``(C,)``."""
+        """How this rank's slots receive them, ``(C,)``."""
         by_rank = self.migration.receive[self.row].reshape(-1, len(self._new))
         receive: NDArray[np.int8] = by_rank[self.layer.rank]
         return receive
@@ -257,40 +258,40 @@ def _messages(weights: Mapping[str, Tensor], slot: int) -> list[Tensor]:
 
 
 def _digest(migration: Migration) -> str:
-    """What tells one migration from another, sources included."""
+    """A text that differs between any two migrations, also if only the sources differ."""
     source = hashlib.sha256(migration.source.tobytes()).hexdigest()
     parts = (migration.old.checksum, migration.new.checksum, source)
     return " ".join(part[:12] for part in parts)
 
 
 def _same_everywhere(text: str, layer: SlotStore) -> bool:
-    """Whether the text of all ranks is that of this one, on every rank alike."""
+    """Whether all ranks have the same text; the same answer on every rank."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     ends = torch.tensor([number, -number], device=device_of(layer))
     dist.all_reduce(ends, dist.ReduceOp.MAX, group=layer.group)
-    return int(ends[0]) == -int(ends[1])  # the greatest is the least
+    return int(ends[0]) == -int(ends[1])  # the greatest equals the least
 
 
 def _anywhere(here: bool, layer: SlotStore) -> bool:
-    """Whether something is so on any rank."""
+    """Whether something is true on any rank."""
     flag = torch.tensor(int(here), device=device_of(layer))
     dist.all_reduce(flag, dist.ReduceOp.MAX, group=layer.group)
     return bool(flag)
 
 
 def _refusal(migration: Migration, layers: Sequence[SlotStore]) -> str | None:
-    """Why these layers cannot be moved so."""
+    """Why this migration cannot be made on these layers; ``None`` if it can."""
     ids = tuple(layer.layer_id for layer in layers)
     if ids != migration.old.layer_ids:
         return (
-            f"The migration is of layers {format_ids(migration.old.layer_ids)}, given are layers "
-            f"{format_ids(ids)}; give those of the migration."
+            f"The migration is of layers {format_ids(migration.old.layer_ids)}, but layers "
+            f"{format_ids(ids)} are given; give those of the migration."
         )
     for row, layer in enumerate(layers):
         if layer.placement != migration.old.rows([row]):
             return (
                 f"Layer {layer.layer_id} does not hold what the migration starts from; "
-                "make one from the placement that is served."
+                "make a migration from the placement that is served."
             )
     lost = np.argwhere(migration.lost)
     if len(lost):

@@ -18,11 +18,11 @@ class Answer:
     Parameters
     ----------
     number
-        Of the request.
+        Number of the request.
     tokens
-        What was generated; nothing if it failed.
+        Tokens that were generated; none if the request failed.
     reason
-        Why it failed, a sentence; empty if it did not.
+        Reason why it failed, a sentence; empty if it did not.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Answer:
 
     @property
     def line(self) -> str:
-        """A JSON object: number, status and tokens, and the reason of one that failed."""
+        """The answer as a JSON object: number, status, tokens, and the reason if it failed."""
         told = {"number": self.number, "status": self.status, "tokens": self.tokens}
         if self.reason:
             told["reason"] = self.reason
@@ -44,19 +44,19 @@ class Answer:
 
 
 class Results:
-    """The answers of one process, a JSON object a line, added to ``<name>.jsonl``.
+    """Writes the answers of one process to ``<name>.jsonl``, one JSON object per line.
 
     Parameters
     ----------
     folder
-        Where it is; ``None``: answers are kept nowhere.
+        Folder of the file; ``None``: answers are not kept.
     name
-        Of the process.
+        Name of the process.
 
     Raises
     ------
     EquipoiseError
-        A folder that cannot be used, or a file in it that is there and cannot be added to.
+        The folder cannot be used, or its file exists and cannot be appended to.
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
@@ -65,7 +65,7 @@ class Results:
             return
         check_folder(folder)
         path = folder / f"{name}.jsonl"
-        if path.exists() and not path.is_file():  # opening a pipe would wait for who reads it
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a reader
             raise EquipoiseError(f"{path} is not a regular file; remove it, or use another folder.")
         try:
             self._file = path.open("ab", buffering=0)
@@ -73,12 +73,12 @@ class Results:
             raise EquipoiseError(f"{folder} cannot be written to: {error.strerror}.") from error
 
     def write(self, answers: Sequence[Answer]) -> None:
-        """Add all of them or none.
+        """Append all answers or none.
 
         Raises
         ------
         OSError
-            The file cannot be written to now.
+            The file cannot be written to at present.
         """
         if self._file is None or not answers:
             return
@@ -98,7 +98,7 @@ class Results:
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that results can be written to a folder.
+    """Make sure that answers can be written to a folder.
 
     Raises
     ------
@@ -106,6 +106,6 @@ def check_folder(folder: Path) -> None:
         There is no such folder, or it cannot be written to.
     """
     if not folder.is_dir():
-        raise EquipoiseError(f"There is no folder {folder} for results; make it first.")
+        raise EquipoiseError(f"There is no folder {folder} for results; create it first.")
     if not os.access(folder, os.W_OK):
-        raise EquipoiseError(f"{folder} cannot be written to; results need a folder that can be.")
+        raise EquipoiseError(f"{folder} cannot be written to; give a writable folder for results.")

@@ -1,4 +1,4 @@
-"""Requests decoded together on one rank, in forward passes that can be made again."""
+"""Requests decoded together on one rank, in forward passes that can be repeated."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from equipoise.runtime.serving.requests import Request
 
 
 class Batch:
-    """Requests that this rank continues greedily, all by as many tokens.
+    """Requests that this rank continues greedily, all by the same number of tokens.
 
-    A forward pass that fails, as when another rank dies in it, leaves the batch as it was: calling
-    ``advance`` again, perhaps with the model on another group, goes on where it stopped.
+    A forward pass that fails, for example because another rank dies, leaves the batch as it was:
+    call ``advance`` again, also with the model on another process group, to continue from there.
 
     Parameters
     ----------
     requests
-        At least one.
+        Requests of the batch, at least one.
     new_tokens
-        For each of them.
+        Number of tokens to generate for each of them.
     """
 
     def __init__(self, requests: Sequence[Request], new_tokens: int) -> None:
@@ -46,23 +46,23 @@ class Batch:
 
     @property
     def done(self) -> bool:
-        """Whether all tokens are there."""
+        """Whether all tokens were generated."""
         return len(self._tokens) >= self.new_tokens
 
     @property
     def tokens(self) -> list[list[int]]:
-        """What was generated so far, a list a request."""
+        """Tokens generated so far, one list per request."""
         if not self._tokens:
             return [[] for _ in self.requests]
         rows: list[list[int]] = torch.cat(self._tokens, dim=1).tolist()
         return rows
 
     def advance(self, model: ExpertParallelModel) -> int:
-        """One forward pass with all ranks, and the next token of each request.
+        """Run one forward pass with all ranks and take the next token of each request.
 
         Returns
         -------
-        How many tokens were generated.
+        Number of tokens that were generated.
         """
         device = next(model.model.parameters()).device
         seen = self._mask.shape[1] - self._new.shape[1]
@@ -80,17 +80,17 @@ class Batch:
 
 
 def idle_step(model: ExpertParallelModel) -> None:
-    """A forward pass of a rank that has nothing to serve, while others have."""
+    """Take part in a forward pass with nothing to serve, while other ranks have requests."""
     device = next(model.model.parameters()).device
     nothing = torch.zeros((0, 1), dtype=torch.long, device=device)
     model.step(nothing, nothing)
 
 
 def _rewind(cache: Any, length: int) -> None:
-    """Forget what a broken pass has added: some layers may have got on further than others.
+    """Remove from the cache what a broken pass has added, perhaps in some layers only.
 
-    ``crop`` of transformers takes all layers to be equally long, and a length or what to take away,
-    as its release has it.
+    We do not use ``crop`` of transformers: it assumes that all layers are equally long, and its
+    argument is a length in some releases and an amount to remove in others.
     """
     for layer in cache.layers if cache is not None else ():
         if layer.is_initialized:

@@ -1,4 +1,4 @@
-"""The requests of a process: taken from the ledger, let in, decoded, answered, handed in."""
+"""The requests of a process: taken from the ledger, admitted, decoded, answered, handed in."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Desk:
     Parameters
     ----------
     ledger
-        Where numbers come from, and are handed in once answered.
+        Ledger that gives out request numbers and takes them back once answered.
     door
-        Makes requests of them.
+        Door that turns numbers into requests.
     results
-        Where answers go. As long as they cannot be written, nothing more is taken.
+        File of the answers. While it cannot be written to, no more requests are taken.
     batch_size, new_tokens
         See ``Options``.
     metrics, alarms
-        Told what becomes of requests.
+        Observers that are told what becomes of requests.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Desk:
         self._batch: Batch | None = None
         self._answers: list[Answer] = []  # to be written and handed in
         self._broke, self._heard = "", 0
-        self._groups: tuple[tuple[int, ...], ...] = ()  # of a trial
-        self._held: dict[int, Request] = {}  # this process's requests while there is one
+        self._groups: tuple[tuple[int, ...], ...] = ()  # of the trial under way
+        self._held: dict[int, Request] = {}  # this process's requests during a trial
 
     @property
     def busy(self) -> bool:
@@ -58,11 +58,11 @@ class Desk:
 
     @property
     def domain(self) -> str:
-        """Of what is served; empty if nothing is."""
+        """Domain of the requests that are served; empty if there are none."""
         return "" if self._batch is None else self._batch.requests[0].domain
 
     def turn(self, members: Collection[str], *, leaving: bool) -> None:
-        """Once the batch is done: write the answers, hand them in, and take other requests."""
+        """Once the batch is done, write the answers, hand them in, and take new requests."""
         if self._batch is not None:
             if not self._batch.done:
                 return
@@ -77,7 +77,7 @@ class Desk:
         self._batch = self._batch_of(self._let_in(numbers))
 
     def advance(self, model: ExpertParallelModel) -> int:
-        """One forward pass with all ranks; how many tokens it has generated."""
+        """Run one forward pass with all ranks; return how many tokens it has generated."""
         if self._batch is None or self._batch.done:
             idle_step(model)
             return 0
@@ -99,20 +99,20 @@ class Desk:
             self._batch = self._batch_of(kept)
 
     def blame(self, text: str) -> None:
-        """The last pass has raised this, and no other rank is why."""
+        """Note the error of the last pass, which no other rank has caused."""
         self._broke = text
 
     def tell(self) -> Told:
-        """For the other ranks."""
+        """Return what this rank tells the others."""
         running = () if self._batch is None else tuple(r.number for r in self._batch.requests)
         return Told(running, self._groups, self._broke, self._heard)
 
     def hear(self, told: Sequence[Told]) -> bool:
-        """What all ranks have told: try requests in groups if one of them has broken a pass.
+        """Take in what all ranks have told; begin a trial if a request has broken a pass.
 
         Returns
         -------
-        Whether some are under suspicion.
+        Whether some requests are under suspicion.
         """
         verdict = judge(told)
         self._broke, self._heard = "", verdict.heard
@@ -128,7 +128,7 @@ class Desk:
         return verdict.blamed
 
     def next_group(self) -> bool:
-        """All ranks are through with what they were at: go on to the next group of a trial.
+        """Go on to the next group of a trial; called when all ranks are done with the last.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class Desk:
         return True
 
     def _part(self) -> Batch | None:
-        """What this process has of the group under way; after the last one, what was in none."""
+        """The requests of the present group on this process; of none after the last group."""
         numbers = self._groups[0] if self._groups else tuple(self._held)
         return self._batch_of([self._held[n] for n in numbers if n in self._held])
 
@@ -153,7 +153,7 @@ class Desk:
             self._held.pop(request.number, None)
 
     def _written(self) -> bool:
-        """Write the answers, before the ledger forgets who was at them; whether that went well."""
+        """Write the answers before the ledger forgets whose they were; return whether it worked."""
         try:
             self._results.write(self._answers)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Which requests are let in: only those that the model can serve."""
+"""Admission of requests: only those that the model can serve."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from equipoise.runtime.serving.requests import Request, Source
 
 
 class Door:
-    """Asks a source for requests and looks at what it gives, before anything is computed.
+    """Takes requests from a source and checks them before anything is computed.
 
-    A token id that the model does not have would end a forward pass, and with it all ranks' pass.
+    A token id that the model does not have would break the forward pass of all ranks.
 
     Parameters
     ----------
     source
-        Makes the requests. Whatever it raises is a request that cannot be served.
+        Source of the requests. If it raises, that request cannot be served.
     vocab_size
-        Token ids that the model has, from 0.
+        Number of token ids of the model, which start at 0.
     most_tokens
-        Tokens of one sequence that the model is made for, prompt and answer together.
+        Longest sequence that the model is made for, prompt and answer together, in tokens.
     new_tokens
-        Of every answer.
+        Number of tokens of every answer.
 
     Raises
     ------
     EquipoiseError
-        So many new tokens that no prompt fits.
+        ``new_tokens`` leaves no room for a prompt.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Door:
         self._new_tokens = new_tokens
 
     def admit(self, number: int) -> Request | str:
-        """The request of a number, its prompt a tuple of ids; or why it cannot be served."""
+        """The request of a number, with a tuple as its prompt; or why it cannot be served."""
         try:
             request: Any = self._source(number)
-        except Exception as error:  # one request that cannot be made is not the others' trouble
+        except Exception as error:  # only this request fails, not the others
             return f"The source could not make request {number}: {said(error)}"
         if not isinstance(request, Request):
             return f"The source made {brief(request)}; expected a Request."
@@ -74,11 +74,11 @@ class Door:
         if len(prompt) + self._new_tokens > self._most_tokens:
             return (
                 f"The prompt has {len(prompt)} tokens; with {self._new_tokens} new ones, at most "
-                f"{self._most_tokens - self._new_tokens} fit what the model is made for."
+                f"{self._most_tokens - self._new_tokens} fit the model."
             )
         for token in prompt:
             if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                return f"The prompt has {brief(token)} in it; expected whole token ids."
+                return f"The prompt contains {brief(token)}; expected token ids, whole numbers."
             if not 0 <= token < self._vocab_size:
                 return (
                     f"The prompt has token id {brief(token)}; the model has ids from 0 to "
@@ -88,7 +88,7 @@ class Door:
 
 
 def _is_row(prompt: Any) -> bool:
-    """Whether it is a sequence at all, and not one of characters."""
+    """Whether a prompt is a sequence, but not a text."""
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1
     return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes | bytearray)

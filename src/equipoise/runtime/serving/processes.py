@@ -1,4 +1,4 @@
-"""Starting processes that serve together on this machine, and surely ending them."""
+"""Starting processes that serve together on this machine, and making sure that they end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 def local_store() -> Any:
-    """A ``TCPStore`` of this process on a free ``port``, for processes of this machine only."""
+    """Start a ``TCPStore`` on a free ``port``, for processes of this machine only."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         return dist.TCPStore(  # type: ignore[attr-defined]  # not in the module's __all__
@@ -38,22 +38,22 @@ def local_store() -> Any:
 
 
 class Processes:
-    """Processes that run one function each, for as long as the ``with`` block lasts.
+    """Processes that each run a function, for as long as the ``with`` block lasts.
 
-    Each is spawned into a session of its own: Ctrl-C reaches the caller only, and what a process
-    has started itself ends with it. All end when the block is left, even those that ignore
-    SIGTERM, and when the caller is killed. What they write to their standard output and error is
-    kept from the caller's terminal; the end of it is in ``ended``.
+    Each is spawned into a session of its own: Ctrl-C reaches the caller only, and processes that it
+    has started end with it. All end when the block is left, even those that ignore SIGTERM, and
+    when the caller is killed. Their standard output and error do not reach the caller's terminal;
+    ``ended`` has the last line.
 
     Parameters
     ----------
     target
-        A function of a module; called with each mapping of ``calls`` as keywords, which have to be
-        picklable. An ``EquipoiseError`` ends its process with status 2 and one line.
+        Function of a module, called with each mapping of ``calls`` as keyword arguments, which have
+        to be picklable. An ``EquipoiseError`` ends its process with status 2 and one line.
     calls
-        By the name of the process.
+        Keyword arguments by the name of the process.
     grace_seconds
-        From SIGTERM to SIGKILL.
+        Time from SIGTERM to SIGKILL.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Processes:
     def __enter__(self) -> Self:
         """Start them."""
         try:
-            resource_tracker.ensure_running()  # else the first start does, and lets Ctrl-C through
-            with _ctrl_c_held():  # children are born with it and keep it
+            resource_tracker.ensure_running()  # here, so that Ctrl-C is ignored
+            with _ctrl_c_held():  # children inherit it
                 for name, call in self._calls.items():
                     self._children[name] = _Child.start(self._target, name, call)
         except BaseException:
@@ -79,7 +79,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them: ask, wait, kill, and kill what they have started."""
+        """End them: ask, wait, kill, and kill the processes that they have started."""
         children = self._children.values()
         try:
             for child in children:
@@ -93,11 +93,11 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """How many were started."""
+        """Number of processes that were started."""
         return len(self._children)
 
     def ended(self) -> dict[str, str]:
-        """Why, of each process that is no more: its status or signal, and its last line."""
+        """Why each process that has ended did so: its status or signal, and its last line."""
         for child in self._children.values():
             child.listen()
         return {name: c.why for name, c in self._children.items() if not c.process.is_alive()}
@@ -120,7 +120,7 @@ class _Child:
         return cls(process, ours)
 
     def listen(self) -> None:
-        """Take what it has written; it would wait for room at some time."""
+        """Read what the process has written; a full pipe would block it."""
         with suppress(BlockingIOError):
             while more := os.read(self._output.fileno(), 1 << 16):
                 self._said = (self._said + more)[-_LAST_WORDS:]
@@ -140,10 +140,10 @@ class _Child:
             self.process.join(0.05)
 
     def kill(self) -> None:
-        """End it, and with it what it has started."""
+        """End the process and those that it has started."""
         self.process.kill()
         assert self.process.pid is not None
-        with suppress(ProcessLookupError):  # it had no session yet, or has left nothing in it
+        with suppress(ProcessLookupError):  # it has no session yet, or nothing is left in it
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self._output.close()
@@ -159,7 +159,7 @@ def _ctrl_c_held() -> Iterator[None]:
 
 
 def _run(target: Callable[..., object], call: dict[str, Any], output: Connection) -> None:
-    """The process."""
+    """Run the function in the process."""
     os.setsid()
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)

@@ -1,7 +1,7 @@
 """Prompts of several domains, made from a seed, and requests whose domain changes with time.
 
-The texts are short and of the kinds that the small model in ``models/`` was trained on, whose
-router sends each to experts of its own.
+The texts are short and of the kinds that the small model in ``models/`` was trained on; its router
+sends each kind to other experts.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts by number, of domains whose shares change at given times.
+    """Prompts by number, from domains whose shares change at given times.
 
     Parameters
     ----------
     seed
-        Equal seeds give equal prompts.
+        Random seed; equal seeds give equal prompts.
     schedule
-        From when on which domains come with what weight, in ascending order of times and the first
-        from 0 on. The unit of time is the caller's.
+        Times, and the weight of each domain from then on; times ascend from 0. The caller chooses
+        the unit of time.
 
     Raises
     ------
     EquipoiseError
-        A schedule that does not begin at 0 or goes back in time; an unknown domain; weights that
-        are negative or all 0.
+        The schedule does not begin at 0 or goes back in time; a domain is unknown; weights are
+        negative or all 0.
     """
 
     seed: int
@@ -90,13 +90,13 @@ class Prompts:
         starts = [start for start, _ in self.schedule]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
             raise EquipoiseError(
-                f"The schedule has the times {starts}; expected 0 and then ascending ones."
+                f"The schedule has the times {starts}; expected 0, then ascending times."
             )
         for _, weights in self.schedule:
             _check(weights)
 
     def at(self, number: int, moment: float) -> tuple[str, str]:
-        """Domain and text of the prompt of this number, asked for at this time."""
+        """Domain and text of a prompt by its number and the time at which it is asked for."""
         rng = random.Random(f"{self.seed} {number}")
         weights = [w for start, w in self.schedule if start <= max(moment, 0.0)][-1]
         (domain,) = rng.choices(list(weights), list(weights.values()))
@@ -105,29 +105,29 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Stream:
-    """Requests without end, as ``Options.source`` wants them; each is as old as it is asked for.
+    """Endless requests for ``Options.source``; the time of asking decides the domain of each.
 
-    So a request that is asked for again, because the process that had it is gone, may be of
-    another domain then.
+    So a request that is asked for again, because the process that had it is gone, may then be of
+    another domain.
 
     Parameters
     ----------
     prompts
-        With a schedule in seconds since the first request was asked for.
+        Prompts, with a schedule in seconds since the first request was asked for.
     tokenizer
-        A ``tokenizer.json``.
+        Path of a ``tokenizer.json``.
 
     Raises
     ------
     FormatError
-        When the first request is asked for: a file that is no tokenizer.
+        The file is no tokenizer; raised when the first request is asked for.
     """
 
     prompts: Prompts
     tokenizer: Path
 
     def __call__(self, number: int) -> Request:
-        """The request of a number, of the domain whose time it is."""
+        """The request of a number, from a domain by the present time."""
         domain, text = self.prompts.at(number, time.monotonic() - self._began)
         return Request(number, tuple(self._tokenizer.encode(text).ids), domain)
 
@@ -137,15 +137,15 @@ class Stream:
         Raises
         ------
         FormatError
-            A file that is no tokenizer.
+            The file is no tokenizer.
         EquipoiseError
-            A tokenizer that has more.
+            The tokenizer has more.
         """
         tokens = _read_tokenizer(self.tokenizer).get_vocab_size()
         if tokens > vocab_size:
             raise EquipoiseError(
-                f"{self.tokenizer} has {tokens} tokens, the model {vocab_size}; give the tokenizer "
-                "that the model was trained with."
+                f"{self.tokenizer} has {tokens} tokens, the model has {vocab_size}; give the "
+                "tokenizer that the model was trained with."
             )
 
     @cached_property

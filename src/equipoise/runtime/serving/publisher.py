@@ -1,4 +1,4 @@
-"""Publishing what a serving process says of itself."""
+"""Publishing the status of a serving process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from equipoise.control.status import Status, status_key
 
 SECONDS = 0.25
-"""From one status to the next."""
+"""Seconds from one status to the next."""
 
 _LOG_LINES = 5
 
@@ -23,17 +23,17 @@ _LOG_LINES = 5
 class Publisher:
     """Adds up forward passes and publishes a ``Status`` in the store, as JSON.
 
-    "Lately" is since the last status: what each rank has computed, the imbalance, a step with all
-    balancing. The last lines of the log are added.
+    Fields called "lately" are since the last status: what each rank has computed, the imbalance,
+    the time of a step with all balancing. The last lines of the log are added.
 
     Parameters
     ----------
     store
-        Where to publish.
+        Store in which to publish.
     name
-        Of this process.
+        Name of this process.
     clock
-        Tells the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Publisher:
 
     @property
     def log(self) -> LastLines:
-        """Hears what the runtime logs."""
+        """Handler that keeps the last lines that the runtime logs."""
         return self._log
 
     def take_load(self, load_R: NDArray[np.int64]) -> None:
-        """A layer has had so many assignments on each rank."""
+        """Add the assignments that a layer had on each rank, ``(R,)``."""
         self._load = load_R if self._load is None else self._load + load_R
         if load_R.any():
             self._imbalances.append(float(load_R.max() / load_R.mean()))
 
     def take_step(self, tokens: int, seconds: float) -> None:
-        """A step has generated so many tokens on this rank."""
+        """Add a step: the tokens it has generated on this rank, and its duration."""
         self._tokens += tokens
         self._steps += 1
         self._seconds += seconds
@@ -69,7 +69,7 @@ class Publisher:
         return self._clock() - self._last >= SECONDS
 
     def publish(self, **facts: Any) -> None:
-        """Say what was added up since the last time, and these: all other fields of ``Status``."""
+        """Publish what was added up since the last time; ``facts`` are all other fields."""
         self._last = self._clock()
         shown: dict[str, Any] = {
             key: printable(fact) if isinstance(fact, str) else fact for key, fact in facts.items()
@@ -88,7 +88,7 @@ class Publisher:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as with other ranks than before; but for the tokens generated."""
+        """Forget all but the tokens generated, because the ranks have changed."""
         self._load = None
         self._imbalances: list[float] = []
         self._steps = 0
@@ -108,5 +108,5 @@ class LastLines(Handler):
 
 
 def printable(text: str) -> str:
-    """The same for a terminal: what would steer it, or is half a character, as a question mark."""
+    """Replace control characters and halves of characters by question marks, for a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,8 +1,8 @@
 """Which process serves which request, kept where it survives all of them.
 
-The ledger is one value in the store: how many requests were given out, and who is at which. It is
-only ever exchanged whole (``compare_set``), so a process that dies between two calls loses nothing:
-what it was at is given to another one as soon as it is no longer a member.
+The ledger is one value in the store: how many requests were given out, and which process serves
+which. It is only ever replaced as a whole (``compare_set``), so a process that dies between two
+calls loses nothing: once it is no longer a member, its requests are given to another process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Request:
     Parameters
     ----------
     number
-        Counts requests from 0.
+        Number of the request, from 0.
     prompt
-        Token ids of the model, at least one. Nothing is looked at here: see ``Door``.
+        Token ids of the model, at least one. They are not checked here: see ``Door``.
     domain
-        What kind of text it is, for whoever looks on.
+        Kind of the text, for display.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Request:
 
 
 class Source(Protocol):
-    """Makes requests by number; every process makes the same. Has to be picklable."""
+    """Makes requests by number, the same in every process. It has to be picklable."""
 
     def __call__(self, number: int) -> Request:
         """The request of a number."""
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 class _Book(msgspec.Struct):
-    """What the ledger holds: the first number that was not given out, and who is at which."""
+    """What the ledger holds: the first number not given out, and who serves which."""
 
     next: int = 0
     of: dict[str, list[int]] = msgspec.field(default_factory=dict)
@@ -60,34 +60,34 @@ class Ledger:
     Parameters
     ----------
     store
-        Which all processes have.
+        Store that all processes share.
     name
-        Of this process.
+        Name of this process.
     limit
-        How many requests there are; ``None``: no end.
+        Number of requests; ``None``: no end.
     """
 
     def __init__(self, store: Store, name: str, limit: int | None = None) -> None:
         self._store, self._name = store, name
         self._limit = sys.maxsize if limit is None else limit
-        self._seen = ""  # what the store held last; "" stands for nothing
+        self._seen = ""  # what the store held last; "" if nothing
 
     def exchange(
         self, finished: Collection[int], wanted: int, members: Collection[str]
     ) -> list[int]:
         """Hand in numbers that are finished and take others.
 
-        What processes that are not members any more were at is given out first. Numbers to hand in
-        that another process has taken meanwhile count for nothing.
+        Requests of processes that are no longer members are given out first. Numbers to hand in
+        that another process has taken meanwhile are ignored.
 
         Returns
         -------
-        So many numbers, or fewer where there are no more.
+        The wanted number of requests, or fewer if there are no more.
 
         Raises
         ------
         EquipoiseError
-            The store holds something else in the ledger's place.
+            The store holds something else under the ledger's key.
         """
         while True:
             book = _read(self._seen)
@@ -102,13 +102,13 @@ class Ledger:
             self._seen = held
 
     def keep_only(self, numbers: Collection[int]) -> list[int]:
-        """Of these numbers, those that are still this process's; others have been given away."""
+        """Those of the numbers that are still this process's; others have been given away."""
         entry = self._store.compare_set(_KEY, "", "").decode()
         mine = _read(entry).of.get(self._name, [])
         return [number for number in numbers if number in mine]
 
     def _take(self, book: _Book, wanted: int, members: Collection[str]) -> list[int]:
-        """Numbers from the book: first those of processes that are gone."""
+        """Take numbers from the book, first those of processes that are gone."""
         taken: list[int] = []
         for name in sorted(set(book.of) - set(members)):
             numbers = book.of[name]

@@ -1,10 +1,10 @@
 """Processes that serve a model together, keep it balanced, and go on when one of them is gone.
 
-Every process runs the same loop. In an epoch, a time in which the same processes serve together,
-a step is one forward pass of all of them and whatever balancing does between two. When somebody
-dies, hangs, leaves or joins, the epoch ends and those that are there begin the next: they agree on
-who they are, see to it that every expert has a slot again, and take up the pass that was broken
-off. Requests of a process that is gone are given to others.
+Every process runs the same loop. In an epoch the same processes serve together; a step is one
+forward pass of all of them and the balancing after it. When a process dies, hangs, leaves or joins,
+the epoch ends and the processes that are there begin the next: they agree on the members, make sure
+that every expert has a slot, and repeat the pass that was broken off. Requests of a process that is
+gone are given to others.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from equipoise.runtime.serving.speed import SpeedMeter
 from equipoise.runtime.serving.trial import Told
 from equipoise.topology import Topology
 
-_LISTEN_STEPS = 8  # from one look at who comes, goes or has work to the next
-_SPEED_STEPS = 256  # from one look at how fast ranks are to the next
+_LISTEN_STEPS = 8  # between looks at who comes, leaves or has work
+_SPEED_STEPS = 256  # between looks at how fast the ranks are
 _MOST_FRUITLESS = 3  # epochs of the same processes in a row that end before their first step
 
 logger = logging.getLogger("equipoise.runtime")
@@ -68,35 +68,35 @@ class Options:
     model
         Folder of a saved model: see ``load_model``.
     source
-        Makes the requests.
+        Source of the requests.
     limit
-        How many requests there are; ``None``: serve until told to stop.
+        Number of requests; ``None``: serve until told to stop.
     processes
-        To wait for at the start.
+        Number of processes to wait for at the start.
     nodes
-        Of equally many processes, in their order; used while it divides their number.
+        Number of nodes, of equally many consecutive processes; used while it divides their number.
     settings
-        Of balancing; ``None``: balance nothing.
+        Settings of balancing; ``None``: do not balance.
     placement
-        To start from; ``None``: experts in their order, redundant slots for the first ones.
+        Placement to start from; ``None``: experts in order, redundant slots for the first ones.
     dispatch
         Name of the dispatcher.
     batch_size, new_tokens
-        Requests that a process decodes together, and how far.
+        Number of requests that a process decodes together, and of tokens for each.
     advisor
-        Who plans, instead of ``GatedRepair``.
+        Advisor that plans instead of ``GatedRepair``.
     compute
-        What experts compute.
+        Function that computes the experts.
     keep, bytes_per_second
-        Of ``Balancer``.
+        See ``Balancer``.
     results
-        Folder for the answers, one file a process: see ``Results``. ``None``: none.
+        Folder for the answers, one file per process: see ``Results``. ``None``: keep none.
     threads
-        Of torch, a process.
+        Number of torch's threads in each process.
     timeout_seconds, silence_seconds
-        Of ``Membership``.
+        See ``Membership``.
     secret
-        Of ``Membership``; ``None``: that in the environment, see ``secret_of``.
+        See ``Membership``; ``None``: the secret in the environment, see ``secret_of``.
     """
 
     model: Path
@@ -142,27 +142,27 @@ def serve(
     metrics_port: int | None = None,
     metrics_host: str = LOOPBACK,
 ) -> None:
-    """Serve as one process: what a launcher starts, once a process.
+    """Serve as one process; a launcher calls this in each process that it starts.
 
     The store at ``host`` and ``port`` is the launcher's, or torchrun's. Returns when all requests
-    are served; SIGTERM makes the process leave after the step it is in, and is ignored afterwards.
+    are served; on SIGTERM the process leaves after the present step and ignores further ones.
 
     Parameters
     ----------
     metrics_port, metrics_host
-        Where to answer Prometheus; without a port nowhere, and only programs on this machine unless
-        told otherwise.
+        Port and address at which Prometheus is answered. Without a port there is no answer; the
+        default address is for programs on this machine only.
 
     Raises
     ------
     EquipoiseError
-        No store there; a model, a folder, a secret or a port that cannot be used; all that ``run``
-        of the server raises.
+        No store answers; a model, a folder, a secret or a port cannot be used; and all that
+        ``Server.run`` raises.
     """
     torch.set_num_threads(options.threads)
     logger.setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
-    if host in (LOOPBACK, "localhost"):  # so all processes are here, and need not be reached
+    if host in (LOOPBACK, "localhost"):  # all processes are here: nobody else has to reach them
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         store = TCPStore(host, port, is_master=False)
@@ -178,20 +178,20 @@ def serve(
         server.run()
     finally:
         server.close()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has left; nor may the server live on
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has left already
 
 
 class Server:
-    """One process of those that serve.
+    """One of the processes that serve.
 
     Parameters
     ----------
     store
-        Which all processes have.
+        Store that all processes share.
     name
-        Of this process, unlike the others'.
+        Name of this process, different in each.
     options
-        The same for all.
+        Options, the same in each.
     """
 
     def __init__(self, store: Store, name: str, options: Options) -> None:
@@ -240,8 +240,8 @@ class Server:
         Raises
         ------
         EquipoiseError
-            The processes cannot go on: an expert that nobody has and no checkpoint has either,
-            processes that find each other and fail again and again.
+            The processes cannot go on: neither a rank nor a checkpoint has some expert, or the same
+            processes meet and fail again and again.
         """
         while True:
             epoch = self._membership.form(self.options.processes)
@@ -250,7 +250,7 @@ class Server:
                 self._begin(epoch)
                 if self._serve(epoch):
                     return
-            except RuntimeError as error:  # of a collective: somebody is gone
+            except RuntimeError as error:  # from a collective: another process is gone
                 why = self._membership.failed or str(error).partition("\n")[0]
                 logger.warning("Epoch %d was broken off: %s", epoch.number, why)
                 self._give_up_on(error, fruitless=self._steps == before)
@@ -258,7 +258,7 @@ class Server:
                 self._end_balancing()
 
     def close(self) -> None:
-        """Let go of everything; the others go on."""
+        """Release everything; the other processes go on."""
         self._end_balancing()
         self._membership.close()
         self.model = None
@@ -266,13 +266,13 @@ class Server:
         self._results.close()
 
     def _begin(self, epoch: Epoch) -> None:
-        """Have a model on the processes of this epoch, and its balancer."""
+        """Rebuild the model on the processes of this epoch, and make its balancer."""
         num_ranks = len(epoch.members)
         self._speeds = (1.0,) * num_ranks
         self._desk.reclaim()
         told = gather(_Hello(self.model is not None, self._desk.tell()), _Hello, None)
         if self._desk.hear([one.desk for one in told]):
-            self._fruitless = 0  # fewer are under suspicion each time
+            self._fruitless = 0  # each time fewer requests are under suspicion
         first = not any(one.has_model for one in told)
         if first and self._secret is None and epoch.rank == 0:
             logger.warning("Whoever reaches the store can join; set %s to refuse them.", VARIABLE)
@@ -297,7 +297,7 @@ class Server:
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
     def _rebuild(self, epoch: Epoch) -> tuple[ExpertParallelModel, Recovered]:
-        """The model on these ranks; what goes wrong is tried again, without the rank that it is."""
+        """Rebuild the model on these ranks; a rank that fails leaves, and the others try again."""
         try:
             return rebuild(
                 self.model,
@@ -311,11 +311,11 @@ class Server:
             if error.rank == epoch.rank:
                 raise
             raise RuntimeError(f"{epoch.members[error.rank]} cannot go on: {error}") from error
-        except EquipoiseError as error:  # such as bytes that have changed on their way
+        except EquipoiseError as error:  # such as bytes that have changed in transit
             raise RuntimeError(str(error)) from error
 
     def _begin_balancing(self, epoch: Epoch, spare: dist.ProcessGroup, *, warm_up: bool) -> None:
-        """Have a balancer for the ranks as they are; warm up only where all have just begun."""
+        """Make a balancer for the present ranks; warm up only if all have just begun."""
         settings = self.options.settings
         if settings is None or len(epoch.members) == 1:
             return
@@ -334,7 +334,7 @@ class Server:
         )
 
     def _serve(self, epoch: Epoch) -> bool:
-        """Step until the epoch ends; whether this process is through."""
+        """Step until the epoch ends; return whether this process is finished."""
         assert self.model is not None
         step = 0
         while True:
@@ -356,9 +356,9 @@ class Server:
                 self._publish(epoch, order)
 
     def _listen(self) -> bool | None:
-        """What all ranks do now: end the epoch (the value: for good), or go on (``None``).
+        """Agree on what all ranks do now; takes one collective.
 
-        One collective.
+        Returns ``None`` to go on, else whether the epoch ends for good.
         """
         if self._stopping:
             self._membership.leave()
@@ -373,9 +373,9 @@ class Server:
         return None
 
     def _adapt(self, epoch: Epoch) -> None:
-        """Dispatch and plan for the speeds that the ranks have shown, if they are others now.
+        """Dispatch and plan for the measured speeds of the ranks, if these have changed.
 
-        One small collective.
+        Takes one small collective.
         """
         assert self.model is not None
         speeds = self._speed.speeds()
@@ -386,11 +386,11 @@ class Server:
         topology = self._topology(len(speeds))
         for layer in self.model.layers:
             layer.assignment = token_assignment(self.options.dispatch, topology)
-        self._end_balancing()  # perhaps in the middle of a transfer
+        self._end_balancing()  # perhaps during a transfer
         self._begin_balancing(epoch, self._membership.renew_spare(), warm_up=False)
 
     def _forward(self, model: ExpertParallelModel) -> int:
-        """One forward pass; if it breaks off while all ranks are there, some request did it."""
+        """Run one forward pass; if it fails while all ranks are there, a request is the cause."""
         try:
             return self._desk.advance(model)
         except PeerError:
@@ -452,7 +452,7 @@ class Server:
             return self.options.placement
         layer_ids, num_experts = self._checkpoint.layer_ids, self._checkpoint.num_experts
         settings, num_slots = self.options.settings, num_experts
-        if num_ranks != self.options.processes:  # some were lost before there was anything to lose
+        if num_ranks != self.options.processes:  # some were lost before the first epoch
             num_slots = (settings or Settings()).rounded_slots(num_experts, num_ranks)
         elif settings is not None and num_ranks > 1:
             num_slots = settings.num_slots(num_experts, num_ranks)

@@ -10,24 +10,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equipoise.runtime.members.agreement import Group
+from equipoise.runtime.members.agreement import ProcessGroup
 from equipoise.runtime.moe.layer import ExpertFunction
 
-_STEP = 1.25  # speeds are told in powers of this: smaller differences come and go
-_LEAST_STEPS = 2  # of these that a rank has to be off the middle one to count as other than it
+_STEP = 1.25  # speeds are powers of this: smaller differences are noise
+_LEAST_STEPS = 2  # from the median that a rank has to be to count as different
 
 
 class SpeedMeter:
-    """Computes experts, and takes the time.
+    """Computes experts and measures the time.
 
-    On CPUs only: elsewhere the function returns before its work is done.
+    For CPUs only: elsewhere the function returns before its work is done.
 
     Parameters
     ----------
     compute
-        What experts compute.
+        Function that computes the experts.
     clock
-        Tells the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class SpeedMeter:
         self._active += sum(count > 0 for count in counts)
         return answers
 
-    def speeds(self, group: Group = None) -> tuple[float, ...]:
-        """Of each rank since the last call, the middle one being 1; one small collective.
+    def speeds(self, group: ProcessGroup = None) -> tuple[float, ...]:
+        """Speed of each rank since the last call, relative to the median; one small collective.
 
-        In powers of 1.25, and 1 for all that are less than two of these off, or had nothing to do.
+        Speeds are powers of 1.25. A rank has 1 if it is less than two such steps from the median,
+        or had nothing to do.
         """
         mine = torch.tensor([self._rows, self._active, self._seconds], dtype=torch.float64)
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
@@ -65,8 +66,9 @@ class SpeedMeter:
 def in_steps(work: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Speeds from rows, active experts and seconds of each rank; see ``SpeedMeter.speeds``.
 
-    Time is for rows or for experts, depending on how many rows an expert has. A rank is as slow,
-    or fast, as both of them say: few rows on many experts look slow by their number only.
+    Depending on the rows of an expert, the time goes with the rows or with the active experts. A
+    rank counts as slow, or fast, only as far as both say so: few rows on many experts look slow
+    per row and are not.
     """
     table = np.array(work, dtype=np.float64)
     idle = np.asarray((table <= 0).any(axis=1))

@@ -1,11 +1,11 @@
-"""Which request a forward pass breaks of: found by serving fewer and fewer of them together.
+"""Finding the request that breaks a forward pass, by serving fewer and fewer of them together.
 
-An exception in a pass, other than that a rank is gone, is of one of the requests in it, and not
-necessarily one of the rank that raised: experts compute the tokens of all ranks. So the requests
-that all ranks were at are tried in halves, each group served by itself from its prompts, while
-nothing else is served. A group that is served is answered; one that breaks is halved again; a
-request that breaks a pass alone is answered as failed. With ``n`` requests under way this takes
-about ``log2(n)`` broken passes for each culprit.
+Unless a rank is gone, an exception in a pass comes from one of its requests, and not necessarily
+one of the rank that raised: experts compute the tokens of all ranks. So the requests of all ranks
+are tried in halves: each group of requests is served from its prompts, and nothing else with it. A
+group that is served is answered; one that breaks is halved again; a request that breaks a pass
+alone is answered as failed. With ``n`` requests under way this takes about ``log2(n)`` broken
+passes for each culprit.
 
 All ranks know the same groups: they tell each other at the beginning of an epoch, and a group is
 over for all of them in the same step.
@@ -24,14 +24,14 @@ class Told:
     Parameters
     ----------
     running
-        Numbers of the requests that it was at.
+        Numbers of the requests that it serves.
     groups
-        The groups still to be served, as far as it knows, the one under way first.
+        Groups of requests still to be served, as far as it knows, the one under way first.
     broke
-        What its last pass has raised by itself; empty if nothing.
+        Error that its last pass raised while all ranks were there; empty if none.
     heard
-        How many times a broken pass was judged so far. One that knows of fewer was cut off before
-        it heard the last judgement, or was not there: what it tells is of before.
+        Number of broken passes judged so far, as far as it knows. A rank that knows of fewer was
+        cut off before the last judgement, or was not there: what it tells is out of date.
     """
 
     running: tuple[int, ...] = ()
@@ -42,20 +42,20 @@ class Told:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from it, the same on every rank.
+    """What follows from what the ranks have told, the same on every rank.
 
     Parameters
     ----------
     groups
-        To be served one after the other; none: all as usual.
+        Groups of requests to be served one after the other; none: serve as usual.
     culprit
-        The request that failed alone.
+        Number of the request that failed alone.
     reason
-        Why, in a sentence.
+        Reason of its failure, a sentence.
     blamed
-        Whether a pass has broken and there are requests that may be why.
+        Whether a pass has broken and some requests may be the cause.
     heard
-        For the next time.
+        Number of broken passes judged so far, for the next ``Told``.
     """
 
     groups: tuple[tuple[int, ...], ...] = ()
@@ -66,10 +66,10 @@ class Verdict:
 
 
 def judge(told: Sequence[Told]) -> Verdict:
-    """What to serve next, from what all ranks have told."""
+    """Decide what to serve next from what all ranks have told."""
     heard = max(one.heard for one in told)
     current = [one for one in told if one.heard == heard]
-    # Each list is the end of every longer one: a rank may have been cut off before it moved on.
+    # Each list is the end of every longer one: a rank may be cut off before it moves on.
     groups = max((one.groups for one in current), key=len)
     broke = next((one.broke for one in current if one.broke), "")
     if not broke:

@@ -1,7 +1,7 @@
-"""Doing once, before serving, what is compiled the first time it is done on a machine.
+"""Running once, before serving, the code that is compiled when it first runs on a machine.
 
-Compiling takes half a minute. In the middle of serving every process would do it by itself, at the
-same time as the others, and the planner would be given up as late before it has an answer.
+Compiling takes half a minute. During serving all processes would compile at the same time, each by
+itself, and the planner would miss its deadline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from equipoise.trace import Trace
 
 
 def rehearse(dispatch: str, topology: Topology) -> None:
-    """Split a batch, assign its tokens, and plan for a made-up load, as a server would."""
+    """Split a batch, assign its tokens, and plan for a synthetic load, as a server would."""
     R = topology.num_ranks
     E = 2 * R
     counts = np.random.default_rng(0).integers(20, 200, (64, 1, E))
