@@ -99,7 +99,7 @@ def _noisy(trace: Trace, noise: float) -> Trace:
 
 def contenders(dispatch: str, folder: Path | None, effort: int) -> dict[str, Place | str]:
     """How each row is planned, or why it is not."""
-    robust = Robust(dispatch=dispatch, moves=effort, seed=SEED)
+    robust = Robust(dispatch=dispatch, proposals=effort, seed=SEED)
     repair = partial(_repair, dispatch, effort)
     found: dict[str, Place | str] = {
         "in force": _stay,
@@ -154,7 +154,7 @@ def _curve(repair: Repair, problem: Problem) -> Curve:
 
 def measure(case: Case, dispatch: str, ways: dict[str, Place | str], effort: int) -> list[Row]:
     """A row for each way to go on from the placement in force."""
-    robust = Robust(dispatch=dispatch, moves=effort, seed=SEED)
+    robust = Robust(dispatch=dispatch, proposals=effort, seed=SEED)
     in_force, problem = _planned(robust, _problem(case.earlier)), _problem(case.now)
     rows = []
     for name, way in ways.items():

@@ -184,10 +184,10 @@ PLACEMENTS: tuple[tuple[str, Ways, str], ...] = (
 )
 
 
-def measure(study: Study, moves: int) -> Iterator[Cell]:
+def measure(study: Study, proposals: int) -> Iterator[Cell]:
     """Plan, then let every dispatcher have the same batches."""
     problem = Problem(study.fit, study.topology, study.num_slots)
-    planners = heldout.our_planners(moves)
+    planners = heldout.our_planners(proposals)
     plans = {
         name: planners[name].plan(problem).placement
         for name in dict.fromkeys(planner for _, _, planner in PLACEMENTS)
@@ -261,16 +261,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--layers", type=int, help="number of layers, spread evenly; default: all")
-    parser.add_argument("--moves", type=int, default=Robust.moves, help="of Robust")
+    parser.add_argument("--proposals", type=int, default=Robust.proposals, help="of Robust")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     args = parser.parse_args()
     cells: list[Cell] = []
     for name in args.studies:
         study = STUDIES[name](args.data)
-        cells += measure(thin(study, args.layers) if args.layers else study, args.moves)
+        cells += measure(thin(study, args.layers) if args.layers else study, args.proposals)
     print(markdown(cells))
     if args.json:
-        about = {**about_machine(), "layers": args.layers, "moves": args.moves}
+        about = {**about_machine(), "layers": args.layers, "proposals": args.proposals}
         rows = [asdict(cell) for cell in cells]
         args.json.write_text(json.dumps({"about": about, "cells": rows}, indent=1))
 

@@ -261,7 +261,7 @@ def test_a_map_in_force_that_the_engine_would_refuse_may_be_mended(recording, tm
     eq.write_map(twice, tmp_path / "old.json", format="equipoise")
     output = tmp_path / "new.json"
     text("plan", recording, "--ranks", 4, "--redundant", 4, "--from", tmp_path / "old.json",
-         "--moves", 4000, "--for", "ascend", "-o", output)  # fmt: skip
+         "--proposals", 4000, "--for", "ascend", "-o", output)  # fmt: skip
     assert output.is_file()
 
 

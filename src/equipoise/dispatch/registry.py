@@ -148,8 +148,8 @@ def dispatcher(
     entry = _entry(dispatch)
     if cost is None and entry.needs_cost:
         raise EquipoiseError(
-            f"The dispatcher {dispatch} needs a cost to time its rules by; give {argument('cost')}, "
-            "or use minmax."
+            f"The dispatcher {dispatch} needs a cost to time its rules by; give "
+            f"{argument('cost')}, or use minmax."
         )
     kind = entry.kind
     if cost is not None:

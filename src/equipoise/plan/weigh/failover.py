@@ -18,7 +18,7 @@ from equipoise.plan.problem import Problem
 from equipoise.plan.search.anneal import fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.search.scenarios import Scenarios, group_scenarios, read_history
-from equipoise.plan.weigh.coverage import domains_of_ranks
+from equipoise.plan.weigh.coverage import failure_domain_of_rank
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -103,7 +103,7 @@ class Refit:
 
 
 def failover_maps(
-    placement: Placement, problem: Problem, *, domain: str = "rank"
+    placement: Placement, problem: Problem, *, failure_domain: str = "rank"
 ) -> tuple[Refit, ...]:
     """For the loss of each rank, or each node, the placement on the survivors.
 
@@ -112,7 +112,7 @@ def failover_maps(
     slots as before, or if those do not hold all experts, as many as it takes; slots so added that
     no lost expert needs get copies of others.
 
-    Balance is that of an even split in every group of ``problem``'s traffic.
+    Balance is that of an even split in every traffic group of ``problem``.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def failover_maps(
         A problem of another shape, a single rank or node, survivors without room for all experts.
     """
     _check(placement, problem)
-    of_rank = domains_of_ranks(problem.topology, domain)
+    of_rank = failure_domain_of_rank(problem.topology, failure_domain)
     if of_rank[-1] == 0:
-        raise EquipoiseError(f"There is a single {domain}: nothing survives its loss.")
+        raise EquipoiseError(f"There is a single {failure_domain}: nothing survives its loss.")
     scenarios = _scenarios(problem)
     return tuple(
         _refit(placement, problem, scenarios, np.flatnonzero(of_rank != lost), of_rank != lost)
