@@ -105,7 +105,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         eq.Problem,
         {
             **{"load": LOAD, "topology": TWO, "num_slots": 4, "layer_ids": (0, 1)},
-            "groups": ["a", "b", "c"],
+            "traffic_groups": ["a", "b", "c"],
         },
     ),
     "Trace": (

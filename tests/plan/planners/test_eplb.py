@@ -241,11 +241,11 @@ def test_loads_near_the_ends_of_float64(sign):
 
 
 @pytest.mark.parametrize("planner", [Greedy(), Hierarchical(num_expert_groups=2), TrtllmGreedy()])
-def test_ranks_that_are_not_alike_are_not_passed_over_in_silence(planner):
+def test_ranks_that_differ_are_not_passed_over_in_silence(planner):
     for unequal in ({"speed": (1, 2)}, {"room": (1, 2)}):
         status = planner.plan(Problem([A], Topology(2, **unequal), 12)).status
-        assert status.startswith("Planned as if all ranks were alike in speed and room; Robust")
-    assert "alike" not in planner.plan(Problem([A], Topology(2), 12)).status
+        assert status.startswith("Planned as if all ranks had the same speed and room; Robust")
+    assert "same speed" not in planner.plan(Problem([A], Topology(2), 12)).status
 
 
 def test_loads_that_differ_in_the_tenth_digit_are_told_apart():
@@ -272,18 +272,18 @@ def test_more_copies_than_ranks_is_refused():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (5, "12 experts do not divide into 5 groups"),
+        (5, "12 experts do not divide into 5 expert groups"),
         (0, "num_expert_groups is 0; expected 1 to"),
         (2.5, "num_expert_groups is 2.5; expected a whole number"),
-        (3, "3 groups do not divide over 2 nodes"),
+        (3, "3 expert groups do not divide over 2 nodes"),
     ],
 )
-def test_groups_that_do_not_fit_are_refused(groups, message):
+def test_expert_groups_that_do_not_fit_are_refused(groups, message):
     with pytest.raises(EquipoiseError, match=message):
         Hierarchical(num_expert_groups=groups).plan(Problem([A], Topology(8, 4), 16))
 
 
-def test_hierarchical_default_keeps_groups_on_nodes_without_duplicates():
+def test_hierarchical_default_keeps_expert_groups_on_nodes_without_duplicates():
     load = np.random.default_rng(3).lognormal(0, 1, (20, 64))
     plan = Hierarchical(num_expert_groups=8).plan(Problem(load, Topology(16, 4), 96))
     assert not plan.placement.duplicates.any()
@@ -291,4 +291,4 @@ def test_hierarchical_default_keeps_groups_on_nodes_without_duplicates():
     for row in plan.placement.slots:
         homes = {(e // 8, n) for e, n in zip(row.tolist(), node.tolist(), strict=True)}
         assert len(homes) == 8
-    assert "Keeping each group on one node raises the bound by" in plan.status
+    assert "Keeping each expert group on one node raises the bound by" in plan.status

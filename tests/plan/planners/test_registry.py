@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from equipoise.plan.bounds import certify
 from equipoise.plan.planners.registry import PLANNERS, Option, PlannerEntry
+from equipoise.plan.result import certify
 
 
 @dataclass(frozen=True, kw_only=True)

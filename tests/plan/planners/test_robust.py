@@ -131,12 +131,12 @@ def test_the_plain_plan_where_the_past_does_not_help():
     assert "no other was better beyond chance" in plan.status
 
 
-def test_the_plain_plan_when_no_group_has_a_past():
+def test_the_plain_plan_when_no_traffic_group_has_a_past():
     load, _ = two_domains(steps=1)
     problem = domain_problem(load, np.array(["code", "chat"]))
     plan = QUICK.plan(problem)
     assert plan.placement == Greedy().plan(problem).placement
-    assert "No group has two windows" in plan.status
+    assert "No traffic group has two windows" in plan.status
 
 
 def test_alternating_phases_need_no_labels():
@@ -235,7 +235,7 @@ def test_tail_mean_agrees_with_the_reference():
     assert _tail_mean(peak, weight, 0.0) == pytest.approx(peak.max(axis=0))
 
 
-def test_a_heavier_group_is_balanced_better():
+def test_a_heavier_traffic_group_is_balanced_better():
     load, names = two_domains(noise=0.02, layers=6)
     problem = domain_problem(load, names, 16)
     code = {}
@@ -254,7 +254,7 @@ def test_layers_and_windows_without_load():
     assert np.isfinite(plan.peak).all()
 
 
-def test_groups_come_from_a_trace():
+def test_traffic_groups_come_from_a_trace():
     load, names = two_domains()
     trace = Trace(counts=load.astype(np.int64), labels={"domain": names})
     problem = Problem(trace, Topology(4), 20)
@@ -296,10 +296,10 @@ def test_what_is_refused(options, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"math": 1}, "weight for group 'math'; the load has chat, code"),
-        ({"code": -1}, "weight of group .code. is -1; expected 0 to"),
+        ({"math": 1}, "weight for traffic group 'math'; the load has chat, code"),
+        ({"code": -1}, "weight of traffic group .code. is -1; expected 0 to"),
         ({"code": 0, "chat": 0}, "one above 0"),
-        ({"code": float("inf")}, "weight of group .code. is inf"),
+        ({"code": float("inf")}, "weight of traffic group .code. is inf"),
     ],
 )
 def test_weights_that_are_refused(weights, message):
@@ -307,7 +307,7 @@ def test_weights_that_are_refused(weights, message):
         Robust(traffic_weights=weights).plan(domain_problem(*two_domains()))
 
 
-def test_groups_that_do_not_fit():
+def test_traffic_groups_that_do_not_fit():
     with pytest.raises(EquipoiseError, match="one name for each of 2 steps"):
         Problem(np.ones((2, 1, 4)), Topology(2), 4, traffic_groups=["a"])
 

@@ -200,7 +200,7 @@ def test_room_is_kept():
         ({"dispatch": "nowhere"}, "no dispatcher 'nowhere'"),
         (
             {"mirrored": True, "cost": RankCost(token_seconds=1e-6)},
-            "Mirrored plans balance assignments; leave out the cost",
+            "Mirrored plans balance assignments; leave out cost or mirrored",
         ),
     ],
 )
@@ -222,12 +222,12 @@ def test_what_is_refused(options, message):
         (
             {"mirrored": True, "failure_domain": "node"},
             Topology(4),
-            "1 nodes must divide into 2 parts that are alike",
+            "1 nodes must divide into 2 equal parts",
         ),
         (
             {"mirrored": True},
             Topology(4, speed=(1, 2, 2, 1)),
-            "4 ranks must divide into 2 parts that are alike, speed and room included",
+            "4 ranks must divide into 2 equal parts, speed and room included",
         ),
         ({}, Topology(4, room=(2, 2, 2, 1)), "have room for 7 experts of a layer, the model has 8"),
     ],
