@@ -8,9 +8,10 @@ Plans are made on the fit part of ``protocols.py``, batches are of its held-out 
 
 glm52-32, glm52-64  32 ranks in nodes of 8, 32 or 64 redundant slots. "window": window 7 of each of
                     the 7 domains, whole (20,505 to 35,878 tokens). "1,024", "4,096": 2 batches of
-                    so many tokens for each domain, multinomial from its window 7. "mixed 4,096":
-                    the first 14 mixed batches. The source has counts, no tokens: ours choose no
-                    expert twice and are dealt to the ranks at random; nothing else is real.
+                    this number of tokens for each domain, multinomial from its window 7. "mixed
+                    4,096": the first 14 mixed batches. The source has counts, no tokens: ours
+                    choose no expert twice and are dealt to the ranks at random; nothing else is
+                    real.
 esft                8 ranks in nodes of 4, 8 redundant. The batches of ``engine_rules.py``: 16 of
                     each size, real tokens in stretches of 1/16 of a batch, two to a rank.
 gptoss              8 ranks in nodes of 4, 8 redundant: the decode steps of ``engine_rules.py``.

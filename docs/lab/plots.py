@@ -1,4 +1,4 @@
-"""Draw the plots of ``docs/lab.md``, with its numbers and seeds, beside this file.
+"""Draw the plots of ``docs/lab.md``, with its numbers and seeds, next to this file.
 
 Needs matplotlib: ``python docs/lab/plots.py``.
 """

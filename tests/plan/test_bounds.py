@@ -331,7 +331,10 @@ def test_status_says_what_would_help():
         (lambda: even_split_lower_bound([[1, 2]], 1, 1), "1 slots cannot hold 2 experts"),
         (lambda: packing_lower_bound([[1, 2]], [[1, 0]], 1), "expected one or more of every"),
         (lambda: packing_lower_bound([[1, 2]], [[1]], 1), r"shape \(1, 1\) do not fit"),
-        (lambda: packing_lower_bound([[1, 2], [1, 2]], [[1, 1], [1, 2]], 1), "the same number in every"),
+        (
+            lambda: packing_lower_bound([[1, 2], [1, 2]], [[1, 1], [1, 2]], 1),
+            "the same number in every",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

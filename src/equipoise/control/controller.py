@@ -91,14 +91,14 @@ class Order:
     action, state
         What to do, and what the controller is at from now on.
     version
-        Of the placement that is moved to, or served last: counts moves.
+        Version of the placement that is moved to, or served last: counts changes of the map.
     layers, slots
-        For ``MOVE``: the model's numbers of the layers, and what their slots are to hold,
+        Layers to move by the model's numbers, and what their slots are to hold,
         ``(len(layers), S)``.
     serving
         Checksum of the placement that all ranks serve when they get this.
     outcome
-        Of the attempt that ended with this order.
+        Outcome of the attempt that ended with this order.
     note
         A sentence for the log; empty if nothing of interest happened.
     quiet_until
@@ -126,7 +126,7 @@ class Report:
     Parameters
     ----------
     answer
-        Of the planner; or a failure to count what it was to look at.
+        Answer of the planner; or a failure to count what it was to look at.
     moved
         Layers that serve what the last ``MOVE`` ordered, on all ranks, by the model's numbers.
     failures

@@ -53,7 +53,7 @@ def peak_lower_bound(
     load_LE
         Assignments per layer and expert, ``(L, E)``; not changed.
     speed
-        Of each rank, ``(R,)``; only ratios count. ``None``: all alike.
+        Speed of each rank, ``(R,)``; only ratios count. ``None``: all equal.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def even_split_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -
 def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
     """The least peak of any even split, by counts and places together: the best bound there is.
 
-    To stay below a level, an expert needs its load over the level in copies; that leaves so many
+    To stay below a level, an expert needs its load over the level in copies; that leaves some
     slots to spare. With these copies in place of experts, and the spare slots in place of the
     redundant ones, the argument of ``peak_lower_bound`` may prove that the level cannot be kept.
 
@@ -346,7 +346,7 @@ def _times(
     speed = rank_speeds(topology, topology.num_ranks, cost)
     spread = _spread(cost.slot_seconds(load_NE), num_slots, speed, cost.fixed_seconds)
     done = cost.fixed_seconds + cost.expert_seconds * np.arange(load_NE.shape[1] + 1)
-    # The ranks are done with so many reads at these times, in order; nothing to read comes first.
+    # When the ranks end each number of reads, in order; nothing to read comes first.
     reads = np.sort((done[1:, None] / speed).ravel())
     times = np.concatenate([[done[0] / speed.min()], reads])
     return spread, times[np.count_nonzero(load_NE, axis=1)]

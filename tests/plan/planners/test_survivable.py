@@ -91,9 +91,9 @@ def test_what_is_guaranteed_holds_for_every_loss(seed, dispatch, domain, losses,
     assert not placement.duplicates.any()
     of_rank = failure_domain_of_rank(problem.topology, domain)
     layers = [reference.homes(row, 6, of_rank) for row in placement.slots]
-    num_domains = int(of_rank[-1]) + 1
+    num_failure_domains = int(of_rank[-1]) + 1
     safe = min(losses, 24 // num_experts - 1)
-    survived = [reference.survival(layers, num_domains, k) for k in range(1, losses + 1)]
+    survived = [reference.survival(layers, num_failure_domains, k) for k in range(1, losses + 1)]
     assert all(share == 1 for share in survived[:safe])
     if safe == losses:
         assert plan.status.startswith("The loss of any")

@@ -51,27 +51,27 @@ def test_all_agrees_with_brute_force(case, domain, losses):
     placement, topology = case
     found = coverage(placement, topology, failure_domain=domain)
     of_rank = topology.node_of_rank if domain == "node" else np.arange(topology.num_ranks)
-    num_domains = int(of_rank.max()) + 1
-    losses = min(losses, num_domains)
+    num_failure_domains = int(of_rank.max()) + 1
+    losses = min(losses, num_failure_domains)
     layers = [reference.homes(row, topology.num_ranks, of_rank) for row in placement.slots]
     for row, hosts in enumerate(layers):
         assert found.homes[row].tolist() == [len(hosts[e]) for e in range(placement.num_experts)]
         assert found.expected_lost(losses)[row] == pytest.approx(
-            reference.expected_lost(hosts, num_domains, losses)
+            reference.expected_lost(hosts, num_failure_domains, losses)
         )
         assert found.endangered(losses)[row] == sum(len(h) <= losses for h in hosts.values())
-        survived = reference.survival([hosts], num_domains, losses)
+        survived = reference.survival([hosts], num_failure_domains, losses)
         assert found.survival(losses).by_layer[row] == pytest.approx(survived)
     whole = found.survival(losses)
-    assert whole.model == pytest.approx(reference.survival(layers, num_domains, losses))
+    assert whole.model == pytest.approx(reference.survival(layers, num_failure_domains, losses))
     assert (whole.model == 1) == (found.guaranteed_losses >= losses)
 
 
-def random_hosts(num_domains, num_experts, homes, seed=0):
+def random_hosts(num_failure_domains, num_experts, homes, seed=0):
     rng = np.random.default_rng(seed)
-    hosts = np.zeros((1, num_domains, num_experts), bool)
+    hosts = np.zeros((1, num_failure_domains, num_experts), bool)
     for expert in range(num_experts):
-        hosts[0, rng.choice(num_domains, homes, replace=False), expert] = True
+        hosts[0, rng.choice(num_failure_domains, homes, replace=False), expert] = True
     return Coverage(failure_domain="rank", hosts=hosts)
 
 

@@ -187,13 +187,13 @@ def covered_layout(
 def _deal_homes(
     share: Floats, wanted: Ints, order: Ints, room: Ints, capacity: Ints, of_rank: Ints, held: Bools
 ) -> None:
-    """Mark in ``held``, ``(R, E)``, the homes of every expert, as many as it is to have."""
+    """Mark in ``held``, ``(R, E)``, the homes that every expert is to have."""
     carried, free, left = np.zeros(len(room)), room.copy(), capacity.copy()
     for e in order:
-        domains = np.lexsort((np.bincount(of_rank, weights=carried), -left))[: wanted[e]]
-        left[domains] -= 1
-        for domain in domains:
-            ranks = np.flatnonzero(of_rank == domain)
+        chosen = np.lexsort((np.bincount(of_rank, weights=carried), -left))[: wanted[e]]
+        left[chosen] -= 1
+        for home in chosen:
+            ranks = np.flatnonzero(of_rank == home)
             r = ranks[np.lexsort((carried[ranks], -free[ranks]))[0]]
             held[r, e] = True
             free[r] -= 1

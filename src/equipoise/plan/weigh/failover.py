@@ -108,9 +108,9 @@ def failover_maps(
     """For the loss of each rank, or each node, the placement on the survivors.
 
     Survivors keep their slots.  An expert that is lost takes the slot of an expert with another
-    copy, the one whose loss harms the balance least, and is reloaded.  The survivors have as many
-    slots as before, or if those do not hold all experts, as many as it takes; slots so added that
-    no lost expert needs get copies of others.
+    copy, the one whose loss harms the balance least, and is reloaded.  The survivors keep their
+    number of slots; if those do not hold all experts, they get the fewest more that do, and added
+    slots that no lost expert needs get copies of others.
 
     Balance is that of an even split in every traffic group of ``problem``.
 
@@ -144,8 +144,8 @@ def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
 
     To shrink, the last ranks leave, and what only they have is copied to the others before they do;
     slots are found for it as for ``failover_maps``.  To grow, ranks are added after the last, each
-    with as many slots as the others, for copies of the experts that it lightens the busiest ranks
-    most to copy; new ranks count as ranks of mean speed with room for all their slots.
+    with the slots of any other, for copies of the experts that it lightens the busiest ranks most
+    to copy; new ranks count as ranks of mean speed with room for all their slots.
 
     Parameters
     ----------
