@@ -110,7 +110,7 @@ def test_ranks_that_are_not_alike(recording, parts, document):
 
 def test_a_planner_that_looks_at_no_speed_says_so(recording, text):
     out = text(*common(recording), "--planner", "greedy", "--speed", "1,1,1,2")
-    assert "Planned as if all ranks were alike" in out
+    assert "Planned as if all ranks had the same speed" in out
 
 
 # Times --------------------------------------------------------------------------------------------
