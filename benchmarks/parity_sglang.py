@@ -96,7 +96,7 @@ def has_ties(rebalance: Callable[..., Any], load: NDArray[np.float64], shape: Sh
 def agree(rebalance: Callable[..., Any], load: NDArray[np.float64], shape: Shape) -> bool:
     planner: Greedy | Hierarchical = Greedy(allow_same_rank_copies=True)
     if shape.groups > 1:
-        planner = Hierarchical(num_groups=shape.groups, allow_same_rank_copies=True)
+        planner = Hierarchical(num_expert_groups=shape.groups, allow_same_rank_copies=True)
     topology = Topology(shape.ranks, shape.ranks // shape.nodes)
     ours = planner.plan(Problem(load, topology, shape.slots)).placement
     slots, slots_of_expert, copies = ask_peer(rebalance, load, shape)

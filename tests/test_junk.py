@@ -81,7 +81,7 @@ TRACE = eq.Trace(counts=COUNTS)
 TOKENS = TokenIds(np.array([[[0, 1], [2, 3]]] * 4), np.array([0, 4]))
 COST = eq.RankCost(token_seconds=1e-6)
 MOVES = eq.diff(PLACED, PLACED, TWO)
-SHORT = {"moves": 0, "num_threads": 1}
+SHORT = {"proposals": 0, "num_threads": 1}
 
 
 def planned(planner: type) -> Callable[..., eq.Plan]:
@@ -105,7 +105,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         eq.Problem,
         {
             **{"load": LOAD, "topology": TWO, "num_slots": 4, "layer_ids": (0, 1)},
-            "groups": ["a", "b", "c"],
+            "traffic_groups": ["a", "b", "c"],
         },
     ),
     "Trace": (
@@ -163,12 +163,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "add_copies": (add_copies, {"loads": [1, 2], "num_copies": 2}),
     "evaluate_without_balancing": (evaluate_without_balancing, {"load": LOAD, "topology": TWO}),
     "Greedy": (planned(eq.Greedy), {"allow_same_rank_copies": False}),
-    "Hierarchical": (planned(eq.Hierarchical), {"num_groups": 2, "allow_same_rank_copies": False}),
+    "Hierarchical": (
+        planned(eq.Hierarchical),
+        {"num_expert_groups": 2, "allow_same_rank_copies": False},
+    ),
     "Robust": (
         planned(Robust),
         {
-            **{"cost": COST, "step_assignments": 10.0, "tail": 1.0, "group_weights": None},
-            **{"seed": 0, "budget_seconds": None, **SHORT},
+            **{"cost": COST, "step_assignments": 10.0, "tail": 1.0, "traffic_weights": None},
+            **{"seed": 0, "time_budget_seconds": None, **SHORT},
         },
     ),
     "Colocate": (
@@ -178,23 +181,23 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **{
         f"{type(planner).__name__}.plan": (planner.plan, {"problem": PROBLEM})
         for planner in (
-            *(eq.Greedy(), eq.Hierarchical(num_groups=2), eq.Contiguous(), eq.RoundRobin()),
+            *(eq.Greedy(), eq.Hierarchical(num_expert_groups=2), eq.Contiguous(), eq.RoundRobin()),
             *(TrtllmGreedy(), Robust(**SHORT), eq.Survivable(**SHORT)),
             eq.Repair(current=PLACED, proposals=0, num_threads=1),
         )
     },
     "failover_maps": (
         failover_maps,
-        {"placement": PLACED, "problem": PROBLEM, "domain": "rank"},
+        {"placement": PLACED, "problem": PROBLEM, "failure_domain": "rank"},
     ),
     "resize": (resize, {"placement": PLACED, "problem": PROBLEM, "num_ranks": 3}),
     "refit": (refit, {"before_LRC": [[[0, 1], [2, 3]]] * 2, "problem": PROBLEM}),
-    "coverage": (coverage, {"placement": PLACED, "topology": TWO, "domain": "rank"}),
+    "coverage": (coverage, {"placement": PLACED, "topology": TWO, "failure_domain": "rank"}),
 }
 SLOW = {  # what takes the time or the memory that its number says
     *(("simulate_noise_floor", "num_tokens"), ("add_copies", "num_copies")),
-    *(("Robust", "moves"), ("Robust", "num_threads"), ("Robust", "budget_seconds")),
-    *(("Colocate", "moves"), ("Colocate", "num_threads"), ("resize", "num_ranks")),
+    *(("Robust", "proposals"), ("Robust", "num_threads"), ("Robust", "time_budget_seconds")),
+    *(("Colocate", "proposals"), ("Colocate", "num_threads"), ("resize", "num_ranks")),
 }
 PLACES = [(name, key) for name, (_, good) in CALLS.items() for key in good]
 

@@ -44,7 +44,7 @@ from benchmarks.claims.entries import Options, Record, attributes, report, run, 
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
-MOVES = 512
+PROPOSALS = 512
 COST = "h100-deepep-ep32"
 EXPERT_BYTES = 44_040_192
 
@@ -60,16 +60,16 @@ ROOMS = {
     "glm52": ",".join(["9", "10"] * 16),
     "gptoss": ",".join(["5", "6"] * 4),
 }
-SEARCH = {"moves": MOVES, "seed": 3}
+SEARCH = {"proposals": PROPOSALS, "seed": 3}
 PLANNERS: dict[str, dict[str, Any]] = {
     "robust": SEARCH,
     "survivable-rank": {"planner": "survivable", **SEARCH},
     "survivable-node": {"planner": "survivable", "loss-of": "node", **SEARCH},
     "greedy": {"planner": "greedy"},
     "greedy-same-rank": {"planner": "greedy", "allow-same-rank-copies": True},
-    "hierarchical": {"planner": "hierarchical", "groups": 8},
+    "hierarchical": {"planner": "hierarchical", "expert-groups": 8},
     "hierarchical-same-rank": {
-        "planner": "hierarchical", "groups": 8, "allow-same-rank-copies": True,
+        "planner": "hierarchical", "expert-groups": 8, "allow-same-rank-copies": True,
     },
     "trtllm": {"planner": "trtllm"},
     "fixed-graph-ring": {"planner": "fixed-graph", "graph": "ring"},
@@ -238,7 +238,7 @@ def repairs(record: Record, found: Sequence[Recording]) -> None:
         record.attempt(
             f"repair/python/{r.name}",
             lambda current=current, problem=r.problem: _answer(
-                eq.Repair(current=current, proposals=MOVES, dispatch="minmax").plan(problem)
+                eq.Repair(current=current, proposals=PROPOSALS, dispatch="minmax").plan(problem)
             ),
         )
 
@@ -256,13 +256,15 @@ def python_plans(record: Record, found: Sequence[Recording]) -> None:
     cost = eq.rank_cost(COST)
     for r in found:
         planners = {
-            "robust-auto": eq.Robust(dispatch=eq.Auto(cost=cost), moves=MOVES),
-            "robust-tail": eq.Robust(tail=0.25, moves=MOVES),
-            "robust-cost": eq.Robust(dispatch="minmax", cost=cost, moves=MOVES),
-            "robust-weights": eq.Robust(group_weights={"code": 3.0, "text": 1.0}, moves=MOVES),
-            "survivable-two": eq.Survivable(losses=2, moves=MOVES),
+            "robust-auto": eq.Robust(dispatch=eq.Auto(cost=cost), proposals=PROPOSALS),
+            "robust-tail": eq.Robust(tail=0.25, proposals=PROPOSALS),
+            "robust-cost": eq.Robust(dispatch="minmax", cost=cost, proposals=PROPOSALS),
+            "robust-weights": eq.Robust(
+                traffic_weights={"code": 3.0, "text": 1.0}, proposals=PROPOSALS
+            ),
+            "survivable-two": eq.Survivable(losses=2, proposals=PROPOSALS),
             "greedy": eq.Greedy(),
-            "hierarchical": eq.Hierarchical(num_groups=4),
+            "hierarchical": eq.Hierarchical(num_expert_groups=4),
             "contiguous": eq.Contiguous(),
             "round-robin": eq.RoundRobin(),
         }

@@ -48,7 +48,7 @@ from equipoise.plan import Contiguous, Greedy, Hierarchical, Planner, Problem
 from equipoise.plan.planners.robust import Robust
 from equipoise.topology import Topology
 
-NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_GROUPS = 58, 256, 288, 32, 4, 8
+NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_EXPERT_GROUPS = 58, 256, 288, 32, 4, 8
 KEPT = (0.90, *(0.985,) * 7, 0.55, 0.92, 0.92)
 ASSIGNMENTS = 2_000_000
 TOPOLOGY = Topology(NUM_RANKS, NUM_RANKS // NUM_NODES)
@@ -61,7 +61,7 @@ EARLIER_TWIN = {  # name: (gpu, slot), nan where none was noted
 }
 TOLERANCE = 0.015
 WANTED = 73.0  # the score of Greedy
-MOVES = 100_000
+PROPOSALS = 100_000
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def twin(seed: int) -> NDArray[np.int64]:
 
     def draw() -> NDArray[np.float64]:
         own = rng.normal(size=(NUM_LAYERS, NUM_EXPERTS))
-        group = rng.normal(size=(NUM_LAYERS, NUM_GROUPS))
-        shared = np.repeat(group, NUM_EXPERTS // NUM_GROUPS, axis=1)
+        group = rng.normal(size=(NUM_LAYERS, NUM_EXPERT_GROUPS))
+        shared = np.repeat(group, NUM_EXPERTS // NUM_EXPERT_GROUPS, axis=1)
         drawn: NDArray[np.float64] = np.sqrt(0.8) * own + np.sqrt(0.2) * shared
         return drawn
 
@@ -143,19 +143,19 @@ def run(name: str, place: Place, pairs: Pairs) -> Result:
     return Result(name, float(np.mean(gpu)), float(np.mean(slot)), t, score(float(np.mean(gpu)), t))
 
 
-def rows(folder: Path | None, moves: int = MOVES) -> dict[str, Place | str]:
+def rows(folder: Path | None, proposals: int = PROPOSALS) -> dict[str, Place | str]:
     """Name to planner, or to why it is not run. DeepSeek's two are ours in parity mode."""
     found: dict[str, Place | str] = {
         "no balancing": lambda seen: Contiguous().plan(_problem(seen, NUM_EXPERTS)).placement,
         "DeepSeek hierarchical": _ours(
-            Hierarchical(num_groups=NUM_GROUPS, allow_same_rank_copies=True)
+            Hierarchical(num_expert_groups=NUM_EXPERT_GROUPS, allow_same_rank_copies=True)
         ),
         "DeepSeek global": _ours(Greedy(allow_same_rank_copies=True)),
     }
-    for peer in (sglang_deepseek(folder, NUM_GROUPS), sglang_deepseek(folder)):
+    for peer in (sglang_deepseek(folder, NUM_EXPERT_GROUPS), sglang_deepseek(folder)):
         found[peer.name] = _theirs(peer)
     found["Greedy"] = _ours(Greedy())
-    found["Robust even"] = _ours(Robust(dispatch="even", seed=0, moves=moves))
+    found["Robust even"] = _ours(Robust(dispatch="even", seed=0, proposals=proposals))
     return found
 
 
@@ -183,17 +183,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, metavar="DIR", help="the wheel of sglang")
     parser.add_argument("--seed", type=int, default=0, help="of the twin's draws; default 0")
-    parser.add_argument("--moves", type=int, default=MOVES, help=f"of Robust; default {MOVES}")
+    parser.add_argument(
+        "--proposals", type=int, default=PROPOSALS, help=f"of Robust; default {PROPOSALS}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     parser.add_argument("--check", action="store_true", help="compare with an earlier twin")
     args = parser.parse_args()
     windows = twin(args.seed)
     pairs: Pairs = list(pairwise(windows))
-    about = {**about_machine(), "seed": args.seed, "Robust, moves": args.moves}
+    about = {**about_machine(), "seed": args.seed, "Robust, proposals": args.proposals}
     print(json.dumps(about, indent=1))
     print(f"{'':22}{'gpu':>8}{'slot':>8}{'ms':>10}{'score':>8}")
     results = []
-    for name, place in rows(args.peers, args.moves).items():
+    for name, place in rows(args.peers, args.proposals).items():
         if isinstance(place, str):
             print(f"{name:22}not run: {place}")
             continue

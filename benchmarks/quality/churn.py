@@ -15,9 +15,9 @@ shift                   Earlier: windows 0..6 of code, math and science. Now: wi
                         reasoning, chat, web and wiki. Held out: window 7 of those.
 
 Rows: the placement in force; ``Robust`` from scratch, as its ranks come out and with
-``match_ranks``; the curve of ``Repair`` at budgets in shares of all slots, and its end; DeepSeek's
-global policy; vLLM's default policy, which keeps slots, from its wheel; Swift's rule (swift.py),
-its estimate as shipped and corrected. Columns:
+``match_ranks``; the curve of ``Repair`` at move budgets in shares of all slots, and its end;
+DeepSeek's global policy; vLLM's default policy, which keeps slots, from its wheel; Swift's rule
+(swift.py), its estimate as shipped and corrected. Columns:
 
 moved       share of slots whose content changes.
 received    share of slots whose expert crosses a wire.
@@ -99,14 +99,14 @@ def _noisy(trace: Trace, noise: float) -> Trace:
 
 def contenders(dispatch: str, folder: Path | None, effort: int) -> dict[str, Place | str]:
     """How each row is planned, or why it is not."""
-    robust = Robust(dispatch=dispatch, moves=effort, seed=SEED)
+    robust = Robust(dispatch=dispatch, proposals=effort, seed=SEED)
     repair = partial(_repair, dispatch, effort)
     found: dict[str, Place | str] = {
         "in force": _stay,
         "Robust from scratch": partial(_fresh, robust),
         "Robust from scratch, ranks matched": partial(_fresh_matched, robust),
         **{f"Repair, {budget:.0%}": partial(repair, budget) for budget in BUDGETS},
-        "Repair, no budget": partial(repair, 1.0),
+        "Repair, no move budget": partial(repair, 1.0),
         "DeepSeek global": partial(_fresh, Greedy(allow_same_rank_copies=True)),
     }
     for peer in peers(folder):
@@ -154,7 +154,7 @@ def _curve(repair: Repair, problem: Problem) -> Curve:
 
 def measure(case: Case, dispatch: str, ways: dict[str, Place | str], effort: int) -> list[Row]:
     """A row for each way to go on from the placement in force."""
-    robust = Robust(dispatch=dispatch, moves=effort, seed=SEED)
+    robust = Robust(dispatch=dispatch, proposals=effort, seed=SEED)
     in_force, problem = _planned(robust, _problem(case.earlier)), _problem(case.now)
     rows = []
     for name, way in ways.items():

@@ -80,10 +80,10 @@ class Row:
     on_node: float
 
 
-def planners(moves: int) -> dict[str, Planner]:
+def planners(proposals: int) -> dict[str, Planner]:
     return {
         "DeepSeek": Greedy(allow_same_rank_copies=True),
-        "Robust": Robust(dispatch="minmax", seed=SEED, moves=moves),
+        "Robust": Robust(dispatch="minmax", seed=SEED, proposals=proposals),
     }
 
 
@@ -144,7 +144,7 @@ def measure(
     topology = Topology(ranks, min(8, ranks // 2))
     cost = rank_cost(f"h100-deepep-ep{ranks}")
     problem = Problem(fit, topology, fit.num_experts + redundant)
-    for placement_name, planner in planners(args.moves).items():
+    for placement_name, planner in planners(args.proposals).items():
         placement = planner.plan(problem).placement
         for tokens in args.tokens:
             rng = np.random.default_rng(SEED)
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", type=_config, metavar="RANKS/REDUNDANT")
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--batches", type=int, default=16, help="of each size")
-    parser.add_argument("--moves", type=int, default=Robust.moves, help="of Robust")
+    parser.add_argument("--proposals", type=int, default=Robust.proposals, help="of Robust")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")
     args = parser.parse_args()
@@ -217,7 +217,7 @@ def main() -> None:
     if args.markdown:
         args.markdown.write_text(markdown(rows))
     if args.json:
-        result = {"about": about_machine(), "batches": args.batches, "moves": args.moves}
+        result = {"about": about_machine(), "batches": args.batches, "proposals": args.proposals}
         args.json.write_text(json.dumps({**result, "rows": [asdict(r) for r in rows]}, indent=1))
 
 

@@ -8,9 +8,10 @@ Plans are made on the fit part of ``protocols.py``, batches are of its held-out 
 
 glm52-32, glm52-64  32 ranks in nodes of 8, 32 or 64 redundant slots. "window": window 7 of each of
                     the 7 domains, whole (20,505 to 35,878 tokens). "1,024", "4,096": 2 batches of
-                    so many tokens for each domain, multinomial from its window 7. "mixed 4,096":
-                    the first 14 mixed batches. The source has counts, no tokens: ours choose no
-                    expert twice and are dealt to the ranks at random; nothing else is real.
+                    this number of tokens for each domain, multinomial from its window 7. "mixed
+                    4,096": the first 14 mixed batches. The source has counts, no tokens: ours
+                    choose no expert twice and are dealt to the ranks at random; nothing else is
+                    real.
 esft                8 ranks in nodes of 4, 8 redundant. The batches of ``engine_rules.py``: 16 of
                     each size, real tokens in stretches of 1/16 of a batch, two to a rank.
 gptoss              8 ranks in nodes of 4, 8 redundant: the decode steps of ``engine_rules.py``.
@@ -184,10 +185,10 @@ PLACEMENTS: tuple[tuple[str, Ways, str], ...] = (
 )
 
 
-def measure(study: Study, moves: int) -> Iterator[Cell]:
+def measure(study: Study, proposals: int) -> Iterator[Cell]:
     """Plan, then let every dispatcher have the same batches."""
     problem = Problem(study.fit, study.topology, study.num_slots)
-    planners = heldout.our_planners(moves)
+    planners = heldout.our_planners(proposals)
     plans = {
         name: planners[name].plan(problem).placement
         for name in dict.fromkeys(planner for _, _, planner in PLACEMENTS)
@@ -261,16 +262,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--layers", type=int, help="number of layers, spread evenly; default: all")
-    parser.add_argument("--moves", type=int, default=Robust.moves, help="of Robust")
+    parser.add_argument("--proposals", type=int, default=Robust.proposals, help="of Robust")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     args = parser.parse_args()
     cells: list[Cell] = []
     for name in args.studies:
         study = STUDIES[name](args.data)
-        cells += measure(thin(study, args.layers) if args.layers else study, args.moves)
+        cells += measure(thin(study, args.layers) if args.layers else study, args.proposals)
     print(markdown(cells))
     if args.json:
-        about = {**about_machine(), "layers": args.layers, "moves": args.moves}
+        about = {**about_machine(), "layers": args.layers, "proposals": args.proposals}
         rows = [asdict(cell) for cell in cells]
         args.json.write_text(json.dumps({"about": about, "cells": rows}, indent=1))
 

@@ -84,10 +84,13 @@ class Study:
     topology: Topology
     num_slots: int
 
-    def placements(self, moves: int) -> Iterator[tuple[str, Placement]]:
+    def placements(self, proposals: int) -> Iterator[tuple[str, Placement]]:
         problem = Problem(self.fit, self.topology, self.num_slots)
         yield "DeepSeek", Greedy(allow_same_rank_copies=True).plan(problem).placement
-        yield "Robust", Robust(dispatch="even", seed=SEED, moves=moves).plan(problem).placement
+        yield (
+            "Robust",
+            Robust(dispatch="even", seed=SEED, proposals=proposals).plan(problem).placement,
+        )
 
     def rule(self, name: str) -> EngineRule:
         found = dispatcher(name, self.topology, top_k=self.top_k)
@@ -292,10 +295,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sizes, a short search")
     args = parser.parse_args()
     sizes = (64, 512) if args.quick else SIZES
-    moves = 20_000 if args.quick else Robust.moves
+    proposals = 20_000 if args.quick else Robust.proposals
     results: dict[str, object] = {"machine": about_machine()}
     for study in (esft(args.data, sizes), gptoss(args.data)):
-        for name, placement in study.placements(moves):
+        for name, placement in study.placements(proposals):
             rules, ranks = score_rules(study, placement), score_ranks(study, placement)
             results[f"{study.name}, {name}"] = {"rules": rules, "ranks per token": ranks}
             print_tables(f"{study.name}, {name}", rules, ranks)

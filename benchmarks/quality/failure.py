@@ -32,7 +32,7 @@ from benchmarks.quality.protocols import Split
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Planner, Problem, Robust, evaluate
 from equipoise.plan.planners.survivable import Survivable
-from equipoise.plan.weigh.coverage import DOMAINS, coverage
+from equipoise.plan.weigh.coverage import FAILURE_DOMAINS, coverage
 from equipoise.plan.weigh.failover import Content, Refit, failover_maps, resize
 from equipoise.topology import Topology
 
@@ -78,12 +78,12 @@ def place(case: Case, planner: Planner, topology: Topology, num_slots: int) -> P
     return planner.plan(Problem(case.split.fit, topology, num_slots)).placement
 
 
-def show_coverage(case: Case, dispatch: str, moves: int) -> None:
+def show_coverage(case: Case, dispatch: str, proposals: int) -> None:
     head(f"{case.name}, {dispatch}", "redundant", "plan", *COVERAGE_COLUMNS)
     for redundant in case.redundant:
-        for name, placement in placements(case, redundant, dispatch, moves):
+        for name, placement in placements(case, redundant, dispatch, proposals):
             ranks = coverage(placement, case.topology)
-            nodes = coverage(placement, case.topology, domain="node")
+            nodes = coverage(placement, case.topology, failure_domain="node")
             lost = (ranks.expected_lost(1), ranks.expected_lost(2), nodes.expected_lost(1))
             alive = ranks.survival(2).model
             score = balance(placement, case, dispatch)
@@ -91,42 +91,42 @@ def show_coverage(case: Case, dispatch: str, moves: int) -> None:
 
 
 def placements(
-    case: Case, redundant: int, dispatch: str, moves: int
+    case: Case, redundant: int, dispatch: str, proposals: int
 ) -> Iterator[tuple[str, Placement]]:
     """What the first study compares, by name."""
-    survivable = Survivable(dispatch=dispatch, moves=moves)
+    survivable = Survivable(dispatch=dispatch, proposals=proposals)
     planners: dict[str, Planner] = {
         "DeepSeek": Greedy(allow_same_rank_copies=True),
-        "`Robust`": Robust(dispatch=dispatch, moves=moves),
+        "`Robust`": Robust(dispatch=dispatch, proposals=proposals),
         "`Survivable`, rank": survivable,
-        "`Survivable`, node": replace(survivable, domain="node"),
+        "`Survivable`, node": replace(survivable, failure_domain="node"),
     }
     if redundant >= case.num_experts:
-        planners["mirrored, node"] = replace(survivable, domain="node", mirrored=True)
+        planners["mirrored, node"] = replace(survivable, failure_domain="node", mirrored=True)
     for name, planner in planners.items():
         yield name, place(case, planner, case.topology, case.num_experts + redundant)
 
 
-def show_failover(case: Case, dispatch: str, moves: int) -> None:
+def show_failover(case: Case, dispatch: str, proposals: int) -> None:
     head(f"{case.name}, {dispatch}", "redundant", "plan", "lost", "reloaded", *REFIT_COLUMNS)
     for redundant in case.redundant:
         problem = Problem(case.split.fit, case.topology, case.num_experts + redundant)
         for planner in (
-            Robust(dispatch=dispatch, moves=moves),
-            Survivable(dispatch=dispatch, moves=moves),
+            Robust(dispatch=dispatch, proposals=proposals),
+            Survivable(dispatch=dispatch, proposals=proposals),
         ):
             placement = place(case, planner, case.topology, problem.num_slots)
-            for domain in DOMAINS:
-                refits = failover_maps(placement, problem, domain=domain)
+            for domain in FAILURE_DOMAINS:
+                refits = failover_maps(placement, problem, failure_domain=domain)
                 reloaded = np.mean([refit.counts[:, Content.RELOADED] for refit in refits])
-                numbers = compared(case, refits, Robust(dispatch=dispatch, moves=moves))
+                numbers = compared(case, refits, Robust(dispatch=dispatch, proposals=proposals))
                 name = f"`{type(planner).__name__}`"
                 row(redundant, name, f"1 {domain}", f"{reloaded:.1f}", *numbers)
 
 
-def show_resize(case: Case, dispatch: str, moves: int) -> None:
+def show_resize(case: Case, dispatch: str, proposals: int) -> None:
     head(f"{case.name}, {dispatch}", "redundant", "ranks", *REFIT_COLUMNS)
-    num_ranks, planner = case.topology.num_ranks, Robust(dispatch=dispatch, moves=moves)
+    num_ranks, planner = case.topology.num_ranks, Robust(dispatch=dispatch, proposals=proposals)
     step = num_ranks // 8
     for redundant in case.redundant:
         problem = Problem(case.split.fit, case.topology, case.num_experts + redundant)
@@ -188,14 +188,14 @@ def main() -> None:
     parser.add_argument("--dispatch", default="even", choices=["even", "minmax"])
     parser.add_argument("--redundant", help="only these numbers of redundant slots, e.g. 32,256")
     parser.add_argument("--layers", type=int, default=1, help="take every n-th layer of GLM-5.2")
-    parser.add_argument("--moves", type=int, default=Robust.moves)
+    parser.add_argument("--proposals", type=int, default=Robust.proposals)
     args = parser.parse_args()
     for case in cases(args.data, args.cases.split(","), args.layers):
         if args.redundant:
             wanted = tuple(n for n in case.redundant if str(n) in args.redundant.split(","))
             case = replace(case, redundant=wanted)
         for study in args.studies.split(","):
-            STUDIES[study](case, args.dispatch, args.moves)
+            STUDIES[study](case, args.dispatch, args.proposals)
 
 
 if __name__ == "__main__":

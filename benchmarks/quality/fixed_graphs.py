@@ -27,16 +27,16 @@ TOPOLOGY = Topology(32, 8)
 NUM_DRAWS = 20
 
 
-def planners(graph: str, moves: int) -> dict[str, Planner]:
+def planners(graph: str, proposals: int) -> dict[str, Planner]:
     return {
         "DeepSeek": Greedy(allow_same_rank_copies=True),
         graph: FixedGraph(graph=graph),
-        "free": Robust(dispatch="minmax", moves=moves),
+        "free": Robust(dispatch="minmax", proposals=proposals),
     }
 
 
 def score(planner: Planner, case: Case, redundant: int) -> float:
-    problem = Problem(case.fit, TOPOLOGY, case.fit.shape[2] + redundant, groups=case.groups)
+    problem = Problem(case.fit, TOPOLOGY, case.fit.shape[2] + redundant, traffic_groups=case.groups)
     placement = planner.plan(problem).placement
     return evaluate(placement, case.tests["in-domain"], dispatch="minmax").mean_imbalance
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--layers", type=int, default=1, help="take every n-th layer of glm52")
-    parser.add_argument("--moves", type=int, default=Robust().moves)
+    parser.add_argument("--proposals", type=int, default=Robust().proposals)
     args = parser.parse_args()
     (glm52,) = in_domain(args.data, 7)
     glm52.fit = glm52.fit[:, :: args.layers]
@@ -62,7 +62,7 @@ def main() -> None:
             redundant = owners(graph, TOPOLOGY).size
             scores = [
                 np.mean([score(planner, case, redundant) for case in cases])
-                for planner in planners(graph, args.moves).values()
+                for planner in planners(graph, args.proposals).values()
             ]
             cells = " ".join(f"{x:9.4f}" for x in scores)
             print(f"{name:8} {graph:10} {redundant:9} {cells}", flush=True)

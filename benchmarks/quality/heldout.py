@@ -59,7 +59,7 @@ LEFT_OUT_CONFIGS = ((32, 32),)
 CONFIGS = ((32, 0), (32, 32), (32, 64), (16, 16), (64, 64), (8, 8))
 BEGAN = time.perf_counter()
 RANKS_PER_NODE = 8
-NUM_GROUPS = 8
+NUM_EXPERT_GROUPS = 8
 NAME_WIDTH = 28
 COLUMNS = {  # of Cells.numbers(): title and format
     "even_mean": ("even", ".3f"),
@@ -110,20 +110,24 @@ class Table:
     rows: dict[str, Cells]
 
 
-def our_planners(moves: int) -> dict[str, Planner]:
+def our_planners(proposals: int) -> dict[str, Planner]:
     return {
         "contiguous": Contiguous(),
         "DeepSeek global": Greedy(allow_same_rank_copies=True),
-        "DeepSeek hierarchical": Hierarchical(num_groups=NUM_GROUPS, allow_same_rank_copies=True),
+        "DeepSeek hierarchical": Hierarchical(
+            num_expert_groups=NUM_EXPERT_GROUPS, allow_same_rank_copies=True
+        ),
         "Greedy": Greedy(),
-        "Robust even": Robust(dispatch="even", seed=SEED, moves=moves),
-        "Robust minmax": Robust(dispatch="minmax", seed=SEED, moves=moves),
+        "Robust even": Robust(dispatch="even", seed=SEED, proposals=proposals),
+        "Robust minmax": Robust(dispatch="minmax", seed=SEED, proposals=proposals),
     }
 
 
-def contenders(peer_folder: Path | None, moves: int = Robust.moves) -> list[Contender]:
+def contenders(peer_folder: Path | None, proposals: int = Robust.proposals) -> list[Contender]:
     """All rows that plan once a split, the engines' before ours."""
-    ours = [Contender(name, "equipoise", _place_with(p)) for name, p in our_planners(moves).items()]
+    ours = [
+        Contender(name, "equipoise", _place_with(p)) for name, p in our_planners(proposals).items()
+    ]
     flashlb = Contender("FlashLB's rule", "flashlb.py", FlashLB().place)
     unlabelled = [Contender(f"{c.name}, unlabelled", c.source, _forget_labels(c)) for c in ours[4:]]
     return [*ours[:3], *peers(peer_folder), flashlb, *ours[3:], *unlabelled]
@@ -132,7 +136,7 @@ def contenders(peer_folder: Path | None, moves: int = Robust.moves) -> list[Cont
 def compile_all(candidates: Iterable[Contender]) -> None:
     """Plan and score a tiny problem with each, so that no time below is compilation."""
     load = np.arange(24).reshape(3, 1, 8)
-    problem = Problem(load, Topology(4), 12, groups=["a", "b", "b"])
+    problem = Problem(load, Topology(4), 12, traffic_groups=["a", "b", "b"])
     old = Contiguous().plan(problem).placement
     for peer in candidates:
         if peer.place is not None:
@@ -175,7 +179,7 @@ def _place_with(planner: Planner) -> Place:
 
 def _forget_labels(contender: Contender) -> Place:
     def place(problem: Problem, old: Placement) -> Placement:
-        if problem.groups is None:
+        if problem.traffic_groups is None:
             raise EquipoiseError("the steps of this study have no labels.")
         bare = Problem(
             problem.load, problem.topology, problem.num_slots, layer_ids=problem.layer_ids
@@ -208,13 +212,13 @@ def _contend(
         for row in cells:
             row.note = f"not run: {note}"
         return
-    moves = diff(start, placement, problem.topology)
+    migration = diff(start, placement, problem.topology)
     for row, trace in zip(cells, split.tests.values(), strict=True):
         _score(placement, trace, row)
         row.seconds.append(seconds)
         row.cpu_seconds.append(cpu_seconds)
-        row.changed.append(float((moves.receive != Receive.UNCHANGED).mean()))
-        row.received.append(float(moves.received.sum() / moves.receive.size))
+        row.changed.append(float((migration.receive != Receive.UNCHANGED).mean()))
+        row.received.append(float(migration.received.sum() / migration.receive.size))
 
 
 def _score(placement: Placement, test: Trace, row: Cells) -> None:
@@ -278,7 +282,7 @@ def _both_means(cells: Cells) -> str:
     return f"{n['even_mean']:.2f} / {n['minmax_mean']:.2f}" if n else "not run"
 
 
-def about_this_run(candidates: list[Contender], moves: int) -> dict[str, object]:
+def about_this_run(candidates: list[Contender], proposals: int) -> dict[str, object]:
     """Hardware, versions and seeds."""
     return {
         **about_machine(),
@@ -288,7 +292,7 @@ def about_this_run(candidates: list[Contender], moves: int) -> dict[str, object]
             if p.source not in ("equipoise", "flashlb.py")
         },
         "seeds": {"protocols": protocols.SEED, "Robust": SEED},
-        "Robust, moves": moves,
+        "Robust, proposals": proposals,
         "load average at the start": os.getloadavg()[0],
     }
 
@@ -330,20 +334,20 @@ def arguments() -> argparse.Namespace:
         metavar="RANKS/REDUNDANT",
         help="default: six of them, 32/32 where domains are left out",
     )
-    parser.add_argument("--moves", type=int, default=Robust.moves, help="of Robust")
+    parser.add_argument("--proposals", type=int, default=Robust.proposals, help="of Robust")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write an overview too")
     planners = [c.name for c in contenders(None)]
     parser.add_argument("--planner", nargs="+", choices=planners, default=planners)
     parser.add_argument("--layers", type=int, help="number of layers, spread evenly; default: all")
     parser.add_argument(
-        "--quick", action="store_true", help="4 layers, 32/32, few moves, no domain left out"
+        "--quick", action="store_true", help="4 layers, 32/32, few proposals, no domain left out"
     )
     args = parser.parse_args()
     if not args.data.is_dir():
         parser.error(f"there is no folder {args.data}; give --data the recordings' folder")
     known = list(protocols.studies(args.data))
     if args.quick:
-        args.layers, args.config, args.moves = 4, LEFT_OUT_CONFIGS, 100_000
+        args.layers, args.config, args.proposals = 4, LEFT_OUT_CONFIGS, 100_000
         known = [name for name in known if "left out" not in name]
     args.study = args.study or known
     return args
@@ -351,8 +355,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    candidates = [c for c in contenders(args.peers, args.moves) if c.name in args.planner]
-    about = about_this_run(candidates, args.moves)
+    candidates = [c for c in contenders(args.peers, args.proposals) if c.name in args.planner]
+    about = about_this_run(candidates, args.proposals)
     print(json.dumps(about, indent=1))
     progress("compiling")
     compile_all(candidates)

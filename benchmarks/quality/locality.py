@@ -2,7 +2,8 @@
 
 From the repository root, with ../shared/data next to it for the first study:
 
-    python -m benchmarks.quality.locality [--study NAME ...] [--layers N] [--moves N] [--json FILE]
+    python -m benchmarks.quality.locality [--study NAME ...] [--layers N] [--proposals N]
+        [--json FILE]
 
 esft            Choices of DeepSeek-V2-Lite's router (64 experts, top 6) on three tasks, 16 ranks in
                 nodes of 4, 16 redundant slots. Fit and test as "known domains" of ``protocols.py``:
@@ -74,7 +75,7 @@ class Study:
     test: Trace
     topology: Topology
     redundant: int
-    num_groups: int
+    num_expert_groups: int
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ def step_time(bytes_factor: float = 1.0) -> StepTime:
     )
 
 
-def contenders(study: Study, problem: Problem, moves: int) -> Iterator[tuple[str, Planner]]:
-    hierarchical = Hierarchical(num_groups=study.num_groups)
-    robust = Given(Robust(seed=SEED, moves=4 * moves).plan(problem))
-    base = Colocate(tokens=study.fit.tokens, start=robust, moves=moves, seed=SEED)
+def contenders(study: Study, problem: Problem, proposals: int) -> Iterator[tuple[str, Planner]]:
+    hierarchical = Hierarchical(num_expert_groups=study.num_expert_groups)
+    robust = Given(Robust(seed=SEED, proposals=4 * proposals).plan(problem))
+    base = Colocate(tokens=study.fit.tokens, start=robust, proposals=proposals, seed=SEED)
     yield "contiguous", Contiguous()
     yield "DeepSeek global", Greedy(allow_same_rank_copies=True)
     yield "DeepSeek hierarchical", replace(hierarchical, allow_same_rank_copies=True)
@@ -182,9 +183,9 @@ def score(study: Study, plan: Plan) -> dict[str, float]:
     }
 
 
-def measure(study: Study, moves: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(study: Study, proposals: int) -> Iterator[tuple[str, dict[str, float]]]:
     problem = Problem(study.fit, study.topology, study.fit.num_experts + study.redundant)
-    for name, planner in contenders(study, problem, moves):
+    for name, planner in contenders(study, problem, proposals):
         yield name, score(study, planner.plan(problem))
 
 
@@ -195,7 +196,10 @@ def main() -> None:
         "--layers", type=int, default=1000, help="most layers to look at, spread evenly"
     )
     parser.add_argument(
-        "--moves", type=int, default=Colocate.moves, help="of Colocate; Robust has four times"
+        "--proposals",
+        type=int,
+        default=Colocate.proposals,
+        help="of Colocate; Robust has four times",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     args = parser.parse_args()
@@ -207,7 +211,7 @@ def main() -> None:
         print(f"fit {study.fit}\ntest {study.test}")
         print("| planner | " + " | ".join(COLUMNS) + " |\n|---|---|---|---|---|---|")
         found[name] = {}
-        for row, numbers in measure(study, args.moves):
+        for row, numbers in measure(study, args.proposals):
             found[name][row] = numbers
             cells = " | ".join(f"{numbers[c]:.3f}" for c in COLUMNS)
             print(f"| {row} | {cells} |", flush=True)

@@ -50,10 +50,12 @@ def peers(folder: Path | None) -> list[Contender]:
     ]
 
 
-def sglang_deepseek(folder: Path | None, num_groups: int = 1) -> Contender:
+def sglang_deepseek(folder: Path | None, num_expert_groups: int = 1) -> Contender:
     """DeepSeek's EPLB as SGLang ships it, hierarchical if the experts come in groups."""
-    name = "SGLang deepseek" if num_groups == 1 else "SGLang hierarchical"
-    return _peer(name, folder, SGLANG, ("deepseek",), lambda module: _sglang(module, num_groups))
+    name = "SGLang deepseek" if num_expert_groups == 1 else "SGLang hierarchical"
+    return _peer(
+        name, folder, SGLANG, ("deepseek",), lambda module: _sglang(module, num_expert_groups)
+    )
 
 
 def _peer(
@@ -101,17 +103,17 @@ def _read(folder: Path, member: str) -> tuple[str, bytes]:
     raise FileNotFoundError(f"no {member} in the folder given with --peers")
 
 
-def _sglang(module: ModuleType, num_groups: int) -> Place:
+def _sglang(module: ModuleType, num_expert_groups: int) -> Place:
     def place(problem: Problem, _old: Placement) -> Placement:
         import torch
 
         answer = module.rebalance_experts(
             torch.from_numpy(problem.total),
             problem.num_slots,
-            num_groups,
+            num_expert_groups,
             problem.topology.num_nodes,
             problem.topology.num_ranks,
-            num_groups > 1,
+            num_expert_groups > 1,
         )
         return problem.placement(answer[0].numpy())
 

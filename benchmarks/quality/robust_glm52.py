@@ -121,8 +121,8 @@ def main() -> None:
     parser.add_argument("--configs", help="only these, e.g. 32+32,32+64")
     parser.add_argument("--held", type=int, default=7, help="test on this GLM-5.2 window")
     parser.add_argument("--layers", type=int, default=1, help="take every n-th layer")
-    parser.add_argument("--moves", type=int, default=Robust().moves)
-    parser.add_argument("--budget-seconds", type=float)
+    parser.add_argument("--proposals", type=int, default=Robust().proposals)
+    parser.add_argument("--time-budget-seconds", type=float)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     header = f"{'protocol':10} {'ranks':>5} {'extra':>5} {'dispatch':8}"
@@ -139,10 +139,13 @@ def main() -> None:
 
 def compare(case: Case, ranks: int, extra: int, dispatch: str, args: argparse.Namespace) -> Row:
     fit = case.fit[:, :: args.layers]
-    problem = Problem(fit, Topology(ranks), fit.shape[2] + extra, groups=case.groups)
+    problem = Problem(fit, Topology(ranks), fit.shape[2] + extra, traffic_groups=case.groups)
     base = Greedy(allow_same_rank_copies=True).plan(problem).placement
     planner = Robust(
-        dispatch=dispatch, seed=args.seed, moves=args.moves, budget_seconds=args.budget_seconds
+        dispatch=dispatch,
+        seed=args.seed,
+        proposals=args.proposals,
+        time_budget_seconds=args.time_budget_seconds,
     )
     start = time.perf_counter()
     plan = planner.plan(problem)

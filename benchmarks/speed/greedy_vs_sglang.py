@@ -31,7 +31,7 @@ from equipoise.plan import Greedy, Hierarchical, Problem
 from equipoise.plan.search import _packing_kernels as _kernels
 from equipoise.topology import Topology
 
-NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_GROUPS = 58, 256, 288, 32, 4, 8
+NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, NUM_RANKS, NUM_NODES, NUM_EXPERT_GROUPS = 58, 256, 288, 32, 4, 8
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -50,7 +50,7 @@ def main() -> None:
     load = 1000 * np.random.default_rng(0).lognormal(0, 1, (NUM_LAYERS, NUM_EXPERTS))
     weight = torch.from_numpy(load)
     problem = Problem(load, Topology(NUM_RANKS, NUM_RANKS // NUM_NODES), NUM_SLOTS)
-    peer_shape = (NUM_SLOTS, NUM_GROUPS, NUM_NODES, NUM_RANKS)
+    peer_shape = (NUM_SLOTS, NUM_EXPERT_GROUPS, NUM_NODES, NUM_RANKS)
     single = load.astype(np.float32)
 
     calls: dict[str, Callable[[], object]] = {
@@ -60,7 +60,7 @@ def main() -> None:
     for copies in (False, True):
         for planner in (
             Greedy(allow_same_rank_copies=copies),
-            Hierarchical(num_groups=NUM_GROUPS, allow_same_rank_copies=copies),
+            Hierarchical(num_expert_groups=NUM_EXPERT_GROUPS, allow_same_rank_copies=copies),
         ):
             calls[f"plan, {planner}"] = lambda planner=planner: planner.plan(problem)
     calls["kernel, no copies on one rank"] = lambda: _kernels.distinct_slots(

@@ -12,8 +12,8 @@ _told: list[Callable[[bool], None]] = []
 def telling_of_compiling(tell: Callable[[bool], None]) -> Iterator[None]:
     """Call ``tell`` whenever a kernel is about to be compiled while the body runs.
 
-    With whether what is compiled is kept for later runs; kernels that were kept are loaded, and
-    nobody is told.
+    ``tell`` is given whether what is compiled is kept for later runs; kernels that were kept are
+    loaded, and nobody is told.
     """
     _told.append(tell)
     try:

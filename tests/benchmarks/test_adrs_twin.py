@@ -48,7 +48,7 @@ def test_rows_come_out_as_noted_for_an_earlier_twin(windows):
     pairs = list(pairwise(windows))
     results = [
         adrs_twin.run(name, place, pairs)
-        for name, place in adrs_twin.rows(None, moves=0).items()
+        for name, place in adrs_twin.rows(None, proposals=0).items()
         if name in adrs_twin.EARLIER_TWIN
     ]
     assert len(results) == 4

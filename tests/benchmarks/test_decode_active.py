@@ -13,7 +13,7 @@ from equipoise.placement import Placement
 from equipoise.topology import Topology
 from tests.conftest import SHARED_DATA
 
-ARGS = argparse.Namespace(tokens=(64, 512), batches=1, moves=1000)
+ARGS = argparse.Namespace(tokens=(64, 512), batches=1, proposals=1000)
 RING = Placement([[0, 3, 1, 0, 2, 1, 3, 2]], num_ranks=4, num_experts=4)
 
 

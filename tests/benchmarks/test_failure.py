@@ -12,7 +12,7 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 from tests.conftest import SHARED_DATA
 
-MOVES = 1000
+PROPOSALS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def table(capsys):
 
 
 def test_coverage_is_what_the_plans_promise(case, capsys):
-    failure.show_coverage(case, "even", MOVES)
+    failure.show_coverage(case, "even", PROPOSALS)
     head, _, *rows = table(capsys)
     assert all(len(row) == len(head) for row in rows)
     found = {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
@@ -47,12 +47,12 @@ def test_coverage_is_what_the_plans_promise(case, capsys):
 
 
 def test_refits_are_compared_with_plans_from_scratch(case, capsys):
-    failure.show_failover(case, "even", MOVES)
+    failure.show_failover(case, "even", PROPOSALS)
     head, _, *rows = table(capsys)
     assert all(len(row) == len(head) for row in rows)
     bare = dict(zip(head, rows[0], strict=True))
     assert (bare["reloaded"], bare["copied"], bare["slots a rank"]) == ("1.0", "6.0", "2")
-    failure.show_resize(case, "even", MOVES)
+    failure.show_resize(case, "even", PROPOSALS)
     head, _, *rows = table(capsys)
     assert [row[1] for row in rows] == ["8 to 7", "8 to 9"] * 2
     grown = dict(zip(head, rows[-1], strict=True))

@@ -12,7 +12,7 @@ from equipoise.plan import Contiguous, Problem
 from equipoise.topology import Topology
 from tests.conftest import SHARED_DATA
 
-MOVES = 1000
+PROPOSALS = 1000
 
 pytestmark = pytest.mark.shared_data
 
@@ -32,11 +32,11 @@ def test_every_planner_answers_with_a_valid_placement(studies, study, ranks, red
     problem = Problem(split.fit, Topology(ranks, 8), split.fit.num_experts + redundant)
     start = Contiguous().plan(problem).placement
     ran = 0
-    for contender in heldout.contenders(None, MOVES):
+    for contender in heldout.contenders(None, PROPOSALS):
         if contender.place is None:
             assert contender.why_not
             continue
-        if problem.groups is None and contender.name.endswith("unlabelled"):
+        if problem.traffic_groups is None and contender.name.endswith("unlabelled"):
             with pytest.raises(EquipoiseError, match="no labels"):
                 contender.place(problem, start)
             continue
@@ -50,7 +50,7 @@ def test_every_planner_answers_with_a_valid_placement(studies, study, ranks, red
 
 @pytest.mark.parametrize("study", list(protocols.studies(SHARED_DATA)))
 def test_tables_are_complete_and_consistent(studies, study):
-    candidates = heldout.contenders(None, MOVES)
+    candidates = heldout.contenders(None, PROPOSALS)
     for table in heldout.measure(study, studies[study], 8, 8, candidates):
         names = ["no balancing", *(c.name for c in candidates), "oracle", "lower bound"]
         assert list(table.rows) == names
@@ -77,7 +77,7 @@ def test_agrees_with_the_published_numbers():
     )
     splits = protocols.studies(SHARED_DATA)["glm52"]()
     splits = [heldout.replace(s, tests={"known": s.tests["known domains"]}) for s in splits]
-    chosen = [c for c in heldout.contenders(None, MOVES) if c.name.startswith("DeepSeek")]
+    chosen = [c for c in heldout.contenders(None, PROPOSALS) if c.name.startswith("DeepSeek")]
     (table,) = heldout.measure("glm52", splits, 32, 32, chosen)
     found = {name: cells.numbers() for name, cells in table.rows.items() if not cells.note}
     pairs = {
@@ -118,7 +118,9 @@ def _least_peak(load, hosts_RE):
 
 
 def test_overview_has_a_column_a_configuration(studies):
-    chosen = [c for c in heldout.contenders(None, MOVES) if c.name in ("Greedy", "vLLM default")]
+    chosen = [
+        c for c in heldout.contenders(None, PROPOSALS) if c.name in ("Greedy", "vLLM default")
+    ]
     tables = [
         table
         for ranks, redundant in ((8, 0), (8, 8))

@@ -355,13 +355,15 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         case(
             "groups that do not divide the experts",
-            "plan run.safetensors --ranks 2 --planner hierarchical --groups 3",
+            "plan run.safetensors --ranks 2 --planner hierarchical --expert-groups 3",
         ),
         case(
             "a hierarchical plan without groups",
             "plan run.safetensors --ranks 2 --planner hierarchical",
         ),
-        case("groups for a planner without any", "plan run.safetensors --ranks 2 --groups 2"),
+        case(
+            "groups for a planner without any", "plan run.safetensors --ranks 2 --expert-groups 2"
+        ),
         case(
             "same-rank copies for a planner that makes none",
             "plan run.safetensors --ranks 2 --planner contiguous --allow-same-rank-copies",
@@ -381,7 +383,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         ),
         case(
             "an option that the budget's planner ignores",
-            "budget run.safetensors --ranks 2 --planner greedy --moves 100",
+            "budget run.safetensors --ranks 2 --planner greedy --proposals 100",
         ),
         case("an unknown dispatcher", "plan run.safetensors --ranks 2 --dispatch best"),
         case("an unknown rank cost", "plan run.safetensors --ranks 2 --rank-cost h200"),

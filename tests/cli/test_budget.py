@@ -126,8 +126,8 @@ def test_prices_are_left_out_where_none_are_given(recording, capsys):
 
 
 def test_robust_plans_for_the_dispatcher(recording, capsys):
-    arguments = ("--ranks", "4", "--up-to", "4", "--moves", "2000", "--dispatch", "minmax")
+    arguments = ("--ranks", "4", "--up-to", "4", "--proposals", "2000", "--dispatch", "minmax")
     document = json.loads(run(capsys, recording, *arguments, "--json"))
     assert document["planner"].startswith("Robust(dispatch='minmax'")
-    assert "moves=2000" in document["planner"]
+    assert "proposals=2000" in document["planner"]
     assert document["dispatch"] == "minmax"

@@ -158,12 +158,12 @@ def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):
 
 @pytest.mark.parametrize("dispatch", ["even", "minmax"])
 def test_plan_is_robust_for_the_dispatcher(dispatch, trace_file, capsys):
-    arguments = ("--ranks", 4, "--redundant", 4, "--moves", 5000, "--dispatch", dispatch)
+    arguments = ("--ranks", 4, "--redundant", 4, "--proposals", 5000, "--dispatch", dispatch)
     status, out, err = run(capsys, "plan", trace_file, *arguments, "--json")
     document = json.loads(out)
     fit, held = eq.read_trace(trace_file).split(at=0.8)
     problem = eq.Problem(fit, eq.Topology(4), 20)
-    plan = eq.Robust(dispatch=dispatch, moves=5000).plan(problem)
+    plan = eq.Robust(dispatch=dispatch, proposals=5000).plan(problem)
     unseen = eq.evaluate(plan.placement, held, dispatch=dispatch).mean_imbalance
     assert (status, err) == (0, "")
     assert document["dispatch"] == dispatch

@@ -66,7 +66,7 @@ def test_a_map_for_the_loss_of_each_node(placement, current, recording, document
     unlike = ("--ranks-per-node", 2, "--speed", ",".join(map(str, SPEED)))
     answer = document("failover", current, recording, "--lost", "node", *unlike)
     topology = eq.Topology(4, 2, speed=SPEED)
-    refits = failover_maps(placement, problem(recording, topology), domain="node")
+    refits = failover_maps(placement, problem(recording, topology), failure_domain="node")
     for row, refit, speed in zip(answer["maps"], refits, (SPEED[2:], SPEED[:2]), strict=True):
         check_map(row, refit, imbalance(refit.placement, recording, speed))
         assert row["map"] is None

@@ -62,10 +62,10 @@ def test_every_dispatcher_scores_with_nodes_and_top_k(name, recording, parts, do
 
 
 def test_robust_plans_for_an_engines_rule(recording, parts, document):
-    command = (*common(recording), "--ranks-per-node", 2, "--moves", 2000, "--seed", 3)
+    command = (*common(recording), "--ranks-per-node", 2, "--proposals", 2000, "--seed", 3)
     answer = document(*command, "--dispatch", "ascend")
     runs = dispatcher("ascend", NODES)
-    plan = Robust(dispatch=runs, moves=2000, seed=3).plan(problem(parts[0], NODES))
+    plan = Robust(dispatch=runs, proposals=2000, seed=3).plan(problem(parts[0], NODES))
     assert answer["dispatch"] == "ascend"
     assert answer["checksum"] == plan.placement.checksum
 
@@ -74,14 +74,14 @@ def test_robust_plans_for_an_engines_rule(recording, parts, document):
 
 
 def test_survivable(recording, parts, document):
-    command = (*common(recording, redundant=16), "--ranks-per-node", 2, "--moves", 2000)
+    command = (*common(recording, redundant=16), "--ranks-per-node", 2, "--proposals", 2000)
     answer = document(*command, "--planner", "survivable", "--loss-of", "node")
-    plan = Survivable(domain="node", moves=2000).plan(problem(parts[0], NODES, 32))
+    plan = Survivable(failure_domain="node", proposals=2000).plan(problem(parts[0], NODES, 32))
     assert answer["checksum"] == plan.placement.checksum
     assert answer["status"].startswith("The loss of any node leaves every expert alive. ")
     mirrored = document(*command, "--planner", "survivable", "--mirrored")
     assert "any loss that leaves one of every 2 twins" in mirrored["status"]
-    two = document(*common(recording, redundant=32), "--moves", 2000, "--planner", "survivable",
+    two = document(*common(recording, redundant=32), "--proposals", 2000, "--planner", "survivable",
                    "--losses", 2)  # fmt: skip
     assert two["status"].startswith("The loss of any 2 ranks leaves every expert alive. ")
 
@@ -98,9 +98,9 @@ def test_copies_on_a_fixed_graph(recording, parts, document):
 
 def test_ranks_that_differ(recording, parts, document):
     unlike = ("--speed", "1,1,1,2.5", "--room", "5,5,4,5", "--ranks-per-node", 2)
-    answer = document(*common(recording), "--moves", 2000, *unlike)
+    answer = document(*common(recording), "--proposals", 2000, *unlike)
     topology = eq.Topology(4, 2, speed=(1, 1, 1, 2.5), room=(5, 5, 4, 5))
-    plan = Robust(moves=2000).plan(problem(parts[0], topology))
+    plan = Robust(proposals=2000).plan(problem(parts[0], topology))
     assert answer["checksum"] == plan.placement.checksum
     assert answer["noise_floor_held_out"] is None
     unseen = eq.evaluate(plan.placement, parts[1], dispatch=Even(topology=topology))
@@ -110,16 +110,18 @@ def test_ranks_that_differ(recording, parts, document):
 
 def test_a_planner_that_looks_at_no_speed_says_so(recording, text):
     out = text(*common(recording), "--planner", "greedy", "--speed", "1,1,1,2")
-    assert "Planned as if all ranks were alike" in out
+    assert "Planned as if all ranks had the same speed" in out
 
 
 # Times --------------------------------------------------------------------------------------------
 
 
 def test_times_are_planned_for_and_scored(recording, parts, document, text):
-    command = (*common(recording), "--moves", 2000, "--rank-cost", COST)
+    command = (*common(recording), "--proposals", 2000, "--rank-cost", COST)
     answer = document(*command, "--step-assignments", 8000)
-    plan = Robust(cost=rank_cost(COST), step_assignments=8000, moves=2000).plan(problem(parts[0]))
+    plan = Robust(cost=rank_cost(COST), step_assignments=8000, proposals=2000).plan(
+        problem(parts[0])
+    )
     assert answer["checksum"] == plan.placement.checksum
     timed = Even(topology=EQUAL, cost=rank_cost(COST))
     larger = parts[1].counts.astype(float) * 20  # 400 assignments were recorded
@@ -153,7 +155,7 @@ def current(parts, tmp_path):
 
 def test_from_the_map_in_force(current, recording, parts, document, text):
     placement, path = current
-    command = (*common(recording), "--from", path, "--max-moves", 5, "--moves", 4000)
+    command = (*common(recording), "--from", path, "--max-moves", 5, "--proposals", 4000)
     command = (*command, "--ranks-per-node", 2, "--dispatch", "minmax", "--seed", 1)
     answer = document(*command, "--expert-bytes", EXPERT_BYTES)
     repair = Repair(current=placement, dispatch="minmax", max_moves=5, proposals=4000, seed=1)
@@ -187,7 +189,7 @@ def test_from_the_map_in_force(current, recording, parts, document, text):
     ],
 )
 def test_a_repair_keeps_to_its_budget(budget, key, most, current, recording, document):
-    command = (*common(recording), "--from", current[1], "--moves", 4000)
+    command = (*common(recording), "--from", current[1], "--proposals", 4000)
     free = document(*command, "--expert-bytes", EXPERT_BYTES)["moves"]
     nothing = budget == ("--max-moves", 0)  # which is no gain
     held = document(*command, *budget, "--expert-bytes", EXPERT_BYTES, status=int(nothing))["moves"]
@@ -205,10 +207,10 @@ def test_without_a_map_in_force_nothing_moves(recording, document):
 
 def test_locality(recording, parts, document, text):
     command = (*common(recording), "--planner", "greedy", "--ranks-per-node", 2)
-    command = (*command, "--locality-price", 0.2, "--moves", 3000, "--seed", 2)
+    command = (*command, "--locality-price", 0.2, "--proposals", 3000, "--seed", 2)
     answer = document(*command)
     fit, held = parts
-    colocate = Colocate(tokens=fit.tokens, start=Greedy(), price=0.2, moves=3000, seed=2)
+    colocate = Colocate(tokens=fit.tokens, start=Greedy(), price=0.2, proposals=3000, seed=2)
     plan = colocate.plan(problem(fit, NODES))
     assert answer["checksum"] == plan.placement.checksum
     traffic = measure_traffic(plan.placement, held.tokens, NODES)
@@ -224,10 +226,10 @@ def test_locality(recording, parts, document, text):
 
 
 def test_locality_without_unseen_tokens(recording, document):
-    command = (*common(recording), "--moves", 500, "--hold-out", 0, "--locality-price", 0.01)
+    command = (*common(recording), "--proposals", 500, "--hold-out", 0, "--locality-price", 0.01)
     answer = document(*command)
     assert answer["reach_held_out"] is None
-    assert "moves=500" in answer["planner"]
+    assert "proposals=500" in answer["planner"]
 
 
 # Budgets ------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ def test_a_budget_of_times(recording, parts, document, text):
 
 
 def test_a_budget_for_an_engines_rule(recording, document):
-    command = ("budget", recording, "--ranks", 4, "--up-to", 4, "--moves", 500)
+    command = ("budget", recording, "--ranks", 4, "--up-to", 4, "--proposals", 500)
     answer = document(*command, "--dispatch", "sglang-rows")
     assert answer["dispatch"] == "sglang-rows"
     assert "SglangRows(" in answer["planner"]

@@ -227,7 +227,7 @@ def never(self, problem):
         (("--for", "sglang", "-o", "m.json", "--hidden-layers", 2), "correct --hidden-layers"),
         (("--for", "sglang", "-o", "m.json", "--hidden-layers", 9, "--engine-version", "0.5.16"),
          "gives wrong text"),
-        (("--for", "vllm-49572", "-o", "m.json", "--engine-version", "0.33.0"), "0.33.0 would ignore"),
+        (("--for", "vllm-49572", "-o", "m.json", "--engine-version", "0.33.0"), "would ignore"),
         (("--for", "vllm-49572", "-o", "m.json", "--backend", "X"), "do not depend on backend"),
         (("--for", "trtllm", "-o", "missing/m.yaml"), "there is no folder"),
         (("--for", "trtllm", "-o", "/proc/m.yaml"), "cannot be written"),
@@ -261,7 +261,7 @@ def test_a_map_in_force_that_the_engine_would_refuse_may_be_mended(recording, tm
     eq.write_map(twice, tmp_path / "old.json", format="equipoise")
     output = tmp_path / "new.json"
     text("plan", recording, "--ranks", 4, "--redundant", 4, "--from", tmp_path / "old.json",
-         "--moves", 4000, "--for", "ascend", "-o", output)  # fmt: skip
+         "--proposals", 4000, "--for", "ascend", "-o", output)  # fmt: skip
     assert output.is_file()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.control.cadence import layer_groups
+from equipoise.control.cadence import layers_by_step
 from equipoise.errors import EquipoiseError
 
 
@@ -19,23 +19,23 @@ from equipoise.errors import EquipoiseError
         (5, 3, [3, 2]),
     ],
 )
-def test_known_group_sizes(num_layers, layers_per_step, sizes):
-    assert [len(group) for group in layer_groups(num_layers, layers_per_step)] == sizes
+def test_known_sizes(num_layers, layers_per_step, sizes):
+    assert [len(step) for step in layers_by_step(num_layers, layers_per_step)] == sizes
 
 
-def test_known_groups():
-    assert layer_groups(58, 2)[:2] == ((0, 29), (1, 30))
-    assert layer_groups(58, 5)[0] == (0, 12, 24, 36, 48)
-    assert layer_groups(6, 4) == ((0, 2, 4), (1, 3, 5), ())
+def test_known_steps():
+    assert layers_by_step(58, 2)[:2] == ((0, 29), (1, 30))
+    assert layers_by_step(58, 5)[0] == (0, 12, 24, 36, 48)
+    assert layers_by_step(6, 4) == ((0, 2, 4), (1, 3, 5), ())
 
 
 @given(st.integers(1, 100), st.integers(1, 100))
-def test_every_layer_is_in_one_group_of_at_most_so_many(num_layers, layers_per_step):
-    groups = layer_groups(num_layers, layers_per_step)
-    assert sorted(layer for group in groups for layer in group) == list(range(num_layers))
-    assert max(len(group) for group in groups) <= layers_per_step
+def test_every_layer_is_has_one_step_of_few_enough_layers(num_layers, layers_per_step):
+    steps = layers_by_step(num_layers, layers_per_step)
+    assert sorted(layer for step in steps for layer in step) == list(range(num_layers))
+    assert max(len(step) for step in steps) <= layers_per_step
 
 
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(EquipoiseError, match="layers_per_step is 0"):
-        layer_groups(5, 0)
+        layers_by_step(5, 0)

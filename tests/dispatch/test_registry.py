@@ -72,7 +72,7 @@ def first(monkeypatch):
 
 def test_a_class_and_an_entry_are_all_it_takes(first, tmp_path, capsys):
     problem = Problem(LOAD, Topology(4), 12)
-    plan = Robust(dispatch="first", moves=2000).plan(problem)
+    plan = Robust(dispatch="first", proposals=2000).plan(problem)
     assert plan.dispatch == "first"
     found = evaluate(plan.placement, LOAD, dispatch="first")
     alone = eq.Placement(plan.placement.slots, num_ranks=4, num_experts=8)
@@ -194,7 +194,7 @@ def test_what_follows_the_load_is_searched_so(name):
     cost = rank_cost("h100-deepep-ep8") if name == "auto" else None
     told = []
     problem = Problem(LOAD[:, :1], Topology(4), 8)
-    Robust(dispatch=name, cost=cost, moves=1 << 15, progress=told.append).plan(problem)
+    Robust(dispatch=name, cost=cost, proposals=1 << 15, progress=told.append).plan(problem)
     single = Problem(LOAD[0, :1], Topology(4), 8)
-    Robust(dispatch=name, cost=cost, moves=1 << 15, progress=told.append).plan(single)
+    Robust(dispatch=name, cost=cost, proposals=1 << 15, progress=told.append).plan(single)
     assert "split of one window" in {progress.stage for progress in told}

@@ -149,7 +149,7 @@ def test_hierarchy_bound():
     load = [[9, 8, 1, 0, 2, 2, 3, 1]]
     assert hierarchy_lower_bound(load, 4, 4, 2).tolist() == [(17 + 1) / 2]
     assert hierarchy_lower_bound([[1] * 8], 4, 4, 2).tolist() == [2.0]
-    with pytest.raises(EquipoiseError, match="8 experts do not divide into 3 groups"):
+    with pytest.raises(EquipoiseError, match="8 experts do not divide into 3 expert groups"):
         hierarchy_lower_bound(load, 4, 3, 1)
 
 
@@ -331,7 +331,10 @@ def test_status_says_what_would_help():
         (lambda: even_split_lower_bound([[1, 2]], 1, 1), "1 slots cannot hold 2 experts"),
         (lambda: packing_lower_bound([[1, 2]], [[1, 0]], 1), "expected one or more of every"),
         (lambda: packing_lower_bound([[1, 2]], [[1]], 1), r"shape \(1, 1\) do not fit"),
-        (lambda: packing_lower_bound([[1, 2], [1, 2]], [[1, 1], [1, 2]], 1), "as many in every"),
+        (
+            lambda: packing_lower_bound([[1, 2], [1, 2]], [[1, 1], [1, 2]], 1),
+            "the same number in every",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

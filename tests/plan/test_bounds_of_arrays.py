@@ -30,7 +30,7 @@ from equipoise.plan.problem import Problem
 from equipoise.topology import Topology
 from equipoise.trace import TokenIds
 
-SHORT = {"moves": 600, "num_threads": 1}
+SHORT = {"proposals": 600, "num_threads": 1}
 INFINITE = np.full((3, 2, 8), 1.7e308)
 EDGES = [
     0.0,
@@ -53,7 +53,11 @@ def planners(num_layers, num_experts, placement=None):
     ids = np.arange(16 * num_layers * 2).reshape(16, num_layers, 2) % num_experts
     tokens = TokenIds(ids, np.array([0, 16]))
     yield from (Contiguous(), RoundRobin(), Greedy(), Greedy(allow_same_rank_copies=True))
-    yield from (TrtllmGreedy(), Hierarchical(num_groups=1), Hierarchical(num_groups=2))
+    yield from (
+        TrtllmGreedy(),
+        Hierarchical(num_expert_groups=1),
+        Hierarchical(num_expert_groups=2),
+    )
     yield from (FixedGraph(graph="ring"), Robust(**SHORT), Robust(dispatch="minmax", **SHORT))
     yield from (Survivable(**SHORT), Colocate(tokens=tokens, start=Greedy(), **SHORT))
     if placement is not None:

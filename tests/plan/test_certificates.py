@@ -28,12 +28,12 @@ CLOSE = 1e-9
 PLANNERS = (
     Greedy(),
     Greedy(allow_same_rank_copies=True),
-    Hierarchical(num_groups=2),
+    Hierarchical(num_expert_groups=2),
     TrtllmGreedy(),
     FixedGraph(graph="ring"),
     Contiguous(),
     RoundRobin(),
-    Robust(moves=1 << 12),
+    Robust(proposals=1 << 12),
 )
 SHAPES = ((2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2))  # ranks, slots a rank
 

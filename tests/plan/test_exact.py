@@ -72,7 +72,7 @@ def distances(dispatch, seeds):
     far = []
     for seed in seeds:
         windows, num_ranks, size, _ = instance(seed)
-        robust = Robust(dispatch=dispatch, moves=1 << 18)
+        robust = Robust(dispatch=dispatch, proposals=1 << 18)
         plan = robust.plan(Problem(windows[:1], Topology(num_ranks), num_ranks * size))
         if dispatch == "even":
             least = least_even(windows[0], num_ranks, size, distinct=True)
@@ -104,7 +104,7 @@ def test_robust_is_close_to_the_least_mean_over_windows(dispatch, size, num_expe
     phases = np.random.default_rng(7).lognormal(0, 1, (2, 8, num_experts))
     phases /= phases.sum(axis=2, keepdims=True)
     problem = Problem(np.tile(phases, (6, 1, 1)), Topology(3), 3 * size)
-    plan = Robust(dispatch=dispatch, moves=1 << 16).plan(problem)
+    plan = Robust(dispatch=dispatch, proposals=1 << 16).plan(problem)
     reached = evaluate(plan.placement, phases, dispatch=dispatch).peak.mean(axis=0)
     rows = phases.swapaxes(0, 1)
     if dispatch == "even":
@@ -124,7 +124,7 @@ class TestKnownAnswers:
         assert least_even_in_pairs(FLASHLB, 8) == pytest.approx(590 / 3)
         problem = Problem([FLASHLB], Topology(8), 16)
         assert Greedy().plan(problem).peak[0] == pytest.approx(232)
-        plan = Robust(moves=500_000).plan(problem)
+        plan = Robust(proposals=500_000).plan(problem)
         assert plan.peak[0] == pytest.approx(590 / 3)
         assert plan.dispatch_bound[0] <= plan.peak[0]
 
@@ -135,7 +135,7 @@ class TestKnownAnswers:
         for slots, level in ((greedy, 198 + 1 / 3), (even_best, 193 + 1 / 3)):
             plan = certify(problem, np.array([slots]), planner="")
             assert plan.dispatch_bound[0] == pytest.approx(level)
-        assert Robust(dispatch="minmax", moves=500_000).plan(problem).peak[0] <= 193.34
+        assert Robust(dispatch="minmax", proposals=500_000).plan(problem).peak[0] <= 193.34
 
     def test_best_split_on_the_maps_of_deepseek(self):
         for num_ranks, even, level in ((8, 138.5, 137), (4, 275.5, 258.25)):
@@ -146,8 +146,8 @@ class TestKnownAnswers:
 
     def test_deepseeks_example_has_a_better_plan(self):
         assert least_even_in_pairs(A, 8) == pytest.approx(136)
-        assert Robust(moves=1 << 17).plan(Problem([A], Topology(8), 16)).peak[0] == 136
-        four = Robust(moves=1 << 17).plan(Problem([A], Topology(4), 16))
+        assert Robust(proposals=1 << 17).plan(Problem([A], Topology(8), 16)).peak[0] == 136
+        four = Robust(proposals=1 << 17).plan(Problem([A], Topology(4), 16))
         assert four.bound[0] == 258.25
         assert four.peak[0] <= 259.5  # the least that is known is 258.5
 

@@ -15,7 +15,7 @@ from equipoise.plan.planners.registry import PLANNERS, find_planner, planner_nam
 from equipoise.topology import Topology
 from equipoise.trace import TokenIds, Trace
 
-FAST = {"moves": 2000, "proposals": 2000}
+FAST = {"proposals": 2000}
 CASES = [
     (name, flags)
     for name, entry in PLANNERS.items()
@@ -39,7 +39,7 @@ GIVEN = {
 
 
 def made(case, problem):
-    """The planner of a case, with few moves and all that it needs."""
+    """The planner of a case, with few proposals and all that it needs."""
     name, flags = case
     entry = PLANNERS[name]
     fast = {o.field: FAST[o.field] for o in entry.options if o.field in FAST}

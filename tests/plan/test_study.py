@@ -43,8 +43,8 @@ def test_from_the_placement_in_force(trace):
     current = eq.Contiguous().plan(eq.Problem(trace, TOPOLOGY, 12)).placement
     found = eq.study(trace, TOPOLOGY, num_slots=12, planner=Greedy(), current=current)
     assert found.verdict.against == "current"
-    moves = diff(current, found.plan.placement, TOPOLOGY)
-    assert (found.migration.counts == moves.counts).all()
+    migration = diff(current, found.plan.placement, TOPOLOGY)
+    assert (found.migration.counts == migration.counts).all()
     with pytest.raises(eq.EquipoiseError, match="placement in force has other slots"):
         eq.study(trace, TOPOLOGY, num_slots=16, planner=Greedy(), current=current)
 
@@ -52,7 +52,7 @@ def test_from_the_placement_in_force(trace):
 def test_a_planner_may_need_the_steps_that_are_planned_on(trace):
     def planner(fit):
         assert fit.num_steps == 8
-        return Colocate(tokens=fit.tokens, start=Greedy(), moves=500)
+        return Colocate(tokens=fit.tokens, start=Greedy(), proposals=500)
 
     assert eq.study(trace, TOPOLOGY, num_slots=12, planner=planner).plan.planner.startswith("Colo")
 

@@ -18,14 +18,14 @@ def lost_experts(hosts, lost):
     return [expert for expert, domains in hosts.items() if domains <= set(lost)]
 
 
-def expected_lost(hosts, num_domains, losses):
-    every = list(combinations(range(num_domains), losses))
+def expected_lost(hosts, num_failure_domains, losses):
+    every = list(combinations(range(num_failure_domains), losses))
     return sum(len(lost_experts(hosts, lost)) for lost in every) / len(every)
 
 
-def survival(layers, num_domains, losses):
+def survival(layers, num_failure_domains, losses):
     """Share of the combinations of lost domains that leave every expert of every layer alive."""
-    every = list(combinations(range(num_domains), losses))
+    every = list(combinations(range(num_failure_domains), losses))
     return sum(not any(lost_experts(h, lost) for h in layers) for lost in every) / len(every)
 
 

@@ -37,11 +37,11 @@ def pack_or_keep(weights, num_bins):
     return pack(weights, num_bins)
 
 
-def deepseek(load, num_slots, num_ranks, num_groups=1, num_nodes=1):
+def deepseek(load, num_slots, num_ranks, num_expert_groups=1, num_nodes=1):
     """DeepSeek's EPLB on float32 loads, bins summed in double."""
     load = np.asarray(load, np.float32)
-    size = len(load) // num_groups
-    group_load = load.reshape(num_groups, size).sum(axis=1)
+    size = len(load) // num_expert_groups
+    group_load = load.reshape(num_expert_groups, size).sum(axis=1)
     slots = []
     for groups in pack_or_keep(group_load, num_nodes):
         members = [g * size + i for g in groups for i in range(size)]

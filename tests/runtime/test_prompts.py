@@ -89,7 +89,7 @@ def test_the_shift_of_the_demo_is_a_shift_of_load():
     parts = {domain: trace.select(domain=domain) for domain in texts}
     for here, there in (("docs", "tables"), ("tables", "docs")):
         fit, held = parts[here].split(at=0.5)
-        plan = Robust(dispatch="minmax", moves=20_000).plan(Problem(fit, Topology(4), 36))
+        plan = Robust(dispatch="minmax", proposals=20_000).plan(Problem(fit, Topology(4), 36))
         own, other = (evaluate(plan.placement, t, dispatch="minmax") for t in (held, parts[there]))
         assert own.mean_imbalance < 1.1
         assert other.mean_imbalance > own.mean_imbalance + 0.15

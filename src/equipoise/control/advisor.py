@@ -147,7 +147,7 @@ def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> T
     drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
     mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
     chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
-    # Twice the variance: what was drawn has its own chance, beside that of what was served.
+    # Twice the variance: what was drawn has its own chance, on top of that of what was served.
     std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
     return TraceNoiseFloor(1 + chance, std)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from equipoise.checks import check_count
 
 
-def layer_groups(num_layers: int, layers_per_step: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of the layers, dealt to as few groups as hold at most so many, one group a step.
+def layers_by_step(num_layers: int, layers_per_step: int) -> tuple[tuple[int, ...], ...]:
+    """Rows of the layers of each step: all layers in the fewest steps of ``layers_per_step``.
 
-    As TensorRT-LLM does: layer ``l`` goes to group ``l mod G``, and where all groups are equally
-    large an empty one follows, a step in which nothing is updated.
+    As TensorRT-LLM does: of ``n`` steps, layer ``l`` has its turn in step ``l mod n``.  Where all
+    steps have equally many layers an empty one follows, in which nothing is updated.
 
     Raises
     ------
@@ -18,6 +18,6 @@ def layer_groups(num_layers: int, layers_per_step: int) -> tuple[tuple[int, ...]
     """
     check_count("num_layers", num_layers)
     check_count("layers_per_step", layers_per_step)
-    size = -(-num_layers // layers_per_step)
-    groups = tuple(tuple(range(first, num_layers, size)) for first in range(size))
-    return (*groups, ()) if len(groups[0]) == len(groups[-1]) else groups
+    num_steps = -(-num_layers // layers_per_step)
+    steps = tuple(tuple(range(first, num_layers, num_steps)) for first in range(num_steps))
+    return (*steps, ()) if len(steps[0]) == len(steps[-1]) else steps

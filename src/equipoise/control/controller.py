@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_number
-from equipoise.control.cadence import layer_groups
+from equipoise.control.cadence import layers_by_step
 from equipoise.control.findings import Failure, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.errors import EquipoiseError
@@ -91,14 +91,14 @@ class Order:
     action, state
         What to do, and what the controller is at from now on.
     version
-        Of the placement that is moved to, or served last: counts moves.
+        Version of the placement that is moved to, or served last: counts changes of the map.
     layers, slots
-        For ``MOVE``: the model's numbers of the layers, and what their slots are to hold,
+        Layers to move by the model's numbers, and what their slots are to hold,
         ``(len(layers), S)``.
     serving
         Checksum of the placement that all ranks serve when they get this.
     outcome
-        Of the attempt that ended with this order.
+        Outcome of the attempt that ended with this order.
     note
         A sentence for the log; empty if nothing of interest happened.
     quiet_until
@@ -126,7 +126,7 @@ class Report:
     Parameters
     ----------
     answer
-        Of the planner; or a failure to count what it was to look at.
+        Answer of the planner; or a failure to count what it was to look at.
     moved
         Layers that serve what the last ``MOVE`` ordered, on all ranks, by the model's numbers.
     failures
@@ -251,8 +251,8 @@ class Controller:
             return self._give_up(Outcome.FAILED, report.failures[0], action=Action.ABORT)
         if self._move.under_way:
             return self._order(Action.COMMIT)
-        if self._move.groups:
-            return self._next_group()
+        if self._move.steps:
+            return self._next_layers()
         self._state = State.SETTLE
         self._next_look = self._number + self._settings.settle_steps
         self._move = None
@@ -321,18 +321,18 @@ class Controller:
         self._move = _Move.plan(self._placement, target, self._settings.layers_per_step)
         self._version += 1
         self._state = State.MOVE
-        return self._next_group(outcome, note)
+        return self._next_layers(outcome, note)
 
-    def _next_group(self, outcome: Outcome | None = None, note: str = "") -> Order:
+    def _next_layers(self, outcome: Outcome | None = None, note: str = "") -> Order:
         """The next layers, as soon as the bytes allow."""
         move, limit = self._move, self._settings.max_bytes_per_step
         assert move is not None
         move.saved_bytes += limit or 0
-        cost = self._expert_bytes * move.slots_that_change(self._placement, move.groups[0])
+        cost = self._expert_bytes * move.slots_that_change(self._placement, move.steps[0])
         if limit is not None and cost > move.saved_bytes:
             return self._order(outcome=outcome, note=note)
         move.saved_bytes -= cost
-        rows = move.groups.popleft()
+        rows = move.steps.popleft()
         layers = tuple(self._placement.layer_ids[row] for row in rows)
         move.under_way = set(layers)
         slots = move.target.slots[list(rows)]
@@ -538,15 +538,15 @@ class _Move:
     """A move under way."""
 
     target: Placement
-    groups: deque[tuple[int, ...]]  # rows still to be ordered, those of one step together
+    steps: deque[tuple[int, ...]]  # rows still to be ordered, those of one step together
     under_way: set[int]  # layers ordered and not yet reported to have moved
     saved_bytes: int = 0  # that might have moved until now and have not
 
     @classmethod
     def plan(cls, old: Placement, target: Placement, layers_per_step: int) -> _Move:
         rows = np.flatnonzero((old.slots != target.slots).any(axis=1)).tolist()
-        groups = layer_groups(len(rows), min(layers_per_step, len(rows)))
-        return cls(target, deque(tuple(rows[i] for i in g) for g in groups if g), set())
+        steps = layers_by_step(len(rows), min(layers_per_step, len(rows)))
+        return cls(target, deque(tuple(rows[i] for i in step) for step in steps if step), set())
 
     def slots_that_change(self, old: Placement, rows: tuple[int, ...]) -> int:
         pick = list(rows)

@@ -21,11 +21,11 @@ class Question:
     Parameters
     ----------
     number
-        Of the order that asks.
+        Number of the order that asks.
     current
-        The placement that is served.
+        Placement that is served.
     previous
-        The one served before, to be compared; ``None``: no comparison.
+        Placement served before, to be compared; ``None``: no comparison.
     plan_above
         Excess from which a plan is wanted; infinite: none.
     """
@@ -62,13 +62,13 @@ class Finding:
     Parameters
     ----------
     number
-        Of the question.
+        Number of the question.
     balance
-        Of all steps, by phase, and ``""`` for all together.
+        Balance of the steps of each phase, and under ``""`` of all steps.
     sure_excess
         Excess that both halves of the window show, less what chance may have added.
     assignments
-        In the window.
+        Assignments in the window.
     achieved
         What the current placement gains on the previous one, where that was asked.
     proposal, predicted

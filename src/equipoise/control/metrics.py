@@ -89,7 +89,7 @@ class Metrics(Collector):
             self._achieved = answer.achieved.gain_seconds
 
     def take_bytes(self, moved_bytes: int) -> None:
-        """So many bytes of experts have arrived on this rank."""
+        """Count bytes of experts that have arrived on this rank."""
         self._moved_bytes += moved_bytes
 
     def take_answered(self, status: str) -> None:
@@ -101,7 +101,7 @@ class Metrics(Collector):
         self._failures += 1
 
     def take_ranks(self, num_ranks: int, seconds: float) -> None:
-        """So many ranks serve from now on; since the last step it took so long until they do."""
+        """Note the ranks that serve from now on, and the time since the last step until they do."""
         self._ranks, self._recovery_seconds = num_ranks, seconds
 
     def take_alarms(self, alarms: frozenset[str]) -> None:

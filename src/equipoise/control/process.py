@@ -1,4 +1,4 @@
-"""An advisor in a process beside the one that serves.
+"""An advisor in a process next to the one that serves.
 
 Nothing here lets serving wait: ``PlanningProcess.ask`` hands a question to a thread, ``poll`` looks
 whether that has put an answer down. The thread talks to the worker process, and kills it where it

@@ -1,7 +1,7 @@
 """Evening out the load of ranks that serve experts whole, compiled.
 
 A plain twin is in ``tests/reference/active.py``. Every active expert is served by one slot, its
-*home*. Where ranks have as many homes as they may, a home can move only along a chain: an expert
+*home*. Where ranks have all the homes that they may, a home can move only along a chain: an expert
 moves to another of its ranks, one of that rank's moves on, and so forth, until a rank has room for
 one more or the chain closes where it began.
 

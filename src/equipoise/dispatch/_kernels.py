@@ -136,7 +136,7 @@ def _connect(slots: Ints, g: Graph, newest: Ints) -> None:
 
 @_compiled
 def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
-    """Share an expert's load anew over its ranks, filling them to a common level as water does."""
+    """Share an expert's load again over its ranks, filling them to a common level as water does."""
     total, speed = amount, 0.0
     lightest = lo
     for k in range(lo, hi):
@@ -511,7 +511,7 @@ def _round(load: Floats, done: Floats, g: Graph) -> None:
 
 @_compiled
 def _whole_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
-    """A level that no whole split is below: the proven one, rounded up where ranks are alike."""
+    """A level that no whole split is below: the proven one, rounded up where ranks are equal."""
     level = _proven_level(load, bottleneck, g)
     if g.speed.min() == g.speed.max() == 1.0:
         return float(np.ceil(level))

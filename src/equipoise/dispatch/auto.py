@@ -56,7 +56,7 @@ class Auto:
     cost
         What a rank's share takes.
     topology
-        Speeds of the ranks, and nodes for batches by source rank; ``None``: all alike.
+        Speeds of the ranks, and nodes for batches by source rank; ``None``: all equal.
     """
 
     name: ClassVar[str] = "auto"

@@ -45,7 +45,7 @@ class Dispatcher(Protocol):
 
     @property
     def topology(self) -> Topology | None:
-        """Speeds and nodes of the ranks; ``None``: all alike, one node."""
+        """Speeds and nodes of the ranks; ``None``: all equal, one node."""
         ...
 
     @property

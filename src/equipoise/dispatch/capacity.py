@@ -28,8 +28,8 @@ def dropped_choices(
 ) -> NDArray[np.bool_]:
     """The choices that come when their expert is full already; first come, first served.
 
-    As many as ``dropped_tokens`` counts. Tokens are served in order, and each in the order of its
-    choices.
+    Their number is that of ``dropped_tokens``. Tokens are served in order, and each in the
+    order of its choices.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class Even:
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
 
         Raises
         ------

@@ -22,7 +22,7 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FewestExpertsSplit(Split):
-    """A split that serves each expert by one copy, beside a proof that no rank could serve fewer.
+    """A split that serves each expert by one copy, with a proof that no rank could serve fewer.
 
     ``bound`` and ``gap`` stay those of the load, as in every split.
 
@@ -139,7 +139,7 @@ class FewestExperts:
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
 
         Raises
         ------

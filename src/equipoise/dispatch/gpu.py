@@ -88,7 +88,7 @@ class GpuPlacement:
         if old != new:
             raise EquipoiseError(
                 f"The placement has (layers, slots, experts, ranks) = {new}, the one on the "
-                f"device {old}; make a new GpuPlacement and capture graphs anew."
+                f"device {old}; make a new GpuPlacement and capture its graphs again."
             )
         for name, table in _tables(placement, "cpu").items():
             self.tables[name].copy_(table)

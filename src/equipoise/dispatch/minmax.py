@@ -32,7 +32,7 @@ class MinMax:
     Parameters
     ----------
     topology
-        Speeds of the ranks, and their nodes for batches by source rank; ``None``: all alike.
+        Speeds of the ranks, and their nodes for batches by source rank; ``None``: all equal.
     cost
         What a rank's share takes; peaks are then in seconds. ``None``: load over speed.
     """
@@ -51,7 +51,7 @@ class MinMax:
     def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
-        ``quotas`` of the answer have the least peak whole numbers allow; where all ranks are alike
+        ``quotas`` of the answer have the least peak whole numbers allow; where all ranks are equal
         that is ``ceil(bound)``. Among those they keep most on the source's own rank, then on its
         node, if the batch is given by source rank. With a cost the shares of whole loads are whole.
 
@@ -97,7 +97,7 @@ class MinMax:
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
 
         Raises
         ------

@@ -27,7 +27,7 @@ class Nearest:
     ----------
     topology
         Which ranks share a node, and their speeds, which tell peaks but change no share; ``None``:
-        one node, all alike.
+        one node, all equal.
     cost
         What a rank's share takes, which changes no share; peaks are then in seconds.
     """
@@ -93,7 +93,7 @@ class Nearest:
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are alike.
+        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
 
         Raises
         ------

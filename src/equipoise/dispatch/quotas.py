@@ -40,7 +40,7 @@ def minmax_quotas(split: Split) -> NDArray[np.int64]:
 
     Shares are rounded down, the rest goes to the ranks soonest done, and chains of single
     assignments relieve ranks above that peak. Integral capacities admit an integral flow, so it is
-    reached: where all ranks are alike, the bound rounded up. If sources are known, a minimum-cost
+    reached: where all ranks are equal, the bound rounded up. If sources are known, a minimum-cost
     flow then finds, of all whole splits with that peak, one that keeps most on its rank and node.
 
     Returns

@@ -125,12 +125,12 @@ def dispatcher(
     dispatch
         A name of ``DISPATCHERS``; or an instance, which brings its own topology and ``top_k``.
     topology
-        For a name: speeds and nodes of the ranks.
+        Speeds and nodes of the ranks, for a name.
     cost
         What a rank's share takes; peaks are then in seconds. ``None``: that of the instance, or
         none.
     top_k
-        For a name: choices per token, for rules that go by rows; theirs if ``None``.
+        Choices per token, for a name whose rule goes by rows; the rule's own if ``None``.
 
     Raises
     ------

@@ -34,7 +34,7 @@ def pour(
     amount
         What there is to share, one number or ``(...)``.
     speed
-        Of each rank, ``(R,)``; ``None``: all alike.
+        Speed of each rank, ``(R,)``; ``None``: all equal.
     candidates
         Ranks that may get some, bool ``(R,)`` or ``(..., R)``; ``None``: all.
 

@@ -1,4 +1,4 @@
-"""How one batch is shared over the copies, beside a proof of how good that is."""
+"""How one batch is shared over the copies, with a proof of how good that is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROVEN = 1e-9
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """How one batch's load is shared over the copies, beside a proof of how good that is.
+    """How one batch's load is shared over the copies, with a proof of how good that is.
 
     The proof is a set of ranks in each layer, the bottleneck. Experts all of whose copies are on
     these ranks can go nowhere else; so however they are shared, some rank of the set takes at least
@@ -30,7 +30,7 @@ class Split:
     has a lower peak. All numbers here follow from the fields by plain arithmetic.
 
     Peaks, bounds and ``rank_times`` are in *times*: without a cost, rank loads over the ranks'
-    relative speeds, so assignments where all ranks are alike; with a cost, seconds.
+    relative speeds, so assignments where all ranks are equal; with a cost, seconds.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Split:
     rounding
         How this dispatcher makes its shares whole.
     topology
-        Speeds and nodes of the ranks; ``None``: all alike, one node.
+        Speeds and nodes of the ranks; ``None``: all equal, one node.
     cost
         What a rank's share takes, in seconds at speed 1; ``None``: time is proportional to load.
     source_load
@@ -139,7 +139,7 @@ class Split:
 
     @property
     def peak(self) -> NDArray[np.float64]:
-        """What the slowest rank takes, ``(L,)``: the busiest rank's load if all are alike."""
+        """What the slowest rank takes, ``(L,)``: the busiest rank's load if all are equal."""
         return np.asarray(self.rank_times.max(axis=1))
 
     @cached_property
@@ -198,8 +198,8 @@ class Split:
 
     @property
     def _level_in(self) -> str:
-        alike = self.cost is None and (self.topology is None or self.topology.speed is None)
-        return "carry the same load" if alike else "are as fast as if all could take any load"
+        equal = self.cost is None and (self.topology is None or self.topology.speed is None)
+        return "carry the same load" if equal else "are as fast as if all could take any load"
 
     def _advice(self, row: int, imbalance: float) -> str:
         experts = np.flatnonzero(self.bottleneck_experts[row])

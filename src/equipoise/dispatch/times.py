@@ -104,7 +104,7 @@ def least_times(
 
 
 def _least_active(number: int, speed: NDArray[np.float64], cost: RankCost) -> float:
-    """Least time in which ranks of these speeds read the weights of so many experts."""
+    """Least time in which ranks of these speeds read the weights of a number of experts."""
     if not number or not cost.expert_seconds:
         return 0.0
     if (speed == speed[0]).all():

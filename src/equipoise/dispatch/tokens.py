@@ -11,7 +11,7 @@ from equipoise.placement import Placement
 AHEAD = 4
 """Assignments a slot may be ahead of its share at any time, to keep tokens on fewer ranks.
 
-At 1 the copies take turns. Measured on real tokens 4 saves nearly as many ranks as no limit at all
+At 1 the copies take turns. Measured on real tokens 4 saves nearly the same ranks as no limit at all
 (``docs/tokens.md``), under which a batch that is cut short may be far from its quotas.
 """
 
@@ -62,7 +62,7 @@ def ranks_per_token(slots: ArrayLike, placement: Placement) -> NDArray[np.int64]
     Parameters
     ----------
     slots
-        As ``assign_tokens`` answers, ``(D, L, K)`` or ``(D, K)``; -1 is served nowhere.
+        Slots from ``assign_tokens``, ``(D, L, K)`` or ``(D, K)``; -1 is served nowhere.
 
     Returns
     -------

@@ -53,7 +53,7 @@ def peak_lower_bound(
     load_LE
         Assignments per layer and expert, ``(L, E)``; not changed.
     speed
-        Of each rank, ``(R,)``; only ratios count. ``None``: all alike.
+        Speed of each rank, ``(R,)``; only ratios count. ``None``: all equal.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def even_split_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -
 def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
     """The least peak of any even split, by counts and places together: the best bound there is.
 
-    To stay below a level, an expert needs its load over the level in copies; that leaves so many
+    To stay below a level, an expert needs its load over the level in copies; that leaves some
     slots to spare. With these copies in place of experts, and the spare slots in place of the
     redundant ones, the argument of ``peak_lower_bound`` may prove that the level cannot be kept.
 
@@ -160,7 +160,7 @@ def packing_lower_bound(load_LE: ArrayLike, copies_LE: ArrayLike, num_ranks: int
     if copies.shape != load.shape or (copies < 1).any() or np.ptp(copies.sum(axis=-1)):
         raise EquipoiseError(
             f"Copies of shape {copies.shape} do not fit loads of shape {load.shape}; expected one "
-            "or more of every expert, and as many in every layer."
+            "or more of every expert, and the same number in every layer."
         )
     num_slots = int(copies[0].sum())
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
@@ -170,11 +170,11 @@ def packing_lower_bound(load_LE: ArrayLike, copies_LE: ArrayLike, num_ranks: int
 
 
 def hierarchy_lower_bound(
-    load_LE: ArrayLike, num_ranks: int, num_groups: int, num_nodes: int
+    load_LE: ArrayLike, num_ranks: int, num_expert_groups: int, num_nodes: int
 ) -> Floats:
-    """The least peak when each group of experts lives on one node, all nodes hold equally many.
+    """The least peak when each expert group lives on one node and all nodes hold equally many.
 
-    The node of the heaviest group holds at least the lightest groups besides, and no node has less
+    The node of the heaviest expert group holds at least the lightest ones too, and no node has less
     than the busiest rank's share of its load.
 
     Returns
@@ -184,17 +184,17 @@ def hierarchy_lower_bound(
     Raises
     ------
     EquipoiseError
-        Groups that do not divide the experts, or nodes that do not divide the groups.
+        Expert groups that do not divide the experts, or nodes that do not divide the groups.
     """
     load = _as_load(load_LE)
-    check_groups(load.shape[1], num_groups, num_nodes)
-    return on_nodes(load, num_ranks, num_groups, num_nodes)
+    check_expert_groups(load.shape[1], num_expert_groups, num_nodes)
+    return on_nodes(load, num_ranks, num_expert_groups, num_nodes)
 
 
-def on_nodes(load: Floats, num_ranks: int, num_groups: int, num_nodes: int) -> Floats:
-    """``hierarchy_lower_bound`` of checked loads and groups."""
-    groups = np.sort(load.reshape(len(load), num_groups, -1).sum(axis=2), axis=1)
-    others = groups[:, : num_groups // num_nodes - 1].sum(axis=1)
+def on_nodes(load: Floats, num_ranks: int, num_expert_groups: int, num_nodes: int) -> Floats:
+    """``hierarchy_lower_bound`` of checked loads and expert groups."""
+    groups = np.sort(load.reshape(len(load), num_expert_groups, -1).sum(axis=2), axis=1)
+    others = groups[:, : num_expert_groups // num_nodes - 1].sum(axis=1)
     node: Floats = np.maximum(groups.sum(axis=1) / num_nodes, groups[:, -1] + others)
     return node * num_nodes / num_ranks
 
@@ -306,19 +306,19 @@ def bindings(of: Limits, layer_ids: Sequence[int], where: str = "") -> tuple[Bin
     )
 
 
-def check_groups(num_experts: int, num_groups: int, num_nodes: int) -> None:
-    """Raise ``EquipoiseError`` unless the groups divide the experts and the nodes the groups."""
-    check_count("num_groups", num_groups)
+def check_expert_groups(num_experts: int, num_expert_groups: int, num_nodes: int) -> None:
+    """Raise ``EquipoiseError`` unless expert groups divide the experts, and nodes these groups."""
+    check_count("num_expert_groups", num_expert_groups)
     check_count("num_nodes", num_nodes)
-    if num_experts % num_groups:
+    if num_experts % num_expert_groups:
         raise EquipoiseError(
-            f"{num_experts} experts do not divide into {num_groups} groups; give the model's own "
-            "number of routing groups, or plan without groups."
+            f"{num_experts} experts do not divide into {num_expert_groups} expert groups; give the "
+            "model's own number, or plan without expert groups."
         )
-    if num_groups % num_nodes:
+    if num_expert_groups % num_nodes:
         raise EquipoiseError(
-            f"{num_groups} groups do not divide over {num_nodes} nodes; choose another "
-            f"{argument('ranks_per_node')}, or plan without groups."
+            f"{num_expert_groups} expert groups do not divide over {num_nodes} nodes; choose "
+            f"another {argument('ranks_per_node')}, or plan without expert groups."
         )
 
 
@@ -346,7 +346,7 @@ def _times(
     speed = rank_speeds(topology, topology.num_ranks, cost)
     spread = _spread(cost.slot_seconds(load_NE), num_slots, speed, cost.fixed_seconds)
     done = cost.fixed_seconds + cost.expert_seconds * np.arange(load_NE.shape[1] + 1)
-    # The ranks are done with so many reads at these times, in order; nothing to read comes first.
+    # When the ranks end each number of reads, in order; nothing to read comes first.
     reads = np.sort((done[1:, None] / speed).ravel())
     times = np.concatenate([[done[0] / speed.min()], reads])
     return spread, times[np.count_nonzero(load_NE, axis=1)]

@@ -125,7 +125,7 @@ def evaluate_without_balancing(
     Parameters
     ----------
     load, dispatch
-        As for ``evaluate``; a dispatcher by name is told of the topology.
+        Arguments of ``evaluate``; a dispatcher by name is told of the topology.
 
     Raises
     ------
@@ -206,9 +206,9 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 def _noise(saved_TL: NDArray[np.float64]) -> float | None:
     """Half the 95 % confidence interval of the mean; ``None`` for a single step.
 
-    Steps that follow each other are alike, so what varies is blocks of them, as many steps in each
-    as the cube root of all. Layers may vary each by itself or all together: the larger error is
-    taken.
+    Steps that follow each other are similar, so what varies is blocks of them; their length is the
+    cube root of the number of steps. Layers may vary each by itself or all together: the larger
+    error is taken.
     """
     steps, layers = saved_TL.shape
     if steps == 1:

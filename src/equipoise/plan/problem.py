@@ -31,22 +31,22 @@ class Problem:
         ``S``, all ranks together, redundant ones included; ``R`` divides it.
     layer_ids
         The model's numbers of the layers; those of the trace if ``None``.
-    groups
-        The kind of traffic of each step, ``(T,)`` strings; a trace's label ``domain`` if ``None``.
-        ``Robust`` balances each group; the other planners look at the sum.
+    traffic_groups
+        Kind of traffic of each step, ``(T,)`` strings; a trace's label ``domain`` if ``None``.
+        ``Robust`` balances each traffic group; the other planners look at the sum.
 
     Raises
     ------
     EquipoiseError
         Loads that are NaN, negative or all zero, or whose sums leave the range of float64; slots or
-        groups that do not fit.
+        traffic groups that do not fit.
     """
 
     load: NDArray[np.float64]
     topology: Topology
     num_slots: int
     layer_ids: tuple[int, ...]
-    groups: NDArray[np.str_] | None
+    traffic_groups: NDArray[np.str_] | None
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class Problem:
         num_slots: int,
         *,
         layer_ids: tuple[int, ...] | None = None,
-        groups: ArrayLike | None = None,
+        traffic_groups: ArrayLike | None = None,
     ) -> None:
         if isinstance(load, Trace):
             layer_ids = load.layer_ids if layer_ids is None else layer_ids
-            groups = load.labels.get("domain") if groups is None else groups
+            traffic_groups = load.labels.get("domain") if traffic_groups is None else traffic_groups
             load = load.counts
         check_type("topology", topology, Topology)
         object.__setattr__(self, "num_slots", check_count("num_slots", num_slots))
@@ -69,7 +69,7 @@ class Problem:
         _check_range(array, self.layer_ids, topology)
         object.__setattr__(self, "load", array)
         object.__setattr__(self, "topology", topology)
-        object.__setattr__(self, "groups", _as_groups(groups, len(array)))
+        object.__setattr__(self, "traffic_groups", _as_traffic_groups(traffic_groups, len(array)))
         check_slot_count(self.num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
 
     @property
@@ -89,7 +89,7 @@ class Problem:
         return total
 
     def of_steps(self, assignments: float | None) -> Problem:
-        """The same with so many assignments in the mean step of a layer; itself if ``None``."""
+        """The same with this number of assignments in a layer's mean step; itself if ``None``."""
         if assignments is None:
             return self
         mean = self.load.sum(axis=2).mean(axis=0)
@@ -99,7 +99,7 @@ class Problem:
             self.topology,
             self.num_slots,
             layer_ids=self.layer_ids,
-            groups=self.groups,
+            traffic_groups=self.traffic_groups,
         )
 
     def on(self, topology: Topology, num_slots: int) -> Problem:
@@ -127,13 +127,14 @@ class Problem:
         )
 
 
-def _as_groups(groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:
-    if groups is None:
+def _as_traffic_groups(traffic_groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:
+    if traffic_groups is None:
         return None
-    array = as_names(groups, "Groups")
+    array = as_names(traffic_groups, "Traffic groups")
     if array.shape != (num_steps,):
         raise EquipoiseError(
-            f"Groups have shape {array.shape}; expected one name for each of {num_steps} steps."
+            f"Traffic groups have shape {array.shape}; expected one name for each "
+            f"of {num_steps} steps."
         )
     return array
 

@@ -31,7 +31,7 @@ _THAN = {"plain": "without balancing", "current": "on the map in force"}
 class Scores:
     """Imbalance without balancing, on the map in force and with the plan, by one dispatcher.
 
-    Of rank loads, or of the times they take if the dispatcher has a cost.
+    That of rank loads, or of the times they take if the dispatcher has a cost.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Scores:
         Evaluations on the two, by the names of ``LAYOUTS``.
     chance_held
         Noise floor of the unseen steps, what is left of a perfect even split: known for loads of
-        ranks that are alike.
+        ranks that are equal.
     """
 
     dispatcher: Dispatcher
@@ -170,19 +170,19 @@ def score_before(
             rows["current"] = evaluate(current, load, dispatch=dispatch)
         return rows
 
-    alike = topology.speed is None and dispatch.cost is None
+    equal = topology.speed is None and dispatch.cost is None
     return Scores(
         dispatcher=dispatch,
         fit=steps[0],
         held=None if held is None else steps[1],
         seen=before(steps[0]),
         unseen={} if held is None else before(steps[1]),
-        chance_held=_chance(held, topology.num_ranks) if held is not None and alike else None,
+        chance_held=_chance(held, topology.num_ranks) if held is not None and equal else None,
     )
 
 
 def _steps(trace: Trace, step_assignments: float | None) -> NDArray[np.float64]:
-    """Loads of the steps, ``(T, L, E)``, with so many assignments in the mean step of a layer."""
+    """Loads of the steps, ``(T, L, E)``, with this number of assignments in a layer's mean step."""
     load = trace.counts.astype(np.float64)
     if step_assignments is None:
         return load

@@ -39,7 +39,7 @@ def test_agrees_with_the_published_means(glm52, ranks, redundant):
         "contiguous": (Contiguous(), 0),
         "deepseek_global_even": (Greedy(allow_same_rank_copies=True), redundant),
         "deepseek_hierarchical_even": (
-            Hierarchical(num_groups=8, allow_same_rank_copies=True),
+            Hierarchical(num_expert_groups=8, allow_same_rank_copies=True),
             redundant,
         ),
     }

@@ -91,7 +91,9 @@ def test_experts_used_together_meet_on_a_node_at_no_cost():
     even = np.ones((1, 2, 16))  # nothing to balance: any placement is as good
     problem = Problem(even, TOPOLOGY, 16)
     start = RoundRobin().plan(problem).placement
-    plan = Colocate(tokens=trace.tokens, start=RoundRobin(), price=0.0, moves=20_000).plan(problem)
+    plan = Colocate(tokens=trace.tokens, start=RoundRobin(), price=0.0, proposals=20_000).plan(
+        problem
+    )
     before, after = (measure_traffic(p, trace.tokens, TOPOLOGY) for p in (start, plan.placement))
     assert (before.nodes_per_token > 1.5).all()
     assert after.nodes_per_token == pytest.approx(1)
@@ -107,7 +109,7 @@ def test_the_peak_rises_by_no_more_than_the_price(num_slots, price):
     trace = pairs_of_neighbours()
     problem = Problem(rng.lognormal(0, 0.3, (1, 2, 16)), Topology(4, 2, (1, 2, 1, 1)), num_slots)
     start = Greedy().plan(problem)
-    plan = Colocate(tokens=trace.tokens, start=Greedy(), price=price, moves=4000).plan(problem)
+    plan = Colocate(tokens=trace.tokens, start=Greedy(), price=price, proposals=4000).plan(problem)
     speed = problem.topology.relative_speed
     before, after = (
         (np.einsum("le,lre->lr", problem.total / p.copies, p.copies_on_rank) / speed).max(axis=1)
@@ -131,7 +133,7 @@ def test_dear_wires_gather_and_cheap_ones_spread():
         step = StepTime(
             cost=RankCost(token_seconds=1e-6), step_tokens=1000, token_bytes=token_bytes
         )
-        planner = Colocate(tokens=trace.tokens, start=Greedy(), price=step, moves=20_000)
+        planner = Colocate(tokens=trace.tokens, start=Greedy(), price=step, proposals=20_000)
         plans = Greedy().plan(problem).placement, planner.plan(problem).placement
         found = [measure_traffic(p, trace.tokens, TOPOLOGY) for p in plans]
         nodes.append(found[1].nodes_per_token.mean())
@@ -150,7 +152,7 @@ def test_dear_wires_gather_and_cheap_ones_spread():
 def test_same_answer_for_any_thread_count():
     trace = pairs_of_neighbours(layers=3)
     problem = Problem(trace, TOPOLOGY, 20)
-    base = Colocate(tokens=trace.tokens, start=Greedy(), price=0.2, moves=2000, num_threads=1)
+    base = Colocate(tokens=trace.tokens, start=Greedy(), price=0.2, proposals=2000, num_threads=1)
     plans = [replace(base, num_threads=n).plan(problem).placement for n in (1, 2, 5)]
     assert plans[0] == plans[1] == plans[2]
     assert replace(base, seed=1).plan(problem).placement != plans[0]
@@ -161,7 +163,7 @@ def test_of_many_tokens_an_even_selection_counts():
     problem = Problem(trace, TOPOLOGY, 16)
     kept = np.linspace(0, 2 * MAX_TOKENS + 9, MAX_TOKENS).round().astype(int)
     part = TokenIds(trace.tokens.ids[kept], np.array([0, MAX_TOKENS]))
-    base = Colocate(tokens=trace.tokens, start=Greedy(), moves=200)
+    base = Colocate(tokens=trace.tokens, start=Greedy(), proposals=200)
     found = replace(base, tokens=part).plan(problem).placement
     assert found == base.plan(problem).placement
 
@@ -173,7 +175,7 @@ def test_layers_without_load_or_tokens_stay_as_they_are():
     load = trace.counts.astype(float)
     load[:, 2] = 0
     problem = Problem(load, TOPOLOGY, 16)
-    planner = Colocate(tokens=TokenIds(ids, trace.tokens.offsets), start=Greedy(), moves=2000)
+    planner = Colocate(tokens=TokenIds(ids, trace.tokens.offsets), start=Greedy(), proposals=2000)
     start, plan = Greedy().plan(problem).placement, planner.plan(problem).placement
     assert np.array_equal(start.slots[1:], plan.slots[1:])
     assert not np.array_equal(start.slots[0], plan.slots[0])
@@ -211,7 +213,7 @@ def test_starts_that_do_not_fit():
         ({"tokens": TokenIds(np.zeros((3, 5, 2), int), np.array([0, 3]))}, "2 layers, top_k"),
         ({"price": -0.1}, "price is -0.1; expected 0 or more"),
         ({"price": float("inf")}, "price is inf"),
-        ({"moves": -1}, "moves is -1"),
+        ({"proposals": -1}, "proposals is -1"),
         ({"seed": 0.5}, "seed is 0.5"),
         ({"num_threads": 0}, "num_threads is 0"),
     ],
@@ -229,8 +231,8 @@ def test_unseen_tokens_of_a_real_model_travel_less_at_equal_balance():
     split = heldout.thin(protocols.esft(protocols.read_esft(SHARED_DATA)), 2)
     topology, held = Topology(16, 4), split.tests["known domains"]
     problem = Problem(split.fit, topology, 80)
-    start = Robust(moves=100_000).plan(problem)
-    plan = Colocate(tokens=split.fit.tokens, start=Given(start), price=0.005, moves=20_000)
+    start = Robust(proposals=100_000).plan(problem)
+    plan = Colocate(tokens=split.fit.tokens, start=Given(start), price=0.005, proposals=20_000)
     placements = start.placement, plan.plan(problem).placement
     before, after = (measure_traffic(p, held.tokens, topology) for p in placements)
     assert after.nodes_per_token.mean() < 0.97 * before.nodes_per_token.mean()

@@ -32,7 +32,7 @@ def rank_loads(load, row, num_ranks):
 
 class TestDeepSeekExample:
     def test_hierarchical(self):
-        planner = Hierarchical(num_groups=4, allow_same_rank_copies=True)
+        planner = Hierarchical(num_expert_groups=4, allow_same_rank_copies=True)
         plan = planner.plan(Problem([A, B], Topology(8, 4), 16))
         assert plan.placement.slots.tolist() == [
             [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
@@ -68,7 +68,7 @@ class TestDeepSeekExample:
     def test_ties_and_empty_layers(self):
         # A layer without load, beside one with: EPLB gives all copies to the first expert.
         loads = [[0] * 12, A]
-        hierarchical = Hierarchical(num_groups=4, allow_same_rank_copies=True)
+        hierarchical = Hierarchical(num_expert_groups=4, allow_same_rank_copies=True)
         assert slots_of(hierarchical, loads, 16, 8, 4)[0] == [
             *[0, 1, 2, 3, 4, 5, 0, 0],
             *[6, 7, 8, 9, 10, 11, 6, 6],
@@ -187,7 +187,7 @@ def test_trtllm_equals_its_twin(layer):
 )
 def test_hierarchical_equals_its_twin(groups, nodes, per_rank, seed):
     load = np.random.default_rng(seed).lognormal(0, 1, 16)
-    planner = Hierarchical(num_groups=groups, allow_same_rank_copies=True)
+    planner = Hierarchical(num_expert_groups=groups, allow_same_rank_copies=True)
     (row,) = slots_of(planner, [load], 8 * per_rank, 8, 8 // nodes)
     assert row == reference.deepseek(load, 8 * per_rank, 8, groups, nodes)
 
@@ -240,12 +240,12 @@ def test_loads_near_the_ends_of_float64(sign):
         assert slots_of(planner, np.ldexp(load, sign * 1000), 16, 8) == plain
 
 
-@pytest.mark.parametrize("planner", [Greedy(), Hierarchical(num_groups=2), TrtllmGreedy()])
-def test_ranks_that_are_not_alike_are_not_passed_over_in_silence(planner):
+@pytest.mark.parametrize("planner", [Greedy(), Hierarchical(num_expert_groups=2), TrtllmGreedy()])
+def test_ranks_that_differ_are_not_passed_over_in_silence(planner):
     for unequal in ({"speed": (1, 2)}, {"room": (1, 2)}):
         status = planner.plan(Problem([A], Topology(2, **unequal), 12)).status
-        assert status.startswith("Planned as if all ranks were alike in speed and room; Robust")
-    assert "alike" not in planner.plan(Problem([A], Topology(2), 12)).status
+        assert status.startswith("Planned as if all ranks had the same speed and room; Robust")
+    assert "same speed" not in planner.plan(Problem([A], Topology(2), 12)).status
 
 
 def test_loads_that_differ_in_the_tenth_digit_are_told_apart():
@@ -266,29 +266,29 @@ def test_more_copies_than_ranks_is_refused():
     on_nodes = Problem([[1, 2, 3, 4]], Topology(4, 2), 12)
     assert Greedy().plan(on_nodes).placement.num_slots == 12
     with pytest.raises(EquipoiseError, match=r"a node's 2 experts on 2 ranks .* at most 8 slots"):
-        Hierarchical(num_groups=2).plan(on_nodes)
+        Hierarchical(num_expert_groups=2).plan(on_nodes)
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (5, "12 experts do not divide into 5 groups"),
-        (0, "num_groups is 0; expected 1 to"),
-        (2.5, "num_groups is 2.5; expected a whole number"),
-        (3, "3 groups do not divide over 2 nodes"),
+        (5, "12 experts do not divide into 5 expert groups"),
+        (0, "num_expert_groups is 0; expected 1 to"),
+        (2.5, "num_expert_groups is 2.5; expected a whole number"),
+        (3, "3 expert groups do not divide over 2 nodes"),
     ],
 )
-def test_groups_that_do_not_fit_are_refused(groups, message):
+def test_expert_groups_that_do_not_fit_are_refused(groups, message):
     with pytest.raises(EquipoiseError, match=message):
-        Hierarchical(num_groups=groups).plan(Problem([A], Topology(8, 4), 16))
+        Hierarchical(num_expert_groups=groups).plan(Problem([A], Topology(8, 4), 16))
 
 
-def test_hierarchical_default_keeps_groups_on_nodes_without_duplicates():
+def test_hierarchical_default_keeps_expert_groups_on_nodes_without_duplicates():
     load = np.random.default_rng(3).lognormal(0, 1, (20, 64))
-    plan = Hierarchical(num_groups=8).plan(Problem(load, Topology(16, 4), 96))
+    plan = Hierarchical(num_expert_groups=8).plan(Problem(load, Topology(16, 4), 96))
     assert not plan.placement.duplicates.any()
     node = plan.placement.rank_of_slot // 4
     for row in plan.placement.slots:
         homes = {(e // 8, n) for e, n in zip(row.tolist(), node.tolist(), strict=True)}
         assert len(homes) == 8
-    assert "Keeping each group on one node raises the bound by" in plan.status
+    assert "Keeping each expert group on one node raises the bound by" in plan.status

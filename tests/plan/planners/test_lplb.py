@@ -66,7 +66,7 @@ def test_heaviest_experts_are_copied():
 def test_free_copies_beat_the_graph_at_equal_memory():
     load = np.random.default_rng(0).lognormal(0, 1, (4, 64))
     problem = Problem(load, Topology(16, 8), 96)
-    free = Robust(dispatch="minmax", moves=1 << 15).plan(problem)
+    free = Robust(dispatch="minmax", proposals=1 << 15).plan(problem)
     for graph in ("cube", "hypercube", "torus"):
         fixed = FixedGraph(graph=graph).plan(problem)
         assert free.peak.sum() < fixed.peak.sum()

@@ -151,7 +151,7 @@ def test_noise_moves_nothing():
     rng = np.random.default_rng(3)
     load = 1e5 * rng.lognormal(0, 1, (3, 32)) * rng.lognormal(0, 0.1, (6, 3, 32))
     topology = Topology(8)
-    robust = Robust(moves=100_000).plan(Problem(load, topology, 40)).placement
+    robust = Robust(proposals=100_000).plan(Problem(load, topology, 40)).placement
     current = quick(robust).plan(Problem(load, topology, 40)).placement
     noisy = load * (1 + 0.01 * rng.standard_normal(load.shape))
     plan = quick(current).plan(Problem(noisy, topology, 40))
@@ -274,9 +274,9 @@ def test_most_of_the_gain_for_few_of_the_moves_on_real_routing():
 
     def windows(domain):
         load = counts[domain, :7].reshape(-1, *counts.shape[2:])
-        return Problem(load, topology, 288, groups=domains[domain].repeat(7))
+        return Problem(load, topology, 288, traffic_groups=domains[domain].repeat(7))
 
-    robust = Robust(moves=1 << 18)
+    robust = Robust(proposals=1 << 18)
     current = robust.plan(windows(slice(0, 3))).placement
     now = windows(slice(3, 7))
     replanned = robust.plan(now).placement

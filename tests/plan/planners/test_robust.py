@@ -20,7 +20,7 @@ from tests.conftest import SHARED_DATA
 from tests.reference import robust as reference
 
 FLASHLB = [600, 560, 120, 120, 20, 10, 10, 10]  # K11
-QUICK = Robust(moves=40_000, num_threads=2)
+QUICK = Robust(proposals=40_000, num_threads=2)
 
 
 def two_domains(steps=8, noise=0.1, seed=0, layers=3):
@@ -32,7 +32,7 @@ def two_domains(steps=8, noise=0.1, seed=0, layers=3):
 
 
 def domain_problem(load, names, num_slots=20):
-    return Problem(load, Topology(4), num_slots, groups=names)
+    return Problem(load, Topology(4), num_slots, traffic_groups=names)
 
 
 @st.composite
@@ -91,9 +91,9 @@ def test_joint_search_reaches_the_optimum_greedy_misses():
     problem = Problem([FLASHLB], Topology(8), 16)
     assert Greedy().plan(problem).peak[0] == pytest.approx(232)
     for seed in range(5):
-        plan = Robust(seed=seed, moves=500_000).plan(problem)
+        plan = Robust(seed=seed, proposals=500_000).plan(problem)
         assert plan.peak[0] == pytest.approx(590 / 3)  # 196.67
-    split = Robust(dispatch="minmax", moves=500_000).plan(problem)
+    split = Robust(dispatch="minmax", proposals=500_000).plan(problem)
     assert split.dispatch == "minmax"
     assert split.peak[0] <= 193.34
     assert split.peak[0] >= peak_lower_bound([FLASHLB], 8, 16)[0]
@@ -131,12 +131,12 @@ def test_the_plain_plan_where_the_past_does_not_help():
     assert "no other was better beyond chance" in plan.status
 
 
-def test_the_plain_plan_when_no_group_has_a_past():
+def test_the_plain_plan_when_no_traffic_group_has_a_past():
     load, _ = two_domains(steps=1)
     problem = domain_problem(load, np.array(["code", "chat"]))
     plan = QUICK.plan(problem)
     assert plan.placement == Greedy().plan(problem).placement
-    assert "No group has two windows" in plan.status
+    assert "No traffic group has two windows" in plan.status
 
 
 def test_alternating_phases_need_no_labels():
@@ -144,7 +144,7 @@ def test_alternating_phases_need_no_labels():
     phases = rng.lognormal(0, 1, (2, 1, 16))
     load = np.tile(phases, (10, 1, 1)) * rng.lognormal(0, 0.02, (20, 1, 16))
     problem = Problem(load[:16], Topology(4), 20)
-    greedy, robust = Greedy().plan(problem), Robust(moves=500_000).plan(problem)
+    greedy, robust = Greedy().plan(problem), Robust(proposals=500_000).plan(problem)
     before, after = (evaluate(p.placement, load[16:]).mean_imbalance for p in (greedy, robust))
     assert after < 1.1
     assert before > 1.2
@@ -174,9 +174,11 @@ def test_scaling_by_powers_of_two_changes_nothing(dispatch, exponents):
 
 def test_more_moves_never_end_worse():
     reached = []
-    for moves in (0, 5_000, 20_000, 80_000):
+    for proposals in (0, 5_000, 20_000, 80_000):
         seen: list[Progress] = []
-        plan = Robust(moves=moves, progress=seen.append).plan(Problem([FLASHLB], Topology(8), 16))
+        plan = Robust(proposals=proposals, progress=seen.append).plan(
+            Problem([FLASHLB], Topology(8), 16)
+        )
         reached.append(plan.peak[0])
         values = [p.best for p in seen]
         assert values == sorted(values, reverse=True)
@@ -186,11 +188,11 @@ def test_more_moves_never_end_worse():
 
 def test_a_budget_ends_the_search():
     problem = domain_problem(*two_domains())
-    assert Robust(budget_seconds=0).plan(problem).placement == Greedy().plan(problem).placement
+    assert Robust(time_budget_seconds=0).plan(problem).placement == Greedy().plan(problem).placement
     seen: list[Progress] = []
     single = Problem([FLASHLB], Topology(8), 16)
-    Robust(moves=10**15, budget_seconds=0.3, progress=seen.append).plan(single)
-    assert seen[-1].seconds < 60  # all moves would take years
+    Robust(proposals=10**15, time_budget_seconds=0.3, progress=seen.append).plan(single)
+    assert seen[-1].seconds < 60  # all proposals would take years
 
 
 @pytest.mark.parametrize("dispatch", ["even", "minmax"])
@@ -217,7 +219,7 @@ def test_the_tail_is_kept_lower():
     problem = domain_problem(load, names, 16)
     worst = {
         tail: evaluate(
-            replace(QUICK, tail=tail, moves=200_000).plan(problem).placement, load
+            replace(QUICK, tail=tail, proposals=200_000).plan(problem).placement, load
         ).imbalance.max(axis=0)
         for tail in (0.0, 1.0)
     }
@@ -233,12 +235,12 @@ def test_tail_mean_agrees_with_the_reference():
     assert _tail_mean(peak, weight, 0.0) == pytest.approx(peak.max(axis=0))
 
 
-def test_a_heavier_group_is_balanced_better():
+def test_a_heavier_traffic_group_is_balanced_better():
     load, names = two_domains(noise=0.02, layers=6)
     problem = domain_problem(load, names, 16)
     code = {}
     for weight in (0.05, 20.0):
-        plan = replace(QUICK, group_weights={"code": weight}, moves=100_000).plan(problem)
+        plan = replace(QUICK, traffic_weights={"code": weight}, proposals=100_000).plan(problem)
         code[weight] = evaluate(plan.placement, load[names == "code"]).mean_imbalance
     assert code[20.0] < code[0.05]
 
@@ -252,11 +254,11 @@ def test_layers_and_windows_without_load():
     assert np.isfinite(plan.peak).all()
 
 
-def test_groups_come_from_a_trace():
+def test_traffic_groups_come_from_a_trace():
     load, names = two_domains()
     trace = Trace(counts=load.astype(np.int64), labels={"domain": names})
     problem = Problem(trace, Topology(4), 20)
-    assert problem.groups.tolist() == names.tolist()
+    assert problem.traffic_groups.tolist() == names.tolist()
     other = domain_problem(load.astype(np.int64), names)
     assert QUICK.plan(problem).placement == QUICK.plan(other).placement
 
@@ -279,10 +281,10 @@ def test_history_is_normalised_and_bounded():
         ({"dispatch": "divine"}, "no dispatcher 'divine'"),
         ({"tail": 1.5}, "tail is 1.5; expected 0 to 1"),
         ({"tail": float("nan")}, "tail is nan"),
-        ({"moves": -1}, "moves is -1"),
-        ({"moves": 2.5}, "moves is 2.5"),
+        ({"proposals": -1}, "proposals is -1"),
+        ({"proposals": 2.5}, "proposals is 2.5"),
         ({"seed": -3}, "seed is -3"),
-        ({"budget_seconds": float("nan")}, "budget_seconds is nan"),
+        ({"time_budget_seconds": float("nan")}, "time_budget_seconds is nan"),
         ({"num_threads": 0}, "num_threads is 0"),
     ],
 )
@@ -294,20 +296,20 @@ def test_what_is_refused(options, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"math": 1}, "weight for group 'math'; the load has chat, code"),
-        ({"code": -1}, "weight of group .code. is -1; expected 0 to"),
+        ({"math": 1}, "weight for traffic group 'math'; the load has chat, code"),
+        ({"code": -1}, "weight of traffic group .code. is -1; expected 0 to"),
         ({"code": 0, "chat": 0}, "one above 0"),
-        ({"code": float("inf")}, "weight of group .code. is inf"),
+        ({"code": float("inf")}, "weight of traffic group .code. is inf"),
     ],
 )
 def test_weights_that_are_refused(weights, message):
     with pytest.raises(EquipoiseError, match=message):
-        Robust(group_weights=weights).plan(domain_problem(*two_domains()))
+        Robust(traffic_weights=weights).plan(domain_problem(*two_domains()))
 
 
-def test_groups_that_do_not_fit():
+def test_traffic_groups_that_do_not_fit():
     with pytest.raises(EquipoiseError, match="one name for each of 2 steps"):
-        Problem(np.ones((2, 1, 4)), Topology(2), 4, groups=["a"])
+        Problem(np.ones((2, 1, 4)), Topology(2), 4, traffic_groups=["a"])
 
 
 @pytest.mark.shared_data
@@ -316,9 +318,9 @@ def test_gain_on_unseen_windows_of_real_routing(dispatch, at_least):
     with np.load(SHARED_DATA / "glm52" / "windows.npz") as archive:
         counts, domains = archive["counts"][:, :, ::15].astype(np.int64), archive["domains"]
     fit, held = counts[:, :7].reshape(49, -1, 256), counts[:, 7]
-    problem = Problem(fit, Topology(32), 288, groups=domains.repeat(7))
+    problem = Problem(fit, Topology(32), 288, traffic_groups=domains.repeat(7))
     base = Greedy(allow_same_rank_copies=True).plan(problem)
-    plan = Robust(dispatch=dispatch, moves=600_000).plan(problem)
+    plan = Robust(dispatch=dispatch, proposals=600_000).plan(problem)
     before, after = (
         evaluate(p.placement, held, dispatch=dispatch).mean_imbalance for p in (base, plan)
     )

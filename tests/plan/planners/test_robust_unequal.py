@@ -30,8 +30,10 @@ def slowest(placement, load, topology, dispatch="even", cost=None):
 def test_fast_ranks_get_more(dispatch):
     load, names = two_domains(noise=0.02)
     topology = Topology(4, speed=(1, 1, 2, 2))
-    told = replace(QUICK, dispatch=dispatch).plan(Problem(load, topology, 20, groups=names))
-    untold = replace(QUICK, dispatch=dispatch).plan(Problem(load, Topology(4), 20, groups=names))
+    told = replace(QUICK, dispatch=dispatch).plan(Problem(load, topology, 20, traffic_groups=names))
+    untold = replace(QUICK, dispatch=dispatch).plan(
+        Problem(load, Topology(4), 20, traffic_groups=names)
+    )
     gain = slowest(untold.placement, load, topology, dispatch)
     gain /= slowest(told.placement, load, topology, dispatch)
     assert gain > 1.1
@@ -40,7 +42,7 @@ def test_fast_ranks_get_more(dispatch):
 
 def test_ranks_hold_what_they_have_room_for():
     load, names = two_domains(noise=0.02)
-    problem = Problem(load, Topology(4, room=(2, 5, 5, 5)), 20, groups=names)
+    problem = Problem(load, Topology(4, room=(2, 5, 5, 5)), 20, traffic_groups=names)
     held = QUICK.plan(problem).placement.copies_on_rank > 0
     assert (held.sum(axis=2) <= [2, 5, 5, 5]).all()
 
@@ -66,7 +68,7 @@ def test_time_and_assignments_disagree_and_each_plan_wins_its_own():
     load, names = two_domains(layers=4)
     load = np.rint(load / 1000)
     cost, topology = rank_cost("h100-deepep-ep8"), Topology(4)
-    problem = Problem(load, topology, 24, groups=names)
+    problem = Problem(load, topology, 24, traffic_groups=names)
     by_time, by_load = replace(QUICK, cost=cost).plan(problem), QUICK.plan(problem)
     assert slowest(by_time.placement, load, topology, cost=cost) <= slowest(
         by_load.placement, load, topology, cost=cost
@@ -75,7 +77,7 @@ def test_time_and_assignments_disagree_and_each_plan_wins_its_own():
 
 def test_an_instance_judges_as_configured():
     load, names = two_domains(layers=2)
-    problem = Problem(load, Topology(4), 20, groups=names)
+    problem = Problem(load, Topology(4), 20, traffic_groups=names)
     named, given = QUICK.plan(problem), replace(QUICK, dispatch=Even()).plan(problem)
     assert np.array_equal(named.placement.slots, given.placement.slots)
 
@@ -96,7 +98,7 @@ def test_refuses(options, says):
 def test_planned_for_the_nearest_copy():
     load, names = two_domains(noise=0.02, layers=6)
     topology = Topology(4, 2)
-    problem = Problem(load, topology, 24, groups=names)
+    problem = Problem(load, topology, 24, traffic_groups=names)
     near, even = replace(QUICK, dispatch="nearest").plan(problem), QUICK.plan(problem)
     assert near.dispatch == "nearest"
     better = slowest(near.placement, load, topology, "nearest")
@@ -107,7 +109,7 @@ def test_planned_for_the_nearest_copy():
 def test_planned_for_what_an_engine_does(name):
     rule = dispatcher(name)
     load, names = two_domains(layers=2)
-    problem = Problem(load, Topology(4), 20, groups=names)
+    problem = Problem(load, Topology(4), 20, traffic_groups=names)
     plan = replace(QUICK, dispatch=rule).plan(problem)
     assert plan.dispatch == rule.name
     greedy = Greedy().plan(problem)
@@ -133,7 +135,7 @@ def test_with_a_cost_no_plan_is_worse_than_leaving_experts_where_they_are(dispat
     known = {"even": Even, "fewest": FewestExperts}[dispatch](topology=topology, cost=DECODE)
     for seed in range(3):
         steps = decode_steps(seed)
-        robust = Robust(dispatch=dispatch, cost=DECODE, moves=1 << 12)
+        robust = Robust(dispatch=dispatch, cost=DECODE, proposals=1 << 12)
         plan = robust.plan(Problem(steps, topology, 16))
         before = evaluate_without_balancing(steps, topology, dispatch=known)
         after = evaluate(plan.placement, steps, dispatch=known)
@@ -145,7 +147,7 @@ def test_slots_left_over_hold_what_is_idle_anyway():
     steps = decode_steps(0, experts=8)
     steps[:, :, 5] = 0
     topology = Topology(4)
-    plan = Robust(cost=DECODE, moves=1 << 12).plan(Problem(steps, topology, 12))
+    plan = Robust(cost=DECODE, proposals=1 << 12).plan(Problem(steps, topology, 12))
     judge = Even(topology=topology, cost=DECODE)
     before = evaluate_without_balancing(steps, topology, dispatch=judge)
     after = evaluate(plan.placement, steps, dispatch=judge)

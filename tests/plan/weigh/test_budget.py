@@ -360,7 +360,7 @@ def test_domains_of_the_trace_reach_the_planner():
     load = (1e4 * skewed(8, experts=16)).astype(np.int64)
     load[::2] = load[::2, :, ::-1]
     trace = Trace(counts=load, labels={"domain": np.array(["code", "chat"] * 4)})
-    planner = Robust(moves=5000)
+    planner = Robust(proposals=5000)
     result = budget(trace, trace, Topology(4), up_to=4, planner=planner)
     assert result.placements[1] == planner.plan(Problem(trace, Topology(4), 20)).placement
 

@@ -49,30 +49,30 @@ def test_four_experts_with_two_hosts_lose_two_thirds_of_an_expert():
 @given(placements(), st.sampled_from(["rank", "node"]), st.integers(1, 3))
 def test_all_agrees_with_brute_force(case, domain, losses):
     placement, topology = case
-    found = coverage(placement, topology, domain=domain)
+    found = coverage(placement, topology, failure_domain=domain)
     of_rank = topology.node_of_rank if domain == "node" else np.arange(topology.num_ranks)
-    num_domains = int(of_rank.max()) + 1
-    losses = min(losses, num_domains)
+    num_failure_domains = int(of_rank.max()) + 1
+    losses = min(losses, num_failure_domains)
     layers = [reference.homes(row, topology.num_ranks, of_rank) for row in placement.slots]
     for row, hosts in enumerate(layers):
         assert found.homes[row].tolist() == [len(hosts[e]) for e in range(placement.num_experts)]
         assert found.expected_lost(losses)[row] == pytest.approx(
-            reference.expected_lost(hosts, num_domains, losses)
+            reference.expected_lost(hosts, num_failure_domains, losses)
         )
         assert found.endangered(losses)[row] == sum(len(h) <= losses for h in hosts.values())
-        survived = reference.survival([hosts], num_domains, losses)
+        survived = reference.survival([hosts], num_failure_domains, losses)
         assert found.survival(losses).by_layer[row] == pytest.approx(survived)
     whole = found.survival(losses)
-    assert whole.model == pytest.approx(reference.survival(layers, num_domains, losses))
+    assert whole.model == pytest.approx(reference.survival(layers, num_failure_domains, losses))
     assert (whole.model == 1) == (found.guaranteed_losses >= losses)
 
 
-def random_hosts(num_domains, num_experts, homes, seed=0):
+def random_hosts(num_failure_domains, num_experts, homes, seed=0):
     rng = np.random.default_rng(seed)
-    hosts = np.zeros((1, num_domains, num_experts), bool)
+    hosts = np.zeros((1, num_failure_domains, num_experts), bool)
     for expert in range(num_experts):
-        hosts[0, rng.choice(num_domains, homes, replace=False), expert] = True
-    return Coverage(domain="rank", hosts=hosts)
+        hosts[0, rng.choice(num_failure_domains, homes, replace=False), expert] = True
+    return Coverage(failure_domain="rank", hosts=hosts)
 
 
 def test_the_exact_ways_agree():
@@ -80,7 +80,7 @@ def test_the_exact_ways_agree():
         few = random_hosts(12, 10, 2)
         crowd = random_hosts(12, 10, 2).hosts.repeat(2, axis=0)
         crowd[1] = random_hosts(12, 10, 2, seed=1).hosts[0]
-        together = Coverage(domain="rank", hosts=crowd).survival(losses)
+        together = Coverage(failure_domain="rank", hosts=crowd).survival(losses)
         alone = few.survival(losses)
         assert (alone.method, together.method) == ("inclusion-exclusion", "enumeration")
         assert together.by_layer[0] == pytest.approx(alone.model)
@@ -92,12 +92,12 @@ def test_sampling_is_within_its_error_of_the_truth():
     hosts = np.zeros((1, 80, 40), bool)
     for expert in range(40):
         hosts[0, [2 * expert, 2 * expert + 1], expert] = True
-    found = Coverage(domain="rank", hosts=hosts).survival(4)
+    found = Coverage(failure_domain="rank", hosts=hosts).survival(4)
     truth = comb(40, 4) * 2**4 / comb(80, 4)
     assert found.method == "sampling"
     assert 0 < found.standard_error < 0.01
     assert abs(found.model - truth) < 4 * found.standard_error
-    again = Coverage(domain="rank", hosts=hosts)
+    again = Coverage(failure_domain="rank", hosts=hosts)
     assert again.survival(4).model == found.model
     assert again.survival(4, seed=1).model != found.model
 
@@ -111,7 +111,7 @@ def test_a_node_is_one_home():
     placement = Placement([[0, 1, 0, 2, 3, 2, 3, 1]], num_ranks=4, num_experts=4)
     topology = Topology(4, 2)
     assert coverage(placement, topology).homes.tolist() == [[2, 2, 2, 2]]
-    nodes = coverage(placement, topology, domain="node")
+    nodes = coverage(placement, topology, failure_domain="node")
     assert nodes.homes.tolist() == [[1, 2, 2, 1]]
     assert nodes.guaranteed_losses == 0
     assert nodes.expected_lost(1) == pytest.approx([1])
@@ -131,7 +131,10 @@ def test_chance_lost():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: measured(RING, domain="rack"), "domain is 'rack'; expected 'rank' or 'node'"),
+        (
+            lambda: measured(RING, failure_domain="rack"),
+            "failure_domain is 'rack'; expected 'rank' or 'node'",
+        ),
         (lambda: measured(RING).expected_lost(0), "losses is 0; expected 1"),
         (lambda: measured(RING).endangered(1.5), "losses is 1.5; expected a whole number"),
         (lambda: measured(RING).survival(5), "losses is 5; there are 4 ranks to lose"),

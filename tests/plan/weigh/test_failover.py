@@ -48,7 +48,7 @@ def check(refit):
 @given(placements(), st.sampled_from(["rank", "node"]))
 def test_survivors_change_no_more_than_they_must(case, domain):
     placement, problem = case
-    maps = failover_maps(placement, problem, domain=domain)
+    maps = failover_maps(placement, problem, failure_domain=domain)
     num_lost = 1 if domain == "rank" else 2
     assert len(maps) == placement.num_ranks // num_lost
     for number, change in enumerate(maps):
@@ -66,7 +66,7 @@ def test_survivors_change_no_more_than_they_must(case, domain):
 def test_the_slot_is_the_one_whose_loss_harms_least():
     placement = Placement([[0, 1, 2, 1, 3, 2, 4, 3, 0]], num_ranks=3, num_experts=5)
     load = np.random.default_rng(0).lognormal(0, 1, (6, 1, 5))
-    problem = Problem(load, Topology(3), 9, groups=list("aaabbb"))
+    problem = Problem(load, Topology(3), 9, traffic_groups=list("aaabbb"))
     last = failover_maps(placement, problem)[2]
     assert last.status == (
         "3 ranks become 2: 5 slots keep their expert, 0 copy one from a rank that is alive, "
@@ -228,8 +228,11 @@ def test_layers_without_load():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a, b: failover_maps(a, b, domain="rack"), "domain is 'rack'"),
-        (lambda a, b: failover_maps(a, b, domain="node"), "a single node: nothing survives"),
+        (lambda a, b: failover_maps(a, b, failure_domain="rack"), "failure_domain is 'rack'"),
+        (
+            lambda a, b: failover_maps(a, b, failure_domain="node"),
+            "a single node: nothing survives",
+        ),
         (lambda a, b: resize(a, b, 0), "num_ranks is 0; expected 1"),
         (lambda a, b: resize(a, b, 60000), "The number of slots is 120000; expected 1 to"),
         (lambda a, b: resize(a, solved(Topology(2), 8, 8)[1], 3), "differ in ranks; give the"),
@@ -251,10 +254,10 @@ def digest(refits):
 def test_maps_stay_what_they_were():
     load = np.random.default_rng(0).lognormal(0, 1, (6, 3, 24))
     topology = Topology(8, 2, speed=(1, 1, 1, 1, 1, 2, 2, 2))
-    problem = Problem(load, topology, 32, groups=["a", "b"] * 3)
+    problem = Problem(load, topology, 32, traffic_groups=["a", "b"] * 3)
     placement = Greedy().plan(problem).placement
     assert digest(failover_maps(placement, problem)) == "f0f4ae07acafe958"
-    assert digest(failover_maps(placement, problem, domain="node")) == "39649153baf61bb6"
+    assert digest(failover_maps(placement, problem, failure_domain="node")) == "39649153baf61bb6"
     sizes = [resize(placement, problem, n) for n in (3, 5, 7, 9, 12)]
     assert digest(sizes) == "60fbefcdc5f1fdf5"
 

@@ -142,7 +142,7 @@ def _changes(
     if to_ranks is not None:
         return [_change(f"{to_ranks} ranks", resize(current, problem, to_ranks), problem)]
     assert lost is not None  # checked
-    refits = failover_maps(current, problem, domain=lost)
+    refits = failover_maps(current, problem, failure_domain=lost)
     return [_change(f"{lost} {i}", refit, problem) for i, refit in enumerate(refits)]
 
 

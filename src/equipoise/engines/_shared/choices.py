@@ -17,7 +17,7 @@ from equipoise.trace import Provenance, Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class Sequences:
     """Tokens that share a label: their choices ``(D, L, K)`` and the lengths of their sequences."""
 
     label: str
@@ -26,12 +26,12 @@ class Group:
 
 
 def trace_of_choices(
-    groups: Sequence[Group],
+    parts: Sequence[Sequences],
     options: TraceOptions,
     provenance: Provenance,
     stated_layers: Sequence[int] | None = None,
 ) -> Trace:
-    """Count the choices of all groups, a step a sequence, or a window where one is asked for.
+    """Count the choices of all parts, a step a sequence, or a window where one is asked for.
 
     Dense layers and padding are left out. Sequences without lengths end where a token has no
     choice at all, as engines mark the last token of a request.
@@ -39,24 +39,24 @@ def trace_of_choices(
     Raises
     ------
     EquipoiseError
-        Groups of different shapes, no way to tell steps apart, or ids that are no choices.
+        Parts of different shapes, no way to tell steps apart, or ids that are no choices.
     """
-    ids = np.concatenate([group.ids for group in groups]) if len(groups) > 1 else groups[0].ids
+    ids = np.concatenate([part.ids for part in parts]) if len(parts) > 1 else parts[0].ids
     layers_given = options.layer_ids is not None and len(options.layer_ids) == ids.shape[1]
     clean = clean_choices(ids, num_experts=options.num_experts, keep_layers=layers_given)
     notes = [*provenance.notes, *clean.notes]
     sizes: list[NDArray[np.int64]] = []
     start = 0
-    for group in groups:
-        kept = clean.tokens[start : start + len(group.ids)]
-        sizes.append(_step_sizes(group, kept, options.window_tokens, notes))
-        start += len(group.ids)
+    for part in parts:
+        kept = clean.tokens[start : start + len(part.ids)]
+        sizes.append(_step_sizes(part, kept, options.window_tokens, notes))
+        start += len(part.ids)
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     largest = int(clean.ids.max())
     E, more = agreed_num_experts(largest, None if options.drop_experts else options.num_experts)
     refuse_oversize((len(offsets) - 1, clean.ids.shape[1], E), 8, "Counts (steps, layers, experts)")
-    labels = np.repeat([group.label for group in groups], [len(s) for s in sizes])
-    notes += [*more, *_short_windows(groups, sizes, options.window_tokens)]
+    labels = np.repeat([part.label for part in parts], [len(s) for s in sizes])
+    notes += [*more, *_short_windows(parts, sizes, options.window_tokens)]
     return Trace.from_tokens(
         clean.ids,
         offsets,
@@ -91,9 +91,9 @@ def _layer_ids(
 
 
 def _step_sizes(
-    group: Group, kept: NDArray[np.bool_], window_tokens: int | None, notes: list[str]
+    part: Sequences, kept: NDArray[np.bool_], window_tokens: int | None, notes: list[str]
 ) -> NDArray[np.int64]:
-    """Kept tokens of each step of a group."""
+    """Kept tokens of each step of a part."""
     if window_tokens is not None:
         if window_tokens < 1:
             raise EquipoiseError(
@@ -101,8 +101,8 @@ def _step_sizes(
             )
         full, rest = divmod(int(kept.sum()), window_tokens)
         return np.array([window_tokens] * full + [rest] * (rest > 0), dtype=np.int64)
-    if group.lengths is not None:
-        return _kept_lengths(group.lengths, kept)
+    if part.lengths is not None:
+        return _kept_lengths(part.lengths, kept)
     if kept.all() or kept[-1]:
         raise EquipoiseError(
             "The file has no lengths of sequences, so steps cannot be told apart; give "
@@ -127,13 +127,13 @@ def _kept_lengths(lengths: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArra
 
 
 def _short_windows(
-    groups: Sequence[Group], sizes: list[NDArray[np.int64]], window_tokens: int | None
+    parts: Sequence[Sequences], sizes: list[NDArray[np.int64]], window_tokens: int | None
 ) -> tuple[str, ...]:
     if window_tokens is None:
         return ()
     short = [
-        f"{size[-1]} of {group.label}" if group.label else f"{size[-1]}"
-        for group, size in zip(groups, sizes, strict=True)
+        f"{size[-1]} of {part.label}" if part.label else f"{size[-1]}"
+        for part, size in zip(parts, sizes, strict=True)
         if len(size) and size[-1] < window_tokens
     ]
     if not short:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import MAX_BYTES, agreed_layer_ids, naming
-from equipoise.engines._shared.choices import Group, trace_of_choices
+from equipoise.engines._shared.choices import Sequences, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import Provenance, Trace
@@ -60,7 +60,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
                 raise EquipoiseError(f"Choices have shape {array.shape}; expected 3 axes.")
             note = f"The array {array.shape} was read as choices (tokens, layers, top_k)."
             provenance = Provenance("npy", str(path), (note,))
-            return trace_of_choices([Group("", array)], options, provenance)
+            return trace_of_choices([Sequences("", array)], options, provenance)
         return _counts(path, array, options)
 
 

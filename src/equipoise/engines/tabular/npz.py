@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import agreed_layer_ids, naming, refuse_long_labels
-from equipoise.engines._shared.choices import Group, trace_of_choices
+from equipoise.engines._shared.choices import Sequences, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.npy import check_header
 from equipoise.errors import EquipoiseError, FormatError, argument
@@ -194,18 +194,18 @@ def _top_k(arrays: _Archive, counts: NDArray[np.integer]) -> tuple[int | None, t
 def _read_ids(arrays: _Archive, options: TraceOptions) -> Trace:
     """``topk_ids`` ``(D, L, K)``, plain or several as ``<name>_topk_ids``, with ``seq_lens``."""
     layers = _integers(arrays, "layers", 1).tolist() if "layers" in arrays else None
-    groups = _groups(arrays)
-    first = groups[0]
-    for group in groups:
-        if group.ids.shape[1:] != first.ids.shape[1:]:
+    parts = _parts(arrays)
+    first = parts[0]
+    for part in parts:
+        if part.ids.shape[1:] != first.ids.shape[1:]:
             raise EquipoiseError(
-                f"{group.label}_{_IDS} has {group.ids.shape[1:]} (layers, choices), "
+                f"{part.label}_{_IDS} has {part.ids.shape[1:]} (layers, choices), "
                 f"{first.label}_{_IDS} has {first.ids.shape[1:]}; expected the same."
             )
-    return trace_of_choices(groups, options, Provenance("npz", str(arrays.path)), layers)
+    return trace_of_choices(parts, options, Provenance("npz", str(arrays.path)), layers)
 
 
-def _groups(arrays: _Archive) -> list[Group]:
+def _parts(arrays: _Archive) -> list[Sequences]:
     """The tokens by their label, in the order in which labels occur."""
     names = [name for name in arrays.names() if _is_ids(name)]
     if not names or (_IDS in names and len(names) > 1):
@@ -214,11 +214,11 @@ def _groups(arrays: _Archive) -> list[Group]:
             f"{_IDS}, or <name>_{_IDS} with <name>_{_LENGTHS}."
         )
     if names == [_IDS]:
-        return _by_sequence_label(arrays, _group(arrays, ""))
-    return [_group(arrays, name.removesuffix(f"_{_IDS}")) for name in names]
+        return _by_sequence_label(arrays, _part(arrays, ""))
+    return [_part(arrays, name.removesuffix(f"_{_IDS}")) for name in names]
 
 
-def _group(arrays: _Archive, label: str) -> Group:
+def _part(arrays: _Archive, label: str) -> Sequences:
     prefix = f"{label}_" if label else ""
     ids = _whole(arrays, prefix + _IDS, 3)
     lengths = None
@@ -231,22 +231,22 @@ def _group(arrays: _Archive, label: str) -> Group:
                 f"{len(ids)}; expected non-negative lengths of all sequences."
             )
         lengths = recorded.astype(np.int64)
-    return Group(label, ids, lengths)
+    return Sequences(label, ids, lengths)
 
 
-def _by_sequence_label(arrays: _Archive, group: Group) -> list[Group]:
+def _by_sequence_label(arrays: _Archive, part: Sequences) -> list[Sequences]:
     """Split tokens by the label of their sequence, if the archive has labels."""
     name = next((n for n in _SEQUENCE_LABELS if n in arrays), None)
     if name is None:
-        return [group]
+        return [part]
     labels = _strings(arrays, name)
-    if group.lengths is None or len(labels) != len(group.lengths):
+    if part.lengths is None or len(labels) != len(part.lengths):
         raise EquipoiseError(
             f"{name} labels {len(labels)} sequences; expected {_LENGTHS} of the same length."
         )
-    token_label = np.repeat(labels, group.lengths)
+    token_label = np.repeat(labels, part.lengths)
     return [
-        Group(label, group.ids[token_label == label], group.lengths[labels == label])
+        Sequences(label, part.ids[token_label == label], part.lengths[labels == label])
         for label in dict.fromkeys(labels.tolist())
     ]
 

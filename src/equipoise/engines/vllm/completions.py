@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from equipoise.engines._shared.arrays import naming
-from equipoise.engines._shared.choices import Group, trace_of_choices
+from equipoise.engines._shared.choices import Sequences, trace_of_choices
 from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.npy import load_npy
@@ -53,20 +53,20 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     """
     with naming(path):
         data = path.read_bytes()
-        groups = [
-            _group(f"{path}, answer {number}", choice)
+        parts = [
+            _part(f"{path}, answer {number}", choice)
             for number, answer in enumerate(_answers(path, data))
             for choice in answer.choices
         ]
         progress(len(data), len(data))
-        if not groups:
+        if not parts:
             raise FormatError(f"{path} holds no answer.")
-        shapes = {group.ids.shape[1:] for group in groups}
+        shapes = {part.ids.shape[1:] for part in parts}
         if len(shapes) > 1:
             raise EquipoiseError(
                 f"Answers have (layers, top_k) {sorted(shapes)[:4]}; expected those of one model."
             )
-        return trace_of_choices(groups, options, Provenance("vllm-completions", str(path)))
+        return trace_of_choices(parts, options, Provenance("vllm-completions", str(path)))
 
 
 def _answers(path: Path, data: bytes) -> Iterator[_Answer]:
@@ -86,7 +86,7 @@ def _answers(path: Path, data: bytes) -> Iterator[_Answer]:
             raise FormatError(f"{path}, answer {number} is no completion: {error}.") from error
 
 
-def _group(where: str, choice: _Choice) -> Group:
+def _part(where: str, choice: _Choice) -> Sequences:
     if choice.routed_experts is None:
         raise FormatError(
             f"{where} has no routed_experts; start the server with --enable-return-routed-experts."
@@ -106,7 +106,7 @@ def _group(where: str, choice: _Choice) -> Group:
             f"{where}: routed_experts has shape {ids.shape} and type {ids.dtype}; expected ids "
             "(tokens, layers, top_k)."
         )
-    return Group("", ids, np.array([len(ids)]))
+    return Sequences("", ids, np.array([len(ids)]))
 
 
 FORMAT = TraceFormat(

@@ -52,22 +52,22 @@ class Colocate:
 
     Slots are exchanged, redundant ones given to other experts, whole ranks exchanged between nodes,
     by annealing, layer by layer, on the choices of recorded tokens and on the windows of the load
-    as ``Robust`` sees them.  Which experts share a group of the router is not asked: where tokens
-    use them together, it shows.
+    as ``Robust`` sees them.  It needs no expert groups: which experts tokens
+    use together shows in the tokens.
 
     Parameters
     ----------
     tokens
-        The choices to plan on: ``Trace.tokens`` of the trace planned on.  Of more than
+        Choices to plan on: ``Trace.tokens`` of the trace planned on.  Of more than
         ``MAX_TOKENS`` an even selection is used.
     start
-        Whose placement to start from; planned for an even split.
+        Planner whose placement to start from; it plans for an even split.
     price
         Price of locality.  A number: the busiest rank, averaged over windows, may rise by this
         share, and the time of the wires is lowered as far as that allows.  A ``StepTime``: the time
         of both together is lowered, whichever gives way.
-    moves
-        Proposals per layer.
+    proposals
+        Proposals per layer: candidate changes that the search tries.
     seed
         Random seed of the search.
     num_threads
@@ -82,7 +82,7 @@ class Colocate:
     tokens: TokenIds | None = field(repr=False)
     start: Planner = field(default_factory=Robust)
     price: float | StepTime = 0.005
-    moves: int = 1 << 18
+    proposals: int = 1 << 18
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
 
@@ -93,7 +93,7 @@ class Colocate:
             check_type("tokens", self.tokens, TokenIds)
         if not callable(getattr(self.start, "plan", None)):
             raise EquipoiseError(f"start is {brief(self.start)}; expected a planner.")
-        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
+        check_search_options(proposals=self.proposals, seed=self.seed, num_threads=self.num_threads)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
@@ -145,7 +145,7 @@ class Colocate:
             start.slots[row].copy(),  # writable, or the kernel would be compiled once more
             timed,
             0.0 if isinstance(self.price, StepTime) else float(self.price),
-            self.moves,
+            self.proposals,
             _HOT,
             _COLD,
             kernel_seed(self.seed, row),
@@ -159,7 +159,7 @@ def _check_room(problem: Problem) -> None:
     if room is not None and min(room) < size:
         raise EquipoiseError(
             f"Rank {int(np.argmin(room))} has room for {min(room)} experts of a layer and {size} "
-            "slots, which would hold as many different ones; use fewer slots."
+            "slots, which hold different ones; use fewer slots."
         )
 
 
@@ -176,7 +176,7 @@ def _check_start(start: Plan) -> None:
 
 
 def _finding(problem: Problem, tokens: TokenIds, before: Placement, after: Placement) -> str:
-    """What became of ranks and nodes per token, on the tokens planned on."""
+    """Ranks and nodes per token before and after, on the tokens planned on."""
     old, new = (measure_traffic(p, tokens, problem.topology) for p in (before, after))
     return (
         f"A token planned on reaches {new.ranks_per_token.mean():.2f} ranks and "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_flag, check_type
 from equipoise.errors import EquipoiseError
-from equipoise.plan.bounds import check_groups, on_nodes
+from equipoise.plan.bounds import check_expert_groups, on_nodes
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
 
@@ -52,26 +52,28 @@ class Greedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchical:
-    """Groups of experts to nodes, then ``Greedy`` within each node.
+    """Expert groups to nodes, then ``Greedy`` within each node.
 
-    The hierarchical policy of DeepSeek's EPLB, made for models whose router picks whole groups:
-    a token's experts then sit on few nodes.  It costs balance; use it where traffic between nodes
-    costs more.
+    The hierarchical policy of DeepSeek's EPLB, made for models whose router picks whole expert
+    groups: a token's experts then sit on few nodes.  It costs balance; use it where traffic between
+    nodes costs more.
 
     Parameters
     ----------
-    num_groups
-        Number of groups of consecutive experts; the nodes of the topology divide it.
+    num_expert_groups
+        Number of expert groups, each of consecutive experts; the nodes of the topology divide it.
     allow_same_rank_copies
         As for ``Greedy``.
     """
 
-    num_groups: int
+    num_expert_groups: int
     allow_same_rank_copies: bool = False
 
     def __post_init__(self) -> None:
         check_flag("allow_same_rank_copies", self.allow_same_rank_copies)
-        object.__setattr__(self, "num_groups", check_count("num_groups", self.num_groups))
+        object.__setattr__(
+            self, "num_expert_groups", check_count("num_expert_groups", self.num_expert_groups)
+        )
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
@@ -79,16 +81,18 @@ class Hierarchical:
         Raises
         ------
         EquipoiseError
-            Groups that do not divide the experts, nodes that do not divide the groups, more slots
-            on a node than every expert of the node on each of its ranks would fill.
+            Expert groups that do not divide the experts, nodes that do not divide the groups, more
+            slots on a node than every expert of the node on each of its ranks would fill.
         """
         num_nodes = check_type("problem", problem, Problem).topology.num_nodes
-        check_groups(problem.num_experts, self.num_groups, num_nodes)
-        slots = _balanced_slots(problem, self.num_groups, num_nodes, self.allow_same_rank_copies)
+        check_expert_groups(problem.num_experts, self.num_expert_groups, num_nodes)
+        slots = _balanced_slots(
+            problem, self.num_expert_groups, num_nodes, self.allow_same_rank_copies
+        )
         plan = certify(problem, slots, planner=repr(self))
-        bound = on_nodes(plan.load, problem.topology.num_ranks, self.num_groups, num_nodes)
+        bound = on_nodes(plan.load, problem.topology.num_ranks, self.num_expert_groups, num_nodes)
         cost = np.maximum(bound, plan.bound).sum() / plan.bound.sum() - 1
-        price = f"Keeping each group on one node raises the bound by {cost:.1%}."
+        price = f"Keeping each expert group on one node raises the bound by {cost:.1%}."
         return replace(plan, note=f"{_note(problem)} {price}".lstrip())
 
 
@@ -129,9 +133,9 @@ def check_distinct(problem: Problem, num_nodes: int = 1) -> None:
 
 
 def _balanced_slots(
-    problem: Problem, num_groups: int, num_nodes: int, allow_same_rank_copies: bool
+    problem: Problem, num_expert_groups: int, num_nodes: int, allow_same_rank_copies: bool
 ) -> NDArray[np.int64]:
-    """Groups to nodes, then every node by itself: slots ``(L, S)``."""
+    """Expert groups to nodes, then every node by itself: slots ``(L, S)``."""
     from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     load: NDArray[np.floating[Any]] = _scaled(check_type("problem", problem, Problem).total)
@@ -141,12 +145,12 @@ def _balanced_slots(
     else:
         check_distinct(problem, num_nodes)
     S, R = problem.num_slots, problem.topology.num_ranks
-    if num_groups == 1:
+    if num_expert_groups == 1:
         return kernel(load, S, R)
     L, E = load.shape
-    group_load = load.reshape(L, num_groups, E // num_groups).sum(axis=2)
+    group_load = load.reshape(L, num_expert_groups, E // num_expert_groups).sum(axis=2)
     group_order = np.argsort(_kernels.places(group_load, num_nodes), axis=1)
-    members = np.arange(E).reshape(num_groups, -1)[group_order].reshape(L, E)  # node by node
+    members = np.arange(E).reshape(num_expert_groups, -1)[group_order].reshape(L, E)  # node by node
     node_load = np.take_along_axis(load, members, axis=1).reshape(L * num_nodes, E // num_nodes)
     chosen = kernel(node_load, S // num_nodes, R // num_nodes)
     return np.take_along_axis(members.reshape(node_load.shape), chosen, axis=1).reshape(L, S)
@@ -156,7 +160,7 @@ def _note(problem: Problem) -> str:
     """What these planners do not look at, if it was given."""
     if problem.topology.speed is None and problem.topology.room is None:
         return ""
-    return "Planned as if all ranks were alike in speed and room; Robust looks at both."
+    return "Planned as if all ranks had the same speed and room; Robust looks at both."
 
 
 def _scaled(load: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -136,8 +136,8 @@ def _description(kind: type, name: str) -> str:
 
 
 _SEARCH = (
-    Option("moves", limits=_AMOUNT),
-    Option("budget_seconds", limits={"gt": 0}),
+    Option("proposals", limits=_AMOUNT),
+    Option("time_budget_seconds", limits={"gt": 0}),
     Option("seed", limits={"gte": 0}),
 )
 _TOLD = frozenset({"dispatch", "cost", "step_assignments", "progress"})
@@ -165,7 +165,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             options=(
                 *_SEARCH,
                 Option("losses", limits=_COUNT),
-                Option("domain", name="loss_of"),
+                Option("failure_domain", name="loss_of"),
                 Option("mirrored"),
             ),
             told=_TOLD,
@@ -183,10 +183,10 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="hierarchical",
             home="equipoise.plan.planners.eplb:Hierarchical",
-            summary="where the router picks whole groups and traffic between nodes is dear",
+            summary="where the router picks whole expert groups and traffic between nodes is dear",
             time="`O(E log E + S log R)`",
-            options=(Option("num_groups", name="groups", limits=_COUNT), _SAME_RANK),
-            example={"num_groups": 4},
+            options=(Option("num_expert_groups", name="expert_groups", limits=_COUNT), _SAME_RANK),
+            example={"num_expert_groups": 4},
         ),
         PlannerEntry(
             name="trtllm",
@@ -222,7 +222,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             summary="where a placement is in force and moves cost; see [repair.md](repair.md)",
             time="as `Robust`",
             options=(
-                Option("proposals", name="moves", limits=_AMOUNT),
+                Option("proposals", limits=_AMOUNT),
                 Option("seed", limits={"gte": 0}),
                 Option("max_moves", limits={"gte": 0, "lte": 1 << 40}),
                 Option("max_bytes", limits={"gte": 0, "lte": 1 << 60}),
@@ -241,7 +241,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             time="as `Robust`, and a second",
             options=(
                 Option("price", name="locality_price", limits={"gte": 0}),
-                Option("moves", limits=_AMOUNT),
+                Option("proposals", limits=_AMOUNT),
                 Option("seed", limits={"gte": 0}),
             ),
             sees=_ALL_SIGHTS,

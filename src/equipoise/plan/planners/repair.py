@@ -39,7 +39,7 @@ _HOT = (1e-3, 1e-2)  # cooler than from scratch: most of the current placement i
 _WINDOW = Stage("one window", single_scenario, bits=6)
 _WINDOWS = Stage("windows", window_scenarios, hot=_HOT, restart=False)
 _SPLITS = Stage(
-    "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), moves_per_move=32,
+    "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), counts_as=32,
     restart=False,
 )  # fmt: skip
 
@@ -51,9 +51,9 @@ class Curve:
     Parameters
     ----------
     current
-        The placement in force.
+        Placement in force.
     topology
-        The devices.
+        Devices of the placement.
     layouts
         Slots of each layer to choose from, ``(K, L, S)``; the current ones first.
     choice
@@ -109,32 +109,32 @@ class Repair:
     The search is that of ``Robust``, from the current placement and with a price on every expert
     that is new to its rank, a little less where its node holds a copy.  High prices find what is
     worth most a move, low ones what is worth moving at all; of what they found, the layers take
-    what together is best for the budget.  On the windows planned on the answer is never worse than
-    the current placement, and a larger budget never ends worse.
+    what together is best for the move budget.  On the windows planned on the answer is never
+    worse than the current placement, and a larger move budget never ends worse.
 
     Deterministic by seed for any number of threads.
 
     Parameters
     ----------
     current
-        The placement in force.
+        Placement in force.
     dispatch
-        The dispatcher that will run, as for ``Robust``.
+        Dispatcher that will run, as for ``Robust``.
     max_moves
         Slots whose content may change, all layers together.  ``None``: any number.
     max_bytes
         Bytes that may cross wires.
     max_seconds
-        Seconds that the transfers may take.  As ``Migration.seconds`` counts them.
+        Seconds that the transfers may take, as ``Migration.seconds`` counts them.
     expert_bytes
-        Bytes of one expert in one layer, scales included.  For ``max_bytes`` and ``max_seconds``.
+        Bytes of one expert in one layer, scales included; for ``max_bytes`` and ``max_seconds``.
     least_gain
-        What a move must take off the peak of its layer on average, in mean rank loads.
-    tail, group_weights
-        As for ``Robust``.
+        Least load that a move must take off the peak of its layer on average, in mean rank loads.
+    tail, traffic_weights
+        Options of ``Robust``.
     proposals
-        Proposals per layer at the lowest price (``Robust`` calls them moves).  At higher ones,
-        where less is worth trying, down to a quarter.
+        Proposals per layer, at the lowest price.  At higher prices, where less is worth trying,
+        down to a quarter.
     seed
         Random seed of the search.
     num_threads
@@ -149,7 +149,7 @@ class Repair:
     expert_bytes: int | None = None
     least_gain: float = 5e-4
     tail: float = 1.0
-    group_weights: Mapping[str, float] | None = None
+    traffic_weights: Mapping[str, float] | None = None
     proposals: int = 1 << 20
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
@@ -200,18 +200,18 @@ class Repair:
         )
 
     def curve(self, problem: Problem) -> Curve:
-        """Balance against moves, within the budget.
+        """Balance against moves, within the move budget.
 
         Raises
         ------
         EquipoiseError
             A problem of other layers, experts, slots or ranks than the placement in force, more
             slots than every expert on every rank would fill, ranks with less room than they hold,
-            weights of unknown groups.
+            weights of unknown traffic groups.
         """
         self._check(problem)
         search = Search(
-            history=read_history(problem, self.group_weights),
+            history=read_history(problem, self.traffic_weights),
             topology=problem.topology,
             dispatch=dispatcher(self.dispatch, problem.topology),
             tail=self.tail,
@@ -239,7 +239,7 @@ class Repair:
     def _layouts(self, search: Search) -> list[Ints]:
         """The current slots and what each price finds, ``(L, S)`` each.
 
-        The first that spends more than the budget in all layers together is the last.
+        The first that spends more than the move budget in all layers together is the last.
         """
         stages = _stages(search)
         start = _without_repeats(self.current, search)
@@ -266,7 +266,7 @@ class Repair:
         )
 
     def _within_budget(self, curve: Curve) -> Curve:
-        """The points the budget affords."""
+        """The points that the move budget affords."""
         size = self.expert_bytes
         if size is None:
             return curve
@@ -293,7 +293,7 @@ class Repair:
             if here != there:
                 raise EquipoiseError(
                     f"The placement in force has other {name} than the problem; repair one with "
-                    "loads of the same model and devices, or plan anew with Robust."
+                    "loads of the same model and devices, or plan from scratch with Robust."
                 )
 
 

@@ -42,11 +42,11 @@ class Robust:
     """The placement that keeps the busiest rank low in every kind of traffic seen, not in its sum.
 
     Copies and places are searched together by annealing, layer by layer, on scenarios made from the
-    windows of the load: the mean of each group (``Problem.groups``), or the windows themselves,
-    with a price on variance.  Which of them, or neither, is decided on windows held out inside:
+    windows of the load: the mean of each traffic group (``Problem.traffic_groups``), or the windows
+    themselves, with a price on variance.  Windows held out inside decide which of them, or neither:
     where the past does not help, the answer is the plan of ``Greedy``.
 
-    Deterministic by seed for any number of threads, unless ``budget_seconds`` ends the search.
+    Deterministic by seed for any number of threads, unless ``time_budget_seconds`` ends the search.
 
     Parameters
     ----------
@@ -55,38 +55,38 @@ class Robust:
         search models shares that are even, those of the nearest copy or, for all dispatchers that
         follow the load, the min-max split, and judges what it finds by the dispatcher itself.
     cost
-        Balance the time that ranks take instead of their assignments.
+        Cost of the ranks, to balance the time that they take instead of their assignments.
     step_assignments
-        With a cost: assignments of one step in a layer, all ranks together; the mean window's if
+        Assignments of one step in a layer, all ranks together, with a cost; the mean window's if
         ``None``.
     tail
-        Share of the groups, of the windows where there is one group only, that counts: the worst
+        Share of the traffic groups, or of the windows of a single one, that counts: the worst
         ones.  1 is the mean over all, 0 the worst one alone, between them a CVaR.
-    group_weights
-        What a group counts, by name; 1 for those not named.
-    moves
-        Proposals per layer.  They are rounded down to whole rounds; more never end in a worse
-        objective.  For dispatchers that follow the load one more follows for each 32, which cost
-        about as much again.
-    budget_seconds
+    traffic_weights
+        Weight of each traffic group, by name; 1 for those not named.
+    proposals
+        Proposals per layer: candidate changes that the search tries.  They are rounded down to
+        whole sweeps; more never end in a worse objective.  For dispatchers that follow the load one
+        more follows for each 32, which take about the same time again.
+    time_budget_seconds
         Seconds after which the best so far is the answer, which then depends on the machine.
-        ``None``: after all moves.
+        ``None``: after all proposals.
     seed
         Random seed of the search.
     num_threads
         Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
     progress
-        Told how much is done, in which stage and how good the best so far is, after every round of
-        every layer.
+        Function that is told how much is done, in which stage and how good the best so far is,
+        after every sweep of every layer.
     """
 
     dispatch: str | Dispatcher = "even"
     cost: RankCost | None = None
     step_assignments: float | None = None
     tail: float = 1.0
-    group_weights: Mapping[str, float] | None = None
-    moves: int = 1 << 20
-    budget_seconds: float | None = None
+    traffic_weights: Mapping[str, float] | None = None
+    proposals: int = 1 << 20
+    time_budget_seconds: float | None = None
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
@@ -104,10 +104,10 @@ class Robust:
             check_type("cost", self.cost, RankCost)
         dispatcher(self.dispatch, cost=self.cost)
         check_number("tail", self.tail, low=0, high=1)
-        check_search_options(moves=self.moves, seed=self.seed, num_threads=self.num_threads)
-        budget = self.budget_seconds
-        if budget is not None and not (isinstance(budget, float) and budget == np.inf):
-            check_number("budget_seconds", budget, low=0, high=np.inf)
+        check_search_options(proposals=self.proposals, seed=self.seed, num_threads=self.num_threads)
+        seconds = self.time_budget_seconds
+        if seconds is not None and not (isinstance(seconds, float) and seconds == np.inf):
+            check_number("time_budget_seconds", seconds, low=0, high=np.inf)
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.
@@ -115,19 +115,20 @@ class Robust:
         Raises
         ------
         EquipoiseError
-            More slots than every expert on every rank would fill, or weights of unknown groups.
+            More slots than every expert on every rank would fill, or weights of unknown traffic
+            groups.
         """
         check_distinct(problem)
         search = self._search(problem, Terms())
-        stages, finding = choose_stages(search, problem.num_slots, self.moves)
+        stages, finding = choose_stages(search, problem.num_slots, self.proposals)
         start = starting_layout(search, problem.num_slots)
-        slots = fill_up(search.run(stages, start, self.moves), problem.topology.num_ranks)
+        slots = fill_up(search.run(stages, start, self.proposals), problem.topology.num_ranks)
         return certify(problem, slots, planner=repr(self), dispatch=search.dispatch, note=finding)
 
     def _search(self, problem: Problem, terms: Terms) -> Search:
-        clock = Clock(self.budget_seconds)
+        clock = Clock(self.time_budget_seconds)
         return Search(
-            history=read_history(problem, self.group_weights, sized=self.cost is not None),
+            history=read_history(problem, self.traffic_weights, sized=self.cost is not None),
             topology=problem.topology,
             dispatch=dispatcher(self.dispatch, problem.topology, cost=self.cost),
             cost=self.cost,
@@ -142,18 +143,18 @@ class Robust:
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)
-_GROUPS = Stage("groups", group_scenarios)
+_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios)
 _WINDOWS = Stage("windows", window_scenarios)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    moves_per_move=32, restart=False,
+    counts_as=32, restart=False,
 )  # fmt: skip
 _SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
 
 _PLAIN = "a plan for the sum of all windows"
-_TRIAL_MOVES = (1 << 18) - (1 << 9)
+_TRIAL_PROPOSALS = (1 << 18) - (1 << 9)
 _TRIAL_LAYERS = 24
-_TRIAL_SHARE = 0.25  # of a budget in seconds
+_TRIAL_SHARE = 0.25  # of the time budget
 _SURE = 2.0  # standard errors by which a plan must beat the plain one on held-out windows
 
 
@@ -174,7 +175,7 @@ def starting_layout(search: Search, num_slots: int) -> Ints:
     return start
 
 
-def choose_stages(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
+def choose_stages(search: Search, num_slots: int, proposals: int) -> tuple[tuple[Stage, ...], str]:
     """The stages whose plan is best on the latest windows when made from the earlier ones.
 
     Those of the sum of all windows unless others beat that plan beyond doubt.
@@ -184,12 +185,12 @@ def choose_stages(search: Search, num_slots: int, moves: int) -> tuple[tuple[Sta
     The stages, and why in a sentence. By how much one plan beats the other is not in it: readers
     would take that for the gain over what they have.
     """
-    stages, finding = _choose(search, num_slots, moves)
-    search.meter.remaining = search.work(stages, moves)
+    stages, finding = _choose(search, num_slots, proposals)
+    search.meter.remaining = search.work(stages, proposals)
     return stages, finding
 
 
-def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ...], str]:
+def _choose(search: Search, num_slots: int, proposals: int) -> tuple[tuple[Stage, ...], str]:
     history, follows_load = search.history, search.dispatch.shares is Shares.FOLLOWING
     plain = () if search.is_plain else (_SINGLE,)
     if len(history.load) == 1:
@@ -197,7 +198,7 @@ def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ..
         return single, "Made from a single window."
     parts = history.held_out()
     if parts is None:
-        return plain, f"No group has two windows to learn from, so it is {_PLAIN}."
+        return plain, f"No traffic group has two windows to learn from, so it is {_PLAIN}."
     rows = np.unique(np.linspace(0, history.load.shape[1] - 1, _TRIAL_LAYERS).astype(np.int64))
     past, late = (part.of_layers(rows) for part in parts)
     trial = replace(
@@ -208,11 +209,11 @@ def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ..
         label="comparing ways to plan",
     )
     start = starting_layout(trial, num_slots)
-    ways = [(_WINDOWS, _SPLITS)] if follows_load else [(_GROUPS,), (_WINDOWS,)]
-    tried = sum(trial.work(way, _TRIAL_MOVES) for way in (plain, *ways))
-    search.meter.remaining = tried + max(search.work(way, moves) for way in (plain, *ways))
+    ways = [(_WINDOWS, _SPLITS)] if follows_load else [(_TRAFFIC_GROUPS,), (_WINDOWS,)]
+    tried = sum(trial.work(way, _TRIAL_PROPOSALS) for way in (plain, *ways))
+    search.meter.remaining = tried + max(search.work(way, proposals) for way in (plain, *ways))
     before, *after = (
-        trial.peaks(trial.run(way, start, _TRIAL_MOVES), late.load) for way in (plain, *ways)
+        trial.peaks(trial.run(way, start, _TRIAL_PROPOSALS), late.load) for way in (plain, *ways)
     )
     gains = [before - peaks for peaks in after]
     best = int(np.argmax([gain.mean() for gain in gains]))
@@ -223,7 +224,8 @@ def _choose(search: Search, num_slots: int, moves: int) -> tuple[tuple[Stage, ..
         return plain, (
             f"It is {_PLAIN}: on windows held out inside, no other was better beyond chance."
         )
+    each = "traffic group" if ways[best] == (_TRAFFIC_GROUPS,) else "window"
     return ways[best], (
-        f"It is made for each {'group' if ways[best] == (_GROUPS,) else 'window'} by itself: on "
-        f"windows held out inside, that was better than {_PLAIN}."
+        f"It is made for each {each} by itself: on windows held out inside, that was better "
+        f"than {_PLAIN}."
     )

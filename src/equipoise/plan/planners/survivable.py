@@ -1,4 +1,4 @@
-"""Plans that outlive lost ranks or nodes, and are balanced besides. How: ``docs/failure.md``."""
+"""Plans that outlive lost ranks or nodes, and are balanced too. How: ``docs/failure.md``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import Terms, fill_up
 from equipoise.plan.search.layout import check_room
-from equipoise.plan.weigh.coverage import Coverage, coverage, domains_of_ranks
+from equipoise.plan.weigh.coverage import Coverage, coverage, failure_domain_of_rank
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -31,32 +31,32 @@ class Survivable(Robust):
     """The most balanced placement of those that lose fewest experts with their ranks or nodes.
 
     An expert outlives the loss of any ``losses`` ranks (or nodes) if it lives on one more.  With
-    ``losses * E`` redundant slots every expert does.  With fewer, as many losses are guaranteed as
-    the slots allow; where that is not one, as many experts as possible get a second home, which
-    leaves fewest to lose.  The status says which.  Only then balance counts, as for ``Robust``:
+    ``losses * E`` redundant slots every expert does.  With fewer slots it outlives the losses
+    that the slots allow; where they allow none, the most experts that can get a second home, which
+    leaves the fewest to lose.  The status says which.  Only then balance counts, as for ``Robust``:
     starts with such a placement and makes no move that costs a home.
 
     Parameters
     ----------
     losses
         Ranks, or nodes, that may be lost at a time.
-    domain
-        What is lost as a whole.
+    failure_domain
+        Failure domain: what is lost as a whole.
     mirrored
-        Groups of ranks hold the same experts, rank by rank.  A part of the ranks is planned as
-        ``Robust`` does.  Then no expert is lost before all twins of a rank are, so most
+        Whether equal parts of the ranks hold the same experts, rank by rank.  One part is planned
+        as ``Robust`` does.  Then no expert is lost before all twins of a rank are, so most
         combinations of further losses are survived too.  But a rank shares load with its twins
         only, so a dispatcher that follows the load has little to even out.
     """
 
     losses: int = 1
-    domain: Literal["rank", "node"] = "rank"
+    failure_domain: Literal["rank", "node"] = "rank"
     mirrored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("losses", self.losses)
-        domains_of_ranks(Topology(num_ranks=1), self.domain)
+        failure_domain_of_rank(Topology(num_ranks=1), self.failure_domain)
         if self.mirrored and self.cost is not None:
             raise EquipoiseError(
                 f"Mirrored plans balance assignments; leave out {argument('cost')} or "
@@ -76,21 +76,21 @@ class Survivable(Robust):
         if self.mirrored:
             return self._plan_mirrored(problem)
         topology, num_slots = problem.topology, problem.num_slots
-        capacity = _home_capacity(num_slots, topology, self.domain, problem.num_experts)
+        capacity = _home_capacity(num_slots, topology, self.failure_domain, problem.num_experts)
         if self.losses >= len(capacity):
             raise EquipoiseError(
-                f"{argument('losses')} is {self.losses} of {len(capacity)} {self.domain}s; "
+                f"{argument('losses')} is {self.losses} of {len(capacity)} {self.failure_domain}s; "
                 "expected fewer, so that some are left. Nodes are set by the topology's "
                 f"{argument('ranks_per_node')}."
             )
         # A second home for some is worth more than slots for balance; a third for some is not.
         homes = min(self.losses + 1, max(2, int(capacity.sum()) // problem.num_experts))
-        terms = Terms(homes=homes, by_node=self.domain == "node", missing=_MISSING_HOME)
+        terms = Terms(homes=homes, by_node=self.failure_domain == "node", missing=_MISSING_HOME)
         search = self._search(problem, terms)
-        stages, finding = choose_stages(search, num_slots, self.moves)
-        start = covered_layout(search.history.mix, num_slots, topology, self.domain, homes)
-        slots = fill_up(search.run(stages, start, self.moves), topology.num_ranks)
-        found = coverage(problem.placement(slots), topology, domain=self.domain)
+        stages, finding = choose_stages(search, num_slots, self.proposals)
+        start = covered_layout(search.history.mix, num_slots, topology, self.failure_domain, homes)
+        slots = fill_up(search.run(stages, start, self.proposals), topology.num_ranks)
+        found = coverage(problem.placement(slots), topology, failure_domain=self.failure_domain)
         note = f"{self._promise(found, num_slots)} {finding}"
         return certify(problem, slots, planner=repr(self), dispatch=search.dispatch, note=note)
 
@@ -102,47 +102,50 @@ class Survivable(Robust):
                 f"{problem.num_slots} slots cannot hold {problem.num_experts} experts {parts} "
                 "times; to be mirrored, they must."
             )
-        part = problem.on(_part(topology, parts, self.domain), num_slots)
+        part = problem.on(_part(topology, parts, self.failure_domain), num_slots)
         slots = np.tile(super().plan(part).placement.slots, (1, parts))
         promise = (
-            f"{_any(self.losses, self.domain)} leaves every expert alive, and so does any loss "
-            f"that leaves one of every {parts} twins."
+            f"{_any(self.losses, self.failure_domain)} leaves every expert alive, and so does any "
+            f"loss that leaves one of every {parts} twins."
         )
         return certify(problem, slots, planner=repr(self), dispatch=self.dispatch, note=promise)
 
     def _promise(self, found: Coverage, num_slots: int) -> str:
         """What is guaranteed, and what it would take to guarantee all that was asked for."""
-        safe = found.guaranteed_losses
+        safe, name = found.guaranteed_losses, self.failure_domain
         if safe >= self.losses:
-            return f"{_any(self.losses, self.domain)} leaves every expert alive."
+            return f"{_any(self.losses, name)} leaves every expert alive."
         num_experts = found.homes.shape[1]
         wanted = f"{self.losses * num_experts} redundant slots, {self.losses} an expert"
         if safe:
             return (
-                f"{_any(safe, self.domain)} leaves every expert alive; {wanted}, would do so for "
+                f"{_any(safe, name)} leaves every expert alive; {wanted}, would do so for "
                 f"{self.losses}, and there are {num_slots - num_experts}."
             )
         alone, lost = int(found.endangered(1).max()), float(found.expected_lost(1).mean())
         return (
-            f"{alone} of {num_experts} experts of a layer live on a single {self.domain}, as few "
-            f"as these slots allow: a lost {self.domain} takes {lost:.1f} of them on average; "
+            f"{alone} of {num_experts} experts of a layer live on a single {name}, as few "
+            f"as these slots allow: a lost {name} takes {lost:.1f} of them on average; "
             f"{wanted}, would keep all alive."
         )
 
 
-def _home_capacity(num_slots: int, topology: Topology, domain: str, num_experts: int) -> Ints:
+def _home_capacity(
+    num_slots: int, topology: Topology, failure_domain: str, num_experts: int
+) -> Ints:
     """How many different experts of a layer each rank or node can hold, ``(X,)``."""
     room = topology.distinct_experts(num_slots // topology.num_ranks)
-    capacity = np.bincount(domains_of_ranks(topology, domain), weights=room).astype(np.int64)
+    of_rank = failure_domain_of_rank(topology, failure_domain)
+    capacity = np.bincount(of_rank, weights=room).astype(np.int64)
     return np.minimum(capacity, num_experts)
 
 
 def covered_layout(
-    load_LE: Floats, num_slots: int, topology: Topology, domain: str, homes: int
+    load_LE: Floats, num_slots: int, topology: Topology, failure_domain: str, homes: int
 ) -> Ints:
-    """A layout in which the experts are short of as few homes as possible.
+    """A layout in which the experts lack the fewest homes.
 
-    Homes are dealt out as evenly as can be, one more to the hottest where they do not come out
+    Homes are dealt out evenly, one more to the hottest where they do not come out
     even: each expert in turn takes the ranks or nodes with most room, the lightest among equals.
     That never ends short (Gale 1957, Ryser 1957: of all demands with the same sum the most even one
     can be met if any can).  Slots left over go to the largest load per copy.
@@ -162,10 +165,11 @@ def covered_layout(
         Ranks that have no room for all experts together.
     """
     num_experts = load_LE.shape[1]
-    size, group = num_slots // topology.num_ranks, domains_of_ranks(topology, domain)
+    size = num_slots // topology.num_ranks
+    of_rank = failure_domain_of_rank(topology, failure_domain)
     room = topology.distinct_experts(size)
     check_room(room, num_experts)
-    capacity = _home_capacity(num_slots, topology, domain, num_experts)
+    capacity = _home_capacity(num_slots, topology, failure_domain, num_experts)
     total = min(homes * num_experts, int(capacity.sum()))
     layout = np.full((len(load_LE), topology.num_ranks, size), -1)
     for row, load in zip(layout, load_LE, strict=True):
@@ -173,7 +177,7 @@ def covered_layout(
         wanted = np.full(num_experts, total // num_experts)
         wanted[order[: total % num_experts]] += 1
         held = np.zeros((topology.num_ranks, num_experts), dtype=bool)
-        _deal_homes(load / wanted, wanted, order, room, capacity, group, held)
+        _deal_homes(load / wanted, wanted, order, room, capacity, of_rank, held)
         _deal_rest(load, room, held)
         for rank, experts in enumerate(held):
             row[rank, : experts.sum()] = np.flatnonzero(experts)
@@ -181,15 +185,15 @@ def covered_layout(
 
 
 def _deal_homes(
-    share: Floats, wanted: Ints, order: Ints, room: Ints, capacity: Ints, group: Ints, held: Bools
+    share: Floats, wanted: Ints, order: Ints, room: Ints, capacity: Ints, of_rank: Ints, held: Bools
 ) -> None:
-    """Mark in ``held``, ``(R, E)``, as many domains of every expert as it wants."""
+    """Mark in ``held``, ``(R, E)``, the homes that every expert is to have."""
     carried, free, left = np.zeros(len(room)), room.copy(), capacity.copy()
     for e in order:
-        domains = np.lexsort((np.bincount(group, weights=carried), -left))[: wanted[e]]
-        left[domains] -= 1
-        for domain in domains:
-            ranks = np.flatnonzero(group == domain)
+        chosen = np.lexsort((np.bincount(of_rank, weights=carried), -left))[: wanted[e]]
+        left[chosen] -= 1
+        for home in chosen:
+            ranks = np.flatnonzero(of_rank == home)
             r = ranks[np.lexsort((carried[ranks], -free[ranks]))[0]]
             held[r, e] = True
             free[r] -= 1
@@ -206,20 +210,20 @@ def _deal_rest(load: Floats, room: Ints, held: Bools) -> None:
         held[r, e] = True
 
 
-def _part(topology: Topology, parts: int, domain: str) -> Topology:
-    """The first of so many equal parts of the ranks, or nodes."""
-    num_domains = len(np.unique(domains_of_ranks(topology, domain)))
+def _part(topology: Topology, parts: int, failure_domain: str) -> Topology:
+    """The first of the equal parts of the ranks, or nodes."""
+    num_failure_domains = len(np.unique(failure_domain_of_rank(topology, failure_domain)))
     size = topology.num_ranks // parts
     speed, room = topology.speed and topology.speed[:size], topology.room and topology.room[:size]
     unlike = topology.speed != (speed and speed * parts) or topology.room != (room and room * parts)
-    if num_domains % parts or unlike:
+    if num_failure_domains % parts or unlike:
         raise EquipoiseError(
-            f"To be mirrored, {num_domains} {domain}s must divide into {parts} parts that are "
-            "alike, speed and room included; they do not."
+            f"To be mirrored, {num_failure_domains} {failure_domain}s must divide into {parts} "
+            "equal parts, speed and room included; they do not."
         )
-    together = topology.ranks_per_node if domain == "node" else None
+    together = topology.ranks_per_node if failure_domain == "node" else None
     return replace(topology, num_ranks=size, ranks_per_node=together, speed=speed, room=room)
 
 
-def _any(number: int, domain: str) -> str:
-    return f"The loss of any {domain}" if number == 1 else f"The loss of any {number} {domain}s"
+def _any(number: int, name: str) -> str:
+    return f"The loss of any {name}" if number == 1 else f"The loss of any {number} {name}s"

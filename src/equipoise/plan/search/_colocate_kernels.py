@@ -208,7 +208,7 @@ def _swap(layer: Layer, placed: Placed, s: int, o: int) -> None:
 
 @_compiled
 def _keep(placed: Placed, experts: Ints, changed_U: NDArray[np.bool_]) -> None:
-    """Probabilities of the experts anew; marks the units where one changed."""
+    """Compute probabilities of the experts again; marks the units where one changed."""
     for u in range(changed_U.size):
         changed_U[u] = False
         for e in experts:

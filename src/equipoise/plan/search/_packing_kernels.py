@@ -124,8 +124,8 @@ def spread(work_NE: Doubles, num_slots: int, capacity: Doubles, fixed: float) ->
             heaviest += work_NE[row, j - 1]
             fewest = -(-j // C) if j < E else R  # all experts are on all ranks
             for x in range(fewest, min(R, j + extra) + 1):
-                beside = min(max(0, x * C - j - extra), E - j)
-                share = (heaviest + lightest[beside] + x * fixed) / capacity[x - 1]
+                others = min(max(0, x * C - j - extra), E - j)
+                share = (heaviest + lightest[others] + x * fixed) / capacity[x - 1]
                 least_NE[row, j - 1] = min(least_NE[row, j - 1], share)
     return least_NE
 
@@ -135,7 +135,7 @@ def _cannot_fit(load: Doubles, level: float, num_slots: int, num_ranks: int) -> 
     """Proof that no even split keeps every rank at or below ``level``; ``False`` if there is none.
 
     Each expert needs ``load / level`` copies, rounded up; few slots are then to spare. What sits
-    beside the heaviest copies is bounded as in ``spread``, with these copies for experts.
+    next to the heaviest copies is bounded as in ``spread``, with these copies for experts.
     """
     C = num_slots // num_ranks
     copies = np.maximum(1, np.ceil(load / level * (1 - _ROUNDING))).astype(np.int64)
@@ -156,8 +156,8 @@ def _cannot_fit(load: Doubles, level: float, num_slots: int, num_ranks: int) -> 
         heaviest += load[e]
         least = np.inf
         for x in range(-(-n // C), min(num_ranks, n + spare) + 1):
-            beside = min(max(0, x * C - n - spare), needed - n)
-            least = min(least, (heaviest + lightest[beside]) / x)
+            others = min(max(0, x * C - n - spare), needed - n)
+            least = min(least, (heaviest + lightest[others]) / x)
         if least > level * (1 + _ROUNDING):
             return True
     return False
@@ -254,7 +254,7 @@ def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, load: Fl
 
 @_compiled
 def _pack_distinct(share: Floats, copies: Ints, order: Ints, held_RC: Ints) -> None:
-    """Heaviest copies first, those of an expert to as many of the lightest ranks with room.
+    """Heaviest copies first, those of an expert to the lightest ranks with room, one each.
 
     No expert has more than ``R`` copies, and no rank gets two of one expert.
 
@@ -401,7 +401,7 @@ def powers_after(
     held_RE, copies_E
         1 where a rank holds an expert, else 0; and how many ranks hold it.
     moves_N3
-        For each move the rank, the expert that leaves it and the one that arrives.
+        Moves: each a rank, the expert that leaves it and the one that arrives.
 
     Returns
     -------

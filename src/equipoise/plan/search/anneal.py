@@ -1,4 +1,4 @@
-"""Annealing placements against many windows at once: the engine behind ``Robust`` and its kin."""
+"""Annealing placements against many windows at once: the search behind ``Robust`` and its kin."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Progress:
     Parameters
     ----------
     done
-        Share of the work that is done, 0 to 1: proposals by what they take, or of the time budget
-        if more of that is spent. Never sinks.
+        Share of the work that is done, 0 to 1, or of the time budget that is spent, whichever is
+        larger. A proposal counts for what it takes. Never sinks.
     stage
         What is being searched.
     best
         Best objective so far of the stage: mean over layers with load, in mean rank loads, of the
         peaks on the windows planned on. ``None`` while ways of planning are compared.
     seconds
-        Since the start.
+        Seconds since the start.
     """
 
     done: float
@@ -53,11 +53,11 @@ class Progress:
 
 
 class Clock:
-    """Time since the start, and whether a budget of seconds is spent."""
+    """Time since the start, and whether a time budget, in seconds, is spent."""
 
-    def __init__(self, budget: float | None = None) -> None:
+    def __init__(self, time_budget: float | None = None) -> None:
         self._start = time.monotonic()
-        self._budget = budget
+        self._time_budget = time_budget
 
     @property
     def seconds(self) -> float:
@@ -65,29 +65,29 @@ class Clock:
         return time.monotonic() - self._start
 
     def part(self, share: float) -> Clock:
-        """A clock that starts now and is over after a share of the budget."""
-        return Clock(None if self._budget is None else share * self._budget)
+        """A clock that starts now and is over after a share of the time budget."""
+        return Clock(None if self._time_budget is None else share * self._time_budget)
 
     @property
     def spent(self) -> float:
-        """Share of the budget that is spent, up to 1; 0 without one."""
-        return 0.0 if not self._budget else min(1.0, self.seconds / self._budget)
+        """Share of the time budget that is spent, up to 1; 0 without one."""
+        return 0.0 if not self._time_budget else min(1.0, self.seconds / self._time_budget)
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent; never without one."""
-        return self._budget is not None and self.seconds >= self._budget
+        """Whether the time budget is spent; never without one."""
+        return self._time_budget is not None and self.seconds >= self._time_budget
 
 
 class Meter:
-    """Work done and work that remains, as told to whoever wants to know.
+    """Work done and work that remains, reported to a function.
 
     Parameters
     ----------
     tell
-        Called whenever some work is done; ``None``: nobody is told.
+        Function to call whenever some work is done; ``None``: none.
     clock
-        Of the search.
+        Clock of the search.
     """
 
     def __init__(self, tell: Callable[[Progress], None] | None, clock: Clock) -> None:
@@ -96,7 +96,7 @@ class Meter:
         self.remaining = 0.0
 
     def advance(self, work: float, stage: str, best: float | None) -> None:
-        """Some of what remained is done."""
+        """Count some of the remaining work as done."""
         self._done += work
         self.remaining = max(0.0, self.remaining - work)
         total = self._done + self.remaining
@@ -113,8 +113,8 @@ class Stage:
     """One way to anneal: on which scenarios, for which split, and how.
 
     ``bits`` makes the norm over ranks the ``2 ** bits``-norm: the smaller, the more ranks count
-    that might become the busiest.  ``hot`` are first temperatures, round by round, in mean rank
-    loads.
+    that might become the busiest.  ``hot`` are first temperatures, sweep by sweep, in mean rank
+    loads.  A proposal ``counts_as`` this number of those that the search may make.
     """
 
     name: str
@@ -123,30 +123,30 @@ class Stage:
     bits: int = 4
     hot: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     cold: float = 1e-5
-    moves_per_move: int = 1
-    restart: bool = True  # every round from the same start, else from the best so far
+    counts_as: int = 1
+    restart: bool = True  # every sweep from the same start, else from the best so far
 
-    def work_of_move(self, history: History) -> float:
-        """What a proposal takes, about: in the time that it takes for one scenario more."""
+    def work_of_proposal(self, history: History) -> float:
+        """What a proposal takes, about; 1 is the time that one scenario more takes."""
         one = history.of_layers(np.array([0]))
         num_scenarios = int(self.scenarios(one, np.random.default_rng(0)).weight.shape[1])
         if self.follows_load:
-            return self.moves_per_move * (4.5 + num_scenarios * history.num_ranks / 170)
-        return self.moves_per_move * (9.0 + num_scenarios)
+            return self.counts_as * (4.5 + num_scenarios * history.num_ranks / 170)
+        return self.counts_as * (9.0 + num_scenarios)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Terms:
-    """What a placement costs besides its peaks, in mean rank loads; by default nothing.
+    """What a placement costs in addition to its peaks, in mean rank loads; by default nothing.
 
     Parameters
     ----------
     price
-        Of an expert being on a rank, ``(L, R, E)``; ``FORBIDDEN`` keeps it away.
+        Price of an expert on a rank, ``(L, R, E)``; ``FORBIDDEN`` keeps it away.
     homes
-        Ranks, with ``by_node`` nodes, that every expert should live on.
+        Number of ranks, with ``by_node`` of nodes, that every expert should live on.
     missing
-        Price of each home an expert is short of.
+        Price of each home that an expert lacks.
     """
 
     price: Floats | None = None
@@ -180,7 +180,7 @@ class Terms:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Search:
-    """Annealing in rounds, every layer by itself; the best slots so far stay.
+    """Annealing in sweeps, every layer by itself; the best slots so far stay.
 
     Slots ``(L, S)`` hold expert ids, -1 where a rank has no room for one.
 
@@ -191,17 +191,17 @@ class Search:
     topology
         The ranks, with their speeds and nodes.
     dispatch
-        The dispatcher that will run, by which every round is judged.
+        Dispatcher that will run, by which every sweep is judged.
     cost
-        Judge by the time the ranks take, not by their assignments.
+        Cost of the ranks, to judge by the time they take, not by their assignments.
     step_assignments
-        With a cost: assignments of a step in a layer; those of the mean window if ``None``.
+        Assignments of a step in a layer, with a cost; those of the mean window if ``None``.
     tail
-        Share of the groups, or of the windows of one group, that counts.
+        Share of the traffic groups, or of the windows of a single one, that counts.
     meter
-        Told of the work done.
+        Meter of the work done.
     label
-        What to call the stages to the meter; ``None``: by their names.
+        Name of all stages to the meter; their own if ``None``.
     """
 
     history: History
@@ -223,19 +223,19 @@ class Search:
         t = self.topology
         return t.speed is None and t.room is None and self.cost is None and self.terms.is_nothing
 
-    def run(self, stages: tuple[Stage, ...], start: Ints, moves: int) -> Ints:
+    def run(self, stages: tuple[Stage, ...], start: Ints, proposals: int) -> Ints:
         """The best slots of every layer, ``(L, S)``, judged by the windows themselves."""
         best = start.copy()
         for stage in stages:
-            self._improve(stage, best, moves // stage.moves_per_move)
+            self._improve(stage, best, proposals // stage.counts_as)
         return best
 
-    def work(self, stages: tuple[Stage, ...], moves: int) -> float:
-        """What ``run`` takes, in the unit of ``Stage.work_of_move``."""
+    def work(self, stages: tuple[Stage, ...], proposals: int) -> float:
+        """What ``run`` takes, in the unit of ``Stage.work_of_proposal``."""
         num_layers = np.count_nonzero(self.history.mix.any(axis=1))
         return float(
             sum(
-                sum(_rounds(moves // stage.moves_per_move)) * stage.work_of_move(self.history)
+                sum(_sweeps(proposals // stage.counts_as)) * stage.work_of_proposal(self.history)
                 for stage in stages
             )
             * num_layers
@@ -259,7 +259,7 @@ class Search:
 
     @cached_property
     def _judge(self) -> History:
-        """The windows that judge a round.
+        """The windows that judge a sweep.
 
         With chance added where the dispatcher follows the load: it evens the recorded windows out
         almost perfectly, so that by themselves they no longer tell placements apart.
@@ -291,13 +291,13 @@ class Search:
             return mean
         return np.where(mean > 0, self.step_assignments / self.history.num_ranks, 0)
 
-    def _improve(self, stage: Stage, best: Ints, moves: int) -> None:
-        """Anneal round by round; ``best``, ``(L, S)``, is updated where a round is better."""
+    def _improve(self, stage: Stage, best: Ints, proposals: int) -> None:
+        """Anneal sweep by sweep; ``best``, ``(L, S)``, is updated where a sweep is better."""
         busy = np.flatnonzero(self.history.mix.any(axis=1))
         start, score = best.copy(), self.measure(best)
-        work, name = stage.work_of_move(self.history), self.label or stage.name
+        work, name = stage.work_of_proposal(self.history), self.label or stage.name
         with ThreadPoolExecutor(self.num_threads or os.cpu_count()) as pool:
-            for number, length in enumerate(_rounds(moves)):
+            for number, length in enumerate(_sweeps(proposals)):
                 if self.clock.is_over:
                     break
                 found = best.copy()
@@ -376,8 +376,8 @@ class Search:
 def fill_up(slots: Ints, num_ranks: int) -> Ints:
     """Slots without an expert, -1, repeat one that the rank has, and if it can be, no other rank.
 
-    Such a repetition changes no rank's share of any expert under a dispatcher that treats copies
-    alike, and takes no memory where an engine stores an expert once a rank.
+    Such a repetition changes no rank's share of any expert under a dispatcher that treats all
+    copies the same, and takes no memory where an engine stores an expert once a rank.
     """
     if (slots >= 0).all():
         return slots
@@ -390,27 +390,27 @@ def fill_up(slots: Ints, num_ranks: int) -> Ints:
     return filled
 
 
-_FIRST_ROUND = 1 << 9
+_FIRST_SWEEP = 1 << 9
 
 
-def _rounds(moves: int) -> list[int]:
-    """Lengths of the rounds: doubling, and whole ones only, so that every budget is a prefix."""
-    lengths, length = [], _FIRST_ROUND
-    while moves >= length:
+def _sweeps(proposals: int) -> list[int]:
+    """Lengths of the sweeps: doubling, all whole, so that fewer proposals are a prefix of more."""
+    lengths, length = [], _FIRST_SWEEP
+    while proposals >= length:
         lengths.append(length)
-        moves -= length
+        proposals -= length
         length *= 2
     return lengths
 
 
 def kernel_seed(*numbers: int) -> int:
-    """A seed from several numbers, such as the user's and a layer's, unlike that of any others."""
+    """Return a seed from several numbers, such as the user's and a layer's; others give another."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def check_search_options(*, moves: int, seed: int, num_threads: int | None) -> None:
+def check_search_options(*, proposals: int, seed: int, num_threads: int | None) -> None:
     """Raise ``EquipoiseError`` for what no search can be given."""
-    check_whole("moves", moves)
+    check_whole("proposals", proposals)
     check_whole("seed", seed)
     if num_threads is not None:
         check_count("num_threads", num_threads)

@@ -15,37 +15,39 @@ from equipoise.plan.problem import Problem
 Floats = NDArray[np.float64]
 
 MAX_WINDOWS = 64
-"""Windows a search looks at; longer histories are summed into as many within each group."""
+"""Windows a search looks at; of longer histories neighbours within a traffic group are summed."""
 
-_HELD_SHARE = 0.2  # of each group's windows, the latest
+_HELD_SHARE = 0.2  # of each traffic group's windows, the latest
 MIX_SHARE = 0.2
-"""What the mix of all groups counts beside the groups one by one."""
+"""Weight of the mix of all traffic groups, next to the traffic groups one by one."""
 
-_MOST_WEIGHT = 1e100  # of a group: their sum is a number too
+_MOST_WEIGHT = 1e100  # of a traffic group: their sum is a number too
 
 _DRAWS, _NOISE = 4, 0.7  # scenarios drawn from a window, standard deviations of chance added
 
 
 @dataclass(frozen=True)
 class History:
-    """Windows in units of the mean rank's load.
+    """Windows of one or several traffic groups, in units of the mean rank's load.
+
+    A ``group`` is a traffic group here, and in the names of this file.
 
     Parameters
     ----------
     load
-        ``(T, L, E)``; a layer without load in a window is zero there. In units of the window's own
-        mean rank's load, so that all windows count the same; if ``sized``, of that of the mean
-        window with load, so that each counts as it is.
+        Loads ``(T, L, E)``; a layer without load in a window is zero there. In units of the
+        window's own mean rank's load, so that all windows count the same; if ``sized``, of that of
+        the mean window with load, so that each counts as it is.
     volume
-        The mean rank's load as recorded, ``(T, L)``, over ``2 ** exponent``.
+        Load of the mean rank as recorded, ``(T, L)``, over ``2 ** exponent``.
     group
-        The group of each window, 0 to ``G - 1``, ``(T,)``; in time order within a group.
+        Traffic group of each window, 0 to ``G - 1``, ``(T,)``; in time order within one.
     group_weight
-        What each group counts, ``(G,)``, 1 in sum.
+        Weight of each traffic group, ``(G,)``, 1 in sum.
     num_ranks
         ``R``.
     exponent
-        Of the unit of volume.
+        Exponent of the unit of volume.
     sized
         Whether each window is a step of its own size: where time counts, sizes do.
     """
@@ -73,14 +75,14 @@ class History:
 
     @property
     def window_weight(self) -> Floats:
-        """A group's weight shared by its windows, ``(T,)``, 1 in sum."""
+        """The weight of a traffic group, shared by its windows, ``(T,)``, 1 in sum."""
         windows = np.bincount(self.group, minlength=len(self.group_weight))
         share = (self.group_weight / np.maximum(windows, 1))[self.group]
         weight: Floats = share / share.sum()
         return weight
 
     def group_means(self, values: Floats) -> Floats:
-        """Mean over each group's windows, ``(G, L)`` of ``(T, L)``; 0 for a group without any."""
+        """Mean over each traffic group's windows, ``(G, L)`` of ``(T, L)``; 0 without any."""
         windows = np.bincount(self.group, minlength=len(self.group_weight))
         sums = np.zeros((len(self.group_weight), values.shape[1]))
         np.add.at(sums, self.group, values)
@@ -88,7 +90,7 @@ class History:
         return means
 
     def held_out(self) -> tuple[History, History] | None:
-        """Earlier and latest windows of every group that has two; ``None`` if none has."""
+        """Earlier and latest windows of every traffic group that has two; ``None`` if none has."""
         late = np.zeros(len(self.group), dtype=bool)
         for g in range(len(self.group_weight)):
             index = np.flatnonzero(self.group == g)
@@ -113,11 +115,11 @@ class Scenarios:
     Parameters
     ----------
     load
-        ``(L, E, T)``, contiguous.
+        Loads ``(L, E, T)``, contiguous.
     risk
-        Added to a slot's load times the square of its share, ``(L, E, T)``: the price of variance.
+        Price of variance, ``(L, E, T)``: added to a slot's load, times the square of its share.
     weight
-        ``(L, T)``; 0 where the layer has no load.
+        Weight of each scenario, ``(L, T)``; 0 where the layer has no load.
     """
 
     load: Floats
@@ -126,9 +128,9 @@ class Scenarios:
 
 
 def read_history(
-    problem: Problem, group_weights: Mapping[str, float] | None, *, sized: bool = False
+    problem: Problem, traffic_weights: Mapping[str, float] | None, *, sized: bool = False
 ) -> History:
-    """The windows of a problem, by group.
+    """The windows of a problem, by traffic group.
 
     Normalised one by one, so that a long window counts no more; or, where time counts, each a step
     of its own ``sized``.  Of more windows than a search looks at neighbours are summed; steps are
@@ -137,10 +139,10 @@ def read_history(
     Raises
     ------
     EquipoiseError
-        Weights for groups the problem does not have, negative ones or all zero.
+        Weights for traffic groups the problem does not have, negative ones or all zero.
     """
     names, group = _groups(problem)
-    weight = _weights(names, group_weights)
+    weight = _weights(names, traffic_weights)
     exponent = _exponent(problem.load)
     shorten = _take_some if sized else _merge_long
     raw, group = shorten(np.ldexp(problem.load, -exponent), group)
@@ -168,9 +170,9 @@ def single_scenario(history: History, _chance: np.random.Generator) -> Scenarios
 
 
 def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
-    """One scenario a group, its mean window; variance has its price.
+    """One scenario a traffic group, its mean window; variance has its price.
 
-    Which experts of a group deviate together is forgotten: few windows do not tell.
+    Which experts of a traffic group deviate together is forgotten: few windows do not tell.
     """
     mean, variance = _moments(history)
     risk = variance * _price(variance, history.num_ranks)
@@ -195,7 +197,7 @@ def noisy_scenarios(history: History, chance: np.random.Generator) -> Scenarios:
 
 
 def with_noise(history: History, chance: np.random.Generator, draws: int) -> History:
-    """Every window ``draws`` times, each with chance added as experts deviate in its group."""
+    """Every window ``draws`` times, with chance added as experts deviate in its traffic group."""
     load = np.tile(history.load, (draws, 1, 1))
     volume, group = np.tile(history.volume, (draws, 1)), np.tile(history.group, draws)
     deviation = np.sqrt(_moments(history)[1])[group]
@@ -210,9 +212,9 @@ def with_noise(history: History, chance: np.random.Generator, draws: int) -> His
 
 
 def _groups(problem: Problem) -> tuple[list[str], NDArray[np.int64]]:
-    if problem.groups is None:
+    if problem.traffic_groups is None:
         return [""], np.zeros(len(problem.load), dtype=np.int64)
-    names, group = np.unique(problem.groups, return_inverse=True)
+    names, group = np.unique(problem.traffic_groups, return_inverse=True)
     return names.tolist(), group.astype(np.int64)
 
 
@@ -221,24 +223,28 @@ def _weights(names: list[str], given: Mapping[str, float] | None) -> Floats:
         return np.full(len(names), 1 / len(names))
     if not isinstance(given, Mapping):
         raise EquipoiseError(
-            f"group_weights is {brief(given)}; expected a number for each group, by its name."
+            f"traffic_weights is {brief(given)}; expected a number for each traffic "
+            "group, by its name."
         )
     unknown = [name for name in given if name not in names]
     if unknown:
-        have = ", ".join(names) if names != [""] else "no group"
+        have = ", ".join(names) if names != [""] else "no traffic group"
         raise EquipoiseError(
-            f"There is a weight for group {brief(unknown[0])}; the load has {have}."
+            f"There is a weight for traffic group {brief(unknown[0])}; the load has {have}."
         )
     weight = np.array(
         [
             check_number(
-                f"The weight of group {name!r}", given.get(name, 1.0), low=0, high=_MOST_WEIGHT
+                f"The weight of traffic group {name!r}",
+                given.get(name, 1.0),
+                low=0,
+                high=_MOST_WEIGHT,
             )
             for name in names
         ]
     )
     if not weight.any():
-        raise EquipoiseError("The weight of every group is 0; expected one above 0.")
+        raise EquipoiseError("The weight of every traffic group is 0; expected one above 0.")
     normalised: Floats = weight / weight.sum()
     return normalised
 
@@ -249,11 +255,11 @@ def _exponent(load: Floats) -> int:
 
 
 def _take_some(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Up to ``MAX_WINDOWS`` windows in all, of each group the same number at equal distances."""
-    num_groups = int(group.max()) + 1
-    limit = max(MAX_WINDOWS // num_groups, 2)
+    """Up to ``MAX_WINDOWS`` windows, the same number of each traffic group, at equal distances."""
+    G = int(group.max()) + 1
+    limit = max(MAX_WINDOWS // G, 2)
     kept = []
-    for g in range(num_groups):
+    for g in range(G):
         members = np.flatnonzero(group == g)
         kept.append(members[np.linspace(0, len(members) - 1, min(limit, len(members))).astype(int)])
     index = np.concatenate(kept)
@@ -261,11 +267,11 @@ def _take_some(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[
 
 
 def _merge_long(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Neighbouring windows of a group summed until at most ``MAX_WINDOWS`` are left."""
-    num_groups = int(group.max()) + 1
-    limit = max(MAX_WINDOWS // num_groups, 2)
+    """Neighbouring windows of a traffic group summed until at most ``MAX_WINDOWS`` are left."""
+    G = int(group.max()) + 1
+    limit = max(MAX_WINDOWS // G, 2)
     loads, groups = [], []
-    for g in range(num_groups):
+    for g in range(G):
         members = load[group == g]
         parts = np.array_split(members, min(limit, len(members)))
         loads += [part.sum(axis=0) for part in parts]
@@ -280,7 +286,7 @@ def _per_mean_rank(load: Floats, num_ranks: int) -> Floats:
 
 
 def _moments(history: History) -> tuple[Floats, Floats]:
-    """Mean window of each group, and the variance to expect of another one, ``(G, L, E)``."""
+    """Mean window of each traffic group, and the variance of another to expect, ``(G, L, E)``."""
     G = len(history.group_weight)
     mean = np.zeros((G, *history.load.shape[1:]))
     variance = np.zeros_like(mean)
@@ -308,7 +314,7 @@ def _price(variance: Floats, num_ranks: int) -> Floats:
 
 
 def _with_mix(load: Floats, risk: Floats, weight: Floats, history: History) -> Scenarios:
-    """The scenarios, and what all groups are together: batches may mix them."""
+    """The scenarios, and what all traffic groups are together: batches may mix them."""
     mix = history.mix[None]
     return _by_layer(
         np.concatenate([load, mix]),

@@ -43,7 +43,7 @@ class Gain:
     Parameters
     ----------
     share
-        Of the other's time; negative if it takes longer.
+        Share of the other's time; negative if it takes longer.
     error
         Standard error of that share, from the differences window by window; of more than 16
         windows, from 16 blocks of neighbours.
@@ -67,7 +67,7 @@ class Gain:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Point:
-    """So many redundant slots in every layer: their price, and what they do on held-out windows.
+    """Some redundant slots in every layer: their price, and what they do on held-out windows.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Point:
     kv_tokens
         Tokens of KV cache that would fit there instead; ``None`` if unpriced.
     mean_imbalance, relative_step_time
-        As of ``Evaluation``; ``None`` for times in seconds.
+        Fields of ``Evaluation``; ``None`` for times in seconds.
     step_seconds
         Expert time of a window through all layers, mean over windows; ``None`` for loads.
     times
@@ -185,7 +185,7 @@ class Budget:
         return np.asarray(-np.diff(self._times.mean(axis=1), axis=0))
 
     def allocation(self, slots_per_rank: int) -> Point:
-        """The best use of so many slots a rank, counted over all layers, if layers may differ.
+        """The best use of a number of slots a rank, counted over all layers, if layers may differ.
 
         Chosen by the windows planned on, so that its held-out time is a fair one.  Exact, by
         dynamic programming over layers: held-out or planned, times need not be convex.
@@ -302,18 +302,19 @@ def budget(
     planned, held_out
         Traces, or assignments ``(T, L, E)``, of the same layers and experts.
     topology
-        The devices.
+        Devices to plan for.
     up_to
         Most redundant slots of a layer, all ranks together; four a rank if ``None``.
     planner
-        ``Robust(dispatch=dispatch)`` if ``None``.  Numbers of slots that it refuses are left out.
+        Planner; ``Robust(dispatch=dispatch)`` if ``None``.  Numbers of slots that it refuses are
+        left out.
     dispatch
-        The dispatcher that will run, by name or as configured.  One with a cost makes all times
+        Dispatcher that will run, by name or as configured.  One with a cost makes all times
         seconds; each window then stands for one step.
     expert_bytes
-        Of one expert in one layer, scales included: prices the slots.
+        Bytes of one expert in one layer, scales included: prices the slots.
     kv_bytes_per_token
-        Of all layers, on one rank: turns that price into tokens.
+        Bytes of a token in all layers, on one rank: turn that price into tokens.
     least_gain
         Share of the time that each further slot on every rank must take off to pay, at least 0.
     progress
@@ -366,7 +367,7 @@ def gains(
     Parameters
     ----------
     least
-        For each pair the share that the chance supposes to be gained in truth; 0 if ``None``.
+        Share that each pair is supposed to gain in truth; 0 if ``None``.
     """
     if not pairs:
         return ()
@@ -521,7 +522,7 @@ def _price(point: Point) -> str:
 
 
 def _steps(front: tuple[Point, ...]) -> str:
-    """The first step of the front beside the last: by how much returns diminish."""
+    """The first step of the front next to the last: by how much returns diminish."""
     steps = [(b.redundant[0] - a.redundant[0], _worth(a, b)) for a, b in pairwise(front)]
     if len(steps) == 1:
         return ""

@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-DOMAINS = ("rank", "node")
+FAILURE_DOMAINS = ("rank", "node")
 """What is lost as a whole: one rank, or all ranks of a node."""
 
 _FEW_HOST_SETS = 12  # inclusion and exclusion doubles with each
@@ -31,16 +31,16 @@ _BLOCK = 1 << 12  # combinations at a time
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Survival:
-    """The chance that every expert keeps a home when random domains are lost together.
+    """The chance that every expert keeps a home when random failure domains are lost together.
 
     Parameters
     ----------
     by_layer
-        For the experts of each layer, ``(L,)``.
+        Chance for the experts of each layer, ``(L,)``.
     model
-        For all layers at once: what decides whether the model goes on without a reload.
+        Chance for all layers at once: whether the model goes on without a reload.
     standard_error
-        Of ``model``; 0 where it is exact.
+        Standard error of ``model``; 0 where it is exact.
     method
         ``"inclusion-exclusion"``, ``"enumeration"`` (both exact) or ``"sampling"``.
     """
@@ -57,60 +57,61 @@ class Coverage:
 
     Parameters
     ----------
-    domain
+    failure_domain
         ``"rank"`` or ``"node"``.
     hosts
-        Which domain holds each expert, ``(L, X, E)``, ``X`` ranks or nodes.
+        Which failure domain holds each expert, ``(L, X, E)``, ``X`` ranks or nodes.
     """
 
-    domain: str
+    failure_domain: str
     hosts: Bools
 
     @property
-    def num_domains(self) -> int:
+    def num_failure_domains(self) -> int:
         """``X``, the ranks or nodes."""
         return int(self.hosts.shape[1])
 
     @cached_property
     def homes(self) -> Ints:
-        """Distinct domains that hold each expert, ``(L, E)``."""
+        """Distinct failure domains that hold each expert, ``(L, E)``."""
         homes: Ints = self.hosts.sum(axis=1)
         return homes
 
     @property
     def guaranteed_losses(self) -> int:
-        """Every expert of every layer survives the loss of any so many domains."""
+        """Failure domains that may be lost, whichever they are, without the loss of any expert."""
         return int(self.homes.min()) - 1
 
     @property
     def text(self) -> str:
-        """What the loss of one domain takes, in a sentence."""
+        """What the loss of one failure domain takes, in a sentence."""
+        name = self.failure_domain
         if self.guaranteed_losses:
-            return f"The loss of any {self.domain} leaves every expert alive."
+            return f"The loss of any {name} leaves every expert alive."
         alone, lost = int(self.endangered(1).max()), float(self.expected_lost(1).mean())
         return (
-            f"A lost {self.domain} takes {lost:.1f} experts of a layer on average; up to {alone} "
-            f"of {self.hosts.shape[2]} live on one {self.domain} only."
+            f"A lost {name} takes {lost:.1f} experts of a layer on average; up to {alone} "
+            f"of {self.hosts.shape[2]} live on one {name} only."
         )
 
     def endangered(self, losses: int) -> Ints:
-        """Experts of each layer that some loss of so many domains takes, ``(L,)``."""
+        """Experts of each layer that some loss of ``losses`` failure domains takes, ``(L,)``."""
         self._check(losses)
         endangered: Ints = (self.homes <= losses).sum(axis=1)
         return endangered
 
     def expected_lost(self, losses: int) -> Floats:
-        """Experts a layer loses on average when so many random domains are lost, ``(L,)``.
+        """Experts a layer loses on average with ``losses`` random failure domains, ``(L,)``.
 
         An expert with ``h`` homes among ``X`` is lost in ``C(X - h, k - h)`` of the ``C(X, k)``
         equally likely combinations.
         """
         self._check(losses)
-        lost: Floats = chance_lost(self.num_domains, losses)[self.homes].sum(axis=1)
+        lost: Floats = chance_lost(self.num_failure_domains, losses)[self.homes].sum(axis=1)
         return lost
 
     def survival(self, losses: int, *, seed: int = 0) -> Survival:
-        """The chance that no expert is lost with so many random domains.
+        """The chance that no expert is lost with ``losses`` random failure domains.
 
         Exact by inclusion and exclusion where at most 12 sets of hosts can be lost whole, exact by
         trying every combination where there are at most 65,536, else from 32,768 random ones.
@@ -118,7 +119,7 @@ class Coverage:
         Parameters
         ----------
         seed
-            Of the random combinations.
+            Random seed of the combinations.
         """
         self._check(losses)
         check_whole("seed", seed)
@@ -127,34 +128,36 @@ class Coverage:
         if len(every) <= _FEW_HOST_SETS:
             by_layer = np.array([_exact_survival(family, losses) for family in families])
             model, error, method = _exact_survival(every, losses), 0.0, "inclusion-exclusion"
-        elif comb(self.num_domains, losses) <= _MOST_LOSSES:
-            by_layer, model, _ = _try(families, _all_losses(self.num_domains, losses))
+        elif comb(self.num_failure_domains, losses) <= _MOST_LOSSES:
+            by_layer, model, _ = _try(families, _all_losses(self.num_failure_domains, losses))
             error, method = 0.0, "enumeration"
         else:
-            by_layer, model, tried = _try(families, _random_losses(self.num_domains, losses, seed))
+            by_layer, model, tried = _try(
+                families, _random_losses(self.num_failure_domains, losses, seed)
+            )
             error, method = _standard_error(model, tried), "sampling"
         return Survival(by_layer=by_layer, model=model, standard_error=error, method=method)
 
     def _check(self, losses: int) -> None:
         check_count("losses", losses)
-        if losses > self.num_domains:
+        if losses > (most := self.num_failure_domains):
             raise EquipoiseError(
-                f"losses is {losses}; there are {self.num_domains} {self.domain}s to lose."
+                f"losses is {losses}; there are {most} {self.failure_domain}s to lose."
             )
 
 
-def coverage(placement: Placement, topology: Topology, *, domain: str = "rank") -> Coverage:
-    """Where the experts of a placement live.
+def coverage(placement: Placement, topology: Topology, *, failure_domain: str = "rank") -> Coverage:
+    """Say where the experts of a placement live.
 
     Parameters
     ----------
-    domain
+    failure_domain
         What fails as a whole: ``"rank"`` or ``"node"``.
 
     Raises
     ------
     EquipoiseError
-        A topology of other ranks, or an unknown domain.
+        A topology of other ranks, or an unknown kind of failure domain.
     """
     check_type("placement", placement, Placement)
     check_type("topology", topology, Topology)
@@ -163,23 +166,27 @@ def coverage(placement: Placement, topology: Topology, *, domain: str = "rank") 
             f"The topology has {topology.num_ranks} ranks, the placement {placement.num_ranks}; "
             "give the topology it was made for."
         )
-    domain_of_rank = domains_of_ranks(topology, domain)
-    first = np.flatnonzero(np.diff(domain_of_rank, prepend=-1))
+    of_rank = failure_domain_of_rank(topology, failure_domain)
+    first = np.flatnonzero(np.diff(of_rank, prepend=-1))
     hosts = np.logical_or.reduceat(placement.copies_on_rank > 0, first, axis=1)
-    return Coverage(domain=domain, hosts=hosts)
+    return Coverage(failure_domain=failure_domain, hosts=hosts)
 
 
-def domains_of_ranks(topology: Topology, domain: str) -> Ints:
-    """The failure domain of each rank, ``(R,)``; ``EquipoiseError`` for an unknown kind."""
-    if not isinstance(domain, str) or domain not in DOMAINS:
-        raise EquipoiseError(f"domain is {brief(domain)}; expected 'rank' or 'node'.")
-    return topology.node_of_rank if domain == "node" else np.arange(topology.num_ranks)
+def failure_domain_of_rank(topology: Topology, failure_domain: str) -> Ints:
+    """Number of each rank's failure domain, ``(R,)``; ``EquipoiseError`` for an unknown kind."""
+    if not isinstance(failure_domain, str) or failure_domain not in FAILURE_DOMAINS:
+        raise EquipoiseError(
+            f"failure_domain is {brief(failure_domain)}; expected 'rank' or 'node'."
+        )
+    return topology.node_of_rank if failure_domain == "node" else np.arange(topology.num_ranks)
 
 
-def chance_lost(num_domains: int, losses: int) -> Floats:
-    """The chance that all of ``h`` domains are among the lost, for ``h`` from 0, ``(X + 1,)``."""
-    i = np.arange(num_domains)
-    chance: Floats = np.cumprod(np.append(1.0, np.maximum(losses - i, 0) / (num_domains - i)))
+def chance_lost(num_failure_domains: int, losses: int) -> Floats:
+    """The chance that ``h`` failure domains are all lost, for ``h`` from 0, ``(X + 1,)``."""
+    i = np.arange(num_failure_domains)
+    chance: Floats = np.cumprod(
+        np.append(1.0, np.maximum(losses - i, 0) / (num_failure_domains - i))
+    )
     return chance
 
 
@@ -190,36 +197,38 @@ def _host_sets(hosts_XE: Bools, losses: int) -> Bools:
 
 def _exact_survival(sets: Bools, losses: int) -> float:
     """Share of the combinations that contain none of the sets, ``(n, X)``."""
-    num_domains = sets.shape[1]
-    unions = {0: 1}  # domains of some of the sets, as bits: terms with a plus less those with minus
+    num_failure_domains = sets.shape[1]
+    unions = {
+        0: 1
+    }  # failure domains of some sets, as bits: terms with a plus less those with a minus
     for row in sets:
-        hosts = sum(1 << int(domain) for domain in np.flatnonzero(row))
+        hosts = sum(1 << int(host) for host in np.flatnonzero(row))
         for union, sign in list(unions.items()):
             unions[union | hosts] = unions.get(union | hosts, 0) - sign
     survived = sum(
-        sign * comb(num_domains - size, losses - size)
+        sign * comb(num_failure_domains - size, losses - size)
         for union, sign in unions.items()
         if (size := union.bit_count()) <= losses
     )
-    return survived / comb(num_domains, losses)
+    return survived / comb(num_failure_domains, losses)
 
 
-def _all_losses(num_domains: int, losses: int) -> Iterator[Bools]:
-    """Every combination of lost domains, in blocks ``(X, m)``."""
-    every = combinations(range(num_domains), losses)
+def _all_losses(num_failure_domains: int, losses: int) -> Iterator[Bools]:
+    """Every combination of lost failure domains, in blocks ``(X, m)``."""
+    every = combinations(range(num_failure_domains), losses)
     while block := list(islice(every, _BLOCK)):
-        yield _marked(np.array(block), num_domains)
+        yield _marked(np.array(block), num_failure_domains)
 
 
-def _random_losses(num_domains: int, losses: int, seed: int) -> Iterator[Bools]:
+def _random_losses(num_failure_domains: int, losses: int, seed: int) -> Iterator[Bools]:
     chance = np.random.default_rng(seed)
     for _ in range(_SAMPLES // _BLOCK):
-        order = np.argpartition(chance.random((_BLOCK, num_domains)), losses - 1, axis=1)
-        yield _marked(order[:, :losses], num_domains)
+        order = np.argpartition(chance.random((_BLOCK, num_failure_domains)), losses - 1, axis=1)
+        yield _marked(order[:, :losses], num_failure_domains)
 
 
-def _marked(lost: Ints, num_domains: int) -> Bools:
-    marked = np.zeros((num_domains, len(lost)), dtype=bool)
+def _marked(lost: Ints, num_failure_domains: int) -> Bools:
+    marked = np.zeros((num_failure_domains, len(lost)), dtype=bool)
     np.put_along_axis(marked, lost.T, True, axis=0)
     return marked
 
@@ -237,7 +246,7 @@ def _try(families: list[Bools], losses: Iterator[Bools]) -> tuple[Floats, float,
 
 
 def _members(sets: Bools) -> Ints:
-    """The domains of each set, ``(n, most)``; small sets name their first more than once."""
+    """The failure domains of each set, ``(n, most)``; small sets repeat their first."""
     size = sets.sum(axis=1)
     order = np.argsort(~sets, axis=1, kind="stable")[:, : size.max(initial=1)]
     return np.where(np.arange(order.shape[1]) < size[:, None], order, order[:, :1])
@@ -252,6 +261,6 @@ def _spared(hosts: Ints, lost: Bools) -> Bools:
 
 
 def _standard_error(share: float, tried: int) -> float:
-    """Of a share of random trials; with two of either outcome added, so that it is never 0."""
+    """Standard error of a share of random trials; two of either outcome added keep it above 0."""
     adjusted = (share * tried + 2) / (tried + 4)
     return float(np.sqrt(adjusted * (1 - adjusted) / (tried + 4)))

@@ -18,7 +18,7 @@ from equipoise.plan.problem import Problem
 from equipoise.plan.search.anneal import fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.search.scenarios import Scenarios, group_scenarios, read_history
-from equipoise.plan.weigh.coverage import domains_of_ranks
+from equipoise.plan.weigh.coverage import failure_domain_of_rank
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -103,16 +103,16 @@ class Refit:
 
 
 def failover_maps(
-    placement: Placement, problem: Problem, *, domain: str = "rank"
+    placement: Placement, problem: Problem, *, failure_domain: str = "rank"
 ) -> tuple[Refit, ...]:
     """For the loss of each rank, or each node, the placement on the survivors.
 
     Survivors keep their slots.  An expert that is lost takes the slot of an expert with another
-    copy, the one whose loss harms the balance least, and is reloaded.  The survivors have as many
-    slots as before, or if those do not hold all experts, as many as it takes; slots so added that
-    no lost expert needs get copies of others.
+    copy, the one whose loss harms the balance least, and is reloaded.  The survivors keep their
+    number of slots; if those do not hold all experts, they get the fewest more that do, and added
+    slots that no lost expert needs get copies of others.
 
-    Balance is that of an even split in every group of ``problem``'s traffic.
+    Balance is that of an even split in every traffic group of ``problem``.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def failover_maps(
         A problem of another shape, a single rank or node, survivors without room for all experts.
     """
     _check(placement, problem)
-    of_rank = domains_of_ranks(problem.topology, domain)
+    of_rank = failure_domain_of_rank(problem.topology, failure_domain)
     if of_rank[-1] == 0:
-        raise EquipoiseError(f"There is a single {domain}: nothing survives its loss.")
+        raise EquipoiseError(f"There is a single {failure_domain}: nothing survives its loss.")
     scenarios = _scenarios(problem)
     return tuple(
         _refit(placement, problem, scenarios, np.flatnonzero(of_rank != lost), of_rank != lost)
@@ -144,8 +144,8 @@ def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
 
     To shrink, the last ranks leave, and what only they have is copied to the others before they do;
     slots are found for it as for ``failover_maps``.  To grow, ranks are added after the last, each
-    with as many slots as the others, for copies of the experts that it lightens the busiest ranks
-    most to copy; new ranks count as ranks of mean speed with room for all their slots.
+    with the slots of any other, for copies of the experts that it lightens the busiest ranks most
+    to copy; new ranks count as ranks of mean speed with room for all their slots.
 
     Parameters
     ----------

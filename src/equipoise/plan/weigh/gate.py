@@ -35,7 +35,7 @@ class Decision:
     gain_seconds, gain_low, gain_high
         What a step gets shorter by, mean and both ends of the confidence interval; all layers.
     gain_assignments
-        By how much the busiest ranks' assignments sink in a step, summed over layers.
+        Assignments that the busiest ranks lose in a step, summed over layers.
     moves, moved_bytes, move_seconds
         Slots that change, bytes on wires and the time they take, from the migration.
     pay_seconds
@@ -48,7 +48,7 @@ class Decision:
     dwell_steps
         Steps the loads are expected to stay as they are.
     confidence
-        Of the interval.
+        Confidence level of the interval.
     """
 
     move: bool
@@ -96,26 +96,26 @@ class Gate:
     Parameters
     ----------
     cost
-        What a rank's share of a layer takes.
+        Cost of a rank's share of a layer.
     expert_bytes
         All tensors of one expert in one layer, scales included.
     dwell_steps
         Steps until the loads have drifted away from what the plan was made for.
     stall_seconds
-        For which serving stands still.
+        Seconds for which serving stands still.
     interference
-        Serving seconds lost for each second of transfers: 0 where they run beside for free, 1 where
+        Serving seconds lost for each second of transfers: 0 where they cost it nothing, 1 where
         serving waits for them.
     delay_steps
         Steps from now until the new placement is in force.
     dispatch
-        The dispatcher that runs.
+        Dispatcher that runs.
     confidence
-        Of the interval, in (0, 1).
+        Confidence level of the interval, in (0, 1).
     block_steps
         Length of the blocks; the cube root of the number of steps if ``None``.
     seed
-        Of the resampling.
+        Random seed of the resampling.
     """
 
     cost: RankCost

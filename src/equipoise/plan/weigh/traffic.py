@@ -56,7 +56,7 @@ class Traffic:
     def network_sends_per_token(self) -> Floats:
         """Copies of a token that leave its node, one a destination node, ``(L,)``.
 
-        Tokens come from every rank alike.
+        Every rank sends the same number of tokens.
         """
         return np.asarray(self.nodes_per_token * (1 - 1 / self.node_reach.shape[1]))
 
@@ -66,7 +66,8 @@ class StepTime:
     """What a layer takes where tokens cross the network once a node, then go on to the ranks.
 
     The slowest rank counts, from its first token received to its last result returned, without
-    overlap.  Tokens come from every rank alike; the adapters of a node share what it receives.
+    overlap.  Every rank sends the same number of tokens; the adapters of a node share what it
+    receives.
 
     Parameters
     ----------
@@ -76,8 +77,8 @@ class StepTime:
         Tokens in one step, all ranks together.  Loads are scaled to it: what counts of them is how
         they are spread.
     token_bytes
-        Of one token to one destination, result included: 7,392 + 14,336 for DeepSeek-V3 (FP8 there,
-        BF16 back).
+        Bytes of one token to one destination, result included: 7,392 + 14,336 for DeepSeek-V3 (FP8
+        there, BF16 back).
 
     Raises
     ------
@@ -112,7 +113,7 @@ class StepTime:
             Assignments, ``(T, L, E)``; how they are spread over the experts counts, not how many.
             A layer without load takes the wires and the fixed part.
         traffic
-            Of the same placement.
+            Traffic of the same placement.
         """
         x = as_loads(load)
         if x.ndim != 3 or x.shape[1:] != placement.copies.shape:
