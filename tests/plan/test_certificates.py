@@ -77,7 +77,7 @@ def least_peaks(load, topology, num_slots, dispatch, cost):
     """Mean over steps of the least peak of each layer, ``(L,)``: no placement can do better."""
     T, L, E = load.shape
     speed, R = speeds(topology, cost), topology.num_ranks
-    slots = all_placements(E, R, num_slots // R, alike=topology.speed is None)
+    slots = all_placements(E, R, num_slots // R, equal=topology.speed is None)
     least = np.empty((T, L))
     for t, layer in np.ndindex(T, L):
         row = load[t, layer]
@@ -153,7 +153,7 @@ def check_binding(binding, least, topology, load, num_slots):
         experts = [int(e) for e in found[1].split(",")]
         ranks = topology.num_ranks
         slots = all_placements(load.shape[2], ranks, num_slots // ranks,
-                               alike=topology.speed is None)  # fmt: skip
+                               equal=topology.speed is None)  # fmt: skip
         by_rank = slots.reshape(len(slots), ranks, -1)
         assert np.isin(by_rank, experts).any(axis=2).sum(axis=1).max() <= int(found[2])
 

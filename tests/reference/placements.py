@@ -9,11 +9,11 @@ import numpy as np
 
 
 @lru_cache(maxsize=8)
-def all_placements(num_experts, num_ranks, slots_per_rank, *, alike):
+def all_placements(num_experts, num_ranks, slots_per_rank, *, equal):
     """Slots ``(N, S)`` of every valid placement; of equal ranks in one order only."""
     ranks = np.array(list(combinations_with_replacement(range(num_experts), slots_per_rank)))
     choose = combinations_with_replacement(range(len(ranks)), num_ranks)
-    if not alike:
+    if not equal:
         choose = product(range(len(ranks)), repeat=num_ranks)
     held = np.zeros((len(ranks), num_experts), dtype=bool)
     held[np.arange(len(ranks))[:, None], ranks] = True
