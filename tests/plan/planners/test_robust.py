@@ -62,7 +62,13 @@ def test_even_kernel_keeps_the_objective_it_says(layer, tail, bits):
     tail = max(tail, weight.min())
     start = slots.copy()
     found, value = kernels.anneal_fixed(
-        load, risk, weight, slots, *plain(num_ranks, load), 300, 1e-1, 1e-3, tail, bits, False, 5
+        load,
+        risk,
+        slots,
+        *plain(num_ranks, load),
+        kernels.Objective(weight, tail, bits, False),
+        kernels.Schedule(300, 1e-1, 1e-3),
+        5,
     )
     assert np.array_equal(slots, start)
     expected = reference.even_objective(load, risk, weight, found, num_ranks, tail, bits)
@@ -78,7 +84,12 @@ def test_minmax_kernel_reaches_the_exact_split(layer):
     load, _, _, slots, num_ranks = layer
     load = load[:, :1].copy()
     found, value = kernels.anneal_minmax(
-        load, np.ones(1), slots, *plain(num_ranks, load), 200, 1e-2, 1e-4, 1.0, 4, True, 5
+        load,
+        slots,
+        *plain(num_ranks, load),
+        kernels.Objective(np.ones(1), 1.0, 4, True),
+        kernels.Schedule(200, 1e-2, 1e-4),
+        5,
     )
     problem = Problem(load.T, Topology(num_ranks), len(slots))
     exact = MinMax().peaks(load.T[None], problem.placement(found[None]))[0, 0]

@@ -67,7 +67,14 @@ def test_fixed_kernel_keeps_the_objective_it_says(layer, bits):
     load, risk, slots, ranks, terms = layer
     weight = np.full(load.shape[1], 1 / load.shape[1])
     found, value = kernels.anneal_fixed(
-        load, risk, weight, slots, ranks, terms, 300, 1e-1, 1e-3, 1.0, bits, False, 5
+        load,
+        risk,
+        slots,
+        ranks,
+        terms,
+        kernels.Objective(weight, 1.0, bits, False),
+        kernels.Schedule(300, 1e-1, 1e-3),
+        5,
     )
     assert value == pytest.approx(objective(load, risk, found, ranks, terms, bits), rel=1e-9)
     assert value <= objective(load, risk, slots, ranks, terms, bits) * (1 + 1e-9)
@@ -83,7 +90,13 @@ def test_minmax_kernel_reaches_the_exact_split_at_unequal_speeds(layer):
     load = load[:, :1].copy()
     terms = terms._replace(homes=0)
     found, value = kernels.anneal_minmax(
-        load, np.ones(1), slots, ranks, terms, 200, 1e-2, 1e-4, 1.0, 4, True, 5
+        load,
+        slots,
+        ranks,
+        terms,
+        kernels.Objective(np.ones(1), 1.0, 4, True),
+        kernels.Schedule(200, 1e-2, 1e-4),
+        5,
     )
     R = len(ranks.slowness)
     topology = Topology(R, 2, speed=tuple(1 / ranks.slowness))

@@ -1,8 +1,20 @@
-"""The inner loops of ``Robust``, compiled. Plain twins: ``tests/reference/robust.py``.
+"""The inner loops of annealing, compiled. Plain twins: ``tests/reference/robust.py``.
 
 One layer at a time. ``load_ET`` and ``risk_ET`` describe ``T`` scenarios; a slot of an expert with
 ``c`` copies counts ``load / c + risk / c**2``: the variance of a share falls with its square.
 Everything is deterministic: own random numbers from a seed, sums in visiting order.
+
+Both kernels run the same loop. It draws a proposal, works out what the proposal would cost, and
+accepts it or leaves things as they were. They differ in how loads are split over the copies:
+
+``anneal_fixed``   The copies set the shares. So a proposal can be judged before it is applied.
+``anneal_minmax``  The shares follow the load. They depend on each other, so a proposal is applied
+                   first, the shares settle, and a proposal that is refused is taken back.
+
+All functions that call each other are in this file: numba's cache does not see a change in another
+file. The loops take a fraction of a microsecond a proposal, so a few small things count in what
+they call: arrays used in every pass are taken out of their groups before the loop, functions return
+how many ranks they found and not a view of them, and rows are copied by plain loops.
 """
 
 from __future__ import annotations
@@ -21,9 +33,16 @@ State = NDArray[np.uint64]
 
 _compiled = njit(nogil=True, error_model="numpy")
 
+# Small steps of the loops. A call that stays a call passes each array of a group by itself, and
+# numba counts references to arrays in what it cannot see through. LLVM merges ``_inlined`` ones
+# into their callers once they are compiled. numba itself merges ``_merged`` ones before that, so
+# that the caller calls nothing and counts no references either.
+_inlined = njit(nogil=True, error_model="numpy", forceinline=True)
+_merged = njit(nogil=True, error_model="numpy", inline="always")
+
 
 class Ranks(NamedTuple):
-    """What sets the ranks apart, and what a share of an expert's load counts on one.
+    """How the ranks differ, and what a share of an expert's load counts on one.
 
     A slot with load counts at least ``floor``, and ``pad`` more than its share: the time of an
     expert's weights and of incomplete blocks, in mean rank loads.
@@ -39,29 +58,103 @@ class Ranks(NamedTuple):
 class Terms(NamedTuple):
     """What a placement costs besides its peaks, in mean rank loads."""
 
-    price: Floats  # (R, E): of an expert being on a rank
+    price: Floats  # (R, E): price of an expert on a rank
     homes: int  # ranks, or nodes, that each expert should live on
     by_node: bool
     missing: float  # price of each home an expert is short of
 
 
-class Holding(NamedTuple):
-    """Who holds what. No rank holds an expert twice."""
+class Objective(NamedTuple):
+    """How the sums of the ranks become one number.
 
+    The number is the mean over the scenarios, or over their worst ``tail`` share, of the
+    ``2 ** bits``-norm over the ranks. A norm also rewards progress on ranks that are not yet the
+    busiest. With ``exact`` the best placement is chosen by the busiest rank itself.
+    """
+
+    weight: Floats  # (T,)
+    tail: float
+    bits: int
+    exact: bool
+
+
+class Schedule(NamedTuple):
+    """How many proposals to try, and the temperatures at the first and the last of them."""
+
+    proposals: int
+    hot: float  # in units of the objective
+    cold: float
+
+
+class Holding(NamedTuple):
+    """Which slot has which expert. No rank holds an expert twice."""
+
+    expert: Ints  # (S,): expert of each slot, -1 where there is no slot
+    size: int  # slots of a rank
     copies: Ints  # (E,)
     held: Bools  # (R, E)
-    slot: Ints  # (E, R): slots of each expert, as many as it has copies
+    slot: Ints  # (E, R): slots of each expert; the first ``copies`` of a row count
     on_node: Ints  # (E, N): copies on each node
+
+
+class Proposal(NamedTuple):
+    """Slot ``s`` of rank ``r`` gets expert ``b`` in place of ``a``.
+
+    An exchange gives ``a`` to slot ``o`` of rank ``q``, which had ``b``. A relabelling leaves ``a``
+    with one copy less; ``o`` and ``q`` are then ``s`` and ``r``.
+    """
+
+    s: int
+    r: int
+    a: int
+    o: int
+    q: int
+    b: int
+    relabel: bool
+
+
+class Norms(NamedTuple):
+    """Time of every rank and its norm over the ranks, now and after a proposal.
+
+    Totals are kept, so that a proposal costs the ranks that it changes and not all ``R``. Of
+    ``new_time`` only the rows of these ranks count.
+    """
+
+    time: Floats  # (R, T): what a rank counts, times its slowness
+    power: Floats  # (R, T): time ** (2 ** bits)
+    total: Floats  # (T,): sum of the powers
+    norm: Floats  # (T,)
+    new_time: Floats  # (R, T)
+    new_total: Floats  # (T,)
+    new_norm: Floats  # (T,)
+
+
+class Shares(NamedTuple):
+    """Shares of the two experts of a proposal, on each rank that it touches, ``(R,)`` each."""
+
+    before_a: Floats
+    after_a: Floats
+    before_b: Floats
+    after_b: Floats
+
+
+class Split(NamedTuple):
+    """How the load is split over the slots."""
+
+    sums: Floats  # (R, T)
+    flow: Floats  # (S, T)
 
 
 _CLOSE = 1e-12  # a gain below this is rounding
 _RELABEL = 0.3  # share of the proposals that give a slot to another expert
+_STEADY = 256  # proposals at one temperature
 _SWEEPS_AT_START = 50  # over all ranks, from an even split
+_SWEEPS = 3  # over the ranks that a proposal touches
 _VISITS = 12  # ranks that may even out after a proposal
 _HOPE = 0.005  # what evening out once more may gain
 
 
-@_compiled
+@_inlined
 def _random(state: State) -> Any:
     """A number in [0, 1): splitmix64, whose every seed is a good one."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
@@ -71,12 +164,12 @@ def _random(state: State) -> Any:
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
-@_compiled
+@_inlined
 def _below(state: State, n: int) -> Any:
     return np.int64(_random(state) * n)
 
 
-@_compiled
+@_inlined
 def _power(x: float, bits: int) -> Any:
     """``x ** (2 ** bits)``."""
     for _ in range(bits):
@@ -84,7 +177,7 @@ def _power(x: float, bits: int) -> Any:
     return x
 
 
-@_compiled
+@_merged
 def _root(x: float, bits: int) -> Any:
     x = max(x, 0.0)
     for _ in range(bits):
@@ -106,7 +199,7 @@ def _tail_level(norm: Floats, weight: Floats, tail: float) -> Any:
     return 0.0
 
 
-@_compiled
+@_merged
 def _tail_mean(norm: Floats, weight: Floats, tail: float, level: float) -> Any:
     """Mean of the worst ``tail`` share, exact at its level and too high at any other.
 
@@ -119,18 +212,88 @@ def _tail_mean(norm: Floats, weight: Floats, tail: float, level: float) -> Any:
 
 
 @_compiled
-def _exact_score(sums_RT: Floats, peak: Floats, weight: Floats, tail: float) -> Any:
+def _exact_value(time_RT: Floats, peak: Floats, objective: Objective) -> Any:
     """The objective with the busiest rank itself in place of a norm; overwrites ``peak``, (T,)."""
+    weight, tail = objective.weight, objective.tail
     for t in range(peak.size):
-        peak[t] = sums_RT[:, t].max()
+        peak[t] = time_RT[:, t].max()
     return _tail_mean(peak, weight, tail, _tail_level(peak, weight, tail))
 
 
 @_compiled
+def _no_norms(num_ranks: int, num_scenarios: int) -> Norms:
+    """Memory for norms, not filled."""
+    return Norms(
+        np.empty((num_ranks, num_scenarios)),
+        np.empty((num_ranks, num_scenarios)),
+        np.empty(num_scenarios),
+        np.empty(num_scenarios),
+        np.empty((num_ranks, num_scenarios)),
+        np.empty(num_scenarios),
+        np.empty(num_scenarios),
+    )
+
+
+@_inlined
+def _add_new_powers(norms: Norms, visit: Ints, count: int, bits: int) -> None:
+    """The new totals, from the new times of the ranks to visit."""
+    total, new_total = norms.total, norms.new_total
+    for t in range(total.size):
+        new_total[t] = total[t]
+    for i in range(count):
+        v = visit[i]
+        for t in range(total.size):
+            new_total[t] += _power(norms.new_time[v, t], bits) - norms.power[v, t]
+
+
+@_inlined
+def _new_value(norms: Norms, objective: Objective, level: float) -> Any:
+    """The objective, without terms, at the new totals.
+
+    The level of the tail stays that of the accepted placement. Another level makes the tail mean
+    too high, never too low, and finding it would take a sort.
+    """
+    for t in range(norms.new_norm.size):
+        norms.new_norm[t] = _root(norms.new_total[t], objective.bits)
+    return _tail_mean(norms.new_norm, objective.weight, objective.tail, level)
+
+
+@_compiled
+def _adopt(norms: Norms, visit: Ints, count: int, bits: int) -> None:
+    """Make the new times of the ranks to visit the valid ones.
+
+    Totals are summed afresh: if differences were added to them, rounding would pile up.
+    """
+    time, power, total = norms.time, norms.power, norms.total
+    for i in range(count):
+        v = visit[i]
+        for t in range(total.size):
+            time[v, t] = norms.new_time[v, t]
+            power[v, t] = _power(time[v, t], bits)
+    for t in range(total.size):
+        total[t] = 0.0
+    for r in range(power.shape[0]):
+        for t in range(total.size):
+            total[t] += power[r, t]
+    for t in range(total.size):
+        norms.norm[t] = _root(total[t], bits)
+
+
+@_compiled
+def _level_and_value(norm: Floats, objective: Objective) -> tuple[float, float]:
+    """The level above which the tail of the norms lies, and the objective without terms."""
+    weight, tail = objective.weight, objective.tail
+    level = _tail_level(norm, weight, tail)
+    return level, _tail_mean(norm, weight, tail, level)
+
+
+@_compiled
 def _hold(slots: Ints, num_experts: int, ranks: Ranks) -> Holding:
-    """Who holds what."""
+    """Index slots ``(S,)``, which are not changed."""
     R, N = ranks.slowness.size, ranks.node.max() + 1
     holding = Holding(
+        slots.copy(),
+        slots.size // R,
         np.zeros(num_experts, np.int64),
         np.zeros((R, num_experts), np.bool_),
         np.empty((num_experts, R), np.int64),
@@ -140,7 +303,7 @@ def _hold(slots: Ints, num_experts: int, ranks: Ranks) -> Holding:
         e = slots[s]
         if e >= 0:
             holding.slot[e, holding.copies[e]] = s
-            _gain(holding, e, s // (slots.size // R), ranks)
+            _gain(holding, e, s // holding.size, ranks)
     return holding
 
 
@@ -159,46 +322,40 @@ def _lose(holding: Holding, e: int, r: int, ranks: Ranks) -> None:
 
 
 @_compiled
-def _relabel(holding: Holding, slots: Ints, s: int, r: int, b: int, ranks: Ranks) -> None:
-    """Give slot ``s`` of rank ``r`` to expert ``b``; its own undoing with the expert it had."""
-    a = slots[s]
+def _relabel(holding: Holding, s: int, r: int, b: int, ranks: Ranks) -> None:
+    """Give slot ``s`` of rank ``r`` to expert ``b``."""
+    a = holding.expert[s]
     _replace(holding.slot[a], s, holding.slot[a, holding.copies[a] - 1])
     holding.slot[b, holding.copies[b]] = s
     _lose(holding, a, r, ranks)
     _gain(holding, b, r, ranks)
-    slots[s] = b
+    holding.expert[s] = b
 
 
 @_compiled
-def _exchange(holding: Holding, slots: Ints, s: int, r: int, o: int, q: int, ranks: Ranks) -> None:
-    """Swap the experts of slot ``s`` on rank ``r`` and ``o`` on ``q``; its own undoing."""
-    a, b = slots[s], slots[o]
+def _exchange(holding: Holding, s: int, r: int, o: int, q: int, ranks: Ranks) -> None:
+    """Exchange the experts of slot ``s`` on rank ``r`` and ``o`` on ``q``."""
+    a, b = holding.expert[s], holding.expert[o]
     _replace(holding.slot[a], s, o)
     _replace(holding.slot[b], o, s)
     _lose(holding, a, r, ranks)
     _lose(holding, b, q, ranks)
     _gain(holding, a, q, ranks)
     _gain(holding, b, r, ranks)
-    slots[s], slots[o] = b, a
+    holding.expert[s], holding.expert[o] = b, a
 
 
 @_compiled
-def _apply(
-    holding: Holding,
-    slots: Ints,
-    s: int,
-    r: int,
-    o: int,
-    q: int,
-    b: int,
-    relabel: bool,
-    ranks: Ranks,
-) -> None:
-    """Do a proposal; done again with the expert it took away it is undone."""
-    if relabel:
-        _relabel(holding, slots, s, r, b, ranks)
+def _put(holding: Holding, proposal: Proposal, expert: int, ranks: Ranks) -> None:
+    """Do a proposal with its expert ``b``, or undo it with ``a``.
+
+    An exchange takes no expert: it undoes itself.
+    """
+    s, r = proposal.s, proposal.r
+    if proposal.relabel:
+        _relabel(holding, s, r, expert, ranks)
     else:
-        _exchange(holding, slots, s, r, o, q, ranks)
+        _exchange(holding, s, r, proposal.o, proposal.q, ranks)
 
 
 @_compiled
@@ -221,20 +378,20 @@ def _missing(holding: Holding, e: int, terms: Terms) -> Any:
 
 
 @_compiled
-def _more_missing(
-    a: int, b: int, r: int, q: int, relabel: bool, holding: Holding, ranks: Ranks, terms: Terms
-) -> Any:
+def _more_missing(proposal: Proposal, holding: Holding, ranks: Ranks, terms: Terms) -> Any:
     """Homes missing after a proposal less those missing before it.
 
-    Expert ``a`` leaves rank ``r`` to ``b``, and ``b`` leaves ``q`` to ``a`` unless it is a
-    relabelling.
+    The copies are moved, counted and moved back: whether a node stays a home depends on all of an
+    expert's copies.
     """
+    a, b, r, q = proposal.a, proposal.b, proposal.r, proposal.q
+    both = not proposal.relabel
     before = _missing(holding, a, terms) + _missing(holding, b, terms)
-    _move_home(holding, a, r, q, not relabel, 1, ranks)
-    _move_home(holding, b, r, q, not relabel, -1, ranks)
+    _move_home(holding, a, r, q, both, 1, ranks)
+    _move_home(holding, b, r, q, both, -1, ranks)
     after = _missing(holding, a, terms) + _missing(holding, b, terms)
-    _move_home(holding, a, r, q, not relabel, -1, ranks)
-    _move_home(holding, b, r, q, not relabel, 1, ranks)
+    _move_home(holding, a, r, q, both, -1, ranks)
+    _move_home(holding, b, r, q, both, 1, ranks)
     return after - before
 
 
@@ -251,16 +408,88 @@ def _move_home(
 
 
 @_compiled
-def _extra(slots: Ints, holding: Holding, terms: Terms) -> Any:
+def _extra(holding: Holding, terms: Terms) -> Any:
     """What a placement costs besides its peaks."""
-    size = slots.size // terms.price.shape[0]
     total = 0.0
-    for s in range(slots.size):
-        if slots[s] >= 0:
-            total += terms.price[s // size, slots[s]]
+    for s in range(holding.expert.size):
+        if holding.expert[s] >= 0:
+            total += terms.price[s // holding.size, holding.expert[s]]
     for e in range(holding.copies.size):
         total += terms.missing * _missing(holding, e, terms)
     return total
+
+
+@_inlined
+def _more_price(proposal: Proposal, price: Floats) -> Any:
+    """What a proposal adds to the prices of experts on ranks."""
+    a, b, r, q = proposal.a, proposal.b, proposal.r, proposal.q
+    if proposal.relabel:
+        return price[r, b] - price[r, a]
+    return (price[r, b] - price[r, a]) + (price[q, a] - price[q, b])
+
+
+@_compiled
+def _has_spare(holding: Holding) -> Any:
+    """Whether an expert has a second copy, so that slots can be given to others at all."""
+    return holding.copies.sum() > holding.copies.size
+
+
+@_inlined
+def _draw(state: State, expert: Ints, num_experts: int, size: int, spare: bool) -> Proposal:
+    """A random proposal, which may be impossible.
+
+    Redrawing until one is possible would make the time of a search depend on its luck.
+    """
+    s = _below(state, expert.size)
+    a, r = expert[s], s // size
+    if a < 0:
+        return Proposal(s, r, a, s, r, a, False)
+    if spare and _random(state) < _RELABEL:
+        return Proposal(s, r, a, s, r, _below(state, num_experts), True)
+    o = _below(state, expert.size)
+    return Proposal(s, r, a, o, o // size, expert[o], False)
+
+
+@_inlined
+def _is_possible(proposal: Proposal, holding: Holding) -> Any:
+    """Whether both are slots, every expert keeps a copy, and no rank gets an expert twice.
+
+    The last also excludes exchanges within a rank and of an expert with itself.
+    """
+    a, b = proposal.a, proposal.b
+    if a < 0 or b < 0 or holding.held[proposal.r, b]:
+        return False
+    if proposal.relabel:
+        return holding.copies[a] > 1
+    return not holding.held[proposal.q, a]
+
+
+@_inlined
+def _cooled(temperature: float, number: int, schedule: Schedule) -> Any:
+    """The temperature of a proposal: it falls by the same factor after each ``_STEADY``."""
+    if number % _STEADY != _STEADY - 1:
+        return temperature
+    return temperature * (schedule.cold / schedule.hot) ** (_STEADY / max(schedule.proposals, 1))
+
+
+@_inlined
+def _limit(value: float, temperature: float, chance: float) -> Any:
+    """What the objective must stay below for a proposal to be accepted.
+
+    The rule of Metropolis: a step up of ``x`` is accepted with probability ``exp(-x / T)``. Chance
+    enters before the proposal is judged, so that a clear case need not be settled to the end.
+    """
+    return value - temperature * np.log(1.0 - chance)
+
+
+@_compiled
+def _keep_best(best_slots: Ints, best: float, expert: Ints, score: float) -> Any:
+    """The better objective of the best so far and the present one, whose slots are then kept."""
+    if score < best - _CLOSE:
+        for s in range(expert.size):
+            best_slots[s] = expert[s]
+        return score
+    return best
 
 
 @_compiled
@@ -272,7 +501,7 @@ def _counted(load: float, risk: float, share: float, floor: float, pad: float) -
     return x
 
 
-@_compiled
+@_merged
 def _share(holding: Holding, e: int, r: int, ranks: Ranks) -> Any:
     """Share of an expert's load that falls on a rank; 0 if it is not there."""
     if not holding.held[r, e]:
@@ -288,205 +517,31 @@ def _share(holding: Holding, e: int, r: int, ranks: Ranks) -> Any:
 
 
 @_compiled
-def _fill_shares(
-    share_a: Floats, share_b: Floats, visit: Ints, a: int, b: int, holding: Holding, ranks: Ranks
+def _fill_slot_times(
+    time_RT: Floats, load_ET: Floats, risk_ET: Floats, holding: Holding, ranks: Ranks
 ) -> None:
-    """Shares of two experts' loads on the ranks to visit."""
-    for i in range(visit.size):
-        share_a[i] = _share(holding, a, visit[i], ranks)
-        share_b[i] = _share(holding, b, visit[i], ranks)
-
-
-@_compiled
-def _slot_sums(
-    load_ET: Floats, risk_ET: Floats, slots: Ints, holding: Holding, ranks: Ranks
-) -> Floats:
-    """What every rank counts in every scenario, ``(R, T)``."""
-    R = ranks.slowness.size
-    C = slots.size // R
-    sums_RT = np.zeros((R, load_ET.shape[1]))
-    for s in range(slots.size):
-        e, r = slots[s], s // C
+    """Sum what every rank counts in every scenario, times its slowness."""
+    for r in range(time_RT.shape[0]):
+        for t in range(time_RT.shape[1]):
+            time_RT[r, t] = 0.0
+    for s in range(holding.expert.size):
+        e, r = holding.expert[s], s // holding.size
         if e < 0:
             continue
         share, slow = _share(holding, e, r, ranks), ranks.slowness[r]
-        for t in range(load_ET.shape[1]):
+        for t in range(time_RT.shape[1]):
             x = _counted(load_ET[e, t], risk_ET[e, t], share, ranks.floor, ranks.pad)
-            sums_RT[r, t] += slow * x
-    return sums_RT
+            time_RT[r, t] += slow * x
 
 
-@_compiled
-def _refresh(sums_RT: Floats, power_RT: Floats, total: Floats, norm: Floats, bits: int) -> None:
-    """Totals and norms from the powers, anew: differences would let rounding pile up."""
-    total[:] = 0.0
-    for r in range(sums_RT.shape[0]):
-        for t in range(total.size):
-            total[t] += power_RT[r, t]
-    for t in range(total.size):
-        norm[t] = _root(total[t], bits)
+@_inlined
+def _touched(visit: Ints, proposal: Proposal, others: bool, holding: Holding) -> int:
+    """Ranks whose times a proposal may change, in ``visit``: how many.
 
-
-@_compiled
-def anneal_fixed(
-    load_ET: Floats,
-    risk_ET: Floats,
-    weight: Floats,
-    slots: Ints,
-    ranks: Ranks,
-    terms: Terms,
-    moves: int,
-    hot: float,
-    cold: float,
-    tail: float,
-    bits: int,
-    exact: bool,
-    seed: int,
-) -> tuple[Ints, float]:
-    """Anneal a layer for shares that do not follow the load: even ones, or the nearest copy's.
-
-    Proposals exchange two slots of different ranks, or give a redundant slot to another expert; no
-    rank ever holds an expert twice.  The objective is the mean over scenarios, or over their worst
-    ``tail`` share, of the ``2 ** bits``-norm of the ranks, and the terms.  With ``exact`` the best
-    is chosen by the peaks themselves, not by the norm.
-
-    Parameters
-    ----------
-    load_ET, risk_ET, weight
-        Scenarios, in units of the mean rank's load, and their weights ``(T,)``.
-    slots
-        Where to start, ``(S,)``; -1 where there is no slot; not changed.
-    hot, cold
-        Temperatures at the first and last move, in units of the objective.
-
-    Returns
-    -------
-    The best slots met, ``(S,)``, and their objective; the start if nothing is better.
+    Its own one or two; with ``others`` all that hold one of the two experts, whose shares change if
+    the number of copies does, or the nodes they are on.
     """
-    E, T = load_ET.shape
-    S, R = slots.size, ranks.slowness.size
-    C = S // R
-    slots = slots.copy()
-    holding = _hold(slots, E, ranks)
-    spare = holding.copies.sum() > E
-    sums_RT = _slot_sums(load_ET, risk_ET, slots, holding, ranks)
-    power_RT = np.empty_like(sums_RT)
-    for r in range(R):
-        for t in range(T):
-            power_RT[r, t] = _power(sums_RT[r, t], bits)
-    total, norm, new_total, new_norm = np.empty(T), np.empty(T), np.empty(T), np.empty(T)
-    new_RT = np.empty_like(sums_RT)
-    visit, before_a, after_a, before_b, after_b = (
-        np.empty(R, np.int64),
-        np.empty(R),
-        np.empty(R),
-        np.empty(R),
-        np.empty(R),
-    )
-    copies, held, slowness = holding.copies, holding.held, ranks.slowness
-    floor, pad = ranks.floor, ranks.pad
-    _refresh(sums_RT, power_RT, total, norm, bits)
-    level = _tail_level(norm, weight, tail)
-    value = _tail_mean(norm, weight, tail, level)
-    extra = _extra(slots, holding, terms)
-    best_slots, best = slots.copy(), np.inf
-    state = np.array([seed], np.uint64)
-    temperature = hot
-    cooling = (cold / hot) ** (256.0 / max(moves, 1))
-    changed = True
-    for move in range(moves + 1):
-        if changed:
-            score = value + extra
-            if exact:
-                score = _exact_score(sums_RT, new_norm, weight, tail) + extra
-            if score < best - _CLOSE:
-                best = score
-                best_slots[:] = slots
-        changed = False
-        if move % 256 == 255:
-            temperature *= cooling
-        limit = value - temperature * np.log(1.0 - _random(state))
-        s = _below(state, S)
-        r, a = s // C, slots[s]
-        if a < 0:
-            continue
-        relabel = spare and _random(state) < _RELABEL
-        if relabel:
-            o, q, b = s, r, _below(state, E)
-            if copies[a] < 2 or held[r, b]:
-                continue
-            step = terms.price[r, b] - terms.price[r, a]
-        else:
-            o = _below(state, S)
-            q, b = o // C, slots[o]
-            if b < 0 or q == r or a == b or held[r, b] or held[q, a]:
-                continue
-            step = terms.price[r, b] - terms.price[r, a]
-            step += terms.price[q, a] - terms.price[q, b]
-        if terms.homes > 0:
-            step += terms.missing * _more_missing(a, b, r, q, relabel, holding, ranks, terms)
-        count = _touched(visit, r, q, a, b, relabel or ranks.near, holding, C)
-        if ranks.near:
-            _fill_shares(before_a, before_b, visit[:count], a, b, holding, ranks)
-            _apply(holding, slots, s, r, o, q, b, relabel, ranks)
-            _fill_shares(after_a, after_b, visit[:count], a, b, holding, ranks)
-            _apply(holding, slots, s, r, o, q, a, relabel, ranks)
-        else:
-            more = 1 if relabel else 0
-            for i in range(count):
-                p = visit[i]
-                has_a, has_b = held[p, a], held[p, b]
-                before_a[i] = 1.0 / copies[a] if has_a else 0.0
-                before_b[i] = 1.0 / copies[b] if has_b else 0.0
-                gets_a = p != r and (has_a or (p == q and not relabel))
-                gets_b = p == r or (has_b and p != q)
-                after_a[i] = 1.0 / (copies[a] - more) if gets_a else 0.0
-                after_b[i] = 1.0 / (copies[b] + more) if gets_b else 0.0
-        new_total[:] = total
-        for i in range(count):
-            p = visit[i]
-            ba, aa, bb, ab = before_a[i], after_a[i], before_b[i], after_b[i]
-            if floor > 0.0:
-                for t in range(T):
-                    la, ra, lb, rb = load_ET[a, t], risk_ET[a, t], load_ET[b, t], risk_ET[b, t]
-                    new_RT[p, t] = sums_RT[p, t] + slowness[p] * (
-                        (_counted(la, ra, aa, floor, pad) - _counted(la, ra, ba, floor, pad))
-                        + (_counted(lb, rb, ab, floor, pad) - _counted(lb, rb, bb, floor, pad))
-                    )
-            else:
-                fa, ga = slowness[p] * (aa - ba), slowness[p] * (aa * aa - ba * ba)
-                fb, gb = slowness[p] * (ab - bb), slowness[p] * (ab * ab - bb * bb)
-                for t in range(T):
-                    new_RT[p, t] = (
-                        sums_RT[p, t]
-                        + (fa * load_ET[a, t] + ga * risk_ET[a, t])
-                        + (fb * load_ET[b, t] + gb * risk_ET[b, t])
-                    )
-            for t in range(T):
-                new_total[t] += _power(new_RT[p, t], bits) - power_RT[p, t]
-        for t in range(T):
-            new_norm[t] = _root(new_total[t], bits)
-        if _tail_mean(new_norm, weight, tail, level) + step >= limit:
-            continue
-        _apply(holding, slots, s, r, o, q, b, relabel, ranks)
-        for i in range(count):
-            p = visit[i]
-            for t in range(T):
-                sums_RT[p, t] = new_RT[p, t]
-                power_RT[p, t] = _power(new_RT[p, t], bits)
-        changed = True
-        _refresh(sums_RT, power_RT, total, norm, bits)
-        level = _tail_level(norm, weight, tail)
-        value = _tail_mean(norm, weight, tail, level)
-        extra += step
-    return best_slots, best
-
-
-@_compiled
-def _touched(
-    visit: Ints, r: int, q: int, a: int, b: int, others: bool, holding: Holding, size: int
-) -> int:
-    """Ranks whose sums a move may change, in ``visit``: two, with ``others`` all that share."""
+    r, q, a, b = proposal.r, proposal.q, proposal.a, proposal.b
     visit[0] = r
     count = 1
     if q != r:
@@ -496,18 +551,196 @@ def _touched(
         return count
     for e in (a, b):
         for i in range(holding.copies[e]):
-            p = holding.slot[e, i] // size
-            if p != r and p != q and not (e == b and holding.held[p, a]):
-                visit[count] = p
+            v = holding.slot[e, i] // holding.size
+            if v != r and v != q and not (e == b and holding.held[v, a]):
+                visit[count] = v
                 count += 1
     return count
 
 
 @_compiled
+def _fill_shares(
+    share_a: Floats,
+    share_b: Floats,
+    visit: Ints,
+    count: int,
+    proposal: Proposal,
+    holding: Holding,
+    ranks: Ranks,
+) -> None:
+    """Shares of the two experts' loads as they are."""
+    for i in range(count):
+        share_a[i] = _share(holding, proposal.a, visit[i], ranks)
+        share_b[i] = _share(holding, proposal.b, visit[i], ranks)
+
+
+@_merged
+def _fill_near_shares(
+    shares: Shares, visit: Ints, count: int, proposal: Proposal, holding: Holding, ranks: Ranks
+) -> None:
+    """Shares before and after a proposal where sources prefer near copies.
+
+    The proposal is done and undone: every copy's share depends on the nodes of all of them.
+    """
+    _fill_shares(shares.before_a, shares.before_b, visit, count, proposal, holding, ranks)
+    _put(holding, proposal, proposal.b, ranks)
+    _fill_shares(shares.after_a, shares.after_b, visit, count, proposal, holding, ranks)
+    _put(holding, proposal, proposal.a, ranks)
+
+
+@_inlined
+def _fill_even_shares(
+    shares: Shares, visit: Ints, count: int, proposal: Proposal, holding: Holding
+) -> None:
+    """Shares before and after a proposal where all copies get the same."""
+    copies, held = holding.copies, holding.held
+    a, b, r, q, relabel = proposal.a, proposal.b, proposal.r, proposal.q, proposal.relabel
+    more = 1 if relabel else 0
+    for i in range(count):
+        v = visit[i]
+        has_a, has_b = held[v, a], held[v, b]
+        shares.before_a[i] = 1.0 / copies[a] if has_a else 0.0
+        shares.before_b[i] = 1.0 / copies[b] if has_b else 0.0
+        gets_a = v != r and (has_a or (v == q and not relabel))
+        gets_b = v == r or (has_b and v != q)
+        shares.after_a[i] = 1.0 / (copies[a] - more) if gets_a else 0.0
+        shares.after_b[i] = 1.0 / (copies[b] + more) if gets_b else 0.0
+
+
+@_inlined
+def _fill_new_times(
+    norms: Norms,
+    visit: Ints,
+    count: int,
+    shares: Shares,
+    proposal: Proposal,
+    load_ET: Floats,
+    risk_ET: Floats,
+    ranks: Ranks,
+) -> None:
+    """What the ranks touched count after a proposal."""
+    a, b = proposal.a, proposal.b
+    floor, pad = ranks.floor, ranks.pad
+    time, new_time = norms.time, norms.new_time
+    for i in range(count):
+        v = visit[i]
+        slow = ranks.slowness[v]
+        ba, aa, bb, ab = (
+            shares.before_a[i],
+            shares.after_a[i],
+            shares.before_b[i],
+            shares.after_b[i],
+        )
+        if floor > 0.0:
+            for t in range(load_ET.shape[1]):
+                la, ra, lb, rb = load_ET[a, t], risk_ET[a, t], load_ET[b, t], risk_ET[b, t]
+                new_time[v, t] = time[v, t] + slow * (
+                    (_counted(la, ra, aa, floor, pad) - _counted(la, ra, ba, floor, pad))
+                    + (_counted(lb, rb, ab, floor, pad) - _counted(lb, rb, bb, floor, pad))
+                )
+        else:  # linear in load and risk, so their factors are the same in all scenarios
+            fa, ga = slow * (aa - ba), slow * (aa * aa - ba * ba)
+            fb, gb = slow * (ab - bb), slow * (ab * ab - bb * bb)
+            for t in range(load_ET.shape[1]):
+                new_time[v, t] = (
+                    time[v, t]
+                    + (fa * load_ET[a, t] + ga * risk_ET[a, t])
+                    + (fb * load_ET[b, t] + gb * risk_ET[b, t])
+                )
+
+
+@_compiled
+def anneal_fixed(
+    load_ET: Floats,
+    risk_ET: Floats,
+    slots: Ints,
+    ranks: Ranks,
+    terms: Terms,
+    objective: Objective,
+    schedule: Schedule,
+    seed: int,
+) -> tuple[Ints, float]:
+    """Anneal a layer for shares that do not follow the load: even ones, or the nearest copy's.
+
+    Proposals exchange two slots of different ranks, or give a redundant slot to another expert; no
+    rank ever holds an expert twice.
+
+    Parameters
+    ----------
+    load_ET, risk_ET
+        Scenarios, in units of the mean rank's load.
+    slots
+        Slots to start from, ``(S,)``; -1 where there is no slot; not changed.
+
+    Returns
+    -------
+    The best slots met, ``(S,)``, and their objective; the start if nothing is better.
+    """
+    (E, T), R = load_ET.shape, ranks.slowness.size
+    holding = _hold(slots, E, ranks)
+    spare = _has_spare(holding)
+    norms = _no_norms(R, T)
+    _fill_slot_times(norms.new_time, load_ET, risk_ET, holding, ranks)
+    _adopt(norms, np.arange(R), R, objective.bits)
+    level, value = _level_and_value(norms.norm, objective)
+    extra = _extra(holding, terms)
+    best_slots = slots.copy()
+    score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
+    best = _keep_best(best_slots, np.inf, holding.expert, score + extra)
+    visit = np.empty(R, np.int64)
+    shares = Shares(np.empty(R), np.empty(R), np.empty(R), np.empty(R))
+    state = np.array([seed], np.uint64)
+    temperature = schedule.hot
+    expert, price = holding.expert, terms.price
+    for number in range(schedule.proposals):
+        temperature = _cooled(temperature, number, schedule)
+        chance = _random(state)
+        proposal = _draw(state, expert, E, holding.size, spare)
+        if not _is_possible(proposal, holding):
+            continue
+        limit = _limit(value, temperature, chance)
+        step = _more_price(proposal, price)
+        if terms.homes > 0:
+            step += terms.missing * _more_missing(proposal, holding, ranks, terms)
+        others = proposal.relabel or ranks.near
+        count = _touched(visit, proposal, others, holding)
+        if ranks.near:
+            _fill_near_shares(shares, visit, count, proposal, holding, ranks)
+        else:
+            _fill_even_shares(shares, visit, count, proposal, holding)
+        _fill_new_times(norms, visit, count, shares, proposal, load_ET, risk_ET, ranks)
+        _add_new_powers(norms, visit, count, objective.bits)
+        if _new_value(norms, objective, level) + step >= limit:
+            continue
+        _put(holding, proposal, proposal.b, ranks)
+        _adopt(norms, visit, count, objective.bits)
+        level, value = _level_and_value(norms.norm, objective)
+        extra += step
+        score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
+        best = _keep_best(best_slots, best, expert, score + extra)
+    return best_slots, best
+
+
+@_compiled
+def _even_split(load_ET: Floats, holding: Holding, num_ranks: int) -> Split:
+    """Every copy of an expert takes the same share of its load."""
+    T = load_ET.shape[1]
+    split = Split(np.zeros((num_ranks, T)), np.zeros((holding.expert.size, T)))
+    for s in range(holding.expert.size):
+        e = holding.expert[s]
+        if e < 0:
+            continue
+        for t in range(T):
+            split.flow[s, t] = load_ET[e, t] / holding.copies[e]
+            split.sums[s // holding.size, t] += split.flow[s, t]
+    return split
+
+
+@_inlined
 def _even_out(
     sums_r: Floats, sums_q: Floats, flow_s: Floats, flow_o: Floats, slow_r: float, slow_q: float
 ) -> None:
-    """Let two ranks share one expert's load so that they are as alike as its load allows.
+    """Let two ranks share one expert's load so that they are as even as its load allows.
 
     The arrays are rows over the scenarios: of two ranks' sums and of the expert's two slots.
     """
@@ -525,55 +758,54 @@ def _even_out(
 @_compiled
 def _settle(
     visit: Ints,
-    slots: Ints,
-    holding: Holding,
-    ranks: Ranks,
-    sums_RT: Floats,
-    flow_ST: Floats,
+    count: int,
+    backwards: bool,
     allowed: Bools,
+    split: Split,
+    holding: Holding,
+    slow: Floats,
 ) -> None:
     """Even out each rank to visit with every allowed rank it shares an expert with, in turn.
 
     Repeated over all ranks this ends at the min-max split: its only fixed points are the flows with
     the least sum of squares, whose peak is least too.
     """
-    size = slots.size // sums_RT.shape[0]
-    slow = ranks.slowness
-    for r in visit:
+    expert, slot, copies, size = holding.expert, holding.slot, holding.copies, holding.size
+    sums, flow = split.sums, split.flow
+    for at in range(count):
+        r = visit[count - 1 - at if backwards else at]
         for s in range(r * size, (r + 1) * size):
-            e = slots[s]
+            e = expert[s]
             if e < 0:
                 continue
-            for i in range(holding.copies[e]):
-                o = holding.slot[e, i]
+            for i in range(copies[e]):
+                o = slot[e, i]
                 q = o // size
                 if q != r and allowed[q]:
-                    _even_out(sums_RT[r], sums_RT[q], flow_ST[s], flow_ST[o], slow[r], slow[q])
+                    _even_out(sums[r], sums[q], flow[s], flow[o], slow[r], slow[q])
 
 
 @_compiled
-def _reach(
-    visit: Ints, known: Bools, a: int, b: int, slots: Ints, holding: Holding
-) -> tuple[int, int]:
+def _reach(visit: Ints, known: Bools, proposal: Proposal, holding: Holding) -> tuple[int, int]:
     """Ranks with one of two experts, then those they share experts with: how many, and in all.
 
     ``visit``, ``(R,)``, is filled in that order, with neighbours up to ``_VISITS`` ranks in all;
     ``known`` marks them.
     """
-    size = slots.size // known.size
+    size = holding.size
     count = 0
-    for e in (a, b):
+    for e in (proposal.a, proposal.b):
         for i in range(holding.copies[e]):
             r = holding.slot[e, i] // size
             if not known[r]:
                 known[r] = True
                 visit[count] = r
                 count += 1
-    first = count
+    own = count
     at = 0
     while at < count < _VISITS:
         for s in range(visit[at] * size, (visit[at] + 1) * size):
-            e = slots[s]
+            e = holding.expert[s]
             if e < 0:
                 continue
             for i in range(holding.copies[e]):
@@ -583,144 +815,162 @@ def _reach(
                     visit[count] = q
                     count += 1
         at += 1
-    return first, count
+    return own, count
+
+
+@_compiled
+def _move_flow(split: Split, proposal: Proposal, holding: Holding) -> None:
+    """Let the flow follow a proposal that was just done: a start to settle from.
+
+    Exchanged experts take their flow along; a copy that is gone leaves it to the other copies.
+    """
+    sums, flow = split.sums, split.flow
+    s, r, o, q = proposal.s, proposal.r, proposal.o, proposal.q
+    T = sums.shape[1]
+    if proposal.relabel:
+        copies = holding.copies[proposal.a]
+        for i in range(copies):
+            heir = holding.slot[proposal.a, i]
+            for t in range(T):
+                part = flow[s, t] / copies
+                flow[heir, t] += part
+                sums[heir // holding.size, t] += part
+        for t in range(T):
+            sums[r, t] -= flow[s, t]
+            flow[s, t] = 0.0
+    else:
+        for t in range(T):
+            part = flow[o, t] - flow[s, t]
+            sums[r, t] += part
+            sums[q, t] -= part
+            flow[s, t], flow[o, t] = flow[o, t], flow[s, t]
+
+
+@_compiled
+def _copy_split(to: Split, of: Split, visit: Ints, count: int) -> None:
+    """Copy the split of the ranks to visit: to keep it, or to take back a refused proposal."""
+    R, T = to.sums.shape
+    size = to.flow.shape[0] // R
+    for i in range(count):
+        v = visit[i]
+        for t in range(T):
+            to.sums[v, t] = of.sums[v, t]
+        for s in range(v * size, (v + 1) * size):
+            for t in range(T):
+                to.flow[s, t] = of.flow[s, t]
+
+
+@_compiled
+def _fill_settled_times(norms: Norms, visit: Ints, count: int, split: Split, slow: Floats) -> None:
+    """The new times of the ranks to visit, from their share of the split."""
+    for i in range(count):
+        v = visit[i]
+        for t in range(split.sums.shape[1]):
+            norms.new_time[v, t] = slow[v] * split.sums[v, t]
+
+
+@_inlined
+def _add_settled_powers(
+    norms: Norms, visit: Ints, count: int, bits: int, split: Split, slow: Floats
+) -> None:
+    """As ``_add_new_powers``, for the times that the split gives the ranks."""
+    total, new_total = norms.total, norms.new_total
+    for t in range(total.size):
+        new_total[t] = total[t]
+    for i in range(count):
+        v = visit[i]
+        for t in range(total.size):
+            new_total[t] += _power(slow[v] * split.sums[v, t], bits) - norms.power[v, t]
+
+
+@_compiled
+def _settle_everyone(split: Split, holding: Holding, slow: Floats) -> None:
+    _settle(
+        np.arange(slow.size), slow.size, False, np.ones(slow.size, np.bool_), split, holding, slow
+    )
+
+
+@_compiled
+def _adopt_split(
+    split: Split, kept: Split, holding: Holding, ranks: Ranks, norms: Norms, objective: Objective
+) -> tuple[float, float]:
+    """Settle the split once more and keep it; returns what ``_level_and_value`` does.
+
+    A proposal settles a few ranks only. This passes what they gained on to the others.
+    """
+    R = ranks.slowness.size
+    everyone = np.arange(R)
+    _settle_everyone(split, holding, ranks.slowness)
+    _copy_split(kept, split, everyone, R)
+    _fill_settled_times(norms, everyone, R, split, ranks.slowness)
+    _adopt(norms, everyone, R, objective.bits)
+    return _level_and_value(norms.norm, objective)
 
 
 @_compiled
 def anneal_minmax(
     load_ET: Floats,
-    weight: Floats,
     slots: Ints,
     ranks: Ranks,
     terms: Terms,
-    moves: int,
-    hot: float,
-    cold: float,
-    tail: float,
-    bits: int,
-    exact: bool,
+    objective: Objective,
+    schedule: Schedule,
     seed: int,
 ) -> tuple[Ints, float]:
-    """Anneal a layer for the min-max split: as ``anneal_fixed``, with the shares kept beside.
+    """Anneal a layer for the min-max split: as ``anneal_fixed``, but the shares are kept as well.
 
-    A proposal takes the shares of its slots along; then the ranks it touched and their neighbours
-    even each other out.  Shares are feasible at any time, so no norm is below what the dispatcher
+    A proposal takes the flow of its slots along; then the ranks it touched and their neighbours
+    even each other out.  The split is feasible at any time, so no norm is below what the dispatcher
     reaches.  A floor or a padding of the ranks counts for nothing here.
     """
-    E, T = load_ET.shape
-    S, R = slots.size, ranks.slowness.size
-    C = S // R
-    slow = ranks.slowness
-    slots = slots.copy()
+    (E, T), R = load_ET.shape, ranks.slowness.size
     holding = _hold(slots, E, ranks)
-    spare = holding.copies.sum() > E
-    flow_ST, sums_RT = np.zeros((S, T)), np.zeros((R, T))
-    for s in range(S):
-        e = slots[s]
-        if e < 0:
-            continue
-        for t in range(T):
-            flow_ST[s, t] = load_ET[e, t] / holding.copies[e]
-            sums_RT[s // C, t] += flow_ST[s, t]
-    everyone, all_allowed = np.arange(R), np.ones(R, np.bool_)
+    spare = _has_spare(holding)
+    split = _even_split(load_ET, holding, R)
     for _ in range(_SWEEPS_AT_START):
-        _settle(everyone, slots, holding, ranks, sums_RT, flow_ST, all_allowed)
-    power_RT, timed_RT = np.empty_like(sums_RT), np.empty_like(sums_RT)
-    total, norm, new_total, new_norm = np.empty(T), np.empty(T), np.empty(T), np.empty(T)
-    old_sums, old_flow = sums_RT.copy(), flow_ST.copy()
+        _settle_everyone(split, holding, ranks.slowness)
+    kept = Split(split.sums.copy(), split.flow.copy())
+    norms = _no_norms(R, T)
+    level, value = _adopt_split(split, kept, holding, ranks, norms, objective)
+    extra = _extra(holding, terms)
+    best_slots = slots.copy()
+    score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
+    best = _keep_best(best_slots, np.inf, holding.expert, score + extra)
     visit, known = np.empty(R, np.int64), np.zeros(R, np.bool_)
-    extra = _extra(slots, holding, terms)
-    best_slots, best = slots.copy(), np.inf
     state = np.array([seed], np.uint64)
-    temperature = hot
-    cooling = (cold / hot) ** (256.0 / max(moves, 1))
-    level, value = 0.0, 0.0
-    changed = True
-    for move in range(moves + 1):
-        if changed:
-            _settle(everyone, slots, holding, ranks, sums_RT, flow_ST, all_allowed)
-            old_sums[:], old_flow[:] = sums_RT, flow_ST
-            for r in range(R):
-                for t in range(T):
-                    timed_RT[r, t] = slow[r] * sums_RT[r, t]
-                    power_RT[r, t] = _power(timed_RT[r, t], bits)
-            _refresh(sums_RT, power_RT, total, norm, bits)
-            level = _tail_level(norm, weight, tail)
-            value = _tail_mean(norm, weight, tail, level)
-            score = value + extra
-            if exact:
-                score = _exact_score(timed_RT, new_norm, weight, tail) + extra
-            if score < best - _CLOSE:
-                best = score
-                best_slots[:] = slots
-        changed = False
-        if move % 256 == 255:
-            temperature *= cooling
-        limit = value - temperature * np.log(1.0 - _random(state))
-        s = _below(state, S)
-        r, a = s // C, slots[s]
-        if a < 0:
+    temperature = schedule.hot
+    expert, price, slow = holding.expert, terms.price, ranks.slowness
+    for number in range(schedule.proposals):
+        temperature = _cooled(temperature, number, schedule)
+        chance = _random(state)
+        proposal = _draw(state, expert, E, holding.size, spare)
+        if not _is_possible(proposal, holding):
             continue
-        relabel = spare and _random(state) < _RELABEL
-        if relabel:
-            o, q, b = s, r, _below(state, E)
-            if holding.copies[a] < 2 or holding.held[r, b]:
-                continue
-            step = terms.price[r, b] - terms.price[r, a]
-        else:
-            o = _below(state, S)
-            q, b = o // C, slots[o]
-            if b < 0 or q == r or a == b or holding.held[r, b] or holding.held[q, a]:
-                continue
-            step = terms.price[r, b] - terms.price[r, a]
-            step += terms.price[q, a] - terms.price[q, b]
+        limit = _limit(value, temperature, chance)
+        step = _more_price(proposal, price)
         if terms.homes > 0:
-            step += terms.missing * _more_missing(a, b, r, q, relabel, holding, ranks, terms)
-        if relabel:
-            _relabel(holding, slots, s, r, b, ranks)
-            for i in range(holding.copies[a]):  # the shares left behind go to the other copies
-                heir = holding.slot[a, i]
-                for t in range(T):
-                    part = flow_ST[s, t] / holding.copies[a]
-                    flow_ST[heir, t] += part
-                    sums_RT[heir // C, t] += part
-            for t in range(T):
-                sums_RT[r, t] -= flow_ST[s, t]
-                flow_ST[s, t] = 0.0
-        else:
-            _exchange(holding, slots, s, r, o, q, ranks)
-            for t in range(T):
-                part = flow_ST[o, t] - flow_ST[s, t]
-                sums_RT[r, t] += part
-                sums_RT[q, t] -= part
-                flow_ST[s, t], flow_ST[o, t] = flow_ST[o, t], flow_ST[s, t]
-        first, count = _reach(visit, known, a, b, slots, holding)
+            step += terms.missing * _more_missing(proposal, holding, ranks, terms)
+        _put(holding, proposal, proposal.b, ranks)
+        _move_flow(split, proposal, holding)
+        own, count = _reach(visit, known, proposal, holding)
         accepted = False
-        for sweep in range(3):  # the ranks touched; then their neighbours too, forth and back
-            if sweep == 0:
-                _settle(visit[:first], slots, holding, ranks, sums_RT, flow_ST, known)
-            elif sweep == 1:
-                _settle(visit[:count], slots, holding, ranks, sums_RT, flow_ST, known)
-            else:
-                _settle(visit[:count][::-1], slots, holding, ranks, sums_RT, flow_ST, known)
-            new_total[:] = total
-            for p in visit[:count]:
-                for t in range(T):
-                    new_total[t] += _power(slow[p] * sums_RT[p, t], bits) - power_RT[p, t]
-            for t in range(T):
-                new_norm[t] = _root(new_total[t], bits)
-            new = _tail_mean(new_norm, weight, tail, level) + step
+        for sweep in range(_SWEEPS):
+            # The ranks with the two experts first, then their neighbours too, forth and back.
+            settling, backwards = own if sweep == 0 else count, sweep == 2
+            _settle(visit, settling, backwards, known, split, holding, slow)
+            _add_settled_powers(norms, visit, count, objective.bits, split, slow)
+            new = _new_value(norms, objective, level) + step
             accepted = new < limit
             if accepted or new > limit + _HOPE:
-                break
-        for p in visit[:count]:
-            known[p] = False
-        if accepted:
-            extra += step
-            changed = True
+                break  # most proposals are so good or so bad that the first sweep decides
+        for i in range(count):
+            known[visit[i]] = False
+        if not accepted:
+            _put(holding, proposal, proposal.a, ranks)
+            _copy_split(split, kept, visit, count)
             continue
-        _apply(holding, slots, s, r, o, q, a, relabel, ranks)
-        for p in visit[:count]:
-            sums_RT[p] = old_sums[p]
-            flow_ST[p * C : (p + 1) * C] = old_flow[p * C : (p + 1) * C]
+        level, value = _adopt_split(split, kept, holding, ranks, norms, objective)
+        extra += step
+        score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
+        best = _keep_best(best_slots, best, expert, score + extra)
     return best_slots, best

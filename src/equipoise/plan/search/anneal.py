@@ -331,16 +331,13 @@ class Search:
         load, risk = scenarios.load[layer], scenarios.risk[layer]
         weight = scenarios.weight[layer] / scenarios.weight[layer].sum()
         how = (
-            weight,
             slots,
             self._ranks(layer),
             self._kernel_terms(layer),
-            length,
-            stage.hot[number % len(stage.hot)],
-            stage.cold,
-            max(self.tail, weight[weight > 0].min()),
-            stage.bits,
-            weight.size == 1,
+            kernels.Objective(
+                weight, max(self.tail, weight[weight > 0].min()), stage.bits, weight.size == 1
+            ),
+            kernels.Schedule(length, stage.hot[number % len(stage.hot)], stage.cold),
             kernel_seed(self.seed, number, int(layer)),
         )
         if stage.follows_load:
