@@ -37,7 +37,7 @@ def test_known_bounds():
     assert peak_lower_bound(load, 2, 6).tolist() == [11.0]
     assert even_split_lower_bound(load, 2, 6).tolist() == [5.0]
     assert packing_lower_bound(load, [[2, 2, 1, 1]], 2).tolist() == [11.0]
-    # Without copies the hottest expert; with them it spreads over as many ranks as it has copies.
+    # Without copies the hottest expert; with them it spreads over one rank for each copy.
     assert peak_lower_bound([[30, 1, 1, 1]], 4, 4).tolist() == [30.0]
     assert peak_lower_bound([[30, 1, 1, 1]], 2, 6).tolist() == [16.5]
     assert peak_lower_bound([[30, 1, 1, 1]], 4, 8).tolist() == [8.25]
@@ -192,7 +192,7 @@ def test_one_more_slot_a_rank_never_raises_a_bound(experts, ranks, per_rank, see
 
 
 def level_is_ruled_out(load, level, num_ranks, num_slots):
-    """Whether even copies and what is beside them exceed the level, as it is told."""
+    """Whether even copies and what is next to them exceed the level, as claimed."""
     copies = [max(1, int(np.ceil(w / level * (1 - 1e-12)))) for w in load]
     size, spare = num_slots // num_ranks, num_slots - sum(copies)
     if spare < 0:

@@ -146,7 +146,7 @@ def test_no_planner_leaves_its_arrays(case):
 
 @pytest.mark.long
 def test_every_index_of_the_kernels_is_within_its_array(tmp_path):
-    """The same in a process in which numba checks each index, and compiles for it anew."""
+    """The same in a process in which numba checks each index, and compiles for it again."""
     checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     name = f"{Path(__file__)}::test_no_planner_leaves_its_arrays"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]

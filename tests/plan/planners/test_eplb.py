@@ -66,7 +66,7 @@ class TestDeepSeekExample:
             assert (plan.peak <= np.array(eplb_peaks) + 1).all()
 
     def test_ties_and_empty_layers(self):
-        # A layer without load, beside one with: EPLB gives all copies to the first expert.
+        # A layer without load, next to one with: EPLB gives all copies to the first expert.
         loads = [[0] * 12, A]
         hierarchical = Hierarchical(num_expert_groups=4, allow_same_rank_copies=True)
         assert slots_of(hierarchical, loads, 16, 8, 4)[0] == [

@@ -159,7 +159,7 @@ def test_noise_moves_nothing():
 
 
 def test_a_copy_comes_from_its_own_node_if_that_is_as_good():
-    # Expert 0 is hot; ranks 1 to 3 are alike, and only rank 1 is on the node of rank 0.
+    # Expert 0 is hot; ranks 1 to 3 are equal, and only rank 1 is on the node of rank 0.
     current = in_force([[0, 1], [2, 4], [3, 4], [5, 4]], 6)
     problem = Problem([[10, 4, 5, 5, 0.1, 5]], Topology(4, 2), 8)
     plan = quick(current, max_moves=1).plan(problem)
