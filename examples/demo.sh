@@ -19,7 +19,7 @@ run equipoise report "$trace" --ranks 8 --html "$out/report.html"
 
 printf '\n== Which copies, and where? Scored on steps the planner has not seen.\n'
 for ranks in 4 8 16; do
-    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks" --moves 400000 \
+    run equipoise plan "$trace" --ranks "$ranks" --redundant "$ranks" --proposals 400000 \
         --for equipoise --output "$out/plan-$ranks.json"
 done
 
@@ -29,7 +29,7 @@ run equipoise plan "$trace" --ranks 8 --redundant 8 --planner greedy \
 
 printf '\n== That map made better while it serves: 20 of its 200 slots may change.\n'
 run equipoise plan "$trace" --ranks 8 --redundant 8 --from "$out/greedy-8.json" --max-moves 20 \
-    --moves 100000 --for equipoise --output "$out/repaired-8.json"
+    --proposals 100000 --for equipoise --output "$out/repaired-8.json"
 
 printf '\n== A map for the loss of each rank, made beforehand; the others keep what they have.\n'
 run equipoise failover "$out/plan-8.json" "$trace" --lost rank --for equipoise \
@@ -47,7 +47,7 @@ for target in trtllm:moe_load_balancer.yaml sglang:expert_location.json \
 done
 
 printf '\n== And the flags that go with one, for a named release.\n'
-run equipoise plan "$trace" --ranks 8 --redundant 8 --moves 400000 --for sglang \
+run equipoise plan "$trace" --ranks 8 --redundant 8 --proposals 400000 --for sglang \
     --engine-version 0.5.23 --hidden-layers 5 --output "$out/expert_location.json"
 
 printf '\n== The maps of two engines hold the same plan: nothing would move.\n'

@@ -74,7 +74,7 @@ def read_texts() -> list[tuple[str, str]]:
     """Path and content of every file of code and prose, without what may stand there."""
     files = [ROOT / "README.md"]
     for place in PLACES:
-        files += [*(ROOT / place).rglob("*.py"), *(ROOT / place).rglob("*.md")]
+        files += [p for kind in ("*.py", "*.md", "*.sh") for p in (ROOT / place).rglob(kind)]
     found = []
     for file in sorted(files):
         if file == Path(__file__):
