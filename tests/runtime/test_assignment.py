@@ -11,6 +11,7 @@ import torch
 
 from equipoise.dispatch import MinMax, Nearest
 from equipoise.engines.sglang.rules import SglangStatic
+from equipoise.engines.trtllm.rules import Trtllm
 from equipoise.engines.vllm.rules import Vllm
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.moe.assignment import (
@@ -30,6 +31,7 @@ NODES = Topology(4, ranks_per_node=2)
 ASSIGNMENTS = {
     "table rule": ByRule(SglangStatic(topology=NODES)),
     "row rule": ByRule(Vllm(top_k=3)),
+    "rule of blocks": ByRule(Trtllm()),  # gives padding the number S
     "on device": OnDevice(),
     "quotas": ByQuotas(MinMax()),
 }

@@ -156,12 +156,14 @@ class EngineRule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableRule(EngineRule):
-    """One copy for each source rank and expert, whatever the token."""
+class TokenRule(EngineRule):
+    """A rule by which a rank picks slots for its own tokens, without looking at those of others."""
 
     @abstractmethod
-    def table(self, placement: Placement) -> NDArray[np.int64]:
-        """The slot each rank uses for each expert, ``(R, L, E)``."""
+    def pick(
+        self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
+    ) -> NDArray[np.int64]:
+        """The slot that serves each choice, ``(D, L, K)``; all ids are in ``[0, E)``."""
 
     def slots(
         self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
@@ -171,7 +173,8 @@ class TableRule(EngineRule):
         Parameters
         ----------
         topk_ids
-            Expert ids, ``(D, L, K)``, or ``(D, K)`` for a placement of one layer.
+            Expert ids, ``(D, L, K)``, or ``(D, K)`` for a placement of one layer: all tokens of the
+            rank in this batch, in order.
         rank
             The rank the tokens are on.
 
@@ -180,9 +183,24 @@ class TableRule(EngineRule):
         Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
         """
         ids_DLK, known = known_ids(topk_ids, placement, rank)
-        layer = np.arange(placement.num_layers)[:, None]
-        slots = np.where(known, self.table(placement)[rank][layer, ids_DLK], -1)
+        slots = np.where(known, self.pick(ids_DLK, placement, rank), -1)
         return slots.reshape(np.shape(topk_ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRule(TokenRule):
+    """One copy for each source rank and expert, whatever the token."""
+
+    @abstractmethod
+    def table(self, placement: Placement) -> NDArray[np.int64]:
+        """The slot each rank uses for each expert, ``(R, L, E)``."""
+
+    def pick(
+        self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
+    ) -> NDArray[np.int64]:
+        """The copy in the rank's row of the table."""
+        layer = np.arange(placement.num_layers)[:, None]
+        return np.asarray(self.table(placement)[rank][layer, ids_DLK])
 
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
@@ -195,7 +213,7 @@ class TableRule(EngineRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowRule(EngineRule):
+class RowRule(TokenRule):
     """Copy number ``(code(row) + offset(rank, expert)) mod copies``, slots of an expert ascending.
 
     Rows are the tokens of a rank, counted from 0 in every batch.
@@ -230,29 +248,14 @@ class RowRule(EngineRule):
         """What source rank and expert contribute, of the broadcast shape of both."""
         return np.zeros(np.broadcast(rank, expert).shape, np.int64)
 
-    def slots(
-        self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
+    def pick(
+        self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """The slot that serves each choice of the tokens of one rank.
-
-        Parameters
-        ----------
-        topk_ids
-            Expert ids, ``(D, L, K)``, or ``(D, K)`` for a placement of one layer: all tokens of the
-            rank in this batch, in order.
-        rank
-            The rank the tokens are on.
-
-        Returns
-        -------
-        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
-        """
-        ids_DLK, known = known_ids(topk_ids, placement, rank)
+        """The copy that row, rank and expert lead to."""
         layer = np.arange(placement.num_layers)[:, None]
         code = self.code(np.arange(len(ids_DLK)))[:, None, None]
         copy = (code + self.offset(rank, ids_DLK)) % placement.copies[layer, ids_DLK]
-        slots = np.where(known, placement.slots_of_experts()[layer, ids_DLK, copy], -1)
-        return slots.reshape(np.shape(topk_ids))
+        return np.asarray(placement.slots_of_experts()[layer, ids_DLK, copy])
 
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement

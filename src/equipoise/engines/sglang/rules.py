@@ -8,15 +8,14 @@ from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from equipoise.dispatch.times import nodes_of_ranks
 from equipoise.engines._shared.rules import (
-    EngineRule,
     RowRule,
     TableRule,
+    TokenRule,
     copies_of_slots,
-    known_ids,
     with_remainder,
 )
 from equipoise.errors import EquipoiseError
@@ -55,7 +54,7 @@ class SglangStatic(TableRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SglangDynamic(EngineRule):
+class SglangDynamic(TokenRule):
     """SGLang 0.5.23, ``--ep-dispatch-algorithm dynamic`` with an all-to-all: a copy at random.
 
     The engine draws on the GPU, and its numbers cannot be repeated here; ``slots`` draws its own.
@@ -79,30 +78,16 @@ class SglangDynamic(EngineRule):
         if not isinstance(self.seed, int) or self.seed < 0:
             raise EquipoiseError(f"seed is {self.seed!r}; expected a whole number >= 0.")
 
-    def slots(
-        self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
+    def pick(
+        self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """A slot for each choice of the tokens of one rank, drawn as the engine draws.
-
-        Parameters
-        ----------
-        topk_ids
-            Expert ids, ``(D, L, K)``, or ``(D, K)`` for a placement of one layer.
-        rank
-            The rank the tokens are on.
-
-        Returns
-        -------
-        Slots in the shape of ``topk_ids``; -1 where the id is outside ``[0, E)``.
-        """
-        ids_DLK, known = known_ids(topk_ids, placement, rank)
+        """A copy that the rank may use, drawn as the engine draws."""
         layer = np.arange(placement.num_layers)[:, None]
         draw = np.random.default_rng((self.seed, rank)).integers(0, 2**16, ids_DLK.shape)
         copy = draw % placement.copies[layer, ids_DLK]
         slots = placement.slots_of_experts()[layer, ids_DLK, copy]
         near = self._near(placement)[rank][layer, ids_DLK]
-        slots = np.where(near >= 0, near, slots)
-        return np.where(known, slots, -1).reshape(np.shape(topk_ids))
+        return np.asarray(np.where(near >= 0, near, slots))
 
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement

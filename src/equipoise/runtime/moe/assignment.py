@@ -95,7 +95,10 @@ class SlotRule(Dispatcher, Protocol):
     def slots(
         self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
     ) -> NDArray[np.int64]:
-        """Choose slots for the tokens of one rank, without those of others; -1 for padding."""
+        """Choose slots for the tokens of one rank, without those of others.
+
+        Padding gets what the engine gives it, a number outside ``[0, S)``.
+        """
         ...
 
 
@@ -117,6 +120,7 @@ class ByRule:
         """Apply the rule, which looks at these tokens only."""
         del load_RE
         slot_DK = self.dispatcher.slots(ids_DK.cpu().numpy(), placement, rank=rank)
+        slot_DK = np.where(slot_DK < placement.num_slots, slot_DK, -1)
         return Assigned(torch.from_numpy(slot_DK).to(ids_DK.device))
 
 
