@@ -92,10 +92,8 @@ class Problem:
         """The same with this number of assignments in a layer's mean step; itself if ``None``."""
         if assignments is None:
             return self
-        mean = self.load.sum(axis=2).mean(axis=0)
-        scale = np.divide(assignments, mean, out=np.zeros_like(mean), where=mean > 0)
         return Problem(
-            self.load * scale[:, None],
+            with_mean_step(self.load, assignments),
             self.topology,
             self.num_slots,
             layer_ids=self.layer_ids,
@@ -117,6 +115,18 @@ class Problem:
         object.__setattr__(other, "num_slots", num_slots)
         return other
 
+    def difference(self, placement: Placement) -> str | None:
+        """Which of layers, experts, slots and ranks is first to differ; ``None`` if none does."""
+        for what, there, here in (
+            ("layers", placement.layer_ids, self.layer_ids),
+            ("experts", placement.num_experts, self.num_experts),
+            ("slots", placement.num_slots, self.num_slots),
+            ("ranks", placement.num_ranks, self.topology.num_ranks),
+        ):
+            if there != here:
+                return what
+        return None
+
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""
         return Placement(
@@ -125,6 +135,13 @@ class Problem:
             num_experts=self.num_experts,
             layer_ids=self.layer_ids,
         )
+
+
+def with_mean_step(load_TLE: NDArray[np.float64], assignments: float) -> NDArray[np.float64]:
+    """Loads of which the mean step of every layer with load has this number of assignments."""
+    mean = load_TLE.sum(axis=2).mean(axis=0)
+    scale = np.divide(assignments, mean, out=np.zeros_like(mean), where=mean > 0)
+    return np.asarray(load_TLE * scale[:, None])
 
 
 def _as_traffic_groups(traffic_groups: ArrayLike | None, num_steps: int) -> NDArray[np.str_] | None:

@@ -18,6 +18,7 @@ from equipoise.plan.evaluate import (
     evaluate,
     evaluate_without_balancing,
 )
+from equipoise.plan.problem import with_mean_step
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -184,11 +185,7 @@ def score_before(
 def _steps(trace: Trace, step_assignments: float | None) -> NDArray[np.float64]:
     """Loads of the steps, ``(T, L, E)``, with this number of assignments in a layer's mean step."""
     load = trace.counts.astype(np.float64)
-    if step_assignments is None:
-        return load
-    mean = load.sum(axis=2).mean(axis=0)
-    scale = np.divide(step_assignments, mean, out=np.zeros_like(mean), where=mean > 0)
-    return np.asarray(load * scale[:, None])
+    return load if step_assignments is None else with_mean_step(load, step_assignments)
 
 
 def _chance(held: Trace, ranks: int) -> float:

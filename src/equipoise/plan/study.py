@@ -144,14 +144,9 @@ def hold_out_steps(trace: Trace, share: float) -> tuple[Trace, Trace | None]:
 
 def _check_fits(current: Placement, problem: Problem) -> None:
     check_type("current", current, Placement)
-    for what, here, there in (
-        ("layers", current.layer_ids, problem.layer_ids),
-        ("experts", current.num_experts, problem.num_experts),
-        ("slots", current.num_slots, problem.num_slots),
-        ("ranks", current.num_ranks, problem.topology.num_ranks),
-    ):
-        if here != there:
-            raise EquipoiseError(
-                f"The placement in force has other {what} than the problem; study one of the same "
-                "model and devices."
-            )
+    other = problem.difference(current)
+    if other is not None:
+        raise EquipoiseError(
+            f"The placement in force has other {other} than the problem; study one of the same "
+            "model and devices."
+        )

@@ -284,17 +284,12 @@ class Repair:
 
     def _check(self, problem: Problem) -> None:
         check_distinct(problem)
-        for name, here, there in (
-            ("layers", self.current.layer_ids, problem.layer_ids),
-            ("experts", self.current.num_experts, problem.num_experts),
-            ("slots", self.current.num_slots, problem.num_slots),
-            ("ranks", self.current.num_ranks, problem.topology.num_ranks),
-        ):
-            if here != there:
-                raise EquipoiseError(
-                    f"The placement in force has other {name} than the problem; repair one with "
-                    "loads of the same model and devices, or plan from scratch with Robust."
-                )
+        other = problem.difference(self.current)
+        if other is not None:
+            raise EquipoiseError(
+                f"The placement in force has other {other} than the problem; repair one with "
+                "loads of the same model and devices, or plan from scratch with Robust."
+            )
 
 
 def _stages(search: Search) -> tuple[Stage, ...]:

@@ -384,14 +384,9 @@ def _scenarios(problem: Problem) -> Scenarios:
 def _check(placement: Placement, problem: Problem) -> None:
     check_type("placement", placement, Placement)
     check_type("problem", problem, Problem)
-    for what, ours, theirs in (
-        ("layers", placement.layer_ids, problem.layer_ids),
-        ("experts", placement.num_experts, problem.num_experts),
-        ("slots", placement.num_slots, problem.num_slots),
-        ("ranks", placement.num_ranks, problem.topology.num_ranks),
-    ):
-        if ours != theirs:
-            raise EquipoiseError(
-                f"The placement and the problem differ in {what}; give the traffic, the slots and "
-                "the devices of this placement."
-            )
+    other = problem.difference(placement)
+    if other is not None:
+        raise EquipoiseError(
+            f"The placement and the problem differ in {other}; give the traffic, the slots and "
+            "the devices of this placement."
+        )
