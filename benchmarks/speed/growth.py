@@ -114,6 +114,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, wanted)))
         return
+    if args.before and not (args.before / "equipoise").is_dir():
+        parser.error(f"{args.before} holds no package equipoise; give its src folder")
     versions = {"now": ROOT / "src"} | ({"before": args.before} if args.before else {})
     print("microseconds a layer")
     for shape in args.shapes.split():

@@ -8,10 +8,8 @@ from equipoise.engines._shared.map_layers import (
     guessed_order,
     unchecked,
 )
-from equipoise.engines.formats import MapContext, RawMap, Severity
-
-KNOWN = MapContext(num_ranks=2, num_experts=4, num_redundant=2)
-GOOD = RawMap(rows=[[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]], layer_keys=[3, 4])
+from equipoise.engines.formats import MapContext, Severity
+from tests.engines._shared.small_map import GOOD, KNOWN
 
 
 def test_layer_keys_that_are_not_the_models():

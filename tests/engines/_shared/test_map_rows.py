@@ -5,8 +5,7 @@ import pytest
 from equipoise.engines._shared.map_rows import build, default_row
 from equipoise.engines.formats import MapContext, RawMap
 from equipoise.errors import EquipoiseError
-
-GOOD = RawMap(rows=[[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]], layer_keys=[3, 4])
+from tests.engines._shared.small_map import GOOD
 
 
 def test_default_row():

@@ -143,6 +143,9 @@ def test_the_largest_loads_take_no_more_memory(name, load):
     """Three copies and one: a table of the rows would be billions long."""
     placement = Placement([[0, 1, 0, 0]], num_ranks=2, num_experts=2)
     rule = type(dispatcher(name))(top_k=1)
+    _ = rule.split(
+        [[[1, 1], [0, 1]]], placement
+    ).quotas  # loads the kernels before memory is traced
     tracemalloc.start()
     split = rule.split([[[load, 1], [0, load // 2]]], placement)
     assert per_expert(split.quotas, placement).tolist() == [[load, 1 + load // 2]]
