@@ -27,6 +27,7 @@ from equipoise.plan.planners.repair import Curve, Repair
 from equipoise.plan.planners.robust import Robust
 from equipoise.plan.planners.survivable import Survivable
 from equipoise.plan.problem import Problem
+from equipoise.plan.replan import Answer, Outcome, Situation, replan
 from equipoise.plan.result import Plan, Planner
 from equipoise.plan.scores import Scores, Verdict
 from equipoise.plan.search.anneal import Progress
@@ -39,6 +40,7 @@ from equipoise.plan.weigh.reach import Reach, measure_reach
 from equipoise.plan.weigh.traffic import StepTime, Traffic, measure_traffic
 
 __all__ = [
+    "Answer",
     "Binding",
     "Budget",
     "Colocate",
@@ -52,6 +54,7 @@ __all__ = [
     "Gate",
     "Greedy",
     "Hierarchical",
+    "Outcome",
     "Plan",
     "Planner",
     "Problem",
@@ -62,6 +65,7 @@ __all__ = [
     "Robust",
     "RoundRobin",
     "Scores",
+    "Situation",
     "StepTime",
     "Study",
     "Survivable",
@@ -84,6 +88,7 @@ __all__ = [
     "measure_traffic",
     "packing_lower_bound",
     "peak_lower_bound",
+    "replan",
     "resize",
     "study",
     "time_lower_bound",

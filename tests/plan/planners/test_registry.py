@@ -56,7 +56,7 @@ PLANNERS["turned"] = PlannerEntry(
 
 @pytest.fixture
 def run(tmp_path):
-    """Run code in a fresh interpreter that knows the planner; its status and what it prints."""
+    """Run code in a fresh interpreter that knows the planner; its status, and output or error."""
     (tmp_path / "turned.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "conftest.py").write_text("import turned\n", encoding="utf-8")
 
@@ -67,7 +67,7 @@ def run(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stderr if done.returncode else done.stdout
 
     return run
 

@@ -243,7 +243,8 @@ def test_the_answer_says_what_moves():
         ({"least_gain": 0}, "least_gain is 0; expected 1e-06 to 0.3"),
         ({"tail": 2}, "tail is 2; expected 0 to 1"),
         ({"proposals": -1}, "proposals is -1"),
-        ({"seed": "x"}, "seed is 'x'; expected a number"),
+        ({"seed": "x"}, "seed is 'x'; expected a whole number"),
+        ({"time_budget_seconds": -1}, "time_budget_seconds is -1"),
         ({"num_threads": 0}, "num_threads is 0"),
     ],
 )
@@ -294,3 +295,15 @@ def test_moves_are_priced_in_rank_loads_where_a_dispatcher_counts_seconds(dispat
     curve = quick(current, dispatch=dispatch).curve(problem)
     assert curve.objective[0] > 1
     assert len(curve.moves) > 1
+
+
+def test_without_time_the_current_placement_stays():
+    current, problem = drifted()
+    plan = quick(current, time_budget_seconds=0.0).plan(problem)
+    assert (plan.placement.slots == current.slots).all()
+
+
+def test_time_enough_changes_no_answer():
+    current, problem = drifted()
+    plan = quick(current, time_budget_seconds=3600.0).plan(problem)
+    assert (plan.placement.slots == quick(current).plan(problem).placement.slots).all()

@@ -222,8 +222,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             summary="where a placement is in force and moves cost; see [repair.md](repair.md)",
             time="as `Robust`",
             options=(
-                Option("proposals", limits=_AMOUNT),
-                Option("seed", limits={"gte": 0}),
+                *_SEARCH,
                 Option("max_moves", limits={"gte": 0, "lte": 1 << 40}),
                 Option("max_bytes", limits={"gte": 0, "lte": 1 << 60}),
                 Option("max_seconds", limits={"gt": 0}),

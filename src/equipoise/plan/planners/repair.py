@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.checks import check_count, check_number
+from equipoise.checks import check_number
 from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, diff, keep_slots, ordinal_on_rank, with_slots
@@ -18,7 +18,14 @@ from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import check_distinct
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
-from equipoise.plan.search.anneal import Search, Stage, Terms, fill_up
+from equipoise.plan.search.anneal import (
+    Clock,
+    Search,
+    Stage,
+    Terms,
+    check_search_options,
+    fill_up,
+)
 from equipoise.plan.search.scenarios import (
     Floats,
     noisy_scenarios,
@@ -112,7 +119,7 @@ class Repair:
     what together is best for the move budget.  On the windows planned on the answer is never
     worse than the current placement, and a larger move budget never ends worse.
 
-    Deterministic by seed for any number of threads.
+    Deterministic by seed for any number of threads, unless ``time_budget_seconds`` ends the search.
 
     Parameters
     ----------
@@ -135,6 +142,9 @@ class Repair:
     proposals
         Proposals per layer, at the lowest price.  At higher prices, where less is worth trying,
         down to a quarter.
+    time_budget_seconds
+        Seconds after which the best so far is the answer, which then depends on the machine; every
+        price gets its share of them.  ``None``: after all proposals.
     seed
         Random seed of the search.
     num_threads
@@ -151,12 +161,13 @@ class Repair:
     tail: float = 1.0
     traffic_weights: Mapping[str, float] | None = None
     proposals: int = 1 << 20
+    time_budget_seconds: float | None = None
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         dispatcher(self.dispatch)
-        for name in ("max_moves", "max_bytes", "expert_bytes", "proposals", "seed"):
+        for name in ("max_moves", "max_bytes", "expert_bytes"):
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, low=0, high=np.inf)
@@ -172,8 +183,12 @@ class Repair:
             )
         check_number("least_gain", self.least_gain, low=1e-6, high=_DEAREST)
         check_number("tail", self.tail, low=0, high=1)
-        if self.num_threads is not None:
-            check_count("num_threads", self.num_threads)
+        check_search_options(
+            proposals=self.proposals,
+            seed=self.seed,
+            num_threads=self.num_threads,
+            time_budget_seconds=self.time_budget_seconds,
+        )
 
     def plan(self, problem: Problem) -> Plan:
         """The point of the curve after which no move is worth its price.
@@ -217,6 +232,7 @@ class Repair:
             tail=self.tail,
             seed=self.seed,
             num_threads=self.num_threads,
+            clock=Clock(self.time_budget_seconds),
         )
         layouts = np.stack(self._layouts(search))
         moves = (layouts != self.current.slots).sum(axis=2)
@@ -245,22 +261,27 @@ class Repair:
         start = _without_repeats(self.current, search)
         price = _prices(self.current, search.topology)
         found = [self.current.slots]
+        shift = np.minimum(np.arange(_NUM_PRICES)[::-1] // 2, 2)
         for k, level in enumerate(np.geomspace(_DEAREST, self.least_gain, _NUM_PRICES)):
-            priced = replace(search, terms=Terms(price=level * price))
-            proposals = int(self.proposals) >> min((_NUM_PRICES - 1 - k) // 2, 2)
+            share = 0.5 ** shift[k] / (0.5 ** shift[k:]).sum()  # of the proposals still to be made
+            clock = search.clock.part_of_rest(share)
+            priced = replace(search, terms=Terms(price=level * price), clock=clock)
+            proposals = int(self.proposals) >> int(shift[k])
             slots = _refill(priced.run(stages, start, proposals), self.current)
             new = keep_slots(self.current, with_slots(self.current, slots))
             found.append(new.slots)
-            if not self._affords(diff(self.current, new, search.topology)):
+            if not self._affords(new, search.topology):
                 break
         return found
 
-    def _affords(self, migration: Migration) -> bool:
-        if self.max_moves is not None and migration.moves > self.max_moves:
+    def _affords(self, new: Placement, topology: Topology) -> bool:
+        moves = np.count_nonzero(new.slots != self.current.slots)
+        if self.max_moves is not None and moves > self.max_moves:
             return False
         size = self.expert_bytes
         if size is None:
             return True
+        migration = diff(self.current, new, topology)
         return (self.max_bytes is None or migration.bytes(size) <= self.max_bytes) and (
             self.max_seconds is None or migration.seconds(size) <= self.max_seconds
         )

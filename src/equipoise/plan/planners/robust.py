@@ -104,10 +104,12 @@ class Robust:
             check_type("cost", self.cost, RankCost)
         dispatcher(self.dispatch, cost=self.cost)
         check_number("tail", self.tail, low=0, high=1)
-        check_search_options(proposals=self.proposals, seed=self.seed, num_threads=self.num_threads)
-        seconds = self.time_budget_seconds
-        if seconds is not None and not (isinstance(seconds, float) and seconds == np.inf):
-            check_number("time_budget_seconds", seconds, low=0, high=np.inf)
+        check_search_options(
+            proposals=self.proposals,
+            seed=self.seed,
+            num_threads=self.num_threads,
+            time_budget_seconds=self.time_budget_seconds,
+        )
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places.

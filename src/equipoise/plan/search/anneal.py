@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.checks import check_count, check_whole
+from equipoise.checks import check_count, check_number, check_whole
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares
 from equipoise.placement import Placement
@@ -67,6 +67,12 @@ class Clock:
     def part(self, share: float) -> Clock:
         """A clock that starts now and is over after a share of the time budget."""
         return Clock(None if self._time_budget is None else share * self._time_budget)
+
+    def part_of_rest(self, share: float) -> Clock:
+        """A clock that starts now and is over after a share of the time that is left."""
+        if self._time_budget is None:
+            return Clock()
+        return Clock(share * max(0.0, self._time_budget - self.seconds))
 
     @property
     def spent(self) -> float:
@@ -405,10 +411,19 @@ def kernel_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def check_search_options(*, proposals: int, seed: int, num_threads: int | None) -> None:
+def check_search_options(
+    *,
+    proposals: int,
+    seed: int,
+    num_threads: int | None,
+    time_budget_seconds: float | None = None,
+) -> None:
     """Raise ``EquipoiseError`` for what no search can be given."""
     check_whole("proposals", proposals)
     check_whole("seed", seed)
+    seconds = time_budget_seconds
+    if seconds is not None and not (isinstance(seconds, float) and seconds == np.inf):
+        check_number("time_budget_seconds", seconds, low=0, high=np.inf)
     if num_threads is not None:
         check_count("num_threads", num_threads)
 
