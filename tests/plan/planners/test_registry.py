@@ -67,7 +67,8 @@ def run(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
-        return done.returncode, done.stderr if done.returncode else done.stdout
+        said = done.stdout + (done.stderr if done.returncode else "")
+        return done.returncode, said
 
     return run
 
