@@ -139,6 +139,7 @@ _SEARCH = (
     Option("proposals", limits=_AMOUNT),
     Option("time_budget_seconds", limits={"gt": 0}),
     Option("seed", limits={"gte": 0}),
+    Option("deviation", limits={"gte": 0, "lte": 1e6}),
 )
 _TOLD = frozenset({"dispatch", "cost", "step_assignments", "progress"})
 _ALL_SIGHTS: frozenset[Sight] = frozenset({"windows", "room", "speeds"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +28,10 @@ from equipoise.plan.search.anneal import (
     fill_up,
 )
 from equipoise.plan.search.scenarios import (
+    DEVIATION,
+    MOST_DEVIATION,
     Floats,
+    group_scenarios,
     noisy_scenarios,
     read_history,
     single_scenario,
@@ -38,12 +42,13 @@ from equipoise.topology import Topology
 Ints = NDArray[np.int64]
 
 _DEAREST = 0.3  # mean rank loads a move has to gain at the first price; further ones sink
-_NUM_PRICES = 8
+_HALVED = np.array([2, 2, 2, 2, 1, 1, 0, 0, 0])  # how often the proposals are, price by price
 _NEAR = 0.9  # price of a transfer within a node, where one between nodes is 1
 _CLOSE = 1e-12  # a gain below this is rounding
 
 _HOT = (1e-3, 1e-2)  # cooler than from scratch: most of the current placement is to stay
-_WINDOW = Stage("one window", single_scenario, bits=6)
+_EXACT = Stage("one window", single_scenario, bits=6)
+_WINDOW = Stage("one window", group_scenarios, hot=_HOT, restart=False)
 _WINDOWS = Stage("windows", window_scenarios, hot=_HOT, restart=False)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), counts_as=32,
@@ -139,6 +144,9 @@ class Repair:
         Least load that a move must take off the peak of its layer on average, in mean rank loads.
     tail, traffic_weights
         Options of ``Robust``.
+    deviation
+        Variance of an expert's load between windows over its load, both in mean loads of an expert.
+        As for ``Robust``.
     proposals
         Proposals per layer, at the lowest price.  At higher prices, where less is worth trying,
         down to a quarter.
@@ -160,6 +168,7 @@ class Repair:
     least_gain: float = 5e-4
     tail: float = 1.0
     traffic_weights: Mapping[str, float] | None = None
+    deviation: float = DEVIATION
     proposals: int = 1 << 20
     time_budget_seconds: float | None = None
     seed: int = 0
@@ -183,6 +192,7 @@ class Repair:
             )
         check_number("least_gain", self.least_gain, low=1e-6, high=_DEAREST)
         check_number("tail", self.tail, low=0, high=1)
+        check_number("deviation", self.deviation, low=0, high=MOST_DEVIATION)
         check_search_options(
             proposals=self.proposals,
             seed=self.seed,
@@ -226,7 +236,7 @@ class Repair:
         """
         self._check(problem)
         search = Search(
-            history=read_history(problem, self.traffic_weights),
+            history=read_history(problem, self.traffic_weights, deviation=self.deviation),
             topology=problem.topology,
             dispatch=dispatcher(self.dispatch, problem.topology),
             tail=self.tail,
@@ -255,23 +265,35 @@ class Repair:
     def _layouts(self, search: Search) -> list[Ints]:
         """The current slots and what each price finds, ``(L, S)`` each.
 
-        The first that spends more than the move budget in all layers together is the last.
+        A price starts from what a dearer one found, so that what is worth most is found well.  Once
+        one spends more than the move budget in all layers together, the next ones lie between it
+        and the last that did not.  Where none does, the lowest starts from the current slots once
+        more: far from them, that finds others.
         """
         stages = _stages(search)
-        start = _without_repeats(self.current, search)
+        start = origin = _without_repeats(self.current, search)
         price = _prices(self.current, search.topology)
         found = [self.current.slots]
-        shift = np.minimum(np.arange(_NUM_PRICES)[::-1] // 2, 2)
-        for k, level in enumerate(np.geomspace(_DEAREST, self.least_gain, _NUM_PRICES)):
-            share = 0.5 ** shift[k] / (0.5 ** shift[k:]).sum()  # of the proposals still to be made
+        ratio = (self.least_gain / _DEAREST) ** (1 / (len(_HALVED) - 2))
+        level, dearest_spent, cheapest_kept = _DEAREST, 0.0, math.inf
+        for k, halved in enumerate(_HALVED):
+            share = 0.5**halved / (0.5 ** _HALVED[k:]).sum()  # of proposals still to be made
             clock = search.clock.part_of_rest(share)
             priced = replace(search, terms=Terms(price=level * price), clock=clock)
-            proposals = int(self.proposals) >> int(shift[k])
-            slots = _refill(priced.run(stages, start, proposals), self.current)
-            new = keep_slots(self.current, with_slots(self.current, slots))
+            slots = priced.run(stages, origin, int(self.proposals) >> int(halved))
+            full = _refill(slots, self.current)
+            new = keep_slots(self.current, with_slots(self.current, full))
             found.append(new.slots)
-            if not self._affords(new, search.topology):
-                break
+            if self._affords(new, search.topology):
+                origin, cheapest_kept = slots, level
+            else:
+                dearest_spent = level
+            if dearest_spent:
+                level = math.sqrt(dearest_spent * min(cheapest_kept, _DEAREST / ratio))
+            elif level > self.least_gain:
+                level = max(level * ratio, self.least_gain)
+            else:
+                origin = start
         return found
 
     def _affords(self, new: Placement, topology: Topology) -> bool:
@@ -314,11 +336,12 @@ class Repair:
 
 
 def _stages(search: Search) -> tuple[Stage, ...]:
-    single = len(search.history.load) == 1
-    first = _WINDOW if single else _WINDOWS
-    if search.dispatch.shares is not Shares.FOLLOWING:
-        return (first,)
-    return first, replace(_SPLITS, scenarios=single_scenario) if single else _SPLITS
+    first, splits = _WINDOWS, _SPLITS
+    if search.history.is_exact:
+        first, splits = _EXACT, replace(_SPLITS, scenarios=single_scenario)
+    elif len(search.history.load) == 1:
+        first = _WINDOW
+    return (first, splits) if search.dispatch.shares is Shares.FOLLOWING else (first,)
 
 
 def _loaded(problem: Problem) -> int:

@@ -12,7 +12,7 @@ from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError, argument
-from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.planners.eplb import Greedy, check_distinct
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import (
@@ -27,6 +27,8 @@ from equipoise.plan.search.anneal import (
 )
 from equipoise.plan.search.layout import first_layout, unbalanced_layout
 from equipoise.plan.search.scenarios import (
+    DEVIATION,
+    MOST_DEVIATION,
     group_scenarios,
     noisy_scenarios,
     read_history,
@@ -64,6 +66,10 @@ class Robust:
         ones.  1 is the mean over all, 0 the worst one alone, between them a CVaR.
     traffic_weights
         Weight of each traffic group, by name; 1 for those not named.
+    deviation
+        Variance of an expert's load between windows over its load, both in mean loads of an expert.
+        Assumed where no traffic group has two windows to tell it; 0 takes a single window for what
+        will come.
     proposals
         Proposals per layer: candidate changes that the search tries.  They are rounded down to
         whole sweeps; more never end in a worse objective.  For dispatchers that follow the load one
@@ -85,6 +91,7 @@ class Robust:
     step_assignments: float | None = None
     tail: float = 1.0
     traffic_weights: Mapping[str, float] | None = None
+    deviation: float = DEVIATION
     proposals: int = 1 << 20
     time_budget_seconds: float | None = None
     seed: int = 0
@@ -104,6 +111,7 @@ class Robust:
             check_type("cost", self.cost, RankCost)
         dispatcher(self.dispatch, cost=self.cost)
         check_number("tail", self.tail, low=0, high=1)
+        check_number("deviation", self.deviation, low=0, high=MOST_DEVIATION)
         check_search_options(
             proposals=self.proposals,
             seed=self.seed,
@@ -123,14 +131,22 @@ class Robust:
         check_distinct(problem)
         search = self._search(problem, Terms())
         stages, finding = choose_stages(search, problem.num_slots, self.proposals)
-        start = starting_layout(search, problem.num_slots)
-        slots = fill_up(search.run(stages, start, self.proposals), problem.topology.num_ranks)
+        if stages:
+            start = starting_layout(search, problem.num_slots)
+            slots = fill_up(search.run(stages, start, self.proposals), problem.topology.num_ranks)
+        else:
+            slots = Greedy().plan(problem).placement.slots
         return certify(problem, slots, planner=repr(self), dispatch=search.dispatch, note=finding)
 
     def _search(self, problem: Problem, terms: Terms) -> Search:
         clock = Clock(self.time_budget_seconds)
         return Search(
-            history=read_history(problem, self.traffic_weights, sized=self.cost is not None),
+            history=read_history(
+                problem,
+                self.traffic_weights,
+                sized=self.cost is not None,
+                deviation=self.deviation,
+            ),
             topology=problem.topology,
             dispatch=dispatcher(self.dispatch, problem.topology, cost=self.cost),
             cost=self.cost,
@@ -195,9 +211,14 @@ def choose_stages(search: Search, num_slots: int, proposals: int) -> tuple[tuple
 def _choose(search: Search, num_slots: int, proposals: int) -> tuple[tuple[Stage, ...], str]:
     history, follows_load = search.history, search.dispatch.shares is Shares.FOLLOWING
     plain = () if search.is_plain else (_SINGLE,)
+    if history.is_exact:
+        exact = (_SINGLE, _SINGLE_SPLIT) if follows_load else (_SINGLE,)
+        return exact, "Made for exactly the window given."
     if len(history.load) == 1:
-        single = (_SINGLE, _SINGLE_SPLIT) if follows_load else (_SINGLE,)
-        return single, "Made from a single window."
+        if search.is_plain and not follows_load:
+            return (), "Made from a single window, which tells no more than Greedy makes of it."
+        first = replace(_TRAFFIC_GROUPS, name="one window")
+        return (first, _SPLITS) if follows_load else (first,), "Made from a single window."
     parts = history.held_out()
     if parts is None:
         return plain, f"No traffic group has two windows to learn from, so it is {_PLAIN}."

@@ -17,7 +17,14 @@ from equipoise.checks import check_count, check_number, check_whole
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares
 from equipoise.placement import Placement
-from equipoise.plan.search.scenarios import MIX_SHARE, Floats, History, Scenarios, with_noise
+from equipoise.plan.search.scenarios import (
+    MIX_SHARE,
+    Floats,
+    History,
+    Scenarios,
+    enough_draws,
+    with_noise,
+)
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -272,7 +279,8 @@ class Search:
         """
         if self.dispatch.shares is not Shares.FOLLOWING:
             return self.history
-        return with_noise(self.history, np.random.default_rng(self.seed), _JUDGED_DRAWS)
+        draws = enough_draws(self.history, _JUDGED_DRAWS)
+        return with_noise(self.history, np.random.default_rng(self.seed), draws)
 
     def peaks(self, slots: Ints, load: Floats) -> Floats:
         """Busiest rank of every window and layer under the dispatcher, ``(T, L)``.
