@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from equipoise.engines import map_io
 from equipoise.engines.formats import MapContext, Severity
-from equipoise.engines.map_io import detect_map, map_notes, read_map, validate_map, write_map
+from equipoise.engines.map_io import (
+    detect_map,
+    map_notes,
+    read_map,
+    validate_map,
+    write_map,
+    write_maps,
+)
 from equipoise.engines.registry import map_format, map_formats
 from equipoise.engines.trtllm import maps as trtllm_map
 from equipoise.errors import EquipoiseError, FormatError
@@ -419,3 +426,17 @@ def test_any_content_raises_nothing_else(tmp_path, name, text):
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     map_format(name).matches(path)
     assert_only_our_errors(path, name)
+
+
+def test_several_maps_are_written_or_none(tmp_path):
+    good = Placement([[0, 1, 2, 0]], num_ranks=2, num_experts=3)
+    draft = Placement([[0, 1, 2, 0]], num_ranks=2, num_experts=3, layer_ids=(7,))
+    folder = tmp_path / "maps"
+    context = MapContext(num_hidden_layers=4)
+    with pytest.raises(EquipoiseError, match=r"b\.json: .*layer 7"):
+        write_maps(
+            {folder / "a.json": good, folder / "b.json": draft}, format="sglang", context=context
+        )
+    assert not folder.exists()
+    write_maps({folder / "a.json": good, folder / "b.json": good}, format="sglang", context=context)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]

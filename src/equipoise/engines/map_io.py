@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -303,9 +304,37 @@ def write_map(
     """
     path, chosen = Path(path), map_format(format)
     check_map_path(path, format)
-    assert chosen.write is not None  # it has suffixes
-    _write_proven(placement, path, chosen, chosen.write, _complete(context, placement))
+    with replacing(path) as temporary:
+        _write_proven(placement, path, temporary, chosen, _complete(context, placement))
     return chosen.losses(placement)
+
+
+def write_maps(
+    placements: Mapping[Path, Placement], *, format: str, context: MapContext = NOTHING_KNOWN
+) -> list[list[str]]:
+    """Write several placements for an engine as ``write_map`` does: all files or none.
+
+    A folder that does not exist is made, inside one that does.
+
+    Returns
+    -------
+    What each file does not say of its placement.
+
+    Raises
+    ------
+    EquipoiseError
+        As ``write_map``, for the first that fails.
+    """
+    chosen = map_format(format)
+    with ExitStack() as stack:
+        for path in placements:
+            check_map_path(path, format)
+            stack.enter_context(_folder_of(path))
+        for path, placement in placements.items():
+            temporary = stack.enter_context(replacing(path))
+            with _naming(path):
+                _write_proven(placement, path, temporary, chosen, _complete(context, placement))
+    return [chosen.losses(placement) for placement in placements.values()]
 
 
 def check_map_path(path: Path, format: str) -> None:
@@ -321,22 +350,45 @@ def check_map_path(path: Path, format: str) -> None:
         )
 
 
+@contextmanager
+def _folder_of(path: Path) -> Iterator[None]:
+    """The folder of an output, made where only that is missing, and gone again on failure."""
+    folder = path.parent.resolve()  # where a link leads, if it is one
+    if folder.exists() or not folder.parent.is_dir():
+        yield
+        return
+    folder.mkdir()
+    try:
+        yield
+    except BaseException:
+        folder.rmdir()
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors that do not, since several are written."""
+    try:
+        yield
+    except EquipoiseError as error:
+        if f"{path}" in str(error):
+            raise
+        raise EquipoiseError(f"{path}: {error.message.marked}") from error
+
+
 def _write_proven(
-    placement: Placement,
-    path: Path,
-    chosen: MapFormat,
-    write: Callable[[Placement, Path, MapContext], None],
-    context: MapContext,
+    placement: Placement, path: Path, temporary: Path, chosen: MapFormat, context: MapContext
 ) -> None:
-    with replacing(path) as temporary:
-        write(placement, temporary, context)
-        raw = chosen.parse(temporary)
-        _refuse_errors(chosen.check(raw, context), f"{path}: not written")
-        if chosen.to_placement(raw, context) != placement:
-            raise EquipoiseError(
-                f"{path}: not written, since what was read back is not the placement. "
-                "This is a defect of equipoise; please report it."
-            )
+    """Write, check by the format's own validator, read back and compare; messages name ``path``."""
+    assert chosen.write is not None  # it has suffixes
+    chosen.write(placement, temporary, context)
+    raw = chosen.parse(temporary)
+    _refuse_errors(chosen.check(raw, context), f"{path}: not written")
+    if chosen.to_placement(raw, context) != placement:
+        raise EquipoiseError(
+            f"{path}: not written, since what was read back is not the placement. "
+            "This is a defect of equipoise; please report it."
+        )
 
 
 def _complete(context: MapContext, placement: Placement) -> MapContext:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -20,9 +19,9 @@ from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
 from equipoise.cli.views.text import one_line
 from equipoise.dispatch import Even
-from equipoise.engines.files import output_file, output_folder, write_bytes
+from equipoise.engines.files import output_file, output_folder
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import check_map_path, read_map, write_map
+from equipoise.engines.map_io import check_map_path, read_map, write_maps
 from equipoise.engines.registry import map_format
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
@@ -181,26 +180,12 @@ def _check_paths(paths: list[Path], lost: Lost | None, *inputs: Path | None) -> 
 def _write(
     changes: list[_Change], paths: list[Path], format: str, context: MapContext
 ) -> list[_Change]:
-    """Write all maps or none: first in a temporary folder, then copied to their places."""
-    folder = paths[0].parent
-    written = []
-    place = folder if folder.is_dir() else folder.parent
-    with TemporaryDirectory(dir=place, prefix=".equipoise.") as scratch:
-        for change, path in zip(changes, paths, strict=True):
-            try:
-                left_out = write_map(
-                    change.refit.placement, Path(scratch, path.name), format=format, context=context
-                )
-            except EquipoiseError as error:
-                text = error.message.marked
-                raise EquipoiseError(
-                    f"{path}{text.partition(path.name)[2] or f': {text}'}"
-                ) from error
-            written.append(replace(change, path=path, left_out=tuple(left_out)))
-        folder.resolve().mkdir(exist_ok=True)  # where a link leads, if it is one
-        for path in paths:
-            write_bytes(path, Path(scratch, path.name).read_bytes())
-    return written
+    maps = {path: change.refit.placement for path, change in zip(paths, changes, strict=True)}
+    left_out = write_maps(maps, format=format, context=context)
+    return [
+        replace(change, path=path, left_out=tuple(sentences))
+        for change, path, sentences in zip(changes, paths, left_out, strict=True)
+    ]
 
 
 def _document(now: float, changes: list[_Change]) -> dict[str, object]:
