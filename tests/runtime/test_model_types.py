@@ -204,6 +204,7 @@ def test_another_type_is_refused_with_those_that_are_known(tmp_path, kind):
         ("gpt_oss", {"num_experts_per_tok": 7}, "chooses 7 of 6 experts"),
         ("gpt_oss", {"intermediate_size": 40}, "does not fit|expected .* by its config"),
         ("olmoe", {"intermediate_size": 40}, "have gate_up_proj"),
+        ("olmoe", {"num_hidden_layers": 10**12}, "has 1000000000000 layers; expected at most 1000"),
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from equipoise.runtime.moe.layer import ExpertFunction, each_slot, swiglu
 from equipoise.runtime.moe.stored import StoredTensors
 
 _SILU = {"hidden_act": ("silu",)}
+_MOST_LAYERS = 1000  # more are not believed; making them takes memory even without weights
 
 
 def _separate(tensors: StoredTensors, prefix: str, expert: int) -> dict[str, Tensor]:
@@ -167,6 +168,9 @@ def model_type(config: Mapping[str, Any], where: object) -> ModelType:
             f"{where} holds a quantised model; this runtime computes with weights stored as "
             "bfloat16, float16 or float32. Save a copy of the model in one of these."
         )
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise EquipoiseError(f"{where} has {layers} layers; expected at most {_MOST_LAYERS}.")
     for key, values in kind.only.items():
         if config.get(key, values[0]) not in values:
             raise EquipoiseError(
