@@ -145,6 +145,7 @@ class Run:
     moves: int = 0  # changes of the map that were begun
     moved_slots: int = 0
     hit: bool = True  # what was to be hit was there
+    requests: int = 0  # that were to be answered
 
 
 class Group:
@@ -345,6 +346,7 @@ def await_end(group: Group, done: Run) -> None:
 def check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
     """Compare every answer with the right one; a wrong or missing one is wrong."""
     seen = set()
+    done.requests = group.options.limit or 0
     for path in group.folder.glob("*.jsonl"):
         for line in path.read_text().splitlines(keepends=True):
             if not line.endswith("\n"):
@@ -353,7 +355,7 @@ def check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
             seen.add(said["number"])
             if said["tokens"] != answers[said["number"] % len(answers)]:
                 done.wrong.append(f"request {said['number']} was answered otherwise")
-    missing = set(range(group.options.limit or 0)) - seen
+    missing = set(range(done.requests)) - seen
     if missing:
         done.wrong.append(f"requests {sorted(missing)} were not answered")
 

@@ -59,11 +59,11 @@ def prompts(rank: int, round_: int) -> tuple[Request, ...]:
 class Plain:
     """The transformers model, called as ours is."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = FOLDER) -> None:
         from transformers import AutoModelForCausalLM
 
         loader: Any = AutoModelForCausalLM
-        self.model = loader.from_pretrained(FOLDER, dtype=torch.float32).eval()
+        self.model = loader.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def step(self, ids: torch.Tensor, mask: torch.Tensor, past: Any = None) -> Any:

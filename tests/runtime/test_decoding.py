@@ -7,6 +7,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.runtime.serving.decoding import Batch
 from equipoise.runtime.serving.requests import Request
 from tests.runtime.same_answers import Noted, Plain, prompts
+from tests.runtime.tiny_models import save
 
 STEPS = 6
 
@@ -51,6 +52,22 @@ def test_a_pass_that_was_broken_off_can_be_made_again(plain, layer):
     tokens, logits = plain
     assert batch.tokens == tokens
     assert torch.equal(torch.stack(model.logits), logits)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_so_can_one_of_a_model_that_looks_at_a_window_only(tmp_path, layer):
+    save("gpt_oss", tmp_path)  # layers 0 and 2 look back 8 tokens
+    requests = [Request(0, tuple(range(1, 12))), Request(1, tuple(range(40, 60)))]
+    noted = {}
+    for name, model in (("whole", Plain(tmp_path)), ("broken", Breaking(Plain(tmp_path), layer))):
+        noted[name], batch = Noted(model), Batch(requests, STEPS)
+        while not batch.done:
+            try:
+                batch.advance(noted[name])
+            except RuntimeError:
+                assert name == "broken"
+    whole, broken = (torch.stack(one.logits) for one in noted.values())
+    assert torch.equal(broken, whole)
 
 
 def test_prompts_of_other_lengths_do_not_disturb(plain):

@@ -80,7 +80,7 @@ def damaged(folder, change):
     ("change", "kind", "message"),
     [
         (lambda c, t: c.update(model_type="mixtral"), EquipoiseError, "type 'mixtral'"),
-        (lambda c, t: c.update(hidden_act="gelu"), EquipoiseError, "activation 'gelu'"),
+        (lambda c, t: c.update(hidden_act="gelu"), EquipoiseError, "hidden_act 'gelu'"),
         (
             lambda c, t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"),
             FormatError,

@@ -86,11 +86,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, int]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> Any:
-    """A model of the family ``name``, ready to run."""
+def build(name: str, seed: int = 0, **other: Any) -> Any:
+    """A model of the family ``name``, ready to run, with other values in its configuration."""
     kind, values, *_ = MODELS[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, kind)(**{**SHARED, **values})
+    config = getattr(transformers, kind)(**{**SHARED, **values, **other})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

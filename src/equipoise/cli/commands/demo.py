@@ -60,7 +60,8 @@ def demo(
     seconds
         Time to serve, from the first step.
     model
-        Folder of a Qwen2-MoE model; the default is in a checkout of equipoise.
+        Folder of a model, of a type that our runtime serves, and its tokenizer; the default is in a
+        checkout of equipoise.
     redundant
         Redundant slots of a layer, all ranks together; about one a rank if not given.
     dispatch

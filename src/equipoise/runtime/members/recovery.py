@@ -26,7 +26,7 @@ from equipoise.runtime.members.decision import Decision, decide
 from equipoise.runtime.members.filling import Filling
 from equipoise.runtime.members.holdings import Brought, held_by, served_by
 from equipoise.runtime.moe.checkpoint import Checkpoint
-from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer
 from equipoise.runtime.moe.model import ExpertParallelModel, assemble
 from equipoise.topology import Topology
 
@@ -103,7 +103,7 @@ def rebuild(
     group: ProcessGroup = None,
     load_LE: ArrayLike | None = None,
     slots_per_rank: int | None = None,
-    compute: ExpertFunction = swiglu,
+    compute: ExpertFunction | None = None,
     dispatch: str | Dispatcher = "even",
     max_num_tokens: int | None = None,
 ) -> tuple[ExpertParallelModel, Recovered]:
@@ -129,7 +129,10 @@ def rebuild(
     slots_per_rank
         Number of slots of a layer on each rank, raised if all experts need more; read on rank 0.
         ``None``: the same as before.
-    compute, dispatch, max_num_tokens
+    compute
+        Function that computes the experts. ``None``: the one that the model has used; on a new
+        rank, the one of the checkpoint.
+    dispatch, max_num_tokens
         See ``ExpertParallelLayer``.
 
     Raises
@@ -160,7 +163,7 @@ def rebuild(
         layer = ExpertParallelLayer(
             decision.placement.rows([row]),
             filling.new,
-            compute=compute,
+            compute=compute or part.compute,
             dispatch=dispatch,
             topology=decision.topology,
             group=group,
@@ -194,6 +197,14 @@ class _Part:
         return Brought(
             served_by(self._model), list(held), [text for of in wrong for text in of], has
         )
+
+    @property
+    def compute(self) -> ExpertFunction:
+        """What the experts computed so far, or those of the checkpoint do."""
+        if self._model is not None:
+            return self._model.layers[0].compute
+        assert self._checkpoint is not None  # see ``bring``
+        return self._checkpoint.compute
 
     def old_weights(self, row: int) -> dict[str, Tensor]:
         """Weights in the slots of a layer; empty in a new model."""

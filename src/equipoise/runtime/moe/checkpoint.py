@@ -1,33 +1,36 @@
 """Reading a saved model: everything but the routed experts, and any routed experts.
 
-The layout is that of transformers' Qwen2-MoE in one safetensors file.
+The layout is that of transformers, for the types in ``MODEL_TYPES``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.layer_ids import format_ids
+from equipoise.runtime.moe.model_types import model_type
+from equipoise.runtime.moe.stored import StoredTensors, read_object, told
 
-_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Tensors of an expert, and the names under which each is stored."""
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+
+logger = logging.getLogger("equipoise.runtime")
 
 
 class Checkpoint:
-    """A saved Qwen2-MoE model, of which only the routed experts asked for are read.
+    """A saved model, of which only the routed experts asked for are read.
 
     Parameters
     ----------
     folder
-        Folder with ``config.json`` and ``model.safetensors``, as ``save_pretrained`` writes them.
+        Folder with ``config.json`` and safetensors files, as ``save_pretrained`` writes them.
         Nothing is downloaded and no code from the folder is run.
     dtype
         Number type of weights and computation.
@@ -37,7 +40,8 @@ class Checkpoint:
     Raises
     ------
     EquipoiseError
-        The model is of another family or activation, or has no routed experts.
+        The model is of a type that is not in ``MODEL_TYPES``, is quantised, has values that are not
+        served, or has no routed experts.
     FormatError
         The configuration is missing or damaged.
     """
@@ -50,17 +54,24 @@ class Checkpoint:
         device: torch.device | str = "cpu",
     ) -> None:
         self.folder, self.dtype, self.device = Path(folder), dtype, torch.device(device)
+        self._config = self.folder / "config.json"
+        self._type = model_type(read_object(self._config), self.folder)
         model = self._without_weights()
-        self.num_experts: int = model.config.num_experts
         self.vocab_size: int = model.config.vocab_size
         """Number of token ids of the model, which start at 0."""
         self.most_tokens: int = model.config.max_position_embeddings
         """Longest sequence that the model is made for, in tokens."""
-        self._experts = {i: block.experts for i, block in moe_blocks(model).items()}
-        if not self._experts:
+        blocks = moe_blocks(model)
+        if not blocks:
             raise EquipoiseError(
                 f"{self.folder} holds a model in which no layer routes to experts."
             )
+        self._experts = {layer_id: block.experts for layer_id, block in blocks.items()}
+        experts = next(iter(self._experts.values()))
+        self.num_experts: int = experts.num_experts
+        self.compute = self._type.compute(experts)
+        """Function that computes the experts."""
+        self._check_routers(model.config, blocks)
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
@@ -76,25 +87,29 @@ class Checkpoint:
             The file is missing or damaged, or lacks a tensor.
         """
         prefix = f"model.layers.{layer_id}.mlp.experts"
-        slots = {}
-        with self._open() as file:
-            for name, parts in _PARTS.items():
-                shape = self._experts[layer_id].get_parameter(name).shape[1:]
-                held = torch.empty((len(experts), *shape), dtype=self.dtype, device=self.device)
-                for slot, expert in enumerate(experts):
-                    stored = [file.get_tensor(f"{prefix}.{expert}.{part}.weight") for part in parts]
-                    whole = torch.cat(stored)
-                    if whole.shape != shape:
-                        raise FormatError(
-                            f"{self._path}: {prefix} have {name} {tuple(whole.shape)}; expected "
-                            f"{tuple(shape)} by its config.json."
-                        )
-                    held[slot] = whole
-                slots[name] = held
+        slots = {
+            name: torch.empty(
+                (len(experts), *whole.shape[1:]), dtype=self.dtype, device=self.device
+            )
+            for name, whole in self._experts[layer_id].named_parameters()
+        }
+        stored = StoredTensors(self.folder, self.device)
+        for slot, expert in enumerate(experts):
+            with told(f"{stored.path} does not fit its config.json"):
+                read = self._type.read(stored, prefix, expert)
+            for name, held in slots.items():
+                if read[name].shape != held.shape[1:]:
+                    raise FormatError(
+                        f"{stored.path}: {prefix} have {name} {tuple(read[name].shape)}; expected "
+                        f"{tuple(held.shape[1:])} by its config.json."
+                    )
+                held[slot] = read[name]
         return slots
 
     def read_rest(self) -> Any:
         """Read the model with all weights but the routed experts, whose places are left empty.
+
+        Layers that predict further tokens (MTP) are left aside; a warning says so.
 
         Raises
         ------
@@ -104,34 +119,41 @@ class Checkpoint:
         model = self._without_weights()
         for block in moe_blocks(model).values():
             block.experts = nn.Identity()
-        with self._open() as file:
-            names: list[str] = file.keys()
-            state = {
-                name: file.get_tensor(name).to(self.dtype)
-                for name in names
-                if ".mlp.experts." not in name
-            }
+        stored = StoredTensors(self.folder, self.device)
+        aside = self._left_aside(model.config, stored)
+        state = {
+            name: stored.read(name).to(self._dtype_of(name))
+            for name in stored.names
+            if ".mlp.experts." not in name and _layer_id(name) not in aside
+        }
         if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        with _told(f"{self._path} does not fit its config.json"):
+        with told(f"{stored.path} does not fit its config.json"):
             model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         # The only part that is computed, not stored; so far it has no memory, like the others.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self.device)
         return model.eval()
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / "model.safetensors"
+    def _left_aside(self, config: Any, stored: StoredTensors) -> set[int]:
+        """Numbers of the stored layers that predict further tokens, which are not served."""
+        key = self._type.further_layers
+        if key is None:
+            return set()
+        first = config.num_hidden_layers
+        with told(f"{self._config} is no configuration of a model"):
+            further = range(first, first + (getattr(config, key, None) or 0))
+        found = {layer_id for layer_id in map(_layer_id, stored.names) if layer_id in further}
+        if found:
+            logger.warning(
+                "%s: layers %s predict further tokens (MTP); they are left aside.",
+                self.folder,
+                format_ids(sorted(found)),
+            )
+        return found
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """Open the file of tensors; errors of the library become a ``FormatError``."""
-        try:
-            with safe_open(self._path, "pt", device=str(self.device)) as file:
-                yield file
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise FormatError(f"{self._path} does not fit its config.json: {error}.") from error
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if name.endswith(self._type.in_float32) else self.dtype
 
     def _without_weights(self) -> Any:
         """Make the model as configured, without memory for its weights."""
@@ -141,39 +163,31 @@ class Checkpoint:
             raise EquipoiseError(
                 "Loading a model needs transformers; install equipoise[runtime]."
             ) from error
-        path = self.folder / "config.json"
-        try:
-            family = json.loads(path.read_bytes()).get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
-            raise FormatError(f"{path} cannot be read: {error}.") from error
-        if family != "qwen2_moe":
-            raise EquipoiseError(
-                f"{self.folder} holds a model of type {family!r}; expected qwen2_moe."
-            )
-        with _told(f"{path} is no configuration of a model"):
-            config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
-        if config.hidden_act != "silu":
-            raise EquipoiseError(
-                f"{self.folder} has activation {config.hidden_act!r}; expected silu."
-            )
-        if not 0 < config.num_experts_per_tok <= config.num_experts:
-            raise FormatError(
-                f"{path} chooses {config.num_experts_per_tok} of {config.num_experts} experts for "
-                "each token; expected at least 1 and at most all of them."
-            )
         auto: Any = AutoModelForCausalLM  # transformers does not annotate all of it
-        with _told(f"{path} is no configuration of a model"), torch.device("meta"):
+        with told(f"{self._config} is no configuration of a model"), torch.device("meta"):
+            config: Any = AutoConfig.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
             return auto.from_config(config, dtype=self.dtype)
 
+    def _check_routers(self, config: Any, blocks: dict[int, Any]) -> None:
+        """Refuse a configuration by which no token can be routed."""
+        with told(f"{self._config} has routers that cannot choose experts"):
+            top_k = config.num_experts_per_tok
+            if not 0 < top_k <= self.num_experts:
+                raise FormatError(
+                    f"{self._config} chooses {top_k} of {self.num_experts} experts for each "
+                    "token; expected at least 1 and at most all of them."
+                )
+            token = torch.empty(1, config.hidden_size, dtype=self.dtype, device="meta")
+            for block in blocks.values():
+                getattr(block, self._type.router)(token)
 
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn any error of a library about a value into a ``FormatError`` of one line."""
-    try:
-        yield
-    except Exception as error:
-        why = " ".join(str(error).split())
-        raise FormatError(f"{what}: {why:.300}") from error
+
+def _layer_id(name: str) -> int:
+    """Number of the decoder layer that a stored tensor belongs to; -1: to none."""
+    layer = _LAYER.match(name)
+    return int(layer[1]) if layer else -1
 
 
 def moe_blocks(model: Any) -> dict[int, Any]:

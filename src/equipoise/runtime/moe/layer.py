@@ -57,13 +57,24 @@ def swiglu(rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]) -
 
     Weights are ``gate_up_proj`` ``(C, 2 F, H)``, gate first, and ``down_proj`` ``(C, H, F)``.
     """
+
+    def expert(slot: int, part: Tensor) -> Tensor:
+        gate_up = nn.functional.linear(part, weights["gate_up_proj"][slot])
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = nn.functional.silu(gate) * up
+        return nn.functional.linear(inner, weights["down_proj"][slot])
+
+    return each_slot(expert, rows, counts)
+
+
+def each_slot(
+    expert: Callable[[int, Tensor], Tensor], rows: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Compute one expert after the other: ``expert(slot, its rows)`` of those that have rows."""
     parts = [rows[:0]]
     for slot, part in enumerate(torch.split(rows, list(counts))):
         if len(part):
-            gate_up = nn.functional.linear(part, weights["gate_up_proj"][slot])
-            gate, up = gate_up.chunk(2, dim=-1)
-            inner = nn.functional.silu(gate) * up
-            parts.append(nn.functional.linear(inner, weights["down_proj"][slot]))
+            parts.append(expert(slot, part))
     return torch.cat(parts)
 
 

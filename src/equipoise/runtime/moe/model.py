@@ -24,7 +24,7 @@ from equipoise.placement import Placement
 from equipoise.runtime.members.agreement import ProcessGroup, agree
 from equipoise.runtime.moe.assignment import TokenAssignment
 from equipoise.runtime.moe.checkpoint import Checkpoint, moe_blocks
-from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer
 from equipoise.runtime.moe.recorder import LoadRecorder
 from equipoise.topology import Topology
 
@@ -181,7 +181,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> ExpertParallelModel:
-    """Load a saved Qwen2-MoE model, with only those routed experts that this rank's slots hold.
+    """Load a saved model, with only those routed experts that this rank's slots hold.
 
     Every rank of the process group has to call it.
 
@@ -197,8 +197,8 @@ def load_model(
     Raises
     ------
     EquipoiseError
-        The model is of another family or activation, or the placement is for other layers, experts
-        or ranks.
+        The model cannot be served, see ``Checkpoint``, or the placement is for other layers,
+        experts or ranks.
     FormatError
         Files are missing or damaged, or lack a tensor.
     """
@@ -216,13 +216,16 @@ def load_from(
     checkpoint: Checkpoint,
     placement: Placement,
     *,
-    compute: ExpertFunction = swiglu,
+    compute: ExpertFunction | None = None,
     dispatch: str | Dispatcher | TokenAssignment = "even",
     topology: Topology | None = None,
     group: ProcessGroup = None,
     max_num_tokens: int | None = None,
 ) -> ExpertParallelModel:
-    """Load a model from an open checkpoint: see ``load_model`` and ``ExpertParallelLayer``."""
+    """Load a model from an open checkpoint: see ``load_model`` and ``ExpertParallelLayer``.
+
+    Without ``compute`` the experts compute what those of the model do.
+    """
     _check_fits(placement, checkpoint, dist.get_world_size(group))
     body = checkpoint.read_rest()
     here = placement.by_rank[:, dist.get_rank(group)].tolist()
@@ -230,7 +233,7 @@ def load_from(
         ExpertParallelLayer(
             placement.rows([row]),
             checkpoint.read_slots(layer_id, here[row]),
-            compute=compute,
+            compute=compute or checkpoint.compute,
             dispatch=dispatch,
             topology=topology,
             group=group,

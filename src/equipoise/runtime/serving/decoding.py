@@ -66,12 +66,13 @@ class Batch:
         """
         device = next(model.model.parameters()).device
         seen = self._mask.shape[1] - self._new.shape[1]
+        windows = _windows(self._cache)
         try:
             scores, self._cache = model.step(
                 self._new.to(device), self._mask.to(device), self._cache
             )
         except BaseException:
-            _rewind(self._cache, seen)
+            _rewind(self._cache, seen, windows)
             raise
         self._new = scores.argmax(dim=-1, keepdim=True).cpu()
         self._mask = torch.cat([self._mask, torch.ones_like(self._new)], dim=1)
@@ -86,7 +87,16 @@ def idle_step(model: ExpertParallelModel) -> None:
     model.step(nothing, nothing)
 
 
-def _rewind(cache: Any, length: int) -> None:
+def _windows(cache: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """What those layers of the cache hold that keep a window of the last tokens only.
+
+    A pass puts new tensors in the place of these; it does not change them.
+    """
+    layers = cache.layers if cache is not None else ()
+    return [(layer, dict(vars(layer))) for layer in layers if layer.is_sliding]
+
+
+def _rewind(cache: Any, length: int, windows: list[tuple[Any, dict[str, Any]]]) -> None:
     """Remove from the cache what a broken pass has added, perhaps in some layers only.
 
     We do not use ``crop`` of transformers: it assumes that all layers are equally long, and its
@@ -96,3 +106,5 @@ def _rewind(cache: Any, length: int) -> None:
         if layer.is_initialized:
             layer.keys = layer.keys[..., :length, :]
             layer.values = layer.values[..., :length, :]
+    for layer, held in windows:  # cutting does not bring back what left the window
+        vars(layer).update(held)

@@ -41,7 +41,7 @@ from equipoise.runtime.members.recovery import RankError, Recovered, rebuild
 from equipoise.runtime.members.secret import VARIABLE, secret_of
 from equipoise.runtime.moe.assignment import token_assignment
 from equipoise.runtime.moe.checkpoint import Checkpoint
-from equipoise.runtime.moe.layer import ExpertFunction, swiglu
+from equipoise.runtime.moe.layer import ExpertFunction
 from equipoise.runtime.moe.model import ExpertParallelModel, load_from
 from equipoise.runtime.serving.answers import Results, check_folder
 from equipoise.runtime.serving.desk import Desk
@@ -86,7 +86,7 @@ class Options:
     advisor
         Advisor that plans instead of ``GatedRepair``.
     compute
-        Function that computes the experts.
+        Function that computes the experts; ``None``: the one of the model's type.
     keep, bytes_per_second
         See ``Balancer``.
     results
@@ -110,7 +110,7 @@ class Options:
     batch_size: int = 4
     new_tokens: int = 32
     advisor: Advisor | None = None
-    compute: ExpertFunction = swiglu
+    compute: ExpertFunction | None = None
     keep: Callable[[Placement], None] | None = None
     bytes_per_second: float | None = None
     results: Path | None = None
@@ -222,7 +222,7 @@ class Server:
         self._publisher = Publisher(store, name)
         logger.addHandler(self._publisher.log)
         self._balancer: Balancer | None = None
-        self._speed = SpeedMeter(options.compute)
+        self._speed = SpeedMeter(options.compute or self._checkpoint.compute)
         self._speeds: tuple[float, ...] = ()
         self._slots_per_rank: int | None = None
         self._steps = 0
