@@ -53,6 +53,7 @@ def test_gpt_oss_has_four_bits_a_scale_of_a_byte_for_32_and_biases() -> None:
     assert model.moe_layer_ids == tuple(range(36))
     assert model.kv_bytes_per_token == 36 * 2 * 8 * 64 * 2
     assert (model.weight_type, model.num_shared_experts) == ("mxfp4", 0)
+    assert model.num_window_layers == 18
 
 
 # expert bytes, MoE layers, speculative layers, KV bytes a token
@@ -251,13 +252,25 @@ def test_another_document_is_refused(tmp_path: Path) -> None:
 
 def test_a_map_of_another_model_is_named() -> None:
     model = read_model_config(CONFIGS / "deepseek-v3.json")
-    model.check_fits("map.json", 256, [3, 4, 60, 61])
-    with pytest.raises(
-        EquipoiseError, match=r"map\.json has 128 experts and .*deepseek-v3\.json 256"
-    ):
+    for layers in ([3], range(3, 61), [3, 60, 61], range(58), range(59)):
+        model.check_fits("map.json", 256, list(layers))
+    with pytest.raises(EquipoiseError, match=r"map\.json has 128 experts .*deepseek-v3\.json 256;"):
         model.check_fits("map.json", 128, [3])
-    with pytest.raises(EquipoiseError, match=r"has the layers 0, .* are 3-60 and the spec.* 61;"):
-        model.check_fits("map.json", 256, [0])
+    for layers in ([0], range(57), range(60), [3, 62]):
+        with pytest.raises(EquipoiseError, match=r"map\.json has the layers .* layers are 3-60;"):
+            model.check_fits("map.json", 256, list(layers))
+
+
+def test_layers_beyond_the_model_may_be_speculative_where_nothing_says(tmp_path: Path) -> None:
+    model = changed(tmp_path, "qwen3-235b-a22b", model_type="qwen3_next")
+    model.check_fits("map.json", 128, [0, 94])
+    with pytest.raises(EquipoiseError, match="the MoE layers are 0-93"):
+        changed(tmp_path, "qwen3-235b-a22b").check_fits("map.json", 128, [0, 94])
+
+
+def test_the_model_types_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "budget.md").read_text()
+    assert not [name for name in MODEL_TYPES if f"`{name.removesuffix('_text')}`" not in page]
 
 
 _junk = st.recursive(

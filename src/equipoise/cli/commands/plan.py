@@ -12,6 +12,7 @@ from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.locality import LocalityArguments
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import check_decoder_layers
+from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.planner import PlannerArguments
@@ -44,6 +45,7 @@ def plan(
     gathering: LocalityArguments | None = None,
     machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
+    serving: ModelArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -77,18 +79,23 @@ def plan(
     if target is not None:
         check_output(target.path, trace, reading.run_map, repairing.from_map)
         check_decoder_layers(engine.hidden_layers, target.format)
-    repairing.check(planning)
+    serving = serving or ModelArguments()
+    expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
+        repairing.expert_bytes
+    )
+    repairing.check(planning, expert_bytes)
     gathering.check(planning, repairing)
     planning.check(machine, gathering.uses)
     topology = machine.topology(ranks)
     recording = reading.read(trace, ranks=ranks)
+    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     current = repairing.read(recording, ranks, redundant)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
 
         def planner(fit: Trace) -> Planner:
             if current is not None:
-                return repairing.configured(current, planning, judge)
+                return repairing.configured(current, planning, judge, expert_bytes)
             return gathering.applied(planning.configured(judge, progress), planning, fit)
 
         result = study(
@@ -106,7 +113,8 @@ def plan(
     source = recording.provenance.source
     outcome = Outcome(
         study=result,
-        expert_bytes=repairing.expert_bytes,
+        model=serving.config,
+        expert_bytes=expert_bytes,
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, source) if target is not None and wanted else None,
         withheld=target is not None and not wanted,

@@ -8,6 +8,7 @@ OPTIONS = {
     "allow_pickle": "--allow-pickle",
     "cost": "--rank-cost",
     "drop_experts": "a range for --experts",
+    "expert_bytes": "--expert-bytes",
     "first_axis": "--first-axis",
     "format": "--format (validate: --for)",
     "hold_out": "--hold-out",

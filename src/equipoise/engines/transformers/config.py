@@ -14,7 +14,11 @@ from typing import Any, TypeVar
 from equipoise.checks import MAX_COUNT, brief
 from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.files import check_readable
-from equipoise.engines.transformers.config_keys import Keys, UnknownFactError
+from equipoise.engines.transformers.config_keys import (
+    Keys,
+    MissingKeyError,
+    UnknownFactError,
+)
 from equipoise.engines.transformers.expert_storage import Storage, dtype_bytes, storage
 from equipoise.engines.transformers.kv_cache import cache_number_bytes, kv_bytes_per_token
 from equipoise.engines.transformers.model_types import (
@@ -26,7 +30,7 @@ from equipoise.engines.transformers.model_types import (
     TOP_K,
     ModelType,
 )
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.layer_ids import format_ids
 
 Fact = TypeVar("Fact")
@@ -78,6 +82,9 @@ class ModelConfig:
         How many of them are scales.
     kv_bytes_per_token
         Bytes of KV cache that a token takes, all layers and heads together.
+    num_window_layers
+        Layers of sliding or chunked attention, which are among them and free what leaves their
+        window.
     unknown
         Why a fact is ``None``, by its name, as the end of a sentence.
     """
@@ -100,6 +107,7 @@ class ModelConfig:
     expert_bytes: int | None
     scale_bytes: int | None
     kv_bytes_per_token: int | None
+    num_window_layers: int | None
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -118,17 +126,17 @@ class ModelConfig:
             They are not known.
         """
         if self.expert_bytes is None:
-            reason = self.unknown["expert_bytes"]
             raise EquipoiseError(
-                f"{self.source}: the bytes of an expert are not known, since {reason}; give them "
-                "by hand."
+                f"{self.source}: the bytes of an expert are not known, since "
+                f"{self.unknown['expert_bytes']}; give {argument('expert_bytes')} as well."
             )
         return self.expert_bytes
 
     def check_fits(self, what: str, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Raise ``EquipoiseError`` unless a map or a recording can be of this model.
 
-        Layers may be missing there, and speculative ones may be included.
+        Layers may be missing there, and speculative ones may be included. Where they are numbered
+        from 0 for want of the model's own numbers, how many there are has to agree.
 
         Parameters
         ----------
@@ -141,24 +149,29 @@ class ModelConfig:
         """
         if num_experts != self.num_experts:
             raise EquipoiseError(
-                f"{what} has {num_experts} experts and {self.source} {self.num_experts}; give the "
-                "configuration of the model that it is of."
+                f"{what} has {num_experts} experts in a layer and {self.source} "
+                f"{self.num_experts}; give the configuration of the model that it is of."
             )
-        if self.moe_layer_ids is None or self.speculative_layer_ids is None:
+        if self.moe_layer_ids is None or self._are_layers(layer_ids):
             return
-        strange = sorted({*layer_ids} - {*self.moe_layer_ids, *self.speculative_layer_ids})
-        if strange:
-            raise EquipoiseError(
-                f"{what} has the layers {format_ids(list(layer_ids))}, and {self.source} says that "
-                f"the MoE layers are {format_ids(list(self.moe_layer_ids))}"
-                f"{self._speculative_text}; give the configuration of the model that it is of."
-            )
+        raise EquipoiseError(
+            f"{what} has the layers {format_ids(list(layer_ids))}, and {self.source} says that the "
+            f"MoE layers are {format_ids(list(self.moe_layer_ids))}; give the configuration of the "
+            "model that it is of."
+        )
 
-    @property
-    def _speculative_text(self) -> str:
-        if not self.speculative_layer_ids:
-            return ""
-        return f" and the speculative ones {format_ids(list(self.speculative_layer_ids))}"
+    def _are_layers(self, layer_ids: Sequence[int]) -> bool:
+        """Whether layers are MoE layers of the model, by their ids or by their positions."""
+        moe, speculative = self.moe_layer_ids or (), self.speculative_layer_ids
+        if all(layer in moe or self._is_speculative(layer) for layer in layer_ids):
+            return True
+        numbers = {len(moe), len(moe) + len(speculative or ())}
+        return tuple(layer_ids) == tuple(range(len(layer_ids))) and len(layer_ids) in numbers
+
+    def _is_speculative(self, layer: int) -> bool:
+        if self.speculative_layer_ids is None:
+            return layer >= self.num_hidden_layers
+        return layer in self.speculative_layer_ids
 
 
 def read_model_config(path: str | Path) -> ModelConfig:
@@ -268,6 +281,7 @@ class _Model:
             expert_bytes=take("expert_bytes", self.expert_bytes),
             scale_bytes=take("scale_bytes", self.scale_bytes),
             kv_bytes_per_token=take("kv_bytes_per_token", self.kv_bytes_per_token),
+            num_window_layers=take("num_window_layers", self.window_layers),
             unknown=unknown,
         )
 
@@ -358,7 +372,16 @@ class _Model:
 
     def kv_bytes_per_token(self) -> int:
         number = cache_number_bytes(self.quantisation, dtype_bytes(self.dtype()))
-        return kv_bytes_per_token(self.keys, self.kind, self.num_layers, number)
+        try:
+            return kv_bytes_per_token(self.keys, self.kind, self.num_layers, number)
+        except MissingKeyError as error:  # which the experts, that this is about, do not need
+            raise UnknownFactError(f"{', '.join(error.names)} is missing") from error
+
+    def window_layers(self) -> int:
+        try:
+            return self.kind.layers_with_cache(self.keys, self.num_layers)[1]
+        except MissingKeyError as error:
+            raise UnknownFactError(f"{', '.join(error.names)} is missing") from error
 
 
 def _num_experts(keys: Keys, name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equipoise.checks import MAX_COUNT, brief, check_whole
@@ -13,6 +13,16 @@ _LARGEST = 1 << 32  # of a width or a number of heads
 
 class UnknownFactError(Exception):
     """What a configuration leaves open; the text says why, as the end of a sentence."""
+
+
+class MissingKeyError(FormatError):
+    """Keys that a configuration lacks, named."""
+
+    def __init__(self, where: str, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{where}: misses {', '.join(names)}; give the config.json that came with the model."
+        )
+        self.names = tuple(names)
 
 
 class Keys:
@@ -39,17 +49,14 @@ class Keys:
         return any(self.get(name) is not None for name in names)
 
     def need(self, *names: str | tuple[str, ...]) -> None:
-        """Raise ``FormatError`` with the names of all keys that are missing.
+        """Raise ``MissingKeyError`` with the names of all keys that are missing.
 
         A tuple are names of one key, any of which will do.
         """
         spellings = [name if isinstance(name, tuple) else (name,) for name in names]
         missing = [" or ".join(some) for some in spellings if not self.has(*some)]
         if missing:
-            raise FormatError(
-                f"{self.where}: misses {', '.join(missing)}; give the config.json that came with "
-                "the model."
-            )
+            raise MissingKeyError(self.where, missing)
 
     def whole(
         self, *names: str, default: int | None = None, low: int = 0, high: int = _LARGEST
@@ -64,8 +71,8 @@ class Keys:
         found = {name: self.get(name) for name in names if self.has(name)}
         if not found:
             if default is None:
-                self.need(names)
-            return default or 0
+                raise MissingKeyError(self.where, [" or ".join(names)])
+            return default
         numbers = {name: self._number(name, value, low, high) for name, value in found.items()}
         if len(set(numbers.values())) > 1:
             said = " and ".join(f"{name} {number}" for name, number in numbers.items())

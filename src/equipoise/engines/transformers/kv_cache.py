@@ -31,8 +31,6 @@ def _numbers_per_token(keys: Keys) -> int:
     """Numbers that a token leaves in one layer's cache."""
     if keys.has("kv_lora_rank"):  # latent attention: one vector for all heads
         return keys.whole("kv_lora_rank") + keys.whole("qk_rope_head_dim")
-    if not keys.has("num_attention_heads"):
-        raise UnknownFactError("num_attention_heads is missing")
     heads = keys.whole("num_attention_heads", low=1)
     head_dim = keys.whole("head_dim", default=keys.whole("hidden_size") // heads)
     return 2 * keys.whole("num_key_value_heads", default=heads) * head_dim

@@ -111,8 +111,9 @@ def _every_full_interval(keys: Keys, num_layers: int) -> tuple[int, ...]:
     return tuple(range(step - 1, num_layers, step))
 
 
-def _no_rule(_: Keys, __: int) -> tuple[int, ...]:
-    raise UnknownFactError("layer_types is missing")
+def _needs_layer_types(keys: Keys, _: int) -> tuple[int, ...]:
+    keys.need("layer_types")
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +195,11 @@ MODEL_TYPES = {
     "glm4_moe_lite": _DEEPSEEK,
     "glm4v_moe_text": _DEEPSEEK,
     "glm_moe_dsa": _SPARSE,
-    "gpt_oss": replace(_MIXTRAL, biases=True, dtype="bfloat16", attention_layers=_no_rule),
+    "gpt_oss": replace(
+        _MIXTRAL, biases=True, dtype="bfloat16", attention_layers=_needs_layer_types
+    ),
     "granitemoe": _MIXTRAL,
-    "granitemoehybrid": replace(_GRANITE, attention_layers=_no_rule),
+    "granitemoehybrid": replace(_GRANITE, attention_layers=_needs_layer_types),
     "granitemoeshared": _GRANITE,
     "hunyuan_v1_moe": ModelType(
         moe_layers=_after_skipped, width=("moe_intermediate_size", "intermediate_size")
