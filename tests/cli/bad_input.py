@@ -566,7 +566,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("an option the format does not use", "report run.safetensors --window-tokens 4"),
         case(
             "an engine version that is not known",
-            "plan run.safetensors --ranks 2 --for trtllm -o m.yaml --engine-version 9.9",
+            "plan run.safetensors --ranks 2 --for trtllm -o m.yaml --engine-version next",
         ),
         case(
             "SGLang's map without the number of decoder layers",

@@ -10,6 +10,7 @@ import pytest
 
 import equipoise as eq
 from equipoise.cli import main
+from equipoise.engines.formats import MapContext
 from equipoise.plan import Contiguous, Greedy
 
 EXPERT_BYTES = 3 * 64 * 32 * 2
@@ -153,3 +154,69 @@ def test_a_layer_that_is_not_recorded_is_told(recording, tmp_path, text):
     larger = configured(tmp_path, num_hidden_layers=9)
     priced = ("budget", recording, "--ranks", 4, "--planner", "greedy", "--model", larger)
     assert "The recording has 3 of them, which the table counts." in text(*priced)
+
+
+# --- maps and how to start an engine with them ---------------------------------------------------
+
+QUICK = ("--ranks", 4, "--redundant", 4, "--planner", "greedy", "--even-if-worse")
+
+
+def test_a_release_of_vllm_is_told_its_own_balancing_and_the_plan_is_kept(
+    recording, model, tmp_path, document, text
+):
+    kept = tmp_path / "plan.json"
+    options = ("plan", recording, *QUICK, "--for", "vllm", "-o", kept, "--model", model)
+    flags = document(*options, "--window-size", 100, "--step-interval", 400, "--no-use-async")
+    assert json.loads(flags["launch"]["command"][-1]) == {
+        "num_redundant_experts": 4,
+        "window_size": 100,
+        "step_interval": 400,
+        "use_async": False,
+    }
+    assert eq.read_map(kept).num_redundant == 4
+    said = text(*options)
+    assert "note: vLLM 0.33.0 reads no map" in said
+    assert "speculative (MTP) layer 5." in said
+
+
+def test_a_map_for_a_release_that_nobody_looked_at_is_written(recording, tmp_path, text):
+    path = tmp_path / "map.yaml"
+    release = ("--engine-version", "7.0.0rc1")
+    said = text("plan", recording, *QUICK, "--for", "trtllm", "-o", path, *release)
+    assert "note: The flags of TensorRT-LLM 7.0.0rc1 are not known here (known: 0.21 to" in said
+    assert "Start trtllm" not in said
+    assert eq.read_map(path, MapContext(num_ranks=4)).num_redundant == 4
+
+
+def test_the_model_says_how_many_decoder_layers_there_are(
+    recording, model, tmp_path, document, capsys
+):
+    path = tmp_path / "map.json"
+    options = ("plan", recording, *QUICK, "--for", "sglang", "-o", path, "--model", model)
+    document(*options)
+    assert len(json.loads(path.read_text())["physical_to_logical_map"]) == 5
+    document(*options, "--hidden-layers", 5)
+    said = refused(capsys, *options, "--hidden-layers", 6)
+    assert f"--hidden-layers is 6, and {model} says 5; leave one out." in said
+
+
+def test_the_architecture_of_the_model_is_checked(recording, tmp_path, capsys):
+    other = configured(tmp_path, architectures=["Dots1ForCausalLM"])
+    target = ("--for", "trtllm", "-o", tmp_path / "m.yaml", "--model", other)
+    said = refused(capsys, "plan", recording, *QUICK, *target)
+    assert "TensorRT-LLM ignores maps for Dots1ForCausalLM; it balances Deepseek" in said
+    assert not (tmp_path / "m.yaml").exists()
+
+
+def test_a_typo_in_an_all_to_all_backend_is_refused_with_the_list(
+    recording, model, tmp_path, capsys
+):
+    target = ("--for", "sglang", "-o", tmp_path / "m.json", "--model", model)
+    said = refused(capsys, "plan", recording, *QUICK, *target, "--a2a-backend", "depep")
+    assert "no all-to-all backend 'depep'; choose one of none, deepep, mooncake, " in said
+
+
+def test_an_option_of_another_engine_is_named_as_it_is_typed(recording, model, tmp_path, capsys):
+    target = ("--for", "vllm", "-o", tmp_path / "m.json", "--model", model)
+    said = refused(capsys, "plan", recording, *QUICK, *target, "--ep-dispatch", "static")
+    assert "do not depend on --ep-dispatch; usable: --a2a-backend, --step-interval" in said

@@ -24,6 +24,7 @@ from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.formats import given
 from equipoise.engines.map_io import check_map_path
 from equipoise.engines.map_target import MapTarget
+from equipoise.engines.registry import written_as
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.study import study
@@ -67,6 +68,7 @@ def plan(
         scores nothing unseen.
     for_
         Format of the map: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
+        Or vllm, whose releases read no map: flags of its own balancing, and the plan in our format.
     output
         The map file to write; needs --for.
     even_if_worse
@@ -75,11 +77,11 @@ def plan(
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
-    target = _target(for_, output, engine, even_if_worse)
+    serving = serving or ModelArguments()
+    target = _target(for_, output, engine, serving, even_if_worse)
     if target is not None:
         check_output(target.path, trace, reading.run_map, repairing.from_map)
-        check_decoder_layers(engine.hidden_layers, target.format)
-    serving = serving or ModelArguments()
+        check_decoder_layers(engine.hidden_layers, written_as(target.format))
     expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
         repairing.expert_bytes
     )
@@ -127,18 +129,22 @@ def plan(
 
 
 def _target(
-    format: str | None, output: Path | None, engine: EngineArguments, even_if_worse: bool
+    format: str | None,
+    output: Path | None,
+    engine: EngineArguments,
+    serving: ModelArguments,
+    even_if_worse: bool,
 ) -> MapTarget | None:
     """The map asked for, if one is; refuses what would be ignored without one."""
     if (format is None) != (output is None):
         raise EquipoiseError("A map needs both --for and --output; give both or neither.")
     if format is not None and output is not None:
-        check_map_path(output, format)
+        check_map_path(output, written_as(format))
         return MapTarget(
             format=format,
             path=output,
-            num_hidden_layers=engine.hidden_layers,
-            options=engine.options,
+            num_hidden_layers=serving.hidden_layers(engine.hidden_layers),
+            options=engine.options(serving.config),
         )
     unused = {*given(engine), *(["even_if_worse"] if even_if_worse else [])}
     if unused:

@@ -53,6 +53,15 @@ class ModelArguments:
         size = self.expert_bytes(by_hand)
         return self.config.need_expert_bytes() if size is None and self.config is not None else size
 
+    def hidden_layers(self, by_hand: int | None) -> int | None:
+        """All decoder layers, of the configuration or by hand; a refusal if they differ."""
+        known = None if self.config is None else self.config.num_hidden_layers
+        if known is not None and by_hand not in (None, known):
+            raise EquipoiseError(
+                f"--hidden-layers is {by_hand}, and {self.model} says {known}; leave one out."
+            )
+        return by_hand if known is None else known
+
     def check_fits(self, what: str, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Raise ``EquipoiseError`` if a map or a recording is not of the model."""
         if self.config is not None:

@@ -118,10 +118,11 @@ def _print_map(console: Console, written: WrittenMap) -> None:
     flags = written.launch
     if flags is None:
         return
-    console.print(f"Start {flags.engine} {flags.version} with")
-    for name, value in flags.environment:
-        console.print(f"  {name}={value}")
-    console.print(f"  {shlex.join(flags.command)}")
+    if flags.command:
+        console.print(f"Start {flags.engine} {flags.version} with")
+        for name, value in flags.environment:
+            console.print(f"  {name}={value}")
+        console.print(f"  {shlex.join(flags.command)}")
     for name, content in flags.files:
         console.print(f"and this as {name}:")
         console.print(textwrap.indent(content.rstrip(), "  "))
