@@ -127,7 +127,7 @@ def test_bytes_twice_are_refused(maps, model, recording, capsys):
 def test_bytes_by_hand_fill_what_a_model_leaves_open(maps, recording, tmp_path, document, capsys):
     strange = configured(tmp_path, quantization_config={"quant_method": "new"})
     said = refused(capsys, "diff", *maps, "--model", strange)
-    assert "the quantisation new stores experts is not known; give --expert-bytes as well" in said
+    assert "nothing is known here of the quantisation new; give --expert-bytes as well" in said
     priced = ("diff", *maps, "--model", strange, "--expert-bytes", EXPERT_BYTES)
     assert document(*priced) == document("diff", *maps, "--expert-bytes", EXPERT_BYTES)
 

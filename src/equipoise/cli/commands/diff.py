@@ -24,10 +24,10 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
     check_map_path,
     detect_map,
-    examine_map,
     reading_warnings,
     write_map,
 )
+from equipoise.engines.model_maps import examine_map_of
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, match_ranks
 from equipoise.migration import diff as compare
@@ -76,10 +76,8 @@ def diff(
     context = (deployment or MapArguments()).context
     _check_target(for_, output, match, old, new, gate.trace)
     _refuse_useless(deployment or MapArguments(), old, new)
-    readings = {path: examine_map(path, context) for path in (old, new)}
+    readings = {path: examine_map_of(path, context, serving.config) for path in (old, new)}
     before, after = readings[old].placement, readings[new].placement
-    for path, placement in ((old, before), (new, after)):
-        serving.check_fits(f"{path}", placement.num_experts, placement.layer_ids)
     doubts = [
         f"{path}: {in_options(doubt)}"
         for path in readings

@@ -40,7 +40,7 @@ QUANTISATION = "hf_quant_config.json"
 """Where checkpoints of NVIDIA's quantiser keep what others write into ``config.json``."""
 
 _LARGEST_FILE = 1 << 24
-_MOST_LAYERS = 4096
+_MOST_LAYERS = 1024
 _INNER = ("text_config", "llm_config", "language_config", "thinker_config")
 
 

@@ -25,7 +25,7 @@ DTYPE_BYTES = {
 }
 _ALL = 1 << 62  # a block as long as the matrix, however long that is
 _EXCEPTIONS = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
-_MAX_PATTERNS = 256
+_MAX_PATTERNS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def storage(
     except ValueError as error:
         raise UnknownFactError(f"quantization_config is not understood ({error})") from error
     method = str(quantisation.get("quant_method"))[:40]
-    raise UnknownFactError(f"how the quantisation {method} stores experts is not known")
+    raise UnknownFactError(f"nothing is known here of the quantisation {method}")
 
 
 def dtype_bytes(dtype: str | None) -> int:
@@ -142,7 +142,7 @@ def _modelopt(section: Mapping[str, Any]) -> Storage:
         case "NVFP4":
             return _nvfp4(scales=2)
     algorithm = str(section.get("quant_algo"))[:40]
-    raise UnknownFactError(f"how the quantisation modelopt {algorithm} stores experts is not known")
+    raise UnknownFactError(f"nothing is known here of the quantisation modelopt {algorithm}")
 
 
 def _nvfp4(scales: int) -> Storage:
