@@ -108,6 +108,12 @@ def test_a_repair_is_limited_by_the_model(maps, model, recording, limit, documen
     assert by_model["moves"]["bytes"] is not None
 
 
+def test_without_a_limit_the_bytes_only_say_what_the_moves_take(maps, model, recording, document):
+    options = ("plan", recording, "--ranks", 4, "--redundant", 4, "--from", maps[0])
+    moves = document(*options, "--max-moves", 9, "--model", model)["moves"]
+    assert moves["bytes"] == moves["transfers"] * EXPERT_BYTES > 0
+
+
 def test_a_plan_says_what_its_redundancy_takes(recording, model, text):
     options = ("plan", recording, "--ranks", 4, "--planner", "greedy", "--model", model)
     assert "One redundant slot takes 0.000 GB" in text(*options, "--redundant", 4)
