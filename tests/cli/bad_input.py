@@ -104,6 +104,24 @@ def finding(what: str, command: str, *build: Build) -> Case:
 # Making files -------------------------------------------------------------------------------------
 
 
+PRICED = "budget run.safetensors --ranks 2 --model"
+
+
+def model(**values: object) -> Build:
+    """The configuration of the model that the samples are of, with other values."""
+    facts = {
+        "model_type": "deepseek_v3",
+        "num_hidden_layers": 5,
+        "first_k_dense_replace": 3,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "hidden_size": 8,
+        "moe_intermediate_size": 8,
+        "torch_dtype": "bfloat16",
+    }
+    return text("config.json", json.dumps(facts | values))
+
+
 def valid(*names: str) -> Build:
     """The valid files of these names."""
 
@@ -566,7 +584,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("an option the format does not use", "report run.safetensors --window-tokens 4"),
         case(
             "an engine version that is not known",
-            "plan run.safetensors --ranks 2 --for trtllm -o m.yaml --engine-version 9.9",
+            "plan run.safetensors --ranks 2 --for trtllm -o m.yaml --engine-version next",
         ),
         case(
             "SGLang's map without the number of decoder layers",
@@ -614,6 +632,49 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "same-rank copies on vllm-ascend",
             "plan run.safetensors --ranks 2 --redundant 6 --planner greedy "
             "--allow-same-rank-copies --for ascend -o m.json",
+        ),
+    ),
+    "The model's configuration": (
+        case("no such configuration", f"{PRICED} config.json"),
+        case("a folder without one", f"{PRICED} model", folder("model")),
+        case("another document", f"{PRICED} config.json", text("config.json", '{"weights": 1}')),
+        case("half a document", f"{PRICED} config.json", text("config.json", '{"model_type": "')),
+        case(
+            "a model without experts",
+            f"{PRICED} config.json",
+            text("config.json", '{"model_type": "llama", "num_hidden_layers": 5}'),
+        ),
+        case("keys that are missing", f"{PRICED} config.json", model(hidden_size=None)),
+        case("keys that contradict", f"{PRICED} config.json", model(num_experts=8)),
+        case("layers without end", f"{PRICED} config.json", model(num_hidden_layers=10**9)),
+        case("text for a number", f"{PRICED} config.json", model(num_experts_per_tok="two")),
+        case("a model of other experts", f"{PRICED} config.json", model(n_routed_experts=8)),
+        case("a model of other layers", f"{PRICED} config.json", model(first_k_dense_replace=4)),
+        case(
+            "a quantisation that is not known",
+            f"{PRICED} config.json",
+            model(quantization_config={"quant_method": "new"}),
+        ),
+        case(
+            "bytes by the model and by hand",
+            f"{PRICED} config.json --expert-bytes 9",
+            model(),
+        ),
+        case(
+            "decoder layers by the model and by hand",
+            "plan run.safetensors --ranks 2 --for sglang -o m.json --hidden-layers 9 "
+            "--model config.json",
+            model(),
+        ),
+        case(
+            "a typo in an all-to-all backend",
+            "plan run.safetensors --ranks 2 --for sglang --hidden-layers 5 -o m.json "
+            "--a2a-backend depep",
+        ),
+        case(
+            "an all-to-all backend that came later",
+            "plan run.safetensors --ranks 2 --for sglang --hidden-layers 5 -o m.json "
+            "--a2a-backend nixl --engine-version 0.5.6",
         ),
     ),
     "Files and folders": (

@@ -219,7 +219,7 @@ def never(self, problem):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--for", "trtllm", "-o", "m.yaml", "--engine-version", "9.9"), "9.9 are not known"),
+        (("--for", "trtllm", "-o", "m.yaml", "--engine-version", "next"), "no release 'next'"),
         (("--for", "trtllm", "-o", "m.yaml", "--architecture", "Llama"), "Llama"),
         (("--for", "trtllm", "-o", "m.yaml", "--backend", "TRITON"), "TRITON"),
         (("--for", "trtllm", "-o", "m.json"), "needs a name that ends in"),
@@ -228,7 +228,7 @@ def never(self, problem):
         (("--for", "sglang", "-o", "m.json", "--hidden-layers", 9, "--engine-version", "0.5.16"),
          "gives wrong text"),
         (("--for", "vllm-49572", "-o", "m.json", "--engine-version", "0.33.0"), "would ignore"),
-        (("--for", "vllm-49572", "-o", "m.json", "--backend", "X"), "do not depend on backend"),
+        (("--for", "vllm-49572", "-o", "m.json", "--backend", "X"), "do not depend on --backend"),
         (("--for", "trtllm", "-o", "missing/m.yaml"), "there is no folder"),
         (("--for", "trtllm", "-o", "/proc/m.yaml"), "cannot be written"),
         (("--for", "ascend", "-o", "m.json", "--room", "4,5,5,5"), "twice"),

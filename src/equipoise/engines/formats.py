@@ -18,6 +18,8 @@ from equipoise.trace import Trace
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from equipoise.engines.transformers.config import ModelConfig
+
 Progress = Callable[[int, int], None]
 """Called with (done, total), in bytes or files, while a long file is read."""
 
@@ -296,28 +298,36 @@ class LaunchOptions:
     Parameters
     ----------
     version
-        The engine's release, as listed in ``docs/launch.md``.
+        The engine's release as people write it, or a build listed in ``docs/launch.md``.
+    model
+        The model's configuration, from which notes on its architecture, its quantisation and its
+        speculative layers are made; any engine.
     architecture
         TensorRT-LLM: the first of the model's ``architectures``, checked against what the engine
-        balances.
+        balances; that of the model if ``None``.
     backend
         TensorRT-LLM: the MoE backend to select.
     a2a_backend
-        SGLang: ``--moe-a2a-backend``, such as ``none``, ``deepep``, ``mooncake``.
+        SGLang, vLLM: the all-to-all backend, such as ``none``, ``deepep``, ``mooncake`` and
+        ``deepep_low_latency``, ``allgather_reducescatter``.
     dispatch
         SGLang: ``--ep-dispatch-algorithm``, one of ``static``, ``dynamic`` and ``lp``; what suits
         the backend if ``None``.
     window_size, step_interval
         vLLM: steps recorded before a rearrangement, and steps between two.
+    use_async
+        vLLM: whether experts move in the background.
     """
 
     version: str | None = None
+    model: ModelConfig | None = None
     architecture: str | None = None
     backend: str | None = None
     a2a_backend: str | None = None
     dispatch: str | None = None
     window_size: int | None = None
     step_interval: int | None = None
+    use_async: bool | None = None
 
 
 ENGINE_DEFAULTS = LaunchOptions()
@@ -357,7 +367,8 @@ class Launcher:
     Parameters
     ----------
     options
-        Names of the ``LaunchOptions`` that decide its flags; any other that is set is refused.
+        Names of the ``LaunchOptions`` that decide its flags; any other that is set is refused, but
+        for the model, which every engine has.
     launch
         The flags for a placement whose map has a path, as the engine's processes will see it.
         Raises ``EquipoiseError`` for whatever the engine would ignore in silence or fail on.

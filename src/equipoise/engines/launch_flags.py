@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, LaunchOptions, MapFormat, given
-from equipoise.engines.registry import launcher_of
-from equipoise.engines.registry import map_format as find_map_format
-from equipoise.errors import EquipoiseError
+from equipoise.engines.registry import launcher_for, map_format, written_as
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 
 
 def launch(
-    placement: Placement, map_format: str, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS
+    placement: Placement, target: str, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS
 ) -> Launch | None:
-    """Flags, environment and files that make an engine load a map of this format.
+    """Flags, environment and files that make an engine load a map.
+
+    Parameters
+    ----------
+    placement
+        What the map holds.
+    target
+        The format of the map; or ``vllm``, whose releases read none.
+    map_name
+        Path of the map as the engine's processes will see it.
+    options
+        What decides the flags besides the map.
 
     Returns
     -------
@@ -26,23 +36,22 @@ def launch(
         An unknown format, an option of another engine, or a combination the engine would ignore
         in silence.
     """
-    format = find_map_format(map_format)
-    launcher = launcher_of(format)
-    _refuse_options_of_others(format, options, launcher.options if launcher else frozenset())
+    launcher = launcher_for(target)
+    _refuse_options_of_others(target, options, launcher.options if launcher else frozenset())
     if launcher is None:
         return None
-    return launcher.launch(placement, map_name, _version_that_reads(format, options))
+    if written_as(target) == target:
+        options = _version_that_reads(map_format(target), options)
+    return launcher.launch(placement, map_name, options)
 
 
-def _refuse_options_of_others(
-    format: MapFormat, options: LaunchOptions, used: frozenset[str]
-) -> None:
-    unused = sorted(given(options) - used)
+def _refuse_options_of_others(target: str, options: LaunchOptions, used: frozenset[str]) -> None:
+    unused = sorted(given(options) - used - {"model"})  # a fact, not an option of an engine
     if unused:
-        usable = ", ".join(sorted(used)) or "none"
+        usable = ", ".join(map(argument, sorted(used))) or "none"
         raise EquipoiseError(
-            f"The launch flags for a map of the format {format.name} do not depend on "
-            f"{', '.join(unused)}; usable: {usable}."
+            f"The launch flags for {target} do not depend on "
+            f"{', '.join(map(argument, unused))}; usable: {usable}."
         )
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from equipoise.engines.formats import Launch, LaunchOptions, MapContext
 from equipoise.engines.launch_flags import launch
 from equipoise.engines.map_io import write_map
+from equipoise.engines.registry import written_as
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.problem import Problem
@@ -32,7 +33,8 @@ class MapTarget:
     Parameters
     ----------
     format
-        Name of the map format.
+        Name of the map format; or ``vllm``, whose releases read none, so that the plan is kept in
+        our own format.
     path
         File to write.
     num_hidden_layers
@@ -94,7 +96,7 @@ class MapTarget:
         context = MapContext(
             num_hidden_layers=self.num_hidden_layers, planner=planner, trace=source
         )
-        return write_map(placement, path, format=self.format, context=context)
+        return write_map(placement, path, format=written_as(self.format), context=context)
 
 
 def _keep(plan: Plan, source: str) -> Path:

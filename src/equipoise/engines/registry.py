@@ -30,12 +30,16 @@ class Engine:
         The same for recordings.
     launch
         Whether the module ``launch`` has a ``LAUNCHER``.
+    keeps
+        Format of the file that is written where the engine itself is named as the target, since no
+        release of it reads a map.
     """
 
     folder: str
     maps: tuple[str, ...] = ()
     traces: tuple[str, ...] = ()
     launch: bool = False
+    keeps: str | None = None
 
 
 ENGINES = (
@@ -47,6 +51,7 @@ ENGINES = (
         maps=("maps", "hygon_maps", "tensor_maps"),
         traces=("load_stats", "completions"),
         launch=True,
+        keeps="equipoise",
     ),
     Engine(folder="deepseek", traces=("traces",)),
     Engine(folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True),
@@ -86,6 +91,26 @@ def map_format(name: str) -> MapFormat:
             return known
     names = ", ".join(known.name for known in map_formats())
     raise EquipoiseError(f"There is no map format {name!r}; choose one of {names}.")
+
+
+def written_as(target: str) -> str:
+    """The map format of a target: its own name, or what an engine keeps that reads no map."""
+    keeps = {engine.folder: engine.keeps for engine in ENGINES if engine.keeps}
+    return keeps.get(target, target)
+
+
+def launcher_for(target: str) -> Launcher | None:
+    """How the engine of a target is started: of a map format, or of an engine that reads no map.
+
+    Raises
+    ------
+    EquipoiseError
+        An unknown target, with the known ones.
+    """
+    for engine in ENGINES:
+        if engine.folder == target and engine.keeps:
+            return launcher(engine)
+    return launcher_of(map_format(target))
 
 
 def trace_format(name: str) -> TraceFormat:

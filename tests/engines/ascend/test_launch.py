@@ -16,7 +16,14 @@ RUNNER = (("VLLM_USE_V2_MODEL_RUNNER", "0"),)
 
 @pytest.mark.parametrize(
     ("version", "config", "environment"),
-    [("2026-08", NESTED, RUNNER), ("0.22.1rc", NESTED, RUNNER), ("0.11.0", FLAT, ())],
+    [
+        ("2026-08", NESTED, RUNNER),
+        ("0.30.0rc2", NESTED, RUNNER),
+        ("0.22.1rc", NESTED, RUNNER),
+        ("0.13.0", NESTED, RUNNER),
+        ("0.12.0rc1", FLAT, ()),
+        ("0.11.0", FLAT, ()),
+    ],
 )
 def test_flags_of_every_version(
     version: str, config: str, environment: tuple[tuple[str, str], ...]
@@ -59,6 +66,8 @@ def test_doubts_about_loading_are_noted_for_newer_trees() -> None:
         )
 
     assert doubted("2026-08")
+    assert doubted("0.24.0rc1")
+    assert not doubted("0.23.0.post1")
     assert not doubted("0.11.0")
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from equipoise.engines.formats import LaunchOptions
-from equipoise.engines.sglang.launch import launch
+from equipoise.engines.sglang.launch import ALL_TO_ALL, launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -28,6 +28,8 @@ def command(redundant: int, a2a: str, dispatch: str) -> tuple[str, ...]:
         ("0.5.23", REDUNDANT, "deepep", None, "static"),
         ("0.5.23", REDUNDANT, "deepep", "dynamic", "dynamic"),
         ("0.5.23", REDUNDANT, "deepep", "lp", "lp"),
+        ("0.5.17", REDUNDANT, "none", None, "dynamic"),
+        ("0.5.6", REDUNDANT, "deepep", None, "static"),
         ("0.5.16", PLAIN, "none", None, "static"),
         ("0.5.16", PLAIN, "none", "dynamic", "dynamic"),
         ("0.5.16", REDUNDANT, "mooncake", None, "static"),
@@ -56,7 +58,7 @@ def test_dispatch_that_differs_between_ranks_needs_a_backend(dispatch: str) -> N
 
 @pytest.mark.parametrize("dispatch", [None, "static", "dynamic"])
 def test_older_releases_corrupt_copies_without_a_backend(dispatch: str | None) -> None:
-    with pytest.raises(EquipoiseError, match=r"0\.5\.16 gives wrong text.*or use 0\.5\.23"):
+    with pytest.raises(EquipoiseError, match=r"0\.5\.16 gives wrong text.*or use 0\.5\.17"):
         launch(REDUNDANT, "map.json", LaunchOptions(version="0.5.16", dispatch=dispatch))
 
 
@@ -96,9 +98,42 @@ def test_the_collapse_of_copies_is_noted_where_it_happens() -> None:
     assert not has_note("keeps, of an expert's copies", PLAIN, a2a_backend="deepep")
 
 
+@pytest.mark.parametrize(
+    ("version", "backend", "message"),
+    [
+        ("0.5.23", "depep", "no all-to-all backend 'depep'; choose one of none, deepep, mooncake"),
+        ("0.6.0", "depep", "no all-to-all backend 'depep'"),
+        ("0.5.8", "nixl", r"0\.5\.8 has no all-to-all backend nixl, which came with 0\.5\.10"),
+        ("0.5.18.post1", "deepep_v2", r"came with 0\.5\.19"),
+    ],
+)
+def test_an_all_to_all_backend_that_a_release_lacks(
+    version: str, backend: str, message: str
+) -> None:
+    with pytest.raises(EquipoiseError, match=message):
+        launch(REDUNDANT, "map.json", LaunchOptions(version=version, a2a_backend=backend))
+
+
+@pytest.mark.parametrize("backend", ALL_TO_ALL)
+def test_all_to_all_backends_of_the_newest_release(backend: str) -> None:
+    assert backend in launch(REDUNDANT, "map.json", LaunchOptions(a2a_backend=backend)).command
+
+
+def test_lp_came_later() -> None:
+    options = LaunchOptions(version="0.5.13", a2a_backend="deepep", dispatch="lp")
+    with pytest.raises(EquipoiseError, match=r"0\.5\.13 has no dispatch lp, .* 0\.5\.14"):
+        launch(REDUNDANT, "map.json", options)
+
+
+def test_the_flag_of_attention_data_parallelism_is_the_versions() -> None:
+    assert has_note("is --attn-dp-size in this release")
+    assert has_note("--enable-dp-attention with --dp-size", version="0.5.21")
+
+
 def test_the_report_flag_is_the_versions() -> None:
     assert has_note("--expert-balancedness-report-mode server_log")
-    assert has_note("--enable-expert-distribution-metrics", version="0.5.16", a2a_backend="deepep")
+    assert has_note("--expert-balancedness-report-mode server_log", version="0.5.18")
+    assert has_note("--enable-expert-distribution-metrics", version="0.5.17")
 
 
 def test_other_notes() -> None:

@@ -32,6 +32,7 @@ pytorch_backend_config:
     ("version", "flag", "content"),
     [
         ("main", "--config", SINCE_1_0),
+        ("1.4.0rc1", "--config", SINCE_1_0),
         ("1.3", "--config", SINCE_1_0),
         ("1.2", "--extra_llm_api_options", SINCE_1_0),
         ("1.1", "--extra_llm_api_options", SINCE_1_0),
@@ -106,7 +107,7 @@ def test_many_slots_are_noted() -> None:
     assert not any("may exceed" in note for note in launch(PLACEMENT, "m.yaml").notes)
 
 
-@pytest.mark.parametrize("version", [v for v in RELEASES if v != "main"])
+@pytest.mark.parametrize("version", [v for v in RELEASES.names if v != "main"])
 def test_what_was_checked_against_main_is_noted(version: str) -> None:
     notes = launch(PLACEMENT, "m.yaml", LaunchOptions(version=version)).notes
     assert any(f"against main; {version} may balance fewer" in note for note in notes)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from equipoise.engines.formats import LaunchOptions
+from equipoise.engines.transformers.config import read_model_config
 from equipoise.engines.vllm.launch import launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
+RELEASED = {"num_redundant_experts": 1, "window_size": 1000, "step_interval": 3000}
 PLACEMENT = Placement([[0, 1, 2, 0]], num_ranks=2, num_experts=3)
 
 
@@ -24,8 +27,9 @@ def config(**options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("0.33.0", {"num_redundant_experts": 1}),
-        ("0.32.0", {"num_redundant_experts": 1}),
+        ("0.33.0", RELEASED | {"use_async": True}),
+        ("0.12.0", RELEASED | {"use_async": True}),
+        ("0.11.2", RELEASED),
         (
             "pr-41141",
             {
@@ -51,12 +55,54 @@ def test_the_release_is_the_default_and_says_that_it_reads_no_map() -> None:
         assert build in made.notes[0]
 
 
-def test_window_and_interval_are_passed_on() -> None:
-    assert config(window_size=100, step_interval=400) == {
-        "num_redundant_experts": 1,
-        "window_size": 100,
-        "step_interval": 400,
-    }
+def test_window_interval_and_moves_in_the_background_are_passed_on() -> None:
+    chosen = {"window_size": 100, "step_interval": 400, "use_async": False}
+    assert config(**chosen) == {"num_redundant_experts": 1} | chosen
+    assert config(version="pr-49572", use_async=False)["use_async"] is False
+    with pytest.raises(EquipoiseError, match=r"0\.11\.0 moves experts in the foreground only"):
+        config(version="0.11.0", use_async=True)
+
+
+@pytest.mark.parametrize(
+    ("window", "interval", "use_async", "noted"),
+    [(399, 400, True, True), (398, 400, True, False), (399, 400, False, False)],
+)
+def test_a_window_that_background_moves_reach_into_is_noted(
+    window: int, interval: int, use_async: bool, noted: bool
+) -> None:
+    options = LaunchOptions(window_size=window, step_interval=interval, use_async=use_async)
+    notes = launch(PLACEMENT, "map.json", options).notes
+    assert any("counts loads of two maps" in note for note in notes) == noted
+
+
+def test_the_all_to_all_backend_is_passed_on_or_refused() -> None:
+    made = launch(PLACEMENT, "map.json", LaunchOptions(a2a_backend="deepep_low_latency"))
+    at = made.command.index("--all2all-backend")
+    assert made.command[at + 1] == "deepep_low_latency"
+    with pytest.raises(EquipoiseError, match=r"refuses balancing with .* moonep"):
+        launch(PLACEMENT, "map.json", LaunchOptions(a2a_backend="moonep"))
+    with pytest.raises(EquipoiseError, match="no all-to-all backend 'deepep'; choose one of allg"):
+        launch(PLACEMENT, "map.json", LaunchOptions(a2a_backend="deepep"))
+
+
+@pytest.mark.parametrize(
+    ("section", "refused"),
+    [
+        ({"quant_method": "awq"}, True),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, True),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, False),
+        ({"quant_method": "fp8"}, False),
+    ],
+)
+def test_quantised_experts_that_are_not_balanced_are_noted(
+    tmp_path: Path, section: dict[str, str], refused: bool
+) -> None:
+    facts = {"model_type": "olmoe", "num_experts": 8, "num_hidden_layers": 2, "hidden_size": 8}
+    facts |= {"intermediate_size": 8, "num_experts_per_tok": 2, "quantization_config": section}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    options = LaunchOptions(model=read_model_config(tmp_path))
+    notes = launch(PLACEMENT, "map.json", options).notes
+    assert any("refuses to start with balancing" in note for note in notes) == refused
 
 
 @pytest.mark.parametrize("option", [{"window_size": 100}, {"step_interval": 4000}])

@@ -12,12 +12,15 @@ from rich.console import Console
 
 from equipoise.cli.options.limits import Amount, Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.text import one_line
+from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.plan.weigh.budget import LEAST_GAIN, Budget, Gain, Point
@@ -38,6 +41,7 @@ def budget(
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
+    serving: ModelArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -56,13 +60,16 @@ def budget(
         memory.
     kv_bytes_per_token
         Bytes of KV cache that a token takes on a rank, all layers together; adds the tokens that
-        would fit into the same memory.
+        would fit into the same memory. With --model only where a rank's share of a token differs
+        from the whole.
     hold_out
         Share of the steps, the latest of each domain, to score on.
     least_gain
         Share of the time that each further slot on every rank must take off to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
+    serving = serving or ModelArguments()
+    expert_bytes = serving.need_expert_bytes(expert_bytes)
     planning.check(machine)
     if planning.step_assignments is not None:
         raise EquipoiseError(
@@ -70,6 +77,9 @@ def budget(
         )
     topology = machine.topology(ranks)
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    if kv_bytes_per_token is None and serving.config is not None:
+        kv_bytes_per_token = serving.config.kv_bytes_per_token or None
     fit, held = recording.split(at=1 - hold_out)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
@@ -87,9 +97,12 @@ def budget(
             progress=plans.begin,
         )
     if json:
-        print_json(_document(result))
+        print_json(_document(result) | {"model": model_document(serving.config)})
     else:
         _print(stdout(), recording, result)
+        if serving.config is not None:
+            stdout().print(slot_text(serving.config, expert_bytes))
+            _print_missing_layers(recording, serving.config)
     return 0
 
 
@@ -146,6 +159,13 @@ def _print(console: Console, recording: Trace, result: Budget) -> None:
     console.print(_table(result))
     console.print(f"\n{result.advice}")
     _print_by_layer(console, result)
+
+
+def _print_missing_layers(recording: Trace, config: ModelConfig) -> None:
+    """Say of how many of the model's layers the table is, where some are not recorded."""
+    layers = config.moe_layer_ids
+    if layers is not None and recording.num_layers < len(layers):
+        stdout().print(f"The recording has {recording.num_layers} of them, which the table counts.")
 
 
 def _table(result: Budget) -> WholeTable:

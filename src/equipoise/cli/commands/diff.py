@@ -14,6 +14,7 @@ from equipoise.cli.options.gate import GateArguments
 from equipoise.cli.options.limits import Amount
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import MapArguments, check_model_key
+from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import in_options
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.views.console import print_json, stdout
@@ -23,10 +24,10 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
     check_map_path,
     detect_map,
-    examine_map,
     reading_warnings,
     write_map,
 )
+from equipoise.engines.model_maps import examine_map_of
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, match_ranks
 from equipoise.migration import diff as compare
@@ -45,6 +46,7 @@ def diff(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     machine: MachineArguments | None = None,
     deployment: MapArguments | None = None,
+    serving: ModelArguments | None = None,
     gate: GateArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -67,12 +69,14 @@ def diff(
         With --match: the file for the renamed map; needs --for.
     """
     machine, gate = machine or MachineArguments(), gate or GateArguments()
+    serving = serving or ModelArguments()
+    expert_bytes = serving.need_expert_bytes(expert_bytes)
     gate.check(expert_bytes)
     _refuse_unused(machine, match, gate)
     context = (deployment or MapArguments()).context
     _check_target(for_, output, match, old, new, gate.trace)
     _refuse_useless(deployment or MapArguments(), old, new)
-    readings = {path: examine_map(path, context) for path in (old, new)}
+    readings = {path: examine_map_of(path, context, serving.config) for path in (old, new)}
     before, after = readings[old].placement, readings[new].placement
     doubts = [
         f"{path}: {in_options(doubt)}"

@@ -12,6 +12,7 @@ from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.locality import LocalityArguments
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import check_decoder_layers
+from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.planner import PlannerArguments
@@ -23,6 +24,7 @@ from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.formats import given
 from equipoise.engines.map_io import check_map_path
 from equipoise.engines.map_target import MapTarget
+from equipoise.engines.registry import written_as
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.study import study
@@ -44,6 +46,7 @@ def plan(
     gathering: LocalityArguments | None = None,
     machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
+    serving: ModelArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -65,6 +68,7 @@ def plan(
         scores nothing unseen.
     for_
         Format of the map: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
+        Or vllm, whose releases read no map: flags of its own balancing, and the plan in our format.
     output
         The map file to write; needs --for.
     even_if_worse
@@ -73,22 +77,27 @@ def plan(
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
-    target = _target(for_, output, engine, even_if_worse)
+    serving = serving or ModelArguments()
+    target = _target(for_, output, engine, serving, even_if_worse)
     if target is not None:
         check_output(target.path, trace, reading.run_map, repairing.from_map)
-        check_decoder_layers(engine.hidden_layers, target.format)
-    repairing.check(planning)
+        check_decoder_layers(engine.hidden_layers, written_as(target.format))
+    expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
+        repairing.expert_bytes
+    )
+    repairing.check(planning, expert_bytes)
     gathering.check(planning, repairing)
     planning.check(machine, gathering.uses)
     topology = machine.topology(ranks)
     recording = reading.read(trace, ranks=ranks)
+    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     current = repairing.read(recording, ranks, redundant)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
 
         def planner(fit: Trace) -> Planner:
             if current is not None:
-                return repairing.configured(current, planning, judge)
+                return repairing.configured(current, planning, judge, expert_bytes)
             return gathering.applied(planning.configured(judge, progress), planning, fit)
 
         result = study(
@@ -106,7 +115,8 @@ def plan(
     source = recording.provenance.source
     outcome = Outcome(
         study=result,
-        expert_bytes=repairing.expert_bytes,
+        model=serving.config,
+        expert_bytes=expert_bytes,
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, source) if target is not None and wanted else None,
         withheld=target is not None and not wanted,
@@ -119,18 +129,22 @@ def plan(
 
 
 def _target(
-    format: str | None, output: Path | None, engine: EngineArguments, even_if_worse: bool
+    format: str | None,
+    output: Path | None,
+    engine: EngineArguments,
+    serving: ModelArguments,
+    even_if_worse: bool,
 ) -> MapTarget | None:
     """The map asked for, if one is; refuses what would be ignored without one."""
     if (format is None) != (output is None):
         raise EquipoiseError("A map needs both --for and --output; give both or neither.")
     if format is not None and output is not None:
-        check_map_path(output, format)
+        check_map_path(output, written_as(format))
         return MapTarget(
             format=format,
             path=output,
-            num_hidden_layers=engine.hidden_layers,
-            options=engine.options,
+            num_hidden_layers=serving.hidden_layers(engine.hidden_layers),
+            options=engine.options(serving.config),
         )
     unused = {*given(engine), *(["even_if_worse"] if even_if_worse else [])}
     if unused:

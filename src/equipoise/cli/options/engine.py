@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from equipoise.cli.options.limits import Size
+from equipoise.cli.options.limits import Amount, Size
 from equipoise.engines.formats import LaunchOptions
+from equipoise.engines.transformers.config import ModelConfig
 
 
 @Parameter(name="*")
@@ -19,17 +20,24 @@ class EngineArguments:
     Parameters
     ----------
     engine_version
-        The engine's release, from docs/launch.md; the newest known if not given.
+        The engine's release, such as 1.3.0rc5; the newest known if not given, see docs/launch.md.
     hidden_layers
         All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+        --model says it as well.
     architecture
-        TensorRT-LLM: the model's architecture, as in its config.json.
+        TensorRT-LLM: the model's architecture, as in its config.json. --model says it as well.
     backend
         TensorRT-LLM: the MoE backend.
     a2a_backend
-        SGLang: --moe-a2a-backend.
+        SGLang: --moe-a2a-backend. vLLM: --all2all-backend.
     ep_dispatch
         SGLang: --ep-dispatch-algorithm.
+    window_size
+        vLLM: steps that a rearrangement looks back on; 1000 if not given.
+    step_interval
+        vLLM: steps between two rearrangements; 3000 if not given.
+    use_async
+        vLLM: move experts in the background.
     """
 
     engine_version: str | None = None
@@ -38,9 +46,11 @@ class EngineArguments:
     backend: str | None = None
     a2a_backend: str | None = None
     ep_dispatch: str | None = None
+    window_size: Annotated[int | None, Amount] = None
+    step_interval: Annotated[int | None, Amount] = None
+    use_async: bool | None = None
 
-    @property
-    def options(self) -> LaunchOptions:
+    def options(self, model: ModelConfig | None) -> LaunchOptions:
         """The options in the form that the engines' flag writers take."""
         return LaunchOptions(
             version=self.engine_version,
@@ -48,4 +58,8 @@ class EngineArguments:
             backend=self.backend,
             a2a_backend=self.a2a_backend,
             dispatch=self.ep_dispatch,
+            window_size=self.window_size,
+            step_interval=self.step_interval,
+            use_async=self.use_async,
+            model=model,
         )

@@ -66,7 +66,7 @@ class GateArguments:
             return
         needed = ("rank_cost", *_PRICES)
         missing = [option_name(name) for name in needed if getattr(self, name) is None]
-        missing += ["--expert-bytes"] if expert_bytes is None else []
+        missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
         if missing:
             raise EquipoiseError(
                 f"To decide whether to move, give {', '.join(missing)} as well: they have no "

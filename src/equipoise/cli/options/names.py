@@ -5,9 +5,14 @@ from __future__ import annotations
 from equipoise.errors import named
 
 OPTIONS = {
+    "a2a_backend": "--a2a-backend",
     "allow_pickle": "--allow-pickle",
+    "architecture": "--architecture",
+    "backend": "--backend",
     "cost": "--rank-cost",
+    "dispatch": "--ep-dispatch",
     "drop_experts": "a range for --experts",
+    "expert_bytes": "--expert-bytes",
     "first_axis": "--first-axis",
     "format": "--format (validate: --for)",
     "hold_out": "--hold-out",
@@ -24,6 +29,10 @@ OPTIONS = {
     "room": "--room",
     "speed": "--speed",
     "step_assignments": "--step-assignments",
+    "step_interval": "--step-interval",
+    "use_async": "--use-async",
+    "version": "--engine-version",
+    "window_size": "--window-size",
     "window_tokens": "--window-tokens",
 }
 """The options by the arguments that messages name."""

@@ -41,7 +41,7 @@ class _MapInForce:
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None
 
-    def check(self, planning: PlannerArguments) -> None:
+    def check(self, planning: PlannerArguments, expert_bytes: int | None) -> None:
         """Refuse a budget without a map, and planner options that a repair would ignore."""
         if self.from_map is None:
             if given(self):
@@ -54,13 +54,15 @@ class _MapInForce:
                 f"With --from the planner is repair, which has no use for "
                 f"{', '.join(map(option_name, sorted(unused)))}."
             )
-        if self._is_priced and "expert_bytes" not in given(self):
+        if self.is_priced and expert_bytes is None:
             raise EquipoiseError(
-                "--max-bytes and --max-seconds need --expert-bytes, the bytes of one expert."
+                "--max-bytes and --max-seconds need the bytes of one expert: give --model, the "
+                "model's config.json, or --expert-bytes."
             )
 
     @property
-    def _is_priced(self) -> bool:
+    def is_priced(self) -> bool:
+        """Whether moves are limited by their bytes or seconds."""
         return bool(given(self) & {"max_bytes", "max_seconds"})
 
     def read(self, recording: Trace, ranks: int, redundant: int) -> Placement | None:
@@ -79,12 +81,16 @@ class _MapInForce:
         return current
 
     def configured(
-        self, current: Placement, planning: PlannerArguments, judge: Dispatcher
+        self,
+        current: Placement,
+        planning: PlannerArguments,
+        judge: Dispatcher,
+        expert_bytes: int | None,
     ) -> Planner:
         """The planner that starts from a map."""
         fields = chosen_fields(self, _REPAIR)
-        if not self._is_priced:  # then the bytes only say what the moves take
-            fields.pop("expert_bytes", None)
+        # Without a limit on bytes or seconds the bytes only say what the moves take.
+        fields["expert_bytes"] = expert_bytes if self.is_priced else None
         return planning.made(_REPAIR, judge, silent, current=current, **fields)
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.moves import moves_document, moves_text
 from equipoise.cli.views.scores import scores_document, scores_table, verdict_document
 from equipoise.cli.views.text import one_line
 from equipoise.engines.map_target import WrittenMap
+from equipoise.engines.transformers.config import ModelConfig
 from equipoise.plan.study import Study
 from equipoise.plan.weigh.reach import Reach
 from equipoise.trace import Trace
@@ -23,6 +25,8 @@ class Outcome:
 
     Parameters
     ----------
+    model
+        The model's configuration, if it was given.
     expert_bytes
         Bytes of one expert in one layer, if known: for what the moves take.
     reach
@@ -32,6 +36,7 @@ class Outcome:
     """
 
     study: Study
+    model: ModelConfig | None
     expert_bytes: int | None
     reach: Reach | None
     written: WrittenMap | None
@@ -55,6 +60,7 @@ def plan_document(outcome: Outcome) -> dict[str, object]:
         "noise_floor_held_out": outcome.study.scores.chance_held,
         "reach_held_out": outcome.reach,
         "moves": None if migration is None else moves_document(migration, outcome.expert_bytes),
+        "model": model_document(outcome.model),
         "layers": [
             {"layer": b.layer, "peak": peak, "bound": bound, "binds": b.kind, "why": b.text}
             for b, peak, bound in zip(
@@ -90,6 +96,10 @@ def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None
     console.print(f"\n{result.status}")
     if outcome.study.migration is not None:
         console.print(moves_text(outcome.study.migration, outcome.expert_bytes))
+    if outcome.model is not None:
+        fewest = -(-placement.num_experts // placement.num_ranks)
+        added = placement.slots_per_rank - fewest
+        console.print(slot_text(outcome.model, outcome.expert_bytes, max(added, 1)))
     if outcome.reach is not None:
         console.print(outcome.reach.text)
     hardest = sorted(
@@ -108,10 +118,11 @@ def _print_map(console: Console, written: WrittenMap) -> None:
     flags = written.launch
     if flags is None:
         return
-    console.print(f"Start {flags.engine} {flags.version} with")
-    for name, value in flags.environment:
-        console.print(f"  {name}={value}")
-    console.print(f"  {shlex.join(flags.command)}")
+    if flags.command:
+        console.print(f"Start {flags.engine} {flags.version} with")
+        for name, value in flags.environment:
+            console.print(f"  {name}={value}")
+        console.print(f"  {shlex.join(flags.command)}")
     for name, content in flags.files:
         console.print(f"and this as {name}:")
         console.print(textwrap.indent(content.rstrip(), "  "))

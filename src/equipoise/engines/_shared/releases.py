@@ -2,33 +2,105 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from equipoise.engines.formats import Launch
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
-Release = TypeVar("Release")
+Facts = TypeVar("Facts")
+
+_VERSION = re.compile(
+    r"v?(\d+(?:\.\d+)*)(?:[-._+]?(?:a|b|rc|post|dev|alpha|beta)[-._]?\d*)*(?:\+\S+)?"
+)
 
 
-def choose_release(
-    engine: str, version: str | None, releases: Mapping[str, Release]
-) -> tuple[str, Release]:
-    """The named release and what is known of it; the first one if ``version`` is ``None``.
+@dataclass(frozen=True, kw_only=True)
+class Releases(Generic[Facts]):
+    """What is known of an engine's releases and builds.
 
-    Raises
-    ------
-    EquipoiseError
-        A version whose flags are not known.
+    Parameters
+    ----------
+    engine
+        The engine, for messages.
+    since
+        By the first release that they hold for, the newest first: facts, up to the next one.
+    newest
+        The last release that the facts were compared with.
+    builds
+        Facts of builds that have a name instead of a number.
+    default
+        The release or build that is meant if nobody says.
     """
-    name = next(iter(releases)) if version is None else version
-    if name not in releases:
-        raise EquipoiseError(
-            f"The flags of {engine} {name} are not known; known versions: {', '.join(releases)}."
+
+    engine: str
+    since: Mapping[str, Facts]
+    newest: str
+    default: str
+    builds: Mapping[str, Facts] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Releases and builds that differ, the default first."""
+        return tuple(dict.fromkeys((self.default, self.newest, *self.since, *self.builds)))
+
+    @property
+    def known(self) -> str:
+        """What is known, in words."""
+        releases = f"{list(self.since)[-1]} to {self.newest}"
+        return ", ".join((releases, *self.builds))
+
+    def choose(self, version: str | None) -> tuple[str, Facts | None]:
+        """The release or build meant, and its facts; ``None`` for a release nobody looked at.
+
+        A version is taken as people write it: 1.3.0rc5, v0.33.0, 0.23.0.post1.
+
+        Raises
+        ------
+        EquipoiseError
+            Something that is no version and no name of a build.
+        """
+        name = self.default if version is None else version
+        if name in self.builds:
+            return name, self.builds[name]
+        asked = number(name)
+        if asked is None:
+            raise EquipoiseError(
+                f"{self.engine} has no release {name[:60]!r}; known: {self.known}, with any "
+                "suffix such as rc1."
+            )
+        newest = number(self.newest) or ()
+        if asked[: len(newest)] > newest:
+            return name, None
+        firsts = ((number(first) or (), facts) for first, facts in self.since.items())
+        return name, next((facts for first, facts in firsts if asked >= first), None)
+
+    def unknown(self, folder: str, name: str, placement: Placement) -> Launch:
+        """How to start a release whose flags nobody looked at: with a map, and without advice."""
+        return Launch(
+            engine=folder,
+            version=name,
+            command=(),
+            notes=(
+                f"The flags of {self.engine} {name} are not known here (known: {self.known}), so "
+                "none are given and nothing that this release may refuse or ignore was checked. "
+                f"Start it for {placement.num_ranks} expert-parallel ranks and "
+                f"{placement.num_redundant} redundant experts, with the map where its "
+                "documentation says.",
+                *same_rank_notes(placement),
+            ),
         )
-    return name, releases[name]
+
+
+def number(version: str) -> tuple[int, ...] | None:
+    """The number of a version without what follows it; ``None`` if it has none."""
+    found = _VERSION.fullmatch(version) if len(version) <= 60 else None
+    return tuple(map(int, found[1].split("."))) if found else None
 
 
 def check_expert_parallel(engine: str, placement: Placement, consequence: str) -> None:

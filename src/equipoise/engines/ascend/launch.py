@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from equipoise.engines._shared.releases import check_expert_parallel, choose_release, same_rank_copy
+from equipoise.engines._shared.model_notes import speculative_notes
+from equipoise.engines._shared.releases import Releases, check_expert_parallel, same_rank_copy
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
+from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -17,19 +19,26 @@ SUFFIX = ".json"
 class _Release:
     """How a release names things in ``--additional-config``.
 
-    ``nested`` releases read the keys inside ``eplb_config`` and ignore them at the top in silence;
-    they also have a second model runner, which reads no map.
+    ``nested`` releases read the keys inside ``eplb_config``; from 0.14 on they ignore them at the
+    top in silence. They also have a second model runner, which reads no map. ``doubtful`` are those
+    that seem to load weights in the default layout whatever the map says.
     """
 
-    nested: bool
-    redundant_key: str
+    nested: bool = True
+    doubtful: bool = False
 
 
-RELEASES = {
-    "2026-08": _Release(True, "num_redundant_experts"),
-    "0.22.1rc": _Release(True, "num_redundant_experts"),
-    "0.11.0": _Release(False, "init_redundancy_expert"),
-}
+RELEASES = Releases(
+    engine="vllm-ascend",
+    default="2026-08",
+    newest="0.30",
+    since={
+        "0.24": _Release(doubtful=True),
+        "0.13": _Release(),
+        "0.11": _Release(nested=False),
+    },
+    builds={"2026-08": _Release(doubtful=True)},
+)
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
@@ -50,15 +59,18 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
         One rank; a name that does not end in ``.json``; an expert twice on one device, which
         shifts the engine's slot numbers.
     """
-    name, release = choose_release("vllm-ascend", options.version, RELEASES)
+    name, release = RELEASES.choose(options.version)
     check_expert_parallel("vllm-ascend", placement, "reads maps only with expert parallelism")
     if not map_name.endswith(SUFFIX):
         raise EquipoiseError(
             f"vllm-ascend refuses the map name {map_name!r}; it has to end in {SUFFIX}."
         )
     _check_copies(placement)
+    if release is None:
+        return RELEASES.unknown("ascend", name, placement)
     # Without the count the engine allocates no redundant slots and refuses the map.
-    config = {"expert_map_path": map_name, release.redundant_key: placement.num_redundant}
+    count = "num_redundant_experts" if release.nested else "init_redundancy_expert"
+    config = {"expert_map_path": map_name, count: placement.num_redundant}
     return Launch(
         engine="ascend",
         version=name,
@@ -68,7 +80,7 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
             json.dumps({"eplb_config": config} if release.nested else config),
         ),
         environment=(("VLLM_USE_V2_MODEL_RUNNER", "0"),) if release.nested else (),
-        notes=_notes(placement, release),
+        notes=(*_notes(placement, release), *_model_notes(placement, options.model)),
     )
 
 
@@ -91,11 +103,16 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
         "Give no other balancing switch: a static map needs no DYNAMIC_EPLB, and "
         "expert_map_record_path turns dynamic balancing on.",
     ]
+    if placement.num_redundant:
+        notes.append("In 0.30, devices of the A2 series take no redundant experts.")
+    if release.doubtful:
+        notes.append(
+            "Check answers before relying on it: in trees from 2026-07 on, weights seem to be "
+            "loaded in the default layout whatever the map says."
+        )
     if release.nested:
         notes += [
-            "Check answers before relying on it: in trees from 2026-07 on, weights seem to be "
-            "loaded in the default layout whatever the map says.",
-            "Static maps are announced for removal, and model runner V2 has none; "
+            "Static maps are announced for removal in 0.30, and model runner V2 has none; "
             "VLLM_USE_V2_MODEL_RUNNER=0 keeps V1.",
         ]
     if placement.num_redundant > placement.num_ranks:
@@ -107,8 +124,36 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _model_notes(placement: Placement, model: ModelConfig | None) -> tuple[str, ...]:
+    draft = "vllm-ascend does not use a map for it: draft layers keep the default layout."
+    return (
+        *_layer_notes(model),
+        "Quantisations differ by release: 0.24 moves experts that are unquantised, W8A8 or of its "
+        "MX types, W4A8 only with fused MC2; should you turn on dynamic balancing, others are "
+        "refused.",
+        "All-to-all (MC2, fused MC2) is the engine's own choice and does not change the map.",
+        *speculative_notes(model, placement, missing=draft, present=draft),
+    )
+
+
+def _layer_notes(model: ModelConfig | None) -> tuple[str, ...]:
+    """The engine takes all layers after the first dense ones for MoE layers."""
+    if model is None or model.moe_layer_ids is None:
+        return (
+            "The model was not checked: the engine takes every layer after the first dense ones "
+            "for an MoE layer, and models of another pattern do not work.",
+        )
+    first = model.num_hidden_layers - len(model.moe_layer_ids)
+    if model.moe_layer_ids == tuple(range(first, model.num_hidden_layers)):
+        return ()
+    return (
+        f"{model.source}: not all layers after the first dense ones are MoE layers, as the engine "
+        "takes for granted; the map's entries then belong to other layers.",
+    )
+
+
 LAUNCHER = Launcher(
     options=frozenset({"version"}),
     launch=launch,
-    versions=tuple(RELEASES),
+    versions=RELEASES.names,
 )

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from equipoise.engines._shared.model_notes import architecture_notes, speculative_notes
 from equipoise.engines._shared.releases import (
+    Releases,
     check_expert_parallel,
-    choose_release,
+    number,
     same_rank_notes,
 )
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
+from equipoise.engines.sglang.architectures import BALANCED
+from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
 NO_A2A = "none"
 SUFFIXES = (".json", ".pt")
 DISPATCH = ("static", "dynamic", "lp")
+ALL_TO_ALL = {
+    "none": (0, 5, 6),
+    "deepep": (0, 5, 6),
+    "mooncake": (0, 5, 6),
+    "ascend_fuseep": (0, 5, 6),
+    "flashinfer": (0, 5, 9),
+    "mori": (0, 5, 9),
+    "nixl": (0, 5, 10),
+    "megamoe": (0, 5, 12),
+    "ascend_tp": (0, 5, 16),
+    "pplx": (0, 5, 17),
+    "deepep_v2": (0, 5, 19),
+    "flashinfer_megamoe": (0, 5, 20),
+}
+"""All-to-all backends, and the first release that has each."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +45,25 @@ class _Release:
     copy of an expert. Releases that do not (``rank_invariant`` false) give wrong text then.
     """
 
-    rank_invariant: bool
-    report_flag: str
+    rank_invariant: bool = False
+    has_lp: bool = True
+    report_flag: str = "--enable-expert-distribution-metrics"
+    attention_flag: str = "--enable-dp-attention with --dp-size"
 
 
-RELEASES = {
-    "0.5.23": _Release(True, "--expert-balancedness-report-mode server_log"),
-    "0.5.16": _Release(False, "--enable-expert-distribution-metrics"),
-}
+_REPORT = "--expert-balancedness-report-mode server_log"
+RELEASES = Releases(
+    engine="SGLang",
+    default="0.5.23",
+    newest="0.5.23",
+    since={
+        "0.5.22": _Release(True, report_flag=_REPORT, attention_flag="--attn-dp-size"),
+        "0.5.18": _Release(True, report_flag=_REPORT),
+        "0.5.17": _Release(True),
+        "0.5.14": _Release(),
+        "0.5.6": _Release(has_lp=False),
+    },
+)
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
@@ -54,14 +84,13 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
         One rank; a name the engine would take for inline JSON; a dispatch that is unknown, gives
         wrong text or is refused at start-up.
     """
-    name, release = choose_release("SGLang", options.version, RELEASES)
+    name, release = RELEASES.choose(options.version)
     a2a_backend, dispatch = options.a2a_backend or NO_A2A, options.dispatch
     check_expert_parallel("SGLang", placement, "places experts only with --ep-size above 1")
     _check_name(map_name)
-    if dispatch is not None and dispatch not in DISPATCH:
-        raise EquipoiseError(
-            f"Unknown dispatch {dispatch!r} for serving; expected {', '.join(DISPATCH)}."
-        )
+    _check_names(name, release, a2a_backend, dispatch)
+    if release is None:
+        return RELEASES.unknown("sglang", name, placement)
     if a2a_backend == NO_A2A:
         dispatch = _dispatch_without_a2a(placement, name, release, dispatch)
     dispatch = dispatch or "static"
@@ -80,7 +109,10 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
             "--init-expert-location",
             map_name,
         ),
-        notes=_notes(placement, release, a2a_backend, dispatch),
+        notes=(
+            *_notes(placement, release, a2a_backend, dispatch),
+            *_model_notes(placement, options.model),
+        ),
     )
 
 
@@ -90,6 +122,30 @@ def _check_name(map_name: str) -> None:
             f"SGLang would read {map_name!r} as inline JSON; "
             f"name the map so that it ends in {' or '.join(SUFFIXES)}, in lower case."
         )
+
+
+def _check_names(
+    version: str, release: _Release | None, a2a_backend: str, dispatch: str | None
+) -> None:
+    """Refuse names that no release has, or that came after this one."""
+    if dispatch is not None and dispatch not in DISPATCH:
+        raise EquipoiseError(
+            f"Unknown dispatch {dispatch!r} for serving; expected {', '.join(DISPATCH)}."
+        )
+    if a2a_backend not in ALL_TO_ALL:
+        raise EquipoiseError(
+            f"SGLang has no all-to-all backend {a2a_backend!r}; choose one of "
+            f"{', '.join(ALL_TO_ALL)}."
+        )
+    if release is None:
+        return
+    if (number(version) or ()) < ALL_TO_ALL[a2a_backend]:
+        first = ".".join(map(str, ALL_TO_ALL[a2a_backend]))
+        raise EquipoiseError(
+            f"SGLang {version} has no all-to-all backend {a2a_backend}, which came with {first}."
+        )
+    if dispatch == "lp" and not release.has_lp:
+        raise EquipoiseError(f"SGLang {version} has no dispatch lp, which came with 0.5.14.")
 
 
 def _dispatch_without_a2a(
@@ -107,7 +163,7 @@ def _dispatch_without_a2a(
         raise EquipoiseError(
             f"SGLang {version} gives wrong text with redundant experts and no all-to-all backend, "
             "since ranks pick different copies; choose a backend, plan without redundant slots "
-            f"or use {next(iter(RELEASES))}."
+            "or use 0.5.17 or later."
         )
     if dispatch == "lp":
         raise EquipoiseError("Dispatch lp needs an all-to-all backend; use static, or choose one.")
@@ -122,6 +178,10 @@ def _notes(
         "physical_to_logical_map; SGLang accepts a wrong number of rows and fails later.",
         "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes.",
         f"To see what the map does, add {release.report_flag}.",
+        f"Attention data parallelism, should you use it, is {release.attention_flag} in this "
+        "release.",
+        "Balancing does not work with every MoE kernel: --moe-runner-backend flashinfer_trtllm "
+        "routes inside the kernel and refuses redundant experts.",
     ]
     if a2a_backend == NO_A2A:
         notes.append(
@@ -140,6 +200,24 @@ def _notes(
     return (*notes, *same_rank_notes(placement))
 
 
+def _model_notes(placement: Placement, model: ModelConfig | None) -> tuple[str, ...]:
+    draft = "SGLang's map does not cover it: draft layers keep the default layout."
+    return (
+        *architecture_notes("SGLang 0.5.23", model, BALANCED, "the map is ignored in silence"),
+        *_quantisation_notes(model),
+        *speculative_notes(model, placement, missing=draft, present=draft),
+    )
+
+
+def _quantisation_notes(model: ModelConfig | None) -> tuple[str, ...]:
+    if model is None or model.quantisation is None:
+        return ()
+    return (
+        f"The experts are quantised by {model.quantisation}, and which quantisations SGLang "
+        "balances is not listed: check answers before relying on it.",
+    )
+
+
 def _collapse_note(dispatch: str) -> str:
     collapse = (
         "With an all-to-all backend a rank keeps, of an expert's copies in a map, only those "
@@ -153,5 +231,5 @@ def _collapse_note(dispatch: str) -> str:
 LAUNCHER = Launcher(
     options=frozenset({"version", "a2a_backend", "dispatch"}),
     launch=launch,
-    versions=tuple(RELEASES),
+    versions=RELEASES.names,
 )

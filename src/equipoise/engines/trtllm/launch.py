@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
+from equipoise.engines._shared.model_notes import speculative_notes
 from equipoise.engines._shared.releases import (
+    Releases,
     check_expert_parallel,
-    choose_release,
     same_rank_notes,
 )
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
+from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -52,19 +54,24 @@ class _Release:
 
 
 _SINCE_1_0 = (("moe_config", "load_balancer"), ("moe_config", "backend"))
-RELEASES = {
-    "main": _Release("--config", *_SINCE_1_0),
-    "1.3": _Release("--config", *_SINCE_1_0),
-    "1.2": _Release("--extra_llm_api_options", *_SINCE_1_0),
-    "1.1": _Release("--extra_llm_api_options", *_SINCE_1_0),
-    "1.0": _Release("--extra_llm_api_options", *_SINCE_1_0),
-    "0.21": _Release("--extra_llm_api_options", ("moe_load_balancer",), ("moe_backend",)),
-    "first-era": _Release(
-        "--extra_llm_api_options",
-        ("pytorch_backend_config", "moe_load_balancer"),
-        None,
-    ),
-}
+RELEASES = Releases(
+    engine="TensorRT-LLM",
+    default="main",
+    newest="1.4",
+    since={
+        "1.3": _Release("--config", *_SINCE_1_0),
+        "1.0": _Release("--extra_llm_api_options", *_SINCE_1_0),
+        "0.21": _Release("--extra_llm_api_options", ("moe_load_balancer",), ("moe_backend",)),
+    },
+    builds={
+        "main": _Release("--config", *_SINCE_1_0),
+        "first-era": _Release(
+            "--extra_llm_api_options",
+            ("pytorch_backend_config", "moe_load_balancer"),
+            None,
+        ),
+    },
+)
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
@@ -77,8 +84,9 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
     map_name
         Path of the map as the engine's processes will see it.
     options
-        The version, ``main`` if ``None``; the architecture and the MoE backend. ``first-era`` are
-        the builds whose options file has a section ``pytorch_backend_config``.
+        The version, ``main`` if ``None``; the model; the architecture, that of the model if
+        ``None``; the MoE backend. ``first-era`` are the builds whose options file has a section
+        ``pytorch_backend_config``.
 
     Raises
     ------
@@ -86,10 +94,12 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
         What the engine would ignore in silence or fail on: one rank, an architecture or a backend
         it does not balance, more slots or experts than its kernels address.
     """
-    name, release = choose_release("TensorRT-LLM", options.version, RELEASES)
+    name, release = RELEASES.choose(options.version)
     check_expert_parallel("TensorRT-LLM", placement, "ignores maps without expert parallelism")
     _check_limits(placement)
-    _check_architecture(options.architecture)
+    architecture = _architecture(options)
+    if release is None:
+        return RELEASES.unknown("trtllm", name, placement)
     content: dict[str, Any] = {
         "enable_attention_dp": True,
         "moe_expert_parallel_size": placement.num_ranks,
@@ -102,7 +112,7 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
         version=name,
         command=(release.flag, OPTIONS_FILE),
         files=((OPTIONS_FILE, yaml.safe_dump(content)),),
-        notes=_notes(placement, name, options.architecture),
+        notes=_notes(placement, name, architecture, options.model),
     )
 
 
@@ -121,11 +131,20 @@ def _check_limits(placement: Placement) -> None:
         )
 
 
-def _check_architecture(architecture: str | None) -> None:
+def _architecture(options: LaunchOptions) -> str | None:
+    """The model's architecture, if it is known; a refusal of one that runs unbalanced."""
+    read = None if options.model is None else options.model.architecture
+    architecture = options.architecture or read
+    if options.model is not None and read not in (None, architecture):
+        raise EquipoiseError(
+            f"The architecture {architecture} was given, and {options.model.source} says {read}; "
+            "leave one of the two out."
+        )
     if architecture is not None and architecture not in ARCHITECTURES:
         raise EquipoiseError(
             f"TensorRT-LLM ignores maps for {architecture}; it balances {', '.join(ARCHITECTURES)}."
         )
+    return architecture
 
 
 def _backend_place(version: str, release: _Release, backend: str) -> tuple[str, ...]:
@@ -143,15 +162,25 @@ def _backend_place(version: str, release: _Release, backend: str) -> tuple[str, 
     return release.backend_at
 
 
-def _notes(placement: Placement, version: str, architecture: str | None) -> tuple[str, ...]:
+def _notes(
+    placement: Placement, version: str, architecture: str | None, model: ModelConfig | None
+) -> tuple[str, ...]:
     ranks = placement.num_ranks
     notes = [
         f"Start with tensor-parallel size {ranks} (whole experts on every rank) and leave the MoE "
         "cluster size at 1: the map is ignored in silence with MoE clusters.",
         "Load balancing requires attention data parallelism, so it is switched on.",
         "Every MoE layer the engine runs needs a row, speculative (MTP) layers included.",
-        "Check answers before relying on it: with some quantisations balancing has produced wrong "
-        "text instead of an error.",
+        *speculative_notes(
+            model,
+            placement,
+            missing="The map has no row for it, so that speculative decoding with it fails at "
+            "start-up.",
+            present="The map has a row for it.",
+        ),
+        _quantisation_note(model),
+        "The engine picks its all-to-all method itself; TRTLLM_FORCE_COMM_METHOD, and in older "
+        "releases TRTLLM_FORCE_ALLTOALL_METHOD, forces one.",
         "Every node keeps its share of all experts in shared memory (/dev/shm): give instances on "
         "one machine different TRTLLM_EPLB_SHM_NAME, and remove what a crash leaves there "
         "(moe_shared* unless named).",
@@ -174,8 +203,19 @@ def _notes(placement: Placement, version: str, architecture: str | None) -> tupl
     return (*notes, *same_rank_notes(placement))
 
 
+def _quantisation_note(model: ModelConfig | None) -> str:
+    doubt = (
+        "with some quantisations balancing has produced wrong text instead of an error, and which "
+        "ones is not listed"
+    )
+    if model is not None and model.quantisation is None:
+        return "The experts are not quantised, which is the safest case for balancing."
+    what = "" if model is None else f" (the experts are quantised by {model.quantisation})"
+    return f"Check answers before relying on it{what}: {doubt}."
+
+
 LAUNCHER = Launcher(
     options=frozenset({"version", "architecture", "backend"}),
     launch=launch,
-    versions=tuple(RELEASES),
+    versions=RELEASES.names,
 )

@@ -6,18 +6,38 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from equipoise.engines._shared.model_notes import architecture_notes, speculative_notes
 from equipoise.engines._shared.releases import (
+    Releases,
     check_expert_parallel,
-    choose_release,
     same_rank_notes,
 )
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
-from equipoise.errors import EquipoiseError
+from equipoise.engines.vllm.architectures import BALANCED, quantisation_notes
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 
 MAX_REDUNDANT = 1023  # the engine's map tensors hold 1024 copies of an expert
 WINDOW_SIZE = 1000  # EPLBConfig's defaults
 STEP_INTERVAL = 3000
+
+ALL_TO_ALL = (
+    "allgather_reducescatter",
+    "deepep_high_throughput",
+    "deepep_low_latency",
+    "deepep_v2",
+    "flashinfer_all2allv",
+    "flashinfer_nvlink_one_sided",
+    "flashinfer_nvlink_two_sided",
+    "mori_high_throughput",
+    "mori_low_latency",
+    "naive",
+    "nixl_ep",
+    "passthrough",
+    "pplx",
+)
+"""The values of --all2all-backend that balancing may have, 0.32.0; older releases have fewer."""
+UNBALANCED_ALL_TO_ALL = "moonep"
 
 
 @dataclass(frozen=True)
@@ -28,33 +48,39 @@ class _Build:
     format: str = ""
     hold_option: str | None = None  # keeps the map instead of rearranging
     about: str = ""
+    has_async: bool = True
 
 
-RELEASES = {
-    "0.33.0": _Build(),
-    "0.32.0": _Build(),
-    "pr-41141": _Build(
-        "initial_mapping_path",
-        "vllm-41141",
-        "disable_online_rebalancing",
-        "Only the first revision of pull request 41141 reads a map; the second plans by itself.",
-    ),
-    "pr-49572": _Build("initial_expert_map_path", "vllm-49572"),
-    "pr-53022": _Build(
-        "expert_map_path",
-        "vllm-53022",
-        about="Pull request 53022 serves DeepSeek-V4 only; its map has a row for every hidden "
-        "layer and every MTP layer.",
-    ),
-}
+RELEASES = Releases(
+    engine="vLLM",
+    default="0.33.0",
+    newest="0.33",
+    since={"0.12": _Build(), "0.11": _Build(has_async=False)},
+    builds={
+        "pr-41141": _Build(
+            "initial_mapping_path",
+            "vllm-41141",
+            "disable_online_rebalancing",
+            "Only the first revision of pull request 41141 reads a map; the second plans by "
+            "itself.",
+        ),
+        "pr-49572": _Build("initial_expert_map_path", "vllm-49572"),
+        "pr-53022": _Build(
+            "expert_map_path",
+            "vllm-53022",
+            about="Pull request 53022 serves DeepSeek-V4 only; its map has a row for every hidden "
+            "layer and every MTP layer.",
+        ),
+    },
+)
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
     """Flags that make vLLM run with a placement's slots, and load its map where a build can.
 
-    No release reads a map: for 0.33.0 and 0.32.0 the flags configure the engine's own balancing
-    with the same number of redundant experts, and the first note says so. The builds of the named
-    pull requests do read one.
+    No release reads a map: for a release the flags configure the engine's own balancing with the
+    same number of redundant experts, and the first note says so. The builds of the named pull
+    requests do read one.
 
     Parameters
     ----------
@@ -63,43 +89,44 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
     map_name
         Path of the map as the engine's processes will see it.
     options
-        The version, 0.33.0 if ``None``; the window and the interval, 1000 and 3000 if ``None``.
-        Where a build can hold its map, it does unless one of these two is given.
+        The version, 0.33.0 if ``None``; the all-to-all backend; the window and the interval, 1000
+        and 3000 if ``None``; whether experts move in the background, as they do if ``None``. Where
+        a build can hold its map, it does unless the window or the interval is given.
 
     Raises
     ------
     EquipoiseError
         One rank; more than 1023 redundant experts; a window longer than the interval, whose
-        history the engine would attribute to the wrong map.
+        history the engine would attribute to the wrong map; an all-to-all backend that is unknown
+        or refuses balancing; moves in the background where the release has none.
     """
-    name, build = choose_release("vLLM", options.version, RELEASES)
-    window_size, step_interval = options.window_size, options.step_interval
+    name, build = RELEASES.choose(options.version)
     check_expert_parallel("vLLM", placement, "balances experts only with TP x DP x PCP above 1")
     if placement.num_redundant > MAX_REDUNDANT:
         raise EquipoiseError(
             f"{placement.num_redundant} redundant experts; "
             f"vLLM's maps hold at most {MAX_REDUNDANT}, so plan with fewer slots."
         )
-    _check_window(window_size, step_interval)
-    config: dict[str, Any] = {"num_redundant_experts": placement.num_redundant}
-    if build.map_option:
-        config[build.map_option] = map_name
-    if build.hold_option and window_size is None and step_interval is None:
-        config[build.hold_option] = True
-    if window_size is not None:
-        config["window_size"] = window_size
-    if step_interval is not None:
-        config["step_interval"] = step_interval
+    _check_window(options.window_size, options.step_interval)
+    if build is None:
+        return RELEASES.unknown("vllm", name, placement)
+    _check_backend(options.a2a_backend)
+    config = _config(placement, map_name, name, build, options)
+    backend = () if options.a2a_backend is None else ("--all2all-backend", options.a2a_backend)
     return Launch(
         engine="vllm",
         version=name,
         command=(
             "--enable-expert-parallel",
+            *backend,
             "--enable-eplb",
             "--eplb-config",
             json.dumps(config),
         ),
-        notes=_notes(placement, map_name, name, build, config),
+        notes=(
+            *_notes(placement, map_name, name, build, config),
+            *_model_notes(placement, options),
+        ),
     )
 
 
@@ -114,8 +141,43 @@ def _check_window(window_size: int | None, step_interval: int | None) -> None:
         default = " (vLLM's default)" if window_size is None else ""
         raise EquipoiseError(
             f"A window of {window} steps{default} is longer than the interval of {interval}: it "
-            "would count loads of the map before last; give a window_size of at most the interval."
+            f"would count loads of the map before last; give a {argument('window_size')} of at "
+            "most the interval."
         )
+
+
+def _check_backend(name: str | None) -> None:
+    if name == UNBALANCED_ALL_TO_ALL:
+        raise EquipoiseError(f"vLLM refuses balancing with the all-to-all backend {name}.")
+    if name is not None and name not in ALL_TO_ALL:
+        raise EquipoiseError(
+            f"vLLM has no all-to-all backend {name!r}; choose one of {', '.join(ALL_TO_ALL)}."
+        )
+
+
+def _config(
+    placement: Placement, map_name: str, version: str, build: _Build, options: LaunchOptions
+) -> dict[str, Any]:
+    """The engine's balancing: all of it for a release, what is asked for where a map is read."""
+    config: dict[str, Any] = {"num_redundant_experts": placement.num_redundant}
+    if options.use_async is not None and not build.has_async:
+        raise EquipoiseError(
+            f"vLLM {version} moves experts in the foreground only; leave "
+            f"{argument('use_async')} out."
+        )
+    chosen = {
+        "window_size": options.window_size,
+        "step_interval": options.step_interval,
+        "use_async": options.use_async,
+    }
+    if build.map_option:
+        config[build.map_option] = map_name
+        if build.hold_option and options.window_size is None and options.step_interval is None:
+            config[build.hold_option] = True
+        return config | {key: value for key, value in chosen.items() if value is not None}
+    usual = {"window_size": WINDOW_SIZE, "step_interval": STEP_INTERVAL}
+    usual |= {"use_async": True} if build.has_async else {}
+    return config | {k: v if chosen[k] is None else chosen[k] for k, v in usual.items()}
 
 
 def _notes(
@@ -125,10 +187,12 @@ def _notes(
     if not build.map_option:
         notes.append(
             f"vLLM {version} reads no map: these flags do not load {map_name}. They set aside the "
-            "slots, and the engine's own policy fills them. Maps are read by builds of pull "
-            "requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, pr-53022); a policy "
-            "plug-in (entry point vllm.general_plugins) can place experts in a release."
+            "slots, and the engine's own policy fills them. Only a policy plug-in (entry point "
+            "vllm.general_plugins) can place experts in a release; maps are read by builds of the "
+            "proposals in pull requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, "
+            "pr-53022)."
         )
+        notes += _window_notes(placement, config)
     else:
         notes.append(
             f"{build.map_option} belongs to an unmerged pull request; released vLLM refuses it. "
@@ -149,8 +213,42 @@ def _notes(
     return (*notes, *same_rank_notes(placement))
 
 
+def _window_notes(placement: Placement, config: dict[str, Any]) -> list[str]:
+    """Moves in the background change one layer a step, while the window goes on."""
+    window, interval = config["window_size"], config["step_interval"]
+    if not config.get("use_async") or window + placement.num_layers < interval:
+        return []
+    return [
+        f"In the background at most one layer moves a step, and there are {placement.num_layers}: "
+        f"a window of {window} in an interval of {interval} steps counts loads of two maps, which "
+        "spoils the next plan. Leave the steps of all layers and of planning between the two."
+    ]
+
+
+def _model_notes(placement: Placement, options: LaunchOptions) -> tuple[str, ...]:
+    drafter = (
+        "vLLM balances a draft model apart from its target; both need the same numbers of experts, "
+        "ranks and slots."
+    )
+    return (
+        *architecture_notes(
+            "vLLM 0.32.0",
+            options.model,
+            BALANCED,
+            "balancing stays off (model runner V2) or an assertion fails (V1)",
+        ),
+        *quantisation_notes(options.model),
+        *speculative_notes(
+            options.model,
+            placement,
+            missing=drafter,
+            present=drafter,
+        ),
+    )
+
+
 LAUNCHER = Launcher(
-    options=frozenset({"version", "window_size", "step_interval"}),
+    options=frozenset({"version", "a2a_backend", "window_size", "step_interval", "use_async"}),
     launch=launch,
-    versions=tuple(RELEASES),
+    versions=RELEASES.names,
 )

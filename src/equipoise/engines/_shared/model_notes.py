@@ -1,0 +1,65 @@
+"""Notes on a launch that follow from the model's configuration, in the same words for engines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from equipoise.engines.transformers.config import ModelConfig
+from equipoise.placement import Placement
+
+
+def architecture_notes(
+    engine: str, config: ModelConfig | None, balanced: Collection[str], otherwise: str
+) -> tuple[str, ...]:
+    """A note if the engine does not balance the model's architecture, or if nobody could look.
+
+    Parameters
+    ----------
+    engine
+        The engine and the release that was looked at.
+    config
+        The model, if it is known.
+    balanced
+        The architectures that the engine balances.
+    otherwise
+        What happens with any other, as the end of a sentence.
+    """
+    if config is None or config.architecture is None:
+        return (
+            f"The model's architecture was not checked: {engine} balances those that "
+            f"docs/launch.md lists, and with any other {otherwise}.",
+        )
+    if config.architecture in balanced:
+        return ()
+    return (
+        f"{config.architecture} is not among the architectures that {engine} balances (listed in "
+        f"docs/launch.md): {otherwise}.",
+    )
+
+
+def speculative_notes(
+    config: ModelConfig | None, placement: Placement, missing: str, present: str
+) -> tuple[str, ...]:
+    """A note if the model has speculative layers.
+
+    Parameters
+    ----------
+    config
+        The model, if it is known.
+    placement
+        What the map holds.
+    missing, present
+        What follows if the map has no rows for these layers, and if it has, as sentences.
+    """
+    if config is None:
+        return ()
+    layers = config.speculative_layer_ids
+    if layers is None:
+        why = config.unknown["speculative_layer_ids"]
+        return (f"Whether the model has speculative (MTP) layers is not known, since {why}.",)
+    if not layers:
+        return ()
+    several = len(layers) > 1
+    what = f"layers {layers[0]} to {layers[-1]}" if several else f"layer {layers[0]}"
+    says = present if set(layers) <= set(placement.layer_ids) else missing
+    return (f"The model has the speculative (MTP) {what}. {says}",)

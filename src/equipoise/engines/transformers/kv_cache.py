@@ -1,0 +1,53 @@
+"""How many bytes of KV cache a token takes, by a model's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from equipoise.engines.transformers.config_keys import Keys, UnknownFactError
+from equipoise.engines.transformers.model_types import ModelType
+
+
+def kv_bytes_per_token(
+    keys: Keys, model_type: ModelType, num_layers: int, number_bytes: int
+) -> int:
+    """Bytes that a token takes in the caches of all layers, whole and not split over ranks.
+
+    Layers of sliding or chunked attention count in full, though they free what leaves their window.
+
+    Raises
+    ------
+    UnknownFactError
+        Attention whose cache is of no fixed size a token, or not the same in every engine.
+    """
+    if model_type.cache:
+        raise UnknownFactError(model_type.cache)
+    whole, in_window = model_type.layers_with_cache(keys, num_layers)
+    return _numbers_per_token(keys) * (whole + in_window) * number_bytes
+
+
+def _numbers_per_token(keys: Keys) -> int:
+    """Numbers that a token leaves in one layer's cache."""
+    if keys.has("kv_lora_rank"):  # latent attention: one vector for all heads
+        return keys.whole("kv_lora_rank") + keys.whole("qk_rope_head_dim")
+    heads = keys.whole("num_attention_heads", low=1)
+    head_dim = keys.whole("head_dim", default=keys.whole("hidden_size") // heads)
+    return 2 * keys.whole("num_key_value_heads", default=heads) * head_dim
+
+
+def cache_number_bytes(quantisation: Mapping[str, Any] | None, plain: int) -> int:
+    """Bytes of a number in the cache: that of the weights unless the checkpoint scales it.
+
+    Raises
+    ------
+    UnknownFactError
+        A scheme that is not of 8 bits.
+    """
+    section = quantisation or {}
+    scheme, algorithm = section.get("kv_cache_scheme"), section.get("kv_cache_quant_algo")
+    if scheme is None and algorithm is None:
+        return plain
+    if algorithm == "FP8" or (isinstance(scheme, dict) and scheme.get("num_bits") == 8):
+        return 1
+    raise UnknownFactError(f"a KV cache of the scheme {str(algorithm or scheme)[:40]} is not known")
