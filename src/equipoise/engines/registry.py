@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.formats import Launcher, MapFormat, TraceFormat
 from equipoise.errors import EquipoiseError
 
@@ -30,26 +31,32 @@ class Engine:
         The same for recordings.
     launch
         Whether the module ``launch`` has a ``LAUNCHER``.
+    advice
+        Whether the module ``advice`` has the ``KNOWLEDGE`` of the doctor.
     """
 
     folder: str
     maps: tuple[str, ...] = ()
     traces: tuple[str, ...] = ()
     launch: bool = False
+    advice: bool = False
 
 
 ENGINES = (
     Engine(folder="native", maps=("maps",), traces=("traces",)),
-    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True),
-    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True),
+    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True, advice=True),
+    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True, advice=True),
     Engine(
         folder="vllm",
         maps=("maps", "hygon_maps", "tensor_maps"),
         traces=("load_stats", "completions"),
         launch=True,
+        advice=True,
     ),
     Engine(folder="deepseek", traces=("traces",)),
-    Engine(folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True),
+    Engine(
+        folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True, advice=True
+    ),
     Engine(
         folder="tabular",
         traces=(
@@ -107,6 +114,12 @@ def launcher(engine: Engine) -> Launcher:
     """How an engine with ``launch`` is started."""
     found: Launcher = _module(engine, "launch").LAUNCHER
     return found
+
+
+@cache
+def all_knowledge() -> tuple[Knowledge, ...]:
+    """What the doctor knows, engine by engine."""
+    return tuple(_module(engine, "advice").KNOWLEDGE for engine in ENGINES if engine.advice)
 
 
 def _formats(engine: Engine, modules: tuple[str, ...]) -> Iterator[Any]:

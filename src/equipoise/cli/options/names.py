@@ -14,6 +14,7 @@ OPTIONS = {
     "layer_ids": "--layers",
     "losses": "--losses",
     "mirrored": "--mirrored",
+    "model": "--model",
     "model_key": "--model-key",
     "num_experts": "--experts",
     "num_hidden_layers": "--hidden-layers",
@@ -24,6 +25,7 @@ OPTIONS = {
     "room": "--room",
     "speed": "--speed",
     "step_assignments": "--step-assignments",
+    "version": "--engine-version",
     "window_tokens": "--window-tokens",
 }
 """The options by the arguments that messages name."""

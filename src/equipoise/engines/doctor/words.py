@@ -1,0 +1,195 @@
+"""Shell text as words: what a script says, without running or expanding any of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+
+from equipoise.errors import EquipoiseError
+
+_PIECE = re.compile(
+    r"""\\\r?\n(?=\S)                 # a word that goes on in the next line
+      | \\(?:[^\r\n]|$)               # an escaped character
+      | '[^']*'
+      | "(?:[^"\\]|\\.)*"
+      | \$\{[^}]*\}
+      | \$\((?:[^()]|\([^()]*\))*\)    # the output of a command
+      | `[^`]*`
+      | [^\s'"\\;&|<>()`$]
+      | \$""",
+    re.DOTALL | re.VERBOSE,
+)
+_WORD = re.compile(rf"(?:{_PIECE.pattern})+", re.DOTALL | re.VERBOSE)
+_BLANK = re.compile(r"(?:[ \t\r\f\v]|\\\r?\n)+")
+_BROKEN = re.compile(r"\\[ \t]+(?:\#[^\n]*)?(?:\n|$)|\\\#[^\n]*(?:\n|$)")
+_COMMENT = re.compile(r"#[^\n]*")
+_REDIRECTION = re.compile(r"\d*(?:<<<|<<-?|<&|<|>>|>&|>\||>)|&>>?")
+_END = re.compile(r"\n|&&|\|\||\|&|;;|[;&|()]|[^\S\n]")
+_VARIABLE = re.compile(r"(?<!\\)[$`]")
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command.
+
+    Parameters
+    ----------
+    text
+        What the program receives, if that is known.
+    raw
+        How it is written, quotes included.
+    known
+        Whether no variable and no output of a command stands in it.
+    """
+
+    text: str
+    raw: str
+    known: bool = True
+
+
+def plain_word(text: str) -> Word:
+    """A word that is exactly this text."""
+    return Word(text, shlex.quote(text))
+
+
+@dataclass(frozen=True)
+class ShellCommand:
+    """A simple command: its words, and where its input and output go, as written."""
+
+    words: tuple[Word, ...]
+    redirections: tuple[tuple[str, Word], ...] = ()
+
+
+@dataclass
+class Script:
+    """The commands of a shell text in order.
+
+    Parameters
+    ----------
+    commands
+        Simple commands; which of them run, and how often, is not looked at.
+    files
+        Text that the script itself writes into files (``cat > FILE <<EOF``), by name.
+    broken_lines
+        Numbers of lines that end in a backslash and something after it, so that the shell ends the
+        command there. They are read as the writer meant them.
+    """
+
+    commands: list[ShellCommand] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    broken_lines: list[int] = field(default_factory=list)
+
+
+def read_script(text: str) -> Script:
+    """Read shell text.
+
+    Raises
+    ------
+    EquipoiseError
+        A quote or a parenthesis that is never closed.
+    """
+    return _Scanner(text).script()
+
+
+class _Scanner:
+    """Goes through a text once, word by word."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._script = Script()
+        self._words: list[Word] = []
+        self._redirections: list[tuple[str, Word]] = []
+        self._operator = ""  # waits for the name of its file
+        self._delimiters: list[str] = []  # of texts that begin with the next line
+
+    def script(self) -> Script:
+        while self._at < len(self._text):
+            if self._take(_BROKEN):
+                line = self._text.count("\n", 0, self._at - 1) + 1
+                self._script.broken_lines.append(line)
+            elif self._take(_BLANK) or self._take(_COMMENT):
+                continue
+            elif operator := self._take(_REDIRECTION):
+                self._operator = operator
+            elif word := self._take(_WORD):
+                self._add(_read_word(word))
+            elif separator := self._take(_END):
+                self._end_of_command(separator)
+            else:
+                line = self._text.count("\n", 0, self._at) + 1
+                raise EquipoiseError(
+                    f"Line {line} of the command opens {self._text[self._at]!r} and never closes "
+                    "it; close it, or put a backslash before it."
+                )
+        self._end_of_command("")
+        return self._script
+
+    def _take(self, pattern: re.Pattern[str]) -> str:
+        """What stands here, if it is of this kind, and go past it."""
+        found = pattern.match(self._text, self._at)
+        if found is None:
+            return ""
+        self._at = found.end()
+        return found[0]
+
+    def _add(self, word: Word) -> None:
+        if self._operator in ("<<", "<<-"):
+            self._delimiters.append(word.text)
+        elif self._operator:
+            self._redirections.append((self._operator, word))
+        else:
+            self._words.append(word)
+        self._operator = ""
+
+    def _end_of_command(self, separator: str) -> None:
+        if self._delimiters and separator == "\n":
+            name = _written_file(self._words, self._redirections)
+            for delimiter in self._delimiters:
+                body = self._text_until(delimiter)
+                if name is not None:
+                    self._script.files[name] = body
+            self._delimiters.clear()
+        if self._words or self._redirections:
+            command = ShellCommand(tuple(self._words), tuple(self._redirections))
+            self._script.commands.append(command)
+        self._words.clear()
+        self._redirections.clear()
+        self._operator = ""
+
+    def _text_until(self, delimiter: str) -> str:
+        """The lines up to one that is the delimiter alone."""
+        body = []
+        while self._at < len(self._text):
+            end = self._text.find("\n", self._at)
+            end = len(self._text) if end < 0 else end
+            line = self._text[self._at : end]
+            self._at = end + 1
+            if line.strip() == delimiter:
+                break
+            body.append(f"{line}\n")
+        return "".join(body)
+
+
+def _read_word(raw: str) -> Word:
+    pieces = _PIECE.findall(raw)
+    known = not any(_VARIABLE.search(piece) for piece in pieces if piece[0] not in "'\\")
+    return Word("".join(map(_unquoted, pieces)), raw, known)
+
+
+def _unquoted(piece: str) -> str:
+    if piece[0] == "'":
+        return piece[1:-1]
+    if piece[0] == '"':
+        return re.sub(r'\\([\\"$`])', r"\1", piece[1:-1].replace("\\\n", ""))
+    return piece[1:].strip("\r\n") if piece[0] == "\\" else piece
+
+
+def _written_file(words: list[Word], redirections: list[tuple[str, Word]]) -> str | None:
+    """The file that a command writes its input into."""
+    if words and words[0].text == "cat":
+        return next((name.text for operator, name in redirections if operator == ">"), None)
+    if words and words[0].text == "tee":
+        return next((word.text for word in words[1:] if not word.text.startswith("-")), None)
+    return None
