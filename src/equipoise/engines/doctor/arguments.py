@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from equipoise.engines._shared.json_text import parse_json
-from equipoise.engines.doctor.command import Argument, Unknown
+from equipoise.engines.doctor.command import Argument, Malformed, Unknown
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.doctor.words import Word
 from equipoise.errors import FormatError
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}")
 _FLAG = re.compile(r"--?[A-Za-z]")
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """A value that is no JSON although the flag wants some, and why."""
-
-    reason: str
 
 
 def read_arguments(words: Sequence[Word], known: Knowledge) -> Iterator[Argument]:
@@ -84,19 +76,17 @@ def _value(word: Word, name: str, takes: str | None) -> Any:
     if not word.known:
         return Unknown(word.raw)
     if takes == "mapping" or (takes is None and word.text.startswith("{")):
-        return _mapping(word.text, name)
+        return _mapping(word, name)
     if word.text in ("true", "True", "false", "False"):
         return word.text in ("true", "True")
     return int(word.text) if _NUMBER.fullmatch(word.text) else word.text
 
 
-def _mapping(text: str, name: str) -> Any:
+def _mapping(word: Word, name: str) -> Any:
     try:
-        return parse_json(text.encode(), name)
+        return parse_json(word.text.encode(errors="surrogatepass"), name)
     except FormatError as error:
-        return Malformed(str(error))
-    except UnicodeEncodeError:
-        return Malformed(f"{name}: is not UTF-8 text.")
+        return Malformed(word.raw, str(error))
 
 
 def _entry(value: Any) -> Any:

@@ -10,6 +10,22 @@ MAX_BYTES = 1 << 18
 """A command, script or options file of more is taken for another kind of file."""
 
 
+def is_here(path: Path) -> bool:
+    """Whether a file of that name is on this machine, whatever the name is."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than any name; a null character
+        return False
+
+
+def folder_is_here(path: Path) -> bool:
+    """Whether the folder of a file of that name is on this machine."""
+    try:
+        return path.parent.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bounded(path: Path) -> str:
     """The text of a file; raises ``FormatError`` if it is no text or too long for a launch."""
     try:

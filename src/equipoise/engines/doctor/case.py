@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.checks import brief
-from equipoise.engines.doctor.arguments import Malformed
-from equipoise.engines.doctor.bounded import read_bounded
-from equipoise.engines.doctor.command import LaunchCommand, Unknown
+from equipoise.engines.doctor.bounded import is_here, read_bounded
+from equipoise.engines.doctor.command import LaunchCommand, Malformed, Unknown
 from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError, FormatError, argument
 
@@ -100,11 +99,12 @@ class Case:
         return default if value is None else value
 
     def whole(self, *path: str, default: int) -> int:
-        """A setting that is a whole number, 0 or more; ``NotKnownError`` if it is none."""
+        """A setting that is a whole number, 0 or more, a size 1 or more; else ``NotKnownError``."""
         value = self.get(*path, default=default)
         if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
+        low = 1 if self.command.known.flags.get(path[0]) == "size" else 0
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _MOST:
             raise NotKnownError(
                 f"{self.shown(*path)} is {brief(value)}, which is no number of things"
             )
@@ -139,7 +139,7 @@ class Case:
         if written is not None:
             return written
         path = self.folder / name
-        if "\0" in name or not path.is_file():
+        if not is_here(path):
             raise NotKnownError(f"the file {brief(name)} is not here")
         try:
             return read_bounded(path)

@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from equipoise.checks import brief
-from equipoise.engines.doctor.arguments import Malformed
+from equipoise.engines.doctor.bounded import folder_is_here, is_here
 from equipoise.engines.doctor.case import Case, NotKnownError
+from equipoise.engines.doctor.command import Malformed, Unknown, drop, put
 from equipoise.engines.doctor.command import Path as SettingPath
-from equipoise.engines.doctor.command import Unknown, drop, put
 from equipoise.engines.doctor.findings import Finding, advice, wasteful, wrong
 from equipoise.engines.formats import MapContext, Severity
 from equipoise.engines.map_io import inspect_map
@@ -63,10 +63,12 @@ def check_values(case: Case) -> Iterator[Finding]:
                 f"The value is no JSON: {value.reason}",
                 "Write one JSON object in single quotes, with double quotes around every key.",
             )
-        elif takes == "number" and not isinstance(value, (int, Unknown)):
-            yield wrong(
-                name, f"The value is {brief(value)}.", "Give a whole number without a unit."
-            )
+        elif takes in ("number", "size") and not isinstance(value, Unknown):
+            least = 1 if takes == "size" else 0
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                yield wrong(
+                    name, f"The value is {brief(value)}.", f"Give a whole number, {least} or more."
+                )
         elif takes == "text" and isinstance(value, bool) and argument.file is None:
             yield wrong(name, "No value follows it.", "Give the value, or leave the flag out.")
 
@@ -253,9 +255,9 @@ def check_map(
         yield wrong(flag, f"It is {brief(name)}.", "Give the name of a map file.")
         return
     path = case.folder / name
-    if "\0" in name or not path.parent.is_dir():
+    if not folder_is_here(path):
         raise NotKnownError(f"the folder of {brief(name)} is not on this machine")
-    if not path.is_file():
+    if not is_here(path):
         yield wrong(
             flag,
             f"The map {brief(name)} does not exist.",

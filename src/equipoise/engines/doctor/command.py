@@ -32,6 +32,17 @@ class Unknown:
 
 
 @dataclass(frozen=True)
+class Malformed:
+    """A value that is no JSON although the flag wants some, and why."""
+
+    raw: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.raw
+
+
+@dataclass(frozen=True)
 class Argument:
     """One flag with its value, one entry of an options file, or words that are neither.
 
@@ -231,11 +242,11 @@ class LaunchCommand:
         if value is False:
             return name.replace("--", "--no-", 1)
         if not isinstance(value, dict):
-            return f"{name} {value if isinstance(value, Unknown) else shlex.quote(str(value))}"
+            return f"{name} {_scalar(value)}"
         if _holds_unknown(value):  # JSON in quotes would keep the variable from being replaced
             parts = (_dotted(key, inner) for key, inner in value.items())
             return " ".join(f"{name}.{part}" for part in parts)
-        return f"{name} {shlex.quote(json.dumps(value))}"
+        return f"{name} {shlex.quote(json.dumps(value, default=str))}"
 
 
 def _merge(into: dict[str, Any], path: Path, value: Any) -> None:
@@ -291,15 +302,20 @@ def _cut(argument: Argument, path: Path) -> Argument | None:
 def _holds_unknown(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_unknown, value.values()))
-    return isinstance(value, Unknown)
+    return isinstance(value, (Unknown, Malformed))
 
 
 def _dotted(key: str, value: Any) -> str:
-    return f"{key} {value if isinstance(value, Unknown) else shlex.quote(str(value))}"
+    return f"{key} {_scalar(value)}"
+
+
+def _scalar(value: Any) -> str:
+    """A value as one word of the shell; one that is not known as it was written."""
+    return str(value) if isinstance(value, (Unknown, Malformed)) else shlex.quote(str(value))
 
 
 def _plain(value: Any) -> Any:
     """A value as YAML has it."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, Unknown) else value
+    return str(value) if isinstance(value, (Unknown, Malformed)) else value

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from equipoise.checks import check_count, check_number
-from equipoise.engines.doctor.bounded import decoded, read_bounded
+from equipoise.engines.doctor.bounded import decoded, is_here, read_bounded
 from equipoise.engines.doctor.case import Case, NotKnownError, Release
 from equipoise.engines.doctor.checks import about, check_keys, check_names, check_values
 from equipoise.engines.doctor.command import LaunchCommand
@@ -83,7 +83,7 @@ def examine(source: str, surroundings: Surroundings, *, stdin: bytes = b"") -> l
             f"No launch of {titles} was found; expected vllm serve, python -m "
             "sglang.launch_server, trtllm-serve or the like, a compose file or an options file."
         )
-    folder = Path(source).parent if _is_file(source) else Path()
+    folder = Path(source).parent if is_here(Path(source)) else Path()
     return [diagnose(launch, surroundings, folder) for launch in _named(launches)]
 
 
@@ -91,21 +91,16 @@ def _read(source: str, stdin: bytes) -> list[Launch]:
     engines = all_knowledge()
     if source == "-":
         return launches_of_file(Path("standard input"), decoded(stdin, "standard input"), engines)
-    if _is_file(source):
+    if is_here(Path(source)):
         return launches_of_file(Path(source), read_bounded(Path(source)), engines)
     if not re.search(r"\s", source.strip()):
         raise EquipoiseError(
             f"{source!r} is neither a file nor a command; put the whole command in quotes, or give "
             "the name of a file."
         )
-    return launches_of_text(decoded(source.encode(), "The command"), engines, Path())
-
-
-def _is_file(source: str) -> bool:
-    try:
-        return source != "-" and Path(source).is_file()
-    except (OSError, ValueError):  # longer than any name; a null character
-        return False
+    return launches_of_text(
+        decoded(source.encode(errors="surrogatepass"), "The command"), engines, Path()
+    )
 
 
 def _named(launches: Sequence[Launch]) -> list[Launch]:
@@ -186,7 +181,7 @@ def _checked(case: Case, checks: Sequence[Check], gaps: dict[str, list[str]]) ->
 
 def _broken_lines(launch: Launch) -> Iterator[Finding]:
     if launch.broken_lines:
-        lines = ", ".join(map(str, launch.broken_lines[:9]))
+        lines = ", ".join(map(str, launch.broken_lines))
         yield wrong(
             f"lines {lines}",
             "Something follows the backslash at the end of the line, so the shell ends the command "

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from equipoise.engines.doctor.case import Case
     from equipoise.engines.doctor.findings import Finding
 
-Takes = Literal["switch", "number", "text", "mapping"]
-"""What stands after a flag."""
+Takes = Literal["switch", "size", "number", "text", "mapping"]
+"""What stands after a flag; a size is 1 or more."""
 
 Check = Callable[["Case"], Iterator["Finding"]]
 """Looks at one launch. Its docstring says what it looks at, as a noun: "Slots against ranks."""

@@ -11,7 +11,7 @@ from typing import Any
 from equipoise.checks import brief
 from equipoise.engines._shared.yaml_text import parse_yaml
 from equipoise.engines.doctor.arguments import read_arguments, read_options
-from equipoise.engines.doctor.bounded import read_bounded
+from equipoise.engines.doctor.bounded import is_here, read_bounded
 from equipoise.engines.doctor.command import Argument, LaunchCommand, Unknown
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.doctor.words import Script, ShellCommand, Word, plain_word, read_script
@@ -169,7 +169,7 @@ class _Reader:
         if written is not None:
             return written
         path = self.folder / name
-        return read_bounded(path) if "\0" not in name and path.is_file() else None
+        return read_bounded(path) if is_here(path) else None
 
 
 def launches_of_text(text: str, engines: Sequence[Knowledge], folder: Path) -> list[Launch]:

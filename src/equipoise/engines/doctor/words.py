@@ -13,7 +13,7 @@ _PIECE = re.compile(
       | \\(?:[^\r\n]|$)               # an escaped character
       | '[^']*'
       | "(?:[^"\\]|\\.)*"
-      | \$\{[^}]*\}
+      | \$\{[^}]{0,500}\}
       | \$\((?:[^()]|\([^()]*\))*\)    # the output of a command
       | `[^`]*`
       | [^\s'"\\;&|<>()`$]
@@ -27,6 +27,9 @@ _COMMENT = re.compile(r"#[^\n]*")
 _REDIRECTION = re.compile(r"\d*(?:<<<|<<-?|<&|<|>>|>&|>\||>)|&>>?")
 _END = re.compile(r"\n|&&|\|\||\|&|;;|[;&|()]|[^\S\n]")
 _VARIABLE = re.compile(r"(?<!\\)[$`]")
+
+
+_MOST_LINES = 10  # that are named as broken
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Script:
     files
         Text that the script itself writes into files (``cat > FILE <<EOF``), by name.
     broken_lines
-        Numbers of lines that end in a backslash and something after it, so that the shell ends the
+        Numbers of the first lines that end in a backslash and something after it, so that the shell ends the
         command there. They are read as the writer meant them.
     """
 
@@ -107,8 +110,7 @@ class _Scanner:
     def script(self) -> Script:
         while self._at < len(self._text):
             if self._take(_BROKEN):
-                line = self._text.count("\n", 0, self._at - 1) + 1
-                self._script.broken_lines.append(line)
+                self._note_broken_line()
             elif self._take(_BLANK) or self._take(_COMMENT):
                 continue
             elif operator := self._take(_REDIRECTION):
@@ -125,6 +127,11 @@ class _Scanner:
                 )
         self._end_of_command("")
         return self._script
+
+    def _note_broken_line(self) -> None:
+        if len(self._script.broken_lines) < _MOST_LINES:
+            line = self._text.count("\n", 0, self._at - 1) + 1
+            self._script.broken_lines.append(line)
 
     def _take(self, pattern: re.Pattern[str]) -> str:
         """What stands here, if it is of this kind, and go past it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from equipoise.engines.doctor.bounded import is_here
 from equipoise.engines.doctor.case import Case
 from equipoise.engines.doctor.checks import (
     Layout,
@@ -88,6 +89,11 @@ FLAGS: dict[str, Takes] = {
             "moe-dp-size",
             "moe-dense-tp-size",
             "nnodes",
+        ),
+        "size",
+    ),
+    **dict.fromkeys(
+        (
             "node-rank",
             REDUNDANT,
             INTERVAL,
@@ -268,7 +274,7 @@ def check_attention(case: Case) -> Iterator[Finding]:
             put(dp, "attn-dp-size"),
         )
     attention = case.whole("attn-dp-size", default=dp if case.on("enable-dp-attention") else 1)
-    if attention and tp % attention:
+    if tp % attention:
         yield wrong(
             "--attn-dp-size" if case.has("attn-dp-size") else f"--{DP}",
             f"{tp} tensor-parallel ranks do not divide into {attention} for attention.",
@@ -305,7 +311,7 @@ def check_backend(case: Case) -> Iterator[Finding]:
             f"Write {tp}, or leave it out.",
             put(tp, EP),
         )
-    elif backend not in FORCES_EP and tp % max(1, case.whole(EP, default=1)):
+    elif backend not in FORCES_EP and tp % case.whole(EP, default=1):
         yield wrong(
             f"--{EP}",
             f"{tp} tensor-parallel ranks do not divide into {case.whole(EP, default=1)}.",
@@ -500,7 +506,7 @@ def check_location(case: Case) -> Iterator[Finding]:
         )
         return
     path = case.folder / name
-    if path.is_file() and trace_format("sglang").matches(path):
+    if is_here(path) and trace_format("sglang").matches(path):
         return  # loads, from which the engine plans
     model = case.model
     context = MapContext(
@@ -557,7 +563,7 @@ def check_placing(case: Case) -> Iterator[Finding]:
     found = layout(case)
     yield from check_devices(case, found)
     nodes = case.whole("nnodes", default=1)
-    if nodes and found.devices % nodes:
+    if found.devices % nodes:
         yield wrong(
             "--nnodes",
             f"{found.devices} devices ({found.formula}) do not spread evenly over {nodes} nodes.",

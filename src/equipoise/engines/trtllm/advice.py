@@ -9,6 +9,7 @@ from typing import Any
 
 from equipoise.checks import brief
 from equipoise.engines._shared.yaml_text import parse_yaml
+from equipoise.engines.doctor.bounded import is_here
 from equipoise.engines.doctor.case import Case, NotKnownError
 from equipoise.engines.doctor.checks import (
     Layout,
@@ -72,13 +73,9 @@ WIDE = "WIDEEP"
 RANGE, FOLDER = "EXPERT_STATISTIC_ITER_RANGE", "EXPERT_STATISTIC_PATH"
 
 FLAGS: dict[str, Takes] = {
+    **dict.fromkeys((TP, EP, PP, CLUSTER, "moe_tensor_parallel_size"), "size"),
     **dict.fromkeys(
         (
-            TP,
-            EP,
-            PP,
-            CLUSTER,
-            "moe_tensor_parallel_size",
             "moe_max_num_tokens",
             "context_parallel_size",
             "gpus_per_node",
@@ -333,7 +330,7 @@ def check_sizes(case: Case) -> Iterator[Finding]:
         return
     if found > MAX_SLOTS:
         yield wrong(flag, f"The kernels address {MAX_SLOTS} slots.", "Give fewer.")
-    if found % max(1, ranks(case)):
+    if found % ranks(case):
         among = ranks(case)
         inline = isinstance(case.get(*where), dict)
         better = -(-found // among) * among
@@ -376,13 +373,13 @@ def check_map_file(case: Case) -> Iterator[Finding]:
     name = str(case.get(*where))
     if name in case.command.files or name.removeprefix("./") in case.command.files:
         return
-    model = case.model
+    path, model = case.folder / name, case.model
     context = MapContext(
         num_ranks=ranks(case),
         num_experts=model.num_experts if model else None,
         layer_ids=_layers(case) if model else None,
     )
-    if not (case.folder / name).is_file() or "initial_global_assignments" in (balancer(case) or {}):
+    if not is_here(path) or "initial_global_assignments" in (balancer(case) or {}):
         yield from check_map(case, name, "trtllm", context, case.shown(*where))
 
 
@@ -442,7 +439,7 @@ def check_chunks(case: Case) -> Iterator[Finding]:
     batch = case.get("max_batch_size")
     if not isinstance(limit, int) or not isinstance(batch, int) or not limit:
         return
-    total = batch * max(1, ranks(case))
+    total = batch * ranks(case)
     if limit < total:
         yield advice(
             case.shown("moe_config", "max_num_tokens"),
@@ -504,7 +501,7 @@ def check_memory_of_slots(case: Case) -> Iterator[Finding]:
     """Memory of redundant experts."""
     if slots(case):
         where = (*(place(case) or BALANCER), "num_slots")
-        yield from check_memory(case, max(1, ranks(case)), redundant(case), where)
+        yield from check_memory(case, ranks(case), redundant(case), where)
 
 
 def check_time_to_move(case: Case) -> Iterator[Finding]:
@@ -512,7 +509,7 @@ def check_time_to_move(case: Case) -> Iterator[Finding]:
     section = balancer(case)
     if section and slots(case) and section.get("layer_updates_per_iter"):
         flag = case.shown(*(place(case) or BALANCER), "layer_updates_per_iter")
-        yield from check_link(case, max(1, ranks(case)), redundant(case), flag)
+        yield from check_link(case, ranks(case), redundant(case), flag)
 
 
 def check_placing(case: Case) -> Iterator[Finding]:
