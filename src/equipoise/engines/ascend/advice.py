@@ -377,6 +377,7 @@ KNOWLEDGE = Knowledge(
     renames=(check_flat_keys,),
     checks=(
         check_switches,
+        vllm.check_switches,
         vllm.check_placing,
         check_runner,
         check_intervals,

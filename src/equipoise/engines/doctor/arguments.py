@@ -39,7 +39,7 @@ def read_arguments(words: Sequence[Word], known: Knowledge) -> Iterator[Argument
             value = [w.text for w in values]
         else:
             value = not negated
-        yield Argument(path, value, raw, written=name)
+        yield Argument(path, value, raw, written=f"--{path[0]}" if negated else name)
         at += 1 + count
 
 

@@ -15,6 +15,7 @@ from equipoise.engines.doctor.bounded import is_here, read_bounded
 from equipoise.engines.doctor.command import Argument, LaunchCommand, Unknown
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.doctor.words import Script, ShellCommand, Word, plain_word, read_script
+from equipoise.engines.map_io import is_map
 from equipoise.errors import EquipoiseError, FormatError
 
 _MAX_NESTING = 3  # shells within shells
@@ -263,11 +264,14 @@ def _service_devices(service: Mapping[Any, Any]) -> int | None:
 
 def _of_options(document: Mapping[str, Any], engines: Sequence[Knowledge], path: Path) -> Launch:
     """An options file by itself, of the engine that knows most of its entries."""
-    scores = [len(_known_entries(document, known)) for known in engines]
-    best = max(scores, default=0)
+    scores = [_known_entries(document, known) for known in engines]
+    best = max(scores, default=(0, 0))
     fitting = [known for known, score in zip(engines, scores, strict=True) if score == best]
-    fitting = [k for k in fitting if not k.signs] or fitting
-    if not best:
+    signed = [known for known in fitting if known.signs & document.keys()]
+    fitting = signed or [known for known in fitting if not known.signs]
+    if best == (0, 0) and is_map(path):
+        raise FormatError(f"{path}: is a map, and no launch; equipoise validate checks it.")
+    if best == (0, 0):
         raise FormatError(
             f"{path}: holds neither a launch, nor services, nor options of an engine that is known "
             "here. Give the launch command, a script, a compose file or an options file."
@@ -284,10 +288,15 @@ def _of_options(document: Mapping[str, Any], engines: Sequence[Knowledge], path:
     )
 
 
-def _known_entries(document: Mapping[str, Any], known: Knowledge) -> list[str]:
-    """Entries that an engine knows; its own separator is the only one in an options file."""
+def _known_entries(document: Mapping[str, Any], known: Knowledge) -> tuple[int, int]:
+    """How many entries an engine knows, and how many of them by their full names.
+
+    Its own separator of words is the only one that an options file has.
+    """
     other = "-" if known.underscores else "_"
-    return [key for key in document if other not in key and known.full_name(key) in known.flags]
+    names = [key for key in document if other not in key]
+    by_any_name = sum(known.full_name(name) in known.flags for name in names)
+    return by_any_name, sum(name in known.flags for name in names)
 
 
 def _variable(text: str, known: bool) -> str | Unknown:

@@ -75,8 +75,8 @@ class Script:
     files
         Text that the script itself writes into files (``cat > FILE <<EOF``), by name.
     broken_lines
-        Numbers of the first lines that end in a backslash and something after it, so that the shell ends the
-        command there. They are read as the writer meant them.
+        Numbers of lines (the first few) that end in a backslash and something after it, so that the
+        shell ends the command there. They are read as the writer meant them.
     """
 
     commands: list[ShellCommand] = field(default_factory=list)
@@ -190,7 +190,9 @@ def _unquoted(piece: str) -> str:
         return piece[1:-1]
     if piece[0] == '"':
         return re.sub(r'\\([\\"$`])', r"\1", piece[1:-1].replace("\\\n", ""))
-    return piece[1:].strip("\r\n") if piece[0] == "\\" else piece
+    if piece[0] == "\\" and len(piece) > 1:  # alone it ends the text, and stands for itself
+        return piece[1:].strip("\r\n")
+    return piece
 
 
 def _written_file(words: list[Word], redirections: list[tuple[str, Word]]) -> str | None:
