@@ -90,3 +90,18 @@ def test_devices_that_a_variable_leaves(variables, devices):
 def test_surroundings_that_no_machine_has(given):
     with pytest.raises(EquipoiseError):
         Surroundings(**given)
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("tp-size: 8\nep-size: 8\ntp-size: 4\n")
+    assert "ignored 'tp-size'" in said(path)
+    text = f"cat > o.yaml <<EOF\n{path.read_text()}EOF\nsglang serve --config o.yaml"
+    assert "ignored 'tp-size'" in said(text)
+
+
+def test_a_broken_line_is_told_of_its_own_launch():
+    text = "vllm serve a \\ # x\n -tp 2\nvllm serve b -tp 2"
+    first, second = examine(text, Surroundings())
+    assert [finding.flag for finding in first.findings] == ["lines 1"]
+    assert second.findings == ()

@@ -164,6 +164,12 @@ def test_a_rule_speaks_of_its_fault_only(finding, faulty, sound, known):
     assert finding not in said(sound, **known)
 
 
+def test_quantisations_that_nobody_has_balanced():
+    finding = "advice load_balancer in moe_config"
+    assert finding in said(balanced(), model=model("kimi-k2-thinking"))
+    assert finding not in said(balanced(), model=DEEPSEEK)
+
+
 def test_places_of_before():
     text = "cat > o.yaml <<EOF\npytorch_backend_config: {moe_load_balancer: /maps/m.yaml}\nEOF\n"
     text += "trtllm-serve m --tp_size 8 --ep_size 8 --extra_llm_api_options o.yaml"

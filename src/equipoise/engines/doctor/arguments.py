@@ -32,9 +32,9 @@ def read_arguments(words: Sequence[Word], known: Knowledge) -> Iterator[Argument
         raw = " ".join(w.raw for w in (word, *values))
         if equals:
             attached_word = Word(attached, word.raw.partition("=")[2], word.known)
-            value = _value(attached_word, f"{name}", takes)
+            value = _value(attached_word, name, takes)
         elif len(values) == 1:
-            value = _value(values[0], f"{name}", takes)
+            value = _value(values[0], name, takes)
         elif values:
             value = [w.text for w in values]
         else:

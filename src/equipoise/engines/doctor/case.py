@@ -91,9 +91,7 @@ class Case:
         """The value of a setting; ``NotKnownError`` if only the shell knows it."""
         value = self.command.get(*path)
         if isinstance(value, Unknown):
-            raise NotKnownError(
-                f"{self.shown(*path)} is {brief(value.raw)}, which only the shell knows"
-            )
+            raise _only_shell(self.shown(*path), value)
         if isinstance(value, Malformed):
             raise NotKnownError(f"{self.shown(*path)} cannot be read")
         return default if value is None else value

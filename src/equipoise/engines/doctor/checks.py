@@ -11,8 +11,7 @@ from pathlib import Path
 from equipoise.checks import brief
 from equipoise.engines.doctor.bounded import folder_is_here, is_here
 from equipoise.engines.doctor.case import Case, NotKnownError
-from equipoise.engines.doctor.command import Malformed, Unknown, drop, put
-from equipoise.engines.doctor.command import Path as SettingPath
+from equipoise.engines.doctor.command import Malformed, Place, Unknown, drop, put
 from equipoise.engines.doctor.findings import Finding, advice, wasteful, wrong
 from equipoise.engines.formats import MapContext, Severity
 from equipoise.engines.map_io import inspect_map
@@ -65,12 +64,19 @@ def check_values(case: Case) -> Iterator[Finding]:
             )
         elif takes in ("number", "size") and not isinstance(value, Unknown):
             least = 1 if takes == "size" else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not _is_whole(value, least):
                 yield wrong(
                     name, f"The value is {brief(value)}.", f"Give a whole number, {least} or more."
                 )
         elif takes == "text" and isinstance(value, bool) and argument.file is None:
             yield wrong(name, "No value follows it.", "Give the value, or leave the flag out.")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    """Whether an engine reads a value as a number; one in quotes is read as well."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+        value = int(value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_names(case: Case) -> Iterator[Finding]:
@@ -150,7 +156,7 @@ def check_devices(case: Case, layout: Layout) -> Iterator[Finding]:
 
 
 def check_slots(
-    case: Case, ranks: int, redundant: int, path: SettingPath, *, slots: bool = False
+    case: Case, ranks: int, redundant: int, path: Place, *, slots: bool = False
 ) -> Iterator[Finding]:
     """Slots against the ranks.
 
@@ -183,7 +189,7 @@ def check_slots(
         )
 
 
-def check_share(case: Case, redundant: int, path: SettingPath) -> Iterator[Finding]:
+def check_share(case: Case, redundant: int, path: Place) -> Iterator[Finding]:
     """Redundant experts against the experts."""
     experts = case.the_model.num_experts
     flag = case.shown(*path)
@@ -204,7 +210,7 @@ def check_share(case: Case, redundant: int, path: SettingPath) -> Iterator[Findi
         )
 
 
-def check_memory(case: Case, ranks: int, redundant: int, path: SettingPath) -> Iterator[Finding]:
+def check_memory(case: Case, ranks: int, redundant: int, path: Place) -> Iterator[Finding]:
     """Memory of redundant experts."""
     model = case.the_model
     if redundant <= 0:

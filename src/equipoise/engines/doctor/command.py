@@ -17,7 +17,7 @@ from equipoise.engines.doctor.knowledge import Knowledge
 WIDTH = 100
 """Columns beyond which a command is written over several lines."""
 
-Path = tuple[str, ...]
+Place = tuple[str, ...]
 """Where a setting stands: the flag, then the keys within its value."""
 
 
@@ -60,7 +60,7 @@ class Argument:
         Its name as written, dashes included.
     """
 
-    path: Path
+    path: Place
     value: Any
     raw: str | None
     file: str | None = None
@@ -81,7 +81,7 @@ class Change:
         Whether it is a variable.
     """
 
-    path: Path
+    path: Place
     value: Any = None
     of_environment: bool = False
 
@@ -185,7 +185,7 @@ class LaunchCommand:
             changed[name] = None
         return replace(self, program=program, environment=environment, changed_environment=changed)
 
-    def _with(self, path: Path, value: Any) -> LaunchCommand:
+    def _with(self, path: Place, value: Any) -> LaunchCommand:
         if self.get(*path) == value:
             return self
         arguments = list(self.arguments)
@@ -201,12 +201,11 @@ class LaunchCommand:
         file = next((a.file for a in arguments if a.file and to_file), None)
         return self._changed((*arguments, Argument(path[:1], inner, None, file)))
 
-    def _without(self, path: Path) -> LaunchCommand:
+    def _without(self, path: Place) -> LaunchCommand:
         kept = (_cut(argument, path) for argument in self.arguments)
         return self._changed(argument for argument in kept if argument is not None)
 
-    @property
-    def words(self) -> list[str]:
+    def _pieces(self) -> list[str]:
         """The command line in pieces: the program, then one flag with its values each."""
         changed = self.changed_environment.items()
         added = [f"{name}={shlex.quote(value)}" for name, value in changed if value is not None]
@@ -219,9 +218,9 @@ class LaunchCommand:
 
     def text(self) -> str:
         """The command line, one flag a line if it is long."""
-        words = [word for word in self.words if word]
-        line = " ".join(words)
-        return line if len(line) <= WIDTH else " \\\n  ".join(words)
+        pieces = [piece for piece in self._pieces() if piece]
+        line = " ".join(pieces)
+        return line if len(line) <= WIDTH else " \\\n  ".join(pieces)
 
     def file_text(self, name: str) -> str:
         """An options file with its changes; comments are not kept."""
@@ -244,12 +243,11 @@ class LaunchCommand:
         if not isinstance(value, dict):
             return f"{name} {_scalar(value)}"
         if _holds_unknown(value):  # JSON in quotes would keep the variable from being replaced
-            parts = (_dotted(key, inner) for key, inner in value.items())
-            return " ".join(f"{name}.{part}" for part in parts)
+            return " ".join(f"{name}.{key} {_scalar(inner)}" for key, inner in value.items())
         return f"{name} {shlex.quote(json.dumps(value, default=str))}"
 
 
-def _merge(into: dict[str, Any], path: Path, value: Any) -> None:
+def _merge(into: dict[str, Any], path: Place, value: Any) -> None:
     *sections, key = path
     for section in sections:
         inner = into.get(section)
@@ -262,11 +260,11 @@ def _merge(into: dict[str, Any], path: Path, value: Any) -> None:
         into[key] = value
 
 
-def _mark(argument: Argument) -> tuple[str | None, Path, str]:
+def _mark(argument: Argument) -> tuple[str | None, Place, str]:
     return argument.file, argument.path, repr(argument.value)
 
 
-def _put(argument: Argument, path: Path, value: Any) -> Argument | None:
+def _put(argument: Argument, path: Place, value: Any) -> Argument | None:
     """The argument with another value at a path; ``None`` if it is not the one that holds it."""
     depth = len(argument.path)
     if not depth or path[:depth] != argument.path:
@@ -280,7 +278,7 @@ def _put(argument: Argument, path: Path, value: Any) -> Argument | None:
     return replace(argument, value=changed, raw=None)
 
 
-def _cut(argument: Argument, path: Path) -> Argument | None:
+def _cut(argument: Argument, path: Place) -> Argument | None:
     """The argument without what stands at a path; ``None`` if nothing is left."""
     depth = len(argument.path)
     if not depth or path[:depth] != argument.path:
@@ -303,10 +301,6 @@ def _holds_unknown(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_unknown, value.values()))
     return isinstance(value, (Unknown, Malformed))
-
-
-def _dotted(key: str, value: Any) -> str:
-    return f"{key} {_scalar(value)}"
 
 
 def _scalar(value: Any) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from equipoise.checks import check_count, check_number
+from equipoise.checks import brief, check_count, check_number
 from equipoise.engines.doctor.bounded import decoded, is_here, read_bounded
 from equipoise.engines.doctor.case import Case, NotKnownError, Release
 from equipoise.engines.doctor.checks import about, check_keys, check_names, check_values
 from equipoise.engines.doctor.command import LaunchCommand
-from equipoise.engines.doctor.findings import Diagnosis, Finding, Kind, wrong
+from equipoise.engines.doctor.findings import Diagnosis, Finding, Kind, ignored, wrong
 from equipoise.engines.doctor.knowledge import Check
 from equipoise.engines.doctor.sources import Launch, launches_of_file, launches_of_text
 from equipoise.engines.registry import all_knowledge
@@ -124,7 +124,7 @@ def diagnose(launch: Launch, surroundings: Surroundings, folder: Path) -> Diagno
         folder=folder,
     )
     findings, gaps, command = _judged(case)
-    findings = [*_broken_lines(launch), *findings]
+    findings = [*_of_text(launch), *findings]
     findings.sort(key=lambda finding: list(Kind).index(finding.kind))
     missing = (_gap(reason, ()) for reason in launch.missing)
     return Diagnosis(
@@ -179,7 +179,8 @@ def _checked(case: Case, checks: Sequence[Check], gaps: dict[str, list[str]]) ->
             gaps.setdefault(str(gap), []).append(about(check))
 
 
-def _broken_lines(launch: Launch) -> Iterator[Finding]:
+def _of_text(launch: Launch) -> Iterator[Finding]:
+    """What is the matter with how a launch is written, whatever its engine."""
     if launch.broken_lines:
         lines = ", ".join(map(str, launch.broken_lines))
         yield wrong(
@@ -187,6 +188,12 @@ def _broken_lines(launch: Launch) -> Iterator[Finding]:
             "Something follows the backslash at the end of the line, so the shell ends the command "
             "there and runs the rest as another one.",
             "Let nothing follow the backslash, not even a comment.",
+        )
+    for key in dict.fromkeys(launch.repeated):
+        yield ignored(
+            brief(key),
+            "The key stands twice in one mapping; the last one holds.",
+            "Keep the one that is meant.",
         )
 
 

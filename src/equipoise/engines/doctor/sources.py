@@ -14,7 +14,7 @@ from equipoise.engines.doctor.arguments import read_arguments, read_options
 from equipoise.engines.doctor.bounded import is_here, read_bounded
 from equipoise.engines.doctor.command import Argument, LaunchCommand, Unknown
 from equipoise.engines.doctor.knowledge import Knowledge
-from equipoise.engines.doctor.words import Script, ShellCommand, Word, plain_word, read_script
+from equipoise.engines.doctor.words import ShellCommand, Word, plain_word, read_script
 from equipoise.engines.map_io import is_map
 from equipoise.errors import EquipoiseError, FormatError
 
@@ -44,6 +44,8 @@ class Launch:
         Lines at which the shell would end it early.
     missing
         Options files that it names and that are not here, and why.
+    repeated
+        Keys that stand twice in one mapping of its options files.
     """
 
     name: str = ""
@@ -52,6 +54,16 @@ class Launch:
     devices: int | None = None
     broken_lines: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+
+
+@dataclass
+class _Options:
+    """The entries of options files; which of them are not here, and which keys stand twice."""
+
+    entries: list[Argument] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -69,17 +81,21 @@ class _Reader:
         script = read_script(text)
         self.files |= script.files
         for command in script.commands:
-            yield from self.command(command, script, nesting)
+            yield from self.command(command, nesting)
 
-    def command(self, command: ShellCommand, script: Script, nesting: int) -> Iterator[Launch]:
+    def command(self, command: ShellCommand, nesting: int = 0) -> Iterator[Launch]:
         """The launch that a simple command is or holds, if any."""
-        words = list(command.words)
-        while words and words[0].text in _KEYWORDS:
-            del words[0]
+        start = next((i for i, w in enumerate(command.words) if w.text not in _KEYWORDS), 0)
+        written = command.words[start:]
         environment = dict(self.environment)
-        while words and (found := _ASSIGNMENT.fullmatch(words[0].text)):
-            environment[found[1]] = _variable(found[2], words[0].known)
-            del words[0]
+        assigned = 0
+        while assigned < len(written):
+            found = _ASSIGNMENT.fullmatch(written[assigned].text)
+            if found is None:
+                break
+            environment[found[1]] = _variable(found[2], written[assigned].known)
+            assigned += 1
+        words = written[assigned:]
         if not words:
             return
         if words[0].text in ("export", "declare", "unset"):
@@ -91,11 +107,16 @@ class _Reader:
             within = replace(self, environment=environment, image=self._image(words))
             yield from within.script(inner, nesting + 1)
             return
-        launch = self._launch(command, words, environment, script)
+        launch = self._launch(written, assigned, environment)
         if launch is not None:
-            yield launch
+            after = tuple(f"{operator}{word.raw}" for operator, word in command.redirections)
+            yield replace(
+                launch,
+                command=replace(launch.command, after=after),
+                broken_lines=command.broken_lines,
+            )
 
-    def _set(self, words: list[Word]) -> None:
+    def _set(self, words: Sequence[Word]) -> None:
         for word in words[1:]:
             found = _ASSIGNMENT.fullmatch(word.text)
             if words[0].text == "unset":
@@ -104,36 +125,31 @@ class _Reader:
                 self.environment[found[1]] = _variable(found[2], word.known)
 
     def _launch(
-        self,
-        command: ShellCommand,
-        words: list[Word],
-        environment: dict[str, str | Unknown],
-        script: Script,
+        self, written: Sequence[Word], assigned: int, environment: dict[str, str | Unknown]
     ) -> Launch | None:
+        """The launch that words are, the first of them assignments."""
+        words = written[assigned:]
         image = self._image(words)
         found = _program(words, image, self.engines)
         if found is None:
             return None
         known, start = found
         known = _same_start(known, self.engines, words, environment, image)
-        skipped = len(command.words) - len(words)
-        arguments = list(read_arguments(words[start:], known))
-        options, missing = self._options(arguments, known)
+        own = list(read_arguments(words[start:], known))
+        options = self._options(own, known)
+        first, last = (own, options.entries) if known.file_wins else (options.entries, own)
         tag = _TAG.search(image)
         return Launch(
             command=LaunchCommand(
                 known=known,
-                program=tuple(w.raw for w in command.words[: start + skipped]),
-                arguments=tuple(
-                    [*arguments, *options] if known.file_wins else [*options, *arguments]
-                ),
+                program=tuple(word.raw for word in written[: assigned + start]),
+                arguments=(*first, *last),
                 environment=environment,
-                after=tuple(f"{op}{word.raw}" for op, word in command.redirections),
                 files=dict(self.files),
             ),
             version=tag[1] if tag else None,
-            broken_lines=tuple(script.broken_lines),
-            missing=tuple(missing),
+            missing=tuple(options.missing),
+            repeated=tuple(options.repeated),
         )
 
     def _image(self, words: Sequence[Word]) -> str:
@@ -143,26 +159,23 @@ class _Reader:
                 return word.text
         return self.image
 
-    def _options(
-        self, arguments: Sequence[Argument], known: Knowledge
-    ) -> tuple[list[Argument], list[str]]:
-        """The entries of the options files that flags name, and which files are not here."""
-        entries: list[Argument] = []
-        missing = []
+    def _options(self, arguments: Sequence[Argument], known: Knowledge) -> _Options:
+        """What stands in the options files that flags name."""
+        found = _Options()
         for argument in arguments:
             if not argument.path or argument.path[0] not in known.options_flags:
                 continue
             name = argument.value
-            if isinstance(name, str):
-                text = self._file(name)
-                if text is not None:
-                    document, _ = parse_yaml(text, name)
-                    if not isinstance(document, dict):
-                        raise FormatError(f"{name}: is no mapping of options.")
-                    entries += read_options(document, known, name)
-                    continue
-            missing.append(f"the options file {brief(str(name))} is not here")
-        return entries, missing
+            text = self._file(name) if isinstance(name, str) else None
+            if text is None:
+                found.missing.append(f"the options file {brief(str(name))} is not here")
+                continue
+            document, repeated = parse_yaml(text, str(name))
+            if not isinstance(document, dict):
+                raise FormatError(f"{name}: is no mapping of options.")
+            found.entries += read_options(document, known, str(name))
+            found.repeated += map(str, repeated)
+        return found
 
     def _file(self, name: str) -> str | None:
         """A file that the script writes, or that is on this machine."""
@@ -186,31 +199,32 @@ def launches_of_file(path: Path, text: str, engines: Sequence[Knowledge]) -> lis
     EquipoiseError
         A damaged file, or entries that fit several engines or none.
     """
-    document = _document(text, path)
+    document, repeated = _document(text, path)
     if document is None:
         return launches_of_text(text, engines, path.parent)
     services = document.get("services")
     if isinstance(services, dict):
         return list(_of_services(services, engines, path.parent))
-    return [_of_options(document, engines, path)]
+    return [replace(_of_options(document, engines, path), repeated=repeated)]
 
 
-def _document(text: str, path: Path) -> dict[str, Any] | None:
-    """The mapping that a file holds; ``None`` if it is shell text."""
+def _document(text: str, path: Path) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The mapping that a file holds, ``None`` if it is shell text; and keys that stand twice."""
     named = path.suffix in _DOCUMENTS
     if not named and not re.match(r"\s*(?:\{|services:)", text):
-        return None
+        return None, ()
     try:
-        document, _ = parse_yaml(text, str(path))
+        document, repeated = parse_yaml(text, str(path))
     except FormatError:
         if named:
             raise
-        return None
+        return None, ()
     if isinstance(document, dict):
-        return {str(key): value for key, value in document.items()}
+        entries = {str(key): value for key, value in document.items()}
+        return entries, tuple(map(str, repeated))
     if named:
         raise FormatError(f"{path}: is no mapping; expected a compose file or an options file.")
-    return None
+    return None, ()
 
 
 def _of_services(
@@ -223,7 +237,7 @@ def _of_services(
         image = str(service.get("image", ""))
         reader = _Reader(engines, folder, _service_environment(service), image=image)
         words = [w for key in ("entrypoint", "command") for w in _service_words(service.get(key))]
-        for launch in reader.command(ShellCommand(tuple(words)), Script(), 0):
+        for launch in reader.command(ShellCommand(tuple(words))):
             yield replace(launch, name=str(name), devices=_service_devices(service))
 
 

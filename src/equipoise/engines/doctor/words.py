@@ -58,10 +58,22 @@ def plain_word(text: str) -> Word:
 
 @dataclass(frozen=True)
 class ShellCommand:
-    """A simple command: its words, and where its input and output go, as written."""
+    """A simple command.
+
+    Parameters
+    ----------
+    words
+        Its words.
+    redirections
+        Where its input and output go: the operator and the name of the file.
+    broken_lines
+        Numbers of its lines (the first few) that end in a backslash and something after it, so that
+        the shell ends the command there. It is read as the writer meant it.
+    """
 
     words: tuple[Word, ...]
     redirections: tuple[tuple[str, Word], ...] = ()
+    broken_lines: tuple[int, ...] = ()
 
 
 @dataclass
@@ -74,14 +86,10 @@ class Script:
         Simple commands; which of them run, and how often, is not looked at.
     files
         Text that the script itself writes into files (``cat > FILE <<EOF``), by name.
-    broken_lines
-        Numbers of lines (the first few) that end in a backslash and something after it, so that the
-        shell ends the command there. They are read as the writer meant them.
     """
 
     commands: list[ShellCommand] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    broken_lines: list[int] = field(default_factory=list)
 
 
 def read_script(text: str) -> Script:
@@ -104,6 +112,7 @@ class _Scanner:
         self._script = Script()
         self._words: list[Word] = []
         self._redirections: list[tuple[str, Word]] = []
+        self._broken_lines: list[int] = []
         self._operator = ""  # waits for the name of its file
         self._delimiters: list[str] = []  # of texts that begin with the next line
 
@@ -129,9 +138,8 @@ class _Scanner:
         return self._script
 
     def _note_broken_line(self) -> None:
-        if len(self._script.broken_lines) < _MOST_LINES:
-            line = self._text.count("\n", 0, self._at - 1) + 1
-            self._script.broken_lines.append(line)
+        if len(self._broken_lines) < _MOST_LINES:
+            self._broken_lines.append(self._text.count("\n", 0, self._at - 1) + 1)
 
     def _take(self, pattern: re.Pattern[str]) -> str:
         """What stands here, if it is of this kind, and go past it."""
@@ -159,10 +167,14 @@ class _Scanner:
                     self._script.files[name] = body
             self._delimiters.clear()
         if self._words or self._redirections:
-            command = ShellCommand(tuple(self._words), tuple(self._redirections))
-            self._script.commands.append(command)
+            self._script.commands.append(
+                ShellCommand(
+                    tuple(self._words), tuple(self._redirections), tuple(self._broken_lines)
+                )
+            )
         self._words.clear()
         self._redirections.clear()
+        self._broken_lines.clear()
         self._operator = ""
 
     def _text_until(self, delimiter: str) -> str:

@@ -280,7 +280,7 @@ def check_attention(case: Case) -> Iterator[Finding]:
             f"{tp} tensor-parallel ranks do not divide into {attention} for attention.",
             f"Give a divisor of {tp}.",
         )
-    if case.has("attn-dp-size") and not case.at_least(0, 5, 17):
+    if case.has("attn-dp-size") and not case.at_least(0, 5, 23):
         yield advice(
             "--attn-dp-size",
             f"Whether SGLang {case.release} has this flag is not known; 0.5.23 has it.",

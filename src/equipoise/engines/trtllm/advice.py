@@ -70,6 +70,8 @@ BACKENDS = (
 )
 """MoE backends of 1.4."""
 WIDE = "WIDEEP"
+BALANCED_QUANTISATIONS = ("fp8", "modelopt", "mxfp4")
+"""Methods that there is published work on balancing of."""
 RANGE, FOLDER = "EXPERT_STATISTIC_ITER_RANGE", "EXPERT_STATISTIC_PATH"
 
 FLAGS: dict[str, Takes] = {
@@ -467,6 +469,20 @@ def check_architecture(case: Case) -> Iterator[Finding]:
         )
 
 
+def check_quantisation(case: Case) -> Iterator[Finding]:
+    """Quantisation."""
+    if place(case) is None:
+        return
+    method = case.the_model.quantisation
+    if method is not None and method not in BALANCED_QUANTISATIONS:
+        yield advice(
+            case.shown(*(place(case) or BALANCER)),
+            f"Whether experts quantised by {method} can be moved is not known; with some methods "
+            "releases have given wrong text instead of an error.",
+            "Compare answers with and without load_balancer first.",
+        )
+
+
 def check_recording(case: Case) -> Iterator[Finding]:
     """Variables that record loads."""
     steps = case.variable(RANGE)
@@ -546,6 +562,7 @@ KNOWLEDGE = Knowledge(
         check_online,
         check_chunks,
         check_architecture,
+        check_quantisation,
         check_recording,
         check_memory_of_slots,
         check_time_to_move,
