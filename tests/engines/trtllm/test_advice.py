@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engines.doctor.said import corrected, model, said
@@ -168,6 +170,14 @@ def test_quantisations_that_nobody_has_balanced():
     finding = "advice load_balancer in moe_config"
     assert finding in said(balanced(), model=model("kimi-k2-thinking"))
     assert finding not in said(balanced(), model=DEEPSEEK)
+
+
+def test_more_experts_than_the_kernels_address():
+    many = replace(DEEPSEEK, num_experts=1025)
+    assert "wrong --model" in said(
+        balanced("num_slots: 1032, layer_updates_per_iter: 2"), model=many
+    )
+    assert "wrong --model" not in said(balanced(), model=DEEPSEEK)
 
 
 def test_places_of_before():

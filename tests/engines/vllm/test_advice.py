@@ -229,8 +229,11 @@ def test_a_build_that_reads_a_map(tmp_path):
     launch = f"vllm serve m -tp 2 -ep --enable-eplb {settings}"
     assert f"wrong {key} in eplb-config" in said(launch)
     assert said(launch, version="pr-49572") == set()
-    path.write_text("[0, 1, 2, 3, 9, 1]")
-    assert f"wrong {key} in eplb-config" in said(launch, version="pr-49572")
+    for damaged in ("[0, 1, 2, 3, 9, 1]", "[0, 1", ""):
+        path.write_text(damaged)
+        assert f"wrong {key} in eplb-config" in said(launch, version="pr-49572")
+    no_name = launch.replace(str(path), "3")
+    assert f"wrong {key} in eplb-config" in said(no_name, version="pr-49572")
 
 
 def test_memory_and_time_are_those_published():
