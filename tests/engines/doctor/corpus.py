@@ -1,9 +1,9 @@
 """Launches from documentation, issue threads and pull requests, with what the doctor says of each.
 
 Structure and flags are theirs; names, paths and numbers that are no facts were replaced. A case
-begins with a line on where it is from ("Planted" where the fault is ours; no source where it was put
-together from several) and perhaps the options of the command, and ends with the findings expected,
-in order.
+begins with a line on where it is from ("Planted" where the fault is ours; no source where it was
+put together from several) and perhaps the options of the command, and ends with the findings
+expected, in order.
 
 ``python -m tests.engines.doctor.corpus`` writes the table of ``docs/doctor.md``.
 """
