@@ -2091,6 +2091,44 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             text("prompts.txt", "Hello\n"),
         ),
     ),
+    "Launches": (
+        case("neither a file nor a command", "doctor launch.sh"),
+        case("a command that starts no engine", "doctor 'ls -la'"),
+        case("a quote that is never closed", 'doctor "vllm serve \'m"'),
+        case("a release that is none", "doctor 'vllm serve m' --engine-version newest"),
+        case("no devices at all", "doctor 'vllm serve m' --devices 0"),
+        case("a link of no bytes", "doctor 'vllm serve m' --link-bytes-per-second 0"),
+        case(
+            "a model that is none",
+            "doctor 'vllm serve m' --model config.json",
+            text("config.json", "{}"),
+        ),
+        case("a script that is empty", "doctor launch.sh", text("launch.sh", "")),
+        case("a script in Latin-1", "doctor launch.sh", text("launch.sh", "# caf\xe9", "latin-1")),
+        case(
+            "a file too long for a launch",
+            "doctor launch.sh",
+            text("launch.sh", "vllm serve m " + "x" * (1 << 18)),
+        ),
+        case("a map in place of options", "doctor map.yaml"),
+        case("options of no engine", "doctor options.yaml", text("options.yaml", "threads: 4\n")),
+        case("options in a list", "doctor options.yaml", text("options.yaml", "- tp-size\n")),
+        case(
+            "options with an anchor",
+            "doctor options.yaml",
+            text("options.yaml", "tp-size: &a 8\nep-size: *a\n"),
+        ),
+        case(
+            "options that fit two engines",
+            "doctor options.yaml",
+            text("options.yaml", "config: x\n"),
+        ),
+        case(
+            "services that start no engine",
+            "doctor compose.yaml",
+            text("compose.yaml", "services: {web: {image: nginx}}\n"),
+        ),
+    ),
 }
 
 

@@ -32,6 +32,7 @@ for _name, _help in {
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "demo": "Serve a small model on several processes and balance it live.",
     "capture": "Record the routing of a Hugging Face model while it runs.",
+    "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }.items():
     app.command(f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help)
 

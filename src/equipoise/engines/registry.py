@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.formats import Launcher, MapFormat, TraceFormat
 from equipoise.errors import EquipoiseError
 
@@ -33,6 +34,8 @@ class Engine:
     keeps
         Format of the file that is written where the engine itself is named as the target, since no
         release of it reads a map.
+    advice
+        Whether the module ``advice`` has the ``KNOWLEDGE`` of the doctor.
     """
 
     folder: str
@@ -40,21 +43,25 @@ class Engine:
     traces: tuple[str, ...] = ()
     launch: bool = False
     keeps: str | None = None
+    advice: bool = False
 
 
 ENGINES = (
     Engine(folder="native", maps=("maps",), traces=("traces",)),
-    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True),
-    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True),
+    Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True, advice=True),
+    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True, advice=True),
     Engine(
         folder="vllm",
         maps=("maps", "hygon_maps", "tensor_maps"),
         traces=("load_stats", "completions"),
         launch=True,
         keeps="equipoise",
+        advice=True,
     ),
     Engine(folder="deepseek", traces=("traces",)),
-    Engine(folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True),
+    Engine(
+        folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True, advice=True
+    ),
     Engine(
         folder="tabular",
         traces=(
@@ -132,6 +139,12 @@ def launcher(engine: Engine) -> Launcher:
     """How an engine with ``launch`` is started."""
     found: Launcher = _module(engine, "launch").LAUNCHER
     return found
+
+
+@cache
+def all_knowledge() -> tuple[Knowledge, ...]:
+    """What the doctor knows, engine by engine."""
+    return tuple(_module(engine, "advice").KNOWLEDGE for engine in ENGINES if engine.advice)
 
 
 def _formats(engine: Engine, modules: tuple[str, ...]) -> Iterator[Any]:

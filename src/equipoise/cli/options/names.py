@@ -19,6 +19,7 @@ OPTIONS = {
     "layer_ids": "--layers",
     "losses": "--losses",
     "mirrored": "--mirrored",
+    "model": "--model",
     "model_key": "--model-key",
     "num_experts": "--experts",
     "num_hidden_layers": "--hidden-layers",

@@ -1,0 +1,1 @@
+"""What is wrong, ignored, deprecated or wasteful in how an engine is started."""

@@ -1,0 +1,160 @@
+"""One launch as the checks see it: its settings, and what is known of model and machine."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equipoise.checks import brief
+from equipoise.engines.doctor.bounded import is_here, read_bounded
+from equipoise.engines.doctor.command import LaunchCommand, Malformed, Unknown
+from equipoise.engines.transformers.config import ModelConfig
+from equipoise.errors import EquipoiseError, FormatError, argument
+
+_MOST = 1 << 31
+
+
+class NotKnownError(Exception):
+    """Why a check cannot be made, as a clause: ``--tensor-parallel-size is $TP``."""
+
+
+def _only_shell(name: str, value: Unknown) -> NotKnownError:
+    return NotKnownError(f"{name} is {brief(value.raw)}, which only the shell knows")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release or build of an engine."""
+
+    name: str
+    number: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str | None, newest: str) -> Release:
+        """The release of a name such as ``v0.11.0rc1``; builds count as the newest release.
+
+        Raises
+        ------
+        EquipoiseError
+            A name without a number.
+        """
+        if name is None or name == "main" or name.startswith("pr-"):
+            return cls(name or newest, _number(newest))
+        if not re.match(r"v?\d+\.\d+", name):
+            raise EquipoiseError(
+                f"{argument('version')} is {brief(name)}; expected a release such as {newest}."
+            )
+        return cls(name, _number(name))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _number(name: str) -> tuple[int, ...]:
+    found = re.search(r"\d{1,6}(?:\.\d{1,6}){0,3}", name)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One launch, and what is known around it; ``None`` is what nobody said.
+
+    Parameters
+    ----------
+    command, release
+        The launch, and the release of its engine.
+    model
+        The model's configuration.
+    devices, nodes
+        Devices of the whole deployment, and the machines that they are in.
+    link_bytes_per_second
+        Bandwidth of one device's link between machines.
+    folder
+        Where relative names of files start.
+    """
+
+    command: LaunchCommand
+    release: Release
+    model: ModelConfig | None = None
+    devices: int | None = None
+    nodes: int | None = None
+    link_bytes_per_second: float | None = None
+    folder: Path = Path()
+
+    def has(self, *path: str) -> bool:
+        """Whether something is set there, known or not."""
+        return self.command.get(*path) is not None
+
+    def get(self, *path: str, default: Any = None) -> Any:
+        """The value of a setting; ``NotKnownError`` if only the shell knows it."""
+        value = self.command.get(*path)
+        if isinstance(value, Unknown):
+            raise _only_shell(self.shown(*path), value)
+        if isinstance(value, Malformed):
+            raise NotKnownError(f"{self.shown(*path)} cannot be read")
+        return default if value is None else value
+
+    def whole(self, *path: str, default: int) -> int:
+        """A setting that is a whole number, 0 or more, a size 1 or more; else ``NotKnownError``."""
+        value = self.get(*path, default=default)
+        if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+            value = int(value)
+        low = 1 if self.command.known.flags.get(path[0]) == "size" else 0
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _MOST:
+            raise NotKnownError(
+                f"{self.shown(*path)} is {brief(value)}, which is no number of things"
+            )
+        return value
+
+    def on(self, *path: str) -> bool:
+        """Whether a switch is on."""
+        return self.get(*path, default=False) in (True, 1, "true", "True", "1")
+
+    def section(self, *path: str) -> dict[str, Any]:
+        """The mapping under a setting; empty if there is none."""
+        value = self.get(*path, default={})
+        return value if isinstance(value, dict) else {}
+
+    def variable(self, name: str) -> str | None:
+        """A variable of the environment; ``NotKnownError`` if only the shell knows it."""
+        value = self.command.environment.get(name)
+        if isinstance(value, Unknown):
+            raise _only_shell(name, value)
+        return value
+
+    def file_text(self, name: str) -> str:
+        """The text of a file that the launch names.
+
+        Raises
+        ------
+        NotKnownError
+            It is not here, is no text, or is too long.
+        """
+        files = self.command.files
+        written = files.get(name, files.get(name.removeprefix("./")))
+        if written is not None:
+            return written
+        path = self.folder / name
+        if not is_here(path):
+            raise NotKnownError(f"the file {brief(name)} is not here")
+        try:
+            return read_bounded(path)
+        except FormatError as error:
+            raise NotKnownError(f"{error}".rstrip(".")) from error
+
+    @property
+    def the_model(self) -> ModelConfig:
+        """The model's configuration; ``NotKnownError`` if it was not given."""
+        if self.model is None:
+            raise NotKnownError(f"{argument('model')} was not given")
+        return self.model
+
+    def shown(self, *path: str) -> str:
+        """A setting as users write it."""
+        return self.command.known.shown(*path)
+
+    def at_least(self, *number: int) -> bool:
+        """Whether the release is this one or newer."""
+        return self.release.number >= number

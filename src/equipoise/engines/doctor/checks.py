@@ -1,0 +1,295 @@
+"""Checks that several engines share; each is told the engine's own names and numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from equipoise.checks import brief
+from equipoise.engines.doctor.bounded import folder_is_here, is_here
+from equipoise.engines.doctor.case import Case, NotKnownError
+from equipoise.engines.doctor.command import Malformed, Place, Unknown, drop, put
+from equipoise.engines.doctor.findings import Finding, advice, wasteful, wrong
+from equipoise.engines.formats import MapContext, Severity
+from equipoise.engines.map_io import inspect_map
+from equipoise.errors import FormatError
+
+LEAST_LINK = 10e9 / 8
+"""Bytes per second of the slowest network that SwiftBalancer's manual accepts, 10 Gbit/s."""
+
+_NEAR = 0.8  # of difflib: one or two letters of ten
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How experts are spread.
+
+    Parameters
+    ----------
+    ranks
+        Ranks that share the experts of a layer.
+    devices
+        Devices that the whole launch takes.
+    formula
+        How the devices follow from the flags.
+    size_flag
+        The flag that sets most of them.
+    """
+
+    ranks: int
+    devices: int
+    formula: str
+    size_flag: str
+
+
+# Names and values ---------------------------------------------------------------------------------
+
+
+def check_values(case: Case) -> Iterator[Finding]:
+    """Values of the flags that are read."""
+    known = case.command.known
+    for argument in case.command.arguments:
+        if not argument.path:
+            continue
+        name, value = known.shown(*argument.path), argument.value
+        takes = known.flags.get(argument.path[0]) if len(argument.path) == 1 else None
+        if isinstance(value, Malformed):
+            yield wrong(
+                name,
+                f"The value is no JSON: {value.reason}",
+                "Write one JSON object in single quotes, with double quotes around every key.",
+            )
+        elif takes in ("number", "size") and not isinstance(value, Unknown):
+            least = 1 if takes == "size" else 0
+            if not _is_whole(value, least):
+                yield wrong(
+                    name, f"The value is {brief(value)}.", f"Give a whole number, {least} or more."
+                )
+        elif takes == "text" and isinstance(value, bool) and argument.file is None:
+            yield wrong(name, "No value follows it.", "Give the value, or leave the flag out.")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    """Whether an engine reads a value as a number; one in quotes is read as well."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+        value = int(value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_names(case: Case) -> Iterator[Finding]:
+    """Names of flags that belong to balancing."""
+    known = case.command.known
+    for argument in case.command.arguments:
+        name = argument.path[0] if argument.path else ""
+        if not name or name in known.flags:
+            continue
+        near = _nearest(name, known.flags, known.balancing)
+        if near is not None:
+            where = "" if argument.file is None else f" in {argument.file}"
+            yield wrong(
+                known.shown(name) if argument.file is None else name,
+                f"{known.title} {case.release} has no such option{where}.",
+                f"Write {known.shown(near) if argument.file is None else near}, if that is meant.",
+                drop(*argument.path),
+                put(argument.value, near, *argument.path[1:]),
+            )
+
+
+def check_keys(case: Case) -> Iterator[Finding]:
+    """Keys within the flags that take several settings."""
+    known = case.command.known
+    for path, keys in known.sections.items():
+        for key, value in case.section(*path).items():
+            if key in keys:
+                continue
+            near = get_close_matches(key, keys, 1, _NEAR)
+            remedy = f"Write {near[0]}." if near else f"It takes {', '.join(keys)}."
+            fix = (drop(*path, key), put(value, *path, near[0])) if near else ()
+            yield wrong(
+                known.shown(*path, key),
+                f"{known.title} {case.release} has no such key and refuses to start.",
+                remedy,
+                *fix,
+            )
+
+
+def _nearest(name: str, known: Iterable[str], parts: Sequence[str]) -> str | None:
+    """The known flag that an unknown one is close to, if it is one on balancing."""
+    names = [flag for flag in known if any(part in flag for part in parts)]
+    if not any(part in name for part in parts) and len(name) < 10:
+        return None
+    near = get_close_matches(name, names, 1, _NEAR if any(p in name for p in parts) else 0.9)
+    return near[0] if near else None
+
+
+# Sizes --------------------------------------------------------------------------------------------
+
+
+def check_devices(case: Case, layout: Layout) -> Iterator[Finding]:
+    """Devices against the parallel sizes."""
+    devices = case.devices
+    if devices is None:
+        return
+    if layout.devices > devices:
+        yield wrong(
+            layout.size_flag,
+            f"The launch takes {layout.devices} devices ({layout.formula}) and there are "
+            f"{devices}.",
+            f"Make the product {devices}.",
+        )
+    elif layout.devices < devices:
+        yield wasteful(
+            layout.size_flag,
+            f"The launch takes {layout.devices} devices ({layout.formula}), so "
+            f"{devices - layout.devices} of {devices} stay idle.",
+            f"Make the product {devices}, or start a second server on the rest.",
+        )
+    if case.nodes and layout.devices % case.nodes:
+        yield wrong(
+            layout.size_flag,
+            f"{layout.devices} devices do not spread evenly over {case.nodes} nodes.",
+            "Choose sizes whose product is a multiple of the nodes.",
+        )
+
+
+def check_slots(
+    case: Case, ranks: int, redundant: int, path: Place, *, slots: bool = False
+) -> Iterator[Finding]:
+    """Slots against the ranks.
+
+    Parameters
+    ----------
+    path
+        The setting that decides how many there are.
+    slots
+        Whether it counts all slots, and not only the redundant ones.
+    """
+    experts = case.the_model.num_experts
+    total = experts + redundant
+    flag = case.shown(*path)
+    if redundant < 0:
+        yield wrong(
+            flag,
+            f"{total} slots are fewer than the model's {experts} experts.",
+            f"Give at least {experts}.",
+            put(-(-experts // ranks) * ranks, *path),
+        )
+    elif total % ranks:
+        better = -(-total // ranks) * ranks
+        value = better if slots else better - experts
+        yield wrong(
+            flag,
+            f"{experts} experts and {redundant} redundant ones are {total} slots, which do not "
+            f"spread evenly over {ranks} ranks.",
+            f"Give {value}, for {better // ranks} slots on each rank.",
+            put(value, *path),
+        )
+
+
+def check_share(case: Case, redundant: int, path: Place) -> Iterator[Finding]:
+    """Redundant experts against the experts."""
+    experts = case.the_model.num_experts
+    flag = case.shown(*path)
+    if redundant == 0:
+        yield advice(
+            flag,
+            "Without redundant experts balancing can only exchange experts; one expert that is "
+            "hotter than a rank's share stays where it is.",
+            f"Start with 10 to 15 % of the experts, {experts // 10} to {experts * 15 // 100} "
+            "here, and see what they pay with equipoise budget.",
+        )
+    elif redundant > experts // 2:
+        yield wasteful(
+            flag,
+            f"{redundant} redundant experts are {100 * redundant // experts} % of the model's "
+            f"{experts}; copies beyond some 15 % rarely pay for their memory.",
+            "See where they stop paying with equipoise budget.",
+        )
+
+
+def check_memory(case: Case, ranks: int, redundant: int, path: Place) -> Iterator[Finding]:
+    """Memory of redundant experts."""
+    model = case.the_model
+    if redundant <= 0:
+        return
+    if model.slot_bytes is None:
+        reason = model.unknown.get("expert_bytes") or model.unknown.get("moe_layer_ids")
+        raise NotKnownError(f"the bytes of an expert are not known, since {reason}")
+    taken = model.slot_bytes * redundant / ranks
+    kv = model.kv_bytes_per_token
+    tokens = "" if not kv else f", the KV cache of {int(taken // kv):,} tokens if it is not split"
+    layers = len(model.moe_layer_ids or ())
+    yield advice(
+        case.shown(*path),
+        f"{redundant} redundant experts take {taken / 1e9:.2f} GB of every rank's memory "
+        f"({layers} layers){tokens}.",
+        "Leave that much free of KV cache, or see how many pay with equipoise budget.",
+    )
+
+
+def check_link(case: Case, ranks: int, redundant: int, flag: str) -> Iterator[Finding]:
+    """Time to move experts over the link."""
+    model = case.the_model
+    if model.slot_bytes is None:
+        raise NotKnownError("the bytes of an expert are not known")
+    given = case.link_bytes_per_second
+    speed = given or LEAST_LINK
+    volume = model.slot_bytes * (model.num_experts + redundant) / ranks
+    source = "the link given" if given else "the least that SwiftBalancer's manual asks for"
+    yield advice(
+        flag,
+        f"A rearrangement that changes every slot brings {volume / 1e9:.1f} GB to each rank: "
+        f"{volume / speed:.1f} s at {speed * 8 / 1e9:g} Gbit/s ({source}).",
+        "Let the interval between two be many times that; --link-bytes-per-second computes it for "
+        "your network."
+        if given is None
+        else "Let the interval between two be many times that.",
+    )
+
+
+# Maps ---------------------------------------------------------------------------------------------
+
+
+def check_map(
+    case: Case, name: object, format: str, context: MapContext, flag: str
+) -> Iterator[Finding]:
+    """The map file."""
+    if not isinstance(name, str) or not name:
+        yield wrong(flag, f"It is {brief(name)}.", "Give the name of a map file.")
+        return
+    path = case.folder / name
+    if not folder_is_here(path):
+        raise NotKnownError(f"the folder of {brief(name)} is not on this machine")
+    if not is_here(path):
+        yield wrong(
+            flag,
+            f"The map {brief(name)} does not exist.",
+            "Make it with equipoise plan, or give the name that it has.",
+        )
+        return
+    yield from _defects(path, format, context, flag)
+
+
+def _defects(path: Path, format: str, context: MapContext, flag: str) -> Iterator[Finding]:
+    remedy = f"See all of its defects with: equipoise validate {path.name} --for {format}"
+    try:
+        found = inspect_map(path, context, format=format)
+    except FormatError as error:
+        yield wrong(flag, f"The map cannot be read: {error}", remedy)
+        return
+    errors = [finding for finding in found.findings if finding.severity is Severity.ERROR]
+    if errors:
+        yield wrong(
+            flag,
+            "The engine stops at the map, or answers wrongly with it. Errors: "
+            f"{len(errors)}; the first: {errors[0].message}",
+            remedy,
+        )
+
+
+def about(check: Callable[..., object]) -> str:
+    """What a check looks at: the first line of its docstring, without the full stop."""
+    return re.split(r"\.?\n|\.$", check.__doc__ or "", maxsplit=1)[0]

@@ -1,0 +1,7 @@
+# Manual of 2025: a quotation mark missing in the JSON.
+# options: --engine-version 0.11.0
+vllm serve models/qwen3-235b \
+  --tensor-parallel-size 16 \
+  --enable-expert-parallel \
+  --additional-config '{ "expert_map_record_path": "/path/to/eplb.json", "init_redundancy_expert": 16, dynamic_eplb":true,"num_iterations_eplb_update":400, "gate_eplb":true, "num_wait_worker_iterations":30}'
+# expects: wrong --additional-config

@@ -1,0 +1,4 @@
+# Issue: a decode server of 2025, placed by recorded loads.
+# options: --engine-version 0.4.6 --model deepseek-v3
+python3 -m sglang.launch_server --model-path /data/models/deepseek-r1 --disaggregation-mode decode --dist-timeout 3600 --host 10.0.0.2 --port 40000 --trust-remote-code --dist-init-addr 10.0.0.2:5757 --nnodes 2 --node-rank 0 --tp-size 16 --dp-size 16 --enable-dp-attention --enable-deepep-moe --deepep-mode low_latency --mem-fraction-static 0.846 --chunked-prefill-size 81920 --max-running-requests 4096 --context-length 4096 --init-expert-location /data/loads/decode_in500out1500.json --ep-num-redundant-experts 32 --enable-two-batch-overlap --moe-dense-tp-size 1 --cuda-graph-bs 256 --disable-radix-cache --decode-log-interval 1 --disaggregation-ib-device mlx5_0
+# expects: advice --ep-num-redundant-experts
