@@ -6,6 +6,7 @@ from equipoise.errors import named
 
 OPTIONS = {
     "allow_pickle": "--allow-pickle",
+    "columns": "--columns",
     "cost": "--rank-cost",
     "drop_experts": "a range for --experts",
     "first_axis": "--first-axis",
@@ -24,6 +25,7 @@ OPTIONS = {
     "room": "--room",
     "speed": "--speed",
     "step_assignments": "--step-assignments",
+    "top_k": "--top-k",
     "window_tokens": "--window-tokens",
 }
 """The options by the arguments that messages name."""
