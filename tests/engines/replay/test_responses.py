@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import equipoise as eq
+from equipoise.cli import main
 from equipoise.engines.formats import TraceOptions
 from equipoise.errors import FormatError
 
@@ -145,3 +146,17 @@ def test_a_cut_line_is_left_out_at_the_end_only(tmp_path):
     assert "The last line is cut off" in notes(eq.read_trace(path))
     path.write_text(whole + whole[:100] + "\n" + whole)
     assert "line 2" in refusal(path)
+
+
+def test_windows_go_over_requests_but_not_over_phases(tmp_path, capsys):
+    answers = []
+    for number in range(4):
+        answer = json.loads((GOLDEN / "vllm_completion_uint8.json").read_text())
+        answers.append(answer | {"id": f"cmpl-{number}"})
+    path = write(tmp_path / "a.jsonl", *answers)
+    assert main(["report", f"{path}", "--window", "2", "--phase", "decode", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["before"]["num_steps"] == 2
+    assert main(["report", f"{path}", "--window", "2"]) == 2
+    assert "--window 2 sums nothing, since phase changes from step to step" in (
+        capsys.readouterr().err
+    )

@@ -93,7 +93,7 @@ class TraceArguments:
         if wanted or self.only_layers:
             layers = parse_ids(self.only_layers) if self.only_layers else None
             trace = trace.select(layers=layers, **wanted)
-        return trace if self.window is None else trace.windows(self.window)
+        return trace if self.window is None else _summed(trace, self.window)
 
     @property
     def num_experts(self) -> int | None:
@@ -152,6 +152,18 @@ _FIELDS = {
     "allow_pickle": "allow_pickle",
 }
 """The arguments that only some formats use, and what ``TraceOptions`` calls them."""
+
+
+def _summed(trace: Trace, size: int) -> Trace:
+    """Blocks of that many steps, over single requests; refuse a size that sums nothing."""
+    labels = {name: values for name, values in trace.labels.items() if name != "request"}
+    summed = replace(trace, labels=labels).windows(size)
+    if size > 1 and summed.num_steps == trace.num_steps > 1:
+        raise EquipoiseError(
+            f"--window {size} sums nothing, since {' or '.join(labels)} changes from step to step. "
+            "Keep one of them, as with --phase decode."
+        )
+    return summed
 
 
 def parse_range(text: str) -> tuple[int, int]:

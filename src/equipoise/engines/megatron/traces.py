@@ -30,6 +30,7 @@ from equipoise.trace import Provenance, TokenIds, Trace
 
 _NAME = re.compile(r"router_trace_rank(\d{1,5})\.jsonl")
 _CHOICES = "top_indices"
+_TOKENS = "semantic_token_ids"
 _DECODER = "decoder"  # the block of a record, where it says one; the other is the draft layers'
 _STAGE = "pre_dispatch"
 _PEEK_BYTES = 1 << 24
@@ -58,6 +59,7 @@ class _Records:
     top_k: int = 0
     largest: int = 0
     repeats: int = 0
+    padding: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: dict[str, Any], rank: int | None, steps: tuple[int, int] | None) -> None:
@@ -104,9 +106,18 @@ class _Records:
                 "top-k."
             )
         self.top_k = ids.shape[1]
-        ids[blank_rows(ids[:, None, :])[:, 0]] = NO_CHOICE
+        ids[blank_rows(ids[:, None, :])[:, 0] | self._padded(record, len(ids))] = NO_CHOICE
         self.largest = max(self.largest, int(ids.max()))
         return ids
+
+    def _padded(self, record: dict[str, Any], num_tokens: int) -> NDArray[np.bool_]:
+        """Which tokens of a record are padding: those that have no name where tokens have one."""
+        names = record.get(_TOKENS)
+        if not isinstance(names, list) or len(names) != num_tokens:
+            return np.zeros(num_tokens, dtype=np.bool_)
+        padded = np.array([name is None for name in names])
+        self.padding += int(padded.sum())
+        return padded
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
@@ -149,6 +160,10 @@ def _files(path: Path) -> dict[int | None, Path]:
 
 def _said(path: Path, records: _Records) -> list[str]:
     notes = [f"{n} records of {what} were left out." for what, n in records.left_out.items()]
+    if records.padding:
+        notes.append(
+            f"{records.padding} rows are padding ({_TOKENS} null); they count for nothing."
+        )
     if records.repeats:
         notes.append(
             f"{records.repeats} records repeat a step and layer of their rank, as micro-batches "
