@@ -7,17 +7,21 @@ TensorRT-LLM's tensors, as whoever logs them writes lists.
 from __future__ import annotations
 
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.engines._shared.requests import Request
 from equipoise.engines.formats import TraceOptions
 from equipoise.engines.tabular.npy import load_npy
 from equipoise.errors import FormatError, argument
 
 _NPY = b"\x93NUMPY"
 _RAW = np.dtype("<i4")
+_PAIRS_TO_TELL = 1 << 22
+_EVIDENCE = 30.0  # shared choices to expect before their absence means anything
 _LIST_AXES = 4  # of lists that are read: one tensor may stand in a list of its own
 
 
@@ -49,7 +53,40 @@ def decode_choices(
         raise FormatError(
             f"{where}: routed_experts has shape {ids.shape}; expected (tokens, layers, top_k)."
         )
+    if options.top_k not in (None, ids.shape[2]):
+        raise FormatError(
+            f"{where}: tokens have {ids.shape[2]} experts, but {argument('top_k')} is "
+            f"{options.top_k}; leave it out, as the answer states it."
+        )
     return ids
+
+
+def refuse_cut_choices(requests: Sequence[Request]) -> None:
+    """Refuse routing of which each layer looks like a part of one: ``top_k`` was given too small.
+
+    Two layers now and then choose an expert of the same number for a token, two parts of one layer
+    never do.
+
+    Raises
+    ------
+    FormatError
+        Parts of layers, and chance does not explain it.
+    """
+    _, L, K = requests[0].ids.shape
+    of_one_shape = [r.ids for r in requests if r.ids.shape[1:] == (L, K)]
+    ids = np.concatenate(of_one_shape)[: 1 + _PAIRS_TO_TELL // (L * K * K)]
+    chosen = ~(ids == ids[:1]).all(axis=(0, 2))  # the others are dense
+    a, b = ids[:, :-1, :, None], ids[:, 1:, None, :]
+    shared: NDArray[np.int64] = ((a == b) & (a >= 0)).sum(axis=(0, 2, 3))
+    pairs = np.flatnonzero(chosen[:-1] & chosen[1:])
+    for parts in (n for n in range(L, 1, -1) if L % n == 0):
+        within = pairs[pairs % parts != parts - 1]  # parts of one layer, if so many make one
+        expected = len(within) * len(ids) * K * K / (int(ids.max(initial=0)) + 1)
+        if expected > _EVIDENCE and not shared[within].any():
+            raise FormatError(
+                f"Layers next to each other never choose the same expert for a token, as parts of "
+                f"one layer do not: {argument('top_k')} is {K}, but looks like {K * parts}."
+            )
 
 
 def _decoded(value: Any, where: str) -> NDArray[Any]:

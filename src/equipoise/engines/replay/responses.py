@@ -18,7 +18,7 @@ from equipoise.engines._shared.json_lines import json_object, read_lines
 from equipoise.engines._shared.json_text import parse_json, read_json
 from equipoise.engines._shared.requests import Request, trace_of_requests
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.replay.encoding import decode_choices
+from equipoise.engines.replay.encoding import decode_choices, refuse_cut_choices
 from equipoise.errors import FormatError, Message, argument
 from equipoise.trace import Provenance, Trace
 
@@ -64,6 +64,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         requests = list(requests_of(_documents(path, notes, progress), options, f"{path}", notes))
         if not requests:
             raise FormatError(f"{path}: no answer holds {KEY}. {SWITCH}")
+        if options.top_k is not None:
+            refuse_cut_choices(requests)
         provenance = Provenance("responses", str(path), tuple(notes))
         return trace_of_requests(requests, options, provenance)
 

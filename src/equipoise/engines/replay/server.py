@@ -18,6 +18,7 @@ from equipoise.checks import check_count, check_number
 from equipoise.engines._shared.prompts import check_prompts
 from equipoise.engines._shared.requests import Request, trace_of_requests
 from equipoise.engines.formats import Progress, TraceOptions, no_progress
+from equipoise.engines.replay.encoding import refuse_cut_choices
 from equipoise.engines.replay.http import NotFoundError, Server
 from equipoise.engines.replay.responses import SWITCH, requests_of
 from equipoise.engines.trace_io import read_trace
@@ -82,6 +83,8 @@ def capture_server(
         if not found:
             raise EquipoiseError(f"{url} answers, but without routed_experts. {SWITCH}")
         requests += [replace(request, domain=domain) for request in found]
+    if top_k is not None:
+        refuse_cut_choices(requests)
     provenance = Provenance("server", url, tuple(dict.fromkeys(notes)))
     trace = checked(trace_of_requests(requests, options, provenance))
     return trace if token_ids else replace(trace, tokens=None)
