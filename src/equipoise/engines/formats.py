@@ -70,7 +70,7 @@ class TraceOptions:
     placement: Placement | None = None
     window_tokens: int | None = None
     top_k: int | None = None
-    columns: Mapping[str, str] | None = None
+    columns: dict[str, str] | None = None
     iterations: tuple[int, int] | None = None
     allow_pickle: bool = False
 

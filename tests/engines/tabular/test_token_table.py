@@ -110,3 +110,9 @@ def test_rows_that_are_no_tokens(tmp_path: Path, row: dict[str, Any], said: str)
     path.write_text("".join(json.dumps(line) + "\n" for line in (good, good | row, good)))
     with pytest.raises(FormatError, match=rf"line 2: .*{said}"):
         eq.read_trace(path)
+
+
+def test_columns_that_are_no_mapping(tmp_path):
+    path = write(tmp_path / "t.csv", NAMED)
+    with pytest.raises(FormatError, match="columns is 'experts'; expected a dict"):
+        eq.read_trace(path, TraceOptions(columns="experts"))  # type: ignore[arg-type]

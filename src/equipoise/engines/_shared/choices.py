@@ -64,6 +64,8 @@ def cleaned(
     parts: Sequence[NDArray[np.integer]], options: TraceOptions
 ) -> tuple[NDArray[np.integer], Choices]:
     """All choices ``(D, L, K)`` of parts of one shape, and the same without what is no choice."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    refuse_oversize(shape, parts[0].itemsize, "Choices (tokens, layers, top_k)")
     ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
     all_numbered = options.layer_ids is not None and len(options.layer_ids) == ids.shape[1]
     return ids, clean_choices(ids, num_experts=options.num_experts, keep_layers=all_numbered)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.checks import check_count
 from equipoise.engines._shared.requests import Request
 from equipoise.engines.formats import TraceOptions
 from equipoise.engines.tabular.npy import load_npy
@@ -80,7 +81,7 @@ def refuse_cut_choices(requests: Sequence[Request]) -> None:
     shared: NDArray[np.int64] = ((a == b) & (a >= 0)).sum(axis=(0, 2, 3))
     pairs = np.flatnonzero(chosen[:-1] & chosen[1:])
     for parts in (n for n in range(L, 1, -1) if L % n == 0):
-        within = pairs[pairs % parts != parts - 1]  # parts of one layer, if so many make one
+        within = pairs[pairs % parts != parts - 1]  # parts of one layer, if this is their number
         expected = len(within) * len(ids) * K * K / (int(ids.max(initial=0)) + 1)
         if expected > _EVIDENCE and not shared[within].any():
             raise FormatError(
@@ -132,6 +133,7 @@ def _raw_shape(
             f"{where}: routed_experts is numbers without their shape, as SGLang returns them; "
             f"give {argument('top_k')}, the model's num_experts_per_tok."
         )
+    check_count(argument("top_k"), top_k)
     if num_rows:
         num_layers = size // (num_rows * top_k)
         if num_layers and num_layers * num_rows * top_k == size:

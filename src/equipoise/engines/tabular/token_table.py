@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from equipoise.checks import check_type
 from equipoise.engines._shared.arrays import naming
 from equipoise.engines._shared.json_lines import json_object, read_lines
 from equipoise.engines._shared.requests import trace_of_requests
@@ -94,14 +95,15 @@ def add_row(rows: TokenRows, row: Mapping[str, Any], columns: Mapping[str, str])
     )
 
 
-def _wanted(given: Mapping[str, str] | None) -> dict[str, str]:
-    unknown = sorted((given or {}).keys() - COLUMNS.keys())
+def _wanted(given: dict[str, str] | None) -> dict[str, str]:
+    given = {} if given is None else check_type(argument("columns"), given, dict)
+    unknown = sorted(str(name) for name in given.keys() - COLUMNS.keys())
     if unknown:
         raise EquipoiseError(
             f"{argument('columns')} names {', '.join(unknown)[:_QUOTED]}; known are "
             f"{', '.join(COLUMNS)}, as in experts={COLUMNS['experts']}."
         )
-    return {**COLUMNS, **(given or {})}
+    return {**COLUMNS, **given}
 
 
 def _check_names(
