@@ -1385,6 +1385,47 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             torch_file("load.pt", np.full((2, 4), np.nan, np.float32)),
         ),
     ),
+    "Routing of tokens": (
+        case("SGLang: an answer without its shape", "report sglang.jsonl"),
+        case("SGLang: another number of choices", "report sglang.jsonl --top-k 7"),
+        case(
+            "an answer without routing",
+            "report answers.json",
+            text("answers.json", '{"choices": [{"index": 0, "text": "Hello"}]}\n'),
+        ),
+        case(
+            "routing that is not base64",
+            "report answers.json",
+            text("answers.json", '{"choices": [{"routed_experts": "?"}]}\n'),
+        ),
+        case(
+            "answers of two models",
+            "report answers.jsonl",
+            text(
+                "answers.jsonl",
+                '{"choices": [{"routed_experts": [[[0, 1]]]}]}\n'
+                '{"choices": [{"routed_experts": [[[0, 1], [2, 3]]]}]}\n',
+            ),
+        ),
+        case("a window that sums nothing", "report stream.txt --window 2"),
+        case("columns that are no pairs", "report tokens.csv --columns experts"),
+        case("a column that we do not know", "report tokens.csv --columns weights=topk_ids"),
+        case("a column that is not there", "report tokens.csv --columns experts=chosen"),
+        case(
+            "a route without its layer",
+            "report routes.jsonl",
+            swapped("routes.jsonl", '"layer"', '"block"'),
+        ),
+        case(
+            "a router trace whose tokens differ in experts",
+            "report router_traces",
+            swapped(
+                "router_traces/router_trace_rank0.jsonl",
+                '"top_indices": [[',
+                '"top_indices": [[1], [',
+            ),
+        ),
+    ),
     "Tables and archives": (
         case("npz: cut off", "report counts.npz --format npz", cut("counts.npz", -40)),
         case("npz: cut off, format not named", "report counts.npz", cut("counts.npz", -40)),
@@ -2076,6 +2117,21 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "iterations backwards",
             "capture model --prompts prompts.txt -o run.safetensors --iterations 9-3",
             folder("model"),
+            text("prompts.txt", "Hello\n"),
+        ),
+        case(
+            "neither a model nor a server",
+            "capture --prompts prompts.txt -o run.safetensors",
+            text("prompts.txt", "Hello\n"),
+        ),
+        case(
+            "an address that is none",
+            "capture --url localhost:8000 --prompts prompts.txt -o run.safetensors",
+            text("prompts.txt", "Hello\n"),
+        ),
+        case(
+            "nobody at the address",
+            "capture --url http://127.0.0.1:9 --prompts prompts.txt -o run.safetensors",
             text("prompts.txt", "Hello\n"),
         ),
         case(

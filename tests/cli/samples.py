@@ -166,6 +166,99 @@ def _answers(path: Path) -> None:
     path.write_text(json.dumps({"choices": choices}))
 
 
+def _requests() -> np.ndarray:
+    """The choices of a request a step, with rows for the dense layers: (4, tokens, 5, choices)."""
+    ids = CHOICES.reshape(4, -1, 2, CHOICES.shape[-1])
+    routed = np.zeros((4, ids.shape[1], NUM_DECODER_LAYERS, ids.shape[-1]), np.int32)
+    routed[:, :, LAYERS] = ids
+    return routed
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _sglang_answers(path: Path) -> None:
+    """What SGLang answers to /generate: numbers without their shape."""
+    lines = []
+    for t, routed in enumerate(_requests()):
+        meta = {"id": f"r{t}", "prompt_tokens": 5, "completion_tokens": len(routed) - 4}
+        lines.append(
+            {"text": "", "meta_info": meta | {"routed_experts": _base64(routed.tobytes())}}
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _stream(path: Path) -> None:
+    """The chunks of vLLM's streams, as they go over the wire."""
+    lines = []
+    for t, routed in enumerate(_requests().astype(np.uint8)):
+        file = io.BytesIO()
+        np.save(file, routed)
+        new = len(routed) - 4
+        chunks: list[dict[str, Any]] = [
+            {"choices": [{"index": 0, "prompt_token_ids": [1] * 5, "token_ids": [2]}]},
+            {"choices": [{"index": 0, "token_ids": [3] * (new - 1)}]},
+            {"choices": [{"index": 0, "routed_experts": _base64(file.getvalue())}]},
+        ]
+        lines += [f"data: {json.dumps({'id': f'c{t}', **chunk})}\n\n" for chunk in chunks]
+    path.write_text("".join([*lines, "data: [DONE]\n\n"]))
+
+
+def _tensors(path: Path) -> None:
+    """TensorRT-LLM's answers, tensors written as lists: MoE layers only."""
+    outputs = [
+        {"token_ids": [1] * 4, "additional_generation_outputs": {"routed_experts": [ids.tolist()]}}
+        for ids in _requests()[:, :, LAYERS]
+    ]
+    answers = [
+        {"request_id": t, "prompt_token_ids": [0] * (CHOICES.shape[2] * 2 - 3), "outputs": [output]}
+        for t, output in enumerate(outputs)
+    ]
+    path.write_text(json.dumps(answers))
+
+
+def _single_array(path: Path) -> None:
+    """Choices under a name of their own; an empty row ends each request."""
+    ended = np.pad(_requests(), ((0, 0), (0, 1), (0, 0), (0, 0)))
+    np.savez_compressed(path, routing=ended.reshape(-1, *ended.shape[2:]))
+
+
+def _router_traces(path: Path) -> None:
+    """Megatron's records of each step, layer and rank, with those of a draft layer."""
+    path.mkdir()
+    for rank in range(2):
+        lines = []
+        for t, i in np.ndindex(4, 2):
+            ids = CHOICES[t, rank, :, i].tolist()
+            record = {"step": 10 + t, "stage": "pre_dispatch", "block": "decoder"}
+            record |= {"layer": LAYERS[i], "rank": rank, "num_tokens": len(ids), "topk": 2}
+            lines.append(record | {"top_indices": ids})
+            lines.append(record | {"block": "mtp", "mtp_idx": 0, "layer": 0, "top_indices": ids})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (path / f"router_trace_rank{rank}.jsonl").write_text(text)
+
+
+def _routes() -> list[dict[str, Any]]:
+    """A row a token and layer, requests one after another."""
+    return [
+        {"req_id": f"r{t}", "token_idx": d, "layer": LAYERS[i], "topk_ids": ids[d, i].tolist()}
+        for t, ids in enumerate(CHOICES.reshape(4, -1, 2, CHOICES.shape[-1]))
+        for d, i in np.ndindex(len(ids), 2)
+    ]
+
+
+def _route_log(path: Path) -> None:
+    meta = {"type": "meta", "model_id": "m", "top_k": 2, "layers_logged": LAYERS}
+    lines = [meta, *({"type": "route", **row, "topk_weights": [0.6, 0.4]} for row in _routes())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _token_table(path: Path) -> None:
+    lines = [f'{r["layer"]},"{r["topk_ids"]}",{r["req_id"]}' for r in _routes()]
+    path.write_text("\n".join(["layer,topk_ids,req_id", *lines, ""]))
+
+
 def _rows() -> list[dict[str, Any]]:
     return [
         {"step": 10 + t, "layer": LAYERS[i], "expert": e, "tokens": int(COUNTS[t, i, e])}
@@ -252,6 +345,13 @@ TRACES: dict[str, Callable[[Path], None]] = {
     "choices.npz": _choices_archive,
     "counts.npy": lambda path: np.save(path, COUNTS),
     "answers.json": _answers,
+    "sglang.jsonl": _sglang_answers,
+    "stream.txt": _stream,
+    "tensors.json": _tensors,
+    "routing.npz": _single_array,
+    "router_traces": _router_traces,
+    "routes.jsonl": _route_log,
+    "tokens.csv": _token_table,
     "table.csv": _csv,
     "table.json": _json,
     "layers.jsonl": _layer_lines,
@@ -277,6 +377,7 @@ MAPS: dict[str, Callable[[Path], None]] = {
 
 OPTIONS = {
     "pickles": ("--allow-pickle",),
+    "sglang.jsonl": ("--top-k", "2"),
     "moe_rows.json": ("--format", "vllm-49572"),
     "decoder_rows.json": ("--format", "vllm-53022", "--layers", "3-4"),
 }

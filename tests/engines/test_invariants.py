@@ -14,8 +14,18 @@ from equipoise.errors import EquipoiseError
 from tests.cli import samples
 
 TOKENS = 120  # of a step and source rank, so that nothing is left to chance
-WITH_SOURCES = {"run.safetensors", "dump", "raw", "pickles", "passes", "rank_tables"}
-FROM_CHOICES = {"raw", "choices.npz", "answers.json"}
+WITH_SOURCES = {
+    *("run.safetensors", "dump", "raw", "pickles", "passes", "rank_tables", "router_traces"),
+}
+OF_REQUESTS = {
+    *("choices.npz", "answers.json", "sglang.jsonl", "stream.txt", "tensors.json"),
+    *("routing.npz", "routes.jsonl", "tokens.csv"),
+}
+WITH_DENSE = {
+    *("stat.pt", "stat.json", "passes", "answers.json", "sglang.jsonl", "stream.txt"),
+    "routing.npz",
+}
+FROM_CHOICES = {"raw", "router_traces", *OF_REQUESTS}
 STATED_EXPERTS = set(samples.TRACES) - FROM_CHOICES - {"passes"}
 
 
@@ -32,6 +42,8 @@ def read(
     if name == "pickles":
         pytest.importorskip("torch")
         options["allow_pickle"] = True
+    if name == "sglang.jsonl":
+        options["top_k"] = 2
     sources = samples._count(planted)
     monkeypatch.setattr(samples, "CHOICES", planted)
     monkeypatch.setattr(samples, "SOURCE_COUNTS", sources)
@@ -62,8 +74,7 @@ def test_sound_routing_raises_no_doubt(name, tmp_path, monkeypatch):
         "counted once",
     )
     said = [note for note in trace.provenance.notes if any(doubt in note for doubt in doubts)]
-    with_dense = ("stat.pt", "stat.json", "passes", "answers.json")
-    assert len(said) == (name in with_dense)
+    assert len(said) == (name in WITH_DENSE)
     assert all("ayers 0-2" in note for note in said)
     assert trace.num_experts == 4
 
@@ -86,7 +97,7 @@ def test_a_layer_counted_twice_is_said(name, tmp_path, monkeypatch):
     planted[:, :, TOKENS // 2 :, 0] = -1 if name not in FROM_CHOICES else 0
     trace, said = answer(lambda: read(name, planted, tmp_path, monkeypatch))
     assert trace is not None, said
-    if name in ("choices.npz", "answers.json"):
+    if name in OF_REQUESTS:
         assert "choices of a token in a layer are missing" in said
     else:
         assert "route the same tokens" in said

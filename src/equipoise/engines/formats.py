@@ -54,6 +54,11 @@ class TraceOptions:
         The map the recorded run used: counts per slot are folded to experts with it.
     window_tokens
         Tokens per step, for recordings of single tokens.
+    top_k
+        ``K``, choices of a token: for choices that come without their shape.
+    columns
+        What a table of tokens calls its columns: our name to the table's, such as
+        ``{"experts": "topk_ids"}``. A table that is named so is read as one of tokens.
     iterations
         First and past-the-last step id to read.
     allow_pickle
@@ -66,6 +71,8 @@ class TraceOptions:
     first_axis: Literal["step", "rank"] | None = None
     placement: Placement | None = None
     window_tokens: int | None = None
+    top_k: int | None = None
+    columns: dict[str, str] | None = None
     iterations: tuple[int, int] | None = None
     allow_pickle: bool = False
 

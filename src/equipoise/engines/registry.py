@@ -53,11 +53,13 @@ ENGINES = (
     Engine(
         folder="vllm",
         maps=("maps", "hygon_maps", "tensor_maps"),
-        traces=("load_stats", "completions"),
+        traces=("load_stats", "route_log"),
         launch=True,
         keeps="equipoise",
         advice=True,
     ),
+    Engine(folder="replay", traces=("responses",)),
+    Engine(folder="megatron", traces=("traces",)),
     Engine(folder="deepseek", traces=("traces",)),
     Engine(
         folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True, advice=True
@@ -73,10 +75,14 @@ ENGINES = (
             "counts_json",
             "rank_tables",
             "rank_loads",
+            "token_table",
         ),
     ),
 )
 """A new format is a module named here; so is a new engine, with its folder."""
+
+TOKEN_TABLE = "token-table"
+"""The format of a table of tokens whose columns the user names."""
 
 
 @cache

@@ -10,14 +10,19 @@ from equipoise.engines._shared.arrays import naming
 from equipoise.engines._shared.fitting import fitted
 from equipoise.engines.files import check_readable
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions, no_progress
-from equipoise.engines.registry import map_formats, trace_format, trace_formats
+from equipoise.engines.registry import TOKEN_TABLE, map_formats, trace_format, trace_formats
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.invariants import checked
 from equipoise.trace import Trace
 
 
-def detect_trace(path: Path) -> TraceFormat:
+def detect_trace(path: Path, *, columns_named: bool = False) -> TraceFormat:
     """The format of a recording, decided by its content.
+
+    Parameters
+    ----------
+    columns_named
+        The user named the columns of a table of tokens, which such a file is then.
 
     Raises
     ------
@@ -25,6 +30,8 @@ def detect_trace(path: Path) -> TraceFormat:
         Nothing that can be read, no format that fits, or several that do.
     """
     check_readable(path)
+    if columns_named:
+        return trace_format(TOKEN_TABLE)
     found = [f for f in trace_formats() if f.matches(path)]
     if len(found) == 1:
         return found[0]
@@ -103,7 +110,8 @@ def read_trace(
         What is wrong with which file, and what to do.
     """
     path, options = Path(path), options or TraceOptions()
-    chosen = detect_trace(path) if format is None else trace_format(format)
+    named = options.columns is not None
+    chosen = trace_format(format) if format else detect_trace(path, columns_named=named)
     check_readable(path)
     chosen.check_options(options)
     trace = chosen.read(path, chosen.own(options), progress)

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from equipoise.engines.tabular.npy import load_npy
+from equipoise.engines.tabular.npy import are_choices, load_npy
 from equipoise.errors import FormatError
 
 
@@ -43,3 +43,26 @@ def test_damage_is_told_without_a_warning(change, said):
 def test_what_holds_no_numbers_is_refused(array):
     with pytest.raises(FormatError, match="expected numbers"):
         load_npy(saved(array), "a.npy")
+
+
+RANDOM = np.random.default_rng(4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "why"),
+    [
+        (RANDOM.integers(0, 9, (70, 2, 8)), "some rows repeat a count"),
+        (np.tile(np.arange(8) * 3, (70, 4, 1)), "layers carry equal sums"),
+        (RANDOM.random((70, 2, 8)).argsort(axis=2) + 70_000, "no expert has such an id"),
+        (RANDOM.random((9, 2, 8)).argsort(axis=2), "few rows may differ by chance"),
+    ],
+)
+def test_counts_are_not_taken_for_choices(counts, why):
+    assert not are_choices(counts), why
+
+
+def test_choices_of_all_layers_or_of_one_are_told():
+    choices = RANDOM.random((70, 2, 8)).argsort(axis=2)[:, :, :3]
+    choices[::10] = 0  # the ends of requests
+    assert are_choices(choices)
+    assert are_choices(choices[:, 0].repeat(2, axis=0))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from equipoise.engines.formats import TraceOptions, no_progress
 from equipoise.engines.tabular.npz import FORMAT
+from equipoise.engines.trace_io import read_trace
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Trace
 
@@ -278,3 +279,36 @@ def test_gptoss_tokens_and_steps(shared_data: Path) -> None:
     np.testing.assert_array_equal(steps.total, tokens.total)
     with pytest.raises(FormatError, match=r"step_counts\.npz, topk_ids\.npz"):
         read(shared_data / "gptoss_decode_sample")
+
+
+def one_layer(tokens: int = 80) -> np.ndarray:
+    """Different choices of one layer, ``(tokens, 2)``; an empty row ends each of four requests."""
+    ids = np.random.default_rng(2).random((tokens, 6)).argsort(axis=1)[:, :2]
+    ids[tokens // 4 - 1 :: tokens // 4] = 0
+    return ids
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_one_array_of_one_layer_is_read_as_choices(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    ids = one_layer()
+    np.savez(path, routes=ids) if suffix == "npz" else np.save(path, ids)
+    trace = read_trace(path)
+    assert (trace.num_steps, trace.num_layers, trace.top_k) == (4, 1, 2)
+    np.testing.assert_array_equal(trace.tokens.ids[:19, 0], ids[:19])
+    assert "was read as choices (tokens, top_k) of one layer" in trace.provenance.notes[0]
+    windows = read_trace(path, TraceOptions(window_tokens=10, layer_ids=(7,)))
+    assert (windows.num_steps, windows.layer_ids) == (8, (7,))
+
+
+def test_one_array_that_may_be_something_else_is_not_recognised(tmp_path):
+    path = tmp_path / "a.npz"
+    for arrays in (
+        {"weights": np.random.default_rng(0).random((80, 2))},
+        {"words": np.array([["a", "b"]] * 80)},
+        {"none": np.zeros((0, 2), int)},
+        {"routes": one_layer(), "other": np.arange(3)},
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(FormatError, match="known format"):
+            read_trace(path)

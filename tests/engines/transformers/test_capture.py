@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from equipoise.engines.transformers.capture import capture_prompts, read_prompts  # noqa: E402 (after the skip)
+from equipoise.engines.transformers.capture import capture_prompts  # noqa: E402 (after the skip)
 from equipoise.engines.transformers.recorder import RoutingRecorder  # noqa: E402 (after the skip)
-from equipoise.errors import EquipoiseError, FormatError  # noqa: E402 (after the skip)
+from equipoise.errors import EquipoiseError  # noqa: E402 (after the skip)
 from tests.engines.transformers.tiny import VOCABULARY, build  # noqa: E402 (after the skip)
 
 WORDS = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
@@ -163,50 +163,6 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
     with pytest.raises(EquipoiseError, match="cannot be loaded by transformers"):
         capture_prompts(tmp_path, ["w2"])
-
-
-def test_read_plain_prompts(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("first\r\n\n  second one \n", encoding="utf-8")
-    assert read_prompts(path) == {"": ["first", "second one"]}
-
-
-def test_read_json_prompts(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(
-        '{"prompt": "a", "domain": "code"}\n{"prompt": "b"}\n\n'
-        '{"domain": "code", "prompt": "c\u2028d"}\n',
-        encoding="utf-8",
-    )
-    assert read_prompts(path) == {"code": ["a", "c\u2028d"], "": ["b"]}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"prompt": "a"', "line 2"),
-        ('{"domain": "a"}', "line 2.*prompt"),
-        ('{"prompt": 3}', "line 2.*str"),
-        ('{"prompt": "a", "domian": "code"}', "line 2.*domian"),
-        ("plain", "line 2"),
-    ],
-)
-def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(FormatError, match=rf"prompts\.jsonl, {message}"):
-        read_prompts(path)
-
-
-def test_unreadable_and_empty_prompt_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="cannot be read"):
-        read_prompts(tmp_path / "absent.txt")
-    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(FormatError, match="not UTF-8"):
-        read_prompts(tmp_path / "latin.txt")
-    (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(FormatError, match="no prompts"):
-        read_prompts(tmp_path / "empty.txt")
 
 
 def test_running_a_model_without_transformers_is_an_error(

@@ -41,7 +41,11 @@ class TraceArguments:
     run_map
         The map the recorded run used: folds counts per slot to experts.
     window_tokens
-        Tokens per step, for recordings of single tokens.
+        Tokens per step, for recordings of single tokens; of requests, how many decode at a time.
+    top_k
+        Experts a token chooses, where routing comes without its shape (SGLang's answers).
+    columns
+        Columns of a table of tokens: experts=topk_ids,layer=layer,request=req_id.
     iterations
         Read iterations START-STOP, STOP not included.
     allow_pickle
@@ -62,6 +66,8 @@ class TraceArguments:
     first_axis: Literal["step", "rank"] | None = None
     run_map: Path | None = None
     window_tokens: Annotated[int | None, Amount] = None
+    top_k: Annotated[int | None, Amount] = None
+    columns: str | None = None
     iterations: str | None = None
     allow_pickle: Annotated[bool, Parameter(negative=())] = False
     phase: str | None = None
@@ -71,7 +77,11 @@ class TraceArguments:
 
     def read(self, path: Path, *, ranks: int | None = None) -> Trace:
         """The chosen part of the recording at ``path``; ``ranks`` are those of ``run_map``."""
-        known = detect_trace(path) if self.format is None else trace_format(self.format)
+        known = (
+            trace_format(self.format)
+            if self.format is not None
+            else detect_trace(path, columns_named=self.columns is not None)
+        )
         self._refuse_unused(known)
         with progress_bar(f"reading {path.name}") as progress:
             trace = read_trace(path, self._options(ranks), format=known.name, progress=progress)
@@ -83,7 +93,7 @@ class TraceArguments:
         if wanted or self.only_layers:
             layers = parse_ids(self.only_layers) if self.only_layers else None
             trace = trace.select(layers=layers, **wanted)
-        return trace if self.window is None else trace.windows(self.window)
+        return trace if self.window is None else _summed(trace, self.window)
 
     @property
     def num_experts(self) -> int | None:
@@ -125,6 +135,8 @@ class TraceArguments:
             first_axis=self.first_axis,
             placement=placement,
             window_tokens=self.window_tokens,
+            top_k=self.top_k,
+            columns=parse_columns(self.columns) if self.columns is not None else None,
             iterations=parse_range(self.iterations) if self.iterations else None,
             allow_pickle=self.allow_pickle,
         )
@@ -134,10 +146,24 @@ _FIELDS = {
     "first_axis": "first_axis",
     "run_map": "placement",
     "window_tokens": "window_tokens",
+    "top_k": "top_k",
+    "columns": "columns",
     "iterations": "iterations",
     "allow_pickle": "allow_pickle",
 }
 """The arguments that only some formats use, and what ``TraceOptions`` calls them."""
+
+
+def _summed(trace: Trace, size: int) -> Trace:
+    """Blocks of that many steps, over single requests; refuse a size that sums nothing."""
+    labels = {name: values for name, values in trace.labels.items() if name != "request"}
+    summed = replace(trace, labels=labels).windows(size)
+    if size > 1 and summed.num_steps == trace.num_steps > 1:
+        raise EquipoiseError(
+            f"--window {size} sums nothing, since {' or '.join(labels)} changes from step to step. "
+            "Keep one of them, as with --phase decode."
+        )
+    return summed
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -148,3 +174,14 @@ def parse_range(text: str) -> tuple[int, int]:
             f"Cannot read iterations from {text!r}; expected START-STOP, as in 100-200."
         )
     return int(first), int(last)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``OURS=THEIRS,...`` as a mapping."""
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    columns = {ours.strip(): theirs.strip() for ours, theirs in pairs}
+    if not all(columns.keys()) or not all(columns.values()) or len(columns) < len(pairs):
+        raise EquipoiseError(
+            f"Cannot read columns from {text[:60]!r}; expected experts=topk_ids,layer=layer."
+        )
+    return columns

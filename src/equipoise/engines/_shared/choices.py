@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from equipoise.engines._shared.arrays import agreed_num_experts, refuse_oversize
 from equipoise.engines.formats import TraceOptions
 from equipoise.errors import EquipoiseError, Message, argument
-from equipoise.invariants import clean_choices
+from equipoise.invariants import Choices, clean_choices
 from equipoise.layer_ids import format_ids
 from equipoise.trace import Provenance, Trace
 
@@ -41,9 +41,7 @@ def trace_of_choices(
     EquipoiseError
         Parts of different shapes, no way to tell steps apart, or ids that are no choices.
     """
-    ids = np.concatenate([part.ids for part in parts]) if len(parts) > 1 else parts[0].ids
-    layers_given = options.layer_ids is not None and len(options.layer_ids) == ids.shape[1]
-    clean = clean_choices(ids, num_experts=options.num_experts, keep_layers=layers_given)
+    ids, clean = cleaned([part.ids for part in parts], options)
     notes = [*provenance.notes, *clean.notes]
     sizes: list[NDArray[np.int64]] = []
     start = 0
@@ -51,23 +49,60 @@ def trace_of_choices(
         kept = clean.tokens[start : start + len(part.ids)]
         sizes.append(_step_sizes(part, kept, options.window_tokens, notes))
         start += len(part.ids)
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-    largest = int(clean.ids.max())
-    E, more = agreed_num_experts(largest, None if options.drop_experts else options.num_experts)
-    refuse_oversize((len(offsets) - 1, clean.ids.shape[1], E), 8, "Counts (steps, layers, experts)")
     labels = np.repeat([part.label for part in parts], [len(s) for s in sizes])
-    notes += [*more, *_short_windows(parts, sizes, options.window_tokens)]
+    return trace_of_steps(
+        clean,
+        np.concatenate(sizes),
+        {"domain": labels} if labels.astype(bool).any() else {},
+        layer_ids=named_layers(clean.layers, ids.shape[1], stated_layers, options.layer_ids),
+        options=options,
+        provenance=replace(provenance, notes=tuple(notes)),
+    ).with_notes(*_short_windows(parts, sizes, options.window_tokens))
+
+
+def cleaned(
+    parts: Sequence[NDArray[np.integer]], options: TraceOptions
+) -> tuple[NDArray[np.integer], Choices]:
+    """All choices ``(D, L, K)`` of parts of one shape, and the same without what is no choice."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    refuse_oversize(shape, parts[0].itemsize, "Choices (tokens, layers, top_k)")
+    ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    all_numbered = options.layer_ids is not None and len(options.layer_ids) == ids.shape[1]
+    return ids, clean_choices(ids, num_experts=options.num_experts, keep_layers=all_numbered)
+
+
+def trace_of_steps(
+    clean: Choices,
+    sizes: NDArray[np.int64],
+    labels: Mapping[str, NDArray[np.str_]],
+    *,
+    layer_ids: tuple[int, ...],
+    options: TraceOptions,
+    provenance: Provenance,
+) -> Trace:
+    """Count choices whose tokens are in the order of their steps.
+
+    Parameters
+    ----------
+    sizes
+        Tokens of each step, ``(T,)``; they add up to the kept tokens.
+    labels
+        By step, ``(T,)`` each.
+    """
+    known = None if options.drop_experts else options.num_experts
+    E, more = agreed_num_experts(int(clean.ids.max()), known)
+    refuse_oversize((len(sizes), clean.ids.shape[1], E), 8, "Counts (steps, layers, experts)")
     return Trace.from_tokens(
         clean.ids,
-        offsets,
+        np.concatenate([[0], np.cumsum(sizes)]),
         num_experts=E,
-        layer_ids=_layer_ids(clean.layers, ids.shape[1], stated_layers, options.layer_ids),
-        labels={"domain": labels} if labels.astype(bool).any() else {},
-        provenance=Provenance(provenance.format, provenance.source, tuple(notes)),
-    )
+        layer_ids=layer_ids,
+        labels=labels,
+        provenance=provenance,
+    ).with_notes(*more)
 
 
-def _layer_ids(
+def named_layers(
     kept: NDArray[np.int64],
     num_rows: int,
     stated: Sequence[int] | None,

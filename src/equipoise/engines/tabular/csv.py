@@ -30,8 +30,8 @@ _PROGRESS_ROWS = 1 << 14
 def matches(path: Path) -> bool:
     """Whether the first line of a file names the columns of a table of counts."""
     try:
-        line = _first_line(path)
-        names = _in_our_words(next(csv.reader([line], delimiter=_separator(line)), []))
+        line = first_line(path)
+        names = _in_our_words(next(csv.reader([line], delimiter=separator(line)), []))
     except (OSError, csv.Error):
         return False
     return {"layer", "expert"} <= {*names} and any(name in names for name in _COUNT_NAMES)
@@ -72,7 +72,7 @@ def add_table(
         io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
     ):
         total = path.stat().st_size
-        rows = _rows(path, file, _separator(_first_line(path)))
+        rows = _rows(path, file, separator(first_line(path)))
         header = _in_our_words(next(rows, (1, []))[1])
         column = _columns(path, header)
         if source is not None and "source_rank" in column:
@@ -92,12 +92,13 @@ def add_table(
     return frozenset(column), unused[:_MOST_NAMES]
 
 
-def _separator(header: str) -> str:
+def separator(header: str) -> str:
     """What separates the fields: of the marks in use the one that occurs most in the header."""
     return max(_SEPARATORS, key=header.count)
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """The header of a table, as far as a header may be long."""
     with path.open("rb") as file:
         return file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace")
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines._shared.arrays import MAX_BYTES, agreed_layer_ids, naming
+from equipoise.engines._shared.arrays import MAX_BYTES, MAX_EXPERTS, agreed_layer_ids, naming
 from equipoise.engines._shared.choices import Sequences, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
@@ -55,10 +55,9 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             )
         array = load_npy(path.read_bytes(), str(path))
         progress(size, size)
-        if options.window_tokens is not None or _are_choices(array):
-            if array.ndim != 3:
-                raise EquipoiseError(f"Choices have shape {array.shape}; expected 3 axes.")
-            note = f"The array {array.shape} was read as choices (tokens, layers, top_k)."
+        if options.window_tokens is not None or are_choices(array):
+            note = read_as_choices(array.shape)
+            array = of_layers(array)
             provenance = Provenance("npy", str(path), (note,))
             return trace_of_choices([Sequences("", array)], options, provenance)
         return _counts(path, array, options)
@@ -122,17 +121,42 @@ def check_header(file: IO[bytes], stored: int, where: str) -> None:
         )
 
 
-def _are_choices(array: NDArray[Any]) -> bool:
-    """Whether rows are the different choices of a token, or blank, and no row of counts."""
-    if array.ndim != 3 or array.dtype.kind == "f" or not 1 < array.shape[2] <= _MOST_CHOICES:
+def are_choices(array: NDArray[Any]) -> bool:
+    """Whether rows are the different choices of a token, or blank, and no row of counts.
+
+    Choices are ``(tokens, layers, top_k)``, or ``(tokens, top_k)`` of one layer.
+    """
+    if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or not array.size:
         return False
-    ordered = np.sort(array, axis=2)
+    if not 1 < array.shape[-1] <= _MOST_CHOICES or array.max() >= MAX_EXPERTS:
+        return False
+    ids = of_layers(array)
+    ordered = np.sort(ids, axis=2)
     same = ordered[:, :, 1:] == ordered[:, :, :-1]
     blank = same.all(axis=2)
-    sums = array.sum(axis=2, dtype=np.int64)
-    equal_layers = array.shape[1] > 1 and bool((sums == sums[:, :1]).all())
+    sums = ids.sum(axis=2, dtype=np.int64)
+    equal_layers = ids.shape[1] > 1 and bool((sums == sums[:, :1]).all())
     told = int((~blank).sum()) >= _ROWS_TO_TELL  # few rows of counts may differ by chance
     return told and not same[~blank].any() and not equal_layers
+
+
+def of_layers(choices: NDArray[Any]) -> NDArray[Any]:
+    """Choices with an axis of layers, ``(tokens, layers, top_k)``.
+
+    Raises
+    ------
+    EquipoiseError
+        Neither two nor three axes.
+    """
+    if choices.ndim not in (2, 3):
+        raise EquipoiseError(f"Choices have shape {choices.shape}; expected 3 axes.")
+    return choices if choices.ndim == 3 else choices[:, None, :]
+
+
+def read_as_choices(shape: tuple[int, ...]) -> str:
+    """The sentence for an array that was taken as choices."""
+    axes = "(tokens, layers, top_k)" if len(shape) == 3 else "(tokens, top_k) of one layer"
+    return f"The array {shape} was read as choices {axes}."
 
 
 def _counts(path: Path, array: NDArray[Any], options: TraceOptions) -> Trace:

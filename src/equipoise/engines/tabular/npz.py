@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from equipoise.engines._shared.arrays import agreed_layer_ids, naming, refuse_long_labels
 from equipoise.engines._shared.choices import Sequences, trace_of_choices
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
-from equipoise.engines.tabular.npy import check_header
+from equipoise.engines.tabular.npy import (
+    are_choices,
+    check_header,
+    of_layers,
+    read_as_choices,
+)
 from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.trace import Provenance, Trace
 
@@ -52,7 +57,12 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         arrays = _Archive(file)
         if len(arrays.names()) < arrays.num_entries:
             raise FormatError(f"{file} holds two arrays of one name; keep one of them.")
-        trace = _read_counts(arrays, options) if "counts" in arrays else _read_ids(arrays, options)
+        if "counts" in arrays:
+            trace = _read_counts(arrays, options)
+        elif arrays.only_choices():
+            trace = _read_single(arrays, options)
+        else:
+            trace = _read_ids(arrays, options)
         progress(file.stat().st_size, file.stat().st_size)
         unused = arrays.unused()
         return trace.with_notes(f"Arrays not used: {', '.join(unused)}.") if unused else trace
@@ -84,6 +94,12 @@ class _Archive:
     def unused(self) -> list[str]:
         return sorted(self._entries.keys() - self._used)
 
+    def only_choices(self) -> bool:
+        """Whether the archive has one array alone, of another name, that can only be choices."""
+        if self.num_entries != 1 or _is_ids(self.names()[0]):
+            return False
+        return are_choices(self.load(self.names()[0]))
+
     def load(self, name: str) -> NDArray[np.generic]:
         """One array; the declared size is checked before anything is allocated for it."""
         self._used.add(name)
@@ -108,14 +124,20 @@ class _Archive:
 
 
 def _is_recording(path: Path) -> bool:
-    """Whether the archive has arrays named after a convention; reads its directory only."""
+    """Whether the archive has arrays named after a convention, or one array of choices alone."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:
-        names = set(_Archive(path).names())
+        archive = _Archive(path)
     except FormatError:
         return False
-    return "counts" in names or any(_is_ids(name) for name in names)
+    names = set(archive.names())
+    if "counts" in names or any(_is_ids(name) for name in names):
+        return True
+    try:
+        return archive.only_choices()
+    except FormatError:
+        return False
 
 
 def _is_ids(name: str) -> bool:
@@ -203,6 +225,13 @@ def _read_ids(arrays: _Archive, options: TraceOptions) -> Trace:
                 f"{first.label}_{_IDS} has {first.ids.shape[1:]}; expected the same."
             )
     return trace_of_choices(parts, options, Provenance("npz", str(arrays.path)), layers)
+
+
+def _read_single(arrays: _Archive, options: TraceOptions) -> Trace:
+    """One array of choices under any name, of all layers or of one."""
+    choices: NDArray[Any] = arrays.load(arrays.names()[0])
+    provenance = Provenance("npz", str(arrays.path), (read_as_choices(choices.shape),))
+    return trace_of_choices([Sequences("", of_layers(choices))], options, provenance)
 
 
 def _parts(arrays: _Archive) -> list[Sequences]:

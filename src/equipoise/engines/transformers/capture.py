@@ -8,11 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from equipoise.engines._shared.prompts import check_prompts
 from equipoise.engines.formats import Progress, no_progress
 from equipoise.engines.transformers.recorder import RoutingRecorder, check_iterations
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError
 from equipoise.trace import Trace
 
 
@@ -60,7 +59,7 @@ def capture_prompts(
         if value < 1:
             raise EquipoiseError(f"{name} is {value}; expected at least 1.")
     check_iterations(iterations)
-    by_domain = _check_prompts(prompts)
+    by_domain = check_prompts(prompts)
     model, tokenizer = _load(Path(model_path), batch_size)
     _decode_greedily(model, tokenizer, max_new_tokens)
     recorder = RoutingRecorder(
@@ -76,66 +75,6 @@ def capture_prompts(
             seen += len(batch)
             progress(seen, total)
     return recorder.trace()
-
-
-class _Prompt(msgspec.Struct, forbid_unknown_fields=True):
-    prompt: str
-    domain: str = ""
-
-
-def read_prompts(path: str | Path) -> dict[str, list[str]]:
-    """Read prompts by domain, for ``capture_prompts``.
-
-    A file whose first line starts with ``{`` is JSON lines, ``{"prompt": ..., "domain": ...}``
-    each, ``domain`` optional; any other holds one prompt a line. Blank lines are skipped.
-
-    Raises
-    ------
-    FormatError
-        A file that cannot be read, a line that is not such an object, or no prompt at all.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
-    numbered = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise FormatError(f"{path}: no prompts; expected one a line.")
-    is_json = numbered[0][1].startswith("{")
-    prompts: dict[str, list[str]] = {}
-    for number, line in numbered:
-        entry = _read_prompt(path, number, line) if is_json else _Prompt(line)
-        prompts.setdefault(entry.domain, []).append(entry.prompt)
-    return prompts
-
-
-def _read_prompt(path: Path, number: int, line: str) -> _Prompt:
-    try:
-        return msgspec.json.decode(line, type=_Prompt)
-    except msgspec.DecodeError as error:
-        raise FormatError(
-            f'{path}, line {number}: {error}; expected {{"prompt": "...", "domain": "..."}}.'
-        ) from error
-
-
-def _check_prompts(
-    prompts: Mapping[str, Sequence[str]] | Sequence[str],
-) -> dict[str, list[str]]:
-    if isinstance(prompts, str):
-        raise EquipoiseError("The prompts are one string; expected a sequence of strings.")
-    given = prompts if isinstance(prompts, Mapping) else {"": prompts}
-    by_domain = {domain: list(texts) for domain, texts in given.items()}
-    if not any(by_domain.values()):
-        raise EquipoiseError("No prompts; give at least one.")
-    for domain, texts in by_domain.items():
-        for index, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                where = f" of domain {domain!r}" if domain else ""
-                raise EquipoiseError(f"Prompt {index}{where} is {text!r}; expected text.")
-    return by_domain
 
 
 def _batches(by_domain: Mapping[str, list[str]], size: int) -> Iterator[tuple[str, list[str]]]:

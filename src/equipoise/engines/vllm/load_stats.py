@@ -6,7 +6,6 @@ Layout and traps: ``docs/formats/traces-sglang-vllm.md``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import compact, naming, refuse_oversize
-from equipoise.engines._shared.json_text import parse_json
+from equipoise.engines._shared.json_lines import json_object, read_lines
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import MAX_COUNT, Provenance, Trace
@@ -81,7 +80,7 @@ def _matches(path: Path) -> bool:
 def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     recording = _Recording()
     with naming(path):
-        for number, record in _records(path, recording.notes, progress):
+        for number, record in read_lines(path, _record, recording.notes, progress):
             try:
                 _add(number, record, recording, options.iterations)
             except (EquipoiseError, msgspec.ValidationError, UnicodeEncodeError) as error:
@@ -99,33 +98,10 @@ FORMAT = TraceFormat(
 )
 
 
-def _records(
-    path: Path, notes: list[str], progress: Progress
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and record of every line; only the last line may be broken."""
-    size, done, broken = path.stat().st_size, 0, ""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            done += len(line)
-            if not line.strip():
-                continue
-            if broken:
-                raise FormatError(f"{path}, {broken}")
-            try:
-                record = _record(line)
-            except FormatError as error:
-                broken = f"line {number}: {error}"
-                continue
-            yield number, record
-            progress(done, size)
-    if broken:
-        notes.append(f"The last line is cut off and was left out ({broken})")
-
-
 def _record(line: bytes) -> dict[str, Any]:
     """A line that is a JSON object with a ``record_type``, if it has one, of text."""
-    record = parse_json(line, "not a JSON record")
-    if not isinstance(record, dict) or not isinstance(record.get("record_type", ""), str):
+    record = json_object(line)
+    if not isinstance(record.get("record_type", ""), str):
         raise FormatError("not a JSON record with a record_type.")
     return record
 

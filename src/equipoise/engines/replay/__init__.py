@@ -1,0 +1,1 @@
+"""What several engines return for each request: the experts of its tokens."""
