@@ -4,6 +4,9 @@
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
+EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
+process in EXPERT_STATISTIC_PATH, see docs/trtllm.md.
+
 Without a secret in EQUIPOISE_SECRET, the same for all processes, whoever reaches the port of the
 store can join. On two nodes, in the checkout on each, NODE being 0 and 1 and SECRET what
 `openssl rand -hex 32` prints:
@@ -33,6 +36,7 @@ from torch.distributed import TCPStore
 from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
 from equipoise.control.settings import Settings
 from equipoise.engines.formats import MapContext
+from equipoise.engines.trtllm.statistic import recording_asked_for
 from equipoise.runtime.serving.prompts import Prompts, Stream
 from equipoise.runtime.serving.server import Options, serve
 from equipoise.runtime.serving.warm_up import rehearse
@@ -110,6 +114,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         settings=settings,
         placement=start,
         keep=partial(keep, arguments.keep) if arguments.keep else None,
+        recording=recording_asked_for(os.environ),
         results=arguments.results,
     )
 
