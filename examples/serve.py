@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
 EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
-process in EXPERT_STATISTIC_PATH, see docs/trtllm.md.
+process in EXPERT_STATISTIC_PATH, see docs/trtllm.md; --unbalanced serves the experts in order.
 
 Without a secret in EQUIPOISE_SECRET, the same for all processes, whoever reaches the port of the
 store can join. On two nodes, in the checkout on each, NODE being 0 and 1 and SECRET what
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--map", type=Path)
+    parser.add_argument("--unbalanced", action="store_true", help="measure and move nothing")
     arguments = parser.parse_args()
     try:
         options = _options(arguments)
@@ -111,7 +112,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         processes=processes,
         nodes=arguments.nodes,
         batch_size=16,
-        settings=settings,
+        settings=None if arguments.unbalanced else settings,
         placement=start,
         keep=partial(keep, arguments.keep) if arguments.keep else None,
         recording=recording_asked_for(os.environ),
