@@ -7,7 +7,8 @@ import yaml
 
 from equipoise.cli import main
 from tests.cli.samples import write_sample
-from tests.cli.test_commands import GOLDEN_MAP, GOLDEN_REPORT, golden_dump  # noqa: F401
+from tests.cli.test_commands import GOLDEN_MAP, GOLDEN_REPORT
+from tests.engines.trtllm.test_traces import RANK0, RANK1, dump
 
 PER_EXPERT = """\
 Load statistics:
@@ -20,7 +21,8 @@ average   4.0  3.079062           0.9375
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """Run a command as it is typed, in the folder of the recordings; status, output, errors."""
+    """Run a command as it is typed, next to the folder ``dump``; status, output, errors."""
+    dump(tmp_path / "dump", RANK0, RANK1)
     monkeypatch.chdir(tmp_path)
 
     def typed(line: str) -> tuple[int, str, str]:
@@ -28,11 +30,6 @@ def run(capsys, monkeypatch, tmp_path):
         return (status, *capsys.readouterr())
 
     return typed
-
-
-@pytest.fixture(autouse=True)
-def _dump(golden_dump):  # noqa: F811
-    """Every test has the folder ``dump``."""
 
 
 def test_the_report_is_the_scripts(run):
@@ -84,6 +81,16 @@ def test_ranks_and_slots_are_those_of_the_recording_if_not_given(run, tmp_path):
     assert status == 0
     assert "4 experts in 4 slots on 2 ranks" in out
     assert yaml.safe_load((tmp_path / "m.yaml").read_text())["num_slots"] == 4
+
+
+def test_counts_that_may_be_of_slots_are_told_where_they_would_be_planned_for(run, tmp_path):
+    vectors = {key: [*counts, 1, 1] for key, counts in RANK0.items()}
+    dump(tmp_path / "slots", vectors, meta='{"num_experts": 6, "num_experts_per_token": 2}')
+    _, out, _ = run(
+        "generate_eplb_config --ep_size 2 --expert_statistic_path slots --output_path new.yaml"
+    )
+    assert "note: 6 ids were counted." in out
+    assert "6 ids" not in run("report_load_statistics --expert_statistic_path slots")[2]
 
 
 def test_an_online_file_is_written_and_valid(run, tmp_path):

@@ -41,9 +41,3 @@ def test_experts_without_load_are_kept_as_the_folder_states_them(tmp_path):
     vectors = {key: [*np.array(counts) * 100, 0, 0] for key, counts in RANK0.items()}
     folder = dump(tmp_path / "dump", vectors, meta=META.replace(": 4", ": 6"))
     assert read_statistic(folder, None, None).num_experts == 6
-
-
-def test_a_number_of_experts_that_may_be_slots_is_told(tmp_path):
-    vectors = {key: [*counts, 1, 1] for key, counts in RANK0.items()}
-    folder = dump(tmp_path / "dump", vectors, meta=META.replace(": 4", ": 6"))
-    assert "6 ids were counted." in " ".join(read_statistic(folder, None, None).provenance.notes)

@@ -18,6 +18,7 @@ from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.map_io import check_map_path
 from equipoise.engines.trtllm.scripts import num_rank_files, read_statistic
 from equipoise.engines.trtllm.target import TrtllmTarget
+from equipoise.engines.trtllm.traces import perhaps_slots
 from equipoise.errors import EquipoiseError
 from equipoise.plan.study import study
 from equipoise.topology import Topology
@@ -79,6 +80,7 @@ def generate_eplb_config(
     _refuse({"--experts": experts}, "only without --expert_statistic_path, which states them")
     with progress_bar(f"reading {expert_statistic_path.name}") as progress:
         recording = read_statistic(expert_statistic_path, iter_start, iter_stop, progress)
+    recording = recording.with_notes(*perhaps_slots(recording.num_experts))
     planning = PlannerArguments(planner=planner)
     judge = planning.judge()
     with progress_bar("planning") as progress:

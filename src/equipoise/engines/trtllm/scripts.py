@@ -7,7 +7,7 @@ from pathlib import Path
 from equipoise.engines.formats import Progress, TraceOptions, no_progress
 from equipoise.engines.trace_io import read_trace
 from equipoise.engines.trtllm.rank_files import COUNTS, META, numbered
-from equipoise.engines.trtllm.traces import FORMAT, perhaps_slots, read_meta
+from equipoise.engines.trtllm.traces import FORMAT, read_meta
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.trace import Trace
@@ -45,7 +45,7 @@ def read_statistic(
             f"{path}: the iterations {asked} were asked for, {format_ids(trace.steps.tolist())} "
             "were recorded."
         )
-    return trace.with_notes(*perhaps_slots(trace.num_experts))
+    return trace
 
 
 def num_rank_files(path: Path) -> int:
