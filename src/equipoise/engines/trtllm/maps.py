@@ -19,7 +19,7 @@ from equipoise.engines._shared.map_layers import check_layer_keys, unchecked
 from equipoise.engines._shared.map_rows import build
 from equipoise.engines._shared.map_slots import Rules, check_rows, shape_of
 from equipoise.engines._shared.map_text import WAY_IN, read_text, refuse_foreign, stated
-from equipoise.engines.files import write_text
+from equipoise.engines.files import replacing, write_text
 from equipoise.engines.formats import (
     NOTHING_KNOWN,
     Finding,
@@ -97,12 +97,12 @@ def write_online(path: Path, context: MapContext, *, layer_updates_per_iter: int
             "Without assignments and without updates nothing would ever be balanced; give "
             f"{argument('layer_updates_per_iter')} 1 or more."
         )
-    num_slots = context.num_experts + context.num_redundant
-    text = _sizes(num_slots, layer_updates_per_iter)
-    found = _check(RawMap(num_slots=num_slots), context)
-    if found:
-        raise EquipoiseError(found[0].text.marked)
-    write_text(path, text)
+    text = _sizes(context.num_experts + context.num_redundant, layer_updates_per_iter)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        found = _check(_parse(temporary), context)
+        if found:
+            raise EquipoiseError(f"{path}: not written: {found[0].text.marked}")
 
 
 def _sizes(num_slots: int, layer_updates_per_iter: int) -> str:
