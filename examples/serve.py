@@ -95,6 +95,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     processes = int(os.environ["WORLD_SIZE"])
     if arguments.keep and not arguments.keep.parent.is_dir():
         raise EquipoiseError(f"There is no folder {arguments.keep.parent} for the map; make it.")
+    if arguments.keep and arguments.unbalanced:
+        raise EquipoiseError("With --unbalanced there is no map to --keep; give one of them.")
     start = read_map(arguments.map, MapContext(num_ranks=processes)) if arguments.map else None
     settings = Settings(
         num_redundant=2 * processes,

@@ -89,6 +89,12 @@ def test_a_range_that_is_none_is_refused_before_serving(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_there_is_no_map_to_keep_without_balancing():
+    done = script("--unbalanced", "--keep", "map.json")
+    assert done.returncode == 2
+    assert done.stderr.endswith("With --unbalanced there is no map to --keep; give one of them.\n")
+
+
 @pytest.mark.long
 def test_the_example_records_what_the_environment_asks_for(monkeypatch, tmp_path):
     monkeypatch.setenv(RANGE, "5-20")
