@@ -5,6 +5,7 @@ import pytest
 
 from equipoise.engines.trtllm.scripts import num_rank_files, read_statistic
 from equipoise.errors import EquipoiseError
+from tests.cli.samples import write_sample
 from tests.engines.trtllm.test_traces import META, RANK0, RANK1, dump
 
 
@@ -34,6 +35,10 @@ def test_a_part_of_the_iterations(golden, start, stop, steps):
 def test_iterations_that_were_not_recorded_are_refused(golden, start, stop, said):
     with pytest.raises(EquipoiseError, match=said):
         read_statistic(golden, start, stop)
+
+
+def test_ranks_of_a_folder_with_the_tokens_choices_only(tmp_path):
+    assert num_rank_files(write_sample(tmp_path, "raw")) == 2
 
 
 def test_experts_without_load_are_kept_as_the_folder_states_them(tmp_path):

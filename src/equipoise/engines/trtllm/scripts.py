@@ -6,7 +6,7 @@ from pathlib import Path
 
 from equipoise.engines.formats import Progress, TraceOptions, no_progress
 from equipoise.engines.trace_io import read_trace
-from equipoise.engines.trtllm.rank_files import COUNTS, META, numbered
+from equipoise.engines.trtllm.rank_files import CHOSEN, COUNTS, META, RAW, numbered
 from equipoise.engines.trtllm.traces import FORMAT, read_meta
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
@@ -50,4 +50,4 @@ def read_statistic(
 
 def num_rank_files(path: Path) -> int:
     """The number of rank files, which the scripts take for the expert-parallel size."""
-    return len(numbered(path, COUNTS))
+    return len(numbered(path, COUNTS) or numbered(path, CHOSEN) or numbered(path, RAW))
