@@ -76,6 +76,7 @@ def test_a_recording_ends_when_a_process_is_lost(serving, tmp_path):
     assert trace.steps[0] == 3
     assert trace.num_steps > 20
     log = (tmp_path / "p0.log").read_text()
+    assert "The processes have changed, which ends the recording." in log
     assert "fewer than the 3 to 999999999 asked for" in log
 
 

@@ -107,7 +107,8 @@ class SlotRecorder:
         self._recorded: dict[int, NDArray[np.int64]] = {}
         self._now: NDArray[np.int64] | None = None  # the iteration under way, if it is recorded
         self._next = 0
-        self._closed = False
+        self.closed = False
+        """Whether the range is over, or serving is: nothing more is counted."""
 
     @contextmanager
     def iteration(self, number: int) -> Iterator[None]:
@@ -134,9 +135,9 @@ class SlotRecorder:
 
     def close(self) -> None:
         """Write what was recorded; the log says if the range was not reached or not completed."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         start, stop = self._wanted.iterations
         if not self._recorded:
             logger.warning(

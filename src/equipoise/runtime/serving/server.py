@@ -299,6 +299,8 @@ class Server:
             self.model, recovered = self._rebuild(epoch)
             self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
             logger.info("Epoch %d: %s", epoch.number, recovered)
+        if self._recorder is not None and not self._recorder.closed:
+            logger.warning("The processes have changed, which ends the recording.")
         self._end_recording()
         if first and self.options.recording is not None:
             self._begin_recording(self.model, epoch, self.options.recording)
