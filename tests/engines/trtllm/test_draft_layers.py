@@ -33,8 +33,8 @@ def test_every_expert_has_a_slot_and_none_two_on_a_rank(experts, ranks, extra):
     assert made.copies_on_rank.max() == 1
 
 
-def test_rows_are_numbered_on_from_the_last_layer():
-    made = with_draft_layers(PLACEMENT, 2)
-    assert made.layer_ids == (3, 4, 5, 6)
+def test_rows_come_after_the_others():
+    made = with_draft_layers(PLACEMENT, [5, 7])
+    assert made.layer_ids == (3, 4, 5, 7)
     assert made.rows([0, 1]) == PLACEMENT
     assert made.slots[2:].tolist() == [[0, 1, 1, 2, 2, 3]] * 2

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from equipoise import Problem, Topology
 from equipoise.engines.formats import LaunchOptions
+from equipoise.engines.transformers.config import read_model_config
 from equipoise.engines.trtllm.options_file import Capacity
 from equipoise.engines.trtllm.target import TrtllmTarget
 from equipoise.errors import EquipoiseError
@@ -62,6 +65,14 @@ def test_golden_maps(target, tmp_path, options, golden, note):
     assert (tmp_path / "map.yaml").read_text() == golden
     assert (note is None) or (note == written.launch.notes[0])
     assert list(tmp_path.iterdir()) == [tmp_path / "map.yaml"]
+
+
+def test_an_mtp_layer_has_the_number_that_the_model_gives_it(target, tmp_path):
+    model = read_model_config(Path(__file__).parents[1] / "transformers/configs/deepseek-v3.json")
+    made = target(mtp_layers=1, options=LaunchOptions(model=model))
+    written = made.write(PLAN, RECORDING)
+    assert "\n  61: [0, 1, 1, 2, 2, 3]\n" in (tmp_path / "map.yaml").read_text()
+    assert any("61" in note and "has a row for it" in note for note in written.launch.notes)
 
 
 def test_the_options_file_is_what_the_launch_names(target, tmp_path):

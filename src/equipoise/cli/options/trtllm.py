@@ -26,7 +26,7 @@ class TrtllmArguments:
     Parameters
     ----------
     mtp_layers
-        TensorRT-LLM: speculative (MTP) layers that run after the recorded ones; each gets a row.
+        TensorRT-LLM: speculative (MTP) layers that run after the others; each gets a row.
     options_file
         TensorRT-LLM: also write the options file, extra_llm_api_options.yaml, that loads the map,
         with attention data parallelism, CUDA graphs and the largest chunk of tokens.

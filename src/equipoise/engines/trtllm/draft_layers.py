@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,22 +20,16 @@ def default_row(num_experts: int, num_slots: int, num_ranks: int) -> NDArray[np.
     return row.ravel()
 
 
-def with_draft_layers(placement: Placement, num_layers: int) -> Placement:
-    """The placement with rows for further layers, numbered on from its last one.
+def with_draft_layers(placement: Placement, layer_ids: Sequence[int]) -> Placement:
+    """The placement with rows for further layers, which come after its own.
 
     Nothing is known of their load: experts of different layers have nothing in common but their
     number. So they are laid out as the engine lays out a layer without a map.
     """
     row = default_row(placement.num_experts, placement.num_slots, placement.num_ranks)
     return Placement(
-        np.vstack([placement.slots, np.tile(row, (num_layers, 1))]),
+        np.vstack([placement.slots, np.tile(row, (len(layer_ids), 1))]),
         num_ranks=placement.num_ranks,
         num_experts=placement.num_experts,
-        layer_ids=(*placement.layer_ids, *draft_layer_ids(placement, num_layers)),
+        layer_ids=(*placement.layer_ids, *layer_ids),
     )
-
-
-def draft_layer_ids(placement: Placement, num_layers: int) -> range:
-    """The numbers of the layers that ``with_draft_layers`` adds."""
-    first = placement.layer_ids[-1] + 1
-    return range(first, first + num_layers)

@@ -12,11 +12,7 @@ from equipoise.engines.formats import Launch, MapContext
 from equipoise.engines.map_io import write_as
 from equipoise.engines.map_target import MapTarget, WrittenMap
 from equipoise.engines.trtllm import maps
-from equipoise.engines.trtllm.draft_layers import (
-    default_row,
-    draft_layer_ids,
-    with_draft_layers,
-)
+from equipoise.engines.trtllm.draft_layers import default_row, with_draft_layers
 from equipoise.engines.trtllm.launch import ROWS_NOTE, launch
 from equipoise.engines.trtllm.options_file import Capacity, options_text
 from equipoise.placement import Placement, check_slot_count
@@ -33,7 +29,7 @@ class TrtllmTarget(MapTarget):
     layer_updates_per_iter
         Layers that the engine re-plans per iteration; 0: it keeps the map.
     mtp_layers
-        Speculative layers that the engine runs after the recorded ones; each gets a row.
+        Speculative layers that the engine runs after the others; each gets a row.
     options_file
         File for the options with which the engine loads the map; ``None``: none is written.
     capacity
@@ -48,7 +44,9 @@ class TrtllmTarget(MapTarget):
 
     def completed(self, placement: Placement) -> Placement:
         """The placement with the rows of speculative layers."""
-        return with_draft_layers(placement, self.mtp_layers) if self.mtp_layers else placement
+        if not self.mtp_layers:
+            return placement
+        return with_draft_layers(placement, self._mtp_layer_ids(placement))
 
     def flags(self, placement: Placement, recording: Trace) -> Launch:
         """How to start the engine, with the options file as it will be written."""
@@ -102,7 +100,7 @@ class TrtllmTarget(MapTarget):
         """What the file does that a map of the recorded layers, kept as it is, does not."""
         notes = []
         if self.mtp_layers:
-            layers = numbered(draft_layer_ids(recorded, self.mtp_layers))
+            layers = numbered(self._mtp_layer_ids(recorded))
             notes.append(
                 f"The MTP {layers} had no recording: laid out as the engine does without a map."
             )
@@ -115,6 +113,12 @@ class TrtllmTarget(MapTarget):
                 f"in {cycle} iterations."
             )
         return tuple(notes)
+
+    def _mtp_layer_ids(self, recorded: Placement) -> range:
+        """After the model's decoder layers; after the last recorded one if it is not known."""
+        model = self.options.model
+        first = max(recorded.layer_ids[-1] + 1, 0 if model is None else model.num_hidden_layers)
+        return range(first, first + self.mtp_layers)
 
     def _with_options(self, written: WrittenMap) -> WrittenMap:
         if self.options_file is None or written.launch is None:
