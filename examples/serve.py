@@ -4,6 +4,9 @@
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
+EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
+process in EXPERT_STATISTIC_PATH, see docs/trtllm.md; --unbalanced serves the experts in order.
+
 Without a secret in EQUIPOISE_SECRET, the same for all processes, whoever reaches the port of the
 store can join. On two nodes, in the checkout on each, NODE being 0 and 1 and SECRET what
 `openssl rand -hex 32` prints:
@@ -33,6 +36,7 @@ from torch.distributed import TCPStore
 from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
 from equipoise.control.settings import Settings
 from equipoise.engines.formats import MapContext
+from equipoise.engines.trtllm.statistic import recording_asked_for
 from equipoise.runtime.serving.prompts import Prompts, Stream
 from equipoise.runtime.serving.server import Options, serve
 from equipoise.runtime.serving.warm_up import rehearse
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--map", type=Path)
+    parser.add_argument("--unbalanced", action="store_true", help="measure and move nothing")
     arguments = parser.parse_args()
     try:
         options = _options(arguments)
@@ -90,6 +95,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     processes = int(os.environ["WORLD_SIZE"])
     if arguments.keep and not arguments.keep.parent.is_dir():
         raise EquipoiseError(f"There is no folder {arguments.keep.parent} for the map; make it.")
+    if arguments.keep and arguments.unbalanced:
+        raise EquipoiseError("With --unbalanced there is no map to --keep; give one of them.")
     start = read_map(arguments.map, MapContext(num_ranks=processes)) if arguments.map else None
     settings = Settings(
         num_redundant=2 * processes,
@@ -107,9 +114,10 @@ def _options(arguments: argparse.Namespace) -> Options:
         processes=processes,
         nodes=arguments.nodes,
         batch_size=16,
-        settings=settings,
+        settings=None if arguments.unbalanced else settings,
         placement=start,
         keep=partial(keep, arguments.keep) if arguments.keep else None,
+        recording=recording_asked_for(os.environ),
         results=arguments.results,
     )
 

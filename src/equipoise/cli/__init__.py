@@ -15,6 +15,8 @@ from equipoise.cli.views.text import one_line, shortened
 from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
+_TRTLLM_SCRIPTS = "TensorRT-LLM's own scripts, by their names and flags"
+
 app = App(
     name="equipoise",
     help="Load balancing for mixture-of-experts models served with expert parallelism.",
@@ -35,6 +37,13 @@ for _name, _help in {
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }.items():
     app.command(f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help)
+for _name, _help in {
+    "report_load_statistics": "Print the balance of a recording, by layer and on average.",
+    "generate_eplb_config": "Write the load balancer's file from a recording.",
+}.items():
+    app.command(
+        f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help, group=_TRTLLM_SCRIPTS
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,6 +59,37 @@ def chunk_tokens(tokens_per_rank: ArrayLike, max_num_tokens: int) -> NDArray[np.
     return np.asarray(part + (np.arange(chunks) < rest))
 
 
+def busiest_shares(
+    load: ArrayLike, placement: Placement, *, dispatch: Dispatcher = _EVEN
+) -> NDArray[np.float64]:
+    """The part of a layer's assignments that its busiest rank gets, in each batch.
+
+    Parameters
+    ----------
+    load
+        Recorded batches, assignments ``(T, L, E)``; not changed.
+    dispatch
+        How copies share the load.
+
+    Returns
+    -------
+    ``(T, L)``, 0 where a layer has no load.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads that do not fit the placement or are all zero.
+    """
+    x = checked_load(load, placement, steps=True)
+    total = x.sum(axis=2)
+    if not total.any():
+        raise EquipoiseError("The load is zero everywhere; record some traffic first.")
+    peak = dispatch.peaks(x, placement)
+    shares: NDArray[np.float64] = np.zeros_like(peak)
+    np.divide(peak, total, out=shares, where=total > 0)
+    return shares
+
+
 def advised_max_tokens(
     load: ArrayLike,
     placement: Placement,
@@ -92,12 +123,7 @@ def advised_max_tokens(
     """
     check_count("top_k", top_k)
     check_number("rank_assignments", rank_assignments, low=1, high=np.inf)
-    x = checked_load(load, placement, steps=True)
-    total = x.sum(axis=2)
-    if not total.any():
-        raise EquipoiseError("The load is zero everywhere; record some traffic first.")
-    peak = dispatch.peaks(x, placement)
-    worst = float(np.divide(peak, total, out=np.zeros_like(peak), where=total > 0).max())
+    worst = float(busiest_shares(load, placement, dispatch=dispatch).max())
     advised = int(np.floor(round(rank_assignments / (worst * top_k), 9)))
     if advised < 1:
         raise EquipoiseError(

@@ -302,8 +302,17 @@ def write_map(
         A wrong suffix, a path that is no place for a file, a failure to write, a context that
         contradicts the placement, or a placement that the engine would refuse.
     """
-    path, chosen = Path(path), map_format(format)
-    check_map_path(path, format)
+    check_map_path(Path(path), format)
+    return write_as(placement, Path(path), map_format(format), context)
+
+
+def write_as(
+    placement: Placement, path: Path, chosen: MapFormat, context: MapContext = NOTHING_KNOWN
+) -> list[str]:
+    """As ``write_map``, in a format that is given, such as one whose writer was told more.
+
+    The name of the file is the caller's to check.
+    """
     with replacing(path) as temporary:
         _write_proven(placement, path, temporary, chosen, _complete(context, placement))
     return chosen.losses(placement)

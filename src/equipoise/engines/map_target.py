@@ -15,15 +15,23 @@ from equipoise.placement import Placement
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan
 from equipoise.plan.search.layout import unsearched_placement
+from equipoise.trace import Trace
 
 
 @dataclass(frozen=True)
 class WrittenMap:
-    """A map on disk, what it does not say, and how to start the engine with it."""
+    """A map on disk, what it does not say, and how to start the engine with it.
+
+    Parameters
+    ----------
+    files
+        Files of the launch that were written too.
+    """
 
     path: Path
     lost: list[str]
     launch: Launch | None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,7 @@ class MapTarget:
     num_hidden_layers: int | None = None
     options: LaunchOptions = field(default_factory=LaunchOptions)
 
-    def rehearse(self, problem: Problem) -> None:
+    def rehearse(self, problem: Problem, recording: Trace) -> None:
         """Refuse before the search all that writing would refuse after it.
 
         Flags and a map are made for a placement of the same shape that needs no search, in a folder
@@ -59,8 +67,8 @@ class MapTarget:
         EquipoiseError
             What ``launch`` and ``write_map`` refuse; a path that cannot be written.
         """
-        placement = unsearched_placement(problem)
-        launch(placement, self.format, self.path.name, self.options)
+        placement = self.completed(unsearched_placement(problem))
+        self.flags(placement, recording)
         try:
             with TemporaryDirectory(dir=self.path.parent, prefix=".equipoise.") as folder:
                 rehearsed = Path(folder) / self.path.name
@@ -72,8 +80,17 @@ class MapTarget:
         except OSError as error:
             raise EquipoiseError(f"{self.path}: cannot be written ({error.strerror}).") from error
 
-    def write(self, plan: Plan, source: str) -> WrittenMap:
-        """Write the map of a plan, made from the recording ``source``.
+    def completed(self, placement: Placement) -> Placement:
+        """The placement with all that the engine needs and the recording does not have."""
+        return placement
+
+    def flags(self, placement: Placement, recording: Trace) -> Launch | None:
+        """How to start the engine with a placement that was made from a recording."""
+        del recording  # says nothing of most engines' flags
+        return launch(placement, self.format, self.path.name, self.options)
+
+    def write(self, plan: Plan, recording: Trace) -> WrittenMap:
+        """Write the map of a plan that was made from a recording.
 
         Raises
         ------
@@ -81,10 +98,12 @@ class MapTarget:
             What ``launch`` and ``write_map`` refuse; the plan is then kept in our own format where
             temporary files go, and the message says where.
         """
+        source = recording.provenance.source
         try:
+            placement = self.completed(plan.placement)
             # Flags first: a combination the engine would ignore is refused before a file exists.
-            flags = launch(plan.placement, self.format, self.path.name, self.options)
-            lost = self._write_map(plan.placement, self.path, plan.planner, source)
+            flags = self.flags(placement, recording)
+            lost = self._write_map(placement, self.path, plan.planner, source)
         except EquipoiseError as error:
             kept = _keep(plan, source)
             raise EquipoiseError(

@@ -1,10 +1,13 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from equipoise.engines.formats import MapContext, Severity
-from equipoise.engines.trtllm.maps import FORMAT, write
+from equipoise.engines.trtllm.maps import FORMAT, iterations_to_refresh, write, write_online
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
@@ -308,3 +311,25 @@ def test_as_many_values_as_any_deployment_has_are_read(path):
     rows = "".join(f"  {layer}: [{'0, ' * 2047}0]\n" for layer in range(128))
     path.write_text(f"initial_global_assignments:\n{rows}num_slots: 2048\n")
     assert len(FORMAT.parse(path).rows) == 128
+
+
+@given(experts=st.integers(2, 300), ranks=st.integers(2, 40), extra=st.integers(0, 4))
+def test_an_online_file_is_two_lines_that_the_validator_passes(
+    experts, ranks, extra, tmp_path_factory
+):
+    slots = (-(-experts // ranks) + extra) * ranks
+    context = MapContext(num_ranks=ranks, num_experts=experts, num_redundant=slots - experts)
+    path = tmp_path_factory.mktemp("online") / "map.yaml"
+    write_online(path, context, layer_updates_per_iter=2)
+    assert path.read_text() == f"layer_updates_per_iter: 2\nnum_slots: {slots}\n"
+    raw = FORMAT.parse(path)
+    assert FORMAT.check(raw, context) == []
+    one_more = replace(context, num_ranks=slots + 1)
+    assert [finding.code for finding in FORMAT.check(raw, one_more)] == ["T2"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "updates", "cycle"), [(58, 1, 59), (58, 2, 30), (58, 4, 15), (5, 5, 2), (5, 9, 2)]
+)
+def test_iterations_until_every_layer_was_planned_again(layers, updates, cycle):
+    assert iterations_to_refresh(layers, updates) == cycle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.options.repair import RepairArguments
+from equipoise.cli.options.trtllm import TrtllmArguments
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.plan import Outcome, plan_document, print_plan
 from equipoise.cli.views.progress import progress_bar
@@ -47,6 +49,8 @@ def plan(
     machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
+    layer_updates_per_iter: Annotated[int, Redundant] = 0,
+    trtllm: TrtllmArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -73,14 +77,19 @@ def plan(
         The map file to write; needs --for.
     even_if_worse
         Write the map even if it is no gain over leaving things as they are.
+    layer_updates_per_iter
+        TensorRT-LLM: layers that the engine re-plans per iteration, from the map on; 0: it keeps
+        the map.
     """
     reading, engine = reading or TraceArguments(), engine or EngineArguments()
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
-    serving = serving or ModelArguments()
-    target = _target(for_, output, engine, serving, even_if_worse)
+    serving, trtllm = serving or ModelArguments(), trtllm or TrtllmArguments()
+    target = _target(for_, output, engine, serving, trtllm, layer_updates_per_iter, even_if_worse)
     if target is not None:
-        check_output(target.path, trace, reading.run_map, repairing.from_map)
+        inputs = (trace, reading.run_map, repairing.from_map)
+        check_output(target.path, *inputs)
+        trtllm.check(target.path, *inputs)
         check_decoder_layers(engine.hidden_layers, written_as(target.format))
     expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
         repairing.expert_bytes
@@ -109,16 +118,15 @@ def plan(
             hold_out=hold_out,
             current=current,
             step_assignments=planning.step_assignments,
-            before_search=None if target is None else target.rehearse,
+            before_search=None if target is None else lambda p: target.rehearse(p, recording),
         )
     wanted = result.verdict.is_gain or even_if_worse
-    source = recording.provenance.source
     outcome = Outcome(
         study=result,
         model=serving.config,
         expert_bytes=expert_bytes,
         reach=None if gathering.locality_price is None else result.reach,
-        written=target.write(result.plan, source) if target is not None and wanted else None,
+        written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,
     )
     if json:
@@ -133,21 +141,32 @@ def _target(
     output: Path | None,
     engine: EngineArguments,
     serving: ModelArguments,
+    trtllm: TrtllmArguments,
+    layer_updates_per_iter: int,
     even_if_worse: bool,
 ) -> MapTarget | None:
     """The map asked for, if one is; refuses what would be ignored without one."""
     if (format is None) != (output is None):
         raise EquipoiseError("A map needs both --for and --output; give both or neither.")
-    if format is not None and output is not None:
-        check_map_path(output, written_as(format))
-        return MapTarget(
-            format=format,
-            path=output,
-            num_hidden_layers=serving.hidden_layers(engine.hidden_layers),
-            options=engine.options(serving.config),
-        )
-    unused = {*given(engine), *(["even_if_worse"] if even_if_worse else [])}
-    if unused:
-        names = ", ".join(sorted(map(option_name, unused)))
-        raise EquipoiseError(f"{names}: only for a map; give --for and --output as well.")
-    return None
+    of_trtllm = {*given(trtllm), *(["layer_updates_per_iter"] if layer_updates_per_iter else [])}
+    if format is None or output is None:
+        unused = {*given(engine), *of_trtllm, *(["even_if_worse"] if even_if_worse else [])}
+        _refuse(unused, "only for a map; give --for and --output as well")
+        return None
+    check_map_path(output, written_as(format))
+    options = engine.options(serving.config)
+    if format == "trtllm":
+        return trtllm.target(output, layer_updates_per_iter, options)
+    _refuse(of_trtllm, f"only for trtllm, not {format}")
+    return MapTarget(
+        format=format,
+        path=output,
+        num_hidden_layers=serving.hidden_layers(engine.hidden_layers),
+        options=options,
+    )
+
+
+def _refuse(names: Collection[str], why: str) -> None:
+    """Raise ``EquipoiseError`` if there are options that would be ignored."""
+    if names:
+        raise EquipoiseError(f"{', '.join(sorted(map(option_name, names)))}: {why}.")

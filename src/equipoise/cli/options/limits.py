@@ -10,3 +10,5 @@ Size = Parameter(validator=Number(gte=1, lte=1 << 20))
 Amount = Parameter(validator=Number(gte=1, lte=1 << 40))
 """How much of something to take at once."""
 Redundant = Parameter(validator=Number(gte=0, lte=1 << 20))
+Iteration = Parameter(validator=Number(gte=0, lte=1 << 50))
+"""The number of an iteration of an engine."""

@@ -76,7 +76,8 @@ def print_plan(console: Console, recording: Trace, outcome: Outcome) -> None:
     """Print the outcome for people."""
     _print_summary(console, recording, outcome)
     if outcome.written is not None:
-        _print_map(console, outcome.written)
+        console.print()
+        print_map(console, outcome.written)
     if outcome.withheld:
         console.print("\nNo map was written; --even-if-worse writes it all the same.")
 
@@ -111,8 +112,9 @@ def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None
             console.print(f"  {result.binding[i].text}")
 
 
-def _print_map(console: Console, written: WrittenMap) -> None:
-    console.print("\n" + one_line(f"Written, read back and compared: {written.path}"))
+def print_map(console: Console, written: WrittenMap) -> None:
+    """Print which map was written, what it lacks, and how to start the engine with it."""
+    console.print(one_line(f"Written, read back and compared: {written.path}"))
     for sentence in written.lost:
         console.print(f"  not in the file: {sentence}")
     flags = written.launch
@@ -124,7 +126,9 @@ def _print_map(console: Console, written: WrittenMap) -> None:
             console.print(f"  {name}={value}")
         console.print(f"  {shlex.join(flags.command)}")
     for name, content in flags.files:
-        console.print(f"and this as {name}:")
+        console.print(
+            one_line(f"and this as {name}{', which is written' if written.files else ''}:")
+        )
         console.print(textwrap.indent(content.rstrip(), "  "))
     for note in flags.notes:
         console.print(f"  note: {note}")

@@ -42,6 +42,7 @@ UNBALANCED_BACKENDS = ("VANILLA", "TRITON", "MARLIN")
 MAX_SLOTS = 32767  # the routing kernel's slots are int16
 MAX_EXPERTS = 1024  # the routing kernel's limit
 FUSED_ROUTING_SLOTS = 256  # 8 groups of at most 32
+ROWS_NOTE = "Every MoE layer the engine runs needs a row, speculative (MTP) layers included."
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _notes(
         f"Start with tensor-parallel size {ranks} (whole experts on every rank) and leave the MoE "
         "cluster size at 1: the map is ignored in silence with MoE clusters.",
         "Load balancing requires attention data parallelism, so it is switched on.",
-        "Every MoE layer the engine runs needs a row, speculative (MTP) layers included.",
+        ROWS_NOTE,
         *speculative_notes(
             model,
             placement,

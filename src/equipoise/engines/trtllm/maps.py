@@ -18,7 +18,7 @@ from equipoise.engines._shared.map_rows import build
 from equipoise.engines._shared.map_slots import Rules, check_rows, shape_of
 from equipoise.engines._shared.map_text import WAY_IN, read_text, refuse_foreign, stated
 from equipoise.engines._shared.yaml_text import parse_yaml
-from equipoise.engines.files import write_text
+from equipoise.engines.files import replacing, write_text
 from equipoise.engines.formats import (
     NOTHING_KNOWN,
     Finding,
@@ -27,7 +27,7 @@ from equipoise.engines.formats import (
     RawMap,
     Severity,
 )
-from equipoise.errors import EquipoiseError, FormatError
+from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.placement import Placement
 
 MAX_SLOTS = 32767  # the routing kernel stores slots as int16
@@ -61,18 +61,55 @@ def write(
         Layers the engine re-plans per iteration; 0 keeps the placement as it is.
     """
     del context
+    rows = zip(placement.layer_ids, placement.slots.tolist(), strict=True)
+    text = "".join(f"  {layer}: {row}\n" for layer, row in rows)
+    sizes = _sizes(placement.num_slots, layer_updates_per_iter)
+    write_text(path, f"initial_global_assignments:\n{text}{sizes}")
+
+
+def write_online(path: Path, context: MapContext, *, layer_updates_per_iter: int) -> None:
+    """Write a file without assignments: the engine places the experts itself, while it runs.
+
+    Parameters
+    ----------
+    context
+        The deployment: ranks, experts and redundant slots.
+    layer_updates_per_iter
+        Layers the engine re-plans per iteration, 1 or more.
+
+    Raises
+    ------
+    EquipoiseError
+        Sizes that the engine would refuse, or no updates: then nothing would ever be balanced.
+    """
+    assert context.num_experts is not None
+    assert context.num_redundant is not None
+    if not layer_updates_per_iter:
+        raise EquipoiseError(
+            "Without assignments and without updates nothing would ever be balanced; give "
+            f"{argument('layer_updates_per_iter')} 1 or more."
+        )
+    text = _sizes(context.num_experts + context.num_redundant, layer_updates_per_iter)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        found = _check(_parse(temporary), context)
+        if found:
+            raise EquipoiseError(f"{path}: not written: {found[0].text.marked}")
+
+
+def _sizes(num_slots: int, layer_updates_per_iter: int) -> str:
+    """The lines on sizes, which every file has."""
     if not is_int(layer_updates_per_iter) or layer_updates_per_iter < 0:
         raise EquipoiseError(
             f"layer_updates_per_iter is {describe(layer_updates_per_iter)}; expected 0 or more."
         )
-    rows = zip(placement.layer_ids, placement.slots.tolist(), strict=True)
-    text = "".join(f"  {layer}: {row}\n" for layer, row in rows)
-    write_text(
-        path,
-        f"initial_global_assignments:\n{text}"
-        f"layer_updates_per_iter: {layer_updates_per_iter}\n"
-        f"num_slots: {placement.num_slots}\n",
-    )
+    return f"layer_updates_per_iter: {layer_updates_per_iter}\nnum_slots: {num_slots}\n"
+
+
+def iterations_to_refresh(num_layers: int, layer_updates_per_iter: int) -> int:
+    """Iterations until every layer was re-planned once, by the engine's round of groups."""
+    groups = -(-num_layers // layer_updates_per_iter)
+    return groups + (num_layers % groups == 0)  # equal groups are followed by an idle iteration
 
 
 def _load(path: Path) -> tuple[Any, list[Any]]:

@@ -17,6 +17,7 @@ from equipoise.engines.trtllm.legacy_pickle import load_vectors
 from equipoise.errors import FormatError, argument
 from equipoise.layer_ids import format_ids
 
+META = "meta_info.json"
 COUNTS = re.compile(r"rank(0|[1-9]\d{0,5})\.safetensors")
 RAW = re.compile(r"rank(0|[1-9]\d{0,5})_raw\.safetensors")
 CHOSEN = re.compile(r"token_selected_experts_rank(0|[1-9]\d{0,5})\.safetensors")
@@ -141,6 +142,22 @@ def numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """Files of a directory whose whole name fits, by the rank in it, ascending."""
     found = ((pattern.fullmatch(file.name), file) for file in directory.iterdir())
     return dict(sorted((int(match[1]), file) for match, file in found if match))
+
+
+def rank_vectors(
+    iterations: NDArray[np.int64], layer_ids: Sequence[int], counts_TLE: NDArray[np.integer]
+) -> dict[str, NDArray[np.int64]]:
+    """One rank's counts under the keys of its file, as the engine stores them."""
+    return {
+        f"{iteration}_{layer}": counts_TLE[t, i].astype(np.int64)
+        for t, iteration in enumerate(iterations.tolist())
+        for i, layer in enumerate(layer_ids)
+    }
+
+
+def meta_text(num_experts: int, top_k: int | None) -> str:
+    """The content of ``meta_info.json``, byte for byte as the engine writes it."""
+    return f'{{"num_experts": {num_experts}, "num_experts_per_token": {top_k}}}'
 
 
 def open_rank_files(path: Path, *, allow_pickle: bool) -> tuple[list[RankFile], list[RankFile]]:

@@ -24,6 +24,7 @@ from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.trtllm.rank_files import (
     COUNTS,
     KEY,
+    META,
     NUM_TOKENS,
     PICKLES,
     RAW,
@@ -32,16 +33,16 @@ from equipoise.engines.trtllm.rank_files import (
     RankFile,
     by_stage,
     during,
+    meta_text,
     numbered,
     open_rank_files,
+    rank_vectors,
 )
 from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
-
-_META = "meta_info.json"
 
 # A cube may have this many cells for each value the files hold, so that a few stray keys cannot
 # ask for memory without end. A dump of P pipeline stages holds one P-th of its cube.
@@ -89,7 +90,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     """
     with naming(path):
         counted, chosen = open_rank_files(path, allow_pickle=options.allow_pickle)
-        meta, notes = _read_meta(path / _META)
+        meta, notes = read_meta(path / META)
         recorded, staged = by_stage(during(path, counted or chosen, options.iterations))
         chosen = by_stage(chosen)[0] if staged else chosen
         grid = Grid.of(recorded)
@@ -103,7 +104,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             cube, more = _count_choices(chosen, grid, width, progress)
         notes += staged + more + _raggedness(recorded, grid) + _not_counts(path, meta, cube, grid)
         if options.placement is None and options.num_experts is None:
-            notes += _perhaps_slots(width)
+            notes += perhaps_slots(width)
         if options.placement is not None:
             cube = _fold(cube, grid, options.placement)
             notes += (f"Counts of {width} slots were folded to experts with the map given.",)
@@ -155,27 +156,23 @@ def write(trace: Trace, path: Path) -> None:
 
 def _write_rank_files(trace: Trace, folder: Path) -> None:
     by_rank = trace.counts[:, None] if trace.source_counts is None else trace.source_counts
-    meta = f'{{"num_experts": {trace.num_experts}, "num_experts_per_token": {trace.top_k}}}'
-    (folder / _META).write_text(meta, encoding="utf-8")
+    (folder / META).write_text(meta_text(trace.num_experts, trace.top_k), encoding="utf-8")
     for rank in range(by_rank.shape[1]):
-        vectors = {
-            f"{step}_{layer}": by_rank[t, rank, i].astype(np.int64)
-            for t, step in enumerate(trace.steps.tolist())
-            for i, layer in enumerate(trace.layer_ids)
-        }
+        vectors = rank_vectors(trace.steps, trace.layer_ids, by_rank[:, rank])
         save_file(vectors, folder / f"rank{rank}.safetensors")
 
 
-def _read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
+def read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
+    """What ``meta_info.json`` states, and notes if it is missing or states nothing."""
     missing = "the length of the vectors stands for num_experts, and top_k is not known."
     if not path.exists():
-        return _Meta(), (f"There is no {_META}: {missing}",)
+        return _Meta(), (f"There is no {META}: {missing}",)
     try:
         meta = msgspec.json.decode(path.read_bytes(), type=_Meta | None)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
     if meta is None:
-        return _Meta(), (f"{_META} is null, as rank 0 recorded nothing: {missing}",)
+        return _Meta(), (f"{META} is null, as rank 0 recorded nothing: {missing}",)
     return meta, ()
 
 
@@ -207,7 +204,7 @@ def _width(path: Path, meta: _Meta, options: TraceOptions, counted: Sequence[Ran
     return width
 
 
-def _perhaps_slots(width: int) -> tuple[str, ...]:
+def perhaps_slots(width: int) -> tuple[str, ...]:
     """Most models have a power of two of experts; 288 or 320 ids are likely slots."""
     if width & (width - 1) == 0:
         return ()
@@ -438,7 +435,7 @@ def _not_counts(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) 
     if numbered(path, RAW):
         notes.append("Raw files hold the choices of the last chunk of each forward pass only.")
     if meta.ep_size not in (None, grid.num_ranks):
-        notes.append(f"{_META} states ep_size {meta.ep_size}; files name {grid.num_ranks} ranks.")
+        notes.append(f"{META} states ep_size {meta.ep_size}; files name {grid.num_ranks} ranks.")
     num_tokens = numbered(path, NUM_TOKENS)
     if num_tokens and meta.num_experts_per_token is not None:
         notes += _partial_iterations(num_tokens, meta.num_experts_per_token, cube, grid)

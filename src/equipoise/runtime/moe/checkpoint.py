@@ -57,6 +57,7 @@ class Checkpoint:
         self._config = self.folder / "config.json"
         self._type = model_type(read_object(self._config), self.folder)
         model = self._without_weights()
+        self.top_k: int = model.config.num_experts_per_tok
         self.vocab_size: int = model.config.vocab_size
         """Number of token ids of the model, which start at 0."""
         self.most_tokens: int = model.config.max_position_embeddings

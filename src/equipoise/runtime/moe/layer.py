@@ -144,6 +144,8 @@ class ExpertParallelLayer(nn.Module):
         self.recorder: LoadRecorder | None = None
         self.meter: Callable[[NDArray[np.int64]], None] | None = None
         """Function called with the assignments of each rank in every chunk, ``(R,)``."""
+        self.tally: Callable[[NDArray[np.int64]], None] | None = None
+        """Function called with this rank's assignments to each slot in every chunk, ``(S,)``."""
         self.real: Tensor | None = None
         agree(
             f"layer {self.layer_id}",
@@ -244,6 +246,8 @@ class ExpertParallelLayer(nn.Module):
         took = took_RC.sum(axis=1)
         if self.meter is not None:
             self.meter(quota_RS.reshape(R, R, C).sum(axis=(0, 2)))
+        if self.tally is not None:
+            self.tally(quota_RS[self.rank])
         arrived = self._exchange(hidden_DH[rows // K], sent, took)
         answers = self._exchange(self._answer(arrived, took_RC), took, sent)
         answer = hidden_DH.new_zeros((D * K, hidden_DH.shape[1]))

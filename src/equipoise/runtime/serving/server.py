@@ -14,7 +14,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ from equipoise.runtime.moe.assignment import token_assignment
 from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.moe.layer import ExpertFunction
 from equipoise.runtime.moe.model import ExpertParallelModel, load_from
+from equipoise.runtime.moe.slot_recorder import SlotRecorder, SlotRecording
 from equipoise.runtime.serving.answers import Results, check_folder
 from equipoise.runtime.serving.desk import Desk
 from equipoise.runtime.serving.door import Door
@@ -89,6 +92,9 @@ class Options:
         Function that computes the experts; ``None``: the one of the model's type.
     keep, bytes_per_second
         See ``Balancer``.
+    recording
+        Forward passes whose slots are counted, on each rank for its own tokens; ``None``: none. It
+        ends early when the processes change.
     results
         Folder for the answers, one file per process: see ``Results``. ``None``: keep none.
     threads
@@ -113,6 +119,7 @@ class Options:
     compute: ExpertFunction | None = None
     keep: Callable[[Placement], None] | None = None
     bytes_per_second: float | None = None
+    recording: SlotRecording | None = None
     results: Path | None = None
     threads: int = 1
     timeout_seconds: float = 30.0
@@ -222,6 +229,7 @@ class Server:
         self._publisher = Publisher(store, name)
         logger.addHandler(self._publisher.log)
         self._balancer: Balancer | None = None
+        self._recorder: SlotRecorder | None = None
         self._speed = SpeedMeter(options.compute or self._checkpoint.compute)
         self._speeds: tuple[float, ...] = ()
         self._slots_per_rank: int | None = None
@@ -260,6 +268,7 @@ class Server:
     def close(self) -> None:
         """Release everything; the other processes go on."""
         self._end_balancing()
+        self._end_recording()
         self._membership.close()
         self.model = None
         logger.removeHandler(self._publisher.log)
@@ -290,6 +299,11 @@ class Server:
             self.model, recovered = self._rebuild(epoch)
             self._slots_per_rank = self._slots_per_rank or recovered.slots_per_rank
             logger.info("Epoch %d: %s", epoch.number, recovered)
+        if self._recorder is not None and not self._recorder.closed:
+            logger.warning("The processes have changed, which ends the recording.")
+        self._end_recording()
+        if first and self.options.recording is not None:
+            self._begin_recording(self.model, epoch, self.options.recording)
         for layer in self.model.layers:
             layer.meter = self._publisher.take_load
         self._publisher.forget()
@@ -332,6 +346,31 @@ class Server:
             bytes_per_second=self.options.bytes_per_second,
             renew_spare=self._membership.renew_spare,
         )
+
+    def _begin_recording(
+        self, model: ExpertParallelModel, epoch: Epoch, wanted: SlotRecording
+    ) -> None:
+        """Count slots from now on: the first processes have them all, and the same iterations."""
+        self._recorder = SlotRecorder(
+            wanted,
+            rank=epoch.rank,
+            layer_ids=self._checkpoint.layer_ids,
+            num_slots=model.placement.num_slots,
+            top_k=self._checkpoint.top_k,
+        )
+        for layer in model.layers:
+            layer.tally = partial(self._recorder.add, layer.layer_id)
+        settings = self.options.settings
+        if settings is not None and settings.layers_per_step > 0:
+            logger.warning(
+                "Experts may move while slots are counted; such counts show how the ranks were "
+                "balanced, but cannot be folded to experts."
+            )
+
+    def _end_recording(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
 
     def _serve(self, epoch: Epoch) -> bool:
         """Step until the epoch ends; return whether this process is finished."""
@@ -391,8 +430,10 @@ class Server:
 
     def _forward(self, model: ExpertParallelModel) -> int:
         """Run one forward pass; if it fails while all ranks are there, a request is the cause."""
+        recorder = self._recorder
         try:
-            return self._desk.advance(model)
+            with nullcontext() if recorder is None else recorder.iteration(self._steps):
+                return self._desk.advance(model)
         except PeerError:
             raise
         except Exception as error:
