@@ -257,8 +257,8 @@ def test_a_limited_transfer_takes_more_steps_and_says_the_same(pool):
 # --- what fails costs a move, not the serving ------------------------------------------------
 
 
-def plan_badly(group, advisor, wait_steps):
-    settings = replace(EAGER, wait_steps=wait_steps)
+def plan_badly(group, advisor, wait_steps, warm_up_steps):
+    settings = replace(EAGER, wait_steps=wait_steps, warm_up_steps=warm_up_steps)
     service = Service(group, settings, advisor=advisor)
     service.until(lambda s: s.count(Outcome.FAILED))
     service.balancer.close()
@@ -267,15 +267,22 @@ def plan_badly(group, advisor, wait_steps):
 
 
 @pytest.mark.parametrize(
-    ("advisor", "wait_steps", "says"),
+    ("advisor", "wait_steps", "warm_up_steps", "says"),
     [
-        (Dying(), 100_000, "The planner died."),
-        (Babbling(), 100_000, "The planner answered str, not the question."),
-        (Sleeping(), 20, "The planner has not answered in 20 steps."),
+        (Dying(), 100_000, 0, "The planner died."),
+        (Dying(), 100_000, 2, "Rehearsing a plan failed: The planner died."),
+        (Babbling(), 100_000, 0, "The planner answered str, not the question."),
+        (
+            Sleeping(), 20, 0, "The planner has not answered in 20 steps. Next time it may take 40."
+        ),
     ],
-)
-def test_a_planner_that_fails_is_told_and_serving_goes_on(pool, advisor, wait_steps, says):
-    for furthest, moves, failures, notes in pool.run(plan_badly, advisor, wait_steps):
+)  # fmt: skip
+def test_a_planner_that_fails_is_told_and_serving_goes_on(
+    pool, advisor, wait_steps, warm_up_steps, says
+):
+    for furthest, moves, failures, notes in pool.run(
+        plan_badly, advisor, wait_steps, warm_up_steps
+    ):
         assert furthest < TOLERANCE
         assert (moves, notes) == (0, [says])
         assert failures == 1
@@ -285,17 +292,26 @@ def plan_truly(group):
     """With the planner of the package in its own process, on what the model routes."""
     service = Service(group, replace(EAGER, excess_on=1e-3, excess_off=0.0), advisor=True)
     service.until(lambda s: any(o.action is Action.LOOK for o in s.orders))
+    rehearsed = service.orders, service.samples()
     service.until(lambda s: s.orders[-1].state is State.OBSERVE or s.count(Action.MOVE))
     service.balancer.close()
-    return service.furthest, service.samples()
+    return service.furthest, service.samples(), rehearsed
 
 
 def test_the_plain_advisor_answers(pool):
     answers = pool.run(plan_truly)
-    assert max(furthest for furthest, _ in answers) < TOLERANCE
+    assert max(furthest for furthest, *_ in answers) < TOLERANCE
     assert answers[0][1]["imbalancedecode"] > 1
     assert "imbalancedecode" not in answers[1][1]
     assert answers[0][1]["failures_total"] == 0
+
+
+def test_it_rehearses_before_the_first_look_and_says_how_long_a_plan_takes(pool):
+    for _, _, (orders, samples) in pool.run(plan_truly):
+        assert sum(order.action is Action.REHEARSE for order in orders) == 2
+        (note,) = (order.note for order in orders if order.note)
+        assert note.startswith("The planner is ready: a plan takes ")
+        assert not any(name.startswith("imbalance") for name in samples)  # of made-up loads
 
 
 def spoil_a_chunk(chunks: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -377,7 +393,8 @@ def keep_where_no_folder_is(group, path, error):
     service.until(lambda s: s.count(Action.SETTLE) == 2)
     service.balancer.close()
     settled = [o.serving for o in service.orders if o.action is Action.SETTLE]
-    return tried, alarms, settled, service.samples(), service.furthest
+    served = [service.orders[0].serving, *settled]
+    return tried, alarms, served, service.samples(), service.furthest
 
 
 @pytest.mark.parametrize(
@@ -386,8 +403,8 @@ def keep_where_no_folder_is(group, path, error):
 def test_a_map_that_cannot_be_written_is_an_alarm_and_tried_again(pool, error, tmp_path):
     path = tmp_path / "missing" / "map.json"
     answers = pool.run(keep_where_no_folder_is, path, error)
-    tried, alarms, settled, samples, _ = answers[0]
-    assert tried == [settled[0]] * 3 + [settled[1]]
+    tried, alarms, (start, *settled), samples, _ = answers[0]
+    assert tried == [start, settled[0], settled[0], settled[1]]
     assert alarms == [0, 1, 1, 0]
     assert (samples["failures_total"], samples["alarmmap_not_kept"]) == (2, 0)
     assert read_map(path, MapContext(num_ranks=4)).checksum == settled[1]

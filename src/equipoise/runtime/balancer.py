@@ -4,7 +4,8 @@ After every forward pass, on every rank::
 
     report ---> Controller (rank 0) ---> order, broadcast ---> Follower ---> act ---> next report
                      ^
-    PlanningProcess -'               LOOK    LoadRecorder: add up the ranks; then ask the planner
+    PlanningProcess -'               REHEARSE have the planner plan for made-up loads, on rank 0
+                                     LOOK    LoadRecorder: add up the ranks; then ask the planner
                                      MOVE    transfer, or begin a BackgroundTransfer
                                      COMMIT  BackgroundTransfer: write a layer that has arrived
                                      ABORT   drop the question and the transfer
@@ -28,11 +29,12 @@ import torch.distributed as dist
 
 from equipoise.checks import check_number
 from equipoise.control.advisor import plain_advisor
-from equipoise.control.controller import Action, Controller, Follower, Order, Report
+from equipoise.control.controller import Action, Controller, Follower, Order, Report, State
 from equipoise.control.findings import Advisor, Failure, Finding, said
 from equipoise.control.messages import decode, encode
 from equipoise.control.metrics import Metrics
 from equipoise.control.process import PlanningProcess
+from equipoise.control.rehearsal import rehearsal_window
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import UNKEPT, Alarms, Watchdog
 from equipoise.errors import EquipoiseError
@@ -71,9 +73,9 @@ class Balancer:
     metrics, alarms
         Observers that are told everything that happens.
     keep
-        Function that saves a placement; called on rank 0 with every placement that has settled. If
-        it raises, an alarm says so, serving goes on, and it is called again at every look at the
-        loads.
+        Function that saves a placement; called on rank 0 with the one that is served at the first
+        look at the loads, and with every placement that has settled. If it raises, an alarm says
+        so, serving goes on, and it is called again at every look at the loads.
     bytes_per_second
         Highest average rate at which a rank sends while it moves experts in the background.
     renew_spare
@@ -127,8 +129,9 @@ class Balancer:
         """Number of slots, over all ranks, that have got another expert."""
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
+            self._unkept = model.placement
             self._controller = Controller(
-                model.placement, settings, expert_bytes=self._expert_bytes
+                model.placement, settings, expert_bytes=self._expert_bytes, rehearse=True
             )
             dispatch = model.layers[0].assignment.dispatcher
             self._planner = PlanningProcess(
@@ -177,7 +180,7 @@ class Balancer:
         answer = self._report.answer
         if answer is None and not self._quiet:
             answer = self._answer(self._controller)
-        if answer is not None:
+        if answer is not None and self._controller.state is not State.WARM_UP:  # a rehearsal
             self._metrics.take_answer(answer)
         return self._controller.step(replace(self._report, answer=answer))
 
@@ -230,6 +233,8 @@ class Balancer:
     def _act(self, order: Order) -> Report:
         """Carry out an order and report what came of it."""
         match order.action:
+            case Action.REHEARSE:
+                self._rehearse()
             case Action.LOOK:
                 return self._look(order)
             case Action.MOVE:
@@ -241,6 +246,12 @@ class Balancer:
             case Action.SETTLE:
                 self._settle()
         return Report()
+
+    def _rehearse(self) -> None:
+        """Have the planner plan for made-up loads, so that it starts and compiles."""
+        if self._controller is not None:
+            question = self._controller.question
+            self._planner.ask(question, rehearsal_window(question.current, self._settings.window))
 
     def _look(self, order: Order) -> Report:
         """Begin to add up the counts of all ranks, for a question to the planner."""
