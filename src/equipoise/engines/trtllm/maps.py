@@ -42,7 +42,11 @@ _MAX_DEPTH = 32
 _MAX_DIGITS = 64
 _MAX_ENTRIES = 300_000  # 128 layers of 2048 slots; YAML is read value by value, 10 us each
 _KEYS = ("initial_global_assignments", "layer_updates_per_iter", "num_slots")
-_OPTIONS = (("moe_config", "load_balancer"), ("pytorch_backend_config", "moe_load_balancer"))
+OPTIONS_FILE_SECTIONS = (
+    ("moe_config", "load_balancer"),
+    ("pytorch_backend_config", "moe_load_balancer"),
+)
+"""Where the balancer's section is in a file of all the engine's options."""
 _RECORD = "record_type"  # vLLM's record is YAML as well
 _SIGNATURE = r"^\s*(?:initial_global_assignments|num_slots|layer_updates_per_iter)\s*:"
 _RULES = Rules(ids="T4", missing="T4", width="T3", slots="T2", stated="T2", redundancy="T2")
@@ -114,9 +118,13 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 def _load(path: Path) -> tuple[Any, list[Any]]:
     """The document and the keys given twice."""
-    text = read_text(path, max_entries=_MAX_ENTRIES)
+    return parse_yaml(read_text(path, max_entries=_MAX_ENTRIES), f"{path}")
+
+
+def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
+    """The document and the keys given twice; ``FormatError`` begins with ``where``."""
     try:
-        _refuse_tricks(text, path)
+        _refuse_tricks(text, where)
         loader = _Loader(text)
         try:
             return loader.get_single_data(), loader.repeated
@@ -125,17 +133,17 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "unknown" if mark is None else mark.line + 1
-        raise FormatError(f"{path}: is not safe YAML, line {line}: {error.problem}.") from error
+        raise FormatError(f"{where}: is not safe YAML, line {line}: {error.problem}.") from error
     except yaml.YAMLError as error:
         message = " ".join(str(error).split())
-        raise FormatError(f"{path}: is not safe YAML ({message}).") from error
+        raise FormatError(f"{where}: is not safe YAML ({message}).") from error
     except FormatError:
         raise
     except ValueError as error:  # 2001-99-99, 0b_, an endless number
-        raise FormatError(f"{path}: holds a value that cannot be read ({error}).") from error
+        raise FormatError(f"{where}: holds a value that cannot be read ({error}).") from error
 
 
-def _refuse_tricks(text: str, path: Path) -> None:
+def _refuse_tricks(text: str, where: str) -> None:
     """Refuse what a placement never needs and an attack does: aliases, tags, deep nesting."""
     depth = 0
     for event in yaml.parse(text, Loader=SafeLoader):
@@ -149,7 +157,7 @@ def _refuse_tricks(text: str, path: Path) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             continue
-        raise FormatError(f"{path}: line {_line(event)} has {problem}.")
+        raise FormatError(f"{where}: line {_line(event)} has {problem}.")
 
 
 def _line(event: yaml.Event) -> int | str:
@@ -158,7 +166,7 @@ def _line(event: yaml.Event) -> int | str:
 
 def _section(document: Any) -> Any:
     """The load balancer's own section, where the document is a whole options file."""
-    for part, key in _OPTIONS:
+    for part, key in OPTIONS_FILE_SECTIONS:
         if isinstance(document, dict) and isinstance(document.get(part), dict):
             return document[part].get(key)
     return document
@@ -169,7 +177,7 @@ def _matches(path: Path) -> bool:
         text = read_text(path)
         if re.search(_SIGNATURE, text, re.MULTILINE):
             return True
-        if not any(word in text for word in (*_KEYS, *(part for part, _ in _OPTIONS))):
+        if not any(word in text for word in (*_KEYS, *(part for part, _ in OPTIONS_FILE_SECTIONS))):
             return False  # without parsing a large file of another kind as YAML
         document = _load(path)[0]
     except FormatError:
