@@ -95,7 +95,7 @@ class OptionTable:
     engine: str
     given_as: str
     options: Mapping[str, Option]
-    together: Callable[[Found, Mapping[str, str]], Found] = lambda found, _by: found
+    together: Callable[[Found, Mapping[str, str]], Found]
     sections: tuple[tuple[str, ...], ...] = ()
     is_shared: bool = False
     section_may_be_file: bool = False
@@ -128,7 +128,7 @@ def is_path(value: object) -> bool:
     """Whether a value can be the path of a file, which may be missing."""
     try:
         return (
-            isinstance(value, str | Path) and b"\0" not in os.fsencode(value) and f"{value}" != ""
+            isinstance(value, str | Path) and f"{value}" != "" and b"\0" not in os.fsencode(value)
         )
     except UnicodeEncodeError:  # half a character
         return False
@@ -138,7 +138,7 @@ def redundant_of_slots(value: Any, facts: Facts) -> int:
     """Read the number of all slots of a layer."""
     if facts.num_experts is None:
         raise EquipoiseError("the number of experts is not known; give it too.")
-    return check_whole("num_slots", value, low=facts.num_experts) - facts.num_experts
+    return check_whole("the number", value, low=facts.num_experts) - facts.num_experts
 
 
 REDUNDANT = Option(

@@ -109,4 +109,4 @@ TABLE = OptionTable(
     sections=(("eplb_config",),),
     is_shared=True,
 )
-"""By option: how it is read, or why it has no effect."""
+"""Every option: what it sets, or why it has no effect."""

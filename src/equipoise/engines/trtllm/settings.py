@@ -72,4 +72,4 @@ TABLE = OptionTable(
     syntax="YAML",
     parse=_parse,
 )
-"""By option: how it is read, or why it has no effect."""
+"""Every option: what it sets, or why it has no effect."""

@@ -88,4 +88,4 @@ TABLE = OptionTable(
     },
     together=together,
 )
-"""By option: how it is read, or why it has no effect."""
+"""Every option: what it sets, or why it has no effect."""
