@@ -277,16 +277,17 @@ def test_while_a_plan_is_awaited_there_may_be_news_every_fourth_step_and_when_it
 SHORT = replace(SETTINGS, window=40, update_interval=40, wait_steps=3)
 
 
-def rehearse(steps: int, settings: Settings = SHORT) -> tuple[Controller, list[Order]]:
-    """A controller after its warm-up, in which planning took this number of steps."""
-    controller = Controller(START, settings, rehearse=True)
-    orders, asked = [controller.step()], 0
+def rehearse(*steps: int) -> tuple[Controller, list[Order]]:
+    """A controller after its warm-up, in which each plan took these numbers of steps."""
+    controller = Controller(START, SHORT, rehearse=True)
+    orders, asked, taken = [controller.step()], 0, iter(steps)
     while orders[-1].state is State.WARM_UP:
         last, report = orders[-1], None
         if last.action is Action.REHEARSE:
             assert controller.question.plan_above == -np.inf
             asked = last.number
-        if last.number + 1 == asked + steps:
+            due = asked + next(taken)
+        if last.number + 1 == due:
             answer = finding(asked, proposal=OTHER, predicted=decision())
             report = Report(answer=answer)
         orders.append(controller.step(report))
@@ -294,9 +295,9 @@ def rehearse(steps: int, settings: Settings = SHORT) -> tuple[Controller, list[O
 
 
 def test_the_planner_starts_and_is_timed_in_the_warm_up_which_counts_for_nothing():
-    controller, orders = rehearse(2)
+    controller, orders = rehearse(3, 2)
     asked = [order.number for order in orders if order.action is Action.REHEARSE]
-    assert asked == [1, 3]
+    assert asked == [1, 4]
     assert len(orders) == SETTINGS.warm_up_steps + 1
     notes = [order.note for order in orders if order.note]
     assert notes == ["The planner is ready: a plan takes 2 steps."]
@@ -306,13 +307,13 @@ def test_the_planner_starts_and_is_timed_in_the_warm_up_which_counts_for_nothing
 
 
 def test_the_wait_is_what_planning_takes_where_that_is_longer_than_it_was_set():
-    controller, orders = rehearse(30)
+    controller, orders = rehearse(35, 30)
     notes = [order.note for order in orders if order.note]
     assert notes == [
         "A plan takes 30 steps, longer than the wait of 3 that was set; it is used if it comes "
         "within 60 steps."
     ]
-    assert orders[-1].number == 1 + 2 * 30  # the warm-up lasts until it is known
+    assert orders[-1].number == 1 + 35 + 30  # the warm-up lasts until it is known
     assert orders[-1].wait_steps == 60
     look = run_until(controller, Action.LOOK)
     for _ in range(59):
