@@ -73,9 +73,9 @@ class Balancer:
     metrics, alarms
         Observers that are told everything that happens.
     keep
-        Function that saves a placement; called on rank 0 with the one that is served at the first
-        look at the loads, and with every placement that has settled. If it raises, an alarm says
-        so, serving goes on, and it is called again at every look at the loads.
+        Function that saves a placement; called on rank 0 with the one that is served, at looks at
+        the loads, when a change is complete, and at the end, unless it has saved the same before.
+        If it raises, an alarm says so, serving goes on, and it is called again the next time.
     bytes_per_second
         Highest average rate at which a rank sends while it moves experts in the background.
     renew_spare
@@ -113,7 +113,7 @@ class Balancer:
         self._metrics = metrics or Metrics()
         self._alarms = alarms or Alarms()
         self._watchdog = Watchdog(settings, self._alarms)
-        self._unkept: Placement | None = None
+        self._kept: Placement | None = None
         self._layers = {layer.layer_id: layer for layer in model.layers}
         self._device = device_of(model.layers[0])
         self._expert_bytes = sum(t[0].nbytes for t in model.layers[0].weights.values())
@@ -129,7 +129,6 @@ class Balancer:
         """Number of slots, over all ranks, that have got another expert."""
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
-            self._unkept = model.placement
             self._controller = Controller(
                 model.placement, settings, expert_bytes=self._expert_bytes, rehearse=True
             )
@@ -308,22 +307,23 @@ class Balancer:
     def _settle(self) -> None:
         """A change is complete: keep the placement."""
         self._moving = None
-        if self._controller is not None:
-            self._unkept = self._controller.placement
-            self._try_to_keep()
+        self._try_to_keep()
 
     def _try_to_keep(self) -> None:
-        """Save the last placement, if it was not saved yet."""
-        if self._keep is None or self._unkept is None:
+        """Save the placement that is served, on rank 0, if it was not saved yet."""
+        if self._keep is None or self._controller is None:
+            return
+        served = self._controller.placement
+        if served == self._kept:
             return
         try:
-            self._keep(self._unkept)
+            self._keep(served)
         except Exception as error:  # from a disk, a folder, a format: serving does not depend on it
             self._alarms.say(UNKEPT, True, f"{said(error).rstrip('.')}. It is tried again.")
             self._metrics.take_failure()
             return
         self._alarms.say(UNKEPT, False)
-        self._unkept = None
+        self._kept = served
 
     def _migration(self, order: Order) -> Migration:
         """The migration from what the layers of an order hold to what they are to hold."""
