@@ -9,9 +9,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from equipoise.checks import brief
 from equipoise.engines._shared.findings import describe, is_int, repeated_keys, unknown_keys
@@ -19,6 +17,7 @@ from equipoise.engines._shared.map_layers import check_layer_keys, unchecked
 from equipoise.engines._shared.map_rows import build
 from equipoise.engines._shared.map_slots import Rules, check_rows, shape_of
 from equipoise.engines._shared.map_text import WAY_IN, read_text, refuse_foreign, stated
+from equipoise.engines._shared.yaml_text import parse_yaml
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import (
     NOTHING_KNOWN,
@@ -31,15 +30,8 @@ from equipoise.engines.formats import (
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 
-if TYPE_CHECKING:
-    from yaml import SafeLoader
-else:
-    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 MAX_SLOTS = 32767  # the routing kernel stores slots as int16
 MAX_EXPERTS = 1024
-_MAX_DEPTH = 32
-_MAX_DIGITS = 64
 _MAX_ENTRIES = 300_000  # 128 layers of 2048 slots; YAML is read value by value, 10 us each
 _KEYS = ("initial_global_assignments", "layer_updates_per_iter", "num_slots")
 OPTIONS_FILE_SECTIONS = (
@@ -87,81 +79,9 @@ def write(
     )
 
 
-class _Loader(SafeLoader):
-    """The safe loader that also remembers keys given twice, of which YAML keeps the last."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.repeated: list[Any] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            seen = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    self.repeated.append(key)
-                seen.add(key)
-        return mapping
-
-
-def _construct_int(loader: SafeLoader, node: yaml.ScalarNode) -> int:
-    """Refuse numbers so long (0xfff...) that Python would not print them in a message."""
-    if len(node.value) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(node.value)} digits")
-    return int(loader.construct_yaml_int(node))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-
-
 def _load(path: Path) -> tuple[Any, list[Any]]:
     """The document and the keys given twice."""
-    return parse_yaml(read_text(path, max_entries=_MAX_ENTRIES), f"{path}")
-
-
-def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
-    """The document and the keys given twice; ``FormatError`` begins with ``where``."""
-    try:
-        _refuse_tricks(text, where)
-        loader = _Loader(text)
-        try:
-            return loader.get_single_data(), loader.repeated
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = "unknown" if mark is None else mark.line + 1
-        raise FormatError(f"{where}: is not safe YAML, line {line}: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        message = " ".join(str(error).split())
-        raise FormatError(f"{where}: is not safe YAML ({message}).") from error
-    except FormatError:
-        raise
-    except ValueError as error:  # 2001-99-99, 0b_, an endless number
-        raise FormatError(f"{where}: holds a value that cannot be read ({error}).") from error
-
-
-def _refuse_tricks(text: str, where: str) -> None:
-    """Refuse what a placement never needs and an attack does: aliases, tags, deep nesting."""
-    depth = 0
-    for event in yaml.parse(text, Loader=SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            problem = "a YAML anchor or alias; write every list out"
-        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag:
-            problem = f"the YAML tag {event.tag}; write plain values"
-        elif depth > _MAX_DEPTH:
-            problem = f"more than {_MAX_DEPTH} levels of nesting"
-        else:
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            continue
-        raise FormatError(f"{where}: line {_line(event)} has {problem}.")
-
-
-def _line(event: yaml.Event) -> int | str:
-    return "unknown" if event.start_mark is None else event.start_mark.line + 1
+    return parse_yaml(read_text(path, max_entries=_MAX_ENTRIES), str(path))
 
 
 def _section(document: Any) -> Any:

@@ -14,7 +14,8 @@ from equipoise.engines._shared.options import (
     OptionTable,
     redundant_of_slots,
 )
-from equipoise.engines.trtllm.maps import OPTIONS_FILE_SECTIONS, parse_yaml
+from equipoise.engines._shared.yaml_text import parse_yaml
+from equipoise.engines.trtllm.maps import OPTIONS_FILE_SECTIONS
 from equipoise.errors import EquipoiseError, FormatError
 
 
