@@ -115,6 +115,7 @@ def test_a_plan_for_what_is_served_is_none():
     answer = finding(look.number, proposal=START, predicted=decision())
     order = controller.step(Report(answer=answer))
     assert (order.state, order.outcome, order.version) == (State.OBSERVE, None, 0)
+    assert order.note == "Nothing moves: chance explains all but 0.500 of the imbalance."
 
 
 def test_the_budget_of_bytes_holds_on_average():

@@ -106,20 +106,19 @@ def test_a_map_recorded_in_a_first_run_is_served_and_stays_in_later_ones(tmp_pat
     first = {
         "dynamic_eplb": True, "num_iterations_eplb_update": 64, "gate_eplb": True,
         "num_wait_worker_iterations": 1, "expert_map_record_path": str(record),
-        "init_redundancy_expert": 16,
+        "init_redundancy_expert": 1,
     }  # fmt: skip
-    done = torchrun(2, "--requests", 512, "--additional-config", json.dumps(first))
+    done = torchrun(3, "--requests", 480, "--additional-config", json.dumps(first))
     assert done.returncode == 0, done.stderr
     assert "num_wait_worker_iterations is 1: 30 and more are advised" in done.stderr
     assert "longer than the wait of 1 that was set" in done.stderr
     assert done.stderr.count("Move: moving") == 1
-    context = MapContext(num_ranks=2, num_experts=32)
+    context = MapContext(num_ranks=3, num_experts=32)
     recorded = read_map(record, context, format="ascend")
-    assert recorded.num_redundant == 16
-    assert (recorded.slots != [*range(32), *range(16)]).any()
+    assert recorded.num_redundant == 1
 
     later = json.dumps({"expert_map_path": str(record)})
-    done = torchrun(2, "--requests", 64, "--additional-config", later, "--keep", kept)
+    done = torchrun(3, "--requests", 96, "--additional-config", later, "--keep", kept)
     assert done.returncode == 0, done.stderr
     assert "Move:" not in done.stderr
     assert (read_map(kept, context).slots == recorded.slots).all()

@@ -273,7 +273,9 @@ class Controller:
             return self._give_up(Outcome.FAILED, answer.text, action=Action.ABORT)
         self._alarm.see(answer.sure_excess)
         if answer.proposal in (None, self._placement) or answer.predicted is None:
-            return self._observe_again()
+            unexplained = max(answer.sure_excess, 0.0)
+            note = f"Nothing moves: chance explains all but {unexplained:.3f} of the imbalance."
+            return self._observe_again(note=note)
         if not answer.predicted.move:
             return self._give_up(Outcome.REFUSED, answer.predicted.text)
         return self._start(answer.proposal, note=answer.predicted.text)
