@@ -19,6 +19,7 @@ from equipoise import read_map, write_map
 from equipoise.control.controller import Action, Outcome, State
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.metrics import Metrics
+from equipoise.control.rehearsal import rehearsal_window
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import ALARMS
 from equipoise.engines.formats import MapContext
@@ -101,6 +102,9 @@ class AtOnce:
 
     def ask(self, question: Question, window: Trace) -> None:
         self.answer = self.advisor(question, window)
+
+    def rehearse(self, question: Question, num_steps: int) -> None:
+        self.ask(question, rehearsal_window(question.current, num_steps))
 
     def poll(self) -> Any:
         answer, self.answer = self.answer, None

@@ -7,7 +7,7 @@ broadcast, and every rank, rank 0 too, acts on it::
     follower.follow(order)                      # refuses an order out of turn
     match order.action:
         case Action.REHEARSE:                   # rank 0 asks about made-up loads
-            if rank == 0: planner.ask(controller.question, rehearsal_window(placement, steps))
+            if rank == 0: planner.rehearse(controller.question, settings.window)
         case Action.LOOK:                       # all ranks add up their counts; rank 0 asks
             window = recorder.to_trace(group)
             if rank == 0: planner.ask(controller.question, window)

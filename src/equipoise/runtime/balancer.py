@@ -34,7 +34,6 @@ from equipoise.control.findings import Advisor, Failure, Finding, said
 from equipoise.control.messages import decode, encode
 from equipoise.control.metrics import Metrics
 from equipoise.control.process import PlanningProcess
-from equipoise.control.rehearsal import rehearsal_window
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import UNKEPT, Alarms, Watchdog
 from equipoise.errors import EquipoiseError
@@ -249,8 +248,7 @@ class Balancer:
     def _rehearse(self) -> None:
         """Have the planner plan for made-up loads, so that it starts and compiles."""
         if self._controller is not None:
-            question = self._controller.question
-            self._planner.ask(question, rehearsal_window(question.current, self._settings.window))
+            self._planner.rehearse(self._controller.question, self._settings.window)
 
     def _look(self, order: Order) -> Report:
         """Begin to add up the counts of all ranks, for a question to the planner."""
