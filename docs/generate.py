@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from equipoise.cli import app
 from equipoise.dispatch import DISPATCHERS
+from equipoise.engines._shared.options import Option
+from equipoise.engines.settings import TABLES
 from equipoise.plan.planners.registry import PLANNERS, PlannerEntry
 
 DOCS = Path(__file__).parent
@@ -28,6 +31,20 @@ def dispatch_page() -> str:
 def planners_page() -> str:
     """`docs/planners.md` with the table of planners as the registry has it."""
     return _with_table("planners.md", planners_table())
+
+
+def engine_options_page() -> str:
+    """`docs/engine-options.md` with the tables of the engines' options."""
+    return _with_table("engine-options.md", engine_options_tables())
+
+
+def engine_options_tables() -> str:
+    """Every option of every engine that is read: what it does here, or why it does nothing."""
+    return "\n".join(
+        f"### {table.engine}: `{table.given_as}`\n\n"
+        + _table(("option", "here"), ((f"`{name}`", _here(o)) for name, o in table.options.items()))
+        for table in TABLES.values()
+    )
 
 
 def dispatchers_table() -> str:
@@ -75,7 +92,16 @@ def _row(entry: PlannerEntry) -> tuple[str, ...]:
     )
 
 
+def _here(option: Option) -> str:
+    if option.sets:
+        return option.here
+    values = " or ".join(f"`{json.dumps(value)}`" for value in option.harmless)
+    taken = "is taken, and told" if option.advice else "asks for nothing; else it is refused"
+    return f"No effect: {option.here}. {values} {taken}."
+
+
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
     (DOCS / "dispatch.md").write_text(dispatch_page(), encoding="utf-8")
+    (DOCS / "engine-options.md").write_text(engine_options_page(), encoding="utf-8")
     (DOCS / "planners.md").write_text(planners_page(), encoding="utf-8")

@@ -7,6 +7,12 @@
 EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
 process in EXPERT_STATISTIC_PATH, see docs/trtllm.md; --unbalanced serves the experts in order.
 
+With the balancing options of an engine, as its manual writes them (docs/engine-options.md):
+
+    ... examples/serve.py --additional-config '{"dynamic_eplb": true}'       # vllm-ascend
+    ... examples/serve.py --eplb-config '{"num_redundant_experts": 8}'       # vLLM
+    ... examples/serve.py --load-balancer moe_load_balancer.yaml             # TensorRT-LLM
+
 Without a secret in EQUIPOISE_SECRET, the same for all processes, whoever reaches the port of the
 store can join. On two nodes, in the checkout on each, NODE being 0 and 1 and SECRET what
 `openssl rand -hex 32` prints:
@@ -36,17 +42,20 @@ from torch.distributed import TCPStore
 from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
 from equipoise.control.settings import Settings
 from equipoise.engines.formats import MapContext
+from equipoise.engines.settings import EngineOptions, read_options
 from equipoise.engines.trtllm.statistic import recording_asked_for
+from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.serving.prompts import Prompts, Stream
 from equipoise.runtime.serving.server import Options, serve
 from equipoise.runtime.serving.warm_up import rehearse
 
 _PATIENCE_SECONDS = 60
 MODEL = Path(__file__).parents[1] / "models" / "balance-5m"
+ENGINES = {"additional_config": "ascend", "eplb_config": "vllm", "load_balancer": "trtllm"}
 
 
 def keep(path: Path, placement: Placement) -> None:
-    """Write the map of a placement that has settled."""
+    """Write the map of a placement that is served."""
     write_map(placement, path, format="equipoise")
 
 
@@ -67,11 +76,16 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--map", type=Path)
-    parser.add_argument("--unbalanced", action="store_true", help="measure and move nothing")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--map", type=Path)
+    start.add_argument("--additional-config", metavar="JSON|FILE", help="options of vllm-ascend")
+    start.add_argument("--eplb-config", metavar="JSON|FILE", help="options of vLLM")
+    start.add_argument("--load-balancer", metavar="FILE|YAML", help="options of TensorRT-LLM")
+    start.add_argument("--unbalanced", action="store_true", help="measure and move nothing")
     arguments = parser.parse_args()
     try:
-        options = _options(arguments)
+        balancing = _balancing(arguments)
+        options = _options(arguments, balancing)
     except EquipoiseError as error:
         if os.environ["LOCAL_RANK"] != "0":  # it is the same for all processes of a node
             time.sleep(_PATIENCE_SECONDS)  # torchrun ends this one when the first has said it
@@ -79,6 +93,8 @@ def main() -> None:
         parser.error(str(error))
     if os.environ["RANK"] == "0":
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        for advice in balancing.advice:
+            logging.warning(advice)
     rehearse_once(options.dispatch)
     try:
         serve(
@@ -91,32 +107,50 @@ def main() -> None:
         parser.exit(2, f"serve.py: error: {error}\n")
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    processes = int(os.environ["WORLD_SIZE"])
-    if arguments.keep and not arguments.keep.parent.is_dir():
-        raise EquipoiseError(f"There is no folder {arguments.keep.parent} for the map; make it.")
-    if arguments.keep and arguments.unbalanced:
-        raise EquipoiseError("With --unbalanced there is no map to --keep; give one of them.")
-    start = read_map(arguments.map, MapContext(num_ranks=processes)) if arguments.map else None
+def _balancing(arguments: argparse.Namespace) -> EngineOptions:
+    """How to balance: as an engine's options say, or quickly, for a look at it."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    for option, engine in ENGINES.items():
+        source = getattr(arguments, option)
+        if source is not None:
+            model = Checkpoint(MODEL)
+            return read_options(
+                engine,
+                source,
+                num_experts=model.num_experts,
+                num_ranks=ranks,
+                layer_ids=model.layer_ids,
+            )
     settings = Settings(
-        num_redundant=2 * processes,
+        num_redundant=2 * ranks,
         window=64,
         update_interval=64,
         warm_up_steps=16,
         layers_per_step=0 if arguments.map else 1,
         map_path=arguments.map,
     )
+    start = read_map(arguments.map, MapContext(num_ranks=ranks)) if arguments.map else None
+    return EngineOptions(settings=settings, placement=start)
+
+
+def _options(arguments: argparse.Namespace, balancing: EngineOptions) -> Options:
+    if arguments.keep and not arguments.keep.parent.is_dir():
+        raise EquipoiseError(f"There is no folder {arguments.keep.parent} for the map; make it.")
+    if arguments.keep and balancing.keep:
+        raise EquipoiseError("--keep and expert_map_record_path both keep the map; give one.")
+    if arguments.keep and arguments.unbalanced:
+        raise EquipoiseError("With --unbalanced there is no map to --keep; give one of them.")
     prompts = Prompts(0, [(0.0, {"docs": 1.0})])
     return Options(
         model=MODEL,
         source=Stream(prompts, MODEL / "tokenizer.json"),
         limit=arguments.requests,
-        processes=processes,
+        processes=int(os.environ["WORLD_SIZE"]),
         nodes=arguments.nodes,
         batch_size=16,
-        settings=None if arguments.unbalanced else settings,
-        placement=start,
-        keep=partial(keep, arguments.keep) if arguments.keep else None,
+        settings=None if arguments.unbalanced else balancing.settings,
+        placement=balancing.placement,
+        keep=partial(keep, arguments.keep) if arguments.keep else balancing.keep,
         recording=recording_asked_for(os.environ),
         results=arguments.results,
     )

@@ -34,6 +34,13 @@ def test_the_table_of_planners_is_current():
     assert current == page, "run: python docs/generate.py"
 
 
+def test_the_tables_of_engines_options_are_current():
+    page = runpy.run_path(str(DOCS / "generate.py"))["engine_options_page"]()
+    current = (DOCS / "engine-options.md").read_text(encoding="utf-8")
+    assert current == page, "run: python docs/generate.py"
+    assert "| `num_wait_worker_iterations` |" in page
+
+
 def test_every_option_has_a_help_text():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     bare = [line for line in page.splitlines() if re.match(r"\* `.*`:\s*(\*\[.*)?$", line)]

@@ -115,6 +115,7 @@ def test_a_plan_for_what_is_served_is_none():
     answer = finding(look.number, proposal=START, predicted=decision())
     order = controller.step(Report(answer=answer))
     assert (order.state, order.outcome, order.version) == (State.OBSERVE, None, 0)
+    assert order.note == "Nothing moves: chance explains all but 0.500 of the imbalance."
 
 
 def test_the_budget_of_bytes_holds_on_average():
@@ -244,12 +245,21 @@ def test_measuring_without_moving(tmp_path):
     assert controller.question.plan_above == np.inf
 
 
-def test_a_late_plan_is_dropped():
+def test_a_plan_later_than_the_wait_is_used_until_the_next_look_is_due():
+    controller = Controller(START, SETTINGS)
+    look = run_until(controller, Action.LOOK)
+    for _ in range(SETTINGS.wait_steps, SETTINGS.update_interval + 4):
+        assert controller.step().action is Action.NOTHING
+    answer = finding(look.number, proposal=OTHER, predicted=decision())
+    assert controller.step(Report(answer=answer)).action is Action.MOVE
+
+
+def test_a_plan_that_does_not_come_is_given_up():
     controller = Controller(START, SETTINGS)
     look = run_until(controller, Action.LOOK)
     order = run_until(controller, Action.ABORT)
-    assert order.number - look.number == SETTINGS.wait_steps + 1
-    assert order.note == "The planner has not answered in 5 steps."
+    assert order.number - look.number == SETTINGS.update_interval + 1
+    assert order.note == "The planner has not answered in 10 steps. Next time it may take 20."
     late = finding(look.number, proposal=OTHER, predicted=decision())
     order = controller.step(Report(answer=late))
     assert (order.action, order.state) == (Action.NOTHING, State.OBSERVE)
@@ -260,9 +270,76 @@ def test_a_late_plan_is_dropped():
 def test_while_a_plan_is_awaited_there_may_be_news_every_fourth_step_and_when_it_is_late():
     controller = Controller(START, SETTINGS)
     look = run_until(controller, Action.LOOK)
-    until = [controller.step().quiet_until - look.number for _ in range(SETTINGS.wait_steps)]
-    assert until == [4, 4, 4, 6, 6]
+    until = [controller.step().quiet_until - look.number for _ in range(10)]
+    assert until == [4, 4, 4, 8, 8, 8, 8, 11, 11, 11]
     assert controller.step().action is Action.ABORT
+
+
+SHORT = replace(SETTINGS, window=40, update_interval=40, wait_steps=3)
+
+
+def rehearse(*steps: int) -> tuple[Controller, list[Order]]:
+    """A controller after its warm-up, in which each plan took these numbers of steps."""
+    controller = Controller(START, SHORT, rehearse=True)
+    orders, asked, taken = [controller.step()], 0, iter(steps)
+    while orders[-1].state is State.WARM_UP:
+        last, report = orders[-1], None
+        if last.action is Action.REHEARSE:
+            assert controller.question.plan_above == -np.inf
+            asked = last.number
+            due = asked + next(taken)
+        if last.number + 1 == due:
+            answer = finding(asked, proposal=OTHER, predicted=decision())
+            report = Report(answer=answer)
+        orders.append(controller.step(report))
+    return controller, orders
+
+
+def test_the_planner_starts_and_is_timed_in_the_warm_up_which_counts_for_nothing():
+    controller, orders = rehearse(3, 2)
+    asked = [order.number for order in orders if order.action is Action.REHEARSE]
+    assert asked == [1, 4]
+    assert len(orders) == SETTINGS.warm_up_steps + 1
+    notes = [order.note for order in orders if order.note]
+    assert notes == ["The planner is ready: a plan takes 2 steps."]
+    look = run_until(controller, Action.LOOK)
+    assert look.number == SETTINGS.warm_up_steps + SHORT.window
+    assert controller.placement == START
+
+
+def test_the_wait_is_what_planning_takes_where_that_is_longer_than_it_was_set():
+    controller, orders = rehearse(35, 30)
+    notes = [order.note for order in orders if order.note]
+    assert notes == [
+        "A plan takes 30 steps, longer than the wait of 3 that was set; it is used if it comes "
+        "within 60 steps."
+    ]
+    assert orders[-1].number == 1 + 35 + 30  # the warm-up lasts until it is known
+    assert orders[-1].wait_steps == 60
+    look = run_until(controller, Action.LOOK)
+    for _ in range(59):
+        controller.step()
+    answer = finding(look.number, proposal=OTHER, predicted=decision())
+    assert controller.step(Report(answer=answer)).action is Action.MOVE
+
+
+def test_warming_up_is_not_longer_for_a_planner_that_does_not_answer_than_it_may_take():
+    controller = Controller(START, SETTINGS, rehearse=True)
+    order = run_until(controller, Action.ABORT)
+    assert order.number == 2 + SETTINGS.update_interval
+    assert order.outcome is Outcome.FAILED
+    assert order.note.startswith("Rehearsing a plan failed: The planner has not answered in 10 ste")
+    assert controller.step().state is State.OBSERVE
+    assert run_until(controller, Action.LOOK).number == SETTINGS.warm_up_steps + SETTINGS.window
+
+
+@pytest.mark.parametrize("change", [{"warm_up_steps": 0}, {"layers_per_step": 0}])
+def test_nothing_is_rehearsed_without_a_warm_up_or_where_nothing_moves(change, tmp_path):
+    (tmp_path / "map").touch()
+    settings = replace(SETTINGS, map_path=tmp_path / "map", **change)
+    controller = Controller(START, settings, rehearse=True)
+    for _ in range(10):
+        assert controller.step().action is not Action.REHEARSE
 
 
 def test_a_failed_planner_is_asked_again():
@@ -341,7 +418,8 @@ class AnyReports(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.controller = Controller(START, replace(SETTINGS, layers_per_step=2))
+        settings = replace(SETTINGS, layers_per_step=2)
+        self.controller = Controller(START, settings, rehearse=True)
         self.follower = Follower(START)
         self.under_way: set[int] = set()
         self.asked: int | None = None
@@ -358,10 +436,12 @@ class AnyReports(RuleBasedStateMachine):
         assert order.state is self.controller.state
         assert order.state is before or order.state in NEXT[before]
         if order.number <= SETTINGS.warm_up_steps + SETTINGS.window:
-            assert order.action in (Action.NOTHING, Action.LOOK)
+            assert order.action in (
+                Action.NOTHING, Action.REHEARSE, Action.ABORT, Action.LOOK
+            )  # fmt: skip
         if order.action is Action.MOVE:
             self.under_way = set(order.layers)
-        if order.action is Action.LOOK:
+        if order.action in (Action.LOOK, Action.REHEARSE):
             self.asked = order.number
         if order.action is Action.ABORT:
             self.under_way = set()
@@ -424,11 +504,11 @@ class AnyReports(RuleBasedStateMachine):
             assert (row == old).all() or (row == new).all()
 
     def teardown(self) -> None:
-        for _ in range(SETTINGS.wait_steps + 2):  # whatever it waits for, it does not for ever
-            if self.controller.state in (State.OBSERVE, State.MOVE, State.WARM_UP, State.SETTLE):
+        for _ in range(64 * SETTINGS.update_interval + 2):  # it waits for nothing for ever
+            if self.controller.state in (State.OBSERVE, State.MOVE, State.SETTLE):
                 break
             self.step(Report())
-        assert self.controller.state is not State.PLAN
+        assert self.controller.state not in (State.WARM_UP, State.PLAN)
 
 
 TestAnyReports = AnyReports.TestCase
@@ -531,10 +611,23 @@ def test_a_shift_of_domain_is_answered_and_nothing_happens_while_nothing_changes
     assert world.findings[-1].balance[""].excess < world.findings[0].balance[""].excess / 3
 
 
-def test_a_planner_slower_than_it_may_be_changes_nothing():
+@pytest.mark.parametrize("planner_steps", [LIVE.wait_steps + 5, 5 * LIVE.update_interval])
+def test_a_planner_slower_than_the_wait_and_even_the_interval_moves_experts(planner_steps):
     domains = lognormal(32, sigma=1.0, num_layers=2)
-    trace = sample_trace(steady(domains, num_steps=600), num_tokens=64, top_k=4, seed=3)
-    world = World(trace, planner_steps=LIVE.wait_steps + 5)
+    trace = sample_trace(steady(domains, num_steps=2000), num_tokens=256, top_k=4, seed=3)
+    world = World(trace, planner_steps=planner_steps)
+    world.serve()
+    given_up = len(world.steps_of(Action.ABORT))
+    assert given_up == (0 if planner_steps < LIVE.update_interval else 3)  # after 64, 128, 256
+    assert world.steps_of(Action.MOVE)
+    assert world.findings[-1].balance[""].excess < world.findings[0].balance[""].excess / 3
+
+
+def test_a_planner_that_never_answers_changes_nothing_and_is_asked_ever_more_rarely():
+    domains = lognormal(32, sigma=1.0, num_layers=2)
+    trace = sample_trace(steady(domains, num_steps=1000), num_tokens=64, top_k=4, seed=3)
+    world = World(trace, planner_steps=10_000)
     world.serve()
     assert world.steps_of(Action.MOVE) == []
-    assert len(world.steps_of(Action.ABORT)) == len(world.steps_of(Action.LOOK)) > 3
+    waits = np.subtract(world.steps_of(Action.ABORT), world.steps_of(Action.LOOK)[:3])
+    assert waits.tolist() == [65, 129, 257]

@@ -21,6 +21,7 @@ from equipoise.topology import Topology
 ORDER = Order(
     number=7, action=Action.MOVE, state=State.MOVE, version=2, serving="abc", layers=(3, 5),
     slots=np.arange(6).reshape(2, 3), outcome=Outcome.FAILED, note="why", quiet_until=9,
+    wait_steps=30,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 from equipoise.control.controller import Action, Controller, Outcome, Report, State
 from equipoise.control.findings import Balance, Failure, Finding, Question
 from equipoise.control.process import PlanningProcess, _checked, _Worker
+from equipoise.control.rehearsal import rehearsal_window
 from equipoise.control.settings import Settings
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -95,6 +96,13 @@ def test_an_answer_comes_with_a_checked_placement(planner):
     assert isinstance(answer.proposal, Placement)
     assert answer.proposal == OTHER
     assert answer.assignments == WINDOW.counts.sum()
+
+
+def test_it_rehearses_on_loads_of_the_size_that_a_look_gives(planner):
+    planner.rehearse(question(0), 7)
+    answer = wait(planner)
+    expected = rehearsal_window(question(0).current, 7)
+    assert answer.assignments == expected.counts.sum()
 
 
 @pytest.mark.parametrize(

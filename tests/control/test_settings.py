@@ -13,11 +13,13 @@ from equipoise.errors import EquipoiseError
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"window": 2000, "update_interval": 1000}, "longer than the update interval of 1000"),
+        ({"window": 2000, "update_interval": 1000}, "longer than the update_interval of 1000"),
         ({"cool_down_steps": 10}, "judged by steps from before it"),
         ({"layers_per_step": 0}, "nothing would ever be balanced; give a map_path"),
-        ({"map_path": "no/such/map.json"}, "There is no map 'no/such/map.json'"),
-        ({"map_path": 5}, "There is no map '5'; give the path of a file"),
+        ({"map_path": "no/such/map.json"}, "map_path: there is no map 'no/such/map.json'"),
+        ({"map_path": 5}, "there is no map '5'; give the path of a file"),
+        ({"map_path": "x" * 5000}, "there is no map 'xxxxxx"),
+        ({"map_path": "\ud800"}, "there is no map"),
         ({"window": 100.0}, "window is 100.0; expected a whole number"),
         ({"window": None}, "window is None; expected a whole number"),
         ({"excess_on": 0.02}, "has to fall at less than what raises it"),

@@ -19,6 +19,7 @@ from equipoise import read_map, write_map
 from equipoise.control.controller import Action, Outcome, State
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.metrics import Metrics
+from equipoise.control.rehearsal import rehearsal_window
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import ALARMS
 from equipoise.engines.formats import MapContext
@@ -101,6 +102,9 @@ class AtOnce:
 
     def ask(self, question: Question, window: Trace) -> None:
         self.answer = self.advisor(question, window)
+
+    def rehearse(self, question: Question, num_steps: int) -> None:
+        self.ask(question, rehearsal_window(question.current, num_steps))
 
     def poll(self) -> Any:
         answer, self.answer = self.answer, None
@@ -257,8 +261,8 @@ def test_a_limited_transfer_takes_more_steps_and_says_the_same(pool):
 # --- what fails costs a move, not the serving ------------------------------------------------
 
 
-def plan_badly(group, advisor, wait_steps):
-    settings = replace(EAGER, wait_steps=wait_steps)
+def plan_badly(group, advisor, wait_steps, warm_up_steps):
+    settings = replace(EAGER, wait_steps=wait_steps, warm_up_steps=warm_up_steps)
     service = Service(group, settings, advisor=advisor)
     service.until(lambda s: s.count(Outcome.FAILED))
     service.balancer.close()
@@ -267,15 +271,22 @@ def plan_badly(group, advisor, wait_steps):
 
 
 @pytest.mark.parametrize(
-    ("advisor", "wait_steps", "says"),
+    ("advisor", "wait_steps", "warm_up_steps", "says"),
     [
-        (Dying(), 100_000, "The planner died."),
-        (Babbling(), 100_000, "The planner answered str, not the question."),
-        (Sleeping(), 20, "The planner has not answered in 20 steps."),
+        (Dying(), 100_000, 0, "The planner died."),
+        (Dying(), 100_000, 2, "Rehearsing a plan failed: The planner died."),
+        (Babbling(), 100_000, 0, "The planner answered str, not the question."),
+        (
+            Sleeping(), 20, 0, "The planner has not answered in 20 steps. Next time it may take 40."
+        ),
     ],
-)
-def test_a_planner_that_fails_is_told_and_serving_goes_on(pool, advisor, wait_steps, says):
-    for furthest, moves, failures, notes in pool.run(plan_badly, advisor, wait_steps):
+)  # fmt: skip
+def test_a_planner_that_fails_is_told_and_serving_goes_on(
+    pool, advisor, wait_steps, warm_up_steps, says
+):
+    for furthest, moves, failures, notes in pool.run(
+        plan_badly, advisor, wait_steps, warm_up_steps
+    ):
         assert furthest < TOLERANCE
         assert (moves, notes) == (0, [says])
         assert failures == 1
@@ -284,18 +295,29 @@ def test_a_planner_that_fails_is_told_and_serving_goes_on(pool, advisor, wait_st
 def plan_truly(group):
     """With the planner of the package in its own process, on what the model routes."""
     service = Service(group, replace(EAGER, excess_on=1e-3, excess_off=0.0), advisor=True)
-    service.until(lambda s: any(o.action is Action.LOOK for o in s.orders))
+    before: list[dict[str, float]] = []  # what is measured after each round before the first look
+    service.until(lambda s: s.count(Action.LOOK) or before.append(s.samples()))
     service.until(lambda s: s.orders[-1].state is State.OBSERVE or s.count(Action.MOVE))
     service.balancer.close()
-    return service.furthest, service.samples()
+    return service.furthest, service.samples(), service.orders, before
 
 
 def test_the_plain_advisor_answers(pool):
     answers = pool.run(plan_truly)
-    assert max(furthest for furthest, _ in answers) < TOLERANCE
+    assert max(furthest for furthest, *_ in answers) < TOLERANCE
     assert answers[0][1]["imbalancedecode"] > 1
     assert "imbalancedecode" not in answers[1][1]
     assert answers[0][1]["failures_total"] == 0
+
+
+def test_it_rehearses_before_the_first_look_and_says_how_long_a_plan_takes(pool):
+    for _, _, orders, before in pool.run(plan_truly):
+        actions = [order.action for order in orders if order.action is not Action.NOTHING]
+        assert actions[:3] == [Action.REHEARSE, Action.REHEARSE, Action.LOOK]
+        note = next(order.note for order in orders if order.note)
+        assert note.startswith("The planner is ready: a plan takes ")
+        for samples in before:  # the made-up loads are not measured
+            assert not any(name.startswith("imbalance") for name in samples)
 
 
 def spoil_a_chunk(chunks: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -377,7 +399,8 @@ def keep_where_no_folder_is(group, path, error):
     service.until(lambda s: s.count(Action.SETTLE) == 2)
     service.balancer.close()
     settled = [o.serving for o in service.orders if o.action is Action.SETTLE]
-    return tried, alarms, settled, service.samples(), service.furthest
+    served = [service.orders[0].serving, *settled]
+    return tried, alarms, served, service.samples(), service.furthest
 
 
 @pytest.mark.parametrize(
@@ -386,8 +409,8 @@ def keep_where_no_folder_is(group, path, error):
 def test_a_map_that_cannot_be_written_is_an_alarm_and_tried_again(pool, error, tmp_path):
     path = tmp_path / "missing" / "map.json"
     answers = pool.run(keep_where_no_folder_is, path, error)
-    tried, alarms, settled, samples, _ = answers[0]
-    assert tried == [settled[0]] * 3 + [settled[1]]
+    tried, alarms, (start, *settled), samples, _ = answers[0]
+    assert tried == [start, settled[0], settled[0], settled[1]]
     assert alarms == [0, 1, 1, 0]
     assert (samples["failures_total"], samples["alarmmap_not_kept"]) == (2, 0)
     assert read_map(path, MapContext(num_ranks=4)).checksum == settled[1]

@@ -67,6 +67,16 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
         (("--results", "missing"), "There is no folder missing for results; create it first."),
         (("--keep", "missing/map.json"), "There is no folder missing for the map; make it."),
         (("--requests", "-1"), "limit is -1; expected 0 or more"),
+        (
+            ("--additional-config", '{"gate_eplb": true}'),
+            "dynamic_eplb is false unless it is given, and there is no expert_map_path",
+        ),
+        (
+            ("--eplb-config", '{"num_redundant_experts": 3}'),
+            "num_redundant_experts: 35 slots do not divide over 2 ranks; nearest legal",
+        ),
+        (("--load-balancer", "missing.yaml"), "missing.yaml does not exist."),
+        (("--load-balancer", "num_slots: 32", "--map", "map.json"), "argument --map: not allowed"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(arguments, why):
@@ -88,3 +98,27 @@ def test_starts_from_the_map_it_came_to_and_stays(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Move:" not in done.stderr
     assert path.read_bytes() == written
+
+
+@pytest.mark.long
+def test_a_map_recorded_in_a_first_run_is_served_and_stays_in_later_ones(tmp_path):
+    record, kept = tmp_path / "eplb.json", tmp_path / "kept.json"
+    first = {
+        "dynamic_eplb": True, "num_iterations_eplb_update": 64, "gate_eplb": True,
+        "num_wait_worker_iterations": 1, "expert_map_record_path": str(record),
+        "init_redundancy_expert": 1,
+    }  # fmt: skip
+    done = torchrun(3, "--requests", 480, "--additional-config", json.dumps(first))
+    assert done.returncode == 0, done.stderr
+    assert "num_wait_worker_iterations is 1: 30 and more are advised" in done.stderr
+    assert "longer than the wait of 1 that was set" in done.stderr
+    assert done.stderr.count("Move: moving") == 1
+    context = MapContext(num_ranks=3, num_experts=32)
+    recorded = read_map(record, context, format="ascend")
+    assert recorded.num_redundant == 1
+
+    later = json.dumps({"expert_map_path": str(record)})
+    done = torchrun(3, "--requests", 96, "--additional-config", later, "--keep", kept)
+    assert done.returncode == 0, done.stderr
+    assert "Move:" not in done.stderr
+    assert (read_map(kept, context).slots == recorded.slots).all()

@@ -6,6 +6,8 @@ broadcast, and every rank, rank 0 too, acts on it::
     order = broadcast(controller.step(report) if rank == 0 else None)
     follower.follow(order)                      # refuses an order out of turn
     match order.action:
+        case Action.REHEARSE:                   # rank 0 asks about made-up loads
+            if rank == 0: planner.rehearse(controller.question, settings.window)
         case Action.LOOK:                       # all ranks add up their counts; rank 0 asks
             window = recorder.to_trace(group)
             if rank == 0: planner.ask(controller.question, window)
@@ -32,6 +34,7 @@ from equipoise.checks import check_number
 from equipoise.control.cadence import layers_by_step
 from equipoise.control.findings import Failure, Finding, Question
 from equipoise.control.settings import Settings
+from equipoise.control.waiting import Wait
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import with_slots
@@ -40,6 +43,7 @@ from equipoise.placement import Placement
 Ints = NDArray[np.int64]
 
 _LONGEST_BACK_OFF = 64  # update intervals
+_REHEARSALS = 2  # the first starts and compiles the planner, the second shows what a plan takes
 _ANSWER_EVERY = (
     4  # steps: so often, and not after each, ranks hear whether the planner has answered
 )
@@ -63,6 +67,7 @@ class Action(Enum):
     """What all ranks do after a forward pass."""
 
     NOTHING = "nothing"
+    REHEARSE = "rehearse"
     LOOK = "look"
     MOVE = "move"
     COMMIT = "commit"
@@ -105,6 +110,8 @@ class Order:
         Orders with a number below this one, if more of them follow, say nothing new. That holds as
         long as the planner's answer, if one is awaited, is not reported before the step of this
         number.
+    wait_steps
+        Steps after which an answer of the planner is overdue.
     """
 
     number: int
@@ -117,6 +124,7 @@ class Order:
     outcome: Outcome | None = None
     note: str = ""
     quiet_until: int = 0
+    wait_steps: int
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -149,6 +157,9 @@ class Controller:
         When, and how much at a time.
     expert_bytes
         All tensors of one expert in one layer, for ``max_bytes_per_step``.
+    rehearse
+        Whether the planner is asked to rehearse in the warm-up, which then lasts until it has
+        answered. Without a warm-up, or where nothing will ever move, it is not.
 
     Raises
     ------
@@ -157,7 +168,12 @@ class Controller:
     """
 
     def __init__(
-        self, placement: Placement, settings: Settings, *, expert_bytes: int | None = None
+        self,
+        placement: Placement,
+        settings: Settings,
+        *,
+        expert_bytes: int | None = None,
+        rehearse: bool = False,
     ) -> None:
         if expert_bytes is not None:
             check_number("expert_bytes", expert_bytes, low=1, high=math.inf)
@@ -172,9 +188,12 @@ class Controller:
         self._version = 0
         self._next_look = settings.warm_up_steps + settings.window
         self._question: Question | None = None
+        self._wait = Wait(settings)
         self._alarm = _Alarm(settings)
         self._move: _Move | None = None
         self._finished = settings.layers_per_step == 0
+        rehearse &= settings.warm_up_steps > 0 and not self._finished
+        self._rehearsals = _REHEARSALS if rehearse else 0  # still to come
 
     @property
     def state(self) -> State:
@@ -188,7 +207,7 @@ class Controller:
 
     @property
     def question(self) -> Question:
-        """What to ask the planner after an order to look.
+        """What to ask the planner after an order to look or to rehearse.
 
         Raises
         ------
@@ -219,10 +238,25 @@ class Controller:
         }
         return at[self._state](report)
 
-    def _warm_up(self, _report: Report) -> Order:
+    def _warm_up(self, report: Report) -> Order:
+        """The steps that count for nothing, and more while the planner still rehearses."""
+        note = ""
+        if self._question is not None:
+            answer = self._answer(report)
+            if answer is None:
+                return self._order()
+            if isinstance(answer, Failure):
+                self._rehearsals = 0
+                note = f"Rehearsing a plan failed: {answer.text}"
+                return self._order(Action.ABORT, outcome=Outcome.FAILED, note=note)
+            if not self._rehearsals:
+                note = self._wait.explained()
+        if self._rehearsals:
+            self._rehearsals -= 1
+            return self._look(-math.inf, Action.REHEARSE)
         if self._number > self._settings.warm_up_steps:
             self._state = State.OBSERVE
-        return self._order()
+        return self._order(note=note)
 
     def _observe(self, _report: Report) -> Order:
         if self._number < self._next_look:
@@ -239,7 +273,9 @@ class Controller:
             return self._give_up(Outcome.FAILED, answer.text, action=Action.ABORT)
         self._alarm.see(answer.sure_excess)
         if answer.proposal in (None, self._placement) or answer.predicted is None:
-            return self._observe_again()
+            unexplained = max(answer.sure_excess, 0.0)
+            note = f"Nothing moves: chance explains all but {unexplained:.3f} of the imbalance."
+            return self._observe_again(note=note)
         if not answer.predicted.move:
             return self._give_up(Outcome.REFUSED, answer.predicted.text)
         return self._start(answer.proposal, note=answer.predicted.text)
@@ -287,24 +323,26 @@ class Controller:
         self._alarm.back_off(self._number)
         return self._start(before, outcome=Outcome.ROLLED_BACK, note=note, keep=False)
 
-    def _look(self, plan_above: float) -> Order:
+    def _look(self, plan_above: float, action: Action = Action.LOOK) -> Order:
         self._question = Question(
             number=self._number,
             current=self._placement,
             previous=self._before,
             plan_above=plan_above,
         )
-        return self._order(Action.LOOK)
+        return self._order(action)
 
     def _answer(self, report: Report) -> Finding | Failure | None:
         """The answer to the open question; a failure once it is late. Others do not count."""
         assert self._question is not None
         number, answer = self._question.number, report.answer
+        taken = self._number - number
         if answer is None or answer.number != number:
-            if self._number - number <= self._settings.wait_steps:
+            if taken <= self._wait.steps:
                 return None
-            text = f"The planner has not answered in {self._settings.wait_steps} steps."
-            answer = Failure(number=number, text=text)
+            answer = Failure(number=number, text=self._wait.give_up())
+        elif isinstance(answer, Finding) and not self._rehearsals:  # else it had to start first
+            self._wait.see(taken)
         self._question = None
         return answer
 
@@ -385,18 +423,19 @@ class Controller:
             outcome=outcome,
             note=note,
             quiet_until=self._quiet_until,
+            wait_steps=self._wait.usual,
         )
 
     @property
     def _quiet_until(self) -> int:
         """The number of the next order that may be something else than nothing."""
-        if self._state is State.WARM_UP:
-            return self._settings.warm_up_steps + 1
         if self._question is not None:
             asked = self._question.number
             waited = self._number - asked
-            late = self._settings.wait_steps + 1
+            late = self._wait.steps + 1
             return asked + min(waited + _ANSWER_EVERY - waited % _ANSWER_EVERY, late)
+        if self._state is State.WARM_UP:
+            return self._settings.warm_up_steps + 1
         return self._next_look if self._state in (State.OBSERVE, State.SETTLE) else 0
 
 

@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
@@ -26,6 +27,7 @@ import numpy as np
 from equipoise.checks import check_number
 from equipoise.control.findings import Advisor, Failure, Finding, Question, one_line, said
 from equipoise.control.messages import PeerError, decode, encode
+from equipoise.control.rehearsal import rehearsal_window
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.trace import Trace
@@ -72,11 +74,11 @@ class PlanningProcess:
 
     def ask(self, question: Question, window: Trace) -> None:
         """Hand in a question; does not wait. One that was not answered yet is dropped."""
-        if self._closed:
-            raise EquipoiseError("The planning process is closed; make another.")
-        self.drop()
-        self._asked = question.number
-        Thread(target=self._consult, args=(question, window), daemon=True).start()
+        self._hand_in(question, lambda: window)
+
+    def rehearse(self, question: Question, num_steps: int) -> None:
+        """Hand in a question about made-up loads of this number of steps; does not wait either."""
+        self._hand_in(question, partial(rehearsal_window, question.current, num_steps))
 
     def poll(self) -> Finding | Failure | None:
         """The answer to the last question, once; ``None`` as long as there is none."""
@@ -104,7 +106,14 @@ class PlanningProcess:
             self._worker.process.kill()
             self._worker.process.join()
 
-    def _consult(self, question: Question, window: Trace) -> None:
+    def _hand_in(self, question: Question, window: Callable[[], Trace]) -> None:
+        if self._closed:
+            raise EquipoiseError("The planning process is closed; make another.")
+        self.drop()
+        self._asked = question.number
+        Thread(target=self._consult, args=(question, window), daemon=True).start()
+
+    def _consult(self, question: Question, window: Callable[[], Trace]) -> None:
         """The thread: one question, one answer."""
         with self._turn:
             started = time.monotonic()
@@ -112,7 +121,7 @@ class PlanningProcess:
             try:
                 if self._asked != question.number:
                     return
-                answer = _checked(self._reply(question, window), question)
+                answer = _checked(self._reply(question, window()), question)
             except Exception as error:  # whatever it is, serving goes on and is told
                 answer = Failure(number=question.number, text=said(error))
             self._answers.put(replace(answer, seconds=time.monotonic() - started))

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from equipoise.checks import check_number, check_whole
-from equipoise.errors import EquipoiseError
+from equipoise.checks import brief, check_number, check_whole
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import check_slot_count
 
 _LEAST = {
@@ -32,13 +32,15 @@ class Settings:
     update_interval
         Steps from one look at the loads to the next.
     wait_steps
-        Steps the planner may take; a plan that comes later is dropped. Nothing waits for it.
+        Steps the planner may take; nothing waits for it. It gets more where it needs more, and in
+        any case until the next look is due: see ``Wait``.
     layers_per_step
         Most layers that move in a step; 0 measures and moves nothing, which needs a map.
     max_bytes_per_step
         What may move in a step on average, all ranks together; ``None``: no limit.
     warm_up_steps
-        First steps that count for nothing.
+        First steps that count for nothing. In them the planner starts, compiles and shows how many
+        steps a plan takes; without them it starts when it is first asked.
     cool_down_steps
         Steps after a move until it is judged and loads are looked at again; ``None``: the window.
     excess_on, excess_off
@@ -74,10 +76,11 @@ class Settings:
         for name, low in _LEAST.items():
             value = getattr(self, name)
             if value is not None or name not in _MAY_BE_NONE:
-                check_whole(name, value, low=low)
+                check_whole(argument(name), value, low=low)
         for name in ("background", "once"):
-            if not isinstance(getattr(self, name), bool):
-                raise EquipoiseError(f"{name} is {getattr(self, name)!r}; expected true or false.")
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise EquipoiseError(f"{argument(name)} is {brief(value)}; expected true or false.")
         self._check_thresholds()
         self._check_steps()
         self._check_map()
@@ -102,8 +105,8 @@ class Settings:
         check_slot_count(slots, num_ranks=num_ranks, num_experts=num_experts)
         if self.num_redundant > most:
             raise EquipoiseError(
-                f"num_redundant is {self.num_redundant}; {most} already put every expert on each "
-                f"of {num_ranks} ranks."
+                f"{argument('num_redundant')} is {self.num_redundant}; {most} already put every "
+                f"expert on each of {num_ranks} ranks."
             )
         return slots
 
@@ -114,32 +117,44 @@ class Settings:
 
     def _check_thresholds(self) -> None:
         for name in ("excess_on", "excess_off"):
-            check_number(name, getattr(self, name), low=0, high=math.inf)
+            check_number(argument(name), getattr(self, name), low=0, high=math.inf)
         if self.excess_off >= self.excess_on:
             raise EquipoiseError(
-                f"excess_off is {self.excess_off}, excess_on {self.excess_on}; the alarm has to "
-                "fall at less than what raises it, or it flutters."
+                f"{argument('excess_off')} is {self.excess_off}, {argument('excess_on')} "
+                f"{self.excess_on}; the alarm has to fall at less than what raises it, or it "
+                "flutters."
             )
 
     def _check_steps(self) -> None:
         if self.window > self.update_interval:
             raise EquipoiseError(
-                f"A window of {self.window} steps is longer than the update interval of "
-                f"{self.update_interval}: loads that a plan has answered would be planned for "
-                "again; give a window of at most the interval."
+                f"{argument('window')} is {self.window}, longer than the "
+                f"{argument('update_interval')} of {self.update_interval}: loads that a plan has "
+                "answered would be planned for again; give a window of at most the interval."
             )
         if self.settle_steps < self.window:
             raise EquipoiseError(
-                f"cool_down_steps is {self.cool_down_steps}, the window {self.window} steps: a "
-                "move would be judged by steps from before it; cool down for the window or longer."
+                f"{argument('cool_down_steps')} is {self.cool_down_steps}, {argument('window')} "
+                f"{self.window}: a move would be judged by steps from before it; cool down for the "
+                "window or longer."
             )
 
     def _check_map(self) -> None:
         path = self.map_path
-        if path is not None and not (isinstance(path, str | Path) and Path(path).is_file()):
-            raise EquipoiseError(f"There is no map {str(path)!r}; give the path of a file.")
+        if path is not None and not (isinstance(path, str | Path) and _is_file(path)):
+            raise EquipoiseError(
+                f"{argument('map_path')}: there is no map {brief(str(path))}; give the path of a "
+                "file."
+            )
         if self.layers_per_step == 0 and self.map_path is None:
             raise EquipoiseError(
-                "layers_per_step is 0 and there is no map: nothing would ever be balanced; give a "
-                "map_path, or move 1 layer or more a step."
+                f"{argument('layers_per_step')} is 0 and there is no map: nothing would ever be "
+                f"balanced; give a {argument('map_path')}, or move 1 layer or more a step."
             )
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # such as a name longer than any file can have
+        return False

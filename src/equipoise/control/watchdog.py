@@ -54,9 +54,8 @@ class Watchdog:
     """
 
     def __init__(self, settings: Settings, alarms: Alarms | None = None) -> None:
-        longest = max(settings.update_interval, settings.settle_steps) + settings.wait_steps
-        self._patience = 2 * longest
-        self._last = settings.warm_up_steps  # the step in which something went on
+        self._longest = max(settings.update_interval, settings.settle_steps)  # between two looks
+        self._last = 0  # the step in which something went on
         self._order: Order | None = None
         self._alarms = alarms or Alarms()
 
@@ -72,7 +71,7 @@ class Watchdog:
         self._order = order
         self._alarms.say(
             STOPPED,
-            order.number - self._last > self._patience,
+            order.number - self._last > 2 * (self._longest + order.wait_steps),
             f"Nothing has come of balancing since step {self._last} (now {order.number}, state "
             f"{order.state.value}).",
         )
@@ -92,10 +91,13 @@ class Watchdog:
         )
 
     def _goes_on(self, order: Order) -> bool:
-        """Whether a layer has moved since the last order, or a question was answered."""
+        """Whether it warms up, a layer has moved since the last order, or a question was answered.
+
+        Warming up takes longer than was set where the planner is still rehearsing.
+        """
         last = self._order
-        if last is None:
-            return False
+        if last is None or order.state is State.WARM_UP:
+            return order.state is State.WARM_UP
         answered = last.state in (State.PLAN, State.SETTLE) and order.state is not last.state
         failed = order.outcome is Outcome.FAILED
         return order.serving != last.serving or (answered and not failed)

@@ -1,75 +1,256 @@
-"""Settings of the controller from the options of an engine, by the names its users know."""
+"""Settings of the controller from the options of an engine, as its manual writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from equipoise.checks import check_count
+from equipoise.checks import brief, check_count
 from equipoise.control.settings import Settings
-from equipoise.engines._shared.options import Options
+from equipoise.engines._shared.findings import shown_names
+from equipoise.engines._shared.options import RECORD_PATH, Facts, Found, OptionTable
+from equipoise.engines._shared.options_document import read_document
 from equipoise.engines.ascend import settings as ascend
+from equipoise.engines.files import output_file
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import check_map_path, examine_map, reading_warnings, write_map
 from equipoise.engines.trtllm import settings as trtllm
 from equipoise.engines.vllm import settings as vllm
 from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
 
-_OPTIONS: dict[str, Options] = {
-    "ascend": ascend.OPTIONS,
-    "trtllm": trtllm.OPTIONS,
-    "vllm": vllm.OPTIONS,
+TABLES: dict[str, OptionTable] = {
+    "ascend": ascend.TABLE,
+    "trtllm": trtllm.TABLE,
+    "vllm": vllm.TABLE,
 }
+"""The options of every engine whose options are read."""
+
+_RECORD_FORMAT = "ascend"  # the only engine that has an option to record
+_SHORT_INTERVAL, _SHORT_WAIT = 100, 30  # steps; as the manual of SwiftBalancer advises
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What the options of an engine mean here.
+
+    Parameters
+    ----------
+    settings
+        Settings of the controller.
+    placement
+        Placement of the map that they start from; ``None``: no map, or the ranks are not known.
+    record_path
+        File to which every placement that is served is written; ``None``: none.
+    advice
+        What the user should know: a sentence or two each.
+    """
+
+    settings: Settings
+    placement: Placement | None = None
+    record_path: Path | None = None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def keep(self) -> Callable[[Placement], None] | None:
+        """Function that records a placement, as ``Balancer`` takes it; ``None``: record none."""
+        return None if self.record_path is None else partial(_record, path=self.record_path)
 
 
 def from_options(
     engine: str, options: Mapping[str, Any], *, num_experts: int, **ours: Any
 ) -> Settings:
-    """Settings from the options of an engine.
+    """The settings of ``read_options``, for options that are at hand; a map is not read."""
+    return read_options(engine, options, num_experts=num_experts, **ours).settings
+
+
+def read_options(
+    engine: str,
+    source: str | Path | Mapping[str, Any],
+    *,
+    num_experts: int | None = None,
+    num_ranks: int | None = None,
+    layer_ids: tuple[int, ...] | None = None,
+    **ours: Any,
+) -> EngineOptions:
+    """What the options of an engine mean here; ``docs/engine-options.md`` has all of them.
 
     Parameters
     ----------
     engine
         ``"ascend"`` (SwiftBalancer, old names and new), ``"trtllm"`` or ``"vllm"``.
-    options
-        Its section on balancing, as the engine would read it.
+    source
+        Options as the engine takes them: a mapping, its text, or the path of a file with it. They
+        may be nested as they are there, in ``eplb_config`` or ``moe_config.load_balancer``.
     num_experts
-        ``E``, where an engine counts slots.
+        ``E``, where an engine counts slots; ``None``: not known.
+    num_ranks
+        ``R``: redundancy is checked against it and a map is read; ``None``: neither.
+    layer_ids
+        The model's numbers of its MoE layers, for the map.
     ours
         Settings that the engine has no word for.
 
     Raises
     ------
     EquipoiseError
-        Another engine, an option that it does not have or that would have no effect here, the same
-        thing set twice, and all that ``Settings`` refuses.
+        Another engine, a document that cannot be read, an option that the engine does not have or
+        that would have no effect here, the same thing set twice, options that contradict each
+        other, and all that ``Settings``, ``read_map`` and ``check_map_path`` refuse. The message is
+        in the engine's own words.
     """
-    check_count("num_experts", num_experts)
-    if engine not in _OPTIONS:
-        raise EquipoiseError(f"No options of {engine!r} are known; use one of {_names(_OPTIONS)}.")
-    found, by = dict(ours), {name: name for name in ours}
-    for option, value in options.items():
-        for name, setting in _read(engine, option, value, num_experts).items():
-            if name in found:
-                raise EquipoiseError(f"{option} and {by[name]} both set {name}; give one of them.")
-            found[name], by[name] = setting, option
-    unknown = set(found) - set(Settings.__dataclass_fields__)
+    if engine not in TABLES:
+        raise EquipoiseError(f"No options of {engine!r} are known; use one of {_names(TABLES)}.")
+    if num_experts is not None:
+        check_count("num_experts", num_experts)
+    table = TABLES[engine]
+    document = read_document(table, source)
+    facts = Facts(num_experts=num_experts, file=document.file)
+    found, by = _found(table, document.given, facts, ours)
+    with _in_words_of(table, by):
+        found = table.together(found, by)
+        record_path = _checked_record(found.pop(RECORD_PATH, None), by)
+        settings = Settings(**found)
+        placement, doubts = _start(settings, by, num_experts, num_ranks, layer_ids)
+    if placement is not None:
+        settings = replace(settings, num_redundant=placement.num_redundant)
+    return EngineOptions(
+        settings=settings,
+        placement=placement,
+        record_path=record_path,
+        advice=(*_advice(table, document.given, settings, by), *_on(document.foreign), *doubts),
+    )
+
+
+def _found(
+    table: OptionTable, given: list[tuple[str, Any]], facts: Facts, ours: Mapping[str, Any]
+) -> tuple[Found, dict[str, str]]:
+    """What the options set, and the name of the one that has set it."""
+    unknown = set(ours) - set(Settings.__dataclass_fields__)
     if unknown:
         raise EquipoiseError(f"There is no setting {_names(unknown)}.")
-    return Settings(**found)
+    found, by = dict(ours), {name: name for name in ours}
+    for option, value in given:
+        for setting, read in _read(table, option, value, facts).items():
+            if by.get(setting) == option:
+                raise EquipoiseError(f"{option} is given twice; keep one of the two.")
+            if setting in found:
+                raise EquipoiseError(
+                    f"{option} and {by[setting]} both set {setting}; give one of them."
+                )
+            found[setting], by[setting] = read, option
+    return found, by
 
 
-def _read(engine: str, option: str, value: Any, num_experts: int) -> dict[str, Any]:
-    known = _OPTIONS[engine]
-    reader = known.get(option)
-    if reader is None:
-        raise EquipoiseError(
-            f"{engine} has no option {option!r} for balancing; it has {_names(known)}."
-        )
-    if isinstance(reader, str):
-        raise EquipoiseError(f"{option} would have no effect: {reader}. Leave it out.")
+def _read(table: OptionTable, name: str, value: Any, facts: Facts) -> Found:
+    """What one option sets."""
+    option = table.options[name]
+    if not option.sets:
+        if not any(type(value) is type(same) and value == same for same in option.harmless):
+            raise EquipoiseError(
+                f"{name} {brief(value)} would have no effect: {option.here}. Leave it out."
+            )
+        return {}
     try:
-        return reader(value, num_experts)
+        return dict.fromkeys(option.sets, option.read(value, facts) if option.read else value)
     except EquipoiseError as error:
-        raise EquipoiseError(f"{option}: {error}") from error
+        raise EquipoiseError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _in_words_of(table: OptionTable, by: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name the options, the given ones and the present names of all others."""
+    names = dict(by)
+    for name, option in table.options.items():
+        for setting in option.sets:
+            names.setdefault(setting, name)
+    try:
+        yield
+    except EquipoiseError as error:
+        raise EquipoiseError(error.message.named(names)) from error
+
+
+def _checked_record(path: Path | None, by: Mapping[str, str]) -> Path | None:
+    """The path, if a map can be written there."""
+    if path is not None:
+        with _said_of(by[RECORD_PATH]):
+            check_map_path(path, _RECORD_FORMAT)
+            output_file(path)
+    return path
+
+
+def _start(
+    settings: Settings,
+    by: Mapping[str, str],
+    num_experts: int | None,
+    num_ranks: int | None,
+    layer_ids: tuple[int, ...] | None,
+) -> tuple[Placement | None, list[str]]:
+    """The placement of the map, if there is one, and what is doubtful about it.
+
+    Without a map the redundancy is checked against the ranks.
+    """
+    if num_ranks is None:
+        return None, []
+    option = by.get("num_redundant")
+    if settings.map_path is None:
+        if num_experts is not None:
+            with _said_of(option):
+                settings.num_slots(num_experts, num_ranks)
+        return None, []
+    context = MapContext(num_ranks=num_ranks, num_experts=num_experts, layer_ids=layer_ids)
+    reading = examine_map(settings.map_path, context)
+    has, asked = reading.placement.num_redundant, settings.num_redundant
+    if option is not None and asked != has:
+        raise EquipoiseError(
+            f"{option} asks for {asked} redundant slots, and {settings.map_path} has {has}; leave "
+            "it out, or give another map."
+        )
+    return reading.placement, [f"{settings.map_path}: {text}" for text in reading_warnings(reading)]
+
+
+@contextmanager
+def _said_of(option: str | None) -> Iterator[None]:
+    """Have errors begin with the option that they are about, if one was given."""
+    try:
+        yield
+    except EquipoiseError as error:
+        raise EquipoiseError(f"{option}: {error}" if option else f"{error}") from error
+
+
+def _advice(
+    table: OptionTable, given: list[tuple[str, Any]], settings: Settings, by: Mapping[str, str]
+) -> Iterator[str]:
+    """What to say of options that were given, and of their values."""
+    for name, _ in given:
+        if table.options[name].advice:
+            yield f"{name}: {table.options[name].advice}."
+    if settings.layers_per_step == 0:
+        return
+    interval, wait = by.get("update_interval"), by.get("wait_steps")
+    if interval and settings.update_interval < _SHORT_INTERVAL:
+        yield (
+            f"{interval} is {settings.update_interval}: 400 and more suit traffic that is stable, "
+            f"{_SHORT_INTERVAL} to 200 traffic that changes; in fewer steps chance looks like load."
+        )
+    if wait and settings.wait_steps < _SHORT_WAIT:
+        yield (
+            f"{wait} is {settings.wait_steps}: {_SHORT_WAIT} and more are advised, so that a plan "
+            "is ready in time. What planning takes is measured in the warm-up, and waited for."
+        )
+
+
+def _on(foreign: list[str]) -> Iterator[str]:
+    if foreign:
+        yield f"{shown_names(foreign)}: not for balancing, so without effect here."
+
+
+def _record(placement: Placement, path: Path) -> None:
+    write_map(placement, path, format=_RECORD_FORMAT)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -4,7 +4,8 @@ After every forward pass, on every rank::
 
     report ---> Controller (rank 0) ---> order, broadcast ---> Follower ---> act ---> next report
                      ^
-    PlanningProcess -'               LOOK    LoadRecorder: add up the ranks; then ask the planner
+    PlanningProcess -'               REHEARSE have the planner plan for made-up loads, on rank 0
+                                     LOOK    LoadRecorder: add up the ranks; then ask the planner
                                      MOVE    transfer, or begin a BackgroundTransfer
                                      COMMIT  BackgroundTransfer: write a layer that has arrived
                                      ABORT   drop the question and the transfer
@@ -28,7 +29,7 @@ import torch.distributed as dist
 
 from equipoise.checks import check_number
 from equipoise.control.advisor import plain_advisor
-from equipoise.control.controller import Action, Controller, Follower, Order, Report
+from equipoise.control.controller import Action, Controller, Follower, Order, Report, State
 from equipoise.control.findings import Advisor, Failure, Finding, said
 from equipoise.control.messages import decode, encode
 from equipoise.control.metrics import Metrics
@@ -71,9 +72,9 @@ class Balancer:
     metrics, alarms
         Observers that are told everything that happens.
     keep
-        Function that saves a placement; called on rank 0 with every placement that has settled. If
-        it raises, an alarm says so, serving goes on, and it is called again at every look at the
-        loads.
+        Function that saves a placement; called on rank 0 with the one that is served, at looks at
+        the loads, when a change is complete, and at the end, unless it has saved the same before.
+        If it raises, an alarm says so, serving goes on, and it is called again the next time.
     bytes_per_second
         Highest average rate at which a rank sends while it moves experts in the background.
     renew_spare
@@ -111,7 +112,7 @@ class Balancer:
         self._metrics = metrics or Metrics()
         self._alarms = alarms or Alarms()
         self._watchdog = Watchdog(settings, self._alarms)
-        self._unkept: Placement | None = None
+        self._kept: Placement | None = None
         self._layers = {layer.layer_id: layer for layer in model.layers}
         self._device = device_of(model.layers[0])
         self._expert_bytes = sum(t[0].nbytes for t in model.layers[0].weights.values())
@@ -128,7 +129,7 @@ class Balancer:
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
             self._controller = Controller(
-                model.placement, settings, expert_bytes=self._expert_bytes
+                model.placement, settings, expert_bytes=self._expert_bytes, rehearse=True
             )
             dispatch = model.layers[0].assignment.dispatcher
             self._planner = PlanningProcess(
@@ -177,7 +178,7 @@ class Balancer:
         answer = self._report.answer
         if answer is None and not self._quiet:
             answer = self._answer(self._controller)
-        if answer is not None:
+        if answer is not None and self._controller.state is not State.WARM_UP:  # a rehearsal
             self._metrics.take_answer(answer)
         return self._controller.step(replace(self._report, answer=answer))
 
@@ -230,6 +231,8 @@ class Balancer:
     def _act(self, order: Order) -> Report:
         """Carry out an order and report what came of it."""
         match order.action:
+            case Action.REHEARSE:
+                self._rehearse()
             case Action.LOOK:
                 return self._look(order)
             case Action.MOVE:
@@ -241,6 +244,11 @@ class Balancer:
             case Action.SETTLE:
                 self._settle()
         return Report()
+
+    def _rehearse(self) -> None:
+        """Have the planner plan for made-up loads, so that it starts and compiles."""
+        if self._controller is not None:
+            self._planner.rehearse(self._controller.question, self._settings.window)
 
     def _look(self, order: Order) -> Report:
         """Begin to add up the counts of all ranks, for a question to the planner."""
@@ -297,22 +305,23 @@ class Balancer:
     def _settle(self) -> None:
         """A change is complete: keep the placement."""
         self._moving = None
-        if self._controller is not None:
-            self._unkept = self._controller.placement
-            self._try_to_keep()
+        self._try_to_keep()
 
     def _try_to_keep(self) -> None:
-        """Save the last placement, if it was not saved yet."""
-        if self._keep is None or self._unkept is None:
+        """Save the placement that is served, on rank 0, if it was not saved yet."""
+        if self._keep is None or self._controller is None:
+            return
+        served = self._controller.placement
+        if served == self._kept:
             return
         try:
-            self._keep(self._unkept)
+            self._keep(served)
         except Exception as error:  # from a disk, a folder, a format: serving does not depend on it
             self._alarms.say(UNKEPT, True, f"{said(error).rstrip('.')}. It is tried again.")
             self._metrics.take_failure()
             return
         self._alarms.say(UNKEPT, False)
-        self._unkept = None
+        self._kept = served
 
     def _migration(self, order: Order) -> Migration:
         """The migration from what the layers of an order hold to what they are to hold."""

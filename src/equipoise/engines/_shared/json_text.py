@@ -48,6 +48,11 @@ def parse_json(data: bytes, where: str) -> Any:
         raise explained(error, where) from error
 
 
+def parse_text(text: str, where: str) -> Any:
+    """The document in a text; raises as ``parse_json``."""
+    return parse_json(text.encode("utf-8", "surrogatepass"), where)
+
+
 def explained(error: Exception, where: str) -> FormatError:
     """What an error of Python's decoder, or of one here, means to whoever has the file."""
     match error:

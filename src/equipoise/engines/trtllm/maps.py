@@ -34,7 +34,11 @@ MAX_SLOTS = 32767  # the routing kernel stores slots as int16
 MAX_EXPERTS = 1024
 _MAX_ENTRIES = 300_000  # 128 layers of 2048 slots; YAML is read value by value, 10 us each
 _KEYS = ("initial_global_assignments", "layer_updates_per_iter", "num_slots")
-_OPTIONS = (("moe_config", "load_balancer"), ("pytorch_backend_config", "moe_load_balancer"))
+OPTIONS_FILE_SECTIONS = (
+    ("moe_config", "load_balancer"),
+    ("pytorch_backend_config", "moe_load_balancer"),
+)
+"""Where the balancer's section is in a file of all the engine's options."""
 _RECORD = "record_type"  # vLLM's record is YAML as well
 _SIGNATURE = r"^\s*(?:initial_global_assignments|num_slots|layer_updates_per_iter)\s*:"
 _RULES = Rules(ids="T4", missing="T4", width="T3", slots="T2", stated="T2", redundancy="T2")
@@ -119,7 +123,7 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
 
 def _section(document: Any) -> Any:
     """The load balancer's own section, where the document is a whole options file."""
-    for part, key in _OPTIONS:
+    for part, key in OPTIONS_FILE_SECTIONS:
         if isinstance(document, dict) and isinstance(document.get(part), dict):
             return document[part].get(key)
     return document
@@ -130,7 +134,7 @@ def _matches(path: Path) -> bool:
         text = read_text(path)
         if re.search(_SIGNATURE, text, re.MULTILINE):
             return True
-        if not any(word in text for word in (*_KEYS, *(part for part, _ in _OPTIONS))):
+        if not any(word in text for word in (*_KEYS, *(part for part, _ in OPTIONS_FILE_SECTIONS))):
             return False  # without parsing a large file of another kind as YAML
         document = _load(path)[0]
     except FormatError:
