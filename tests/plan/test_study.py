@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import equipoise as eq
-from equipoise.dispatch import Even
+from equipoise.dispatch import Even, dispatcher
 from equipoise.migration import diff
 from equipoise.plan import Colocate, Greedy, hold_out_steps, measure_reach
 from equipoise.trace import TokenIds
@@ -87,3 +87,13 @@ def test_a_single_step_cannot_be_held_out():
     trace = eq.Trace(counts=np.ones((1, 2, 8), np.int64))
     with pytest.raises(eq.EquipoiseError, match=r"has one step.* give hold_out 0 to plan"):
         hold_out_steps(trace, 0.2)
+
+
+def test_rules_that_go_by_tokens_know_how_many_experts_a_token_has(trace):
+    robust = eq.Robust(dispatch="vllm", proposals=512)
+    found = eq.study(trace, TOPOLOGY, num_slots=12, planner=robust, dispatch="vllm")
+    assert found.plan.problem.top_k == 2
+    assert found.plan.dispatcher.top_k == found.scores.dispatcher.top_k == 2
+    known = dispatcher("vllm", TOPOLOGY, top_k=2)
+    by_hand = eq.Robust(dispatch=known, proposals=512)
+    assert by_hand.plan(found.plan.problem).placement == found.plan.placement

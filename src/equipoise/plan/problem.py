@@ -34,6 +34,9 @@ class Problem:
     traffic_groups
         Kind of traffic of each step, ``(T,)`` strings; a trace's label ``domain`` if ``None``.
         ``Robust`` balances each traffic group; the other planners look at the sum.
+    top_k
+        Choices per token, for dispatchers by name whose rule goes by tokens; the trace's if
+        ``None``.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class Problem:
     num_slots: int
     layer_ids: tuple[int, ...]
     traffic_groups: NDArray[np.str_] | None
+    top_k: int | None
 
     def __init__(
         self,
@@ -56,8 +60,10 @@ class Problem:
         *,
         layer_ids: tuple[int, ...] | None = None,
         traffic_groups: ArrayLike | None = None,
+        top_k: int | None = None,
     ) -> None:
         if isinstance(load, Trace):
+            top_k = load.top_k if top_k is None else top_k
             layer_ids = load.layer_ids if layer_ids is None else layer_ids
             traffic_groups = load.labels.get("domain") if traffic_groups is None else traffic_groups
             load = load.counts
@@ -69,6 +75,7 @@ class Problem:
         _check_range(array, self.layer_ids, topology)
         object.__setattr__(self, "load", array)
         object.__setattr__(self, "topology", topology)
+        object.__setattr__(self, "top_k", None if top_k is None else check_count("top_k", top_k))
         object.__setattr__(self, "traffic_groups", _as_traffic_groups(traffic_groups, len(array)))
         check_slot_count(self.num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
 
@@ -98,6 +105,7 @@ class Problem:
             self.num_slots,
             layer_ids=self.layer_ids,
             traffic_groups=self.traffic_groups,
+            top_k=self.top_k,
         )
 
     def on(self, topology: Topology, num_slots: int) -> Problem:

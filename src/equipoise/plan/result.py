@@ -187,7 +187,7 @@ def certify(
         placement=problem.placement(slots_LS),
         planner=planner,
         problem=problem,
-        dispatcher=dispatcher(dispatch, problem.topology),
+        dispatcher=dispatcher(dispatch, problem.topology, top_k=problem.top_k),
         note=note,
     )
 

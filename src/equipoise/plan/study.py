@@ -99,7 +99,9 @@ def study(
         A share that holds out nothing or all; what the problem, the planner or the dispatcher
         refuse; a placement in force of other layers or experts.
     """
-    judge = dispatcher(dispatch, check_type("topology", topology, Topology))
+    check_type("trace", trace, Trace)
+    check_type("topology", topology, Topology)
+    judge = dispatcher(dispatch, topology, top_k=trace.top_k)
     fit, held = hold_out_steps(trace, hold_out)
     problem = Problem(fit, topology, num_slots)
     if current is not None:

@@ -238,7 +238,7 @@ class Repair:
         search = Search(
             history=read_history(problem, self.traffic_weights, deviation=self.deviation),
             topology=problem.topology,
-            dispatch=dispatcher(self.dispatch, problem.topology),
+            dispatch=dispatcher(self.dispatch, problem.topology, top_k=problem.top_k),
             tail=self.tail,
             seed=self.seed,
             num_threads=self.num_threads,

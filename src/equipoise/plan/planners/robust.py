@@ -148,7 +148,9 @@ class Robust:
                 deviation=self.deviation,
             ),
             topology=problem.topology,
-            dispatch=dispatcher(self.dispatch, problem.topology, cost=self.cost),
+            dispatch=dispatcher(
+                self.dispatch, problem.topology, cost=self.cost, top_k=problem.top_k
+            ),
             cost=self.cost,
             step_assignments=self.step_assignments,
             tail=self.tail,

@@ -333,7 +333,7 @@ def budget(
     counts = _slot_counts(experts, topology.num_ranks, up_to)
     fewest = Problem(planned, topology, counts[0])
     held = _held_out_load(Problem(held_out, topology, counts[0]), fewest)
-    split = dispatcher(dispatch, topology)
+    split = dispatcher(dispatch, topology, top_k=fewest.top_k)
     in_seconds = split.cost is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
     problems = [fewest.on(topology, num_slots) for num_slots in counts]
