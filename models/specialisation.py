@@ -1,7 +1,7 @@
 """Whether the router of a trained model has specialised, measured on text it never saw.
 
 Prints the held-out loss of each domain, how far each domain's expert load is from even, the
-correlation between the domains' loads beside that between two halves of one domain, and samples.
+correlation between the domains' loads next to that between two halves of one domain, and samples.
 
     python models/specialisation.py models/balance-5m
 """
@@ -128,8 +128,11 @@ def print_experts(measured: dict[str, Measurement]) -> None:
     share_DLE = np.stack([one.load / one.load.sum(1, keepdims=True) for one in measured.values()])
     share_LE = share_DLE.mean(axis=0)
     num_experts = share_LE.shape[1]
-    print(f"all domains alike: imbalance {(share_LE.max(1) * num_experts).mean():.2f}, least used "
-          f"expert of any layer {share_LE.min() * num_experts:.2f} of the mean share")  # fmt: skip
+    hottest, least = share_LE.max(1) * num_experts, share_LE.min() * num_experts
+    print(
+        f"all domains the same: imbalance {hottest.mean():.2f}, least used expert of any layer "
+        f"{least:.2f} of the mean share"
+    )
 
 
 @torch.inference_mode()

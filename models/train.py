@@ -98,7 +98,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2MoeForCausalLM:
 def batches(
     ids_of_domains: list[NDArray[np.int64]], counts: list[int], rng: np.random.Generator
 ) -> Iterator[Tensor]:
-    """Token ids ``(sum(counts), WINDOW + 1)``: of each domain as many rows as its count."""
+    """Token ids ``(sum(counts), WINDOW + 1)``: rows of each domain by its count."""
     streams = [windows(ids, rng) for ids in ids_of_domains]
     while True:
         rows = [
@@ -123,7 +123,7 @@ def balance_loss(router_logits: tuple[Tensor, ...], top_k: int) -> Tensor:
     """Switch Transformer's auxiliary loss of each layer, averaged; 1 when the load is even.
 
     It is taken over a batch that holds every domain, so it asks for experts that are all used,
-    not for domains that use them alike.
+    not for domains that use them in the same way.
     """
     losses = []
     for logits_DE in router_logits:
@@ -199,7 +199,7 @@ def train(
 
 
 def save(model: Qwen2MoeForCausalLM, folder: Path) -> None:
-    """Write the weights as bfloat16, beside a model that goes on training in float32."""
+    """Write the weights as bfloat16, next to a model that goes on training in float32."""
     state = {name: value.bfloat16() for name, value in model.state_dict().items()}
     half = Qwen2MoeForCausalLM._from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict(state)

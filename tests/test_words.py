@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("src", "docs", "examples", "benchmarks", "tests")
+PLACES = ("models", "src", "docs", "examples", "benchmarks", "tests")
 
 WORDS = {
     r"\b[Aa]like\b": "the same, equal, similar",

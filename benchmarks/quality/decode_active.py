@@ -44,7 +44,7 @@ from equipoise.balance import imbalance
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher, Even, MinMax, Split
 from equipoise.dispatch.auto import Auto
-from equipoise.dispatch.fewest import FewestExperts, active_experts
+from equipoise.dispatch.fewest import FewestExperts, active_slots
 from equipoise.dispatch.nearest import Nearest
 from equipoise.plan import Greedy, Planner, Problem
 from equipoise.plan.planners.robust import Robust
@@ -163,7 +163,7 @@ def numbers(split: Split, topology: Topology, cost: RankCost) -> tuple[float, fl
     node = topology.node_of_rank
     same = node[:, None] == node[split.placement.rank_of_slot]
     return (
-        float(active_experts(split.quotas, ranks).max(axis=1).mean()),
+        float(active_slots(split.quotas, ranks).max(axis=1).mean()),
         float(cost.rank_seconds(split.quotas, ranks).max(axis=1).mean() * 1e6),
         float(imbalance(by_rank).mean()),
         float(split.source_quotas[:, same].sum() / split.quotas.sum()),

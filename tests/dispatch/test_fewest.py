@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from equipoise.cost import RankCost
 from equipoise.dispatch import Even, MinMax
 from equipoise.dispatch._fewest_kernels import lighten
-from equipoise.dispatch.fewest import FewestExperts, active_experts
+from equipoise.dispatch.fewest import FewestExperts, active_slots
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem
@@ -82,7 +82,7 @@ def test_no_dispatcher_has_fewer(batch):
     fewest = FewestExperts().split(load, placement).active_bound
     for other in (Even(), MinMax()):
         quotas = other.split(load, placement).quotas
-        assert (active_experts(quotas, placement.num_ranks).max(axis=1) >= fewest).all()
+        assert (active_slots(quotas, placement.num_ranks).max(axis=1) >= fewest).all()
 
 
 @given(batch=batches(st.integers(0, 40), num_layers=1), data=st.data())
@@ -98,7 +98,7 @@ def test_kernel_and_twin_move_the_same_homes(batch, data):
     }
     serving = np.zeros((1, placement.num_slots), np.int64)
     serving[0, list(home.values())] = 1
-    most = active_experts(serving, num_ranks).max(axis=1)
+    most = active_slots(serving, num_ranks).max(axis=1)
     shares = lighten(
         load, serving, most, placement.slots, placement.slots_of_experts(), np.array(speed)
     )
@@ -117,7 +117,7 @@ def test_kernel_and_twin_agree_where_chains_are_long():
         home = {e: int(rng.choice(table[0, e][table[0, e] >= 0])) for e in np.flatnonzero(load[0])}
         serving = np.zeros((1, 48), np.int64)
         serving[0, list(home.values())] = 1
-        most = active_experts(serving, 8).max(axis=1)
+        most = active_slots(serving, 8).max(axis=1)
         shares = lighten(load, serving, most, slots, table, np.ones(8))
         wanted = reference.lighten(load[0], home, int(most[0]), slots[0].tolist(), [1.0] * 8)
         assert {int(slots[0, s]): s for s in np.flatnonzero(shares[0]).tolist()} == wanted

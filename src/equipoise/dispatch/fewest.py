@@ -38,7 +38,7 @@ class FewestExpertsSplit(Split):
     @cached_property
     def active_experts(self) -> NDArray[np.int64]:
         """Slots with load on each rank, ``(L, R)``."""
-        return active_experts(self.shares, self.placement.num_ranks)
+        return active_slots(self.shares, self.placement.num_ranks)
 
     @property
     def active_bound(self) -> NDArray[np.int64]:
@@ -111,7 +111,7 @@ class FewestExperts:
         shares = _fewest_kernels.lighten(
             load_LE,
             active.quotas,
-            active_experts(active.quotas, placement.num_ranks).max(axis=1),
+            active_slots(active.quotas, placement.num_ranks).max(axis=1),
             placement.slots,
             placement.slots_of_experts(),
             speed,
@@ -150,7 +150,7 @@ class FewestExperts:
         return np.stack([self.split(Batch(step), placement).peak for step in steps])
 
 
-def active_experts(slot_load: NDArray[np.number], num_ranks: int) -> NDArray[np.int64]:
+def active_slots(slot_load: NDArray[np.number], num_ranks: int) -> NDArray[np.int64]:
     """Slots with load on each rank, ``(..., R)``, from the load of each slot, ``(..., S)``."""
     by_rank = slot_load.reshape(*slot_load.shape[:-1], num_ranks, -1)
     return np.asarray(np.count_nonzero(by_rank, axis=-1))
