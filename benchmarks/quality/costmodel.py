@@ -7,6 +7,8 @@ distribution a cell names, not the draw behind its time. One JSON line for each 
 - ``median_error``: median of |predicted / measured - 1| over cells.
 - ``sign_right``: share of pairs, equal but for more slots than experts, where it is predicted
   whether the copies make the layer faster; ``base_rate``: share of the commoner answer.
+  ``sign_possible``: the share that one could expect of a model without any error of its own, since
+  the two times of a pair have luck of their own.
 - ``tokens_only_error``: ``median_error`` of a model that knows tokens, ranks and the expert's size.
 - ``covered``: share of times within the 80 % interval; ``log_draw`` and ``log_error``: the middle
   of its two parts, the luck of the draw and the model's own error.
@@ -25,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+from scipy.stats import norm
 
 from equipoise.simulate.calibrate import (
     DrawnTable,
@@ -189,6 +192,7 @@ def signs(scored: Scored) -> dict[str, object]:
     result: dict[str, object] = {
         "sign_right": rounded(np.mean(helps == said)),
         "base_rate": rounded(max(np.mean(helps), 1 - np.mean(helps))),
+        "sign_possible": rounded(np.mean(foreseeable(scored, more, without))),
         "pairs": len(helps),
     }
     for flag, against in ((0, "in_order"), (1, "balanced")):
@@ -199,12 +203,23 @@ def signs(scored: Scored) -> dict[str, object]:
     return result
 
 
+def foreseeable(
+    scored: Scored, more: NDArray[np.intp], without: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Chance of the likelier sign of each pair, if only the draws were unknown."""
+    difference = np.abs(np.log(scored.seconds[more] / scored.seconds[without]))
+    luck = np.hypot(scored.log_draw[more], scored.log_draw[without])
+    return np.asarray(norm.cdf(difference / np.maximum(luck, 1e-12)))
+
+
 def exchanges(known: Table, asked: Table, fit: Path, score: Path) -> dict[str, object]:
     """All-to-all: with one folder, each EP size left out, or each width where there is one size."""
     alone = fit.resolve() == score.resolve()
     errors: dict[str, list[float]] = {}
     for names, rows in asked.where(asked["op"] != "prepare").groups("gpu", "kernel", "op", "dtype"):
         part = asked.where(asked["op"] != "prepare").where(rows)
+        if not ((known["kernel"] == names[1]) & (known["op"] == names[2])).any():
+            continue
         column = "ep_size" if len(np.unique(part["ep_size"])) > 1 else "hidden_size"
         for value in np.unique(part[column]):
             if alone:
@@ -219,7 +234,7 @@ def exchanges(known: Table, asked: Table, fit: Path, score: Path) -> dict[str, o
         "table": "alltoall",
         "kept_aside": "each EP size or width in turn" if alone else "the other folder",
         "cells": sum(len(values) for values in errors.values()),
-        "median_error": rounded(np.median(np.concatenate(list(errors.values())))),
+        "median_error": rounded(np.median([e for values in errors.values() for e in values])),
         "median_error_by_op": {key: rounded(np.median(e)) for key, e in errors.items()},
     }
 
