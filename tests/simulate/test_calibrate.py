@@ -9,6 +9,7 @@ import pytest
 from equipoise.cli import main
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.calibrate import calibrate, draw, fit_exchange, fit_kernel, predict
+from equipoise.simulate.compute import ExpertShape
 from equipoise.simulate.profiles import calibration
 from equipoise.simulate.tables import read_compute
 from tests.simulate.planted import (
@@ -39,9 +40,9 @@ def test_planted_constants_are_found():
     assert log_error < 0.001
 
 
-def test_an_outlier_does_not_move_them():
+def test_outliers_do_not_move_them():
     table = compute_table(noise=0.02)
-    table["time_us"][::9] *= 1.8
+    table["time_us"][::7] *= 3
     cost, _ = fit_kernel(draw(table, "deepep"), DEVICE)
     assert cost.memory_share == pytest.approx(DECODE.memory_share, rel=0.05)
     assert cost.flops_share == pytest.approx(DECODE.flops_share, rel=0.08)
@@ -64,6 +65,23 @@ def test_the_draw_widens_the_interval_where_loads_are_drawn():
     assert (forecast.log_draw[table["alpha"] == 0] == 0).all()
     drawn = table["alpha"] > 0
     assert np.median(forecast.log_draw[drawn & (table["tokens_global"] > 1000)]) > 0.01
+
+
+def test_a_time_is_the_mean_of_five_draws_and_the_middle_of_such_means():
+    table = compute_table()
+    (row,) = np.flatnonzero(
+        (table["alpha"] == 1.2) & (table["ep_size"] == 8) & (table["tokens_global"] == 4096)
+    )
+    drawn = draw(table, "deepep", num_draws=20)
+    forecast = predict(DECODE, DEVICE, drawn.where(np.array([row])))
+    shape = ExpertShape(
+        hidden_size=2048, inter_size=1024, num_experts=32, top_k=4, dtype="fp8_block"
+    )
+    time = DECODE.on(DEVICE, shape)
+    single = [float(time.seconds(load, 4096)) for load in drawn.shares[row].load]
+    means = [sum(single[i : i + 5]) / 5 for i in range(0, 20, 5)]
+    assert forecast.seconds[0] == pytest.approx(np.prod(means) ** (1 / 4))
+    assert forecast.log_draw[0] == pytest.approx(np.std(np.log(means)))
 
 
 def test_a_planted_exchange_is_found():

@@ -130,6 +130,14 @@ def test_junk_is_refused(tmp_path, data):
             read(path)
 
 
+def test_one_key_twice_is_refused(tmp_path):
+    text = (DATA / "hardware" / "h100.json").read_text()
+    path = tmp_path / "twice.json"
+    path.write_text('{"name": "other", ' + text.lstrip()[1:])
+    with pytest.raises(FormatError, match="one key twice"):
+        hardware(path)
+
+
 def test_a_huge_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "_MAX_BYTES", 1000)
     path = tmp_path / "huge.json"
