@@ -94,6 +94,8 @@ def test_kernels_cross_where_the_published_tables_do():
 def test_what_cannot_be_is_refused():
     with pytest.raises(EquipoiseError, match="expected 'assignment' or 'rank'"):
         replace(COST, copies="node")
+    with pytest.raises(EquipoiseError, match="top_k is 5; expected 1 to 4"):
+        uniform_traffic(1, "rank", num_experts=4, top_k=5, num_ranks=2, ranks_per_node=2)
     with pytest.raises(EquipoiseError, match="use one of bfloat16"):
         payload_bytes(7168, "int9")
     with pytest.raises(EquipoiseError, match="expected"):

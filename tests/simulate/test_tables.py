@@ -36,6 +36,10 @@ def test_rows_are_chosen_and_grouped():
         (HEADER, "has no rows"),
         (HEADER + "\n" + ROW + ",7", "line 2: 19 values; expected 18"),
         (HEADER + "\n" + ROW.replace("64", "many"), "line 2: tokens_global is 'many'"),
+        (
+            HEADER + "\n" + ROW.replace("64", "0"),
+            "tokens_global is '0'; .* whole number, 1 or more",
+        ),
         (HEADER + "\n" + ROW.replace("12.5", "0"), "line 2: time_us is '0'"),
         (HEADER + "\n" + ROW.replace("12.5", "nan"), "line 2: time_us is 'nan'"),
         (HEADER + "\n" + ROW.replace("64", "9" * 5000), "line 2: tokens_global"),

@@ -231,12 +231,12 @@ class _Predictor:
 
 def _shapes(table: Table) -> list[ExpertShape]:
     """The expert's shape of every row; equal rows share one."""
-    names = ("hidden_size", "inter_size", "num_experts", "top_k", "dtype")
+    columns = ("hidden_size", "inter_size", "num_experts", "top_k", "dtype")
     known: dict[tuple[object, ...], ExpertShape] = {}
-    rows = list(zip(*(table[name].tolist() for name in names), strict=True))
+    rows = list(zip(*(table[name].tolist() for name in columns), strict=True))
     for row in rows:
         if row not in known:
-            known[row] = ExpertShape(**dict(zip(names, row, strict=True)))
+            known[row] = ExpertShape(**dict(zip(columns, row, strict=True)))
     return [known[row] for row in rows]
 
 
@@ -329,8 +329,8 @@ def fit_exchange(table: Table, near: Link) -> tuple[ExchangeCost, float]:
 def predict_exchange(cost: ExchangeCost, near: Link, table: Table) -> NDArray[np.float64]:
     """Times of the rows of an exchange table, all ranks within one node or domain."""
     seconds = np.empty(len(table))
-    names = ("num_experts", "top_k", "ep_size", "hidden_size", "dtype", "op", "sms")
-    for (experts, top_k, ranks, width, dtype, op, sms), rows in table.groups(*names):
+    columns = ("num_experts", "top_k", "ep_size", "hidden_size", "dtype", "op", "sms")
+    for (experts, top_k, ranks, width, dtype, op, sms), rows in table.groups(*columns):
         traffic = uniform_traffic(
             table["tokens_per_rank"][rows],
             cost.copies,

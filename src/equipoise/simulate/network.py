@@ -154,6 +154,10 @@ def uniform_traffic(
 ) -> Traffic:
     """Expected traffic of equally popular experts, all ranks with the same tokens."""
     tokens = as_loads(np.asarray(tokens_per_rank)[..., None])
+    sizes = {"num_experts": num_experts, "num_ranks": num_ranks, "ranks_per_node": ranks_per_node}
+    for name, size in sizes.items():
+        check_count(name, size)
+    check_whole("top_k", top_k, low=1, high=num_experts)
     nodes = -(-num_ranks // ranks_per_node)
     on_rank = _chance(num_experts, num_experts // num_ranks, top_k)
     on_node = _chance(num_experts, min(num_experts, num_experts // nodes), top_k)

@@ -23,6 +23,7 @@ from equipoise.simulate.draws import Rounding
 _MAX_BYTES = 256 << 20
 _TEXT = ("gpu", "framework", "version", "kernel", "dtype", "phase", "distribution", "op")
 _NUMBERS = ("alpha", "time_us")
+_LEAST = {"tokens_slowest_rank": -1, "eplb": 0, "num_nodes": 0, "sms": 0}  # of the others 1
 COMPUTE_COLUMNS = (
     *("gpu", "framework", "version", "kernel", "dtype", "phase", "hidden_size", "inter_size"),
     *("num_experts", "top_k", "num_slots", "ep_size", "distribution", "alpha", "eplb"),
@@ -84,7 +85,7 @@ class Table:
         codes = np.zeros(len(self), np.int64)
         for name in names:
             values, code = np.unique(self[name], return_inverse=True)
-            codes = codes * len(values) + code
+            _, codes = np.unique(codes * len(values) + code, return_inverse=True)
         _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         return [
             (tuple(self[name][row].item() for name in names), np.flatnonzero(inverse == group))
@@ -141,7 +142,7 @@ def _column(path: Path, name: str, cells: list[tuple[int, str]]) -> NDArray[Any]
     if name in _TEXT:
         return np.array([text for _, text in cells], dtype=np.str_)
     kind = float if name in _NUMBERS else int
-    low, high = (-1, 2**40) if kind is int else (0, 1e12)
+    low, high = (_LEAST.get(name, 1), 2**40) if kind is int else (0, 1e12)
     values = []
     for line, text in cells:
         try:
@@ -150,6 +151,9 @@ def _column(path: Path, name: str, cells: list[tuple[int, str]]) -> NDArray[Any]
             value = np.nan
         if not low <= value <= high or (name == "time_us" and value == 0):
             expected = "a whole number" if kind is int else "a number"
-            raise FormatError(f"{path}, line {line}: {name} is {brief(text)}; expected {expected}.")
+            least = f"{low} or more" if name != "time_us" else "above 0"
+            raise FormatError(
+                f"{path}, line {line}: {name} is {brief(text)}; expected {expected}, {least}."
+            )
         values.append(value)
     return np.array(values)
