@@ -1,0 +1,233 @@
+"""Time of one all-to-all exchange of a MoE layer: latency, then bytes over the busiest link.
+
+Two tiers: ``near`` joins the ranks of a node or an NVLink domain, ``far`` the nodes. Both carry
+at the same time, so the longer counts, and in each the rank that sends or receives most: skewed
+routing makes one rank receive more than the others, and everyone waits for it.
+
+A low-latency kernel sends a token once for each choice, a high-throughput one once for each rank
+that has a choice, and between nodes once for each node, but takes longer to begin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.checks import as_loads, check_count, check_number, check_whole
+from equipoise.errors import EquipoiseError
+
+Copies = Literal["assignment", "rank"]
+"""What a kernel sends a token to once: each chosen expert, or each rank with a chosen expert."""
+
+_RATE_SHARPNESS = 4  # of the smaller of two rates, the link's and that of the multiprocessors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One rank's link in one direction: seconds before the first byte, then bytes a second."""
+
+    latency_seconds: float = 0.0
+    bytes_per_second: float
+
+    def __post_init__(self) -> None:
+        check_number("latency_seconds", self.latency_seconds, low=0, high=1)
+        check_number("bytes_per_second", self.bytes_per_second, low=1e6, high=1e15)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Copies of tokens that ranks send or receive, whichever is more, in each tier.
+
+    Parameters
+    ----------
+    near
+        Within the node, the rank's own included, ``(..., R)``; ``(..., 1)`` if all carry the same.
+    far
+        Between nodes, likewise.
+    num_ranks
+        Ranks that take part.
+    """
+
+    near: NDArray[np.float64]
+    far: NDArray[np.float64]
+    num_ranks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeCost:
+    """How one kernel does one exchange (dispatch or combine).
+
+    Parameters
+    ----------
+    copies
+        What a token is sent to once.
+    fixed_seconds
+        Before the first byte, whatever the size.
+    peer_seconds
+        For each rank that takes part.
+    byte_seconds
+        For each byte of one token: what its first copy takes through the kernel's stages.
+    link_share
+        Share of the near link's rate that the kernel reaches.
+    sm_bytes_per_second
+        What one streaming multiprocessor moves; ``None`` if their number makes no difference.
+    """
+
+    copies: Copies
+    fixed_seconds: float
+    peer_seconds: float = 0.0
+    byte_seconds: float = 0.0
+    link_share: float
+    sm_bytes_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.copies not in ("assignment", "rank"):
+            raise EquipoiseError(f"copies is {self.copies!r}; expected 'assignment' or 'rank'.")
+        check_number("fixed_seconds", self.fixed_seconds, low=0, high=1)
+        check_number("peer_seconds", self.peer_seconds, low=0, high=1)
+        check_number("byte_seconds", self.byte_seconds, low=0, high=1)
+        check_number("link_share", self.link_share, low=1e-6, high=2)
+        if self.sm_bytes_per_second is not None:
+            check_number("sm_bytes_per_second", self.sm_bytes_per_second, low=1e3, high=1e15)
+
+    def seconds(
+        self,
+        traffic: Traffic,
+        payload_bytes: float,
+        near: Link,
+        far: Link | None = None,
+        *,
+        sms: int = 0,
+    ) -> NDArray[np.float64]:
+        """Time of the exchange, ``(...)``: that of the rank with most to carry.
+
+        Parameters
+        ----------
+        payload_bytes
+            Bytes of one token, scales included.
+        far
+            Link between nodes; needed if any traffic crosses them.
+        sms
+            Streaming multiprocessors given to the kernel; 0 if it does not say.
+        """
+        rate = self.link_share * near.bytes_per_second
+        if self.sm_bytes_per_second is not None and check_whole("sms", sms) > 0:
+            slower = rate / (sms * self.sm_bytes_per_second)
+            rate /= (1 + slower**_RATE_SHARPNESS) ** (1 / _RATE_SHARPNESS)
+        longest = near.latency_seconds + traffic.near.max(axis=-1) * payload_bytes / rate
+        crossing = traffic.far.max(axis=-1)
+        if crossing.any():
+            if far is None:
+                raise EquipoiseError("Tokens cross nodes; give the link between nodes.")
+            across = far.latency_seconds + crossing * payload_bytes / far.bytes_per_second
+            longest = np.maximum(longest, np.where(crossing > 0, across, 0))
+        return np.asarray(
+            self.fixed_seconds
+            + self.peer_seconds * traffic.num_ranks
+            + self.byte_seconds * payload_bytes
+            + longest
+        )
+
+
+def payload_bytes(hidden_size: int, dtype: str) -> float:
+    """Bytes of one token of a width in a format, scales included."""
+    per_element = {"bfloat16": 2.0, "fp8": 1 + 4 / 128, "nvfp4": 1 / 2 + 1 / 16}
+    if dtype not in per_element:
+        raise EquipoiseError(
+            f"There is no payload format {dtype!r}; use one of {', '.join(per_element)}."
+        )
+    return check_count("hidden_size", hidden_size) * per_element[dtype]
+
+
+def uniform_traffic(
+    tokens_per_rank: ArrayLike,
+    copies: Copies,
+    *,
+    num_experts: int,
+    top_k: int,
+    num_ranks: int,
+    ranks_per_node: int,
+) -> Traffic:
+    """Expected traffic of equally popular experts, all ranks with the same tokens."""
+    tokens = as_loads(np.asarray(tokens_per_rank)[..., None])
+    sizes = {"num_experts": num_experts, "num_ranks": num_ranks, "ranks_per_node": ranks_per_node}
+    for name, size in sizes.items():
+        check_count(name, size)
+    check_whole("top_k", top_k, low=1, high=num_experts)
+    nodes = -(-num_ranks // ranks_per_node)
+    on_rank = _chance(num_experts, num_experts // num_ranks, top_k)
+    on_node = _chance(num_experts, min(num_experts, num_experts // nodes), top_k)
+    near_ranks = min(num_ranks, ranks_per_node)
+    if copies == "assignment":
+        near, far = top_k * near_ranks / num_ranks, top_k * (1 - near_ranks / num_ranks)
+    else:  # a node's tokens arrive once and are passed on within it
+        near, far = num_ranks * on_rank, (nodes - 1) * on_node
+    return Traffic(tokens * near, tokens * far, num_ranks)
+
+
+def traffic_of(
+    copies_RR: ArrayLike, ranks_per_node: int, far_R: ArrayLike | None = None
+) -> Traffic:
+    """Traffic of a measured exchange: the larger of what each rank sends and receives.
+
+    Parameters
+    ----------
+    copies_RR
+        Copies of tokens from each rank to each, ``(..., R, R)``.
+    far_R
+        Copies each rank sends or receives between nodes, ``(..., R)``, where a kernel sends a
+        token once to a node; from ``copies_RR`` if not given.
+    """
+    copies = as_loads(copies_RR)
+    if copies.ndim < 2 or copies.shape[-1] != copies.shape[-2]:
+        raise EquipoiseError(f"Copies have shape {copies.shape}; expected (..., ranks, ranks).")
+    node = np.arange(copies.shape[-1]) // check_count("ranks_per_node", ranks_per_node)
+    is_near = node[:, None] == node
+    far = _busier(np.where(is_near, 0, copies)) if far_R is None else as_loads(far_R)
+    return Traffic(_busier(np.where(is_near, copies, 0)), far, len(node))
+
+
+def crossover_tokens(
+    low_latency: ExchangeCost,
+    high_throughput: ExchangeCost,
+    payload: float,
+    near: Link,
+    *,
+    num_experts: int,
+    top_k: int,
+    num_ranks: int,
+    sms: int = 0,
+    most: int = 8192,
+) -> int:
+    """Fewest tokens a rank from which on the high-throughput kernel is faster, in one node.
+
+    ``most + 1`` if it is not up to there.
+    """
+    tokens = np.arange(1, most + 1)
+
+    def seconds(cost: ExchangeCost, sms: int) -> NDArray[np.float64]:
+        traffic = uniform_traffic(
+            tokens,
+            cost.copies,
+            num_experts=num_experts,
+            top_k=top_k,
+            num_ranks=num_ranks,
+            ranks_per_node=num_ranks,
+        )
+        return cost.seconds(traffic, payload, near, sms=sms)
+
+    faster = seconds(high_throughput, sms) < seconds(low_latency, 0)
+    return int(np.argmax(faster)) + 1 if faster.any() else most + 1
+
+
+def _busier(copies_RR: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.maximum(copies_RR.sum(axis=-1), copies_RR.sum(axis=-2)))
+
+
+def _chance(num_experts: int, local: int, top_k: int) -> float:
+    """Chance that a token chooses at least one of the ``local`` experts."""
+    return 1 - comb(num_experts - local, top_k) / comb(num_experts, top_k)
