@@ -140,6 +140,22 @@ def raw(name: str, content: bytes) -> Build:
     return lambda here: (here / name).write_bytes(content)
 
 
+_EXCHANGE = (
+    "gpu,framework,version,kernel,op,dtype,hidden_size,num_experts,top_k,ep_size,num_nodes,sms,"
+    "tokens_per_rank,time_us\nH100,e,1,deepep_ll,dispatch,fp8,7168,256,8,8,1,0,16,"
+)
+
+
+def _table(content: str) -> Build:
+    """A folder with one table of kernel times."""
+
+    def build(here: Path) -> None:
+        (here / "tables").mkdir()
+        (here / "tables" / "alltoall.csv").write_text(content, encoding="utf-8")
+
+    return build
+
+
 def folder(name: str) -> Build:
     return lambda here: (here / name).mkdir()
 
@@ -2145,6 +2161,25 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "capture model --prompts prompts.txt -o prompts.txt",
             folder("model"),
             text("prompts.txt", "Hello\n"),
+        ),
+    ),
+    "Kernel tables": (
+        case("no such folder", "calibrate tables -o p.json"),
+        case("a folder without tables", "calibrate tables -o p.json", folder("tables")),
+        case(
+            "a table without its columns",
+            "calibrate tables -o p.json",
+            _table("gpu,time_us\nH100,3\n"),
+        ),
+        case(
+            "a time that is no number",
+            "calibrate tables -o p.json",
+            _table(_EXCHANGE + "soon\n"),
+        ),
+        case(
+            "a time of nothing",
+            "calibrate tables -o p.json",
+            _table(_EXCHANGE + "0\n"),
         ),
     ),
     "Launches": (
