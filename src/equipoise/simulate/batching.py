@@ -210,6 +210,7 @@ class _Ranks:
         self._num_admitted = self._num_finished = 0
 
         self._members = [0] * num_ranks  # requests on each rank
+        self._ranks_with = {0: (1 << num_ranks) - 1}  # by number of requests, a bit each
         self._room = [pool.kv_tokens] * num_ranks
         self._prompts: list[deque[int]] = [deque() for _ in range(num_ranks)]
         self._computing: set[int] = set()  # ranks with prompts
@@ -243,7 +244,7 @@ class _Ranks:
             self._num_admitted += 1
             self.admitted[request] = now
             self._rank[request] = rank
-            self._members[rank] += 1
+            self._count(rank, 1)
             self._room[rank] -= self._needs[request]
             if self._left[request]:
                 self._prompts[rank].append(request)
@@ -285,11 +286,27 @@ class _Ranks:
 
     def _emptiest(self, tokens: int) -> int | None:
         """The rank with the fewest requests of those with room."""
-        fewest, best = self._pool.max_sequences, None
-        for rank, members in enumerate(self._members):
-            if members < fewest and self._room[rank] >= tokens:
-                fewest, best = members, rank
-        return best
+        for members in sorted(self._ranks_with):
+            if members == self._pool.max_sequences:
+                return None
+            ranks = self._ranks_with[members]
+            while ranks:
+                lowest = ranks & -ranks
+                rank = lowest.bit_length() - 1
+                if self._room[rank] >= tokens:
+                    return rank
+                ranks ^= lowest
+        return None
+
+    def _count(self, rank: int, change: int) -> None:
+        """Count a request more on a rank, or one less."""
+        before = self._members[rank]
+        self._members[rank] = before + change
+        left = self._ranks_with.pop(before) ^ (1 << rank)
+        if left:
+            self._ranks_with[before] = left
+        others = self._ranks_with.get(before + change, 0)
+        self._ranks_with[before + change] = others | (1 << rank)
 
     def _chunks(self) -> list[tuple[int, int, int]]:
         """Parts of prompts for the next step, in the order of their arrival on each rank."""
@@ -327,7 +344,7 @@ class _Ranks:
 
     def _leave(self, request: int, now: float) -> None:
         rank = self._rank[request]
-        self._members[rank] -= 1
+        self._count(rank, -1)
         self._room[rank] += self._needs[request]
         self.finished[request] = now
         self._num_finished += 1
