@@ -252,6 +252,8 @@ def test_redundant_experts_shrink_the_cache_and_the_queue_grows():
     ]
     assert queues == sorted(queues)
     assert queues[2] > queues[0]
+    small = {"redundant_per_rank": np.uint8(2), "expert_bytes": np.uint8(200)}
+    assert kv_tokens(1000, token_bytes=np.uint8(100), **small) == 6
     with pytest.raises(EquipoiseError, match="leave no room"):
         kv_tokens(
             10**10,

@@ -70,7 +70,19 @@ def test_a_measured_placement_gives_its_steps_their_time():
 
 @pytest.mark.parametrize(
     "by_tokens",
-    [[], {}, [[]], [1.5, 1.2], [[0.9]], [[np.nan]], [[np.inf]], [["a"]], {0: [[1.0]]}, None],
+    [
+        [],
+        {},
+        [[]],
+        [1.5, 1.2],
+        [[0.9]],
+        [[np.nan]],
+        [[np.inf]],
+        [[1e308, 1e308]],
+        [["a"]],
+        {0: [[1.0]]},
+        None,
+    ],
 )
 def test_what_is_no_imbalance_is_refused(by_tokens):
     with pytest.raises(EquipoiseError):

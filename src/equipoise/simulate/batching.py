@@ -27,7 +27,7 @@ from equipoise.simulate.step_time import StepTime
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_MAX_KV_TOKENS = 1 << 40
+_LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": 1 << 40}
 _SHORTEST_STEP = 1e-6  # seconds; shorter ones would be lost in the rounding of late arrivals
 
 
@@ -62,10 +62,10 @@ class Pool:
     chunked_prefill: bool = True
 
     def __post_init__(self) -> None:
-        check_count("num_ranks", self.num_ranks)
-        check_whole("max_sequences", self.max_sequences, low=1, high=MAX_TOKENS)
-        check_whole("max_tokens", self.max_tokens, low=1, high=MAX_TOKENS)
-        check_whole("kv_tokens", self.kv_tokens, low=1, high=_MAX_KV_TOKENS)
+        object.__setattr__(self, "num_ranks", check_count("num_ranks", self.num_ranks))
+        for name, high in _LIMITS.items():
+            limit = check_whole(name, getattr(self, name), low=1, high=high)
+            object.__setattr__(self, name, limit)
         check_flag("chunked_prefill", self.chunked_prefill)
         if self.max_tokens < self.max_sequences:
             raise EquipoiseError(

@@ -290,16 +290,14 @@ def kv_tokens(
     EquipoiseError
         Redundant experts that leave no room for a single token.
     """
-    check_whole("memory_bytes", memory_bytes, low=1)
-    check_whole("token_bytes", token_bytes, low=1)
-    check_whole("redundant_per_rank", redundant_per_rank)
-    check_whole("num_layers", num_layers, low=1)
-    check_whole("expert_bytes", expert_bytes)
-    experts = redundant_per_rank * num_layers * expert_bytes
-    tokens = (memory_bytes - experts) // token_bytes
+    memory = check_whole("memory_bytes", memory_bytes, low=1)
+    experts = check_whole("redundant_per_rank", redundant_per_rank)
+    experts *= check_whole("num_layers", num_layers, low=1)
+    experts *= check_whole("expert_bytes", expert_bytes)
+    tokens = (memory - experts) // check_whole("token_bytes", token_bytes, low=1)
     if tokens < 1:
         raise EquipoiseError(
-            f"{redundant_per_rank} redundant experts a rank take {experts:,} of {memory_bytes:,} "
+            f"{redundant_per_rank} redundant experts a rank take {experts:,} of {memory:,} "
             "bytes and leave no room for a token; use fewer."
         )
     return tokens

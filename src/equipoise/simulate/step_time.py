@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, brief, check_number, check_whole
+from equipoise.checks import MAX_COUNT, as_array, brief, check_number, check_whole
 from equipoise.errors import EquipoiseError
 
 Ints = NDArray[np.int64]
@@ -172,10 +172,10 @@ def _of_steps(imbalance: ArrayLike) -> NDArray[np.float64]:
     x = as_array(imbalance, "Imbalances")
     if x.ndim != 2 or not x.size:
         raise EquipoiseError(f"Imbalances have shape {x.shape}; expected (steps, layers).")
-    if not (x.min() >= 1 and x.max() < np.inf):  # also false for NaN
+    if not (x.min() >= 1 and x.max() <= MAX_COUNT):  # also false for NaN
         raise EquipoiseError(
-            f"Imbalances are from {brief(x.min())} to {brief(x.max())}; expected finite numbers "
-            ">= 1, peak over mean."
+            f"Imbalances are from {brief(x.min())} to {brief(x.max())}; expected 1 to "
+            f"{MAX_COUNT:,}, peak over mean."
         )
     return np.asarray(x.mean(axis=1, dtype=np.float64))
 
