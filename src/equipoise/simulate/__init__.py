@@ -1,1 +1,1 @@
-"""Routing that never happened: synthetic popularity and the traces sampled from it."""
+"""Routing and serving that never happened: synthetic traces, and requests served step by step."""

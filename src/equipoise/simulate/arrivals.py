@@ -1,0 +1,109 @@
+"""Requests that nobody sent: when they arrive, and how long they are. Equal seeds, equal requests.
+
+arrival = poisson(1000, requests_per_second=20, seed=1)
+prompt = lognormal_tokens(1000, median=400, sigma=1.0, highest=8192, seed=2)
+requests = Requests(arrival_seconds=arrival, prompt_tokens=prompt, output_tokens=128)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_number, check_whole
+from equipoise.errors import EquipoiseError
+from equipoise.simulate.requests import MAX_REQUESTS, MAX_TOKENS
+
+_RARELY, _OFTEN = 1e-6, 1e6
+_MAX_PHASES = 1 << 24
+
+
+def evenly(num_requests: int, *, requests_per_second: float) -> NDArray[np.float64]:
+    """Arrivals at equal intervals, the first at 0, ``(N,)`` seconds."""
+    check_whole("num_requests", num_requests, low=1, high=MAX_REQUESTS)
+    rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
+    return np.arange(num_requests) / rate
+
+
+def poisson(num_requests: int, *, requests_per_second: float, seed: int = 0) -> NDArray[np.float64]:
+    """Arrivals independent of each other at a constant mean rate, ``(N,)`` seconds."""
+    rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
+    return _unit_poisson(num_requests, np.random.default_rng(check_whole("seed", seed))) / rate
+
+
+def bursts(
+    num_requests: int,
+    *,
+    calm_requests_per_second: float,
+    burst_requests_per_second: float,
+    calm_seconds: float,
+    burst_seconds: float,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Arrivals of a Markov-modulated Poisson process of two rates, calm first, ``(N,)`` seconds.
+
+    Parameters
+    ----------
+    calm_requests_per_second
+        Mean rate while it is calm; 0: nothing arrives.
+    burst_requests_per_second
+        Mean rate during a burst.
+    calm_seconds, burst_seconds
+        Mean duration of each, exponentially distributed.
+    """
+    rates = np.array(
+        [
+            check_number("calm_requests_per_second", calm_requests_per_second, low=0, high=_OFTEN),
+            check_number(
+                "burst_requests_per_second", burst_requests_per_second, low=_RARELY, high=_OFTEN
+            ),
+        ]
+    )
+    lasting = np.array(
+        [
+            check_number("calm_seconds", calm_seconds, low=1e-6, high=1e6),
+            check_number("burst_seconds", burst_seconds, low=1e-6, high=1e6),
+        ]
+    )
+    rng = np.random.default_rng(check_whole("seed", seed))
+    expected = _unit_poisson(num_requests, rng)  # arrivals of rate 1, to be stretched
+    cycles = int(2 * expected[-1] / (rates @ lasting)) + 32
+    if 2 * cycles > _MAX_PHASES:
+        raise EquipoiseError(
+            f"{num_requests:,} requests take about {cycles:,} bursts; expected fewer: make bursts "
+            "longer or their rate higher."
+        )
+    phase_seconds, phase_requests = [np.zeros(1)], [np.zeros(1)]
+    while sum(part.sum() for part in phase_requests) <= expected[-1]:
+        drawn = rng.standard_exponential((cycles, 2)) * lasting
+        phase_seconds.append(drawn.ravel())
+        phase_requests.append((drawn * rates).ravel())
+    ends, requests = (np.concatenate(x).cumsum() for x in (phase_seconds, phase_requests))
+    return np.asarray(np.interp(expected, requests, ends))
+
+
+def lognormal_tokens(
+    num_requests: int,
+    *,
+    median: float,
+    sigma: float,
+    highest: int,
+    lowest: int = 1,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Lengths ``median * exp(sigma * z)``, ``z`` standard normal, rounded and clipped, ``(N,)``.
+
+    Give prompts and answers different seeds, or the longest prompts have the longest answers.
+    """
+    check_whole("num_requests", num_requests, low=1, high=MAX_REQUESTS)
+    check_number("median", median, low=1, high=MAX_TOKENS)
+    check_number("sigma", sigma, low=0, high=10)
+    check_whole("lowest", lowest, low=1, high=MAX_TOKENS)
+    check_whole("highest", highest, low=lowest, high=MAX_TOKENS)
+    z = np.random.default_rng(check_whole("seed", seed)).standard_normal(num_requests)
+    return np.clip(np.rint(median * np.exp(sigma * z)), lowest, highest).astype(np.int64)
+
+
+def _unit_poisson(num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    check_whole("num_requests", num_requests, low=1, high=MAX_REQUESTS)
+    return rng.standard_exponential(num_requests).cumsum()
