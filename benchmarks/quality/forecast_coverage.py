@@ -6,9 +6,11 @@ Every case: forecast on the first part of a recording, which plans on its earlie
 on the others; load the plan; time the later part, which neither has seen. Cases are all options of
 a forecast but for those where nothing is split, once for each dispatcher: they are the same.
 
-``glm52``   Windows 0 to 5 of each domain, then 6 and 7; and 0 to 6, then 7: as drawn steps.
-``esft``    The first 70 % of each task, then the rest, as windows of 512 tokens.
-``gptoss``  Decoding steps of 42 generations, then of 18 others.
+``glm52``   The first 4, 5, 6 or 7 of the 8 windows of each domain, then the others; as drawn steps
+            of two sizes.
+``esft``    The first half to four fifths of the 512-token windows of each task, then the others.
+``gptoss``  Decoding of half of the generations, then of the other half, in eight places that are
+            always taken: where a generation ends the next begins. Six ways to choose the halves.
 
 Costs are published constants for the ranks, and steps of several sizes: below the knee and above.
 The same constants time both parts, so coverage is that of an interval without ``--cost-error``;
@@ -25,8 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.quality.protocols import esft, gptoss, read_esft, read_glm52, read_gptoss
+from benchmarks.quality.protocols import Tokens, esft, read_esft, read_glm52, read_gptoss
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Planner
@@ -37,6 +40,7 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 DISPATCH = ("even", "minmax")
+PLACES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,40 +76,58 @@ class Case:
 
 def settings(data: Path, layers: int) -> Iterator[Setting]:
     """All recordings, ranks, costs and sizes of steps."""
-    windows = thinned(read_glm52(data), layers)
-    number = windows.labels["window"].astype(np.int64)
-    turns = np.argsort(number, kind="stable")
-    for cut in (5, 6, 7):
-        first = windows.select(steps=turns[number[turns] < cut])
-        later = windows.select(steps=turns[number[turns] >= cut])
+    for study, first, later, sizes, most_ranks in recordings(data):
+        parts = [thinned(part, layers) for part in (first, later)]
         for ranks in (8, 16, 32, 64):
-            for size in (65_536, 524_288):
-                for cost in costs(ranks):
-                    yield Setting(
-                        study=f"glm52, {cut} windows",
-                        first=first,
-                        later=later,
-                        ranks=ranks,
-                        cost=cost,
-                        step_assignments=size,
-                    )
-    tokens = esft(read_esft(data))
-    parts = [("esft_tokens", tokens.fit, tokens.tests["known domains"])]
-    decoding = gptoss(read_gptoss(data))
-    parts.append(("gptoss_decode_sample", decoding.fit, decoding.tests["new requests"]))
-    for study, fit, test in parts:
-        first, later = (thinned(part, layers) for part in (fit, test))
-        for ranks in (8, 16, 32):
-            for size in (None, 65_536):
+            for size in sizes if ranks <= most_ranks else ():
                 for cost in costs(ranks):
                     yield Setting(
                         study=study,
-                        first=first,
-                        later=later,
+                        first=parts[0],
+                        later=parts[1],
                         ranks=ranks,
                         cost=cost,
                         step_assignments=size,
                     )
+
+
+def recordings(data: Path) -> Iterator[tuple[str, Trace, Trace, tuple[int | None, ...], int]]:
+    """Names, both parts, sizes of steps and most ranks."""
+    windows = read_glm52(data)
+    number = windows.labels["window"].astype(np.int64)
+    turns = np.argsort(number, kind="stable")
+    for cut in (4, 5, 6, 7):
+        first, later = (
+            windows.select(steps=turns[kept[turns]]) for kept in (number < cut, number >= cut)
+        )
+        yield "glm52", first, later, (65_536, 524_288), 64
+    split = esft(read_esft(data))
+    whole = Trace.merge([split.fit, split.tests["known domains"]])
+    for share in (0.5, 0.6, 0.7, 0.8):
+        yield "esft_tokens", *whole.split(at=share), (None, 65_536), 32
+    tokens = read_gptoss(data)
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(len(tokens.lengths))
+        halves = np.array_split(order, 2)
+        yield "gptoss_decode_sample", *(decoding(tokens, h) for h in halves), (None,), 16
+
+
+def decoding(tokens: Tokens, sequences: NDArray[np.int64]) -> Trace:
+    """Steps of ``PLACES`` generations, until one of them ends and none is left to begin.
+
+    The next generation begins where one ends, so every step has the same number of tokens.
+    """
+    free = np.zeros(PLACES, np.int64)  # step from which on each place is free
+    step = []
+    for s in sequences:
+        place = int(free.argmin())
+        step.append(free[place] + np.arange(tokens.lengths[s]))
+        free[place] += tokens.lengths[s]
+    ids = np.concatenate([tokens.sequence(int(s)) for s in sequences])
+    steps = np.concatenate(step)
+    order = np.argsort(steps, kind="stable")[: PLACES * int(free.min())]
+    offsets = np.arange(0, len(order) + 1, PLACES)
+    return Trace.from_tokens(ids[order], offsets, num_experts=tokens.num_experts)
 
 
 def thinned(trace: Trace, layers: int) -> Trace:

@@ -40,6 +40,7 @@ from equipoise.simulate.trial import (
     judge_of,
     robust_for,
     some_steps,
+    step_kinds,
     step_loads,
 )
 from equipoise.topology import Topology
@@ -345,6 +346,7 @@ def forecast(
         plain_seconds=float(bench.time(plain)[0].mean()),
         fewest_slots=plain.placement.slots_per_rank,
         spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
+        strata=step_kinds(held),
         further_steps=further_steps or len(unseen),
         least_gain=least_gain,
         slot_bytes=slot_bytes,
@@ -378,6 +380,7 @@ class _Terms:
     plain_seconds: float
     fewest_slots: int
     spread: float
+    strata: NDArray[np.int64]
     further_steps: int
     least_gain: float
     slot_bytes: int | None
@@ -401,6 +404,7 @@ class _Terms:
             interval=gain_interval(
                 trial.old,
                 trial.new,
+                strata=self.strata,
                 further_steps=self.further_steps,
                 spread=self.spread,
                 seed=self.seed,

@@ -172,7 +172,7 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
         at random from the row's shares, so that it has the chance of its size. ``None``: the rows
         are the steps.
     """
-    load = trace.counts[trace.counts.any(axis=(1, 2))].astype(np.float64)
+    load = trace.counts[_loaded(trace)].astype(np.float64)
     if not len(load):
         raise EquipoiseError(
             "The steps to forecast on have no load; record more traffic, or hold out more steps "
@@ -186,6 +186,20 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
     shares = np.divide(load, recorded, out=even, where=recorded > 0)
     drawn = np.random.default_rng(seed).multinomial(total, shares)
     return drawn.astype(np.float64)
+
+
+def step_kinds(trace: Trace) -> NDArray[np.int64]:
+    """Numbers of the kinds of steps, domain and phase, of the steps with load, ``(T,)``."""
+    kind = np.zeros(trace.num_steps, np.int64)
+    for label in ("domain", "phase"):
+        if label in trace.labels:
+            values, number = np.unique(trace.labels[label], return_inverse=True)
+            kind = kind * len(values) + number
+    return kind[_loaded(trace)]
+
+
+def _loaded(trace: Trace) -> NDArray[np.bool_]:
+    return np.asarray(trace.counts.any(axis=(1, 2)))
 
 
 def some_steps(num_steps: int) -> NDArray[np.int64]:
