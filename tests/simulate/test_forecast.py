@@ -483,6 +483,17 @@ def test_steps_without_load_are_refused():
         forecast(eq.Trace(counts=counts), eq.Topology(4), exact(BY_TOKENS), planner=greedy)
 
 
+def test_a_single_step_is_refused():
+    with pytest.raises(EquipoiseError, match="one step"):
+        forecast(skewed(100, 1), eq.Topology(4), exact(BY_TOKENS), planner=greedy)
+
+
+def test_steps_beyond_what_numbers_hold_are_refused():
+    counts = np.full((4, 1, 64), 1 << 47)
+    with pytest.raises(EquipoiseError, match="2\\*\\*53"):
+        forecast(eq.Trace(counts=counts), eq.Topology(4), exact(BY_TOKENS), planner=greedy)
+
+
 def test_unknown_costs_and_errors_are_refused():
     with pytest.raises(EquipoiseError, match="no rank cost"):
         UncertainCost.published("h100")

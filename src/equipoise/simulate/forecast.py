@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.checks import check_number, check_whole
+from equipoise.checks import check_number, check_type, check_whole
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError, argument
@@ -226,7 +226,7 @@ class Forecast:
 
     def _judged(self, best: Option) -> tuple[Kind, str]:
         """What to say of the best option, and why."""
-        assert best.interval is not None  # of so many steps
+        assert best.interval is not None  # of several steps
         low, high = best.interval
         pays = f"the {best.needed:.1%} that would pay"
         if best.step_seconds >= best.plain_seconds:
@@ -301,8 +301,8 @@ def forecast(
     least_gain
         Share of a step's time that a change, and each further slot on every rank, must take off.
     further_steps
-        Steps of the run that is forecast: fewer of them differ more by chance. As many as those
-        measured on if ``None``.
+        Steps of the run that is forecast: fewer of them differ more by chance. The number of
+        those measured on if ``None``.
     current
         The map in force: what gains are counted from.
     moving
@@ -464,6 +464,11 @@ def _decide(
 
 def _parts(trace: Trace, hold_out: float) -> tuple[Trace, Trace]:
     """The earlier steps, and those to measure on."""
+    if check_type("trace", trace, Trace).num_steps == 1:
+        raise EquipoiseError(
+            "The recording has one step, and a forecast takes some to plan on and others to "
+            "measure on; record more steps."
+        )
     fit, held = hold_out_steps(trace, hold_out)
     if held is None:
         raise EquipoiseError(
@@ -492,7 +497,7 @@ def _redundancies(
     if redundant is None:
         tried = [n for n in (fewest, fewest + num_ranks, fewest + 2 * num_ranks) if n <= most]
     else:
-        tried = [check_whole("redundant", n, low=0, high=most) for n in redundant]
+        tried = [check_whole(argument("redundant"), n, low=0, high=most) for n in redundant]
         if not tried:
             raise EquipoiseError("No number of redundant slots to try; give at least one.")
     if current is not None:
@@ -507,8 +512,8 @@ def _check(
     further_steps: int | None,
 ) -> None:
     if step_assignments is not None:
-        check_number("step_assignments", step_assignments, low=1, high=1 << 40)
-    check_number("other_seconds", other_seconds, low=0, high=1e6)
-    check_number("least_gain", least_gain, low=0, high=1)
+        check_number(argument("step_assignments"), step_assignments, low=1, high=1 << 40)
+    check_number(argument("other_seconds"), other_seconds, low=0, high=1e6)
+    check_number(argument("least_gain"), least_gain, low=0, high=1)
     if further_steps is not None:
         check_whole("further_steps", further_steps, low=1)

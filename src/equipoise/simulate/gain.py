@@ -16,7 +16,7 @@ CONFIDENCE = 0.8
 """Confidence level of the intervals of a forecast."""
 
 _RESAMPLED = 1000
-_MOST_RESAMPLED_BLOCKS = 8
+_MOST_RESAMPLED_BLOCKS = 5
 _MOST_BLOCKS = 16  # whose signs are drawn
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise.cost import RankCost
 from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
-from equipoise.dispatch.base import takes
+from equipoise.dispatch.base import TOO_MUCH_LOAD, takes
 from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import Greedy
@@ -178,9 +178,19 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
             "The steps to forecast on have no load; record more traffic, or hold out more steps "
             f"({argument('hold_out')})."
         )
-    if step_assignments is None:
-        return load
-    total = np.rint(with_mean_step(load, step_assignments).sum(axis=-1)).astype(np.int64)
+    if step_assignments is not None:
+        load = with_mean_step(load, step_assignments)
+    if load.sum(axis=-1).max() >= TOO_MUCH_LOAD:
+        raise EquipoiseError(
+            "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
+            "scale them down."
+        )
+    return load if step_assignments is None else _drawn(load, seed)
+
+
+def _drawn(load: Floats, seed: int) -> Floats:
+    """Steps of about these sizes, drawn at random from their shares."""
+    total = np.rint(load.sum(axis=-1)).astype(np.int64)
     recorded = load.sum(axis=-1, keepdims=True)
     even = np.full_like(load, 1 / load.shape[-1])  # of a layer without load, which gets none
     shares = np.divide(load, recorded, out=even, where=recorded > 0)

@@ -15,7 +15,7 @@ def block_length(num_steps: int) -> int:
 
 
 def resampled_means(values: Floats, *, block_steps: int, num_draws: int, seed: int) -> Floats:
-    """Means over as many steps, drawn in circular blocks (Politis and Romano, 1992).
+    """Means over the same number of steps, drawn in circular blocks (Politis and Romano, 1992).
 
     Blocks keep neighbours together, which tell much the same.
 
