@@ -285,8 +285,8 @@ def test_intervals_cover_as_often_as_they_say():
 
 def test_steps_of_each_kind_are_resampled_by_themselves():
     """Kinds that differ, each the same in every step, leave nothing to chance."""
-    new = np.tile([0.5, 0.9], 10)[None]
-    kinds = np.tile([0, 1], 10)
+    kinds = np.random.default_rng(0).permutation(np.repeat([0, 1], 10))
+    new = np.where(kinds, 0.5, 0.9)[None]
     told = {"further_steps": 20, "spread": 0.0, "seed": 0}
     apart = gain_interval(np.ones((1, 20)), new, strata=kinds, **told)
     assert apart == pytest.approx((0.3, 0.3))
@@ -414,6 +414,36 @@ def test_the_map_in_force_is_what_gains_are_counted_from():
     assert answer.options[0].gain < 0
     assert answer.verdict.kind == "not now"
     assert "the map in force" in answer.verdict.text
+
+
+def test_what_is_worse_than_no_balancing_is_no_gain_over_a_bad_map():
+    """Experts 0, 4, 8 and 12 are hot: one on every rank without balancing."""
+    load = np.full((40, 1, 16), 10)
+    load[:, :, ::4] = 1000
+    hot, cold = [0, 4, 8, 12], [i for i in range(16) if i % 4]
+    order = {
+        "bad": [*hot, *cold],
+        "better": [*hot[:2], *cold[:2], *hot[2:], *cold[2:]],
+    }
+    bad, better = (eq.Placement([slots], num_ranks=4, num_experts=16) for slots in order.values())
+
+    class Fixed:
+        def plan(self, problem):
+            return replace(Greedy().plan(problem), placement=better)
+
+    answer = forecast(
+        eq.Trace(counts=load),
+        eq.Topology(4),
+        exact(BY_TOKENS),
+        redundant=[0],
+        dispatch=["even"],
+        planner=lambda dispatch: Fixed(),
+        current=bad,
+    )
+    assert answer.best.gain > 0.4
+    assert answer.best.interval[0] > answer.best.needed
+    assert answer.verdict.kind == "not now"
+    assert "no plan beats no balancing" in answer.verdict.text
 
 
 def test_moves_are_priced_as_the_gate_does():
