@@ -72,7 +72,7 @@ class Idle:
     chance: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Option:
     """A redundancy and a dispatcher, and what they do to unseen steps.
 
@@ -230,9 +230,9 @@ class Forecast:
         low, high = best.interval
         pays = f"the {best.needed:.1%} that would pay"
         if best.step_seconds >= best.plain_seconds:
-            return "not now", "no plan beats no balancing"
+            return "not now", "no plan beats no balancing by what its slots must gain"
         if best.gain <= 0:
-            return "not now", f"no plan beats {self.against}"
+            return "not now", f"no plan beats {self.against} by what its slots must gain"
         if high < best.needed:
             return "not now", f"that is surely less than {pays}"
         if low < best.needed or self._chance >= _SURE:
