@@ -23,7 +23,7 @@ from equipoise.simulate.fair import fair_steps
 from equipoise.simulate.forecast import Moving, forecast
 from equipoise.simulate.gain import gain_interval, planning_spread
 from equipoise.simulate.routers import hot_expert, lognormal, sample_trace, steady, uniform
-from equipoise.simulate.trial import step_kinds, step_loads
+from equipoise.simulate.trial import Plans, step_kinds, step_loads
 
 BY_TOKENS = RankCost(token_seconds=1e-6)
 BY_WEIGHTS = RankCost(expert_seconds=20e-6, token_seconds=0.1e-6, fixed_seconds=20e-6)
@@ -138,6 +138,14 @@ def test_a_fair_router_shows_the_noise_floor(tokens):
     ranks = load.reshape(50, 4, 8, 4).sum(axis=-1)
     imbalance = (ranks.max(axis=-1) / ranks.mean(axis=-1)).mean()
     assert imbalance - 1 == pytest.approx(noise_floor(tokens, 32, 4, 8).mean - 1, rel=0.07)
+
+
+@pytest.mark.parametrize("tokens", [300, 8192])
+def test_a_fair_token_never_takes_an_expert_twice(tokens):
+    """Which narrows the loads, here by a tenth: a token takes an expert or does not."""
+    load = fair_steps(np.full((100, 5), tokens * 8.0), 32, 8, seed=1)
+    assert load.mean() == pytest.approx(tokens / 4)
+    assert load.std() == pytest.approx(np.sqrt(tokens * 1 / 4 * 3 / 4), rel=0.02)
 
 
 def test_a_fair_router_of_nothing_routes_nothing():
@@ -320,6 +328,18 @@ def test_the_spread_of_plans_is_that_of_their_twins():
     rng = np.random.default_rng(0)
     halves = rng.normal(0.1, 0.02 * np.sqrt(2), (5000, 2))  # plans of half the steps
     assert planning_spread([tuple(pair) for pair in halves]) == pytest.approx(0.02, rel=0.05)
+
+
+def test_twins_are_plans_from_every_other_step():
+    """The odd steps heat other experts than the even ones, so their plans copy others."""
+    load = np.full((6, 1, 8), 10)
+    load[::2, :, 0] = load[1::2, :, 5] = 1000
+    plans = Plans(eq.Trace(counts=load), eq.Topology(2), greedy)
+    even, odd = plans.twins(2)
+    assert (even.copies[0] > 1).nonzero()[0][0] == 0
+    assert odd.copies[0, 5] == 2
+    assert plans.twins(2) == [even, odd]  # made once
+    assert Plans(eq.Trace(counts=load[:1]), eq.Topology(2), greedy).twins(2) == []
 
 
 def test_costs_that_are_not_sure_widen_what_depends_on_them():

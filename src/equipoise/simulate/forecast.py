@@ -129,11 +129,11 @@ class Option:
     @property
     def change(self) -> str:
         """What becomes of a step, with the interval, in words."""
-        text = f"a step gets {abs(self.gain):.1%} {'shorter' if self.gain >= 0 else 'longer'}"
+        text = f"a step gets {_shorter(self.gain)}"
         if self.interval is None:
             return text
-        low, high = self.interval
-        return f"{text} ({CONFIDENCE:.0%} interval {low:z.1%} to {high:z.1%} shorter)"
+        ends = " to ".join(map(_shorter, self.interval))
+        return f"{text} ({CONFIDENCE:.0%} interval {ends})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,3 +517,7 @@ def _check(
     check_number(argument("least_gain"), least_gain, low=0, high=1)
     if further_steps is not None:
         check_whole("further_steps", further_steps, low=1)
+
+
+def _shorter(gain: float) -> str:
+    return f"{abs(gain):.1%} {'shorter' if gain >= 0 else 'longer'}"
