@@ -119,7 +119,7 @@ def test_the_map_in_force(run, document, text, tmp_path):
     assert document("forecast", run, *options)[0]["decision"] is None
 
 
-def test_the_model_prices_the_slots(run, document, tmp_path):
+def test_the_model_prices_the_slots(run, document, text, tmp_path):
     facts = {
         "model_type": "deepseek_v3",
         "num_hidden_layers": 5,
@@ -139,6 +139,12 @@ def test_the_model_prices_the_slots(run, document, tmp_path):
     kv = 5 * (4 + 2) * 2
     assert answer["best"]["bytes_per_rank"] == size
     assert answer["best"]["kv_tokens"] == size // kv
+    out = text("forecast", run, *QUICK, *options, "--model", tmp_path)
+    assert "GB a rank" in out
+    assert f"{size // kv}" in out.split("KV tokens")[1]
+    priced = text("forecast", run, *QUICK, *options, "--expert-bytes", 10**9)
+    assert "3.000" in priced.split("GB a rank")[1]
+    assert "KV tokens" not in priced
 
 
 def test_decode_steps_of_the_sample_are_left_alone(document):

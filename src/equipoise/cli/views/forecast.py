@@ -107,23 +107,21 @@ def _print_one(console: Console, advice: Advice) -> None:
 
 def _table(result: Forecast) -> Table:
     table = Table(box=None)
-    priced = any(option.bytes_per_rank is not None for option in result.options)
+    memory = _memory_columns(result.options)
     head = ["redundant", "split", "step ms", "shorter by", f"{CONFIDENCE:.0%} interval"]
-    head += ["throughput", *(["GB a rank", "KV tokens"] if priced else [])]
+    head += ["throughput", *memory]
     for name in head:
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     plain = 1e3 * result.options[0].plain_seconds
     table.add_row("none", "no balancing", f"{plain:.3f}")
-    for option in result.options:
-        table.add_row(*_row(option, priced))
+    for i, option in enumerate(result.options):
+        table.add_row(*_row(option), *(column[i] for column in memory.values()))
     return table
 
 
-def _row(option: Option, priced: bool) -> list[str]:
+def _row(option: Option) -> list[str]:
     ends = option.interval
     interval = "unknown" if ends is None else f"{ends[0]:z.1%} to {ends[1]:z.1%}"
-    size, tokens = option.bytes_per_rank, option.kv_tokens
-    memory = ["" if size is None else f"{size / 1e9:.3f}", "" if tokens is None else f"{tokens:,}"]
     return [
         str(option.redundant),
         option.dispatch if option.can_run else f"{option.dispatch}, not by this engine",
@@ -131,5 +129,12 @@ def _row(option: Option, priced: bool) -> list[str]:
         f"{option.gain:z.1%}",
         interval,
         f"{option.throughput:+z.1%}",
-        *(memory if priced else []),
     ]
+
+
+def _memory_columns(options: tuple[Option, ...]) -> dict[str, list[str]]:
+    """What the slots take, in the columns that are known."""
+    sizes = [f"{o.bytes_per_rank / 1e9:.3f}" for o in options if o.bytes_per_rank is not None]
+    tokens = [f"{o.kv_tokens:,}" for o in options if o.kv_tokens is not None]
+    columns = {"GB a rank": sizes, "KV tokens": tokens}
+    return {name: column for name, column in columns.items() if column}
