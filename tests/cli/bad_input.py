@@ -444,6 +444,58 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "another size of step for a budget",
             "budget run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 100",
         ),
+        case("a forecast for ranks nobody timed", "forecast run.safetensors --ranks 2"),
+        case(
+            "a forecast of one step",
+            "forecast hotness.json --ranks 2 --rank-cost h100-deepep-ep8",
+        ),
+        case(
+            "a rank cost that no forecast knows",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8,h200",
+        ),
+        case(
+            "slots to try that are no numbers",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --redundant 0,few",
+        ),
+        case(
+            "slots to try that ranks cannot share",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --redundant 3",
+        ),
+        case(
+            "more slots to try than experts and ranks have",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --redundant 6",
+        ),
+        case(
+            "a dispatcher that no forecast knows",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --dispatch even,best",
+        ),
+        case(
+            "an engine whose rule is left out",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --dispatch even "
+            "--for trtllm",
+        ),
+        case(
+            "an engine that no forecast knows",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --for llama",
+        ),
+        case(
+            "an option of an engine without the engine",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --use-async",
+        ),
+        case(
+            "the price of a move without a map in force",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --stall-seconds 1",
+        ),
+        case(
+            "a map in force with half of the prices",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --from map.json "
+            "--stall-seconds 1",
+        ),
+        case("no share to forecast on", "forecast run.safetensors --ranks 2 --hold-out 0"),
+        case(
+            "costs without any certainty",
+            "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --cost-error 2",
+        ),
         case(
             "losses for a planner that counts on none", "plan run.safetensors --ranks 2 --losses 2"
         ),

@@ -194,12 +194,14 @@ def commands(name: str, random: Random) -> list[str]:
             ["report", name, "--ranks", "2", "--html", "old.html", *options],
             ["report", name, "--json", *options],
             ["plan", name, *PLAN, *options],
+            ["forecast", name, *FORECAST, *options],
             ["convert", name, "--to", "equipoise", "-o", "old.safetensors", *options],
         ]
     )
 
 
 PLAN = ("--ranks", "2", "--for", "ascend", "-o", "old.json", "--even-if-worse")
+FORECAST = ("--ranks", "2", "--planner", "greedy", "--rank-cost", "h100-deepep-ep8")
 OLD = ("old.yaml", "old.json", "old.html", "old.safetensors")
 
 

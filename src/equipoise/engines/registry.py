@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from equipoise.dispatch.registry import DISPATCHERS
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.formats import Launcher, MapFormat, TraceFormat
 from equipoise.errors import EquipoiseError
@@ -120,10 +121,23 @@ def launcher_for(target: str) -> Launcher | None:
     EquipoiseError
         An unknown target, with the known ones.
     """
-    for engine in ENGINES:
-        if engine.folder == target and engine.keeps:
-            return launcher(engine)
-    return launcher_of(map_format(target))
+    engine = _engine_of(target)
+    return launcher(engine) if engine.launch else None
+
+
+def rule_of(target: str) -> str | None:
+    """Name of the dispatcher that describes how the engine of a target shares batches.
+
+    Of several that an engine has, the first; ``None`` for formats of no engine.
+
+    Raises
+    ------
+    EquipoiseError
+        An unknown target, with the known ones.
+    """
+    home = f"{__package__}.{_engine_of(target).folder}."
+    rules = (name for name, entry in DISPATCHERS.items() if entry.where.startswith(home))
+    return next(rules, None)
 
 
 def trace_format(name: str) -> TraceFormat:
@@ -133,12 +147,6 @@ def trace_format(name: str) -> TraceFormat:
             return known
     names = ", ".join(known.name for known in trace_formats())
     raise EquipoiseError(f"There is no recording format {name!r}; known: {names}.")
-
-
-def launcher_of(format: MapFormat) -> Launcher | None:
-    """How the engine of a map format is started; ``None`` for our own, which no engine reads."""
-    engine = next(engine for engine in ENGINES if format in _formats(engine, engine.maps))
-    return launcher(engine) if engine.launch else None
 
 
 def launcher(engine: Engine) -> Launcher:
@@ -151,6 +159,15 @@ def launcher(engine: Engine) -> Launcher:
 def all_knowledge() -> tuple[Knowledge, ...]:
     """What the doctor knows, engine by engine."""
     return tuple(_module(engine, "advice").KNOWLEDGE for engine in ENGINES if engine.advice)
+
+
+def _engine_of(target: str) -> Engine:
+    """The engine of a map format, or the one of that name that reads no map."""
+    for engine in ENGINES:
+        if engine.folder == target and engine.keeps:
+            return engine
+    known = map_format(target)
+    return next(engine for engine in ENGINES if known in _formats(engine, engine.maps))
 
 
 def _formats(engine: Engine, modules: tuple[str, ...]) -> Iterator[Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import textwrap
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.moves import moves_document, moves_text
 from equipoise.cli.views.scores import scores_document, scores_table, verdict_document
@@ -117,18 +116,5 @@ def print_map(console: Console, written: WrittenMap) -> None:
     console.print(one_line(f"Written, read back and compared: {written.path}"))
     for sentence in written.lost:
         console.print(f"  not in the file: {sentence}")
-    flags = written.launch
-    if flags is None:
-        return
-    if flags.command:
-        console.print(f"Start {flags.engine} {flags.version} with")
-        for name, value in flags.environment:
-            console.print(f"  {name}={value}")
-        console.print(f"  {shlex.join(flags.command)}")
-    for name, content in flags.files:
-        console.print(
-            one_line(f"and this as {name}{', which is written' if written.files else ''}:")
-        )
-        console.print(textwrap.indent(content.rstrip(), "  "))
-    for note in flags.notes:
-        console.print(f"  note: {note}")
+    if written.launch is not None:
+        print_launch(console, written.launch, files_written=bool(written.files))

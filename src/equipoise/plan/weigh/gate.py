@@ -16,6 +16,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration
 from equipoise.placement import Placement
+from equipoise.plan.weigh.resample import block_length, resampled_means
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -90,8 +91,8 @@ class Gate:
 
     The gain is the difference in time of the slowest rank, summed over layers, on steps that the
     new placement was not planned on. Its interval is from resampling circular blocks of steps
-    (Politis and Romano, 1992), which keeps neighbours together. All costs are the caller's: none
-    of them has a value that fits every system.
+    (``resampled_means``). All costs are the caller's: none of them has a value that fits every
+    system.
 
     Parameters
     ----------
@@ -196,13 +197,8 @@ class Gate:
 
     def _interval(self, gain: Floats) -> tuple[float, float]:
         """Both ends of the confidence interval of the mean gain."""
-        T = len(gain)
-        size = min(T, int(self.block_steps or round(T ** (1 / 3))))
-        sums = np.concatenate([[0], np.cumsum(np.concatenate([gain, gain[:size]]))])
-        first = np.random.default_rng(self.seed).integers(0, T, (_DRAWS, -(-T // size)))
-        length = np.full(first.shape[1], size)
-        length[-1] = T - length[:-1].sum()  # the last block makes it T steps again
-        means = (sums[first + length] - sums[first]).sum(axis=1) / T
+        block = int(self.block_steps or block_length(len(gain)))
+        means = resampled_means(gain, block_steps=block, num_draws=_DRAWS, seed=self.seed)
         low, high = np.quantile(means, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
         return float(low), float(high)
 

@@ -1,0 +1,185 @@
+"""``equipoise forecast``: whether balancing would help, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.limits import Amount, Size
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.model import ModelArguments
+from equipoise.cli.options.moving import MovingArguments
+from equipoise.cli.options.names import option_name
+from equipoise.cli.options.output import Json
+from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.forecast import Advice, forecast_document, print_forecast
+from equipoise.cli.views.progress import PartsOf, progress_bar
+from equipoise.cost import RANK_COSTS
+from equipoise.engines.formats import LaunchOptions, given
+from equipoise.engines.launch_flags import launch
+from equipoise.engines.registry import rule_of
+from equipoise.errors import EquipoiseError
+from equipoise.plan import Planner
+from equipoise.plan.weigh.budget import LEAST_GAIN
+from equipoise.simulate.expert_time import COST_ERROR, UncertainCost
+from equipoise.simulate.forecast import Forecast
+from equipoise.simulate.forecast import forecast as foresee
+
+_MAP = "MAP"
+
+
+def forecast(
+    trace: Path,
+    /,
+    *,
+    ranks: Annotated[int, Size],
+    redundant: str | None = None,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
+    cost_error: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = COST_ERROR,
+    other_seconds: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
+    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
+    expert_bytes: Annotated[int | None, Amount] = None,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    planning: PlannerArguments | None = None,
+    machine: MachineArguments | None = None,
+    moving: MovingArguments | None = None,
+    engine: EngineArguments | None = None,
+    serving: ModelArguments | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Say whether balancing would make steps shorter, by how much, and how sure that is.
+
+    Plans on the earlier steps with several numbers of redundant slots and dispatchers, and times
+    the later ones with the cost of the ranks: seconds of the experts' computation, and nothing
+    else of a step but --other-seconds. --rank-cost and --dispatch take several names, separated by
+    commas. Without --rank-cost all published constants for this number of ranks are used, without
+    --dispatch even, minmax and the rule of the engine that --for names. docs/forecast.md.
+
+    Parameters
+    ----------
+    trace
+        A recording: file or directory of any known format.
+    ranks
+        Expert-parallel ranks.
+    redundant
+        Redundant slots of a layer to try, as in 0,32,64; the fewest, one and two a rank more if not
+        given.
+    hold_out
+        Share of the steps, the latest of each domain, to measure on.
+    cost_error
+        Relative error of each constant of the rank cost; see docs/costs.md.
+    other_seconds
+        What a step takes besides the computation of experts: attention, communication, the rest.
+    least_gain
+        Share of a step's time that a change, and each further slot on every rank, must take off.
+    expert_bytes
+        Bytes of one expert in one layer, scales included; adds what the slots take of a rank's
+        memory.
+    for_
+        The engine, by the format of its map as for equipoise plan: what it can run is recommended,
+        with the flags to start it.
+    """
+    planning, machine = planning or PlannerArguments(), machine or MachineArguments()
+    serving, engine = serving or ModelArguments(), engine or EngineArguments()
+    moving = moving or MovingArguments()
+    expert_bytes = serving.need_expert_bytes(expert_bytes)
+    prices = moving.moving(expert_bytes)
+    rule = None if for_ is None else rule_of(for_)
+    if for_ is None and given(engine):
+        unused = ", ".join(sorted(map(option_name, given(engine))))
+        raise EquipoiseError(f"{unused}: only with --for, the engine.")
+    names = _names(planning.dispatch) or _default_dispatch(rule)
+    costs = _names(planning.rank_cost) or _costs_for(ranks)
+    variants = {cost: replace(planning, rank_cost=cost, dispatch=None) for cost in costs}
+    for variant in variants.values():
+        variant.check(machine)
+    topology = machine.topology(ranks)
+    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    current = moving.read(recording, ranks)
+    config = serving.config
+    slot_bytes = None if expert_bytes is None else expert_bytes * recording.num_layers
+    if config is not None and config.moe_layer_ids is not None and expert_bytes is not None:
+        slot_bytes = expert_bytes * len(config.moe_layer_ids)
+    answers = []
+    for cost, variant in variants.items():
+        with progress_bar(f"forecast, {cost}") as progress:
+            plans = PartsOf(progress)
+
+            def planner(
+                name: str, variant: PlannerArguments = variant, plans: PartsOf = plans
+            ) -> Planner:
+                told = replace(variant, dispatch=name)
+                return told.configured(told.judge(topology, recording.top_k), plans)
+
+            result = foresee(
+                recording,
+                topology,
+                UncertainCost.published(cost, cost_error),
+                redundant=_numbers(redundant),
+                dispatch=names,
+                engine_dispatch=rule,
+                planner=planner,
+                hold_out=hold_out,
+                step_assignments=planning.step_assignments,
+                other_seconds=other_seconds,
+                least_gain=least_gain,
+                current=current,
+                moving=prices,
+                slot_bytes=slot_bytes,
+                kv_bytes_per_token=None if config is None else config.kv_bytes_per_token,
+                progress=plans.begin,
+            )
+        answers.append(_advice(result, for_, engine.options(config)))
+    if json:
+        print_json([forecast_document(answer) for answer in answers])
+    else:
+        print_forecast(stdout(), recording, answers)
+    return 0
+
+
+def _advice(result: Forecast, target: str | None, options: LaunchOptions) -> Advice:
+    """The forecast, and how to start the engine with what it recommends."""
+    if target is None or result.verdict.kind != "recommend":
+        return Advice(forecast=result)
+    flags = launch(result.best.placement, target, _MAP, options)
+    return Advice(forecast=result, launch=flags)
+
+
+def _default_dispatch(rule: str | None) -> list[str]:
+    return list(dict.fromkeys(["even", "minmax", *([] if rule is None else [rule])]))
+
+
+def _costs_for(ranks: int) -> list[str]:
+    """The published constants for this number of ranks."""
+    found = [name for name in RANK_COSTS if name.endswith(f"-ep{ranks}")]
+    if not found:
+        raise EquipoiseError(
+            f"There are no published constants for {ranks} ranks; choose with --rank-cost from "
+            f"{', '.join(RANK_COSTS)}."
+        )
+    return found
+
+
+def _names(text: str | None) -> list[str]:
+    """Names between commas, each once."""
+    return [] if text is None else list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 8 for part in parts):
+        raise EquipoiseError(
+            f"--redundant is {text[:40]!r}; expected numbers of slots, as in 0,32,64."
+        )
+    return [int(part) for part in parts]

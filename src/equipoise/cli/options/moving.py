@@ -1,0 +1,79 @@
+"""Moving from the map in force, on the command line: what it costs a forecast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.names import option_name
+from equipoise.engines.formats import MapContext, given
+from equipoise.engines.map_io import read_map
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.simulate.forecast import Moving
+from equipoise.trace import Trace
+
+_PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
+_AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MovingArguments:
+    """The map in force, and what moving from it costs.
+
+    Parameters
+    ----------
+    from_map
+        The map in force: changes are counted from it, not from no balancing.
+    dwell_steps
+        With --from: steps until the loads have drifted away from what a new map was made for.
+    stall_seconds
+        With --from: seconds for which serving stands still.
+    interference
+        With --from: serving seconds lost for each second of transfers, 0 to 1 as a rule.
+    delay_steps
+        With --from: steps until the new map is in force.
+    """
+
+    from_map: Annotated[Path | None, Parameter(name="--from")] = None
+    dwell_steps: _AtLeastZero = None
+    stall_seconds: _AtLeastZero = None
+    interference: _AtLeastZero = None
+    delay_steps: _AtLeastZero = None
+
+    def moving(self, expert_bytes: int | None) -> Moving | None:
+        """What moving costs; ``None`` if nobody says.
+
+        Raises
+        ------
+        EquipoiseError
+            Some of the values without the others, or without a map.
+        """
+        prices: dict[str, Any] = {name: getattr(self, name) for name in _PRICES}
+        if not given(self) & prices.keys():
+            return None
+        if self.from_map is None:
+            names = ", ".join(sorted(map(option_name, given(self))))
+            raise EquipoiseError(f"{names}: only with --from, the map in force.")
+        missing = [option_name(name) for name, value in prices.items() if value is None]
+        missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
+        if expert_bytes is None or missing:
+            raise EquipoiseError(
+                f"To price the move, give {', '.join(missing)} as well: they have no default, "
+                "since none fits every system."
+            )
+        return Moving(expert_bytes=expert_bytes, **prices)
+
+    def read(self, recording: Trace, ranks: int) -> Placement | None:
+        """The map in force; ``None`` if there is none."""
+        if self.from_map is None:
+            return None
+        context = MapContext(
+            num_experts=recording.num_experts, num_ranks=ranks, layer_ids=recording.layer_ids
+        )
+        return read_map(self.from_map, context)

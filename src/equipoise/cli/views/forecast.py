@@ -1,0 +1,140 @@
+"""A forecast, as text and as a document."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.cli.views.launch import print_launch
+from equipoise.cli.views.text import one_line
+from equipoise.engines.formats import Launch
+from equipoise.simulate.forecast import Forecast, Option
+from equipoise.simulate.gain import CONFIDENCE
+from equipoise.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A forecast, and how to start the engine asked for with what it recommends, if it does."""
+
+    forecast: Forecast
+    launch: Launch | None = None
+
+
+def forecast_document(advice: Advice) -> dict[str, object]:
+    """The forecast for programs."""
+    result = advice.forecast
+    return {
+        "verdict": result.verdict.kind,
+        "text": result.verdict.text,
+        "model": result.model,
+        "planned_steps": result.planned_steps,
+        "unseen_steps": result.unseen_steps,
+        "against": result.against,
+        "other_seconds": result.other_seconds,
+        "least_gain": result.least_gain,
+        "confidence": CONFIDENCE,
+        "today": [asdict(idle) for idle in result.today],
+        "best": _option(result.best),
+        "options": [_option(option) for option in result.options],
+        "decision": _decision(result),
+        "launch": advice.launch,
+    }
+
+
+def _option(option: Option) -> dict[str, object]:
+    return {
+        "redundant": option.redundant,
+        "dispatch": option.dispatch,
+        "can_run": option.can_run,
+        "step_seconds": option.step_seconds,
+        "plain_seconds": option.plain_seconds,
+        "gain": option.gain,
+        "interval": option.interval,
+        "throughput": option.throughput,
+        "needed": option.needed,
+        "bytes_per_rank": option.bytes_per_rank,
+        "kv_tokens": option.kv_tokens,
+    }
+
+
+def _decision(result: Forecast) -> dict[str, object] | None:
+    """The decision with ``None`` for steps that never come, which JSON cannot say."""
+    if result.decision is None:
+        return None
+    fields = asdict(result.decision).items()
+    values = {name: None if value == np.inf else value for name, value in fields}
+    return values | {"text": result.decision.text}
+
+
+def print_forecast(console: Console, recording: Trace, answers: list[Advice]) -> None:
+    """Print forecasts for people, each with its verdict first and last."""
+    console.print(one_line(f"{recording}"))
+    for note in recording.provenance.notes:
+        console.print(f"  note: {one_line(note)}")
+    for advice in answers:
+        _print_one(console, advice)
+
+
+def _print_one(console: Console, advice: Advice) -> None:
+    result = advice.forecast
+    other = (
+        f"{result.other_seconds:g} s of other work in every step"
+        if result.other_seconds
+        else "attention, communication and the rest of a step are left out"
+    )
+    console.print(f"\n{result.model}: {result.verdict.text}\n")
+    for idle in result.today:
+        console.print(
+            f"Today ranks wait {idle.share:.1%} of the experts' time ({idle.steps}); chance alone "
+            f"makes it {idle.chance:.1%}."
+        )
+    console.print(
+        f"\nSeconds of {result.unseen_steps} unseen steps, planned on {result.planned_steps}, "
+        f"against {result.against}; {other}.\n"
+    )
+    console.print(_table(result))
+    if result.decision is not None:
+        console.print(f"\n{result.decision.text}")
+    if advice.launch is not None:
+        console.print()
+        print_launch(console, advice.launch)
+    console.print(f"\n{result.model}: {result.verdict.text}")
+
+
+def _table(result: Forecast) -> Table:
+    table = Table(box=None)
+    memory = _memory_columns(result.options)
+    head = ["redundant", "split", "step ms", "shorter by", f"{CONFIDENCE:.0%} interval"]
+    head += ["throughput", *memory]
+    for name in head:
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    plain = 1e3 * result.options[0].plain_seconds
+    table.add_row("none", "no balancing", f"{plain:.3f}")
+    for i, option in enumerate(result.options):
+        table.add_row(*_row(option), *(column[i] for column in memory.values()))
+    return table
+
+
+def _row(option: Option) -> list[str]:
+    ends = option.interval
+    interval = "unknown" if ends is None else f"{ends[0]:z.1%} to {ends[1]:z.1%}"
+    return [
+        str(option.redundant),
+        option.dispatch if option.can_run else f"{option.dispatch}, not by this engine",
+        f"{1e3 * option.step_seconds:.3f}",
+        f"{option.gain:z.1%}",
+        interval,
+        f"{option.throughput:+z.1%}",
+    ]
+
+
+def _memory_columns(options: tuple[Option, ...]) -> dict[str, list[str]]:
+    """What the slots take, in the columns that are known."""
+    sizes = [f"{o.bytes_per_rank / 1e9:.3f}" for o in options if o.bytes_per_rank is not None]
+    tokens = [f"{o.kv_tokens:,}" for o in options if o.kv_tokens is not None]
+    columns = {"GB a rank": sizes, "KV tokens": tokens}
+    return {name: column for name, column in columns.items() if column}

@@ -1,0 +1,156 @@
+"""What a step's experts take on given copies: the part of a step that a placement decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_number, check_type
+from equipoise.cost import RankCost, rank_cost
+from equipoise.dispatch import Dispatcher
+from equipoise.placement import Placement
+from equipoise.plan.weigh.reach import placement_without_balancing
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+
+COST_ERROR = 0.15
+"""Relative error of published constants on other machines; see ``docs/costs.md``."""
+
+_BLOCK_CELLS = 1 << 24  # slot loads held at a time
+
+
+class ComputeModel(Protocol):
+    """What the experts of a rank take, and how far that may be from the truth."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in an answer."""
+        ...
+
+    @property
+    def planning_cost(self) -> RankCost:
+        """The cost that planners and dispatchers go by."""
+        ...
+
+    def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
+        """Time of each rank at speed 1, ``(..., R)``, from the load of each slot, ``(..., S)``."""
+        ...
+
+    def draws(self, number: int, seed: int) -> Sequence[ComputeModel]:
+        """Models that may be the true one; none if this one is taken for it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncertainCost:
+    """A ``RankCost`` whose three times are known to a relative error each.
+
+    Parameters
+    ----------
+    name
+        What it is called in an answer.
+    planning_cost
+        The constants.
+    error
+        Standard deviation of the logarithm of each, 0.15 for about 15 %; 0: they are exact.
+    """
+
+    name: str
+    planning_cost: RankCost
+    error: float = COST_ERROR
+
+    def __post_init__(self) -> None:
+        check_type("planning_cost", self.planning_cost, RankCost)
+        check_number("cost_error", self.error, low=0, high=1)
+
+    @classmethod
+    def published(cls, name: str, error: float = COST_ERROR) -> UncertainCost:
+        """The published constants of that name; ``EquipoiseError`` if there are none."""
+        return cls(name=name, planning_cost=rank_cost(name), error=error)
+
+    def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
+        """As ``RankCost`` has it."""
+        return self.planning_cost.rank_seconds(slot_load, num_ranks)
+
+    def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
+        """Constants of which each is lognormal around the one given."""
+        if not self.error:
+            return ()
+        z = np.random.default_rng(seed).standard_normal((number, 3))
+        cost = self.planning_cost
+        times = np.exp(self.error * z) * [
+            cost.fixed_seconds,
+            cost.expert_seconds,
+            cost.token_seconds,
+        ]
+        return tuple(
+            replace(
+                self,
+                planning_cost=replace(
+                    cost, fixed_seconds=fixed, expert_seconds=expert, token_seconds=token
+                ),
+            )
+            for fixed, expert, token in times.tolist()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Copies, and who shares batches over them.
+
+    Parameters
+    ----------
+    placement
+        The copies; empty slots hold experts that the model does not have, which nothing goes to.
+    dispatch
+        The dispatcher; ``None``: nothing is copied, so there is nothing to share.
+    """
+
+    placement: Placement
+    dispatch: Dispatcher | None = None
+
+    @classmethod
+    def unbalanced(cls, trace: Trace, num_ranks: int) -> Layout:
+        """Every expert once, in order, as engines start."""
+        return cls(placement=placement_without_balancing(trace, num_ranks))
+
+    def slot_loads(self, load_TLE: Floats) -> Floats:
+        """Assignments of every slot, ``(T, L, S)``."""
+        if self.dispatch is not None:
+            return np.stack([self.dispatch.split(step, self.placement).shares for step in load_TLE])
+        missing = self.placement.num_experts - load_TLE.shape[-1]
+        padded = np.pad(load_TLE, ((0, 0), (0, 0), (0, missing)))
+        slots = np.broadcast_to(self.placement.slots, (len(padded), *self.placement.slots.shape))
+        return np.take_along_axis(padded, slots, axis=-1)
+
+    def rank_seconds(
+        self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
+    ) -> Iterator[Floats]:
+        """What each rank takes, ``(M, T', L, R)`` for ``M`` models, block by block of steps."""
+        speed = 1.0 if topology.speed is None else np.array(topology.speed)
+        cells = self.placement.slots.size * len(models)
+        block = max(1, _BLOCK_CELLS // cells)
+        for start in range(0, len(load_TLE), block):
+            loads = self.slot_loads(load_TLE[start : start + block])
+            yield np.stack([m.rank_seconds(loads, topology.num_ranks) for m in models]) / speed
+
+    def step_seconds(
+        self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
+    ) -> Floats:
+        """What the layers of each step take, ``(M, T)``: every layer waits for its slowest rank."""
+        blocks = self.rank_seconds(load_TLE, topology, models)
+        return np.concatenate([b.max(axis=-1).sum(axis=-1) for b in blocks], axis=1)
+
+    def idle_share(self, load_TLE: Floats, topology: Topology, model: ComputeModel) -> float:
+        """Share of the ranks' time in which they wait for the slowest of a layer."""
+        slowest = mean = 0.0
+        for seconds in self.rank_seconds(load_TLE, topology, [model]):
+            slowest += float(seconds.max(axis=-1).sum())
+            mean += float(seconds.mean(axis=-1).sum())
+        return 1 - mean / slowest if slowest > 0 else 0.0

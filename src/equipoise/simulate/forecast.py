@@ -1,0 +1,523 @@
+"""Whether balancing would help a deployment, by how much, and how sure that is.
+
+As far as the experts' computation decides it. How: ``docs/forecast.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_number, check_type, check_whole
+from equipoise.cost import RankCost
+from equipoise.dispatch import Dispatcher
+from equipoise.errors import EquipoiseError, argument
+from equipoise.migration import diff
+from equipoise.placement import Placement
+from equipoise.plan.result import Planner
+from equipoise.plan.study import hold_out_steps
+from equipoise.plan.weigh.budget import LEAST_GAIN, LEAST_WINDOWS
+from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.fair import fair_steps
+from equipoise.simulate.gain import (
+    CONFIDENCE,
+    chances_above,
+    gain,
+    gain_interval,
+    planning_spread,
+)
+from equipoise.simulate.trial import (
+    Bench,
+    Plans,
+    Trial,
+    attempt,
+    judge_of,
+    robust_for,
+    some_steps,
+    step_kinds,
+    step_loads,
+)
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+Kind = Literal["recommend", "not now", "insufficient evidence"]
+
+_SURE = 0.05  # chance below which a gain is called one, as for a budget
+_MODELS = 32  # that may be the true one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """What ranks wait for the slowest, as a share of the experts' time.
+
+    Parameters
+    ----------
+    steps
+        Which steps: those of a phase, or all.
+    share
+        What was recorded.
+    chance
+        What a fair router shows in steps of the same sizes.
+    """
+
+    steps: str
+    share: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Option:
+    """A redundancy and a dispatcher, and what they do to unseen steps.
+
+    Parameters
+    ----------
+    redundant
+        ``S - E``.
+    dispatch
+        Name of the dispatcher.
+    can_run
+        Whether the engine asked for shares batches so.
+    step_seconds
+        Mean unseen step.
+    plain_seconds
+        The same without balancing.
+    gain
+        Share of the step's time that it takes off; negative if steps take longer.
+    interval
+        Its ends, at ``CONFIDENCE``; ``None`` for a single step.
+    needed
+        Share that it must take off to pay, the more the more slots it has.
+    bytes_per_rank, kv_tokens
+        Memory of the slots beyond the fewest on each rank, and the tokens of KV cache that would
+        fit there; ``None`` if not known.
+    placement
+        The plan, made from the earlier steps.
+    above_needed
+        What each unseen step gets shorter by, beyond what is needed, ``(T,)`` seconds.
+    """
+
+    redundant: int
+    dispatch: str
+    can_run: bool
+    step_seconds: float
+    plain_seconds: float
+    gain: float
+    interval: tuple[float, float] | None
+    needed: float
+    bytes_per_rank: int | None
+    kv_tokens: int | None
+    placement: Placement
+    above_needed: Floats
+
+    @property
+    def throughput(self) -> float:
+        """Share of throughput that it adds, where the step's time decides it."""
+        return self.gain / (1 - self.gain)
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"{self.redundant} redundant slots a layer with {self.dispatch} split"
+
+    @property
+    def change(self) -> str:
+        """What becomes of a step, with the interval, in words."""
+        text = f"a step gets {_shorter(self.gain)}"
+        if self.interval is None:
+            return text
+        ends = " to ".join(map(_shorter, self.interval))
+        return f"{text} ({CONFIDENCE:.0%} interval {ends})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer, and why, in one sentence."""
+
+    kind: Kind
+    why: str
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return f"{self.kind}: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moving:
+    """What moving from the map in force costs; see ``Gate``.
+
+    Parameters
+    ----------
+    expert_bytes, dwell_steps, stall_seconds, interference, delay_steps
+        The fields of ``Gate``.
+    """
+
+    expert_bytes: int
+    dwell_steps: float
+    stall_seconds: float
+    interference: float
+    delay_steps: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Forecast:
+    """What balancing would do to steps like those recorded.
+
+    Parameters
+    ----------
+    model
+        Name of the compute model.
+    planned_steps, unseen_steps
+        Steps planned on, and those that everything is measured on.
+    against
+        What gains are counted from: no balancing, or the map in force.
+    other_seconds
+        What a step takes besides the experts.
+    least_gain
+        Share of a step's time that a change must take off to pay.
+    today
+        Idle shares as things are, of each phase if the steps have some.
+    options
+        What was tried.
+    decision
+        Whether moving from the map in force pays; ``None`` without one, without prices, or if the
+        best option has another number of slots.
+    """
+
+    model: str
+    planned_steps: int
+    unseen_steps: int
+    against: str
+    other_seconds: float
+    least_gain: float
+    today: tuple[Idle, ...]
+    options: tuple[Option, ...]
+    decision: Decision | None
+
+    @cached_property
+    def best(self) -> Option:
+        """What takes most off a step beyond what its slots must, of what can run."""
+        return best_option(self.options)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether to do it."""
+        if self.unseen_steps < LEAST_WINDOWS:
+            return Verdict(
+                kind="insufficient evidence",
+                why=f"{self.unseen_steps} unseen step{'s' * (self.unseen_steps > 1)} cannot tell "
+                f"a gain from chance, it takes {LEAST_WINDOWS} or more; record more steps, or hold "
+                "out more of them.",
+            )
+        best = self.best
+        kind, why = self._judged(best)
+        return Verdict(
+            kind=kind,
+            why=f"{best.name}, the best on {self.unseen_steps} unseen steps: {best.change} than "
+            f"{self._than}; {why}.",
+        )
+
+    def _judged(self, best: Option) -> tuple[Kind, str]:
+        """What to say of the best option, and why."""
+        assert best.interval is not None  # of several steps
+        low, high = best.interval
+        pays = f"the {best.needed:.1%} that would pay"
+        if best.step_seconds >= best.plain_seconds:
+            return "not now", "no plan beats no balancing by what its slots must gain"
+        if best.gain <= 0:
+            return "not now", f"no plan beats {self.against} by what its slots must gain"
+        if high < best.needed:
+            return "not now", f"that is surely less than {pays}"
+        if low < best.needed or self._chance >= _SURE:
+            return "insufficient evidence", (
+                f"that does not tell whether it is {pays}, and more steps would"
+            )
+        if self.decision is not None and not self.decision.move:
+            return "not now", (
+                f"moving there is not surely paid back within {self.decision.dwell_steps:g} steps"
+            )
+        return "recommend", f"throughput {best.throughput:+.1%}"
+
+    @property
+    def _than(self) -> str:
+        """What changes are counted from, and of what."""
+        return f"with {self.against}{'' if self.other_seconds else ', expert computation alone'}"
+
+    @property
+    def _chance(self) -> float:
+        """How often the best option would look as good if it were only just what is needed."""
+        rivals = [option for option in self.options if option.can_run]
+        above = np.stack([option.above_needed for option in rivals])
+        return float(chances_above(above)[rivals.index(self.best)])
+
+
+def forecast(
+    trace: Trace,
+    topology: Topology,
+    model: ComputeModel,
+    *,
+    redundant: Sequence[int] | None = None,
+    dispatch: Sequence[str] = ("even", "minmax"),
+    engine_dispatch: str | None = None,
+    planner: Callable[[str], Planner] | None = None,
+    hold_out: float = 0.2,
+    step_assignments: float | None = None,
+    other_seconds: float = 0.0,
+    least_gain: float = LEAST_GAIN,
+    further_steps: int | None = None,
+    current: Placement | None = None,
+    moving: Moving | None = None,
+    slot_bytes: int | None = None,
+    kv_bytes_per_token: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Forecast:
+    """Plan on the earlier steps with several redundancies, and time the later ones.
+
+    Parameters
+    ----------
+    redundant
+        Redundant slots to try, all ranks together; the fewest, one and two a rank more if ``None``.
+    dispatch
+        Dispatchers to try, by name.
+    engine_dispatch
+        The only one of them that can be recommended; any if ``None``.
+    planner
+        Function that makes the planner for a dispatcher, by name; ``Robust`` if ``None``.
+    hold_out
+        Share of the steps, the latest of each domain, to measure on.
+    step_assignments
+        Assignments of a mean step in a layer: every row is then one step of about that size, drawn
+        at random from what the row has. The rows as they are if ``None``.
+    other_seconds
+        What a step takes besides the computation of experts.
+    least_gain
+        Share of a step's time that a change, and each further slot on every rank, must take off.
+    further_steps
+        Steps of the run that is forecast: fewer of them differ more by chance. The number of
+        those measured on if ``None``.
+    current
+        The map in force: what gains are counted from.
+    moving
+        What moving from there costs.
+    slot_bytes
+        What a slot of every layer takes of a rank's memory.
+    kv_bytes_per_token
+        What a token of KV cache takes there.
+    progress
+        Function that is told before each plan how many are made, of how many.
+
+    Raises
+    ------
+    EquipoiseError
+        Values out of range, numbers of slots that do not fit, what planners and dispatchers refuse.
+    """
+    _check(step_assignments, other_seconds, least_gain, further_steps)
+    fit, held = _parts(trace, hold_out)
+    unseen, cost = step_loads(held, step_assignments, seed), model.planning_cost
+    judges = {name: judge_of(name, topology, cost, trace.top_k) for name in dispatch}
+    _check_can_run(engine_dispatch, judges)
+    bench = Bench(
+        load=unseen,
+        topology=topology,
+        models=(model, *model.draws(_MODELS, seed)),
+        other_seconds=other_seconds,
+    )
+    plain = Layout.unbalanced(trace, topology.num_ranks)
+    old = {
+        name: plain if current is None else Layout(placement=current, dispatch=judge)
+        for name, judge in judges.items()
+    }
+    plans = Plans(fit, topology, planner or robust_for(cost, step_assignments))
+    counts = _redundancies(trace, topology.num_ranks, redundant, current)
+    trials = []
+    for number, (more, name) in enumerate((n, d) for n in counts for d in judges):
+        if progress is not None:
+            progress(number, len(counts) * len(judges))
+        trials.append(attempt(bench, plans, judges[name], old[name], redundant=more, dispatch=name))
+    terms = _Terms(
+        plain_seconds=float(bench.time(plain)[0].mean()),
+        fewest_slots=plain.placement.slots_per_rank,
+        spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
+        strata=step_kinds(held),
+        further_steps=further_steps or len(unseen),
+        least_gain=least_gain,
+        slot_bytes=slot_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
+        seed=seed,
+    )
+    options = tuple(terms.option(t, engine_dispatch in (None, t.dispatch)) for t in trials)
+    best = best_option(options)
+    return Forecast(
+        model=model.name,
+        planned_steps=fit.num_steps,
+        unseen_steps=len(unseen),
+        against="no balancing" if current is None else "the map in force",
+        other_seconds=other_seconds,
+        least_gain=least_gain,
+        today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
+        options=options,
+        decision=_decide(best, current, moving, judges[best.dispatch], cost, topology, unseen),
+    )
+
+
+def best_option(options: Sequence[Option]) -> Option:
+    """What takes most off a step beyond what its slots must, of what can run."""
+    return max((o for o in options if o.can_run), key=lambda o: o.gain - o.needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Terms:
+    """What turns the times of a trial into an option."""
+
+    plain_seconds: float
+    fewest_slots: int
+    spread: float
+    strata: NDArray[np.int64]
+    further_steps: int
+    least_gain: float
+    slot_bytes: int | None
+    kv_bytes_per_token: int | None
+    seed: int
+
+    def option(self, trial: Trial, can_run: bool) -> Option:
+        """The option that was tried."""
+        old, new = trial.old[0], trial.new[0]
+        added = trial.placement.slots_per_rank - self.fewest_slots
+        needed = self.least_gain * max(added, 1)
+        size = None if self.slot_bytes is None else added * self.slot_bytes
+        kv_bytes = self.kv_bytes_per_token
+        return Option(
+            redundant=trial.redundant,
+            dispatch=trial.dispatch,
+            can_run=can_run,
+            step_seconds=float(new.mean()),
+            plain_seconds=self.plain_seconds,
+            gain=gain(old, new),
+            interval=gain_interval(
+                trial.old,
+                trial.new,
+                strata=self.strata,
+                further_steps=self.further_steps,
+                spread=self.spread,
+                seed=self.seed,
+            ),
+            needed=needed,
+            bytes_per_rank=size,
+            kv_tokens=None if size is None or not kv_bytes else size // kv_bytes,
+            placement=trial.placement,
+            above_needed=np.asarray(old * (1 - needed) - new),
+        )
+
+
+def _today(
+    trace: Trace,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    step_assignments: float | None,
+    seed: int,
+) -> tuple[Idle, ...]:
+    """Idle shares of each phase, or of all steps if none has a name."""
+    phases = trace.labels.get("phase")
+    names = [] if phases is None else list(dict.fromkeys(phases.tolist()))
+    parts = {name: trace.select(phase=name) for name in names} or {"all steps": trace}
+    rows = []
+    for name, part in parts.items():
+        load = step_loads(part, step_assignments, seed)
+        sizes = load[some_steps(len(load))].sum(axis=-1)
+        top_k = min(trace.top_k or 1, trace.num_experts)
+        fair = fair_steps(sizes, trace.num_experts, top_k, seed)
+        rows.append(
+            Idle(
+                steps=name,
+                share=layout.idle_share(load, topology, model),
+                chance=layout.idle_share(fair, topology, model),
+            )
+        )
+    return tuple(rows)
+
+
+def _decide(
+    best: Option,
+    current: Placement | None,
+    moving: Moving | None,
+    judge: Dispatcher,
+    cost: RankCost,
+    topology: Topology,
+    unseen: Floats,
+) -> Decision | None:
+    if current is None or moving is None or len(unseen) < 2:
+        return None
+    if best.placement.num_slots != current.num_slots:
+        return None
+    gate = Gate(cost=cost, dispatch=judge, **asdict(moving))
+    return gate.decide(diff(current, best.placement, topology), unseen)
+
+
+def _parts(trace: Trace, hold_out: float) -> tuple[Trace, Trace]:
+    """The earlier steps, and those to measure on."""
+    if check_type("trace", trace, Trace).num_steps == 1:
+        raise EquipoiseError(
+            "The recording has one step, and a forecast takes some to plan on and others to "
+            "measure on; record more steps."
+        )
+    fit, held = hold_out_steps(trace, hold_out)
+    if held is None:
+        raise EquipoiseError(
+            f"{argument('hold_out')} is 0, so there is nothing to forecast on; expected a share "
+            "above 0."
+        )
+    return fit, held
+
+
+def _check_can_run(engine_dispatch: str | None, judges: Collection[str]) -> None:
+    if not judges:
+        raise EquipoiseError("No dispatcher to try; give at least one.")
+    if engine_dispatch is not None and engine_dispatch not in judges:
+        raise EquipoiseError(
+            f"The engine shares batches by {engine_dispatch}, which is not among the dispatchers "
+            f"to try, {', '.join(judges)}; add it."
+        )
+
+
+def _redundancies(
+    trace: Trace, num_ranks: int, redundant: Sequence[int] | None, current: Placement | None
+) -> list[int]:
+    """Redundant slots to try, ascending; those of the map in force too."""
+    fewest = -trace.num_experts % num_ranks
+    most = trace.num_experts * (num_ranks - 1)
+    if redundant is None:
+        tried = [n for n in (fewest, fewest + num_ranks, fewest + 2 * num_ranks) if n <= most]
+    else:
+        tried = [check_whole(argument("redundant"), n, low=0, high=most) for n in redundant]
+        if not tried:
+            raise EquipoiseError("No number of redundant slots to try; give at least one.")
+    if current is not None:
+        tried.append(current.num_redundant)
+    return sorted(set(tried))
+
+
+def _check(
+    step_assignments: float | None,
+    other_seconds: float,
+    least_gain: float,
+    further_steps: int | None,
+) -> None:
+    if step_assignments is not None:
+        check_number(argument("step_assignments"), step_assignments, low=1, high=1 << 40)
+    check_number(argument("other_seconds"), other_seconds, low=0, high=1e6)
+    check_number(argument("least_gain"), least_gain, low=0, high=1)
+    if further_steps is not None:
+        check_whole("further_steps", further_steps, low=1)
+
+
+def _shorter(gain: float) -> str:
+    return f"{abs(gain):.1%} {'shorter' if gain >= 0 else 'longer'}"

@@ -1,0 +1,217 @@
+"""Changes tried on recorded steps: plans from the earlier ones, timed on the later ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.cost import RankCost
+from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
+from equipoise.dispatch.base import TOO_MUCH_LOAD, takes
+from equipoise.errors import EquipoiseError, argument
+from equipoise.placement import Placement
+from equipoise.plan.planners.eplb import Greedy
+from equipoise.plan.planners.robust import Robust
+from equipoise.plan.problem import Problem, with_mean_step
+from equipoise.plan.result import Planner
+from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.gain import gain
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+
+_SOME_STEPS = 32  # that tell how plans differ, and what chance does
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bench:
+    """The unseen steps, and all that times them.
+
+    Parameters
+    ----------
+    load
+        Assignments, ``(T, L, E)``.
+    models
+        The compute model at hand, then those that may be the true one.
+    other_seconds
+        What a step takes besides the experts.
+    """
+
+    load: Floats
+    topology: Topology
+    models: tuple[ComputeModel, ...]
+    other_seconds: float
+
+    def time(self, layout: Layout) -> Floats:
+        """Seconds of each step by each model, ``(M, T)``."""
+        return self.other_seconds + layout.step_seconds(self.load, self.topology, self.models)
+
+    def some_times(self, layout: Layout) -> Floats:
+        """Seconds of some of the steps by the model at hand, ``(T',)``."""
+        load = self.load[some_steps(len(self.load))]
+        times = layout.step_seconds(load, self.topology, self.models[:1])[0]
+        return np.asarray(self.other_seconds + times)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trial:
+    """A change, and the seconds of unseen steps without and with it, ``(M, T)``.
+
+    Parameters
+    ----------
+    redundant, dispatch
+        The change.
+    placement
+        Its plan.
+    twin_gains
+        What two plans from half the steps each would gain; empty if there is but one step.
+    """
+
+    redundant: int
+    dispatch: str
+    placement: Placement
+    old: Floats
+    new: Floats
+    twin_gains: tuple[tuple[float, float], ...]
+
+
+class Plans:
+    """Plans from the earlier steps, each made once.
+
+    Parameters
+    ----------
+    fit
+        The steps.
+    planner
+        Function that makes the planner for a dispatcher, by name.
+    """
+
+    def __init__(self, fit: Trace, topology: Topology, planner: Callable[[str], Planner]) -> None:
+        self._fit, self._topology, self._planner = fit, topology, planner
+        self._made: dict[tuple[int, str], Placement] = {}
+        self._twins: dict[int, list[Placement]] = {}
+
+    def plan(self, redundant: int, dispatch: str) -> Placement:
+        """The plan for a dispatcher; that for an even split if it knows no times, as rules do."""
+        told = dispatch if takes(DISPATCHERS[dispatch].kind, "cost") else "even"
+        if (redundant, told) not in self._made:
+            plan = self._planner(told).plan(self._problem(self._fit, redundant))
+            self._made[redundant, told] = plan.placement
+        return self._made[redundant, told]
+
+    def twins(self, redundant: int) -> list[Placement]:
+        """Plans from every other step, two or none, by the quickest planner."""
+        if redundant not in self._twins:
+            self._twins[redundant] = [
+                Greedy().plan(self._problem(half, redundant)).placement for half in self._halves
+            ]
+        return self._twins[redundant]
+
+    @cached_property
+    def _halves(self) -> list[Trace]:
+        steps = np.arange(self._fit.num_steps)
+        if len(steps) == 1:
+            return []
+        halves = [self._fit.select(steps=steps[i::2]) for i in (0, 1)]
+        return halves if all(half.counts.any() for half in halves) else []
+
+    def _problem(self, part: Trace, redundant: int) -> Problem:
+        return Problem(part, self._topology, part.num_experts + redundant)
+
+
+def attempt(
+    bench: Bench,
+    plans: Plans,
+    judge: Dispatcher,
+    old: Layout,
+    *,
+    redundant: int,
+    dispatch: str,
+) -> Trial:
+    """Plan and time one change of what there is."""
+    placement = plans.plan(redundant, dispatch)
+    before = bench.time(old)
+    some = before[0, some_steps(before.shape[1])]
+    twins = [
+        gain(some, bench.some_times(Layout(placement=twin, dispatch=judge)))
+        for twin in plans.twins(redundant)
+    ]
+    return Trial(
+        redundant=redundant,
+        dispatch=dispatch,
+        placement=placement,
+        old=before,
+        new=bench.time(Layout(placement=placement, dispatch=judge)),
+        twin_gains=tuple(zip(twins[::2], twins[1::2], strict=True)),
+    )
+
+
+def robust_for(cost: RankCost, step_assignments: float | None) -> Callable[[str], Planner]:
+    """The planner that is used if nobody chooses one."""
+    return lambda dispatch: Robust(dispatch=dispatch, cost=cost, step_assignments=step_assignments)
+
+
+def judge_of(name: str, topology: Topology, cost: RankCost, top_k: int | None) -> Dispatcher:
+    """The dispatcher of that name, told of times if it knows any."""
+    knows = name in DISPATCHERS and takes(DISPATCHERS[name].kind, "cost")
+    return dispatcher(name, topology, cost=cost if knows else None, top_k=top_k)
+
+
+def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Floats:
+    """Loads of the steps that have any, ``(T, L, E)``.
+
+    Parameters
+    ----------
+    step_assignments
+        Assignments of a mean step in a layer: every row is then one step of about that size, drawn
+        at random from the row's shares, so that it has the chance of its size. ``None``: the rows
+        are the steps.
+    """
+    load = trace.counts[_loaded(trace)].astype(np.float64)
+    if not len(load):
+        raise EquipoiseError(
+            "The steps to forecast on have no load; record more traffic, or hold out more steps "
+            f"({argument('hold_out')})."
+        )
+    if step_assignments is not None:
+        load = with_mean_step(load, step_assignments)
+    if load.sum(axis=-1).max() >= TOO_MUCH_LOAD:
+        raise EquipoiseError(
+            "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
+            "scale them down."
+        )
+    return load if step_assignments is None else _drawn(load, seed)
+
+
+def _drawn(load: Floats, seed: int) -> Floats:
+    """Steps of about these sizes, drawn at random from their shares."""
+    total = np.rint(load.sum(axis=-1)).astype(np.int64)
+    recorded = load.sum(axis=-1, keepdims=True)
+    even = np.full_like(load, 1 / load.shape[-1])  # of a layer without load, which gets none
+    shares = np.divide(load, recorded, out=even, where=recorded > 0)
+    drawn = np.random.default_rng(seed).multinomial(total, shares)
+    return drawn.astype(np.float64)
+
+
+def step_kinds(trace: Trace) -> NDArray[np.int64]:
+    """Numbers of the kinds of steps, domain and phase, of the steps with load, ``(T,)``."""
+    kind = np.zeros(trace.num_steps, np.int64)
+    for label in ("domain", "phase"):
+        if label in trace.labels:
+            values, number = np.unique(trace.labels[label], return_inverse=True)
+            kind = kind * len(values) + number
+    return kind[_loaded(trace)]
+
+
+def _loaded(trace: Trace) -> NDArray[np.bool_]:
+    return np.asarray(trace.counts.any(axis=(1, 2)))
+
+
+def some_steps(num_steps: int) -> NDArray[np.int64]:
+    """Positions of some of the steps, evenly spaced; of all if there are few."""
+    return np.unique(np.linspace(0, num_steps - 1, _SOME_STEPS).astype(np.int64))
