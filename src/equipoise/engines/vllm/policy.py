@@ -185,7 +185,10 @@ class StartMap:
         slots = self._placement.slots
         moves = int(np.count_nonzero(slots != situation.slots))
         return Answer(
-            slots=slots, moves=moves, outcome=Outcome.REPAIRED, reason="The map comes into force."
+            slots=slots,
+            moves=moves,
+            outcome=Outcome.REPAIRED,
+            reason=f"The map comes into force: {moves} of {slots.size} slots change.",
         )
 
 
@@ -218,11 +221,9 @@ def _log_decision(decision: Decision) -> None:
     taken = decision.status is PlanStatus.TAKEN
     _log.log(
         logging.INFO if taken else logging.WARNING,
-        "equipoise (%s, %.0f ms): %d of %d slots change. %s",
+        "equipoise (%s, %.0f ms): %s",
         decision.status.value,
         1000 * decision.seconds,
-        decision.moves,
-        decision.slots.size,
         decision.reason,
     )
 
