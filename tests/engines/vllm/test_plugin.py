@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.engines._shared.hook import PlanStatus
 from equipoise.engines.map_io import write_map
 from equipoise.engines.vllm.plugin import VARIABLE, register
 from equipoise.engines.vllm.plugin_options import PluginOptions, Then, read_options
@@ -166,3 +167,18 @@ def test_a_plan_that_fails_is_a_warning_and_changes_nothing(caplog):
     assert (decision.slots == OLD).all()
     assert "equipoise (failed" in caplog.text
     assert "no luck" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        np.tile([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5], (L, 1)),  # a third rank leaves
+        np.tile([0, 1, 2, 3, -1, -1, -1, -1], (L, 1)),  # a second one comes
+    ],
+)
+def test_ranks_come_and_go(slots):
+    decision = Policy(PluginOptions(max_moves_share=0.0)).decide(asked(slots))
+    assert decision.status is PlanStatus.TAKEN
+    assert decision.slots.shape == (L, S)
+    assert all(set(row.tolist()) == set(range(E)) for row in decision.slots)
+    assert (decision.slots[:, :4] == slots[:, :4]).all()

@@ -40,6 +40,8 @@ class Served:
         Time that vLLM's call of the policy took.
     wrong
         Slots with the numbers of another expert, of all ranks and all steps.
+    stale
+        Loads in rank 0's window that a layer recorded before it moved, counted after each move.
     policy
         Class that balanced.
     log
@@ -50,6 +52,7 @@ class Served:
     balancedness: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     wrong: int = 0
+    stale: int = 0
     policy: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -117,7 +120,7 @@ class _Rank:
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
         self.served = Served()
-        logging.getLogger("vllm").addHandler(_Lines(self.served.log))
+        self._hear_log()
 
     def serve(self, rebalances: int, use_async: bool, change: Callable[[], None] | None) -> Served:
         import torch
@@ -148,6 +151,14 @@ class _Rank:
             self.state.start_async_loop()
             self._steps(rebalances)
         return self.served
+
+    def _hear_log(self) -> None:
+        """As a worker of vLLM does first, then with what is logged kept."""
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging
+
+        configure_logging(LoggingConfig())
+        logging.getLogger("vllm").addHandler(_Lines(self.served.log))
 
     def _time_policy(self) -> None:
         policy = self.state.policy
@@ -188,8 +199,10 @@ class _Rank:
                 self._close_window(load)
                 self.served.moves.append(0)
                 load.zero_()
+            changed = model.physical_to_logical_map != before
+            self.served.stale += int(model.expert_load_window[:, changed.any(dim=1)].sum())
             if self.served.moves:
-                self.served.moves[-1] += int((model.physical_to_logical_map != before).sum())
+                self.served.moves[-1] += int(changed.sum())
             self.served.wrong += self.model.wrong_slots(model.physical_to_logical_map)
         self._close_window(load)
 

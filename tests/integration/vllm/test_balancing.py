@@ -23,14 +23,19 @@ ALL_SLOTS = LAYERS * SLOTS
 
 
 @pytest.fixture(scope="module", params=["sync", "async"])
-def served(request, tmp_path_factory):
+def mode(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def served(mode, tmp_path_factory):
     """What vLLM does without the plug-in, and with it."""
     return {
         name: serve(
             tmp_path_factory.mktemp(name),
             options=options,
             rebalances=REBALANCES,
-            use_async=request.param == "async",
+            use_async=mode == "async",
         )
         for name, options in (("stock", None), ("ours", "{}"))
     }
@@ -56,13 +61,18 @@ def test_no_slot_ever_has_the_weights_of_another_expert(served):
         assert all(run.moves[:1])
 
 
-def test_at_most_half_of_the_moves_for_nearly_the_same_balance(served):
+def test_in_the_background_no_loads_are_left_from_before_a_layer_moved(mode, served):
+    assert served["stock"].stale > 0
+    assert (served["ours"].stale == 0) == (mode == "async")
+
+
+def test_at_most_half_of_the_moves_for_nearly_the_same_balance(mode, served):
     moves = {name: sum(run.moves) for name, run in served.items()}
     balance = {name: statistics.mean(run.balancedness[1:]) for name, run in served.items()}
     print()  # the table of docs/plugins.md
     for name, run in served.items():
         print(
-            f"{name}: {moves[name]} of {REBALANCES * ALL_SLOTS} slots changed, balancedness "
+            f"{mode}, {name}: {moves[name]} of {REBALANCES * ALL_SLOTS} slots changed, balance "
             f"{run.balancedness[0]:.3f} before, {balance[name]:.3f} after; "
             f"{statistics.median(run.milliseconds[1:]):.1f} ms a plan, first call "
             f"{run.milliseconds[0]:.0f} ms"
