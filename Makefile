@@ -19,7 +19,7 @@ test-long: .venv-dev/ready
 
 # With the engines' own packages, which are large; where one is missing, its tests fail.
 test-engines: .venv-engines/ready
-	$(ENGINES)/python -m pytest -m engines -s tests/integration
+	$(ENGINES)/python -m pytest -m engines tests/integration
 
 check: lint types contracts
 

@@ -136,7 +136,9 @@ def test_without_loads_the_slots_stay_and_the_map_waits():
 @pytest.mark.parametrize("then", Then)
 def test_a_map_comes_into_force_and_then_is_held_or_balanced(then):
     policy = Policy(PluginOptions(map=MAP, then=then))
-    assert (policy.decide(asked()).slots == MAP.slots).all()
+    decision = policy.decide(asked())
+    assert (decision.slots == MAP.slots).all()
+    assert decision.reason == "The map comes into force: 10 of 16 slots change."
     load = torch.tensor([[9, 0, 0, 1, 1, 1]] * L)
     moves = policy.decide(asked(MAP.slots, load)).moves
     assert (moves > 0) == (then is Then.BALANCE)

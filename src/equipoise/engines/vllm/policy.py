@@ -181,9 +181,10 @@ class StartMap:
         return not self._was_in_force
 
     def __call__(self, situation: Situation) -> Answer:
-        """The placement, whatever is in force and however many slots change."""
+        """The placement, however many slots change; ``is_next`` has found that it fits."""
+        assert situation.slots is not None
         slots = self._placement.slots
-        moves = int(np.count_nonzero(slots != situation.slots))
+        moves = int((slots != as_array(situation.slots, "The slots in force")).sum())
         return Answer(
             slots=slots,
             moves=moves,
