@@ -100,18 +100,10 @@ class Hook:
     def __call__(self, situation: Situation) -> Decision:
         """Decide on the slots; raises nothing, whatever is given and whatever the planner does."""
         begin = time.perf_counter()
-        status = PlanStatus.TAKEN
         try:
-            taken = self._plan(situation)
-        except EquipoiseError as error:
-            status, fault = PlanStatus.UNFIT, f"{error}"
-        except _LateError as error:
-            status, fault = PlanStatus.LATE, f"{error}"
-        except _RefusedError as error:
-            status, fault = PlanStatus.REFUSED, f"The plan was refused: {error}"
+            status, taken = PlanStatus.TAKEN, self._plan(situation)
         except Exception as error:  # a planner can raise anything
-            status, fault = PlanStatus.FAILED, f"The planner failed: {brief(error)}."
-        if status is not PlanStatus.TAKEN:
+            status, fault = _told(error)
             taken = _without_plan(situation)
             taken = taken._replace(reason=f"{fault} {taken.reason}")
         return Decision(
@@ -173,6 +165,18 @@ class _LateError(Exception):
 
 class _RefusedError(Exception):
     """An answer that must not be served."""
+
+
+def _told(error: Exception) -> tuple[PlanStatus, str]:
+    """Why there is no plan."""
+    match error:
+        case EquipoiseError():
+            return PlanStatus.UNFIT, f"{error}"
+        case _LateError():
+            return PlanStatus.LATE, f"{error}"
+        case _RefusedError():
+            return PlanStatus.REFUSED, f"The plan was refused: {error}"
+    return PlanStatus.FAILED, f"The planner failed: {brief(error)}."
 
 
 class _Run(Thread):
