@@ -103,6 +103,9 @@ def serve(
 
 def _run_rank(rank: int, folder: Path, options: str | None, *rest: Any) -> None:
     *how, answers = rest
+    os.environ["VLLM_DIST_IDENT"] = (
+        f"{os.getppid()}_{folder.name}"  # as vLLM's worker for CPUs does
+    )
     try:
         if options is not None:
             os.environ["EQUIPOISE_VLLM"] = options
