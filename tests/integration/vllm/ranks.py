@@ -94,6 +94,8 @@ def serve(
         for process in ranks:
             process.terminate()
             process.join()
+        for left in Path("/dev/shm").glob(f"{os.getpid()}_{folder.name}*"):
+            left.unlink()  # vLLM's memory shared by ranks, which no process removes that is ended
     for answer in found.values():
         if isinstance(answer, str):
             raise AssertionError(answer)
