@@ -4,8 +4,9 @@
 PYTHON ?= python3
 RUN := .venv/bin
 DEV := .venv-dev/bin
+ENGINES := .venv-engines/bin
 
-.PHONY: demo test test-long lint types contracts check format bench clean
+.PHONY: demo test test-long test-engines lint types contracts check format bench clean
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(RUN):$$PATH" sh examples/demo.sh
@@ -15,6 +16,10 @@ test: .venv-dev/ready
 
 test-long: .venv-dev/ready
 	$(DEV)/python -m pytest -m long
+
+# With the engines' own packages, which are large; where one is missing, its tests fail.
+test-engines: .venv-engines/ready
+	$(ENGINES)/python -m pytest -m engines tests/integration
 
 check: lint types contracts
 
@@ -33,7 +38,7 @@ format: .venv-dev/ready
 	$(DEV)/ruff format .
 
 clean:
-	rm -rf .venv .venv-dev build dist demo-output
+	rm -rf .venv .venv-dev .venv-engines build dist demo-output
 
 .venv/ready: requirements/build.txt requirements/run.txt requirements/serve.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,4 +50,11 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without.
+.venv-engines/ready: requirements/build.txt requirements/engines.txt pyproject.toml
+	$(PYTHON) -m venv .venv-engines
+	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt
+	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -1,0 +1,237 @@
+"""Four ranks that balance a model with vLLM's own state, policies and weight movement."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RANKS, LAYERS, EXPERTS, SLOTS = 4, 4, 32, 40
+STEPS = 10
+"""Steps between two rebalances; the loads of all of them count."""
+
+TOKENS = 400
+"""Assignments of a step and layer on one rank."""
+
+DRIFT = 0.999
+SHOCK = np.sqrt(1 - DRIFT**2)
+"""Logarithms of the popularity of experts are normal and drift: half is new after 70 rebalances."""
+
+
+@dataclass
+class Served:
+    """What rank 0 saw, one entry per rebalance.
+
+    Parameters
+    ----------
+    moves
+        Slots whose content changed.
+    balancedness
+        Mean over busiest rank, of the steps before the first rebalance and after each, by vLLM's
+        own formula.
+    milliseconds
+        Time that vLLM's call of the policy took.
+    wrong
+        Slots with the numbers of another expert, of all ranks and all steps.
+    stale
+        Loads in rank 0's window that a layer recorded before it moved, counted after each move.
+    policy
+        Class that balanced.
+    log
+        Lines of vLLM's log.
+    """
+
+    moves: list[int] = field(default_factory=list)
+    balancedness: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    wrong: int = 0
+    stale: int = 0
+    policy: str = ""
+    log: list[str] = field(default_factory=list)
+
+
+def serve(
+    folder: Path,
+    *,
+    options: str | None,
+    rebalances: int,
+    use_async: bool = False,
+    change: Callable[[], None] | None = None,
+) -> Served:
+    """Serve until there were this number of rebalances.
+
+    Parameters
+    ----------
+    options
+        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
+    change
+        What a rank does after vLLM has loaded its plug-ins.
+    """
+    import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
+
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    ranks = [
+        fork.Process(
+            target=_run_rank,
+            args=(rank, folder, options, rebalances, use_async, change, answers),
+            daemon=True,
+        )
+        for rank in range(RANKS)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        found = dict(answers.get(timeout=170) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.terminate()
+            process.join()
+        for left in Path("/dev/shm").glob(f"{os.getpid()}_{folder.name}*"):
+            left.unlink()  # vLLM's memory shared by ranks, which no process removes that is ended
+    for answer in found.values():
+        if isinstance(answer, str):
+            raise AssertionError(answer)
+    found[0].wrong = sum(answer.wrong for answer in found.values())
+    return found[0]
+
+
+def _run_rank(rank: int, folder: Path, options: str | None, *rest: Any) -> None:
+    *how, answers = rest
+    os.environ["VLLM_DIST_IDENT"] = (
+        f"{os.getppid()}_{folder.name}"  # as vLLM's worker for CPUs does
+    )
+    try:
+        if options is not None:
+            os.environ["EQUIPOISE_VLLM"] = options
+        answers.put((rank, _Rank(rank, folder).serve(*how)))
+    except BaseException as error:  # the test has to hear of it
+        import traceback
+
+        answers.put((rank, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
+    answers.close()
+    answers.join_thread()
+    os._exit(0)  # the process groups of the others may be gone
+
+
+class _Rank:
+    def __init__(self, rank: int, folder: Path) -> None:
+        self.rank, self.folder = rank, folder
+        self.served = Served()
+        self._hear_log()
+
+    def serve(self, rebalances: int, use_async: bool, change: Callable[[], None] | None) -> Served:
+        import torch
+        from vllm.config import set_current_vllm_config
+        from vllm.distributed import parallel_state
+        from vllm.distributed.eplb.eplb_state import EplbState
+        from vllm.plugins import load_general_plugins
+
+        from tests.integration.vllm import stand_ins
+
+        torch.set_num_threads(1)
+        stand_ins.install()
+        load_general_plugins()
+        if change is not None:
+            change()
+        config = stand_ins.configuration(RANKS, SLOTS - EXPERTS, steps=STEPS, use_async=use_async)
+        with set_current_vllm_config(config):
+            parallel_state.init_distributed_environment(
+                RANKS, self.rank, f"file://{self.folder}/store", self.rank, backend="gloo"
+            )
+            parallel_state.initialize_model_parallel(RANKS, backend="gloo")
+            self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, SLOTS)
+            self.state = EplbState(config.parallel_config, torch.device("cpu"))
+            self.state.device_index = 0
+            self.state.add_model(self.model, stand_ins.ModelConfig())
+            self._time_policy()
+            self.state.step(is_profile=True)
+            self.state.start_async_loop()
+            self._steps(rebalances)
+        return self.served
+
+    def _hear_log(self) -> None:
+        """As a worker of vLLM does first, then with what is logged kept."""
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging
+
+        configure_logging(LoggingConfig())
+        logging.getLogger("vllm").addHandler(_Lines(self.served.log))
+
+    def _time_policy(self) -> None:
+        policy = self.state.policy
+        self.served.policy = f"{getattr(policy, '__name__', type(policy).__name__)}"
+        milliseconds = self.served.milliseconds
+
+        class Timed:
+            @staticmethod
+            def rebalance_experts(*given: Any) -> Any:
+                begin = time.perf_counter()
+                answer = policy.rebalance_experts(*given)
+                milliseconds.append(1000 * (time.perf_counter() - begin))
+                return answer
+
+        self.state.policy = Timed
+
+    def _steps(self, rebalances: int) -> None:
+        """Serve up to the step before one rebalance more would begin."""
+        import torch
+
+        from tests.integration.vllm import stand_ins
+
+        (model,) = self.state.model_states.values()
+        traffic, tokens = np.random.default_rng(0), np.random.default_rng(1 + self.rank)
+        popularity = traffic.normal(0, 1, (LAYERS, EXPERTS))
+        self.state.expert_rearrangement_step = 0  # a whole window before the first rebalance
+        load = torch.zeros(LAYERS, SLOTS)
+        for step in range(1, STEPS * (rebalances + 1)):
+            popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
+            share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
+            chosen = torch.from_numpy(tokens.multinomial(TOKENS, share))
+            before = model.physical_to_logical_map.clone()
+            stand_ins.record(model.expert_load_pass, before, chosen)
+            load += model.expert_load_pass
+            self._wait_for_background(model)
+            self.state.step()
+            if step % STEPS == 0:
+                self._close_window(load)
+                self.served.moves.append(0)
+                load.zero_()
+            changed = model.physical_to_logical_map != before
+            self.served.stale += int(model.expert_load_window[:, changed.any(dim=1)].sum())
+            if self.served.moves:
+                self.served.moves[-1] += int(changed.sum())
+            self.served.wrong += self.model.wrong_slots(model.physical_to_logical_map)
+        self._close_window(load)
+
+    def _wait_for_background(self, model: Any) -> None:
+        """A step here takes no time, so the background thread would never have a layer ready."""
+        while self.state.is_async and model.rebalanced and model.pending_result is None:
+            time.sleep(0.001)
+
+    def _close_window(self, load: Any) -> None:
+        """Note how the steps since the last rebalance were balanced."""
+        import torch
+        from vllm.distributed.eplb.eplb_state import _compute_eplb_load_stats
+        from vllm.distributed.parallel_state import get_ep_group
+
+        load = load.clone()
+        torch.distributed.all_reduce(load, group=get_ep_group().cpu_group)
+        mean, most = _compute_eplb_load_stats(load.reshape(LAYERS, RANKS, -1).sum(dim=-1))
+        self.served.balancedness.append(float(mean / most))
+
+
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
