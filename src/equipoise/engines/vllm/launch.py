@@ -187,10 +187,10 @@ def _notes(
     if not build.map_option:
         notes.append(
             f"vLLM {version} reads no map: these flags do not load {map_name}. They set aside the "
-            "slots, and the engine's own policy fills them. Only a policy plug-in (entry point "
-            "vllm.general_plugins) can place experts in a release; maps are read by builds of the "
-            "proposals in pull requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, "
-            "pr-53022)."
+            "slots, and the engine's own policy fills them. In a release only a policy plug-in "
+            "(entry point vllm.general_plugins) can place experts; this package has one for 0.32 "
+            "and 0.33, see docs/plugins.md. Maps are read by builds of the proposals in pull "
+            "requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, pr-53022)."
         )
         notes += _window_notes(placement, config)
     else:
