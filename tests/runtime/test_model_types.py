@@ -26,6 +26,7 @@ from tests.runtime.served_types import serve_through_a_death
 from tests.runtime.tiny_models import save
 
 NEW_TOKENS = 12
+SERVED_BY_DEFAULT = ("olmoe", "deepseek_v3", "gpt_oss")
 TOLERANCE = 1e-4  # of hidden states and logits; rounding alone makes 1e-5
 
 
@@ -146,6 +147,15 @@ def test_rebuilt_on_other_processes(pool, saved):
     assert all(pool.run(one_goes_and_one_comes, folder, where))
 
 
+# One of each way to store, route and compute; the others are served so with -m long.
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param(name, marks=() if name in SERVED_BY_DEFAULT else pytest.mark.long)
+        for name in MODEL_TYPES
+    ],
+    indirect=True,
+)
 def test_served_by_three_processes_through_moves_and_a_death(saved, tmp_path):
     name, folder, model = saved
     done = serve_through_a_death(name, folder, model, tmp_path)
