@@ -1,7 +1,7 @@
 """From what an engine's balancing hook is given to new slots, in one call.
 
-The steps are those of ``replan`` at the end of this file.  Whoever calls it from inside an engine
-catches ``EquipoiseError`` and keeps the old slots.
+The steps are those of ``replan``.  Whoever calls it from inside an engine catches
+``EquipoiseError`` and keeps the old slots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from equipoise.plan.search.anneal import Clock
 from equipoise.plan.weigh.failover import refit
 from equipoise.topology import Topology
 
-Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 _PROPOSALS = 1 << 14

@@ -14,6 +14,7 @@ from equipoise.migration import diff
 from equipoise.placement import Placement
 from equipoise.plan import Greedy, Problem, Robust, evaluate
 from equipoise.plan.planners.repair import Repair, _best_choices
+from equipoise.plan.search.anneal import Search
 from equipoise.topology import Link, Topology
 from tests.conftest import SHARED_DATA
 from tests.reference import migration as reference
@@ -310,3 +311,32 @@ def test_time_enough_changes_no_answer():
     current, problem = drifted()
     plan = quick(current, time_budget_seconds=3600.0).plan(problem)
     assert (plan.placement.slots == quick(current).plan(problem).placement.slots).all()
+
+
+def origins(monkeypatch, **options):
+    """The slots that each search starts from, and the current ones."""
+    seen, run = [], Search.run
+
+    def watched(search, stages, start, proposals):
+        seen.append(start.copy())
+        return run(search, stages, start, proposals)
+
+    monkeypatch.setattr(Search, "run", watched)
+    current, problem = drifted()
+    quick(current, **options).plan(problem)
+    return seen, current.slots
+
+
+def test_the_lowest_price_starts_once_more_from_the_current_placement(monkeypatch):
+    seen, current = origins(monkeypatch)
+    assert len(seen) == 9
+    assert (seen[0] == current).all()
+    assert (seen[-1] == current).all()
+    assert not (seen[-2] == current).all()
+
+
+def test_with_a_move_budget_prices_start_from_what_was_within_it(monkeypatch):
+    seen, current = origins(monkeypatch, max_moves=4)
+    assert len(seen) == 9
+    assert all((start != current).sum() <= 4 for start in seen)
+    assert (seen[-1] != current).any()

@@ -274,8 +274,9 @@ class Repair:
         start = origin = _without_repeats(self.current, search)
         price = _prices(self.current, search.topology)
         found = [self.current.slots]
-        ratio = (self.least_gain / _DEAREST) ** (1 / (len(_HALVED) - 2))
-        level, dearest_spent, cheapest_kept = _DEAREST, 0.0, math.inf
+        levels = np.geomspace(_DEAREST, self.least_gain, len(_HALVED) - 1).tolist()
+        level = levels.pop(0)
+        kept, spent = 2 * _DEAREST, 0.0  # the last prices that were within the move budget, and not
         for k, halved in enumerate(_HALVED):
             share = 0.5**halved / (0.5 ** _HALVED[k:]).sum()  # of proposals still to be made
             clock = search.clock.part_of_rest(share)
@@ -285,13 +286,13 @@ class Repair:
             new = keep_slots(self.current, with_slots(self.current, full))
             found.append(new.slots)
             if self._affords(new, search.topology):
-                origin, cheapest_kept = slots, level
+                origin, kept = slots, level
             else:
-                dearest_spent = level
-            if dearest_spent:
-                level = math.sqrt(dearest_spent * min(cheapest_kept, _DEAREST / ratio))
-            elif level > self.least_gain:
-                level = max(level * ratio, self.least_gain)
+                spent = level
+            if spent:
+                level = math.sqrt(spent * kept)
+            elif levels:
+                level = levels.pop(0)
             else:
                 origin = start
         return found
