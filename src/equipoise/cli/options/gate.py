@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
+from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher, dispatcher
@@ -20,8 +20,8 @@ from equipoise.migration import Migration
 from equipoise.plan.weigh.gate import Decision, Gate
 from equipoise.topology import Topology
 
-_PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
-_AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
+PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
+"""What a move costs, apart from its bytes; none has a default."""
 
 
 @Parameter(name="*")
@@ -52,10 +52,10 @@ class GateArguments:
     trace: Path | None = None
     rank_cost: str | None = None
     dispatch: str = "even"
-    dwell_steps: _AtLeastZero = None
-    stall_seconds: _AtLeastZero = None
-    interference: _AtLeastZero = None
-    delay_steps: _AtLeastZero = None
+    dwell_steps: AtLeastZero = None
+    stall_seconds: AtLeastZero = None
+    interference: AtLeastZero = None
+    delay_steps: AtLeastZero = None
 
     def check(self, expert_bytes: int | None) -> None:
         """Refuse a decision without the values it needs, and values without a decision."""
@@ -64,7 +64,7 @@ class GateArguments:
                 names = ", ".join(sorted(map(option_name, given(self))))
                 raise EquipoiseError(f"{names}: only with --trace, to decide whether to move.")
             return
-        needed = ("rank_cost", *_PRICES)
+        needed = ("rank_cost", *PRICES)
         missing = [option_name(name) for name in needed if getattr(self, name) is None]
         missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
         if missing:
@@ -81,7 +81,7 @@ class GateArguments:
         assert expert_bytes is not None  # checked
         steps = read_trace(self.trace)
         runs = self._runs(self._cost, migration.topology, steps.top_k)
-        prices: dict[str, Any] = {name: getattr(self, name) for name in _PRICES}
+        prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}
         gate = Gate(cost=self._cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
         return gate.decide(migration, steps)
 

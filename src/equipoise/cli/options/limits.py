@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
@@ -12,3 +14,5 @@ Amount = Parameter(validator=Number(gte=1, lte=1 << 40))
 Redundant = Parameter(validator=Number(gte=0, lte=1 << 20))
 Iteration = Parameter(validator=Number(gte=0, lte=1 << 50))
 """The number of an iteration of an engine."""
+AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
+"""A number that may be left out."""

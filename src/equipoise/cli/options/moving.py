@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
+from equipoise.cli.options.gate import PRICES
+from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
 from equipoise.engines.formats import MapContext, given
 from equipoise.engines.map_io import read_map
@@ -16,9 +17,6 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.simulate.forecast import Moving
 from equipoise.trace import Trace
-
-_PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
-_AtLeastZero = Annotated[float | None, Parameter(validator=Number(gte=0))]
 
 
 @Parameter(name="*")
@@ -41,10 +39,10 @@ class MovingArguments:
     """
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None
-    dwell_steps: _AtLeastZero = None
-    stall_seconds: _AtLeastZero = None
-    interference: _AtLeastZero = None
-    delay_steps: _AtLeastZero = None
+    dwell_steps: AtLeastZero = None
+    stall_seconds: AtLeastZero = None
+    interference: AtLeastZero = None
+    delay_steps: AtLeastZero = None
 
     def moving(self, expert_bytes: int | None) -> Moving | None:
         """What moving costs; ``None`` if nobody says.
@@ -54,7 +52,7 @@ class MovingArguments:
         EquipoiseError
             Some of the values without the others, or without a map.
         """
-        prices: dict[str, Any] = {name: getattr(self, name) for name in _PRICES}
+        prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}
         if not given(self) & prices.keys():
             return None
         if self.from_map is None:
