@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from equipoise.checks import brief
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 
 Case = Mapping[str, Any]
 
@@ -136,7 +137,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     results = {}
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, str(path))
             results[_key(row["case"])] = row["result"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise _unknown(path, number) from error

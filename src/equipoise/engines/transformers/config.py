@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.checks import MAX_COUNT, brief
-from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.files import check_readable
 from equipoise.engines.transformers.config_keys import (
     Keys,
@@ -31,6 +30,7 @@ from equipoise.engines.transformers.model_types import (
     ModelType,
 )
 from equipoise.errors import EquipoiseError, FormatError, argument
+from equipoise.json_text import read_json
 from equipoise.layer_ids import format_ids
 
 Fact = TypeVar("Fact")
