@@ -21,13 +21,18 @@ from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_count, check_flag, check_whole
 from equipoise.errors import EquipoiseError
+from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import MAX_SECONDS, MAX_TOKENS
 from equipoise.simulate.step_time import StepTime
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": 1 << 40}
+NO_LIMIT = 1 << 40
+"""Tokens of a cache that nothing fills."""
+
+_LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": NO_LIMIT}
+_STEPS_UNTOLD = 1 << 10
 _SHORTEST_STEP = 1e-6  # seconds; shorter ones would be lost in the rounding of late arrivals
 
 
@@ -137,8 +142,13 @@ class Timeline:
     steps: Steps
 
 
-def run(pool: Pool, work: Work) -> Timeline:
+def run(pool: Pool, work: Work, progress: Progress | None = None) -> Timeline:
     """Serve all requests.
+
+    Parameters
+    ----------
+    progress
+        Function that is told now and then how many requests are done, of how many.
 
     Raises
     ------
@@ -166,6 +176,8 @@ def run(pool: Pool, work: Work) -> Timeline:
         now += seconds
         ranks.finish(batch, now)
         step += 1
+        if progress is not None and step % _STEPS_UNTOLD == 0:
+            progress(ranks.num_finished, len(work.arrival_seconds))
     steps = Steps(
         start=np.array(start),
         seconds=np.array(taken),
@@ -207,7 +219,7 @@ class _Ranks:
         self.prompt_done = [0.0] * num_requests
         self.finished = [0.0] * num_requests
         self._rank = [0] * num_requests
-        self._num_admitted = self._num_finished = 0
+        self._num_admitted = self.num_finished = 0
 
         self._members = [0] * num_ranks  # requests on each rank
         self._ranks_with = {0: (1 << num_ranks) - 1}  # by number of requests, a bit each
@@ -223,11 +235,11 @@ class _Ranks:
 
     @property
     def is_done(self) -> bool:
-        return self._num_finished == len(self._arrival)
+        return self.num_finished == len(self._arrival)
 
     def next_start(self, now: float) -> float:
         """When the next step can begin: now, or when something arrives."""
-        if self._num_admitted > self._num_finished:
+        if self._num_admitted > self.num_finished:
             return now
         arrival: float = self._arrival[self._num_admitted]
         return max(now, arrival)
@@ -347,7 +359,7 @@ class _Ranks:
         self._count(rank, -1)
         self._room[rank] += self._needs[request]
         self.finished[request] = now
-        self._num_finished += 1
+        self.num_finished += 1
 
 
 def _check_fits(pool: Pool, work: Work) -> None:

@@ -8,11 +8,14 @@ Any executor of ``concurrent.futures`` serves, so also those that Dask and Ray o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
 
 from equipoise.checks import brief
 from equipoise.errors import EquipoiseError, FormatError
@@ -89,6 +92,22 @@ def sweep(
     if errors:
         raise errors[0]
     return [results[key] for key, _ in keyed]
+
+
+def fingerprint(settings: Any, arrays: Iterable[NDArray[Any]]) -> str:
+    """Sixteen characters for a case, which stand for what all cases of a sweep have in common.
+
+    Parameters
+    ----------
+    settings
+        Lists, mappings and plain values; of others, what they say as text.
+    arrays
+        Data, such as the counts of a recording.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,0 +1,58 @@
+"""The ranks that serve and their limits, on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.limits import Amount, Redundant, Size
+from equipoise.simulate.batching import NO_LIMIT
+from equipoise.simulate.deployment import Deployment
+from equipoise.simulate.serving import HandOver
+
+SERVING = Group("Serving", sort_key=3)
+
+_WHOLE_PROMPTS = 8192  # tokens of a step that computes prompts whole, if none is longer
+
+
+@Parameter(name="*", group=SERVING)
+@dataclass(frozen=True, kw_only=True)
+class ServingArguments:
+    """Limits of the ranks.
+
+    Parameters
+    ----------
+    max_sequences
+        Sequences of a rank at a time.
+    chunked_prefill
+        Tokens of a rank in one step; prompts are cut into what sequences leave of it. 0: prompts
+        are computed whole, while all sequences wait.
+    kv_tokens
+        Tokens that the KV cache of a rank holds without redundant experts, as engines print it at
+        start; without limit if neither this nor --hardware says it.
+    prefill_ranks
+        Ranks of a pool of its own that computes prompts, without balancing; 0: the same ranks do.
+    hand_over_seconds
+        Seconds to bring a request from one pool to the other.
+    """
+
+    max_sequences: Annotated[int, Size] = 128
+    chunked_prefill: Annotated[int, Redundant] = 2048
+    kv_tokens: Annotated[int | None, Amount] = None
+    prefill_ranks: Annotated[int, Redundant] = 0
+    hand_over_seconds: Annotated[float, Parameter(validator=Number(gte=0, lte=1e6))] = 0.0
+
+    def deployment(self, ranks: int, *, longest_prompt: int) -> Deployment:
+        """Ranks with these limits; whole prompts are computed even if they are that long."""
+        return Deployment(
+            num_ranks=ranks,
+            kv_tokens=self.kv_tokens or NO_LIMIT,
+            max_sequences=self.max_sequences,
+            max_tokens=self.chunked_prefill or max(_WHOLE_PROMPTS, longest_prompt),
+            chunked_prefill=self.chunked_prefill > 0,
+            prefill_ranks=self.prefill_ranks,
+            hand_over=HandOver(fixed_seconds=self.hand_over_seconds),
+        )

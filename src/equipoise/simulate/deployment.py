@@ -1,0 +1,300 @@
+"""A deployment that serves requests on one placement or another, with the routing of a recording.
+
+deployment = Deployment(num_ranks=32, kv_tokens=400_000)
+stage = Stage(deployment=deployment, trace=trace, top_k=8, rest=rest, timing=timing)
+plain, planned = stage.timed([Layout.unbalanced(trace, 32), layout])
+stage.compare(requests, plain, planned, Slo(ttft_seconds=1, tpot_seconds=0.05)).text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from equipoise.checks import check_count, check_flag, check_number, check_type, check_whole
+from equipoise.errors import EquipoiseError
+from equipoise.simulate.batching import Pool
+from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.progress import Progress, part_of
+from equipoise.simulate.requests import Requests
+from equipoise.simulate.serving import HandOver, ServingResult, Slo, serve, serve_disaggregated
+from equipoise.simulate.side_by_side import SideBySide
+from equipoise.simulate.step_table import Table, layout_seconds, parts_of_recording, step_table
+from equipoise.simulate.step_time import StepTime, TabulatedStepTime
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Ranks and their limits.
+
+    Parameters
+    ----------
+    num_ranks
+        Ranks that share the experts; those that decode if there are others for prompts.
+    kv_tokens
+        Tokens that the cache of a rank holds without redundant experts.
+    slot_kv_tokens
+        Tokens of cache that give way to a further slot on the rank, in all layers.
+    max_sequences, max_tokens, chunked_prefill
+        Limits of a rank, see ``Pool``.
+    prefill_ranks
+        Ranks of a pool of its own that computes prompts; 0: the same ranks do.
+    hand_over
+        What it takes to bring a request from those ranks to the others.
+    """
+
+    num_ranks: int
+    kv_tokens: int
+    slot_kv_tokens: float = 0.0
+    max_sequences: int = 128
+    max_tokens: int = 2048
+    chunked_prefill: bool = True
+    prefill_ranks: int = 0
+    hand_over: HandOver = field(default_factory=HandOver)
+
+    def __post_init__(self) -> None:
+        for name in ("num_ranks", "max_sequences", "max_tokens"):
+            check_count(name, getattr(self, name))
+        check_whole("kv_tokens", self.kv_tokens, low=1)
+        check_number("slot_kv_tokens", self.slot_kv_tokens, low=0, high=1e12)
+        check_whole("prefill_ranks", self.prefill_ranks)
+        check_flag("chunked_prefill", self.chunked_prefill)
+        check_type("hand_over", self.hand_over, HandOver)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest step of the ranks that decode."""
+        return self.num_ranks * (self.max_sequences if self.prefill_ranks else self.max_tokens)
+
+    def kv_tokens_with(self, more_slots: int) -> int:
+        """Tokens that the cache of a rank holds next to further slots.
+
+        Raises
+        ------
+        EquipoiseError
+            There is no room for a single token.
+        """
+        left = int(self.kv_tokens - more_slots * self.slot_kv_tokens)
+        if left < 1:
+            raise EquipoiseError(
+                f"{more_slots} further slots on a rank take the room of "
+                f"{more_slots * self.slot_kv_tokens:,.0f} tokens and the cache has "
+                f"{self.kv_tokens:,}; use fewer redundant slots."
+            )
+        return left
+
+    def pool(self, num_ranks: int, step_time: StepTime, kv_tokens: int) -> Pool:
+        """Some of the ranks, with the limits."""
+        return Pool(
+            step_time=step_time,
+            num_ranks=num_ranks,
+            max_sequences=self.max_sequences,
+            max_tokens=self.max_tokens,
+            kv_tokens=kv_tokens,
+            chunked_prefill=self.chunked_prefill,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Timed:
+    """A placement, and what steps of every size take on it."""
+
+    layout: Layout
+    table: Table
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Served:
+    """A placement, and what became of requests on it."""
+
+    timed: Timed
+    result: ServingResult
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stage:
+    """All that a simulation needs besides requests and a placement.
+
+    Parameters
+    ----------
+    trace
+        Recording whose routing the batches have. With ranks for prompts only, its steps of the
+        phases ``prefill`` and ``decode`` are used apart, if it tells them.
+    topology
+        The deployment's ranks that share the experts.
+    top_k
+        Assignments of a token in a layer.
+    model
+        What steps take.
+    prefill_model
+        What steps of ranks for prompts only take; the same if ``None``.
+    rest
+        What is added to that.
+    seed
+        Random seed of the batches.
+    """
+
+    deployment: Deployment
+    trace: Trace
+    topology: Topology
+    top_k: int
+    model: ComputeModel
+    prefill_model: ComputeModel | None = None
+    rest: StepTime
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.topology.num_ranks != self.deployment.num_ranks:
+            raise EquipoiseError(
+                f"The topology has {self.topology.num_ranks} ranks and the deployment "
+                f"{self.deployment.num_ranks}; expected the same."
+            )
+
+    @cached_property
+    def decoded(self) -> Trace:
+        """The steps that batches of the ranks that decode are drawn from."""
+        return self._of("decode") if self.deployment.prefill_ranks else self.trace
+
+    def timed(self, layout: Layout, progress: Progress | None = None) -> Timed:
+        """Time batches of all sizes on a placement, the same on each."""
+        table = step_table(
+            self.decoded,
+            layout_seconds(layout, self.topology, self.model),
+            top_k=self.top_k,
+            most_tokens=self.deployment.most_tokens,
+            seed=self.seed,
+            progress=progress,
+        )
+        return Timed(layout=layout, table=table)
+
+    def prefill_time(self, progress: Progress | None = None) -> StepTime | None:
+        """Time of the steps of the ranks for prompts only, without balancing; ``None`` without."""
+        ranks = self.deployment.prefill_ranks
+        if not ranks:
+            return None
+        steps = self._of("prefill")
+        model = self.prefill_model or self.model
+        table = step_table(
+            steps,
+            layout_seconds(Layout.unbalanced(steps, ranks), Topology(ranks), model),
+            top_k=self.top_k,
+            most_tokens=ranks * self.deployment.max_tokens,
+            seed=self.seed,
+            progress=progress,
+        )
+        return TabulatedStepTime(by_tokens=table, rest=self.rest)
+
+    def kv_tokens(self, layout: Layout) -> int:
+        """Tokens that the cache of a rank holds next to its slots."""
+        fewest = -(-self.trace.num_experts // self.deployment.num_ranks)
+        return self.deployment.kv_tokens_with(layout.placement.slots_per_rank - fewest)
+
+    def serve(
+        self,
+        requests: Requests,
+        timed: Timed,
+        *,
+        prefill: StepTime | None = None,
+        progress: Progress | None = None,
+    ) -> Served:
+        """Serve requests on a placement; raises as ``equipoise.simulate.serving.serve``.
+
+        Parameters
+        ----------
+        prefill
+            ``prefill_time``.
+        """
+        ranks, kv_tokens = self.deployment, self.kv_tokens(timed.layout)
+        step_time = TabulatedStepTime(by_tokens=timed.table, rest=self.rest)
+        pool = ranks.pool(ranks.num_ranks, step_time, kv_tokens)
+        if prefill is None:
+            return Served(timed=timed, result=serve(requests, pool, progress=progress))
+        result = serve_disaggregated(
+            requests,
+            prefill=ranks.pool(ranks.prefill_ranks, prefill, ranks.kv_tokens),
+            decode=pool,
+            hand_over=ranks.hand_over,
+            progress=progress,
+        )
+        return Served(timed=timed, result=result)
+
+    def compare(self, old: Served, new: Served, slo: Slo) -> SideBySide:
+        """Put two simulations of the same requests next to each other."""
+        steps = list(old.result.pools.values())[-1].timeline.steps
+        usual = float((steps.prefill_tokens + steps.sequences).mean())
+        size = min(old.timed.table, key=lambda tokens: abs(tokens - usual))
+        step_before, step_after = (
+            parts_of_recording(one.timed.table[size], self.decoded, size, top_k=self.top_k)
+            for one in (old, new)
+        )
+        return SideBySide(
+            before=old.result,
+            after=new.result,
+            slo=slo,
+            step_before=step_before,
+            step_after=step_after,
+        )
+
+    def _of(self, phase: str) -> Trace:
+        """The steps of a phase; all if the recording does not tell phases."""
+        phases = self.trace.labels.get("phase")
+        return self.trace if phases is None else self.trace.select(phase=phase)
+
+
+class Contest:
+    """Placements against no balancing on the same requests; nothing is computed twice.
+
+    Parameters
+    ----------
+    stage
+        What they are simulated on.
+    layout
+        Function that gives the placement for a number of redundant slots and a dispatcher, and is
+        told where to say how far it is.
+    slo
+        Limits that requests shall stay within.
+    """
+
+    def __init__(
+        self, stage: Stage, layout: Callable[[int, str, Progress | None], Layout], slo: Slo
+    ) -> None:
+        self._stage, self._layout, self._slo = stage, layout, slo
+        self._prefill: StepTime | None = None
+        self._plain: Timed | None = None
+        self._timed: dict[tuple[int, str], Timed] = {}
+        self._served: dict[Requests, Served] = {}
+
+    def run(
+        self, requests: Requests, *, redundant: int, dispatch: str, progress: Progress | None = None
+    ) -> SideBySide:
+        """Serve the requests without balancing and on the placement."""
+        parts = [part_of(progress, number, 5) for number in range(5)]
+        timed = self._with(redundant, dispatch, parts[0], parts[1])
+        plain = self._without(parts[2])
+        if requests not in self._served:
+            self._served[requests] = self._serve(requests, plain, parts[3])
+        served = self._serve(requests, timed, parts[4])
+        return self._stage.compare(self._served[requests], served, self._slo)
+
+    def _serve(self, requests: Requests, timed: Timed, progress: Progress | None) -> Served:
+        return self._stage.serve(requests, timed, prefill=self._prefill, progress=progress)
+
+    def _without(self, progress: Progress | None) -> Timed:
+        if self._plain is None:
+            self._prefill = self._stage.prefill_time(part_of(progress, 0, 2))
+            plain = Layout.unbalanced(self._stage.trace, self._stage.deployment.num_ranks)
+            self._plain = self._stage.timed(plain, part_of(progress, 1, 2))
+        return self._plain
+
+    def _with(
+        self, redundant: int, dispatch: str, planning: Progress | None, timing: Progress | None
+    ) -> Timed:
+        key = redundant, dispatch
+        if key not in self._timed:
+            layout = self._layout(redundant, dispatch, planning)
+            self._stage.kv_tokens(layout)  # refuses before the long work
+            self._timed[key] = self._stage.timed(layout, timing)
+        return self._timed[key]
