@@ -35,6 +35,8 @@ class OwnWork:
         KV cache that a token of the context leaves to be read.
     decode_pair_flops, prefill_pair_flops
         Operations of attention for each pair of a token and one before it, all layers.
+    most_context_tokens
+        Tokens that one attends to at most, in sparse attention; ``None``: to all.
     """
 
     num_moe_layers: int
@@ -43,6 +45,7 @@ class OwnWork:
     kv_bytes_per_token: float
     decode_pair_flops: float
     prefill_pair_flops: float
+    most_context_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_count("num_moe_layers", self.num_moe_layers)
@@ -67,7 +70,8 @@ class OwnWork:
         number = np.asarray(tokens, dtype=np.float64)
         memory = _MEMORY_SHARE * device.memory_bytes_per_second
         flops = _FLOPS_SHARE * device.flops_per_second["bfloat16"]
-        pairs = number * context_tokens
+        most = np.inf if self.most_context_tokens is None else self.most_context_tokens
+        pairs = number * min(context_tokens, most)
         dense = np.maximum(self.weight_bytes / memory, number * self.token_flops / flops)
         if phase == "decode":
             cache, products = pairs * self.kv_bytes_per_token, pairs * self.decode_pair_flops
