@@ -1,6 +1,6 @@
 """Whether balancing would help a deployment, by how much, and how sure that is.
 
-As far as the experts' computation decides it. How: ``docs/forecast.md``.
+As far as the model counts: the experts' computation, or whole steps. How: ``docs/forecast.md``.
 """
 
 from __future__ import annotations
@@ -178,8 +178,10 @@ class Forecast:
         Steps planned on, and those that everything is measured on.
     against
         What gains are counted from: no balancing, or the map in force.
+    counts
+        What of a step the model counts.
     other_seconds
-        What a step takes besides the experts.
+        What a step takes besides.
     least_gain
         Share of a step's time that a change must take off to pay.
     today
@@ -195,6 +197,7 @@ class Forecast:
     planned_steps: int
     unseen_steps: int
     against: str
+    counts: str
     other_seconds: float
     least_gain: float
     today: tuple[Idle, ...]
@@ -248,7 +251,7 @@ class Forecast:
     @property
     def _than(self) -> str:
         """What changes are counted from, and of what."""
-        return f"with {self.against}{'' if self.other_seconds else ', expert computation alone'}"
+        return f"with {self.against}{'' if self.other_seconds else f', {self.counts}'}"
 
     @property
     def _chance(self) -> float:
@@ -297,7 +300,7 @@ def forecast(
         Assignments of a mean step in a layer: every row is then one step of about that size, drawn
         at random from what the row has. The rows as they are if ``None``.
     other_seconds
-        What a step takes besides the computation of experts.
+        What a step takes besides what the model counts.
     least_gain
         Share of a step's time that a change, and each further slot on every rank, must take off.
     further_steps
@@ -360,6 +363,7 @@ def forecast(
         planned_steps=fit.num_steps,
         unseen_steps=len(unseen),
         against="no balancing" if current is None else "the map in force",
+        counts=model.counts,
         other_seconds=other_seconds,
         least_gain=least_gain,
         today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),

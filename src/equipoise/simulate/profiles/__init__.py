@@ -57,9 +57,19 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """A GPU: what it can do at most, and the link to others in its node or domain."""
+    """A GPU: what it can do at most, and the link to others in its node or domain.
 
+    Parameters
+    ----------
+    key
+        What tables and commands call it: the profile's name, or that of its file.
+    maker
+        Who makes it: fits carry over less surely between makers.
+    """
+
+    key: str
     name: str
+    maker: str
     memory_bytes: Quantity
     memory_bytes_per_second: Quantity
     flops_per_second: Mapping[str, Quantity]
@@ -78,6 +88,10 @@ class HardwareProfile:
     def link(self) -> Link:
         """The link within the node or domain, one direction."""
         return Link(bytes_per_second=self.link_bytes_per_second.value)
+
+    def is_called(self, gpu: str) -> bool:
+        """Whether a table means this GPU."""
+        return gpu.lower() == self.key.lower()
 
     def uncertainty(self, units: str) -> float:
         """Relative uncertainty of a time that rests on the memory and on these units."""
@@ -191,7 +205,9 @@ def hardware(name_or_path: str | Path) -> HardwareProfile:
     flops = _mapping(document, "flops_per_second", where)
     quantities = {units: _quantity(flops, units, where) for units in _UNITS}
     return HardwareProfile(
+        key=Path(where).name.removesuffix(".json"),
         name=_text(document, "name", where),
+        maker=_text(document, "maker", where),
         memory_bytes=_known(document, "memory_bytes", where),
         memory_bytes_per_second=_known(document, "memory_bytes_per_second", where),
         flops_per_second={units: known for units, known in quantities.items() if known},
