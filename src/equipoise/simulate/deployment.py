@@ -12,15 +12,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from equipoise.checks import check_count, check_flag, check_number, check_type, check_whole
+from equipoise.checks import check_count, check_flag, check_type, check_whole
 from equipoise.errors import EquipoiseError
-from equipoise.simulate.batching import Pool
-from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.batching import NO_LIMIT, Pool
+from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.progress import Progress, part_of
-from equipoise.simulate.requests import Requests
-from equipoise.simulate.serving import HandOver, ServingResult, Slo, serve, serve_disaggregated
+from equipoise.simulate.requests import MAX_TOKENS, Requests
+from equipoise.simulate.serving import (
+    HandOver,
+    ServingResult,
+    Slo,
+    kv_tokens,
+    serve,
+    serve_disaggregated,
+)
+from equipoise.simulate.serving_costs import ServingCosts
 from equipoise.simulate.side_by_side import SideBySide
-from equipoise.simulate.step_table import Table, layout_seconds, parts_of_recording, step_table
+from equipoise.simulate.step_table import (
+    StepSeconds,
+    Table,
+    layout_seconds,
+    parts_of_recording,
+    step_table,
+)
 from equipoise.simulate.step_time import StepTime, TabulatedStepTime
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -36,8 +50,9 @@ class Deployment:
         Ranks that share the experts; those that decode if there are others for prompts.
     kv_tokens
         Tokens that the cache of a rank holds without redundant experts.
-    slot_kv_tokens
-        Tokens of cache that give way to a further slot on the rank, in all layers.
+    token_bytes, slot_bytes
+        Bytes of a token's keys and values and of one slot, both in all layers: what a further slot
+        takes of the cache.
     max_sequences, max_tokens, chunked_prefill
         Limits of a rank, see ``Pool``.
     prefill_ranks
@@ -48,7 +63,8 @@ class Deployment:
 
     num_ranks: int
     kv_tokens: int
-    slot_kv_tokens: float = 0.0
+    token_bytes: int = 1
+    slot_bytes: int = 0
     max_sequences: int = 128
     max_tokens: int = 2048
     chunked_prefill: bool = True
@@ -56,10 +72,12 @@ class Deployment:
     hand_over: HandOver = field(default_factory=HandOver)
 
     def __post_init__(self) -> None:
-        for name in ("num_ranks", "max_sequences", "max_tokens"):
-            check_count(name, getattr(self, name))
-        check_whole("kv_tokens", self.kv_tokens, low=1)
-        check_number("slot_kv_tokens", self.slot_kv_tokens, low=0, high=1e12)
+        check_count("num_ranks", self.num_ranks)
+        for name in ("max_sequences", "max_tokens"):
+            check_whole(name, getattr(self, name), low=1, high=MAX_TOKENS)
+        check_whole("kv_tokens", self.kv_tokens, low=1, high=NO_LIMIT)
+        check_whole("token_bytes", self.token_bytes, low=1)
+        check_whole("slot_bytes", self.slot_bytes)
         check_whole("prefill_ranks", self.prefill_ranks)
         check_flag("chunked_prefill", self.chunked_prefill)
         check_type("hand_over", self.hand_over, HandOver)
@@ -70,21 +88,13 @@ class Deployment:
         return self.num_ranks * (self.max_sequences if self.prefill_ranks else self.max_tokens)
 
     def kv_tokens_with(self, more_slots: int) -> int:
-        """Tokens that the cache of a rank holds next to further slots.
-
-        Raises
-        ------
-        EquipoiseError
-            There is no room for a single token.
-        """
-        left = int(self.kv_tokens - more_slots * self.slot_kv_tokens)
-        if left < 1:
-            raise EquipoiseError(
-                f"{more_slots} further slots on a rank take the room of "
-                f"{more_slots * self.slot_kv_tokens:,.0f} tokens and the cache has "
-                f"{self.kv_tokens:,}; use fewer redundant slots."
-            )
-        return left
+        """Tokens that the cache of a rank holds next to further slots; raises as ``kv_tokens``."""
+        return kv_tokens(
+            self.kv_tokens * self.token_bytes,
+            token_bytes=self.token_bytes,
+            redundant_per_rank=more_slots,
+            expert_bytes=self.slot_bytes,
+        )
 
     def pool(self, num_ranks: int, step_time: StepTime, kv_tokens: int) -> Pool:
         """Some of the ranks, with the limits."""
@@ -127,12 +137,10 @@ class Stage:
         The deployment's ranks that share the experts.
     top_k
         Assignments of a token in a layer.
-    model
+    costs
         What steps take.
-    prefill_model
-        What steps of ranks for prompts only take; the same if ``None``.
-    rest
-        What is added to that.
+    layers_factor
+        MoE layers of the model over those recorded: the recorded ones stand for all.
     seed
         Random seed of the batches.
     """
@@ -141,9 +149,8 @@ class Stage:
     trace: Trace
     topology: Topology
     top_k: int
-    model: ComputeModel
-    prefill_model: ComputeModel | None = None
-    rest: StepTime
+    costs: ServingCosts
+    layers_factor: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -160,14 +167,8 @@ class Stage:
 
     def timed(self, layout: Layout, progress: Progress | None = None) -> Timed:
         """Time batches of all sizes on a placement, the same on each."""
-        table = step_table(
-            self.decoded,
-            layout_seconds(layout, self.topology, self.model),
-            top_k=self.top_k,
-            most_tokens=self.deployment.most_tokens,
-            seed=self.seed,
-            progress=progress,
-        )
+        seconds = layout_seconds(layout, self.topology, self.costs.model)
+        table = self._table(self.decoded, seconds, self.deployment.most_tokens, progress)
         return Timed(layout=layout, table=table)
 
     def prefill_time(self, progress: Progress | None = None) -> StepTime | None:
@@ -175,17 +176,12 @@ class Stage:
         ranks = self.deployment.prefill_ranks
         if not ranks:
             return None
-        steps = self._of("prefill")
-        model = self.prefill_model or self.model
-        table = step_table(
-            steps,
-            layout_seconds(Layout.unbalanced(steps, ranks), Topology(ranks), model),
-            top_k=self.top_k,
-            most_tokens=ranks * self.deployment.max_tokens,
-            seed=self.seed,
-            progress=progress,
+        steps, topology = self._of("prefill"), in_such_nodes(self.topology, ranks)
+        seconds = layout_seconds(
+            Layout.unbalanced(steps, ranks), topology, self.costs.prefill_model
         )
-        return TabulatedStepTime(by_tokens=table, rest=self.rest)
+        table = self._table(steps, seconds, ranks * self.deployment.max_tokens, progress)
+        return TabulatedStepTime(by_tokens=table, rest=self.costs.prefill_rest)
 
     def kv_tokens(self, layout: Layout) -> int:
         """Tokens that the cache of a rank holds next to its slots."""
@@ -208,7 +204,7 @@ class Stage:
             ``prefill_time``.
         """
         ranks, kv_tokens = self.deployment, self.kv_tokens(timed.layout)
-        step_time = TabulatedStepTime(by_tokens=timed.table, rest=self.rest)
+        step_time = TabulatedStepTime(by_tokens=timed.table, rest=self.costs.rest)
         pool = ranks.pool(ranks.num_ranks, step_time, kv_tokens)
         if prefill is None:
             return Served(timed=timed, result=serve(requests, pool, progress=progress))
@@ -238,10 +234,34 @@ class Stage:
             step_after=step_after,
         )
 
+    def _table(
+        self, steps: Trace, seconds: StepSeconds, most_tokens: int, progress: Progress | None
+    ) -> Table:
+        return step_table(
+            steps,
+            lambda load: self.layers_factor * seconds(load),
+            top_k=self.top_k,
+            most_tokens=most_tokens,
+            seed=self.seed,
+            progress=progress,
+        )
+
     def _of(self, phase: str) -> Trace:
         """The steps of a phase; all if the recording does not tell phases."""
         phases = self.trace.labels.get("phase")
         return self.trace if phases is None else self.trace.select(phase=phase)
+
+
+def in_such_nodes(topology: Topology, num_ranks: int) -> Topology:
+    """Other ranks in nodes of the same size, or all in one if they are no more than that.
+
+    Raises
+    ------
+    EquipoiseError
+        They do not fill such nodes.
+    """
+    size = topology.ranks_per_node
+    return Topology(num_ranks, None if size is None or num_ranks <= size else size)
 
 
 class Contest:

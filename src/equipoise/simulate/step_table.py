@@ -32,6 +32,7 @@ NUM_DRAWS = 32
 """Steps of each size: a step's time is a sum over layers, so they differ little."""
 
 _FEW_TOKENS = 32  # steps that are small for any deployment, and rare
+_MOST_TOKENS = 1 << 40
 _MANY = 16  # times more than what is drawn: whether it is put back makes no difference
 
 
@@ -79,7 +80,7 @@ def layout_seconds(layout: Layout, topology: Topology, model: ComputeModel) -> S
 
 def table_sizes(most_tokens: int) -> list[int]:
     """Sizes of a table: 1 to the most, each 1.4 times the one before it, or twice if small."""
-    most = check_count("most_tokens", most_tokens)
+    most = check_whole("most_tokens", most_tokens, low=1, high=_MOST_TOKENS)
     powers = [float(1 << n) for n in range(most.bit_length())]
     between = [power * 2**0.5 for power in powers if power >= _FEW_TOKENS]
     sizes = {round(size) for size in (*powers, *between)}
@@ -102,7 +103,8 @@ def drawn_steps(
         Steps to draw, from places at equal distances in the recording.
     """
     counts = check_type("trace", trace, Trace).counts
-    wanted = check_count("num_tokens", num_tokens) * check_count("top_k", top_k)
+    wanted = check_whole("num_tokens", num_tokens, low=1, high=_MOST_TOKENS)
+    wanted *= check_count("top_k", top_k)
     rng = np.random.default_rng(check_whole("seed", seed))
     total_TL = counts.sum(axis=2)
     if not total_TL.any():

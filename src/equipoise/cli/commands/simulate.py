@@ -41,8 +41,8 @@ from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.deployment import Contest, Stage
 from equipoise.simulate.expert_time import Layout, UncertainCost
 from equipoise.simulate.progress import Progress
+from equipoise.simulate.serving_costs import ServingCosts
 from equipoise.simulate.side_by_side import SideBySide
-from equipoise.simulate.step_time import LinearStepTime
 from equipoise.simulate.sweep import fingerprint
 from equipoise.simulate.sweep import sweep as run_all
 from equipoise.simulate.trial import Plans, judge_of
@@ -130,8 +130,7 @@ def simulate(
         trace=unseen or recording,
         topology=topology,
         top_k=_top_k(recording, model),
-        model=cost,
-        rest=LinearStepTime(fixed_seconds=other_seconds),
+        costs=ServingCosts.of_ranks(cost, other_seconds),
         seed=requesting.seed,
     )
 

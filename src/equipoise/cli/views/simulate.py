@@ -117,7 +117,7 @@ def _print_head(console: Console, about: Simulation) -> None:
         source += f", planned on {about.planned_steps} others"
     console.print(
         f"{ranks.num_ranks} ranks, {ranks.max_sequences} sequences and {ranks.max_tokens:,} tokens "
-        f"each; batches with the routing of {source}; {stage.model.name}."
+        f"each; batches with the routing of {source}; {stage.costs.model.name}."
     )
     if ranks.kv_tokens == NO_LIMIT:
         console.print("The KV cache has no limit: give --kv-tokens for one.")
