@@ -222,7 +222,11 @@ class _Ranks:
         self._num_admitted = self.num_finished = 0
 
         self._members = [0] * num_ranks  # requests on each rank
-        self._ranks_with = {0: (1 << num_ranks) - 1}  # by number of requests, a bit each
+        self._bit = [1 << rank for rank in range(num_ranks)]
+        self._most = min(pool.max_sequences, num_requests)  # requests of a rank at a time
+        self._ranks_with = [0] * (self._most + 1)  # by number of requests, a bit each
+        self._ranks_with[0] = (1 << num_ranks) - 1
+        self._fewest = 0  # no rank has less
         self._room = [pool.kv_tokens] * num_ranks
         self._prompts: list[deque[int]] = [deque() for _ in range(num_ranks)]
         self._computing: set[int] = set()  # ranks with prompts
@@ -256,7 +260,7 @@ class _Ranks:
             self._num_admitted += 1
             self.admitted[request] = now
             self._rank[request] = rank
-            self._count(rank, 1)
+            self._join(rank)
             self._room[rank] -= self._needs[request]
             if self._left[request]:
                 self._prompts[rank].append(request)
@@ -298,9 +302,9 @@ class _Ranks:
 
     def _emptiest(self, tokens: int) -> int | None:
         """The rank with the fewest requests of those with room."""
-        for members in sorted(self._ranks_with):
-            if members == self._pool.max_sequences:
-                return None
+        while not self._ranks_with[self._fewest]:
+            self._fewest += 1
+        for members in range(self._fewest, self._most):
             ranks = self._ranks_with[members]
             while ranks:
                 lowest = ranks & -ranks
@@ -310,15 +314,21 @@ class _Ranks:
                 ranks ^= lowest
         return None
 
-    def _count(self, rank: int, change: int) -> None:
-        """Count a request more on a rank, or one less."""
-        before = self._members[rank]
-        self._members[rank] = before + change
-        left = self._ranks_with.pop(before) ^ (1 << rank)
-        if left:
-            self._ranks_with[before] = left
-        others = self._ranks_with.get(before + change, 0)
-        self._ranks_with[before + change] = others | (1 << rank)
+    def _join(self, rank: int) -> None:
+        """Count a request more on a rank."""
+        members, bit = self._members[rank], self._bit[rank]
+        self._members[rank] = members + 1
+        self._ranks_with[members] ^= bit
+        self._ranks_with[members + 1] |= bit
+
+    def _part(self, rank: int) -> None:
+        """Count a request less on a rank."""
+        members, bit = self._members[rank], self._bit[rank]
+        self._members[rank] = members - 1
+        self._ranks_with[members] ^= bit
+        self._ranks_with[members - 1] |= bit
+        if members <= self._fewest:
+            self._fewest = members - 1
 
     def _chunks(self) -> list[tuple[int, int, int]]:
         """Parts of prompts for the next step, in the order of their arrival on each rank."""
@@ -356,7 +366,7 @@ class _Ranks:
 
     def _leave(self, request: int, now: float) -> None:
         rank = self._rank[request]
-        self._count(rank, -1)
+        self._part(rank)
         self._room[rank] += self._needs[request]
         self.finished[request] = now
         self.num_finished += 1
