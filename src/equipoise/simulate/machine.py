@@ -34,6 +34,7 @@ from equipoise.simulate.profiles import (
 )
 from equipoise.simulate.routed import Routed, halves
 from equipoise.simulate.step import StepParts
+from equipoise.topology import Link as Wire
 from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -180,6 +181,14 @@ class Machine:
             exposed=exposed.sum(axis=-1),
             hidden=(exchange - exposed).sum(axis=-1),
         )
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts:
+        """What steps are spent on, chance told from skew by a fair router's loads."""
+        recorded, fair = (
+            self.step(Routed.expected(load, self.top_k, topology), topology)
+            for load in (slot_load, fair_load)
+        )
+        return recorded.beyond(fair)
 
     def draws(self, number: int, seed: int) -> Sequence[Machine]:
         """Machines that may be the true one: each part's times are lognormal around these."""
@@ -424,3 +433,19 @@ def _borrowed(fit: FittedKernel | FittedExchange, profile: HardwareProfile) -> s
         return ""
     whose = "another maker's GPU" if error == FOREIGN_LOG_ERROR else "another GPU"
     return f", {whose}: {error:.0%} less sure"
+
+
+def wired(topology: Topology, gpu: HardwareProfile, far: LinkProfile) -> Topology:
+    """The same ranks with the wires of profiles, over which experts move."""
+    near, across = (
+        Wire(link.latency_seconds, link.bytes_per_second) for link in (gpu.link, far.link)
+    )
+    return replace(topology, node_link=near, network_link=across)
+
+
+def wiring_facts(gpu: HardwareProfile, far: LinkProfile) -> tuple[str, ...]:
+    """Where the wires came from, as sentences."""
+    return (
+        f"within a node: {gpu.name}, {gpu.link_bytes_per_second.source}",
+        f"between nodes: {far.name}, {far.bytes_per_second.source}",
+    )
