@@ -90,11 +90,12 @@ def machine_of(
     said = "" if config is not None else ", since no model was given"
     assumed = " (assumed)" if serving.context_tokens is None else ""
     rest = (
-        f"attention: every rank its own tokens, {context:g} tokens of context{assumed}"
+        f"every rank its own tokens, {context:g} tokens of context{assumed}"
         if model.own_work is not None
-        else f"attention: left out, since {model.unknown['own_work']}"
+        else f"left out, since {model.unknown['own_work']}"
     )
-    return replace(made, facts=(f"model: {model.source}{said}", *made.facts, rest))
+    facts = {"model": f"{model.source}{said}", **made.facts, "attention": rest}
+    return replace(made, facts=facts)
 
 
 def assignments_of(tokens: int, recording: Trace, config: ModelConfig | None) -> float:

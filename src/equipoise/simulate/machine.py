@@ -6,7 +6,7 @@ Whatever is borrowed or assumed widens the draws, and with them every interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import hypot
 from typing import Literal
@@ -44,6 +44,7 @@ FOREIGN_LOG_ERROR = 0.5
 """What a fit from another maker's GPU adds to its own error: assumed, nobody measured it."""
 
 _ASSUMED_RATE_ERROR = 0.5
+_OF_EXPERTS = ("model", "GPU", "experts")
 _SMS = 24  # streaming multiprocessors of a high-throughput exchange, as published timings have
 _PAYLOADS = {"fp8": "fp8", "fp4": "nvfp4", "bfloat16": "bfloat16"}
 
@@ -89,7 +90,7 @@ class Machine:
     errors
         How far the times may be from the truth.
     facts
-        Where each part came from, as sentences.
+        Where each part came from, by part.
     exchange_factor, own_factor
         Factors of a draw.
     """
@@ -109,7 +110,7 @@ class Machine:
     max_tokens: int | None = None
     source_imbalance: float = 1.0
     errors: Errors = field(default_factory=Errors)
-    facts: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     exchange_factor: float = 1.0
     own_factor: float = 1.0
 
@@ -129,6 +130,11 @@ class Machine:
     def planning_cost(self) -> RankCost:
         """The experts' computation in the constants that planners know."""
         return self.time.rank_cost(self.name)
+
+    @property
+    def expert_facts(self) -> dict[str, str]:
+        """Where the experts' times came from, which planners go by."""
+        return {part: said for part, said in self.facts.items() if part in _OF_EXPERTS}
 
     @property
     def counts(self) -> str:
@@ -209,6 +215,7 @@ class Machine:
                 link,
                 latency_seconds=min(link.latency_seconds * far, 1.0),
                 bytes_per_second=link.bytes_per_second / far,
+                message_seconds=min(link.message_seconds * far, 1.0),
             )
         return replace(
             self,
@@ -324,15 +331,16 @@ def machine(
     device, rate_error, assumed = _with_rate(profile, shape)
     by_kernel = _log_error(kernel, profile)
     memory = profile.memory_bytes_per_second.uncertainty
-    facts = (
-        f"GPU: {profile.name}, {profile.memory_bytes_per_second.source}{assumed}",
-        f"experts: {kernel.kernel} ({kernel.framework}, {kernel.phase} steps) fitted on "
+    far = None if num_nodes == 1 else link
+    facts = {
+        "GPU": f"{profile.name}, {profile.memory_bytes_per_second.source}{assumed}",
+        "experts": f"{kernel.kernel} ({kernel.framework}, {kernel.phase} steps) fitted on "
         f"{kernel.gpu}{_borrowed(kernel, profile)}",
-        f"exchanges: {dispatch.kernel} ({dispatch.framework}) fitted on "
+        "exchanges": f"{dispatch.kernel} ({dispatch.framework}) fitted on "
         f"{dispatch.gpu}{_borrowed(dispatch, profile)}",
-        *(() if link is None or num_nodes == 1 else (f"between nodes: {link.name}",)),
-    )
-    far = None if link is None or num_nodes == 1 else link
+    }
+    if far is not None:
+        facts["between nodes"] = f"{far.name}, {far.bytes_per_second.source}"
     return Machine(
         name=f"{profile.name}, {phase}",
         device=device,
@@ -342,7 +350,7 @@ def machine(
         dispatch=dispatch.cost,
         combine=combine.cost,
         near=profile.link,
-        far=None if far is None else far.link,
+        far=None if far is None else far.from_gpu(profile),
         own_work=own_work,
         context_tokens=context_tokens,
         micro_batches=micro_batches,
@@ -356,7 +364,7 @@ def machine(
                 max(_log_error(dispatch, profile), _log_error(combine, profile)),
                 profile.link_bytes_per_second.uncertainty,
             ),
-            far=0.0 if far is None else far.bytes_per_second.uncertainty,
+            far=0.0 if far is None else far.uncertainty,
             own=0.0 if own_work is None else hypot(OWN_LOG_ERROR, memory),
         ),
         facts=facts,
@@ -443,9 +451,9 @@ def wired(topology: Topology, gpu: HardwareProfile, far: LinkProfile) -> Topolog
     return replace(topology, node_link=near, network_link=across)
 
 
-def wiring_facts(gpu: HardwareProfile, far: LinkProfile) -> tuple[str, ...]:
-    """Where the wires came from, as sentences."""
-    return (
-        f"within a node: {gpu.name}, {gpu.link_bytes_per_second.source}",
-        f"between nodes: {far.name}, {far.bytes_per_second.source}",
-    )
+def wiring_facts(gpu: HardwareProfile, far: LinkProfile) -> dict[str, str]:
+    """Where the wires came from, by part."""
+    return {
+        "within a node": f"{gpu.name}, {gpu.link_bytes_per_second.source}",
+        "between nodes": f"{far.name}, {far.bytes_per_second.source}",
+    }

@@ -102,7 +102,7 @@ def budget(
             least_gain=least_gain,
             progress=plans.begin,
         )
-    facts = () if times is None else times.facts
+    facts = {} if times is None else times.expert_facts
     if json:
         print_json(_document(result) | {"model": model_document(serving.config), "hardware": facts})
     else:

@@ -97,7 +97,7 @@ def diff(
         decision = gate.decide(
             migration, steps, expert_bytes, None if times is None else times.planning_cost
         )
-        facts = facts if times is None else times.facts
+        facts |= {} if times is None else times.expert_facts
     written = _write(after, for_, output, context.num_hidden_layers)
     if json:
         document = _document(migration, expert_bytes, decision)

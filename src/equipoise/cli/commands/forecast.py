@@ -172,7 +172,7 @@ def forecast(
             )
         flags = _flags(result, for_, engine.options(config))
         answers.append(
-            Advice(forecast=result, launch=flags, facts=() if whole is None else whole.facts)
+            Advice(forecast=result, launch=flags, facts={} if whole is None else whole.facts)
         )
     if json:
         print_json([forecast_document(answer) for answer in answers])

@@ -131,7 +131,7 @@ def plan(
         study=result,
         model=serving.config,
         expert_bytes=expert_bytes,
-        facts=hardware.facts if times is None else times.facts,
+        facts=hardware.facts | ({} if times is None else times.expert_facts),
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,

@@ -86,11 +86,11 @@ class HardwareArguments:
             raise EquipoiseError(f"{names}: only with --hardware.")
 
     @property
-    def facts(self) -> tuple[str, ...]:
-        """Where the links came from, without the times of steps."""
-        return (
-            () if self.profile is None else wiring_facts(self.profile, self.far or link(FAR_LINK))
-        )
+    def facts(self) -> dict[str, str]:
+        """Where the links came from that experts move over."""
+        if self.profile is None:
+            return {}
+        return wiring_facts(self.profile, self.far or link(FAR_LINK))
 
     def before_reading(self, planning: PlannerArguments) -> PlannerArguments:
         """The planner's options, to be checked while its times are not known yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +29,7 @@ class Advice:
     """
 
     forecast: Forecast
-    facts: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     launch: Launch | None = None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -43,7 +44,7 @@ class Outcome:
     reach: Reach | None
     written: WrittenMap | None
     withheld: bool
-    facts: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_document(outcome: Outcome) -> dict[str, object]:
