@@ -317,19 +317,19 @@ def test_draws_widen_with_what_is_borrowed():
 
 
 def test_where_the_parts_came_from_is_said():
-    assert made("h100", SHAPE).facts == (
-        "GPU: H100 SXM, NVIDIA data sheet, H100 SXM, dense rates, 2023-03",
-        "experts: deepepmoe (sglang, decode steps) fitted on H100",
-        "exchanges: deepep_ll (sglang) fitted on H100",
-    )
-    assert "deepep_normal" in made("h100", SHAPE, "prefill").facts[2]
+    assert made("h100", SHAPE).facts == {
+        "GPU": "H100 SXM, NVIDIA data sheet, H100 SXM, dense rates, 2023-03",
+        "experts": "deepepmoe (sglang, decode steps) fitted on H100",
+        "exchanges": "deepep_ll (sglang) fitted on H100",
+    }
+    assert "deepep_normal" in made("h100", SHAPE, "prefill").facts["exchanges"]
     amd = made("mi300x", SHAPE, nodes=2).facts
-    assert "another maker's GPU: 50% less sure" in amd[1]
-    assert amd[3] == "between nodes: InfiniBand NDR, 400 Gb/s a GPU"
-    assert "no fp8 units, the rate of bfloat16" in made("ascend-910c", SHAPE).facts[0]
+    assert "another maker's GPU: 50% less sure" in amd["experts"]
+    assert amd["between nodes"].startswith("InfiniBand NDR, 400 Gb/s a GPU, DeepEP")
+    assert "no fp8 units, the rate of bfloat16" in made("ascend-910c", SHAPE).facts["GPU"]
     nvlink = made("gb200", replace(SHAPE, dtype="nvfp4"))
-    assert "wideep_compute_cutlass" in nvlink.facts[1]
-    assert "GB200" in nvlink.facts[2]
+    assert "wideep_compute_cutlass" in nvlink.facts["experts"]
+    assert "GB200" in nvlink.facts["exchanges"]
 
 
 def test_the_exchange_kernel_can_be_chosen():

@@ -33,6 +33,18 @@ def test_every_gpu_has_its_numbers_with_source_and_uncertainty(name):
         assert 0 < quantity.uncertainty <= 0.5
 
 
+def test_a_host_that_shares_memory_takes_less_for_a_message():
+    proxy = link("aws-efa")
+    assert proxy.from_gpu(hardware("h100")) == proxy.link
+    assert proxy.link.message_seconds > 0
+    coherent = hardware("gh200").coherent_message_share
+    assert coherent.is_assumed
+    share = proxy.from_gpu(hardware("gh200")).message_seconds / proxy.link.message_seconds
+    assert share == coherent.value < 1
+    assert link("infiniband-400g").link.message_seconds == 0
+    assert link("infiniband-400g-proxy").from_gpu(hardware("gh200")).message_seconds > 0
+
+
 @pytest.mark.parametrize("name", names("link"))
 def test_every_link_is_usable_and_says_what_is_assumed(name):
     profile = link(name)
@@ -81,6 +93,11 @@ def test_an_unknown_name_lists_the_known_ones():
         (lambda d: d.pop("memory_bytes"), "memory_bytes is None; expected an object"),
         (lambda d: d.update(format="other"), 'expected "format": "equipoise hardware 1"'),
         (lambda d: d.update(name=7), "name is 7; expected text"),
+        (lambda d: d.pop("maker"), "maker is None; expected text"),
+        (
+            lambda d: d.update(coherent_message_share=d["memory_bytes"]),
+            "coherent_message_share is 8e.10; expected from 0 to 1",
+        ),
         (lambda d: d.update(flops_per_second=[]), "flops_per_second is .*; expected an object"),
         (lambda d: d["memory_bytes"].update(value="80 GB"), "value is '80 GB'; expected a number"),
         (lambda d: d["memory_bytes"].update(value=0), "value is 0; expected from 0"),

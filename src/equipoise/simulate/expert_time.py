@@ -14,6 +14,7 @@ from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher
 from equipoise.placement import Placement
 from equipoise.plan.weigh.reach import placement_without_balancing
+from equipoise.simulate.step import StepParts
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -49,6 +50,18 @@ class ComputeModel(Protocol):
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        ...
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts | None:
+        """What steps are spent on; ``None`` if it counts only the experts.
+
+        Parameters
+        ----------
+        slot_load
+            Load of each slot, ``(T, L, S)``.
+        fair_load
+            The same with a fair router.
+        """
         ...
 
     def draws(self, number: int, seed: int) -> Sequence[ComputeModel]:
@@ -96,6 +109,10 @@ class UncertainCost:
         """Every layer waits for its slowest rank, and layers add up."""
         ranks = self.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
         return np.asarray(ranks.max(axis=-1).sum(axis=-1))
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
+        """Nothing: only the experts are counted."""
+        del slot_load, fair_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
         """Constants of which each is lognormal around the one given."""

@@ -5,7 +5,7 @@ As far as the model counts: the experts' computation, or whole steps. How: ``doc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
@@ -186,6 +186,9 @@ class Forecast:
         Share of a step's time that a change must take off to pay.
     today
         Idle shares as things are, of each phase if the steps have some.
+    parts
+        What a mean unseen step is spent on as things are, in seconds by part; ``None`` if only the
+        experts are counted.
     options
         What was tried.
     decision
@@ -201,6 +204,7 @@ class Forecast:
     other_seconds: float
     least_gain: float
     today: tuple[Idle, ...]
+    parts: Mapping[str, float] | None
     options: tuple[Option, ...]
     decision: Decision | None
 
@@ -367,6 +371,7 @@ def forecast(
         other_seconds=other_seconds,
         least_gain=least_gain,
         today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
+        parts=_parts_of(unseen, old[next(iter(judges))], topology, model, trace.top_k, seed),
         options=options,
         decision=_decide(best, current, moving, judges[best.dispatch], cost, topology, unseen),
     )
@@ -447,6 +452,21 @@ def _today(
             )
         )
     return tuple(rows)
+
+
+def _parts_of(
+    unseen: Floats,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    top_k: int | None,
+    seed: int,
+) -> Mapping[str, float] | None:
+    """What some of the steps are spent on, on average."""
+    load = unseen[some_steps(len(unseen))]
+    fair = fair_steps(load.sum(axis=-1), load.shape[-1], min(top_k or 1, load.shape[-1]), seed)
+    parts = model.parts(layout.slot_loads(load), layout.slot_loads(fair), topology)
+    return None if parts is None else parts.means
 
 
 def _decide(

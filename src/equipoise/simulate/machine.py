@@ -6,7 +6,7 @@ Whatever is borrowed or assumed widens the draws, and with them every interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import hypot
 from typing import Literal
@@ -34,6 +34,7 @@ from equipoise.simulate.profiles import (
 )
 from equipoise.simulate.routed import Routed, halves
 from equipoise.simulate.step import StepParts
+from equipoise.topology import Link as Wire
 from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -43,6 +44,7 @@ FOREIGN_LOG_ERROR = 0.5
 """What a fit from another maker's GPU adds to its own error: assumed, nobody measured it."""
 
 _ASSUMED_RATE_ERROR = 0.5
+_OF_EXPERTS = ("model", "GPU", "experts")
 _SMS = 24  # streaming multiprocessors of a high-throughput exchange, as published timings have
 _PAYLOADS = {"fp8": "fp8", "fp4": "nvfp4", "bfloat16": "bfloat16"}
 
@@ -88,7 +90,7 @@ class Machine:
     errors
         How far the times may be from the truth.
     facts
-        Where each part came from, as sentences.
+        Where each part came from, by part.
     exchange_factor, own_factor
         Factors of a draw.
     """
@@ -108,7 +110,7 @@ class Machine:
     max_tokens: int | None = None
     source_imbalance: float = 1.0
     errors: Errors = field(default_factory=Errors)
-    facts: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     exchange_factor: float = 1.0
     own_factor: float = 1.0
 
@@ -128,6 +130,11 @@ class Machine:
     def planning_cost(self) -> RankCost:
         """The experts' computation in the constants that planners know."""
         return self.time.rank_cost(self.name)
+
+    @property
+    def expert_facts(self) -> dict[str, str]:
+        """Where the experts' times came from, which planners go by."""
+        return {part: said for part, said in self.facts.items() if part in _OF_EXPERTS}
 
     @property
     def counts(self) -> str:
@@ -181,6 +188,14 @@ class Machine:
             hidden=(exchange - exposed).sum(axis=-1),
         )
 
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts:
+        """What steps are spent on, chance told from skew by a fair router's loads."""
+        recorded, fair = (
+            self.step(Routed.expected(load, self.top_k, topology), topology)
+            for load in (slot_load, fair_load)
+        )
+        return recorded.beyond(fair)
+
     def draws(self, number: int, seed: int) -> Sequence[Machine]:
         """Machines that may be the true one: each part's times are lognormal around these."""
         e = self.errors
@@ -200,6 +215,7 @@ class Machine:
                 link,
                 latency_seconds=min(link.latency_seconds * far, 1.0),
                 bytes_per_second=link.bytes_per_second / far,
+                message_seconds=min(link.message_seconds * far, 1.0),
             )
         return replace(
             self,
@@ -315,15 +331,16 @@ def machine(
     device, rate_error, assumed = _with_rate(profile, shape)
     by_kernel = _log_error(kernel, profile)
     memory = profile.memory_bytes_per_second.uncertainty
-    facts = (
-        f"GPU: {profile.name}, {profile.memory_bytes_per_second.source}{assumed}",
-        f"experts: {kernel.kernel} ({kernel.framework}, {kernel.phase} steps) fitted on "
+    far = None if num_nodes == 1 else link
+    facts = {
+        "GPU": f"{profile.name}, {profile.memory_bytes_per_second.source}{assumed}",
+        "experts": f"{kernel.kernel} ({kernel.framework}, {kernel.phase} steps) fitted on "
         f"{kernel.gpu}{_borrowed(kernel, profile)}",
-        f"exchanges: {dispatch.kernel} ({dispatch.framework}) fitted on "
+        "exchanges": f"{dispatch.kernel} ({dispatch.framework}) fitted on "
         f"{dispatch.gpu}{_borrowed(dispatch, profile)}",
-        *(() if link is None or num_nodes == 1 else (f"between nodes: {link.name}",)),
-    )
-    far = None if link is None or num_nodes == 1 else link
+    }
+    if far is not None:
+        facts["between nodes"] = f"{far.name}, {far.bytes_per_second.source}"
     return Machine(
         name=f"{profile.name}, {phase}",
         device=device,
@@ -333,7 +350,7 @@ def machine(
         dispatch=dispatch.cost,
         combine=combine.cost,
         near=profile.link,
-        far=None if far is None else far.link,
+        far=None if far is None else far.from_gpu(profile),
         own_work=own_work,
         context_tokens=context_tokens,
         micro_batches=micro_batches,
@@ -347,7 +364,7 @@ def machine(
                 max(_log_error(dispatch, profile), _log_error(combine, profile)),
                 profile.link_bytes_per_second.uncertainty,
             ),
-            far=0.0 if far is None else far.bytes_per_second.uncertainty,
+            far=0.0 if far is None else far.uncertainty,
             own=0.0 if own_work is None else hypot(OWN_LOG_ERROR, memory),
         ),
         facts=facts,
@@ -424,3 +441,19 @@ def _borrowed(fit: FittedKernel | FittedExchange, profile: HardwareProfile) -> s
         return ""
     whose = "another maker's GPU" if error == FOREIGN_LOG_ERROR else "another GPU"
     return f", {whose}: {error:.0%} less sure"
+
+
+def wired(topology: Topology, gpu: HardwareProfile, far: LinkProfile) -> Topology:
+    """The same ranks with the wires of profiles, over which experts move."""
+    near, across = (
+        Wire(link.latency_seconds, link.bytes_per_second) for link in (gpu.link, far.link)
+    )
+    return replace(topology, node_link=near, network_link=across)
+
+
+def wiring_facts(gpu: HardwareProfile, far: LinkProfile) -> dict[str, str]:
+    """Where the wires came from, by part."""
+    return {
+        "within a node": f"{gpu.name}, {gpu.link_bytes_per_second.source}",
+        "between nodes": f"{far.name}, {far.bytes_per_second.source}",
+    }

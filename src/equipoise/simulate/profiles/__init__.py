@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -65,6 +65,9 @@ class HardwareProfile:
         What tables and commands call it: the profile's name, or that of its file.
     maker
         Who makes it: fits carry over less surely between makers.
+    coherent_message_share
+        Share of a proxy's time for a message that is left where the host shares the GPU's memory
+        coherently; ``None`` if it does not.
     """
 
     key: str
@@ -75,6 +78,7 @@ class HardwareProfile:
     flops_per_second: Mapping[str, Quantity]
     link_bytes_per_second: Quantity
     ranks_per_node: Quantity
+    coherent_message_share: Quantity | None = None
 
     @property
     def device(self) -> Device:
@@ -101,11 +105,18 @@ class HardwareProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A link between nodes, a rank's share of it, in one direction."""
+    """A link between nodes, a rank's share of it, in one direction.
+
+    Parameters
+    ----------
+    message_seconds
+        What a proxy on the host takes for a message; ``None``: the GPU sends by itself.
+    """
 
     name: str
     latency_seconds: Quantity
     bytes_per_second: Quantity
+    message_seconds: Quantity | None = None
 
     @property
     def link(self) -> Link:
@@ -113,7 +124,20 @@ class LinkProfile:
         return Link(
             latency_seconds=self.latency_seconds.value,
             bytes_per_second=self.bytes_per_second.value,
+            message_seconds=0.0 if self.message_seconds is None else self.message_seconds.value,
         )
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative uncertainty of what crosses it."""
+        parts = (self.bytes_per_second, self.message_seconds)
+        return max(part.uncertainty for part in parts if part is not None)
+
+    def from_gpu(self, gpu: HardwareProfile) -> Link:
+        """The link from that GPU, whose host may see what it writes without a detour."""
+        share = gpu.coherent_message_share
+        kept = 1.0 if share is None else share.value
+        return replace(self.link, message_seconds=kept * self.link.message_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +237,7 @@ def hardware(name_or_path: str | Path) -> HardwareProfile:
         flops_per_second={units: known for units, known in quantities.items() if known},
         link_bytes_per_second=_known(document, "link_bytes_per_second", where),
         ranks_per_node=_known(document, "ranks_per_node", where),
+        coherent_message_share=_optional(document, "coherent_message_share", where, high=1),
     )
 
 
@@ -223,6 +248,7 @@ def link(name_or_path: str | Path) -> LinkProfile:
         name=_text(document, "name", where),
         latency_seconds=_known(document, "latency_seconds", where),
         bytes_per_second=_known(document, "bytes_per_second", where),
+        message_seconds=_optional(document, "message_seconds", where, high=1),
     )
 
 
@@ -275,6 +301,16 @@ def _known(document: dict[str, Any], key: str, where: str) -> Quantity:
     quantity = _quantity(document, key, where)
     if quantity is None:
         raise FormatError(f'{where}: {key} is null without "assumed"; give what to assume.')
+    return quantity
+
+
+def _optional(document: dict[str, Any], key: str, where: str, high: float) -> Quantity | None:
+    """A quantity up to ``high``; ``None`` without the key."""
+    if key not in document:
+        return None
+    quantity = _known(document, key, where)
+    if quantity.value > high:
+        raise FormatError(f"{where}: {key} is {quantity.value:g}; expected from 0 to {high:g}.")
     return quantity
 
 
