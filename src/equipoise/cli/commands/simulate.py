@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from equipoise import __version__
+from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
 from equipoise.cli.options.machine import MachineArguments
@@ -33,14 +34,16 @@ from equipoise.cli.views.simulate import (
 )
 from equipoise.engines.formats import MapContext, given
 from equipoise.engines.map_io import read_map
+from equipoise.engines.server_costs import cache_of, server_costs
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Planner
 from equipoise.plan.problem import Problem
 from equipoise.plan.study import hold_out_steps
-from equipoise.simulate.deployment import Contest, Stage
+from equipoise.simulate.deployment import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout, UncertainCost
 from equipoise.simulate.progress import Progress
+from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
 from equipoise.simulate.side_by_side import SideBySide
 from equipoise.simulate.sweep import fingerprint
@@ -69,10 +72,11 @@ def simulate(
     json: Annotated[Json, Parameter(group=_ESSENTIAL)] = False,
     requesting: RequestArguments | None = None,
     serving: ServingArguments | None = None,
+    hardware: Annotated[HardwareArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
+    model: Annotated[ModelArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
     other_seconds: Annotated[
         float, Parameter(validator=Number(gte=0, lte=1e4), group=_HARDWARE)
     ] = 0.0,
-    model: Annotated[ModelArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
     machine: Annotated[MachineArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
     hold_out: Annotated[
         float | None, Parameter(validator=Number(gt=0, lt=1), group=_PLANNING)
@@ -99,7 +103,7 @@ def simulate(
         Try all combinations of --rate, --redundant and --dispatch, and keep every result in this
         file: a sweep that was broken off goes on where it was.
     other_seconds
-        What a step takes besides what the cost of the ranks counts.
+        What a step takes besides what --hardware, or --rank-cost, counts.
     hold_out
         Share of the steps, the latest of each domain, that batches are drawn from; the plan is made
         from the others. 0.2 if not given.
@@ -107,17 +111,21 @@ def simulate(
     requesting, serving = requesting or RequestArguments(), serving or ServingArguments()
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     model, reading = model or ModelArguments(), reading or TraceArguments()
+    hardware = hardware or HardwareArguments()
     cases = _cases(rate, redundant, planning, is_sweep=sweep is not None)
-    replace(planning, dispatch=None).check(machine)
     if map is not None:
         _refuse_planning(planning, redundant, hold_out)
     if sweep is not None:
         check_output(sweep, trace, map, reading.run_map, requesting.requests)
-    if planning.rank_cost is None:
-        raise EquipoiseError("Give --rank-cost, what ranks take; the names are in docs/costs.md.")
-    cost = UncertainCost.published(planning.rank_cost, error=0)
+    planning = replace(hardware.before_reading(planning), dispatch=None)
+    planning.check(machine)
+    if planning.cost is None:
+        raise EquipoiseError(
+            "What steps take is not known; give --hardware, or --rank-cost (docs/costs.md)."
+        )
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}
-    topology = machine.topology(ranks)
+    some = requests[cases[0]["rate"]]
+    topology = hardware.topology(machine, ranks)
     recording = reading.read(trace, ranks=ranks)
     model.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     placement = None if map is None else _read(map, recording, topology)
@@ -125,22 +133,31 @@ def simulate(
     fit, unseen = hold_out_steps(recording, share)
     stage = Stage(
         deployment=serving.deployment(
-            ranks, longest_prompt=max(int(r.prompt_tokens.max()) for r in requests.values())
+            ranks,
+            longest_prompt=max(int(x.prompt_tokens.max()) for x in requests.values()),
+            cache=cache_of(
+                hardware.profile,
+                model.config,
+                slots_per_rank=-(-recording.num_experts // ranks),
+                kv_tokens=serving.kv_tokens,
+            ),
         ),
         trace=unseen or recording,
         topology=topology,
         top_k=_top_k(recording, model),
-        costs=ServingCosts.of_ranks(cost, other_seconds),
+        costs=_costs(hardware, planning, recording, model, topology, serving, some, other_seconds),
+        layers_factor=_layers_factor(recording, model),
         seed=requesting.seed,
     )
+    cost = stage.costs.model.planning_cost
 
     def layout(number: int, name: str, progress: Progress | None) -> Layout:
-        judge = judge_of(name, topology, cost.planning_cost, stage.top_k)
+        judge = judge_of(name, topology, cost, stage.top_k)
         if placement is not None:
             return Layout(placement=placement, dispatch=judge)
 
         def planner(told: str) -> Planner:
-            asked = replace(planning, dispatch=told)
+            asked = replace(planning, dispatch=told, rank_cost=None, timed=cost)
             return asked.configured(asked.judge(topology, stage.top_k), progress or silent)
 
         plans = Plans(fit, topology, planner)
@@ -171,7 +188,7 @@ def simulate(
         else:
             print_comparison(stdout(), about, result)
         return 0
-    settings = [asdict(x) for x in (requesting, serving, planning, machine, model)]
+    settings = [asdict(x) for x in (requesting, serving, planning, machine, model, hardware)]
     arrays = [recording.counts] if placement is None else [recording.counts, placement.slots]
     common = fingerprint([__version__, ranks, other_seconds, share, settings], arrays)
     with progress_bar("simulating") as bar, ThreadPoolExecutor(1) as executor:
@@ -189,6 +206,34 @@ def simulate(
     else:
         print_sweep(stdout(), about, rows)
     return 0
+
+
+def _costs(
+    hardware: HardwareArguments,
+    planning: PlannerArguments,
+    recording: Trace,
+    model: ModelArguments,
+    topology: Topology,
+    serving: ServingArguments,
+    requests: Requests,
+    other_seconds: float,
+) -> ServingCosts:
+    """What steps take, by the hardware or by the published constants."""
+    if hardware.profile is None:
+        assert planning.rank_cost is not None  # else it was refused
+        return ServingCosts.of_ranks(
+            UncertainCost.published(planning.rank_cost, error=0), other_seconds
+        )
+    return server_costs(
+        hardware.profile,
+        recording,
+        model.config,
+        topology,
+        in_such_nodes(topology, serving.prefill_ranks or topology.num_ranks),
+        hardware.serving,
+        requests=requests,
+        other_seconds=other_seconds,
+    )
 
 
 def _cases(
@@ -237,6 +282,12 @@ def _read(path: Path, recording: Trace, topology: Topology) -> Placement:
             "recorded model on these ranks."
         )
     return placement
+
+
+def _layers_factor(recording: Trace, model: ModelArguments) -> float:
+    """MoE layers of the model over those recorded, which may be some of them."""
+    known = None if model.config is None else model.config.moe_layer_ids
+    return 1.0 if known is None else max(len(known) / recording.num_layers, 1.0)
 
 
 def _top_k(recording: Trace, model: ModelArguments) -> int:

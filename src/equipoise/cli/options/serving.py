@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.limits import Amount, Redundant, Size
-from equipoise.simulate.batching import NO_LIMIT
+from equipoise.engines.server_costs import Cache
 from equipoise.simulate.deployment import Deployment
 from equipoise.simulate.serving import HandOver
 
@@ -32,7 +32,7 @@ class ServingArguments:
         are computed whole, while all sequences wait.
     kv_tokens
         Tokens that the KV cache of a rank holds without redundant experts, as engines print it at
-        start; without limit if neither this nor --hardware says it.
+        start; what the weights leave of it with --hardware and --model, else without limit.
     prefill_ranks
         Ranks of a pool of its own that computes prompts, without balancing; 0: the same ranks do.
     hand_over_seconds
@@ -45,11 +45,11 @@ class ServingArguments:
     prefill_ranks: Annotated[int, Redundant] = 0
     hand_over_seconds: Annotated[float, Parameter(validator=Number(gte=0, lte=1e6))] = 0.0
 
-    def deployment(self, ranks: int, *, longest_prompt: int) -> Deployment:
+    def deployment(self, ranks: int, *, longest_prompt: int, cache: Cache) -> Deployment:
         """Ranks with these limits; whole prompts are computed even if they are that long."""
         return Deployment(
             num_ranks=ranks,
-            kv_tokens=self.kv_tokens or NO_LIMIT,
+            **asdict(cache),
             max_sequences=self.max_sequences,
             max_tokens=self.chunked_prefill or max(_WHOLE_PROMPTS, longest_prompt),
             chunked_prefill=self.chunked_prefill > 0,

@@ -120,7 +120,12 @@ def _print_head(console: Console, about: Simulation) -> None:
         f"each; batches with the routing of {source}; {stage.costs.model.name}."
     )
     if ranks.kv_tokens == NO_LIMIT:
-        console.print("The KV cache has no limit: give --kv-tokens for one.")
+        console.print("The KV cache has no limit: give --kv-tokens, or --hardware and --model.")
+    elif not ranks.slot_bytes:
+        console.print("Redundant experts take no room of the KV cache: give --model.")
+    facts = getattr(stage.costs.model, "facts", {})
+    for name, source in facts.items():
+        console.print(f"  {name}: {one_line(source)}")
     console.print(
         f"SLO: first token within {about.slo.ttft_seconds:g} s, each later one within "
         f"{1e3 * about.slo.tpot_seconds:g} ms on average."
