@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_count, check_flag, check_whole
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import MAX_SECONDS, MAX_TOKENS
 from equipoise.simulate.step_time import StepTime
@@ -74,8 +74,8 @@ class Pool:
         check_flag("chunked_prefill", self.chunked_prefill)
         if self.max_tokens < self.max_sequences:
             raise EquipoiseError(
-                f"max_tokens is {self.max_tokens} with max_sequences {self.max_sequences}; "
-                "expected one token for each sequence at least."
+                f"{argument('max_tokens')} is {self.max_tokens} with {argument('max_sequences')} "
+                f"{self.max_sequences}; expected one token for each sequence at least."
             )
 
 
@@ -378,11 +378,11 @@ def _check_fits(pool: Pool, work: Work) -> None:
     if most > pool.kv_tokens:
         raise EquipoiseError(
             f"A request needs {most:,} tokens of the cache and a rank has {pool.kv_tokens:,}; "
-            "raise kv_tokens, or cut the prompts and answers."
+            f"raise {argument('kv_tokens')}, or cut the prompts and answers."
         )
     longest = int(work.prompt_tokens.max())
     if longest > pool.max_tokens and not pool.chunked_prefill:
         raise EquipoiseError(
             f"A prompt has {longest:,} tokens and a step takes {pool.max_tokens:,}; "
-            "raise max_tokens or use chunked prefill."
+            f"raise {argument('max_tokens')} or use chunked prefill."
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from equipoise.checks import brief, check_type
 from equipoise.errors import EquipoiseError
@@ -29,12 +30,15 @@ class ServingCosts:
         What is added for ranks that decode, or do both.
     prefill_rest
         What is added for ranks for prompts only.
+    facts
+        Where the times came from, by part.
     """
 
     model: ComputeModel
     prefill_model: ComputeModel
     rest: StepTime
     prefill_rest: StepTime
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_ranks(cls, model: ComputeModel, other_seconds: float) -> ServingCosts:
@@ -67,6 +71,7 @@ class ServingCosts:
             prefill_model=prefill,
             rest=by_context,
             prefill_rest=LinearStepTime(fixed_seconds=other_seconds),
+            facts=decode.facts,
         )
 
 

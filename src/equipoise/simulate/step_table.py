@@ -106,7 +106,7 @@ def drawn_steps(
     wanted = check_whole("num_tokens", num_tokens, low=1, high=_MOST_TOKENS)
     wanted *= check_count("top_k", top_k)
     rng = np.random.default_rng(check_whole("seed", seed))
-    total_TL = counts.sum(axis=2)
+    total_TL = counts.sum(axis=2, dtype=np.int64)
     if not total_TL.any():
         raise EquipoiseError("The recording has no load; record some traffic.")
     load = np.empty((number, *counts.shape[1:]))
@@ -135,12 +135,12 @@ def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k:
 
 
 def _enough(
-    counts: NDArray[np.int64], size_T: NDArray[np.int64], start: int, wanted: int
+    counts: NDArray[np.integer], size_T: NDArray[np.int64], start: int, wanted: int
 ) -> NDArray[np.int64]:
     """The fewest steps from a start on that have that many assignments, summed; all if none do."""
     reached = np.roll(size_T, -start).cumsum()
     steps = start + np.arange(min(int(np.searchsorted(reached, wanted)) + 1, len(size_T)))
-    return np.asarray(counts[steps % len(size_T)].sum(axis=0))
+    return counts[steps % len(size_T)].sum(axis=0, dtype=np.int64)
 
 
 def _drawn(rng: np.random.Generator, source_E: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:

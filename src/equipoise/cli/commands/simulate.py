@@ -113,6 +113,7 @@ def simulate(
     model, reading = model or ModelArguments(), reading or TraceArguments()
     hardware = hardware or HardwareArguments()
     cases = _cases(rate, redundant, planning, is_sweep=sweep is not None)
+    serving.check(hardware.serve)
     if map is not None:
         _refuse_planning(planning, redundant, hold_out)
     if sweep is not None:
@@ -179,6 +180,7 @@ def simulate(
         planned_steps=fit.num_steps if unseen else None,
         name="the plan" if map is None else f"{map}",
         slo=requesting.slo,
+        facts=stage.costs.facts,
     )
     if sweep is None:
         with progress_bar("simulating") as bar:

@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 
 from equipoise.cli.options.limits import Amount, Redundant, Size
 from equipoise.engines.server_costs import Cache
+from equipoise.errors import EquipoiseError
 from equipoise.simulate.deployment import Deployment
 from equipoise.simulate.serving import HandOver
 
@@ -44,6 +45,16 @@ class ServingArguments:
     kv_tokens: Annotated[int | None, Amount] = None
     prefill_ranks: Annotated[int, Redundant] = 0
     hand_over_seconds: Annotated[float, Parameter(validator=Number(gte=0, lte=1e6))] = 0.0
+
+    def check(self, phase: str | None) -> None:
+        """Refuse what a pool of its own for prompts, or the lack of one, would ignore."""
+        if not self.prefill_ranks and self.hand_over_seconds:
+            raise EquipoiseError("--hand-over-seconds: only with --prefill-ranks.")
+        if self.prefill_ranks and phase is not None:
+            raise EquipoiseError(
+                "--serve: not with --prefill-ranks, where one pool decodes and the other computes "
+                "prompts."
+            )
 
     def deployment(self, ranks: int, *, longest_prompt: int, cache: Cache) -> Deployment:
         """Ranks with these limits; whole prompts are computed even if they are that long."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.text import one_line
 from equipoise.simulate.batching import NO_LIMIT
 from equipoise.simulate.deployment import Stage
@@ -39,6 +40,8 @@ class Simulation:
         Steps that the plan was made from; ``None`` with a map.
     name
         What is compared with no balancing.
+    facts
+        Where the times came from, by part.
     """
 
     recording: Trace
@@ -46,6 +49,7 @@ class Simulation:
     planned_steps: int | None
     name: str
     slo: Slo
+    facts: Mapping[str, str]
 
 
 def comparison_document(about: Simulation, result: SideBySide) -> dict[str, Any]:
@@ -53,6 +57,8 @@ def comparison_document(about: Simulation, result: SideBySide) -> dict[str, Any]
     return {
         "verdict": result.kind,
         "text": result.text,
+        "costs": about.stage.costs.model.name,
+        "hardware": about.facts,
         "requests": len(result.before.requests),
         "planned_steps": about.planned_steps,
         "drawn_from_steps": about.stage.decoded.num_steps,
@@ -123,9 +129,7 @@ def _print_head(console: Console, about: Simulation) -> None:
         console.print("The KV cache has no limit: give --kv-tokens, or --hardware and --model.")
     elif not ranks.slot_bytes:
         console.print("Redundant experts take no room of the KV cache: give --model.")
-    facts = getattr(stage.costs.model, "facts", {})
-    for name, source in facts.items():
-        console.print(f"  {name}: {one_line(source)}")
+    print_facts(console, about.facts)
     console.print(
         f"SLO: first token within {about.slo.ttft_seconds:g} s, each later one within "
         f"{1e3 * about.slo.tpot_seconds:g} ms on average."
