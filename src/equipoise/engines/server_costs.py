@@ -16,7 +16,7 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Room of a rank for keys and values, as ``Deployment`` takes it."""
+    """Room of a rank for keys and values, as ``Server`` takes it."""
 
     kv_tokens: int = NO_LIMIT
     token_bytes: int = 1

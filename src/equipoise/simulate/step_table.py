@@ -92,7 +92,7 @@ def drawn_steps(
 ) -> Floats:
     """Steps of one size with the routing of a recording, ``(number, L, E)``.
 
-    Each is drawn from consecutive recorded steps, as many as have enough tokens together, and none
+    Each is drawn from consecutive recorded steps that have enough tokens together, and none
     of their assignments is drawn twice: so a large batch has the chance of a large batch, though
     the recorded ones are small. Only if the whole recording has too few tokens, its noise is taken
     for popularity. A layer that has no load there has none here.
@@ -140,7 +140,7 @@ def _enough(
     """The fewest steps from a start on that have that many assignments, summed; all if none do."""
     reached = np.roll(size_T, -start).cumsum()
     steps = start + np.arange(min(int(np.searchsorted(reached, wanted)) + 1, len(size_T)))
-    return counts[steps % len(size_T)].sum(axis=0, dtype=np.int64)
+    return np.asarray(counts[steps % len(size_T)].sum(axis=0, dtype=np.int64))
 
 
 def _drawn(rng: np.random.Generator, source_E: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:

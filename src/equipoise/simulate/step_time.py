@@ -192,8 +192,8 @@ class TabulatedStepTime:
         columns = [_as_seconds(self.by_tokens[n]) for n in sizes]
         if len({len(column) for column in columns}) != 1:
             raise EquipoiseError(
-                "by_tokens has no sizes, or other numbers of steps for some; expected as many "
-                "steps of each size."
+                "by_tokens has no sizes, or other numbers of steps for some; expected the same "
+                "number of each size."
             )
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_rows", np.stack(columns, axis=1).tolist())

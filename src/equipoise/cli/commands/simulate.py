@@ -40,7 +40,7 @@ from equipoise.placement import Placement
 from equipoise.plan import Planner
 from equipoise.plan.problem import Problem
 from equipoise.plan.study import hold_out_steps
-from equipoise.simulate.deployment import Contest, Stage, in_such_nodes
+from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout, UncertainCost
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
@@ -133,7 +133,7 @@ def simulate(
     share = 0.0 if map is not None else hold_out or _HELD_OUT
     fit, unseen = hold_out_steps(recording, share)
     stage = Stage(
-        deployment=serving.deployment(
+        server=serving.server(
             ranks,
             longest_prompt=max(int(x.prompt_tokens.max()) for x in requests.values()),
             cache=cache_of(

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from equipoise.cli.options.limits import Amount, Redundant, Size
 from equipoise.engines.server_costs import Cache
 from equipoise.errors import EquipoiseError
-from equipoise.simulate.deployment import Deployment
+from equipoise.simulate.contest import Server
 from equipoise.simulate.serving import HandOver
 
 SERVING = Group("Serving", sort_key=3)
@@ -56,9 +56,9 @@ class ServingArguments:
                 "prompts."
             )
 
-    def deployment(self, ranks: int, *, longest_prompt: int, cache: Cache) -> Deployment:
+    def server(self, ranks: int, *, longest_prompt: int, cache: Cache) -> Server:
         """Ranks with these limits; whole prompts are computed even if they are that long."""
-        return Deployment(
+        return Server(
             num_ranks=ranks,
             **asdict(cache),
             max_sequences=self.max_sequences,

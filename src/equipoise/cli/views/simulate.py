@@ -12,7 +12,7 @@ from rich.table import Table
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.text import one_line
 from equipoise.simulate.batching import NO_LIMIT
-from equipoise.simulate.deployment import Stage
+from equipoise.simulate.contest import Stage
 from equipoise.simulate.serving import ServingResult, Slo
 from equipoise.simulate.side_by_side import SideBySide
 from equipoise.trace import Trace
@@ -117,7 +117,7 @@ def _print_head(console: Console, about: Simulation) -> None:
     console.print(one_line(f"{about.recording}"))
     for note in about.recording.provenance.notes:
         console.print(f"  note: {one_line(note)}")
-    ranks, stage = about.stage.deployment, about.stage
+    ranks, stage = about.stage.server, about.stage
     source = f"{stage.decoded.num_steps} recorded steps"
     if about.planned_steps is not None:
         source += f", planned on {about.planned_steps} others"
@@ -150,8 +150,8 @@ def _rows(document: Document) -> list[tuple[str, str, str, str]]:
             if f"{pool}_{key}" not in before or (key == "kv_share" and kv["before"] is None):
                 continue
             both = before[f"{pool}_{key}"], after[f"{pool}_{key}"]
-            shown = [f"{x:.1%}" if key in _SHARES else _number(x) for x in both]
-            rows.append((f"{pool}: {name}", *shown, ""))
+            old, new = (f"{x:.1%}" if key in _SHARES else _number(x) for x in both)
+            rows.append((f"{pool}: {name}", old, new, ""))
     if kv["before"] is not None:
         rows.append(("KV tokens a rank", f"{kv['before']:,}", f"{kv['after']:,}", ""))
     return rows

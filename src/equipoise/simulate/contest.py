@@ -1,9 +1,10 @@
-"""A deployment that serves requests on one placement or another, with the routing of a recording.
+"""A server that serves requests on one placement or another, with the routing of a recording.
 
-deployment = Deployment(num_ranks=32, kv_tokens=400_000)
-stage = Stage(deployment=deployment, trace=trace, top_k=8, rest=rest, timing=timing)
-plain, planned = stage.timed([Layout.unbalanced(trace, 32), layout])
-stage.compare(requests, plain, planned, Slo(ttft_seconds=1, tpot_seconds=0.05)).text
+server = Server(num_ranks=32, kv_tokens=400_000)
+costs = ServingCosts.of_ranks(UncertainCost.published("h100-deepep-ep32"), other_seconds=0.01)
+stage = Stage(server=server, trace=unseen, topology=topology, top_k=8, costs=costs)
+contest = Contest(stage, lambda redundant, dispatch, progress: layout, slo)
+contest.run(requests, redundant=32, dispatch="minmax").text
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from equipoise.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployment:
+class Server:
     """Ranks and their limits.
 
     Parameters
@@ -130,11 +131,11 @@ class Stage:
 
     Parameters
     ----------
+    server, topology
+        The ranks that share the experts, and their limits.
     trace
         Recording whose routing the batches have. With ranks for prompts only, its steps of the
         phases ``prefill`` and ``decode`` are used apart, if it tells them.
-    topology
-        The deployment's ranks that share the experts.
     top_k
         Assignments of a token in a layer.
     costs
@@ -145,7 +146,7 @@ class Stage:
         Random seed of the batches.
     """
 
-    deployment: Deployment
+    server: Server
     trace: Trace
     topology: Topology
     top_k: int
@@ -154,39 +155,39 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.topology.num_ranks != self.deployment.num_ranks:
+        if self.topology.num_ranks != self.server.num_ranks:
             raise EquipoiseError(
-                f"The topology has {self.topology.num_ranks} ranks and the deployment "
-                f"{self.deployment.num_ranks}; expected the same."
+                f"The topology has {self.topology.num_ranks} ranks and the server "
+                f"{self.server.num_ranks}; expected the same."
             )
 
     @cached_property
     def decoded(self) -> Trace:
         """The steps that batches of the ranks that decode are drawn from."""
-        return self._of("decode") if self.deployment.prefill_ranks else self.trace
+        return self._of("decode") if self.server.prefill_ranks else self.trace
 
     def timed(self, layout: Layout, progress: Progress | None = None) -> Timed:
         """Time batches of all sizes on a placement, the same on each."""
         seconds = layout_seconds(layout, self.topology, self.costs.model)
-        table = self._table(self.decoded, seconds, self.deployment.most_tokens, progress)
+        table = self._table(self.decoded, seconds, self.server.most_tokens, progress)
         return Timed(layout=layout, table=table)
 
     def prefill_time(self, progress: Progress | None = None) -> StepTime | None:
         """Time of the steps of the ranks for prompts only, without balancing; ``None`` without."""
-        ranks = self.deployment.prefill_ranks
+        ranks = self.server.prefill_ranks
         if not ranks:
             return None
         steps, topology = self._of("prefill"), in_such_nodes(self.topology, ranks)
         seconds = layout_seconds(
             Layout.unbalanced(steps, ranks), topology, self.costs.prefill_model
         )
-        table = self._table(steps, seconds, ranks * self.deployment.max_tokens, progress)
+        table = self._table(steps, seconds, ranks * self.server.max_tokens, progress)
         return TabulatedStepTime(by_tokens=table, rest=self.costs.prefill_rest)
 
     def kv_tokens(self, layout: Layout) -> int:
         """Tokens that the cache of a rank holds next to its slots."""
-        fewest = -(-self.trace.num_experts // self.deployment.num_ranks)
-        return self.deployment.kv_tokens_with(layout.placement.slots_per_rank - fewest)
+        fewest = -(-self.trace.num_experts // self.server.num_ranks)
+        return self.server.kv_tokens_with(layout.placement.slots_per_rank - fewest)
 
     def serve(
         self,
@@ -203,7 +204,7 @@ class Stage:
         prefill
             ``prefill_time``.
         """
-        ranks, kv_tokens = self.deployment, self.kv_tokens(timed.layout)
+        ranks, kv_tokens = self.server, self.kv_tokens(timed.layout)
         step_time = TabulatedStepTime(by_tokens=timed.table, rest=self.costs.rest)
         pool = ranks.pool(ranks.num_ranks, step_time, kv_tokens)
         if prefill is None:
@@ -305,7 +306,7 @@ class Contest:
     def _without(self, progress: Progress | None) -> Timed:
         if self._plain is None:
             self._prefill = self._stage.prefill_time(part_of(progress, 0, 2))
-            plain = Layout.unbalanced(self._stage.trace, self._stage.deployment.num_ranks)
+            plain = Layout.unbalanced(self._stage.trace, self._stage.server.num_ranks)
             self._plain = self._stage.timed(plain, part_of(progress, 1, 2))
         return self._plain
 

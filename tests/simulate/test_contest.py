@@ -12,7 +12,7 @@ from equipoise.plan.problem import Problem
 from equipoise.simulate.arrivals import synthetic
 from equipoise.simulate.batching import NO_LIMIT
 from equipoise.simulate.compute import ExpertShape
-from equipoise.simulate.deployment import Contest, Deployment, Stage, in_such_nodes
+from equipoise.simulate.contest import Contest, Server, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout, UncertainCost
 from equipoise.simulate.machine import machine
 from equipoise.simulate.own_work import OwnWork
@@ -60,8 +60,8 @@ COSTS = {"rank cost": ServingCosts.of_ranks(PUBLISHED, 1e-3), "hardware": hardwa
 
 
 def stage(costs: ServingCosts = COSTS["rank cost"], trace: Trace = TRACE, **limits) -> Stage:
-    deployment = Deployment(**{"num_ranks": RANKS, "kv_tokens": NO_LIMIT} | limits)
-    return Stage(deployment=deployment, trace=trace, topology=TOPOLOGY, top_k=TOP_K, costs=costs)
+    server = Server(**{"num_ranks": RANKS, "kv_tokens": NO_LIMIT} | limits)
+    return Stage(server=server, trace=trace, topology=TOPOLOGY, top_k=TOP_K, costs=costs)
 
 
 def planned(redundant: int, name: str) -> Layout:
@@ -101,7 +101,7 @@ def test_layers_that_were_not_recorded_take_what_the_others_take():
     layout = Layout.unbalanced(TRACE, RANKS)
     once, twice = (
         Stage(
-            deployment=Deployment(num_ranks=RANKS, kv_tokens=NO_LIMIT, max_tokens=256),
+            server=Server(num_ranks=RANKS, kv_tokens=NO_LIMIT, max_tokens=256),
             trace=TRACE,
             topology=TOPOLOGY,
             top_k=TOP_K,
@@ -180,7 +180,7 @@ def test_other_ranks_stand_in_nodes_of_the_same_size():
 def test_a_topology_of_other_ranks_is_refused():
     with pytest.raises(EquipoiseError, match="expected the same"):
         Stage(
-            deployment=Deployment(num_ranks=8, kv_tokens=NO_LIMIT),
+            server=Server(num_ranks=8, kv_tokens=NO_LIMIT),
             trace=TRACE,
             topology=TOPOLOGY,
             top_k=TOP_K,
