@@ -103,3 +103,9 @@ def test_a_recording_without_load_is_refused():
     empty = Trace(counts=np.zeros((2, 1, 4), np.int64))
     with pytest.raises(EquipoiseError, match="no load"):
         drawn_steps(empty, 5, top_k=1)
+
+
+def test_more_load_than_numbers_hold_is_refused():
+    huge = Trace(counts=np.full((2, 1, 4), 1 << 61))
+    with pytest.raises(EquipoiseError, match=r"2\*\*53"):
+        drawn_steps(huge, 5, top_k=1)

@@ -60,7 +60,8 @@ class Measure:
         else:
             word = "shorter", "longer"
             values = f"{1e3 * self.after:.4g} ms", f"{1e3 * self.before:.4g} ms"
-        change = f"{abs(self.gain):.1%} {word[self.gain < 0]}"
+        size = f"{abs(self.gain):.1%}"
+        change = "the same" if size == "0.0%" else f"{size} {word[self.gain < 0]}"
         return f"{self.name} {values[0]} against {values[1]} ({change})"
 
 

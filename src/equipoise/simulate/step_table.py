@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_count, check_type, check_whole
+from equipoise.dispatch.base import TOO_MUCH_LOAD
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.expert_time import ComputeModel, Layout
 from equipoise.simulate.progress import Progress
@@ -106,13 +107,18 @@ def drawn_steps(
     wanted = check_whole("num_tokens", num_tokens, low=1, high=_MOST_TOKENS)
     wanted *= check_count("top_k", top_k)
     rng = np.random.default_rng(check_whole("seed", seed))
-    total_TL = counts.sum(axis=2, dtype=np.int64)
-    if not total_TL.any():
+    size_T = counts.sum(axis=2, dtype=np.float64).max(axis=1)
+    if not size_T.any():
         raise EquipoiseError("The recording has no load; record some traffic.")
+    if size_T.max() >= TOO_MUCH_LOAD:
+        raise EquipoiseError(
+            "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
+            "scale them down."
+        )
     load = np.empty((number, *counts.shape[1:]))
     starts = np.arange(number) * counts.shape[0] // number
     for step, start in zip(load, starts.tolist(), strict=True):
-        source_LE = _enough(counts, total_TL.max(axis=1), start, wanted)
+        source_LE = _enough(counts, size_T, start, wanted)
         for layer, source in zip(step, source_LE, strict=True):
             layer[:] = _drawn(rng, source, wanted)
     return load
@@ -129,13 +135,13 @@ def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k:
     seconds
         Times of steps that ``drawn_steps`` drew, in their order.
     """
-    recorded = int(trace.counts.sum(axis=2).max(axis=1).sum())
-    parts = min(trace.num_steps, len(seconds), max(recorded // (num_tokens * top_k), 1))
+    recorded = float(trace.counts.sum(axis=2, dtype=np.float64).max(axis=1).sum())
+    parts = min(trace.num_steps, len(seconds), max(int(recorded / (num_tokens * top_k)), 1))
     return np.array([part.mean() for part in np.array_split(seconds, parts)])
 
 
 def _enough(
-    counts: NDArray[np.integer], size_T: NDArray[np.int64], start: int, wanted: int
+    counts: NDArray[np.integer], size_T: Floats, start: int, wanted: int
 ) -> NDArray[np.int64]:
     """The fewest steps from a start on that have that many assignments, summed; all if none do."""
     reached = np.roll(size_T, -start).cumsum()
