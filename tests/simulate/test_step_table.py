@@ -106,6 +106,6 @@ def test_a_recording_without_load_is_refused():
 
 
 def test_more_load_than_numbers_hold_is_refused():
-    huge = Trace(counts=np.full((2, 1, 4), 1 << 61))
+    huge = Trace(counts=np.full((2, 1, 64), 1 << 47))
     with pytest.raises(EquipoiseError, match=r"2\*\*53"):
         drawn_steps(huge, 5, top_k=1)
