@@ -171,6 +171,15 @@ class Layout:
         for start in range(0, len(load_TLE), block):
             yield self.slot_loads(load_TLE[start : start + block])
 
+    def busiest(self, load_TLE: Floats) -> float:
+        """Assignments of the busiest ranks of a mean step, summed over layers."""
+        ranks = self.placement.num_ranks
+        peaks = [
+            loads.reshape(*loads.shape[:2], ranks, -1).sum(axis=-1).max(axis=-1).sum(axis=-1)
+            for loads in self.blocks(load_TLE)
+        ]
+        return float(np.concatenate(peaks).mean())
+
     def step_seconds(
         self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
     ) -> Floats:
