@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import equipoise as eq
 from equipoise.cli import main
 from equipoise.cli.options.units import in_bytes, in_seconds
 from equipoise.engines.machines import Serving, machine_of
+from equipoise.engines.transformers.config import model_names
 from equipoise.errors import EquipoiseError
 from equipoise.sample import sample_trace_path
-from equipoise.simulate.profiles import hardware, link
+from equipoise.simulate.profiles import hardware, link, names
 from tests.cli.conftest import LAYERS
 
 PRICES = ("--dwell-steps", 5000, "--stall-seconds", "10ms", "--interference", 0.5)
@@ -211,6 +213,14 @@ def test_a_trace_without_top_k_needs_it_for_tokens(decode):
         hardware("h100"), trace, None, eq.Topology(4, 2), Serving(link=link("aws-efa"))
     )
     assert far.far.message_seconds > 0
+
+
+def test_every_name_that_ships_is_on_its_page():
+    docs = Path(__file__).parents[2] / "docs"
+    budget = (docs / "budget.md").read_text()
+    assert not [name for name in model_names() if f"`{name}`" not in budget]
+    commands = (docs / "commands.md").read_text()
+    assert not [name for name in names("hardware") if name not in commands]
 
 
 class _Token:
