@@ -15,7 +15,7 @@ from equipoise.dispatch.tokens import expert_counts
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.compute import ExpertShape
 from equipoise.simulate.expert_time import Layout
-from equipoise.simulate.forecast import forecast
+from equipoise.simulate.forecast import Moving, forecast
 from equipoise.simulate.machine import FOREIGN_LOG_ERROR, Machine, machine
 from equipoise.simulate.network import payload_bytes, traffic_of, uniform_traffic
 from equipoise.simulate.own_work import OwnWork
@@ -360,6 +360,32 @@ def test_a_forecast_takes_a_machine_and_counts_the_whole_step():
         planner=lambda name: eq.Greedy(),
     )
     assert experts.best.gain > answer.best.gain > 0
+
+
+def test_a_move_is_paid_back_by_whole_steps():
+    trace, topology = skewed(20_000, 40), eq.Topology(4)
+    costs = made(phase="prefill")
+    current = eq.Contiguous().plan(eq.Problem(trace, topology, 16)).placement
+    prices = Moving(
+        expert_bytes=44_000_000,
+        dwell_steps=10_000,
+        stall_seconds=0.01,
+        interference=0.1,
+        delay_steps=2,
+    )
+    answer = forecast(
+        trace,
+        topology,
+        costs,
+        redundant=[0],
+        dispatch=["even"],
+        planner=lambda name: eq.Greedy(),
+        current=current,
+        moving=prices,
+    )
+    best = answer.best
+    saved = best.step_seconds * best.gain / (1 - best.gain)
+    assert answer.decision.gain_seconds == pytest.approx(saved)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ def test_an_unknown_name_lists_the_known_ones():
         (lambda d: d.pop("memory_bytes"), "memory_bytes is None; expected an object"),
         (lambda d: d.update(format="other"), 'expected "format": "equipoise hardware 1"'),
         (lambda d: d.update(name=7), "name is 7; expected text"),
+        (
+            lambda d: d["flops_per_second"].update(bfloat16={"value": None, "reason": "unknown"}),
+            'bfloat16 is null without "assumed"',
+        ),
         (lambda d: d.pop("maker"), "maker is None; expected text"),
         (
             lambda d: d.update(coherent_message_share=d["memory_bytes"]),

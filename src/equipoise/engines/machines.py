@@ -61,8 +61,8 @@ def machine_of(
 ) -> Machine:
     """What steps like those recorded take on these ranks.
 
-    Without a configuration the experts and the rest are those of DeepSeek-V3, with as many experts
-    and choices as were recorded; the facts say so.
+    Without a configuration the experts and the rest are those of DeepSeek-V3, with the number of
+    experts and choices that was recorded; the facts say so.
 
     Raises
     ------

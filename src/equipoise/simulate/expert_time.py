@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost, rank_cost
-from equipoise.dispatch import Dispatcher
+from equipoise.dispatch import Dispatcher, Shares
 from equipoise.placement import Placement
 from equipoise.plan.weigh.reach import placement_without_balancing
 from equipoise.simulate.step import StepParts
@@ -158,10 +158,10 @@ class Layout:
 
     def slot_loads(self, load_TLE: Floats) -> Floats:
         """Assignments of every slot, ``(T, L, S)``."""
-        if self.dispatch is not None:
+        if self.dispatch is not None and self.dispatch.shares is not Shares.EVEN:
             return np.stack([self.dispatch.split(step, self.placement).shares for step in load_TLE])
         missing = self.placement.num_experts - load_TLE.shape[-1]
-        padded = np.pad(load_TLE, ((0, 0), (0, 0), (0, missing)))
+        padded = np.pad(load_TLE, ((0, 0), (0, 0), (0, missing))) / self.placement.copies
         slots = np.broadcast_to(self.placement.slots, (len(padded), *self.placement.slots.shape))
         return np.take_along_axis(padded, slots, axis=-1)
 
@@ -170,6 +170,15 @@ class Layout:
         block = max(1, _BLOCK_CELLS // self.placement.slots.size)
         for start in range(0, len(load_TLE), block):
             yield self.slot_loads(load_TLE[start : start + block])
+
+    def busiest(self, load_TLE: Floats) -> float:
+        """Assignments of the busiest ranks of a mean step, summed over layers."""
+        ranks = self.placement.num_ranks
+        peaks = [
+            loads.reshape(*loads.shape[:2], ranks, -1).sum(axis=-1).max(axis=-1).sum(axis=-1)
+            for loads in self.blocks(load_TLE)
+        ]
+        return float(np.concatenate(peaks).mean())
 
     def step_seconds(
         self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]

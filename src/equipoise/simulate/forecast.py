@@ -373,7 +373,9 @@ def forecast(
         today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
         parts=_parts_of(unseen, old[next(iter(judges))], topology, model, trace.top_k, seed),
         options=options,
-        decision=_decide(best, current, moving, judges[best.dispatch], cost, topology, unseen),
+        decision=_decide(
+            trials[options.index(best)], bench, current, moving, judges[best.dispatch], cost
+        ),
     )
 
 
@@ -470,20 +472,24 @@ def _parts_of(
 
 
 def _decide(
-    best: Option,
+    trial: Trial,
+    bench: Bench,
     current: Placement | None,
     moving: Moving | None,
     judge: Dispatcher,
     cost: RankCost,
-    topology: Topology,
-    unseen: Floats,
 ) -> Decision | None:
-    if current is None or moving is None or len(unseen) < 2:
+    """Whether the move to a trial's plan pays, by the times of the model at hand."""
+    if current is None or moving is None or len(bench.load) < 2:
         return None
-    if best.placement.num_slots != current.num_slots:
+    if trial.placement.num_slots != current.num_slots:
         return None
     gate = Gate(cost=cost, dispatch=judge, **asdict(moving))
-    return gate.decide(diff(current, best.placement, topology), unseen)
+    layouts = (Layout(placement=p, dispatch=judge) for p in (current, trial.placement))
+    before, after = (layout.busiest(bench.load) for layout in layouts)
+    return gate.weigh(
+        diff(current, trial.placement, bench.topology), trial.old[0] - trial.new[0], before - after
+    )
 
 
 def _parts(trace: Trace, hold_out: float) -> tuple[Trace, Trace]:

@@ -214,7 +214,7 @@ class Machine:
             link = replace(
                 link,
                 latency_seconds=min(link.latency_seconds * far, 1.0),
-                bytes_per_second=link.bytes_per_second / far,
+                bytes_per_second=max(link.bytes_per_second / far, 1e6),
                 message_seconds=min(link.message_seconds * far, 1.0),
             )
         return replace(

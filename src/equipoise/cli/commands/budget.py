@@ -11,12 +11,13 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from equipoise.cli.options.hardware import HardwareArguments
-from equipoise.cli.options.limits import Amount, Redundant, Size
+from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.model import model_document, slot_text
@@ -37,8 +38,8 @@ def budget(
     *,
     ranks: Annotated[int, Size],
     up_to: Annotated[int | None, Redundant] = None,
-    expert_bytes: Annotated[int | None, Amount] = None,
-    kv_bytes_per_token: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
+    kv_bytes_per_token: Annotated[int | None, ByteCount] = None,
     hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
     planning: PlannerArguments | None = None,

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from equipoise.cli.options.gate import GateArguments
 from equipoise.cli.options.hardware import HardwareArguments
-from equipoise.cli.options.limits import Amount
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import MapArguments, check_model_key
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import in_options
 from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.moves import moves_document, moves_text
@@ -42,7 +42,7 @@ def diff(
     new: Path,
     /,
     *,
-    expert_bytes: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
     match: Annotated[bool, Parameter(negative=())] = False,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,

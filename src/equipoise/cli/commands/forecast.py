@@ -20,6 +20,7 @@ from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.forecast import Advice, forecast_document, print_forecast
 from equipoise.cli.views.progress import PartsOf, progress_bar
@@ -46,10 +47,10 @@ def forecast(
     redundant: str | None = None,
     hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
     cost_error: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None,
-    other_seconds: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
+    other_seconds: Annotated[float, Seconds] = 0.0,
     batch_tokens: Annotated[int | None, Amount] = None,
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
-    expert_bytes: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,

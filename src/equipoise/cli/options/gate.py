@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
+from equipoise.cli.options.units import Seconds
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.registry import needs_cost
@@ -54,7 +55,7 @@ class GateArguments:
     rank_cost: str | None = None
     dispatch: str = "even"
     dwell_steps: AtLeastZero = None
-    stall_seconds: AtLeastZero = None
+    stall_seconds: Annotated[float | None, Seconds] = None
     interference: AtLeastZero = None
     delay_steps: AtLeastZero = None
 

@@ -21,8 +21,8 @@ class ModelArguments:
     Parameters
     ----------
     model
-        The model's config.json, its folder, or the name of a public model such as deepseek-v3 (all
-        in docs/costs.md): says what an expert and a token of KV cache take, in place of
+        The model's config.json, its folder, or the name of a public model such as deepseek-v3, all
+        in docs/budget.md: says what an expert and a token of KV cache take, in place of
         --expert-bytes.
     """
 

@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 from equipoise.checks import check_number
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
+from equipoise.cli.options.units import CONVERTERS
 from equipoise.cli.views.progress import Progress
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
@@ -193,6 +194,7 @@ def _argument(owners: list[tuple[PlannerEntry, Option]]) -> tuple[Any, Any]:
     whose = f"With {entry.chosen_by}" if entry.chosen_by else names
     parameter = Parameter(
         help=f"{whose}: {entry.describe(option)}",
+        converter=CONVERTERS.get(option.key.rpartition("_")[2]),
         validator=None if option.limits is None else Number(**option.limits),
         negative=() if kind is bool else None,
     )

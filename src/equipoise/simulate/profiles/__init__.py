@@ -228,6 +228,7 @@ def hardware(name_or_path: str | Path) -> HardwareProfile:
     document, where = _document(name_or_path, "hardware")
     flops = _mapping(document, "flops_per_second", where)
     quantities = {units: _quantity(flops, units, where) for units in _UNITS}
+    _known(flops, "bfloat16", where)  # what stands in for a rate that is not known
     return HardwareProfile(
         key=Path(where).name.removesuffix(".json"),
         name=_text(document, "name", where),
