@@ -127,9 +127,8 @@ def test_a_sweep_tries_all_cases_and_goes_on_where_it_was(trace_file, tmp_path, 
     more = document(capsys, *arguments, "--rate", "50,100")
     assert len(path.read_text().splitlines()) == len(more) == 8
     assert more[:4] == rows
-    alone = document(
-        capsys, trace_file, *COMMON, *TIMES, *GREEDY, "--dispatch", "even", "--duration", 1
-    )
+    single = (*GREEDY, "--rate", 100, "--duration", 1, "--dispatch", "even")
+    alone = document(capsys, trace_file, "--ranks", 4, "--output-tokens", 20, *TIMES, *single)
     [same] = [r for r in more if (r["rate"], r["redundant"], r["dispatch"]) == (100, 4, "even")]
     assert same["after"] == alone["after"]
 
@@ -164,7 +163,7 @@ def test_another_setting_is_another_case(trace_file, tmp_path, capsys):
         (("--rate", 5, *TIMES, "--kv-tokens", 100), "raise --kv-tokens"),
         (("--rate", "1e-5", *TIMES), "expected 1 to"),
         (("--rate", 5, *TIMES, "--dispatch", "fair"), "fair"),
-        (("--rate", 5, *TIMES, "--redundant", 3), "multiple"),
+        (("--rate", 5, *TIMES, "--redundant", 3), "do not divide over 4 ranks"),
         (
             ("--rate", 5, "--hardware", "h100", "--serve", "decode", "--prefill-ranks", 2),
             "--serve: not with --prefill-ranks",

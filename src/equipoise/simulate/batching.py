@@ -233,8 +233,8 @@ class _Ranks:
         self._sequences = np.zeros(num_ranks, np.int64)
         self._context = np.zeros(num_ranks, np.int64)
         # Views of these two: single numbers are read and written several times as fast.
-        self._sequences_of = memoryview(self._sequences)
-        self._context_of = memoryview(self._context)
+        self._sequences_of = self._sequences.data
+        self._context_of = self._context.data
         self._num_sequences = 0
         self._nothing = np.zeros(num_ranks, np.int64)
         self._num_decoded = 0  # steps that gave sequences a token
