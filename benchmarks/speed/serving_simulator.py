@@ -1,7 +1,7 @@
 """Speed of the serving simulator: real time over its own, time of a step, scaling.
 
     python -m benchmarks.speed.serving_simulator
-    python -m benchmarks.speed.serving_simulator --steps 1000000 --ranks 32
+    python -m benchmarks.speed.serving_simulator --steps 700000 --ranks 32 --kinds decode
     python -m benchmarks.speed.serving_simulator --tables
 
 Protocol: Poisson requests at a rate that fills about 60 % of the sequences, lognormal lengths
@@ -10,9 +10,9 @@ routing of a recording (made: 256 experts, 8 layers) on a placement, by `Tabulat
 its table is made beforehand and scaled to 10 ms for the usual batch. "decode" gives prompts a
 pool of a quarter of the ranks and counts the decode pool's steps; "mixed" has one pool with
 chunked prefill. Both include everything from the requests to the summary, except making the
-requests and the table, in seconds of the processor. `--tables` measures the tables: time and memory for several shapes,
-every expert once and with copies on a placement of the greedy planner. One process, one core; one
-run each: a run of 20,000 steps varies by about a tenth.
+requests and the table. `--tables` measures the tables: time and memory for several shapes, every
+expert once and with copies on a placement of the greedy planner. Seconds are those of the
+processor; one process, one core; one run each: a run of 20,000 steps varies by about a tenth.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="about this number")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 32, 128, 320])
     parser.add_argument("--sequences", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--kinds", nargs="+", default=["decode", "mixed"])
     parser.add_argument("--tables", action="store_true", help="time tables of steps instead")
     args = parser.parse_args()
     print(machine.about_machine()["cpu"])
@@ -143,7 +144,7 @@ def main() -> None:
         f"{'':8}{'ranks':>6}{'seq/rank':>9}{'requests':>10}{'steps':>10}{'us/step':>9}"
         f"{'simulated s':>12}{'took s':>8}{'x real':>8}{'TPOT p50':>10}"
     )
-    for kind in (decode, mixed):
+    for kind in (kind for kind in (decode, mixed) if kind.__name__ in args.kinds):
         for num_ranks in args.ranks:
             for sequences in args.sequences:
                 requests = made_requests(args.steps, num_ranks, sequences)
