@@ -134,8 +134,8 @@ def costs_for(ranks: int) -> tuple[str, ...]:
     found = tuple(name for name in RANK_COSTS if name.endswith(f"-ep{ranks}"))
     if not found:
         raise EquipoiseError(
-            f"There are no published constants for {ranks} ranks; choose with {argument('cost')} "
-            f"from {', '.join(RANK_COSTS)}."
+            f"There are no published constants for {ranks} ranks; give {argument('gpu')}, or "
+            f"choose with {argument('cost')} from {', '.join(RANK_COSTS)}."
         )
     return found
 
