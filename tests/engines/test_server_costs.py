@@ -20,14 +20,27 @@ REQUESTS = Requests(arrival_seconds=np.zeros(2), prompt_tokens=[600, 1000], outp
 
 
 def test_a_cache_is_limited_by_hand_or_by_what_the_weights_leave():
-    assert cache_of(None, None, slots_per_rank=8, kv_tokens=None) == Cache()
-    assert cache_of(GPU, None, slots_per_rank=8, kv_tokens=None).kv_tokens == NO_LIMIT
-    assert cache_of(None, MODEL, slots_per_rank=8, kv_tokens=None) == Cache()
+    for gpu, model, why in (
+        (None, None, "no --model is given"),
+        (GPU, None, "no --model is given"),
+        (None, MODEL, "give --kv-tokens or --hardware"),
+    ):
+        cache = cache_of(gpu, model, slots_per_rank=8, kv_tokens=None)
+        assert (cache.kv_tokens, cache.slot_bytes) == (NO_LIMIT, 0)
+        assert why in cache.note
     by_hand = cache_of(None, None, slots_per_rank=8, kv_tokens=1000)
-    assert by_hand == Cache(kv_tokens=1000)
-    known = cache_of(None, MODEL, slots_per_rank=8, kv_tokens=1000)
-    assert (known.kv_tokens, known.slot_bytes) == (1000, MODEL.slot_bytes)
-    assert known.token_bytes == MODEL.kv_bytes_per_token
+    assert (by_hand.kv_tokens, by_hand.slot_bytes) == (1000, 0)
+    assert "take no room" in by_hand.note
+    assert cache_of(None, MODEL, slots_per_rank=8, kv_tokens=1000) == Cache(
+        kv_tokens=1000, token_bytes=MODEL.kv_bytes_per_token, slot_bytes=MODEL.slot_bytes
+    )
+
+
+def test_a_configuration_that_leaves_the_bytes_of_a_token_open_says_why():
+    glm = read_model_config("glm-5.2-fp8")
+    cache = cache_of(GPU, glm, slots_per_rank=8, kv_tokens=None)
+    assert cache.kv_tokens == NO_LIMIT
+    assert glm.unknown["kv_bytes_per_token"] in cache.note
 
 
 def test_the_weights_of_deepseek_v3_leave_half_a_million_tokens_on_32_h100():

@@ -16,11 +16,18 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Room of a rank for keys and values, as ``Server`` takes it."""
+    """Room of a rank for keys and values, as ``Server`` takes it.
+
+    Parameters
+    ----------
+    note
+        What is not known of it, as a sentence; nothing if all is.
+    """
 
     kv_tokens: int = NO_LIMIT
     token_bytes: int = 1
     slot_bytes: int = 0
+    note: str = ""
 
 
 def server_costs(
@@ -83,10 +90,16 @@ def cache_of(
         Weights that do not fit.
     """
     if config is None or config.kv_bytes_per_token is None or config.slot_bytes is None:
-        return Cache(kv_tokens=kv_tokens or NO_LIMIT)
+        why = _unknown(config)
+        if kv_tokens is None:
+            return Cache(note=f"The KV cache has no limit, since {why}; give --kv-tokens.")
+        return Cache(
+            kv_tokens=kv_tokens,
+            note=f"Redundant experts take no room of the KV cache, since {why}.",
+        )
     if kv_tokens is None:
         if gpu is None:
-            return Cache()
+            return Cache(note="The KV cache has no limit; give --kv-tokens or --hardware.")
         memory = memory_for_cache(
             gpu,
             slot_bytes=config.slot_bytes,
@@ -99,3 +112,11 @@ def cache_of(
         token_bytes=config.kv_bytes_per_token,
         slot_bytes=config.slot_bytes,
     )
+
+
+def _unknown(config: ModelConfig | None) -> str:
+    """Why the bytes of a token or of a slot are not known, as the end of a sentence."""
+    if config is None:
+        return "no --model is given"
+    names = ("kv_bytes_per_token", "expert_bytes", "moe_layer_ids")
+    return next(config.unknown[name] for name in names if name in config.unknown)

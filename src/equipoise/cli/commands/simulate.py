@@ -132,16 +132,17 @@ def simulate(
     placement = None if map is None else _read(map, recording, topology)
     share = 0.0 if map is not None else hold_out or _HELD_OUT
     fit, unseen = hold_out_steps(recording, share)
+    cache = cache_of(
+        hardware.profile,
+        model.config,
+        slots_per_rank=-(-recording.num_experts // ranks),
+        kv_tokens=serving.kv_tokens,
+    )
     stage = Stage(
         server=serving.server(
             ranks,
             longest_prompt=max(int(x.prompt_tokens.max()) for x in requests.values()),
-            cache=cache_of(
-                hardware.profile,
-                model.config,
-                slots_per_rank=-(-recording.num_experts // ranks),
-                kv_tokens=serving.kv_tokens,
-            ),
+            cache=cache,
         ),
         trace=unseen or recording,
         topology=topology,
@@ -181,6 +182,7 @@ def simulate(
         name="the plan" if map is None else f"{map}",
         slo=requesting.slo,
         facts=stage.costs.facts,
+        cache_note=cache.note,
     )
     if sweep is None:
         with progress_bar("simulating") as bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Group, Parameter
@@ -60,7 +60,9 @@ class ServingArguments:
         """Ranks with these limits; whole prompts are computed even if they are that long."""
         return Server(
             num_ranks=ranks,
-            **asdict(cache),
+            kv_tokens=cache.kv_tokens,
+            token_bytes=cache.token_bytes,
+            slot_bytes=cache.slot_bytes,
             max_sequences=self.max_sequences,
             max_tokens=self.chunked_prefill or max(_WHOLE_PROMPTS, longest_prompt),
             chunked_prefill=self.chunked_prefill > 0,

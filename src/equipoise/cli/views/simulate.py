@@ -42,6 +42,8 @@ class Simulation:
         What is compared with no balancing.
     facts
         Where the times came from, by part.
+    cache_note
+        What is not known of the KV cache, as a sentence; nothing if all is.
     """
 
     recording: Trace
@@ -50,6 +52,7 @@ class Simulation:
     name: str
     slo: Slo
     facts: Mapping[str, str]
+    cache_note: str
 
 
 def comparison_document(about: Simulation, result: SideBySide) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def comparison_document(about: Simulation, result: SideBySide) -> dict[str, Any]
         "text": result.text,
         "costs": about.stage.costs.model.name,
         "hardware": about.facts,
+        "cache_note": about.cache_note,
         "requests": len(result.before.requests),
         "planned_steps": about.planned_steps,
         "drawn_from_steps": about.stage.decoded.num_steps,
@@ -125,10 +129,8 @@ def _print_head(console: Console, about: Simulation) -> None:
         f"{ranks.num_ranks} ranks, {ranks.max_sequences} sequences and {ranks.max_tokens:,} tokens "
         f"each; batches with the routing of {source}; {stage.costs.model.name}."
     )
-    if ranks.kv_tokens == NO_LIMIT:
-        console.print("The KV cache has no limit: give --kv-tokens, or --hardware and --model.")
-    elif not ranks.slot_bytes:
-        console.print("Redundant experts take no room of the KV cache: give --model.")
+    if about.cache_note:
+        console.print(one_line(about.cache_note))
     print_facts(console, about.facts)
     console.print(
         f"SLO: first token within {about.slo.ttft_seconds:g} s, each later one within "
