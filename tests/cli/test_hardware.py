@@ -175,7 +175,7 @@ def test_the_model_says_what_experts_and_slots_take(document):
         ("forecast", ("--cost-error", "0.1"), "--cost-error: not with --hardware"),
         ("forecast", ("--batch-tokens", "9", "--step-assignments", "9"), "give one of the two"),
         ("forecast", ("--ranks-per-node", "3"), "4 ranks do not divide into nodes of 3"),
-        ("forecast", ("--model", "nobody"), "nobody does not exist; give a config.json, or one of"),
+        ("forecast", ("--model", "nobody"), "There is no model 'nobody'; give its config.json, or"),
         ("budget", ("--link", "string"), "no link profile 'string'"),
     ],
 )

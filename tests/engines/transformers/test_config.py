@@ -79,6 +79,28 @@ def test_models_that_ship_are_those_published(file: Path) -> None:
     assert by_name == replace(by_file, source=where)
 
 
+def test_a_profile_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
+    profile = json.loads((SHIPPED / "mixtral-8x7b.json").read_text())
+    model = read(tmp_path, profile)
+    assert replace(model, source="mixtral-8x7b") == read_model_config("mixtral-8x7b")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"source": ""}, "source is ''; expected text"),
+        ({"date": 2024}, "date is 2024; expected text"),
+        ({"config": [1]}, "is not the configuration of a model"),
+        ({"config": {"model_type": "mixtral"}}, "without routed experts"),
+        ({"format": "equipoise model 2"}, "is not the configuration of a model"),
+    ],
+)
+def test_damaged_profiles_are_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
+    profile = json.loads((SHIPPED / "mixtral-8x7b.json").read_text())
+    with pytest.raises(EquipoiseError, match=said):
+        read(tmp_path, profile | values)
+
+
 # All parameters of a token but its routed experts and embeddings, by the makers' own counts
 @pytest.mark.parametrize(
     ("name", "billions"),

@@ -6,6 +6,7 @@ keys mean is listed by model type.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -43,6 +44,9 @@ Fact = TypeVar("Fact")
 CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
 """Where checkpoints of NVIDIA's quantiser keep what others write into ``config.json``."""
+
+PROFILE_FORMAT = "equipoise model 1"
+"""What a document of ours says it is that holds a configuration, its source and its date."""
 
 _FORMATS = {
     "bfloat16": "bfloat16",
@@ -236,8 +240,8 @@ def read_model_config(path: str | Path) -> ModelConfig:
     Parameters
     ----------
     path
-        A ``config.json`` as Hugging Face keeps it, or a folder that has one; or a name of
-        ``model_names``, if there is no such file.
+        A ``config.json`` as Hugging Face keeps it, a folder that has one, or a profile of ours; or
+        a name of ``model_names``, if there is no such file.
 
     Raises
     ------
@@ -247,17 +251,23 @@ def read_model_config(path: str | Path) -> ModelConfig:
     EquipoiseError
         A model without routed experts.
     """
-    if str(path).lower() in model_names() and not Path(path).exists():
-        profile = parse_json((_MODELS / f"{path}.json".lower()).read_bytes(), str(path))
-        return _facts(profile["config"], None, str(path))
     path = Path(path)
-    if not path.exists():
-        raise FormatError(
-            f"{path} does not exist; give a config.json, or one of {', '.join(model_names())}."
-        )
+    if not os.path.lexists(path) and len(path.parts) == 1 and path.suffix != ".json":
+        return _shipped(str(path))
     check_readable(path)
     file = path / CONFIG if path.is_dir() else path
     return _facts(_document(file), file, str(file))
+
+
+def _shipped(name: str) -> ModelConfig:
+    """The facts of a model that ships."""
+    if name.lower() not in model_names():
+        raise FormatError(
+            f"There is no model {brief(name)}; give its config.json, or the name of one of "
+            f"{', '.join(model_names())}."
+        )
+    document = parse_json((_MODELS / f"{name.lower()}.json").read_bytes(), name)
+    return _facts(_configuration(document, name), None, name)
 
 
 def _facts(document: dict[str, Any], file: Path | None, where: str) -> ModelConfig:
@@ -269,10 +279,19 @@ def _document(file: Path) -> dict[str, Any]:
     check_readable(file)
     if file.stat().st_size > _LARGEST_FILE:
         raise FormatError(f"{file}: has more than 16 MiB, which no configuration of a model needs.")
-    document = read_json(file)
+    return _configuration(read_json(file), str(file))
+
+
+def _configuration(document: Any, where: str) -> dict[str, Any]:
+    """The configuration, or the one that a profile of ours holds with its source."""
+    if isinstance(document, dict) and document.get("format") == PROFILE_FORMAT:
+        for name in ("source", "date"):
+            if not _text(document.get(name)):
+                raise FormatError(f"{where}: {name} is {brief(document.get(name))}; expected text.")
+        document = document.get("config")
     if not isinstance(document, dict) or not document.keys() & {"model_type", "architectures"}:
         raise FormatError(
-            f"{file}: is not the configuration of a model, which says its model_type; give the "
+            f"{where}: is not the configuration of a model, which says its model_type; give the "
             "config.json that came with the model."
         )
     return document
