@@ -230,8 +230,8 @@ def _error(cost: OwnCost, runs: Sequence[Run]) -> float:
 def _check_range(runs: Sequence[Run]) -> None:
     if len(runs) < FEWEST_RUNS:
         raise EquipoiseError(
-            f"There {'is' if len(runs) == 1 else 'are'} {len(runs)} timed "
-            f"run{'s' * (len(runs) != 1)}; expected {FEWEST_RUNS} or more, of different batch sizes."
+            f"{len(runs)} timed run{'s' * (len(runs) != 1)} cannot tell what a step, a token and "
+            f"an expert take; expected {FEWEST_RUNS} or more, of different batch sizes."
         )
     means = [float(run.step_assignments.mean()) for run in runs]
     if max(means) < _LEAST_RANGE * min(means):
