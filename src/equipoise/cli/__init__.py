@@ -29,6 +29,7 @@ for _name, _help in {
     "plan": "Choose copies and places, score them on held-out steps, write the engine's map.",
     "budget": "How many redundant slots pay, and in which layers.",
     "forecast": "Would balancing help, by how much, and how sure is that?",
+    "checklist": "What to decide about a deployment, in order, with its numbers.",
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",

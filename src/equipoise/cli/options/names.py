@@ -34,6 +34,7 @@ OPTIONS = {
     "room": "--room",
     "speed": "--speed",
     "step_assignments": "--step-assignments",
+    "step_tokens": "--step-tokens",
     "step_interval": "--step-interval",
     "top_k": "--top-k",
     "use_async": "--use-async",
