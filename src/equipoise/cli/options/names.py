@@ -5,6 +5,7 @@ from __future__ import annotations
 from equipoise.errors import named
 
 OPTIONS = {
+    "across_nodes": "--across-nodes",
     "a2a_backend": "--a2a-backend",
     "allow_pickle": "--allow-pickle",
     "architecture": "--architecture",
