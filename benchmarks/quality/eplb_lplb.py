@@ -3,8 +3,8 @@
     python -m benchmarks.quality.eplb_lplb [--data ../shared/data] [--layers N] [--json FILE]
 
 GLM-5.2, 256 experts: planned on windows 0..6 of all 7 domains, batches drawn from window 7 with
-Dirichlet(1) weights of the domains. One redundant slot for each edge: as many as ranks for EPLB and
-the ring, twice as many for the torus. Times are of the slowest rank by the published constants
+Dirichlet(1) weights of the domains. One redundant slot for each edge of a graph, and one a rank
+where EPLB is by itself. Times are of the slowest rank by the published constants
 ``h100-deepep-ep<ranks>``: an expert of DeepSeek-V3 on H100, "as if".
 
 pays         a layer's microseconds without a split of every batch (even, EPLB) less those with it,
@@ -78,6 +78,7 @@ def pays(counts: NDArray[np.int64]) -> Iterator[Row]:
     for ranks in (8, 16, 32, 64):
         cost, topology = rank_cost(f"h100-deepep-ep{ranks}"), Topology(ranks)
         copies = _eplb(counts, topology, ranks)
+        MinMax().split(batches(counts, 512)[0], copies)  # compiles
         for tokens in TOKENS:
             load = batches(counts, tokens)
             even, split = (_seconds(load, copies, d, cost) for d in (Even(), MinMax()))

@@ -213,7 +213,7 @@ def _wide_ep(case: _Case) -> Item:
     knee = layer.knee(case.mode)
     before = case.layer_seconds
     found = (
-        f"The experts take {_gb(total)}, which {fewest} ranks could hold. Each of "
+        f"The experts take {_gb(total)}, which {_ranks(fewest)} could hold. Each of "
         f"{layer.num_ranks} has {case.rank_load.shape[-1]} experts, {_gb(case.rank_bytes)} of the "
         f"{_gb(case.memory)} that an engine takes of a GPU; {active:.1f} of them are active in a "
         f"mean step with {mean_load:.0f} assignments each. Up to {knee:.0f} assignments reading an "
@@ -230,7 +230,7 @@ def _wide_ep(case: _Case) -> Item:
         "layer_seconds": before,
     }
     if case.rank_bytes > case.memory:
-        means = f"They do not fit: it takes {fewest} ranks or more, and KV cache comes on top."
+        means = f"They do not fit: it takes {_ranks(fewest)} or more, and KV cache comes on top."
         return _item("wide EP", found, means, numbers, change=True)
     if 2 * layer.num_ranks > shape.num_experts:
         means = "Twice the ranks would be more than there are experts."
@@ -483,6 +483,10 @@ def _item(
     verdict: Verdict = "change" if change else "set" if set_it else "keep"
     values = {name: float(value) for name, value in numbers.items()}
     return Item(topic=topic, found=found, means=means, verdict=verdict, numbers=values)
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
 
 
 def _gb(size: float) -> str:
