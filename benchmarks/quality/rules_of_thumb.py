@@ -9,6 +9,7 @@ are of the slowest rank under an even split, by the published constants for that
 copies pay   some redundancy takes 1 % or more off that time for each slot that a rank has more,
              counted from the plan without redundancy
 gamma        busiest rank over mean rank of those batches without any balancing
+knee         assignments of an expert from which on computing takes longer than reading its weights
 excess       gamma less what a fair router shows in batches of that size
 """
 
@@ -50,6 +51,8 @@ class Case:
     gamma: float
     excess: float
     planned_gamma: float
+    per_expert: float
+    knee: float
     best_redundancy: float
     gain: float
 
@@ -118,6 +121,8 @@ def case_of(name: str, fit: Counts, held: Counts, top_k: int, ranks: int, tokens
         gamma=gamma,
         excess=gamma - noise_floor(tokens, E, top_k, ranks).mean,
         planned_gamma=gammas[0],
+        per_expert=tokens * top_k / E,
+        knee=cost.knee,
         best_redundancy=best * ranks / E,
         gain=float(gains[best]),
     )
@@ -130,7 +135,7 @@ def verdicts(cases: list[Case]) -> Iterator[str]:
         f"gamma > {GAMMA} without balancing": [case.gamma > GAMMA for case in cases],
         f"gamma > {GAMMA} once placed without copies": [c.planned_gamma > GAMMA for c in cases],
         f"excess > {EXCESS}": [case.excess > EXCESS for case in cases],
-        "batch of 8,192 tokens or more": [case.tokens >= 8192 for case in cases],
+        "assignments an expert above the knee": [c.per_expert > c.knee for c in cases],
     }
     for name, said in rules.items():
         says = np.array(said)
@@ -141,10 +146,16 @@ def verdicts(cases: list[Case]) -> Iterator[str]:
         )
     best = np.array([case.best_redundancy for case in cases])
     inside = (best >= 0.1) & (best <= 0.15)
-    yield f"best redundancy within 10 to 15 %: {inside.sum()} of {len(best)}, {inside[pays].sum()} of those that pay"
+    yield (
+        f"best redundancy within 10 to 15 %: {inside.sum()} of {len(best)}, "
+        f"{inside[pays].sum()} of those that pay"
+    )
     for tokens in TOKENS:
         some = best[[case.tokens == tokens for case in cases]]
-        yield f"  batches of {tokens}: best redundancy from {some.min():.0%} to {some.max():.0%}, median {np.median(some):.0%}; none in {(some == 0).sum()} of {len(some)}"
+        yield (
+            f"  batches of {tokens}: best redundancy from {some.min():.0%} to {some.max():.0%}, "
+            f"median {np.median(some):.0%}; none in {(some == 0).sum()} of {len(some)}"
+        )
 
 
 def _drawn(held: Counts, assignments: int) -> NDArray[np.float64]:

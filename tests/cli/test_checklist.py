@@ -18,8 +18,8 @@ DEPLOYMENT = ("--ranks", "8", "--model", str(MODEL), "--hardware", "h100")
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    steps = steady(lognormal(64, num_layers=16, seed=0), num_steps=8)
-    trace = sample_trace(steps, num_tokens=4096, top_k=8, seed=0)
+    steps = steady(lognormal(64, num_layers=16, seed=0), num_steps=4)
+    trace = sample_trace(steps, num_tokens=512, top_k=8, seed=0)
     path = tmp_path_factory.mktemp("checklist") / "run.safetensors"
     eq.write_trace(trace, path, format="equipoise")
     return str(path)
@@ -44,7 +44,7 @@ def test_all_engines_unless_one_is_named(recording, capsys):
     assert [item["topic"] for item in document["items"]] == list(TOPICS)
     for item in document["items"]:
         assert list(item["options"]) == ["vllm", "sglang", "trtllm"]
-    assert document["step_tokens"] == 4096
+    assert document["step_tokens"] == 512
 
 
 def test_tensorrt_llm_is_timed_by_its_own_kernels(recording, capsys):

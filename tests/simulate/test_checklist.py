@@ -10,16 +10,18 @@ import pytest
 import equipoise as eq
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.checklist import TILE, TOPICS, checklist
-from equipoise.simulate.routers import lognormal, sample_trace, steady, uniform
+from equipoise.simulate.routers import lognormal, uniform
 from tests.simulate.test_layer_time import LAYER
 
 SMALL = replace(LAYER, num_ranks=16, shape=replace(LAYER.shape, num_experts=64))
 
 
 def routed(num_tokens: int, popularity=None, num_steps: int = 12) -> eq.Trace:
+    """Steps of independent assignments, which is close to a router and fast."""
     popularity = uniform(64, num_layers=2) if popularity is None else popularity
-    steps = steady(popularity, num_steps=num_steps)
-    return sample_trace(steps, num_tokens=num_tokens, top_k=8, seed=1)
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(8 * num_tokens, popularity, size=(num_steps, 2))
+    return eq.Trace(counts=counts, top_k=8)
 
 
 def items(trace, layer=SMALL, **values):
@@ -86,6 +88,13 @@ def test_load_that_lasts_asks_for_copies():
     item = items(routed(200_000, lognormal(64, num_layers=2, seed=0)))["load balancing"]
     assert item.verdict == "change"
     assert "it lasts, so place and copy experts" in item.means
+
+
+def test_below_the_knee_copies_are_not_the_beginning():
+    skewed = lognormal(64, sigma=1.5, num_layers=2, seed=0)
+    few, many = (items(routed(n, skewed))["load balancing"] for n in (1000, 200_000))
+    assert few.means.endswith("a copy is one more expert to read.")
+    assert many.means.endswith("says whether it pays.")
 
 
 def test_load_that_changes_from_batch_to_batch_asks_for_a_split_of_every_batch():

@@ -182,6 +182,11 @@ class _Case:
         return float(self.load.sum(axis=2).mean()) / self.layer.shape.top_k / self.layer.num_ranks
 
     @property
+    def mean_load(self) -> float:
+        """Assignments of an active expert in a mean step."""
+        return float(self.load.sum() / np.count_nonzero(self.load))
+
+    @property
     def mode(self) -> Mode:
         """The kernels with which a mean step is faster."""
         return self.layer.faster_mode(self.tokens)
@@ -209,15 +214,14 @@ def _wide_ep(case: _Case) -> Item:
     total = shape.expert_bytes * shape.num_experts * case.num_layers
     fewest = int(np.ceil(total / case.memory))
     active = float((case.rank_load > 0).sum(axis=-1).mean())
-    mean_load = float(case.load.sum() / max((case.load > 0).sum(), 1))
     knee = layer.knee(case.mode)
     before = case.layer_seconds
     found = (
         f"The experts take {_gb(total)}, which {_ranks(fewest)} could hold. Each of "
         f"{layer.num_ranks} has {case.rank_load.shape[-1]} experts, {_gb(case.rank_bytes)} of the "
         f"{_gb(case.memory)} that an engine takes of a GPU; {active:.1f} of them are active in a "
-        f"mean step with {mean_load:.0f} assignments each. Up to {knee:.0f} assignments reading an "
-        "expert's weights takes longer than computing."
+        f"mean step, with {case.mean_load:.0f} assignments each. Up to {knee:.0f} assignments "
+        "reading an expert's weights takes longer than computing."
     )
     numbers = {
         "expert_bytes": total,
@@ -225,7 +229,7 @@ def _wide_ep(case: _Case) -> Item:
         "memory_bytes": case.memory,
         "fewest_ranks": fewest,
         "active_experts_per_rank": active,
-        "assignments_per_active_expert": mean_load,
+        "assignments_per_active_expert": case.mean_load,
         "knee_assignments": knee,
         "layer_seconds": before,
     }
@@ -435,6 +439,7 @@ def _load_balancing(case: _Case) -> Item:
     seconds = case.layer.expert_seconds(case.rank_load, case.mode)
     idle = 1 - float(seconds.mean(axis=-1).sum() / seconds.max(axis=-1).sum())
     varying = max(every_step - floor - (lasting - 1), 0.0)
+    below = case.mean_load < case.layer.knee(case.mode)
     numbers = {
         "imbalance": every_step,
         "floor": floor,
@@ -448,6 +453,11 @@ def _load_balancing(case: _Case) -> Item:
         f"comes and goes. Ranks wait {idle:.0%} of their experts' time."
     )
     means, change = _what_balances(every_step - floor, lasting - 1, varying, idle)
+    if change and below:
+        means += (
+            " Begin without redundant experts: with so few assignments each, a copy is one more "
+            "expert to read."
+        )
     return _item("load balancing", found, means, numbers, change=change)
 
 
