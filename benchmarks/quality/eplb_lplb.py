@@ -14,6 +14,8 @@ skew         one expert with a share of all assignments: imbalance of what EPLB 
              of LPLB's graph, where an expert has two copies at most
 drift        planned on one domain, served on the next: copies as they are, with a split of every
              batch, and planned again; and the bytes that planning again moves
+varies       what of the imbalance lasts and what changes from step to step, 8,192 tokens; what
+             copies leave of it on the last window, and a split of every batch on these copies
 nodes        graphs on nodes that do not fit them: edges across nodes, what they carry, and what the
              busiest rank's link takes for it
 """
@@ -35,7 +37,8 @@ from equipoise.balance import imbalance
 from equipoise.cost import RankCost, rank_cost
 from equipoise.dispatch import Even, MinMax
 from equipoise.migration import diff
-from equipoise.plan import Greedy, Problem
+from equipoise.noise import noise_floor
+from equipoise.plan import Contiguous, Greedy, Problem
 from equipoise.plan.planners.lplb import FixedGraph, crossing, owners
 from equipoise.topology import Topology
 
@@ -65,6 +68,7 @@ def main() -> None:
         "skew": list(skew()),
         "drift": list(drift(counts)),
         "nodes": list(nodes(counts)),
+        "varies": list(varies(counts)),
     }
     for name, rows in parts.items():
         print(f"\n{name}")
@@ -82,10 +86,12 @@ def pays(counts: NDArray[np.int64]) -> Iterator[Row]:
         for tokens in TOKENS:
             load = batches(counts, tokens)
             even, split = (_seconds(load, copies, d, cost) for d in (Even(), MinMax()))
-            began = time.perf_counter()
+            took = []
             for batch in load:
+                began = time.perf_counter()
                 MinMax().split(batch, copies)
-            solver = (time.perf_counter() - began) / load[..., 0].size
+                took.append((time.perf_counter() - began) / len(batch))
+            solver = float(np.median(took))
             yield {
                 "ranks": ranks,
                 "tokens": tokens,
@@ -189,6 +195,35 @@ def nodes(counts: NDArray[np.int64]) -> Iterator[Row]:
             "us of the busiest link, a layer of 131072 tokens": 1e6 * over.max() * TOKEN_BYTES
             / link,
         }  # fmt: skip
+
+
+def varies(counts: NDArray[np.int64]) -> Iterator[Row]:
+    topology, tokens = Topology(32), 8192
+    for name, parts in (
+        ("steps of one domain", [domain[None] for domain in counts]),
+        ("every step another domain", [counts]),
+    ):
+        found = []
+        for part in parts:
+            rng = np.random.default_rng(tokens)
+            windows = part.reshape(-1, *part.shape[2:])
+            share = windows / windows.sum(axis=-1, keepdims=True)
+            steps = rng.multinomial(tokens * 8, share).astype(float)
+            copies = Greedy().plan(Problem(part[:, :7].reshape(-1, *part.shape[2:]), topology, 320))
+            plain = Contiguous().plan(Problem(windows, topology, 256)).placement
+            held = steps.reshape(*part.shape)[:, 7]
+            lasts = _imbalance(steps.sum(axis=0)[None], plain, Even()) - 1
+            floor = noise_floor(tokens, 256, 8, 32).mean
+            found.append(
+                {
+                    "imbalance": _imbalance(steps, plain, Even()),
+                    "lasts": lasts,
+                    "varies": max(_imbalance(steps, plain, Even()) - floor - lasts, 0.0),
+                    "copies": _imbalance(held, copies.placement, Even()),
+                    "copies, split of every batch": _imbalance(held, copies.placement, MinMax()),
+                }
+            )
+        yield {"": name} | {key: float(np.mean([row[key] for row in found])) for key in found[0]}
 
 
 def batches(counts: NDArray[np.int64], tokens: int) -> Loads:

@@ -112,8 +112,19 @@ def test_rows_that_are_sums_are_drawn_at_the_size_of_a_step():
     assert found.items[1].numbers["tokens_per_rank"] == pytest.approx(100, rel=0.02)
 
 
+@pytest.mark.parametrize("ranks", [1, 7, 48, 64])
+def test_any_number_of_ranks_and_hardly_any_load(ranks):
+    one = np.zeros((2, 2, 64), np.int64)
+    one[0, 0, 5] = 1
+    for counts in (one, np.full((2, 2, 64), 2**40)):
+        for item in items(eq.Trace(counts=counts, top_k=8), SMALL.on(ranks)).values():
+            assert np.isfinite(list(item.numbers.values())).all(), item
+
+
 def test_what_is_refused():
     with pytest.raises(EquipoiseError, match="has 64 experts in a layer and the model 256"):
         checklist(routed(64), LAYER, num_layers=58)
+    with pytest.raises(EquipoiseError, match="No assignment was recorded"):
+        checklist(eq.Trace(counts=np.zeros((2, 1, 64), np.int64)), SMALL, num_layers=58)
     with pytest.raises(EquipoiseError, match="step_tokens"):
         checklist(routed(64), SMALL, num_layers=58, step_tokens=0.5)

@@ -129,6 +129,10 @@ def checklist(
             f"The recording has {trace.num_experts} experts in a layer and the model "
             f"{shape.num_experts}; give the configuration of the model that it is of."
         )
+    if not trace.counts.any():
+        raise EquipoiseError(
+            f"No assignment was recorded in {trace.provenance.source}; record some traffic first."
+        )
     if step_tokens is not None:
         check_number(argument("step_tokens"), step_tokens, low=1, high=1e9)
     assignments = None if step_tokens is None else step_tokens * shape.top_k
