@@ -35,9 +35,10 @@ from numpy.typing import NDArray
 from benchmarks.quality.robust_glm52 import glm52
 from equipoise.balance import imbalance
 from equipoise.cost import RankCost, rank_cost
-from equipoise.dispatch import Even, MinMax
+from equipoise.dispatch import Dispatcher, Even, MinMax
 from equipoise.migration import diff
 from equipoise.noise import noise_floor
+from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Greedy, Problem
 from equipoise.plan.planners.lplb import FixedGraph, crossing, owners
 from equipoise.topology import Topology
@@ -115,7 +116,7 @@ def tiles(counts: NDArray[np.int64]) -> Iterator[Row]:
         load = batches(counts, tokens)
         splits = {"even": Even(), "by tokens": MinMax(), "by time": MinMax(cost=cost)}
         times = {name: _seconds(load, copies, d, cost) for name, d in splits.items()}
-        peak = {name: _imbalance(load, copies, d) for name, d in splits.items()}
+        peak = {name: imbalance_of(load, copies, d) for name, d in splits.items()}
         yield {
             "tokens": tokens,
             **{f"{name} us": 1e6 * x for name, x in times.items()},
@@ -136,10 +137,10 @@ def skew() -> Iterator[Row]:
         ):
             plan = planner.plan(Problem(load, topology, 256 + 64))
             dispatch = Even() if name == "EPLB" else MinMax()
-            row[f"{name} imbalance"] = _imbalance(load, plan.placement, dispatch)
+            row[f"{name} imbalance"] = imbalance_of(load, plan.placement, dispatch)
             row[f"{name} copies"] = int(plan.placement.copies[0, 0])
         copies = Greedy().plan(Problem(load, topology, 256 + 64)).placement
-        row["EPLB copies, split by LP"] = _imbalance(load, copies, MinMax())
+        row["EPLB copies, split by LP"] = imbalance_of(load, copies, MinMax())
         yield row
 
 
@@ -152,8 +153,8 @@ def drift(counts: NDArray[np.int64]) -> Iterator[Row]:
     tests = counts[:, 7][:, None].astype(np.float64)
     after = [(i, (i + 1) % len(counts)) for i in range(len(counts))]
     for name, dispatch in (("EPLB", Even()), ("LPLB", MinMax())):
-        stale = [_imbalance(tests[new], plans[name][old], dispatch) for old, new in after]
-        fresh = [_imbalance(tests[new], plans[name][new], dispatch) for _, new in after]
+        stale = [imbalance_of(tests[new], plans[name][old], dispatch) for old, new in after]
+        fresh = [imbalance_of(tests[new], plans[name][new], dispatch) for _, new in after]
         moves = [diff(plans[name][old], plans[name][new], topology) for old, new in after]
         moved = [m.bytes(EXPERT_BYTES) / counts.shape[2] / 32 for m in moves]
         yield {
@@ -162,7 +163,7 @@ def drift(counts: NDArray[np.int64]) -> Iterator[Row]:
             "planned again": np.mean(fresh),
             "GB a rank and 58 layers that planning again moves": 58e-9 * np.mean(moved),
         }
-    stale = [_imbalance(tests[new], plans["EPLB"][old], MinMax()) for old, new in after]
+    stale = [imbalance_of(tests[new], plans["EPLB"][old], MinMax()) for old, new in after]
     yield {"": "EPLB's stale copies, split by LP", "stale copies": np.mean(stale)}
 
 
@@ -212,15 +213,15 @@ def varies(counts: NDArray[np.int64]) -> Iterator[Row]:
             copies = Greedy().plan(Problem(part[:, :7].reshape(-1, *part.shape[2:]), topology, 320))
             plain = Contiguous().plan(Problem(windows, topology, 256)).placement
             held = steps.reshape(*part.shape)[:, 7]
-            lasts = _imbalance(steps.sum(axis=0)[None], plain, Even()) - 1
+            lasts = imbalance_of(steps.sum(axis=0)[None], plain, Even()) - 1
             floor = noise_floor(tokens, 256, 8, 32).mean
             found.append(
                 {
-                    "imbalance": _imbalance(steps, plain, Even()),
+                    "imbalance": imbalance_of(steps, plain, Even()),
                     "lasts": lasts,
-                    "varies": max(_imbalance(steps, plain, Even()) - floor - lasts, 0.0),
-                    "copies": _imbalance(held, copies.placement, Even()),
-                    "copies, split of every batch": _imbalance(held, copies.placement, MinMax()),
+                    "varies": max(imbalance_of(steps, plain, Even()) - floor - lasts, 0.0),
+                    "copies": imbalance_of(held, copies.placement, Even()),
+                    "copies, split of every batch": imbalance_of(held, copies.placement, MinMax()),
                 }
             )
         yield {"": name} | {key: float(np.mean([row[key] for row in found])) for key in found[0]}
@@ -238,16 +239,17 @@ def _problem(counts: NDArray[np.int64], topology: Topology, redundant: int) -> P
     return Problem(counts[:, :7].reshape(-1, *counts.shape[2:]), topology, 256 + redundant)
 
 
-def _eplb(counts: NDArray[np.int64], topology: Topology, redundant: int) -> Any:
+def _eplb(counts: NDArray[np.int64], topology: Topology, redundant: int) -> Placement:
     return Greedy().plan(_problem(counts, topology, redundant)).placement
 
 
-def _seconds(load: Loads, placement: Any, dispatch: Any, cost: RankCost) -> float:
+def _seconds(load: Loads, placement: Placement, dispatch: Dispatcher, cost: RankCost) -> float:
     slots = np.stack([dispatch.split(batch, placement).shares for batch in load])
     return float(cost.rank_seconds(slots, placement.num_ranks).max(axis=-1).mean())
 
 
-def _imbalance(load: Loads, placement: Any, dispatch: Any) -> float:
+def imbalance_of(load: Loads, placement: Placement, dispatch: Dispatcher) -> float:
+    """Mean over batches and layers of max/mean rank load."""
     slots = np.stack([dispatch.split(batch, placement).shares for batch in load])
     ranks = slots.reshape(*slots.shape[:2], placement.num_ranks, -1).sum(axis=-1)
     return float(imbalance(ranks).mean())

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.quality.eplb_lplb import imbalance_of
 from benchmarks.quality.robust_glm52 import glm52
-from equipoise.balance import imbalance
 from equipoise.cost import rank_cost
 from equipoise.dispatch import Dispatcher, Even
 from equipoise.dispatch.fewest import FewestExperts
@@ -84,8 +84,8 @@ def trtllm(counts: Counts) -> Iterator[Row]:
         unseen, same = [], []
         for domain in counts:
             plan = _plan(planner, domain[:7], ranks, slots)
-            unseen.append(_imbalance(_drawn(domain[7], tokens), plan, Even()))
-            same.append(_imbalance(_drawn(domain[:7].sum(axis=0), tokens), plan, Even()))
+            unseen.append(imbalance_of(_drawn(domain[7], tokens), plan, Even()))
+            same.append(imbalance_of(_drawn(domain[:7].sum(axis=0), tokens), plan, Even()))
         floor = noise_floor(tokens, EXPERTS, TOP_K, ranks).mean
         yield {
             "setup": name,
@@ -174,7 +174,7 @@ def drift(counts: Counts) -> Iterator[Row]:
                 "on another domain": _plan(Greedy(), counts[others[number]], 32, 256 + redundant),
             }
             for name, plan in plans.items():
-                rows.setdefault(name, []).append(_imbalance(tests, plan, Even()))
+                rows.setdefault(name, []).append(imbalance_of(tests, plan, Even()))
         yield {"redundant": redundant, **{name: float(np.mean(x)) for name, x in rows.items()}}
 
 
@@ -200,12 +200,6 @@ def _mixed(counts: Counts, tokens: int) -> Loads:
 def _seconds(load: Loads, plan: Placement, dispatch: Dispatcher, cost: Any) -> float:
     slots = np.stack([dispatch.split(batch, plan).quotas for batch in load])
     return float(cost.rank_seconds(slots, plan.num_ranks).max(axis=-1).mean())
-
-
-def _imbalance(load: Loads, plan: Placement, dispatch: Dispatcher) -> float:
-    slots = np.stack([dispatch.split(batch, plan).shares for batch in load])
-    ranks = slots.reshape(*slots.shape[:2], plan.num_ranks, -1).sum(axis=-1)
-    return float(imbalance(ranks).mean())
 
 
 if __name__ == "__main__":
