@@ -58,7 +58,7 @@ TOKEN_BYTES = 7_392 + 14_336
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--layers", type=int, default=15, help="take every n-th layer")
+    parser.add_argument("--layers", type=int, default=3, help="take every n-th layer")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     counts, _ = glm52(args.data)

@@ -50,7 +50,7 @@ EXPERTS, TOP_K = 256, 8  # of GLM-5.2, as of DeepSeek-R1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--layers", type=int, default=15, help="take every n-th layer of glm52")
+    parser.add_argument("--layers", type=int, default=3, help="take every n-th layer of glm52")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     counts, _ = glm52(args.data)

@@ -84,7 +84,7 @@ def main() -> None:
 def recordings(data: Path) -> Iterator[tuple[str, Counts, Counts, int, tuple[int, ...]]]:
     """Name, windows to plan on and to draw from, ``K``, and ranks to try."""
     counts, domains = glm52(data)
-    counts = counts[:, :, ::25]
+    counts = counts[:, :, ::5]
     for name, windows in zip(domains, counts, strict=True):
         yield f"glm52 {name}", windows[:6], windows[6:], 8, (16, 32, 64)
     mixed = counts.sum(axis=0)
