@@ -395,7 +395,7 @@ def _overlap(case: _Case) -> Item:
     if share > 0.5 and layer.num_ranks > layer.ranks_per_node:
         means += (
             " The link between nodes decides this step: a faster one, or experts placed so that "
-            "tokens stay in their node (--ranks-per-node of equipoise plan), helps more."
+            "tokens stay in their node, helps more."
         )
     return _item("overlap", found, means, numbers, change=saved > _WORTH)
 
