@@ -77,7 +77,7 @@ class PlannerEntry:
     pins_copies
         Whether its copies must stay where it puts them.
     example
-        Values of the fields without a default, for documentation and tests.
+        Values for documentation and tests, of the fields without a default at least.
     """
 
     name: str
@@ -203,7 +203,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             options=(Option("graph"), Option("across_nodes")),
             dispatch="minmax",
             pins_copies=True,
-            example={"graph": "ring"},
+            example={"graph": "ring", "across_nodes": "price"},
         ),
         PlannerEntry(
             name="contiguous",
