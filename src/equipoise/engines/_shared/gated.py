@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from equipoise.checks import as_array, as_ids, as_loads
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome, Situation, evaluate
@@ -29,7 +31,8 @@ def worth_its_moves(
     moves_at_will = answer.outcome is Outcome.REPAIRED and everybody_serves(situation)
     if situation.slots is None or not moves_at_will:
         return answer
-    held, load = as_ids(situation.slots, "The slots in force"), as_loads(situation.load)
+    held = as_ids(situation.slots, "The slots in force").astype(np.int64)
+    load = as_loads(situation.load)
     before, after = (
         evaluate(
             Placement(slots, num_ranks=situation.num_ranks, num_experts=load.shape[-1]),
