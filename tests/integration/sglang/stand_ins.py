@@ -6,8 +6,8 @@ stands in                       for
 ``torchvision``                 a package that models with images use, and SGLang's modules name
 ``torch.cpu.empty_cache``,      what ``torch.cuda`` has and ``torch.cpu`` has not
 ``is_current_stream_capturing``
-``_layers``                     ``ModelConfigForExpertLocation.from_model_config``, which reads a
-                                model's class
+``get_device``                  the name of an accelerator, for the recorder
+``from_model_config``           the numbers of layers and experts, from a model's class
 ``configuration``               the arguments of a server, by SGLang's own means for its tests
 ``Model``                       a served model: its experts' tensors are moved, nothing is computed
 ``Disk``                        a checkpoint from which an expert is read that died with a rank
@@ -66,7 +66,7 @@ def install() -> None:
 
 def configuration(rank: int, num_ranks: int, *, num_layers: int, num_experts: int, **given: Any):
     """The arguments of a server in force in this process, which is a rank of it."""
-    from sglang.srt.eplb import expert_location
+    from sglang.srt.eplb import expert_distribution, expert_location
     from sglang.srt.runtime_context import get_context, get_parallel
 
     get_context().override_server_args(
@@ -79,6 +79,7 @@ def configuration(rank: int, num_ranks: int, *, num_layers: int, num_experts: in
         **{"moe_a2a_backend": "mooncake", "ep_dispatch_algorithm": "dynamic", **given},
     ).install()
     get_parallel().override_permanently(tp_rank=rank, moe_ep_rank=rank)
+    expert_distribution.get_device = lambda: "cpu"
     layers = expert_location.ModelConfigForExpertLocation(
         num_layers=num_layers, num_logical_experts=num_experts
     )
