@@ -52,7 +52,8 @@ clean:
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without.
+# Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without,
+# and SGLang a build of torch for GPUs.
 .venv-engines/ready: requirements/build.txt requirements/engines.txt pyproject.toml
 	$(PYTHON) -m venv .venv-engines
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt

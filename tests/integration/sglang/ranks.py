@@ -105,7 +105,7 @@ def serve(folder: Path, run: Run) -> Served:
     for process in ranks:
         process.start()
     try:
-        found = dict(answers.get(timeout=170) for _ in ranks)
+        found = dict(answers.get(timeout=100) for _ in ranks)
     finally:
         for process in ranks:
             process.terminate()
@@ -157,11 +157,10 @@ class _Rank:
             RANKS,
             num_layers=LAYERS,
             num_experts=EXPERTS,
-            ep_num_redundant_experts=SLOTS - EXPERTS,
             eplb_algorithm=self.run.algorithm,
             eplb_rebalance_num_iterations=PASSES,
             expert_distribution_recorder_buffer_size=PASSES,
-            **self.run.arguments,
+            **{"ep_num_redundant_experts": SLOTS - EXPERTS, **self.run.arguments},
         )
         torch.distributed.init_process_group(
             "gloo", f"file://{folder}/store", rank=self.rank, world_size=RANKS
@@ -189,9 +188,12 @@ class _Rank:
     def _make_elastic(self) -> None:
         if self.run.dies is None:
             return
+        import torch
         from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
 
-        ElasticEPStateManager._instance = ElasticEPStateManager._build_state()
+        ElasticEPStateManager._instance = ElasticEPStateManager._build_state(
+            ep_size=RANKS, device=torch.device("cpu")
+        )
 
     def _updater(self) -> Any:
         from sglang.srt.eplb.expert_location_updater import ExpertLocationUpdater
@@ -217,7 +219,7 @@ class _Rank:
 
         traffic, tokens = np.random.default_rng(0), np.random.default_rng(1 + self.rank)
         popularity = traffic.normal(0, 1, (LAYERS, EXPERTS))
-        load = torch.zeros(LAYERS, SLOTS)
+        load = torch.zeros(self.metadata.physical_to_logical_map.shape)
         slots = self.metadata.physical_to_logical_map_cpu
         for number in range((PASSES + 1) * (self.run.rebalances + 1) - 1):
             popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
@@ -232,7 +234,7 @@ class _Rank:
             self.manager.on_forward_pass_end()
             if rebalances:
                 self.served.milliseconds.append(1000 * (time.perf_counter() - begin))
-                alive = self._alive().repeat_interleave(SLOTS // RANKS)
+                alive = self._alive().repeat_interleave(slots.shape[1] // RANKS)
                 changed = (slots != before)[DENSE:, alive]
                 self.served.moves.append(int(changed.sum()))
             if self._serves():
@@ -249,7 +251,7 @@ class _Rank:
             topk_ids_logical_to_physical,
         )
 
-        counts = torch.zeros(LAYERS, SLOTS)
+        counts = torch.zeros(self.metadata.physical_to_logical_map.shape)
         idle = number % (PASSES + 1) == 3
         with self.recorder.with_forward_pass(number, None):
             for layer in range(DENSE, LAYERS):
@@ -260,7 +262,7 @@ class _Rank:
                 picked = topk_ids_logical_to_physical(chosen, info)
                 with self.recorder.with_current_layer(layer):
                     self.recorder.on_select_experts(picked)
-                counts[layer] = torch.bincount(picked.flatten(), minlength=SLOTS)
+                counts[layer] = torch.bincount(picked.flatten(), minlength=counts.shape[1])
         return counts
 
     def _close_window(self, load: Any) -> None:
