@@ -93,8 +93,7 @@ def serve(folder: Path, run: Run) -> Served:
     """Serve until there were this number of rebalances."""
     from tests.integration.sglang import stand_ins
 
-    stand_ins.install()
-    import sglang.srt.eplb.eplb_manager  # noqa: F401  once, then the processes are forked
+    stand_ins.install()  # once, then the processes are forked
 
     fork = multiprocessing.get_context("fork")
     answers = fork.Queue()
@@ -214,18 +213,18 @@ class _Rank:
         return OfALostRank()
 
     def serve(self) -> Served:
-        """Serve up to the pass before one rebalance more would begin."""
+        """Serve up to the pass before one rebalance more would begin"""
         import torch
 
         traffic, tokens = np.random.default_rng(0), np.random.default_rng(1 + self.rank)
         popularity = traffic.normal(0, 1, (LAYERS, EXPERTS))
         load = torch.zeros(self.metadata.physical_to_logical_map.shape)
         slots = self.metadata.physical_to_logical_map_cpu
-        for number in range((PASSES + 1) * (self.run.rebalances + 1) - 1):
+        for number in range(PASSES * (self.run.rebalances + 1)):
             popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
             load += self._forward(number, popularity, tokens)
             before = slots.clone()
-            rebalances = number % (PASSES + 1) == PASSES
+            rebalances = number > 0 and number % PASSES == 0
             if rebalances:
                 self._close_window(load)
                 load.zero_()
@@ -252,7 +251,7 @@ class _Rank:
         )
 
         counts = torch.zeros(self.metadata.physical_to_logical_map.shape)
-        idle = number % (PASSES + 1) == 3
+        idle = number % PASSES == 3
         with self.recorder.with_forward_pass(number, None):
             for layer in range(DENSE, LAYERS):
                 noise = tokens.gumbel(size=(TOKENS, EXPERTS))

@@ -20,6 +20,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
+import warnings
 from typing import Any
 
 import torch
@@ -55,13 +56,16 @@ class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Make SGLang's modules importable without a GPU; before they are."""
+    """Import SGLang's modules, which need some help without a GPU."""
     import transformers.utils.import_utils
 
     transformers.utils.import_utils.is_torchvision_available()  # remembers that it is not
     sys.meta_path.insert(0, _Torchvision())
     torch.cpu.empty_cache = lambda: None
     torch.cpu.is_current_stream_capturing = lambda: False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that a CPU has not
+        import sglang.srt.eplb.eplb_manager  # noqa: F401
 
 
 def configuration(rank: int, num_ranks: int, *, num_layers: int, num_experts: int, **given: Any):

@@ -122,8 +122,8 @@ class Hooks:
     ) -> Any:
         """SGLang's tables of the slots that were planned, as ``deepseek`` would give them.
 
-        At start-up, from a file of loads, nothing was planned: then each rank plans by itself, and
-        nothing depends on the clock.
+        At start-up, from a file of loads, nothing is in force and nothing was planned: then each
+        rank plans by itself, and nothing depends on the clock.
         """
         if algorithm != ALGORITHM:
             return original(
@@ -141,13 +141,14 @@ class Hooks:
 
         slots, self._planned = self._planned, None
         if slots is None:
-            situation = Situation(
+            known = Situation(
                 load=tokens_per_expert.cpu(),
                 num_slots=num_physical_experts,
                 num_ranks=num_physical_experts // num_local_physical_experts,
                 num_nodes=num_nodes,
             )
-            slots = self.policy.decide(situation, with_clock=False).slots
+            in_force = known if _metadata() is None else _situation(known.load)
+            slots = self.policy.decide(in_force, with_clock=False).slots
         return tuple(map(torch.from_numpy, tables(slots, tokens_per_expert.shape[-1])))
 
     def _agreed(self, passes: Any) -> Ints:
@@ -172,9 +173,11 @@ def _means_us(algorithm: str) -> bool:
 
 
 def _algorithm() -> str:
-    from sglang.srt.runtime_context import get_server_args
+    from sglang.srt import runtime_context
 
-    return str(get_server_args().eplb_algorithm)
+    if hasattr(runtime_context, "get_exec"):
+        return str(runtime_context.get_exec().moe.eplb_algorithm)
+    return str(runtime_context.get_server_args().eplb_algorithm)  # until 0.5.18
 
 
 def _metadata() -> Any:
