@@ -65,7 +65,7 @@ def test_every_map_that_we_write_is_read(read, tmp_path, capfd):
             slots, num_ranks=RANKS, num_experts=EXPERTS, layer_ids=CONTEXT.layer_ids
         )
         path = tmp_path / f"{seed}{suffix}"
-        write_map(placement, path, CONTEXT, format="sglang")
+        write_map(placement, path, format="sglang", context=CONTEXT)
         metadata = read(path, moe_a2a_backend=backend, ep_dispatch_algorithm=dispatch)
         assert (metadata.physical_to_logical_map_cpu.numpy()[DENSE:] == slots).all()
         assert not [
