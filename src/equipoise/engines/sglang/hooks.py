@@ -102,54 +102,37 @@ class Hooks:
         self._planned = self._agreed(passes)
         return _differs_from_slots_in_force(self._planned)
 
-    def compute_algorithm(
-        self, original: Any, raw_algorithm: str, num_groups: int | None, num_nodes: int
-    ) -> Any:
+    def compute_algorithm(self, original: Any, raw_algorithm: str, **others: Any) -> Any:
         """The name that ``rebalance_experts`` knows as ours, or one of SGLang's own."""
         if _means_us(raw_algorithm):
             return ALGORITHM
-        return original(raw_algorithm, num_groups, num_nodes)
+        return original(raw_algorithm, **others)
 
-    def rebalance_experts(
-        self,
-        original: Any,
-        tokens_per_expert: Any,
-        num_physical_experts: int,
-        num_local_physical_experts: int,
-        num_groups: int | None,
-        num_nodes: int,
-        algorithm: Any,
-    ) -> Any:
+    def rebalance_experts(self, original: Any, **given: Any) -> Any:
         """SGLang's tables of the slots that were planned, as ``deepseek`` would give them.
 
         At start-up, from a file of loads, nothing is in force and nothing was planned: then each
         rank plans by itself, and nothing depends on the clock.
         """
-        if algorithm != ALGORITHM:
-            return original(
-                tokens_per_expert,
-                num_physical_experts,
-                num_local_physical_experts,
-                num_groups,
-                num_nodes,
-                algorithm,
-            )
+        if given["algorithm"] != ALGORITHM:
+            return original(**given)
         import torch
 
         from equipoise.engines.sglang.policy import tables
         from equipoise.plan import Situation
 
         slots, self._planned = self._planned, None
+        passes, num_slots = given["tokens_per_expert"], given["num_physical_experts"]
         if slots is None:
-            known = Situation(
-                load=tokens_per_expert.cpu(),
-                num_slots=num_physical_experts,
-                num_ranks=num_physical_experts // num_local_physical_experts,
-                num_nodes=num_nodes,
+            start = Situation(
+                load=passes.cpu(),
+                num_slots=num_slots,
+                num_ranks=num_slots // given["num_local_physical_experts"],
+                num_nodes=given["num_nodes"],
             )
-            in_force = known if _metadata() is None else _situation(known.load)
-            slots = self.policy.decide(in_force, with_clock=False).slots
-        return tuple(map(torch.from_numpy, tables(slots, tokens_per_expert.shape[-1])))
+            situation = start if _metadata() is None else _situation(start.load)
+            slots = self.policy.decide(situation, with_clock=False).slots
+        return tuple(map(torch.from_numpy, tables(slots, passes.shape[-1])))
 
     def _agreed(self, passes: Any) -> Ints:
         """The slots that the planning rank decides on, on every rank, ``(L, S)``.
