@@ -20,17 +20,13 @@ ANY_GAIN = '{"min_gain": 0}'
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """What SGLang does by its own algorithm, by ours, and by ours for the smallest gain too."""
+    """What SGLang does by its own algorithm, and by ours."""
     return {
         name: serve(
             tmp_path_factory.mktemp("served"),
-            Run(algorithm=algorithm, options=options, rebalances=REBALANCES),
+            Run(algorithm=name, rebalances=REBALANCES),
         )
-        for name, algorithm, options in (
-            ("auto", "auto", None),
-            ("equipoise", "equipoise", None),
-            ("equipoise, any gain", "equipoise", ANY_GAIN),
-        )
+        for name in ("auto", "equipoise")
     }
 
 
@@ -66,17 +62,17 @@ def test_at_most_half_of_the_moves_for_nearly_the_same_balance(served, capfd):
                 f"before, {balance[name]:.3f} after; {statistics.median(run.milliseconds):.0f} ms "
                 "a rebalance"
             )
-    for name in ("equipoise", "equipoise, any gain"):
-        assert 2 * moves[name] <= moves["auto"]
-        assert balance[name] >= balance["auto"] - 0.03
-        assert balance[name] >= served[name].balancedness[0] + 0.2
+    assert 2 * moves["equipoise"] <= moves["auto"]
+    assert balance["equipoise"] >= balance["auto"] - 0.03
+    assert balance["equipoise"] >= served["equipoise"].balancedness[0] + 0.2
 
 
-def test_a_gain_below_the_least_is_no_rebalance(served):
-    run = served["equipoise"]
-    stayed = [line for line in run.log if "The slots stay:" in line]
-    assert len(stayed) == run.moves.count(0) > 0
-    assert sum(run.moves) < sum(served["equipoise, any gain"].moves)
+def test_a_gain_below_the_least_is_no_rebalance(tmp_path):
+    run = serve(tmp_path, Run(options='{"min_gain": 1}', rebalances=2))
+    assert run.moves == [0, 0]
+    assert len([line for line in run.log if "The slots stay:" in line]) == 2
+    assert "[EPLBManager] rebalance start" in run.log
+    assert "[EPLBManager] rebalance end" not in " ".join(run.log)
 
 
 def raising(situation):

@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 _log = logging.getLogger("sglang.equipoise")
 
 _WINDOWS = 8
-"""Windows that the passes are summed to: a plan of more takes longer and is no better."""
+"""Windows that the passes are summed to: up to eight make plans that last better, more hardly."""
 
 
 class Policy:
