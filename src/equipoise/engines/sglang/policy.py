@@ -25,8 +25,9 @@ Ints = NDArray[np.int64]
 
 _log = logging.getLogger("sglang.equipoise")
 
-_WINDOWS = 8
-"""Windows that the passes are summed to: up to eight make plans that last better, more hardly."""
+_WINDOWS = 4
+"""Windows that the passes are summed to: more make plans that last a little better, but a search
+with a time budget gets less far with them."""
 
 
 class Policy:
