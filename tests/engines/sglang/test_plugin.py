@@ -157,7 +157,7 @@ def raising(situation):
 
 def rubbish(situation):
     slots = np.zeros((len(situation.slots), S), dtype=np.int64)
-    return Answer(slots=slots, moves=1, outcome=Outcome.REFITTED, reason="All is well.")
+    return Answer(slots=slots, moves=1, outcome=Outcome.REPAIRED, reason="All is well.")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from equipoise.checks import as_array, as_ids, as_loads
+from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome, Situation, evaluate
 
@@ -33,14 +34,17 @@ def worth_its_moves(
         return answer
     held = as_ids(situation.slots, "The slots in force").astype(np.int64)
     load = as_loads(situation.load)
-    before, after = (
-        evaluate(
-            Placement(slots, num_ranks=situation.num_ranks, num_experts=load.shape[-1]),
-            load,
-            dispatch=dispatch,
-        ).peak.sum()
-        for slots in (held, answer.slots)
-    )
+    try:
+        before, after = (
+            evaluate(
+                Placement(slots, num_ranks=situation.num_ranks, num_experts=load.shape[-1]),
+                load,
+                dispatch=dispatch,
+            ).peak.sum()
+            for slots in (held, answer.slots)
+        )
+    except EquipoiseError:
+        return answer  # it is no placement, as who is to serve it will find
     gain = 1 - after / before
     if gain >= min_gain:
         return answer
