@@ -17,9 +17,10 @@ test: .venv-dev/ready
 test-long: .venv-dev/ready
 	$(DEV)/python -m pytest -m long
 
-# With the engines' own packages, which are large; where one is missing, its tests fail.
+# With the engines' own packages, which are large; where one is missing, its tests fail. A process for each engine: two of
+# them in one would register the same model configurations.
 test-engines: .venv-engines/ready
-	$(ENGINES)/python -m pytest -m engines tests/integration
+	set -e; for tests in $(dir $(wildcard tests/integration/*/__init__.py)); do $(ENGINES)/python -m pytest -m engines $$tests; done
 
 check: lint types contracts
 
@@ -52,7 +53,8 @@ clean:
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without.
+# Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without,
+# and SGLang a build of torch for GPUs.
 .venv-engines/ready: requirements/build.txt requirements/engines.txt pyproject.toml
 	$(PYTHON) -m venv .venv-engines
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt
