@@ -28,6 +28,10 @@ class PluginOptions:
     max_moves_share: float = 0.3
     time_budget_seconds: float = 0.5
 
+    def max_moves(self, num_slots: int) -> int:
+        """Slots that one rebalance may change, of all of these."""
+        return int(self.max_moves_share * num_slots)
+
 
 Reader = Callable[[str, Any], Any]
 """From an option's name, for messages, and its value in JSON to the value it has here."""

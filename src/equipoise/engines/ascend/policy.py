@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 
 from equipoise import __version__
+from equipoise.engines._shared.plugin_log import log_unknown_release
 from equipoise.engines._shared.plugin_options import PluginOptions
 
 RELEASES = ("0.13.", "0.18.", "0.23.", "0.30.")
@@ -28,13 +29,8 @@ def install(options: PluginOptions) -> None:
         )
         return
     if not release.startswith(RELEASES):
-        _log.warning(
-            "equipoise %s knows %s %s, this is %s: it balances by its own policy.",
-            __version__,
-            _PACKAGE,
-            ", ".join(f"{known}x" for known in RELEASES),
-            release,
-        )
+        known = ", ".join(f"{known}x" for known in RELEASES)
+        log_unknown_release(_log, _PACKAGE, known, release)
         return
     from equipoise.engines.ascend import runner_v1
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise import __version__
-from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus, warm_up
+from equipoise.engines._shared.hook import Hook, Planner, PlanStatus
+from equipoise.engines._shared.plugin_log import log_decision, make_ready
 from equipoise.engines._shared.plugin_options import PluginOptions
 from equipoise.engines.ascend.planning_process import attend
 from equipoise.migration import keep_slots
@@ -96,11 +97,8 @@ class Policy:
         """
         self._rank = rank
         _log.info("equipoise %s plans for rank %d in process %d.", __version__, rank, os.getpid())
-        decision = warm_up(self._hook, num_experts=8, num_slots=12, num_ranks=4)
-        if decision.status is PlanStatus.TAKEN:
-            _log.info("equipoise was made ready in %.1f seconds.", decision.seconds)
-        else:
-            _log.warning("equipoise could not be made ready: %s", decision.reason)
+        any_sizes = Situation(load=np.ones((1, 8)), num_slots=12, num_ranks=4)  # compile the same
+        make_ready(_log, self._hook, any_sizes)
 
     def rebalance_experts(
         self, current_expert_table: ArrayLike, expert_workload: ArrayLike
@@ -141,20 +139,9 @@ class Policy:
                 time_budget_seconds=LIMIT_SECONDS,
             )
         )
-        self._tell(decision)
+        if decision.status is not PlanStatus.TAKEN or self._rank == 0:
+            log_decision(_log, decision)
         return _servable(decision.slots, slots, num_ranks)
-
-    def _tell(self, decision: Decision) -> None:
-        taken = decision.status is PlanStatus.TAKEN
-        if taken and self._rank:
-            return
-        _log.log(
-            logging.INFO if taken else logging.WARNING,
-            "equipoise (%s, %.0f ms): %s",
-            decision.status.value,
-            1000 * decision.seconds,
-            decision.reason,
-        )
 
 
 def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:
