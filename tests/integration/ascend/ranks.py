@@ -143,6 +143,8 @@ def _run_rank(rank: int, case: Case, folder: Path, answers: Any) -> None:
         answers.put((rank, _Rank(rank, case, folder).serve()))
     except BaseException as error:  # the test has to hear of it
         answers.put((rank, f"{case.name}, rank {rank}: {error!r}\n{traceback.format_exc()}"))
+    for child in multiprocessing.active_children():
+        child.terminate()
     answers.close()
     answers.join_thread()
     time.sleep(1)  # the others may still be in a collective
@@ -170,8 +172,13 @@ class _Rank:
         )
         with set_current_vllm_config(config):
             self._join_groups()
-            self._build()
-            self._steps()
+            manager = multiprocessing.Manager()
+            try:
+                self._build(manager.dict())
+                self._steps()
+                self.updator.shutdown()
+            finally:
+                manager.shutdown()
         return self.served
 
     def _keep_log(self) -> None:
@@ -200,7 +207,7 @@ class _Rank:
         )
         parallel_state.initialize_model_parallel(self.case.ranks, backend="gloo")
 
-    def _build(self) -> None:
+    def _build(self, shared: Any) -> None:
         """As the model runner does, in its order."""
         from vllm_ascend.eplb.adaptor.vllm_adaptor import VllmEplbAdaptor
         from vllm_ascend.eplb.core.eplb_device_transfer_loader import D2DExpertWeightLoader
@@ -210,7 +217,6 @@ class _Rank:
 
         config = stand_ins.Ascend(HEAT, WAIT, self.case.redundant, self.case.policy)
         stand_ins.group(config)
-        shared = multiprocessing.Manager().dict()
         shared.update({"expert_map": None, "moe_load": None, "expert_maps": None})
         loader = D2DExpertWeightLoader()
         process = EplbProcess(shared_dict=shared, policy_type=self.case.policy, enable_d2d=True)

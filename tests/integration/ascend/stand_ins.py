@@ -19,7 +19,6 @@ packages without ``__init__``  ``vllm_ascend``'s folders of kernels and patches,
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -83,10 +82,9 @@ def group(config: Ascend) -> None:
     from vllm_ascend import ascend_config
 
     ascend_config._ASCEND_CONFIG = config
-    if importlib.util.find_spec("vllm_ascend.distributed.parallel_state"):
-        from vllm_ascend.distributed import parallel_state
-
-        parallel_state._DYNAMIC_EPLB = get_ep_group()
+    ascend_config._is_ascend_config_initialized = lambda config: True
+    if (groups := sys.modules.get("vllm_ascend.distributed.parallel_state")) is not None:
+        groups._DYNAMIC_EPLB = get_ep_group()
 
 
 NAMES = (
@@ -148,7 +146,8 @@ class Model:
     def __init__(self, layers: list[Layer]) -> None:
         self.config = SimpleNamespace(num_hidden_layers=len(layers), first_k_dense_replace=0)
         self.model = SimpleNamespace(
-            layers=[SimpleNamespace(mlp=SimpleNamespace(experts=layer)) for layer in layers]
+            layers=[SimpleNamespace(mlp=SimpleNamespace(experts=layer)) for layer in layers],
+            config=self.config,
         )
 
     def named_parameters(self) -> list[tuple[str, torch.Tensor]]:

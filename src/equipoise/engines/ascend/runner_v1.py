@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise import __version__
+from equipoise.checks import as_array
 from equipoise.engines._shared.hook import Hook, Planner, PlanStatus
 from equipoise.engines._shared.plugin_log import log_decision, make_ready
 from equipoise.engines._shared.plugin_options import PluginOptions
@@ -117,9 +118,10 @@ class Policy:
         Whether anything changes, 1 or 0; the layers, those with most moves first; expert ids
         ``(L, R, C)``. Experts that stay on a rank stay in their slots, and none is twice on one.
         """
-        table = np.array(current_expert_table, dtype=np.int64)
+        table = as_array(current_expert_table, "The table in force").astype(np.int64)
         try:
-            new = self._decide(table, np.asarray(expert_workload)).reshape(table.shape)
+            load = as_array(expert_workload, "Loads")
+            new = self._decide(table, load).reshape(table.shape)
         except Exception:  # an engine that says something unforeseen
             _log.exception("equipoise cannot read the situation. The slots stay as they are.")
             new = table
