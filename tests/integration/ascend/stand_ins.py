@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
+from inspect import signature
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -167,4 +168,6 @@ def register(model: Model, layers: list[Layer], adaptor: Any) -> None:
     else:
         from vllm_ascend.eplb.utils import model_register
 
-        model_register(model)
+        known = SimpleNamespace(model_type="qwen3_moe", num_hidden_layers=len(layers))
+        asked = list(signature(model_register).parameters)[1:]  # in 0.13, the model's configuration
+        model_register(model, *(SimpleNamespace(hf_text_config=known) for _ in asked))

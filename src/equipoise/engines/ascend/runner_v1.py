@@ -31,6 +31,9 @@ Ints = NDArray[np.int64]
 POLICY_TYPE = 2
 """The ``eplb_policy_type`` that we answer for: SwiftBalancer's, which has one load per slot."""
 
+PROPOSALS = 1 << 16
+"""Proposals for each layer: four times those of other plug-ins, since serving goes on meanwhile."""
+
 LIMIT_SECONDS = 60.0
 """A plan that takes longer is left out: the server waits for it without a time-out."""
 
@@ -155,7 +158,7 @@ def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:
 
 
 def _replan(situation: Situation) -> Answer:
-    return replan(situation, dispatch="even", num_threads=1)
+    return replan(situation, dispatch="even", proposals=PROPOSALS, num_threads=1)
 
 
 def _without_clock(planner: Planner, situation: Situation) -> Answer:

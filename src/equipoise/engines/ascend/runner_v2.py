@@ -106,7 +106,7 @@ class Policy:
         Expert ids ``(L, S)``, int64 on the CPU.
         """
         situation = Situation(
-            load=getattr(weight, "values", weight),
+            load=weight if isinstance(weight, torch.Tensor) else weight.values,
             num_slots=num_replicas,
             num_ranks=num_ranks,
             num_nodes=num_nodes,
