@@ -61,6 +61,7 @@ clean:
 	touch $@
 
 # A folder for each release of vllm-ascend. Their kernels are neither built nor used.
-.venv-engines/vllm-ascend/%/ready: .venv-engines/ready
+.venv-engines/vllm-ascend/%/ready: .venv-engines/ready requirements/ascend.txt
+	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ascend.txt
 	COMPILE_CUSTOM_KERNELS=0 SOC_VERSION=ascend910b1 $(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(@D) vllm-ascend==$*
 	touch $@

@@ -99,7 +99,7 @@ def situations(draw):
     return torch.from_numpy(np.stack(layers)), torch.from_numpy(load)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(situations(), st.floats(0, 1))
 def test_every_answer_passes_what_the_worker_checks(situation, share):
     table, load = situation
@@ -116,7 +116,7 @@ def test_every_answer_passes_what_the_worker_checks(situation, share):
             assert all(was[slot] == e for slot, e in enumerate(now) if e in was)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.one_of(
         st.none(),

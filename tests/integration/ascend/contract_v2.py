@@ -1,4 +1,4 @@
-"""Model runner V2's own classes around our policy: ``python -m tests.integration.ascend.contract_v2``.
+"""Runner V2's own classes around our policy: ``python -m tests.integration.ascend.contract_v2``.
 
 One rank, so that nothing is moved; what is checked is who makes the policy, that the state hands it
 the time axis, and what comes of loads from before a move. Prints JSON.

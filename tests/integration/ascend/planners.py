@@ -46,7 +46,7 @@ def install(name: str, rank: int) -> None:
     from equipoise.engines._shared.plugin_options import PluginOptions
     from equipoise.engines.ascend import runner_v1
 
-    runner_v1.LIMIT_SECONDS = 1.0
+    runner_v1.LIMIT_SECONDS = 3.0
     fault = name.removeprefix("one_")
     if fault == name or rank == 0:
         runner_v1.install(PluginOptions(), Failing(fault))

@@ -94,7 +94,7 @@ def main() -> None:
     for arguments in json.loads(cases.read_text()):
         case = Case(**arguments)
         found[case.name] = asdict(serve(case, answer.parent / case.name))
-    answer.write_text(json.dumps(found))
+        answer.write_text(json.dumps(found))
 
 
 def import_once() -> None:
@@ -172,7 +172,7 @@ class _Rank:
         )
         with set_current_vllm_config(config):
             self._join_groups()
-            manager = multiprocessing.Manager()
+            manager = multiprocessing.get_context("fork").Manager()
             try:
                 self._build(manager.dict())
                 self._steps()
@@ -246,8 +246,7 @@ class _Rank:
         traffic, tokens = np.random.default_rng(0), np.random.default_rng(1 + self.rank)
         popularity = traffic.normal(0, 1, (LAYERS, self.case.experts))
         load = torch.zeros(LAYERS, self.case.ranks * self.slots, dtype=torch.int64)
-        maps, cycle = self._maps(), HEAT + WAIT + LAYERS
-        begun = 0
+        maps, begun = self._maps(), 0
         while len(self.served.imbalance) <= self.case.rebalances:
             popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
             share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
@@ -265,8 +264,8 @@ class _Rank:
             if begun == HEAT:  # the loads of these steps are what is planned on
                 self._note(load)
                 load.zero_()
-            if begun % cycle == 0 or self.updator.cur_iterations == 0:
-                begun = 0
+            if self.updator.cur_iterations < begun:  # a new round, or the plan was left out
+                begun = self.updator.cur_iterations
                 maps, before = self._maps(), maps
                 load.zero_()
                 self.served.sent.append(int(((maps >= 0) & (before < 0)).sum()))

@@ -26,12 +26,12 @@ def served(release, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
     failing = {"options": "{}", "rebalances": 4}
     cases = [
-        {"name": "stock, R = 8", "rebalances": REBALANCES},
-        {"name": "ours, R = 8", "rebalances": REBALANCES, "options": "{}"},
-        {"name": "stock, R = 4", "rebalances": REBALANCES, "redundant": 4},
-        {"name": "ours, R = 4", "rebalances": REBALANCES, "redundant": 4, "options": "{}"},
+        *([{"name": "stock-8", "rebalances": REBALANCES}] if release >= "0.23" else []),
+        {"name": "ours-8", "rebalances": REBALANCES, "options": "{}"},
+        {"name": "stock-4", "rebalances": REBALANCES, "redundant": 4},
+        {"name": "ours-4", "rebalances": REBALANCES, "redundant": 4, "options": "{}"},
         {"name": "spawned", "rebalances": 2, "options": "{}", "method": "spawn"},
-        {"name": "policy 1", "rebalances": 1, "options": "{}", "policy": 1, "redundant": 4},
+        {"name": "policy-1", "rebalances": 1, "options": "{}", "policy": 1, "redundant": 4},
         *({"name": name, "planner": name, **failing} for name in (*ROUGH, "one_raising")),
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -44,16 +44,16 @@ def lines(case, words):
 
 
 def test_it_is_inactive_until_asked(served):
-    assert served["stock, R = 8"]["policy"] != "Policy"
-    assert not lines(served["stock, R = 8"], "equipoise")
+    assert served["stock-4"]["policy"] != "Policy"
+    assert not lines(served["stock-4"], "equipoise")
 
 
 def test_it_leaves_other_policies_and_says_so(served):
-    assert served["policy 1"]["policy"] != "Policy"
-    assert len(lines(served["policy 1"], "plans where eplb_policy_type is 2, and it is 1")) == 4
+    assert served["policy-1"]["policy"] != "Policy"
+    assert len(lines(served["policy-1"], "plans where eplb_policy_type is 2, and it is 1")) == 4
 
 
-@pytest.mark.parametrize("case", ["ours, R = 8", "spawned"])
+@pytest.mark.parametrize("case", ["ours-8", "spawned"])
 def test_planning_processes_have_it_and_prove_it(served, case):
     found = served[case]
     for pid in found["planners"]:
@@ -69,22 +69,31 @@ def test_no_slot_has_the_weights_of_another_expert(served):
             assert (name, case["wrong"], case["lost"]) == (name, 0, 0)
 
 
-@pytest.mark.parametrize("redundant", ["R = 8", "R = 4"])
+@pytest.mark.parametrize("redundant", [8, 4])
 def test_balance_and_experts_sent(release, served, redundant, capfd):
-    ours, stock = (served[f"{whose}, {redundant}"] for whose in ("ours", "stock"))
+    """Before 0.23 Swift takes at most one redundant expert a rank: its process ends with 8 here."""
+    found = {whose: served.get(f"{whose}-{redundant}") for whose in ("stock", "ours")}
     with capfd.disabled():  # the table of docs/plugins.md
         print()
-        for name, found in (("stock", stock), ("ours", ours)):
-            after = found["imbalance"][1:]
-            print(
-                f"{release}, {redundant}, {name}: {found['imbalance'][0]:.3f} before, "
-                f"{sum(after) / len(after):.3f} after, {sum(found['sent'])} experts sent, "
-                f"{found['wrong']} wrong slots in all steps, {found['lost']} wrong routes"
-            )
+        for whose, case in found.items():
+            print(f"{release}, {redundant} redundant, {whose}: {_words(case)}")
+    ours, stock = found["ours"], found["stock"]
     assert len(ours["sent"]) == REBALANCES
-    mean = sum(ours["imbalance"][1:]) / REBALANCES
-    assert mean < ours["imbalance"][0] - 0.2
-    assert mean < sum(stock["imbalance"][1:]) / REBALANCES + 0.05
+    assert _after(ours) < ours["imbalance"][0] - 0.2
+    assert stock is None or _after(ours) < _after(stock) + 0.05
+
+
+def _after(case):
+    return sum(case["imbalance"][1:]) / REBALANCES
+
+
+def _words(case):
+    if case is None:
+        return "not run"
+    return (
+        f"{case['imbalance'][0]:.3f} before, {_after(case):.3f} after, {sum(case['sent'])} experts "
+        f"sent, {case['wrong']} wrong slots in all steps, {case['lost']} wrong routes"
+    )
 
 
 @pytest.mark.parametrize(
