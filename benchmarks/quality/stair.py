@@ -8,9 +8,9 @@ does; no limits on transfers, which is its default. Layer by layer:
 2. Numbers of copies: experts in order of risk are cut into 4 groups. Group by group, the copies
    left are split between the group and all later ones: as the greedy rule would (largest risk per
    copy first, at most one copy a rank), and up to 8 copies away from it. The 64 splits with the
-   least largest risk per copy go on. From the numbers in force, copy by copy towards each of those that
-   are left at the end: a copy to the largest risk per copy, from where it is missed least. The 64
-   best of all that were passed are tried, the numbers in force among them.
+   least largest risk per copy go on. From the numbers in force, copy by copy towards each of those
+   that are left at the end: a copy to the largest risk per copy, from where it is missed least. The
+   64 best of all that were passed are tried, the numbers in force among them.
 3. Placing: experts by decreasing risk per copy, each copy to the rank with room that lacks the
    expert and has the least mean + 0.674 standard deviations afterwards, covariances included. Where
    there is no such rank, the last choice is taken back, at most 32 times. Experts that stay on a

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.plan import Answer, Outcome, Situation, replan
+from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.engines.ascend import runner_v1
+from equipoise.plan import Answer, Outcome, Situation
 
 WARM_UP, LAST = 1, 3
 
@@ -38,14 +40,11 @@ class Failing:
         self.calls.append(situation)
         if WARM_UP < len(self.calls) <= LAST:
             return globals()[self.fault](situation)
-        return replan(situation, num_threads=1)
+        return runner_v1._replan(situation)
 
 
 def install(name: str, rank: int) -> None:
     """Plan by ``raising``, ``hanging`` or ``rubbish``; ``one_raising``: on the first rank only."""
-    from equipoise.engines._shared.plugin_options import PluginOptions
-    from equipoise.engines.ascend import runner_v1
-
     runner_v1.LIMIT_SECONDS = 3.0
     fault = name.removeprefix("one_")
     if fault == name or rank == 0:

@@ -93,9 +93,11 @@ NAMES = (
     "w2_weight_list",
     "w13_weight_scale_fp32_list",
     "w2_weight_scale_list",
-    "w2_weight_scale_fp32_list",
 )
-"""Tensors of an expert that was quantised to 8 bits, one entry per slot."""
+"""Tensors of an expert that was quantised to 8 bits, by slot; all releases move them."""
+
+ONE_MORE = "w2_weight_scale_fp32_list"
+"""A tensor that 0.13 has as well."""
 
 
 class Layer:
@@ -110,7 +112,7 @@ class Layer:
         self.moe_load = torch.zeros(self.local_num_experts, dtype=torch.int64)
         if hasattr(vllm_adaptor, "QuantType"):
             self.quant_type = vllm_adaptor.QuantType.W8A8
-        for part, name in enumerate(NAMES):
+        for part, name in enumerate((*NAMES, ONE_MORE)):
             numbers = [self.content(part, expert) for expert in self.held(maps[rank])]
             setattr(self, name, numbers)
 

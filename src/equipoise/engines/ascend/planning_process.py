@@ -5,9 +5,10 @@ Methods of vllm-ascend's classes are wrapped on both sides:
 
 =====================  ==========================================================================
 ``worker_process``     The planning process says that the plug-in is there.
-``wakeup_eplb_worker`` The server looks whether it said so.
 ``do_update``          A plan starts from the slots that are in force, and has one entry per layer.
-``forward_before``     The servers compare their plans; if they differ, none is used.
+``wakeup_eplb_worker`` The server remembers which slots those are.
+``forward_before``     With the first plan the server looks who made it. The servers compare their
+                       plans; if they differ, none is used.
 =====================  ==========================================================================
 """
 
@@ -77,13 +78,15 @@ def _update(method: Callable[..., Any], worker: Any) -> Any:
 
 def _wake(method: Callable[..., Any], updator: Any) -> Any:
     """In the server, before a plan is asked for."""
-    if not hasattr(updator, "equipoise_maps"):
-        _look_for_acknowledgement(updator)
     updator.equipoise_maps = updator.shared_dict[MAPS]
     return method(updator)
 
 
 def _look_for_acknowledgement(updator: Any) -> None:
+    """Once, after the first plan: whoever made it has begun, however long it took to import."""
+    if hasattr(updator, "equipoise_acknowledged"):
+        return
+    updator.equipoise_acknowledged = True
     found, expected = updator.shared_dict.get(ACKNOWLEDGED), updator.process.pid
     if found == expected:
         _log.info("The planning process %d has said that equipoise plans in it.", expected)
@@ -100,6 +103,8 @@ def _take(method: Callable[..., Any], updator: Any) -> Any:
     """In the server, at the step when a plan is due: all ranks take theirs, or none does."""
     is_due = updator.get_update_info_flag()
     found = method(updator)
+    if is_due:
+        _look_for_acknowledgement(updator)
     if is_due and not _is_the_same_everywhere(updator.shared_dict[MAPS]):
         updator.shared_dict[MAPS] = updator.equipoise_maps
         updator.update_info_all, updator.cur_iterations = [], 0
