@@ -6,6 +6,7 @@ stands in                      for
 ``torch_npu``                  the package of that name, which is imported and not used here
 ``torch.npu``                  the number of devices of a host, which Swift asks for
 ``Tensor.npu``                 moving a tensor to the device
+``all_gather_into_tensor``     the NPU's, which takes parts that are stacked as well as end to end
 ``VLLM_PLUGINS``               names our plug-in alone, so that vLLM does not choose the NPU
 packages without ``__init__``  ``vllm_ascend``'s folders of kernels and patches, whose modules are
                                then imported one by one
@@ -44,6 +45,8 @@ def install() -> None:
     sys.modules["torch_npu"] = npu
     torch.npu = SimpleNamespace(device_count=lambda: 8, is_available=lambda: False)
     torch.Tensor.npu = lambda self: self
+    gather = torch.distributed.all_gather_into_tensor
+    torch.distributed.all_gather_into_tensor = lambda parts, own: gather(parts.flatten(0, 1), own)
     import vllm_ascend
     from vllm.model_executor.layers.fused_moe import expert_map_manager, layer
 
