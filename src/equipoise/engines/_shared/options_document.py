@@ -11,7 +11,7 @@ from typing import Any
 
 from equipoise.checks import brief
 from equipoise.engines._shared.findings import describe
-from equipoise.engines._shared.json_text import parse_text
+from equipoise.json_text import parse_text
 from equipoise.engines._shared.map_text import read_text
 from equipoise.engines._shared.options import OptionTable, is_path
 from equipoise.engines.files import check_readable
