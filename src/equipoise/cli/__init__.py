@@ -16,6 +16,19 @@ from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
 _TRTLLM_SCRIPTS = "TensorRT-LLM's own scripts, by their names and flags"
+_TUNE_EXAMPLES = """
+Steps as recorded, and vLLM's flags:
+
+    equipoise tune run.safetensors --ranks 32 --expert-bytes 44040192 --for vllm
+
+Steps of 4096 tokens drawn from the recording, continued where it was broken off:
+
+    equipoise tune run.safetensors --ranks 32 --model V3 --step-tokens 4096 --results tune.jsonl
+
+Without a recording:
+
+    equipoise tune --prior glm-5.2 --ranks 32 --step-tokens 8192 --expert-bytes 44040192
+"""
 
 app = App(
     name="equipoise",
@@ -39,6 +52,12 @@ for _name, _help in {
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }.items():
     app.command(f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help)
+app.command(
+    "equipoise.cli.commands.tune:tune",
+    name="tune",
+    help="Find the settings to balance with, by replaying steps that no plan has seen.",
+    help_epilogue=_TUNE_EXAMPLES,
+)
 for _name, _help in {
     "report_load_statistics": "Print the balance of a recording, by layer and on average.",
     "generate_eplb_config": "Write the load balancer's file from a recording.",
