@@ -445,6 +445,20 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "budget run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 100",
         ),
         case("a forecast for ranks nobody timed", "forecast run.safetensors --ranks 2"),
+        case("a GPU without a profile", "forecast run.safetensors --ranks 2 --hardware h1000"),
+        case(
+            "steps that nobody says what they do",
+            "forecast run.safetensors --ranks 2 --hardware h100",
+        ),
+        case(
+            "times by the hardware and by hand",
+            "plan run.safetensors --ranks 2 --hardware h100 --rank-cost h100-deepep-ep8",
+        ),
+        case("a link without hardware", "budget run.safetensors --ranks 2 --link aws-efa"),
+        case("a time for bytes", "budget run.safetensors --ranks 2 --expert-bytes 20ms"),
+        case(
+            "bytes for a time", "diff map.json map.yaml --trace run.safetensors --stall-seconds 3MB"
+        ),
         case(
             "a forecast of one step",
             "forecast hotness.json --ranks 2 --rank-cost h100-deepep-ep8",

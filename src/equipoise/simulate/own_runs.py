@@ -25,7 +25,9 @@ Floats = NDArray[np.float64]
 
 FEWEST_RUNS = 3
 _FEWEST_STEPS = 16  # of a run: its spread has to show
-_LEAST_RANGE = 2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
+_LEAST_RANGE = (
+    2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
+)
 _KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # assignments of an expert
 _ROBUST_STEPS = 8  # of reweighting
 _HUBER = 1.345  # standard deviations from which on a step counts less

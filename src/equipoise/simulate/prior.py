@@ -25,6 +25,7 @@ ASSUMED = "assumed, not recorded"
 """What is said of all that rests on a prior."""
 
 _MOST_CELLS = 1 << 28
+_MOST_DEVIATION = 3.0
 
 
 def fit_prior(windows: Trace, *, name: str, phase: str, source: str) -> RoutingPrior:
@@ -145,8 +146,22 @@ def _moments(counts_WLE: NDArray[np.integer]) -> tuple[Floats, Floats, Floats]:
     correlation = np.divide(
         np.log1p(np.maximum(across, -0.99)), scale, out=np.zeros_like(scale), where=scale > 0
     )
-    drift = np.sqrt(np.maximum(log_all - log_common, 0))
-    return np.sqrt(log_common), drift, np.clip(correlation, -1, 1)
+    skew, spread = (_of_all_experts(np.sqrt(v), E) for v in (log_common, log_all))
+    drift = np.sqrt(np.maximum(spread**2 - skew**2, 0))
+    return skew, drift, np.clip(correlation, -1, 1)
+
+
+def _of_all_experts(deviation: Floats, num_experts: int) -> Floats:
+    """Deviations that a layer of few experts shows on average as these.
+
+    The few are seldom the most popular of the distribution, and their own mean is among them.
+    """
+    known = np.linspace(0, _MOST_DEVIATION, 61)
+    z = np.random.default_rng(0).standard_normal((400, num_experts))
+    weight = np.exp(known[:, None, None] * z)
+    x = weight / weight.mean(axis=-1, keepdims=True) - 1
+    shown = np.sqrt(np.log1p((x**2).mean(axis=-1))).mean(axis=-1)
+    return np.interp(deviation, np.maximum.accumulate(shown), known)
 
 
 def _common_of_layers(x_WLE: Floats) -> Floats:

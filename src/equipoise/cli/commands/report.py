@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.advice import print_advice
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
@@ -18,6 +20,7 @@ from equipoise.engines.trtllm.table import TrtllmTable, trtllm_table
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
+from equipoise.report.advice import advise
 from equipoise.report.measured import source_ranks
 from equipoise.report.on_map import summarise_on_map
 from equipoise.report.page import render_page
@@ -38,9 +41,10 @@ def report(
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Report how unbalanced a recording is, by layer, and how much of it is chance.
+    """Report how unbalanced a recording is, by layer, how much is chance, and if balancing pays.
 
-    A TensorRT-LLM dump is first shown as that engine's own script shows it, to the last digit.
+    It ends with the verdict of a quick forecast. A TensorRT-LLM dump is first shown as that
+    engine's own script shows it, to the last digit.
 
     Parameters
     ----------
@@ -71,11 +75,15 @@ def report(
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
     if html is not None:
         write_text(html, render_page(before, after=after))
+    advice = None
+    if before.num_ranks is not None:
+        with progress_bar("forecast") as progress:
+            advice = advise(recording, before.num_ranks, placement, progress)
     lost = None
     if placement is not None:
         lost = coverage(placement, Topology(placement.num_ranks)).text
     if json:
-        print_json({"before": before, "after": after, "loss_of_a_rank": lost})
+        print_json({"before": before, "after": after, "loss_of_a_rank": lost, "forecast": advice})
         return 0
     if table is not None:
         print(table)
@@ -83,6 +91,8 @@ def report(
     _print_summaries(before, after)
     if lost is not None:
         stdout().print(f"\n{lost}")
+    if advice is not None:
+        print_advice(stdout(), advice)
     return 0
 
 

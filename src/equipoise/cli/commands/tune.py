@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.limits import Amount, Size
-from equipoise.cli.options.lists import names, numbers, shares
+from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
@@ -169,10 +169,10 @@ def tune(
     chosen = cases(
         study,
         dispatch=_splits(dispatch, for_),
-        redundant=numbers("--redundant", redundant),
-        window=numbers("--try-window", try_window),
-        interval=numbers("--try-interval", try_interval),
-        excess=shares("--try-excess", try_excess),
+        redundant=_whole("--redundant", redundant),
+        window=_whole("--try-window", try_window),
+        interval=_whole("--try-interval", try_interval),
+        excess=positive_numbers("--try-excess", try_excess),
         kinds=names(kinds),
     )
     with (
@@ -229,13 +229,17 @@ def _parts(
 def _splits(given_names: str | None, target: str | None) -> list[str]:
     """The dispatchers to try: an engine has its own and no other."""
     rule = None if target is None else rule_of(target)
-    chosen = names(given_names)
+    chosen = [] if given_names is None else names(given_names)
     if rule is not None and chosen not in ([], [rule]):
         raise EquipoiseError(
             f"--dispatch is {given_names}, and {target} shares batches by {rule}; leave one of the "
             "two options out."
         )
     return chosen or ([rule] if rule is not None else ["even", "minmax"])
+
+
+def _whole(option: str, text: str | None) -> list[int] | None:
+    return None if text is None else whole_numbers(option, text)
 
 
 def _options(
