@@ -54,6 +54,7 @@ for _name, _help in {
     "forecast": "Would balancing help, by how much, and how sure is that?",
     "simulate": "What users of a server would see: TTFT, TPOT and goodput, balanced and not.",
     "tune": "Find the settings to balance with, by replaying steps that no plan has seen.",
+    "checklist": "What to decide about a deployment, in order, with its numbers.",
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
