@@ -55,8 +55,8 @@ class _PlannerChoice:
     Parameters
     ----------
     rank_cost
-        Score the time that ranks take, which robust and survivable then balance, by published
-        constants of this name, such as h100-deepep-ep32; all names in docs/costs.md.
+        Score the time that ranks take, which robust, survivable and repair then balance, by
+        published constants of this name, such as h100-deepep-ep32; all names in docs/costs.md.
     step_assignments
         With --rank-cost or --hardware: assignments of one step in a layer, all ranks together;
         those of the mean recorded step if not given.
