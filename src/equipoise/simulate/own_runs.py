@@ -25,7 +25,9 @@ Floats = NDArray[np.float64]
 
 FEWEST_RUNS = 3
 _FEWEST_STEPS = 16  # of a run: its spread has to show
-_LEAST_RANGE = 2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
+_LEAST_RANGE = (
+    2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
+)
 _KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # assignments of an expert
 _ROBUST_STEPS = 8  # of reweighting
 _HUBER = 1.345  # standard deviations from which on a step counts less
@@ -228,8 +230,8 @@ def _error(cost: OwnCost, runs: Sequence[Run]) -> float:
 def _check_range(runs: Sequence[Run]) -> None:
     if len(runs) < FEWEST_RUNS:
         raise EquipoiseError(
-            f"There {'is' if len(runs) == 1 else 'are'} {len(runs)} timed "
-            f"run{'s' * (len(runs) != 1)}; expected {FEWEST_RUNS} or more, of different batch sizes."
+            f"{len(runs)} timed run{'s' * (len(runs) != 1)} cannot tell what a step, a token and "
+            f"an expert take; expected {FEWEST_RUNS} or more, of different batch sizes."
         )
     means = [float(run.step_assignments.mean()) for run in runs]
     if max(means) < _LEAST_RANGE * min(means):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.checks import MAX_COUNT, brief
-from equipoise.engines._shared.json_text import parse_json, read_json
 from equipoise.engines.files import check_readable
 from equipoise.engines.transformers.config_keys import (
     Keys,
@@ -35,6 +34,7 @@ from equipoise.engines.transformers.model_types import (
 )
 from equipoise.engines.transformers.own_work import own_work
 from equipoise.errors import EquipoiseError, FormatError, argument
+from equipoise.json_text import parse_json, read_json
 from equipoise.layer_ids import format_ids
 from equipoise.simulate.compute import ExpertShape
 from equipoise.simulate.own_work import OwnWork

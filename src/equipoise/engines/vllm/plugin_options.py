@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from equipoise.checks import brief, check_number
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.files import check_readable
 from equipoise.engines.map_io import read_map
 from equipoise.engines.vllm.plugin import VARIABLE
 from equipoise.errors import EquipoiseError
+from equipoise.json_text import parse_json
 from equipoise.placement import Placement
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from equipoise.checks import brief, check_count, check_number, check_type
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 from equipoise.simulate.compute import Device, KernelCost
 from equipoise.simulate.network import ExchangeCost, Link
 
@@ -290,21 +291,11 @@ def _document(name_or_path: str | Path, kind: str) -> tuple[dict[str, Any], str]
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise FormatError(f"{name} has more than {_MAX_BYTES >> 20} MiB; expected a profile.")
-    try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{name} is not a profile in JSON: {brief(str(error))}.") from error
+    document = parse_json(data, name)
     expected = f"equipoise {kind} 1"
     if not isinstance(document, dict) or document.get("format") != expected:
         raise FormatError(f'{name} is no {kind} profile; expected "format": "{expected}".')
     return document, name
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("one key twice in the same object")
-    return result
 
 
 def _known(document: dict[str, Any], key: str, where: str) -> Quantity:
