@@ -44,7 +44,7 @@ from equipoise.runtime.moe.model import load_model
 from equipoise.runtime.serving.prompts import Prompts
 from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.gain import CONFIDENCE
-from equipoise.simulate.own_runs import OwnFit, Run, fit_runs
+from equipoise.simulate.own_runs import OwnMachine, Run, fit_runs
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -52,6 +52,7 @@ Floats = NDArray[np.float64]
 
 CALIBRATION_BATCHES = (4, 12, 32)
 SKEWED_BATCHES = (12, 32)
+DRAWS = 400
 CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 96, 192, 144, 128
 POLICIES = ("no balancing", "static, even", "static, min-max")
 
@@ -109,7 +110,7 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     dist.destroy_process_group()
 
 
-def calibrate(options: argparse.Namespace) -> OwnFit:
+def calibrate(options: argparse.Namespace) -> OwnMachine:
     """The machine's costs, from batch sizes and placements served in turns."""
     prompts = Prompts(1, [(0.0, CALIBRATED_ON)])
     start = Layout(placement=_start(options.ranks))
@@ -160,28 +161,27 @@ def layouts_of(recorded: Trace, setting: Setting, ranks: int) -> dict[str, Layou
 
 
 def forecast(
-    fit: OwnFit, recorded: Trace, layouts: dict[str, Layout], setting: Setting, ranks: int
+    mine: OwnMachine, recorded: Trace, layouts: dict[str, Layout], setting: Setting, ranks: int
 ) -> dict[str, dict[str, Any]]:
     """Tokens a second and the change of every policy, with intervals."""
     held = np.asarray(recorded.counts[PLANNED:], dtype=np.float64)
     topology, tokens = Topology(ranks), setting.batch * ranks
+    loads = {name: layout.slot_loads(held) for name, layout in layouts.items()}
+    best = {name: float(mine.step_seconds(load, topology).mean()) for name, load in loads.items()}
     rng = np.random.default_rng(0)
-    best = {name: fit.cost.seconds(one, topology, held) for name, one in layouts.items()}
     drawn: dict[str, list[float]] = {name: [] for name in layouts}
-    noise = np.exp(fit.error * rng.standard_normal(len(fit.draws)))
-    for cost, slower in zip(fit.draws, noise, strict=True):
+    for likely in mine.draws(DRAWS, seed=0):
         steps = rng.integers(len(held), size=len(held))
-        for name, one in layouts.items():
-            seconds = cost.seconds(one, topology, held[steps]).mean() * slower
-            drawn[name].append(float(tokens / seconds))
+        for name, load in loads.items():
+            drawn[name].append(float(likely.step_seconds(load[steps], topology).mean()))
     ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     plain = np.array(drawn["no balancing"])
     return {
         name: {
-            "tokens": tokens / float(seconds.mean()),
-            "interval": np.quantile(drawn[name], ends).tolist(),
-            "change": float(best["no balancing"].mean() / seconds.mean() - 1),
-            "change_interval": np.quantile(np.array(drawn[name]) / plain - 1, ends).tolist(),
+            "tokens": tokens / seconds,
+            "interval": np.quantile(tokens / np.array(drawn[name]), ends).tolist(),
+            "change": best["no balancing"] / seconds - 1,
+            "change_interval": np.quantile(plain / np.array(drawn[name]) - 1, ends).tolist(),
         }
         for name, seconds in best.items()
     }
