@@ -20,7 +20,7 @@ from equipoise.placement import Placement
 
 
 class Then(Enum):
-    """What follows once the slots of a map are in force."""
+    """What follows the first change: the map that is given, or without one the first plan."""
 
     HOLD = "hold"
     BALANCE = "balance"
@@ -34,15 +34,18 @@ class PluginOptions:
     ----------
     max_moves_share
         Share of the slots that one rebalance may change, from 0 to 1.
+    gate
+        Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
     time_budget_seconds
         Seconds that the search for one plan may take.
     map
         Placement to start from; ``None``: whatever vLLM starts with.
     then
-        What follows once it is in force.
+        What follows the first change.
     """
 
-    max_moves_share: float = 0.3
+    max_moves_share: float = 0.5
+    gate: float = 0.005
     time_budget_seconds: float = 0.5
     map: Placement | None = None
     then: Then = Then.BALANCE
@@ -68,14 +71,13 @@ def read_options(value: str) -> PluginOptions:
             f"has no option {brief(min(unknown))}; there are "
             f"{', '.join(field.name for field in fields(PluginOptions))}."
         )
-    if "then" in given and "map" not in given:
-        raise _error("says what follows a map, but names none; add map, or leave then out.")
     found: dict[str, Any] = {name: _READERS[name](name, value) for name, value in given.items()}
     if "map" in found:
         found.setdefault("then", Then.HOLD)
-    if found.get("then") is Then.HOLD and "max_moves_share" in found:
+    unread = {"max_moves_share", "gate"} & set(found)
+    if unread and "map" in found and found["then"] is Then.HOLD:
         raise _error(
-            "holds the slots of a map, so max_moves_share has no effect; leave it out, or set then "
+            f"holds the slots of a map, so {min(unread)} has no effect; leave it out, or set then "
             'to "balance".'
         )
     return PluginOptions(**found)
@@ -106,7 +108,7 @@ def _share(name: str, value: Any) -> float:
     return check_number(f"{VARIABLE}: {name}", value, low=0, high=1)
 
 
-def _seconds(name: str, value: Any) -> float:
+def _at_least_zero(name: str, value: Any) -> float:
     return check_number(f"{VARIABLE}: {name}", value, low=0, high=np.inf)
 
 
@@ -126,7 +128,8 @@ def _then(name: str, value: Any) -> Then:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_moves_share": _share,
-    "time_budget_seconds": _seconds,
+    "gate": _at_least_zero,
+    "time_budget_seconds": _at_least_zero,
     "map": _map,
     "then": _then,
 }
