@@ -49,7 +49,7 @@ def test_it_is_inactive_until_asked(served):
 def test_it_is_active_when_asked_and_says_so(served):
     assert served["ours"].policy == "Policy"
     (line,) = [line for line in served["ours"].log if "plans the placement" in line]
-    assert "at most 30% of the slots" in line
+    assert "at most 50% of the slots" in line
     plans = [line for line in served["ours"].log if "equipoise (taken" in line]
     assert len(plans) == REBALANCES + 1  # and one when vLLM measured its memory
 
