@@ -87,7 +87,7 @@ def test_a_map_is_read_and_held_unless_told_otherwise(tmp_path, given, then):
         ('{"max_moves_share": 0.1, "max_moves_share": 0.2}', "twice"),
         (
             '{"max_move_share": 0.1}',
-            "there are max_moves_share, gate, time_budget_seconds, map, then",
+            "there are max_moves_share, gate, time_budget_seconds, map, then, status",
         ),
         ('{"max_moves_share": 30}', "expected 0 to 1"),
         ('{"time_budget_seconds": "1s"}', "expected a number"),

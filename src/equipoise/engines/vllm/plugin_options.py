@@ -12,7 +12,7 @@ import numpy as np
 
 from equipoise.checks import brief, check_number
 from equipoise.engines._shared.json_text import parse_json
-from equipoise.engines.files import check_readable
+from equipoise.engines.files import check_readable, output_file
 from equipoise.engines.map_io import read_map
 from equipoise.engines.vllm.plugin import VARIABLE
 from equipoise.errors import EquipoiseError
@@ -42,6 +42,8 @@ class PluginOptions:
         Placement to start from; ``None``: whatever vLLM starts with.
     then
         What follows the first change.
+    status
+        File that says what became of the plans, for the server's metrics; ``None``: there is none.
     """
 
     max_moves_share: float = 0.5
@@ -49,6 +51,7 @@ class PluginOptions:
     time_budget_seconds: float = 0.5
     map: Placement | None = None
     then: Then = Then.BALANCE
+    status: Path | None = None
 
 
 def read_options(value: str) -> PluginOptions:
@@ -118,6 +121,12 @@ def _map(name: str, value: Any) -> Placement:
     return read_map(value)
 
 
+def _status(name: str, value: Any) -> Path:
+    if not isinstance(value, str):
+        raise _error(f"has {brief(value)} as {name}; expected the path of a file.")
+    return output_file(Path(value))
+
+
 def _then(name: str, value: Any) -> Then:
     for known in Then:
         if value == known.value:
@@ -132,6 +141,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "time_budget_seconds": _at_least_zero,
     "map": _map,
     "then": _then,
+    "status": _status,
 }
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from equipoise.engines.vllm.windows import RecordedWindows, forget_loads_of_move
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome, Situation
 from equipoise.plan.ahead import plan_ahead
+
+if TYPE_CHECKING:
+    from equipoise.engines.vllm.plan_metrics import PlanRecord
 
 RELEASES = ("0.32.", "0.33.")
 """Beginnings of the versions whose inside is known."""
@@ -48,6 +52,10 @@ def install(options: PluginOptions) -> None:
     ours = policy.EPLB_POLICIES["default"] = Policy(options)
     ours.windows.watch(eplb_state)
     forget_loads_of_moved_layers(eplb_state)
+    if options.status is not None:
+        from equipoise.engines.vllm.plan_metrics import PlanMetrics
+
+        PlanMetrics(options.status).register()
     _log.info("equipoise %s plans the placement of experts: %s", __version__, _words(options))
 
 
@@ -75,6 +83,7 @@ class Policy:
         self._balance = Hook(planner or usual)
         self._start = None if options.map is None else StartMap(options.map)
         self._to_start = Hook(self._start) if self._start is not None else self._balance
+        self._record = _record_at(options.status)
         self._is_warm = False
         self._has_balanced = False
 
@@ -135,7 +144,18 @@ class Policy:
             taken = decision.status is PlanStatus.TAKEN
             self._has_balanced |= taken and bool(as_array(situation.load, "Loads").any())
         _log_decision(decision)
+        self._keep_record(situation, decision)
         return decision
+
+    def _keep_record(self, situation: Situation, decision: Decision) -> None:
+        """Write what became of the plan; no file, no metrics, and that is all."""
+        if self._record is None:
+            return
+        try:
+            self._record.add(situation, decision)
+        except Exception as error:
+            _log.warning("equipoise keeps no record of its plans any more: %s", error)
+            self._record = None
 
     def _max_moves(self, situation: Situation) -> int:
         """None any more where the map or the first plan is held."""
@@ -216,6 +236,14 @@ def _planning_group() -> Any:
 
     coordinator = parallel_state._EPLB  # its accessor asserts that there is one
     return None if coordinator is None else coordinator.cpu_group
+
+
+def _record_at(path: Path | None) -> PlanRecord | None:
+    if path is None:
+        return None
+    from equipoise.engines.vllm.plan_metrics import PlanRecord
+
+    return PlanRecord(path)
 
 
 def _log_decision(decision: Decision) -> None:
