@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from equipoise.engines.vllm.policy import Policy
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Situation
 
+ROOT = Path(__file__).parents[3]
 OLD = np.array([[0, 1, 2, 3, 0, 1]])
 NEW = np.array([[0, 1, 2, 3, 0, 2]])
 LOAD = np.array([[4.0, 2.0, 6.0, 0.0]])
@@ -80,6 +82,8 @@ def test_every_metric_has_a_description(tmp_path):
     PlanRecord(tmp_path / "status.json").add(asked(), decided())
     families = PlanMetrics(tmp_path / "status.json").collect()
     assert {family.name.removeprefix("equipoise_") for family in families} == set(DESCRIPTIONS)
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    assert all(f"`equipoise_{name}" in page for name in DESCRIPTIONS)
 
 
 def test_a_process_registers_them_once(tmp_path):

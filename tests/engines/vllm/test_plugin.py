@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def test_options_left_out_have_their_defaults():
     options = read_options("{}")
     assert (options.max_moves_share, options.gate, options.time_budget_seconds) == (0.5, 0.005, 0.5)
     assert (options.map, options.then) == (None, Then.BALANCE)
+
+
+def test_the_page_has_every_option():
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    assert all(f"| `{option.name}` |" in page for option in fields(PluginOptions))
 
 
 def test_options_are_read_from_a_file(tmp_path):

@@ -19,11 +19,11 @@ from typing import Any
 from tests.integration.vllm.served_models import VOCABULARY
 
 ROOT = Path(__file__).parents[3]
-START_SECONDS = 170
+START_SECONDS = 300
 INTERVAL = 6
 """Steps between two rearrangements."""
 
-PROMPTS, ROUNDS, TOKENS = 8, 3, 48
+PROMPTS, ROUNDS, TOKENS = 8, 6, 64
 
 ENTRY_POINT = (
     "[vllm.general_plugins]\nstand_ins = tests.integration.vllm.served_stand_ins:register\n"
@@ -59,7 +59,7 @@ class Answers:
 
 
 def ask_a_server(
-    model: Path, folder: Path, *, balance: bool, use_async: bool = False, options: str | None = None
+    model: Path, folder: Path, *, use_async: bool | None, options: str | None = None
 ) -> Answers:
     """Serve a model, complete all prompts several times, and end the server.
 
@@ -67,10 +67,12 @@ def ask_a_server(
     ----------
     folder
         Folder for its log and the entry point of the stand-ins.
+    use_async
+        Whether experts move in the background; ``None``: they do not move.
     options
         Value of ``EQUIPOISE_VLLM``; ``None``: not set.
     """
-    with _server(model, folder, balance=balance, use_async=use_async, options=options) as url:
+    with _server(model, folder, use_async=use_async, options=options) as url:
         chance = random.Random(0)
         prompts = [
             [chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(8, 40))]
@@ -103,7 +105,7 @@ def _complete(url: str, model: Path, prompt: list[int]) -> list[int]:
 
 
 @contextmanager
-def _server(model: Path, folder: Path, *, balance: bool, use_async: bool, options: str | None):
+def _server(model: Path, folder: Path, *, use_async: bool | None, options: str | None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,7 +119,7 @@ def _server(model: Path, folder: Path, *, balance: bool, use_async: bool, option
         *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--enforce-eager"),
         *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "16"),
     ]
-    if balance:
+    if use_async is not None:
         config = BALANCING | {"use_async": use_async}
         command += ["--enable-eplb", "--eplb-config", json.dumps(config)]
     with (folder / "log").open("wb") as log:

@@ -10,11 +10,14 @@ stands in                              for
 ``apply_own_slots``                    an expert kernel that knows which slots its rank has
 ``load_and_register``                  the loading of a model by a GPU's runner: it tells the
                                        balancer of the model
+``update_and_fork``                    nothing of a GPU: processes start in seconds when they are
+                                       forked, and a CPU's would import everything again
 =====================================  ==========================================================
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ def register() -> None:
     _map_and_record_on_the_cpu()
     _leave_out_slots_of_other_ranks()
     _register_models()
+    _fork()
 
 
 class _Platform:
@@ -112,3 +116,15 @@ def _register_models() -> None:
         self.eplb_state.start_async_loop()
 
     CPUModelRunner.load_model = load_and_register
+
+
+def _fork() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    update = CpuPlatform.check_and_update_config
+
+    def update_and_fork(config: Any) -> None:
+        update(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = staticmethod(update_and_fork)
