@@ -182,6 +182,7 @@ def test_without_a_map_the_first_plan_can_be_held():
     assert first.moves
     other = torch.tensor([[1, 1, 1, 0, 0, 9]] * L)
     assert not policy.decide(asked(first.slots, other)).moves
+    assert policy.decide(asked(OLD[:1], load[:1])).moves  # a draft model has a first plan, too
     assert Policy(PluginOptions()).decide(asked(first.slots, other)).moves
 
 

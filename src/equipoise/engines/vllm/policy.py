@@ -85,7 +85,7 @@ class Policy:
         self._to_start = Hook(self._start) if self._start is not None else self._balance
         self._record = _record_at(options.status)
         self._is_warm = False
-        self._has_balanced = False
+        self._balanced: set[tuple[int, ...]] = set()  # by shape: a draft model has its own plans
 
     def rebalance_experts(
         self,
@@ -141,8 +141,9 @@ class Policy:
             decision = self._to_start(situation)
         else:
             decision = self._balance(replace(situation, max_moves=self._max_moves(situation)))
-            taken = decision.status is PlanStatus.TAKEN
-            self._has_balanced |= taken and bool(as_array(situation.load, "Loads").any())
+            has_traffic = bool(as_array(situation.load, "Loads").any())
+            if decision.status is PlanStatus.TAKEN and has_traffic:
+                self._balanced.add(decision.slots.shape)
         _log_decision(decision)
         self._keep_record(situation, decision)
         return decision
@@ -159,10 +160,10 @@ class Policy:
 
     def _max_moves(self, situation: Situation) -> int:
         """None any more where the map or the first plan is held."""
-        first = self._start is None and not self._has_balanced
+        num_layers = np.shape(situation.load)[-2]
+        first = self._start is None and (num_layers, situation.num_slots) not in self._balanced
         if self._options.then is Then.HOLD and not first:
             return 0
-        num_layers = np.shape(situation.load)[-2]
         return int(self._options.max_moves_share * num_layers * situation.num_slots)
 
     def _warm_up(self, situation: Situation) -> None:
