@@ -56,7 +56,6 @@ def install(options: PluginOptions) -> None:
         from equipoise.engines.vllm.plan_metrics import PlanMetrics
 
         PlanMetrics(options.status).register()
-    _log.info("equipoise %s plans the placement of experts: %s", __version__, _words(options))
 
 
 class Policy:
@@ -167,10 +166,16 @@ class Policy:
         return int(self._options.max_moves_share * num_layers * situation.num_slots)
 
     def _warm_up(self, situation: Situation) -> None:
-        """Compile in vLLM's memory run, which comes before serving and has no loads."""
+        """Compile in vLLM's memory run, which comes before serving and has no loads.
+
+        Only now it is said that the plug-in is there: where the options are read, in the first
+        process, vLLM has not yet set up its log, and forked processes do not read them again.
+        """
         if self._is_warm:
             return
         self._is_warm = True
+        words = _words(self._options)
+        _log.info("equipoise %s plans the placement of experts: %s", __version__, words)
         decision = warm_up(
             self._balance,
             num_experts=np.shape(situation.load)[-1],
