@@ -32,6 +32,7 @@ BALANCING = {
     "num_redundant_experts": 8,
     "window_size": INTERVAL,
     "step_interval": INTERVAL,
+    "use_async": False,
 }
 
 
@@ -59,7 +60,7 @@ class Answers:
 
 
 def ask_a_server(
-    model: Path, folder: Path, *, use_async: bool | None, options: str | None = None
+    model: Path, folder: Path, *, balance: bool, options: str | None = None
 ) -> Answers:
     """Serve a model, complete all prompts several times, and end the server.
 
@@ -67,12 +68,12 @@ def ask_a_server(
     ----------
     folder
         Folder for its log and the entry point of the stand-ins.
-    use_async
-        Whether experts move in the background; ``None``: they do not move.
+    balance
+        Whether experts move.
     options
         Value of ``EQUIPOISE_VLLM``; ``None``: not set.
     """
-    with _server(model, folder, use_async=use_async, options=options) as url:
+    with _server(model, folder, balance=balance, options=options) as url:
         chance = random.Random(0)
         prompts = [
             [chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(8, 40))]
@@ -105,7 +106,7 @@ def _complete(url: str, model: Path, prompt: list[int]) -> list[int]:
 
 
 @contextmanager
-def _server(model: Path, folder: Path, *, use_async: bool | None, options: str | None):
+def _server(model: Path, folder: Path, *, balance: bool, options: str | None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,9 +120,8 @@ def _server(model: Path, folder: Path, *, use_async: bool | None, options: str |
         *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--enforce-eager"),
         *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "16"),
     ]
-    if use_async is not None:
-        config = BALANCING | {"use_async": use_async}
-        command += ["--enable-eplb", "--eplb-config", json.dumps(config)]
+    if balance:
+        command += ["--enable-eplb", "--eplb-config", json.dumps(BALANCING)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, env=_environment(folder, options), stdout=log, stderr=log

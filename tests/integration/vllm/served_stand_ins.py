@@ -110,10 +110,8 @@ def _register_models() -> None:
             return
         self.parallel_config.eplb_config.communicator = "torch_nccl"
         self.eplb_state = EplbState(self.parallel_config, self.device)
-        self.eplb_state.device_index = 0
         self._moe_model = get_mixture_of_experts_model(self.model)
         self.eplb_state.add_model(self._moe_model, self.model_config)
-        self.eplb_state.start_async_loop()
 
     CPUModelRunner.load_model = load_and_register
 

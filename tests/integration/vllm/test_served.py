@@ -18,19 +18,17 @@ LEAST = 20
 
 @pytest.fixture(
     scope="module",
-    params=[("qwen3_moe", False), ("mixtral", True)],
-    ids=["qwen3_moe-sync", "mixtral-async"],
+    params=["qwen3_moe", "mixtral"],
 )
 def served(request, tmp_path_factory):
     """The answers without balancing, with vLLM's policy, and with the plug-in."""
-    name, use_async = request.param
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("model", "off", "stock", "ours")}
-    model = make(name, folders["model"])
+    model = make(request.param, folders["model"])
     options = json.dumps({"status": str(folders["ours"] / "status.json"), "gate": 0})
     return {
-        "off": ask_a_server(model, folders["off"], use_async=None, options=options),
-        "stock": ask_a_server(model, folders["stock"], use_async=use_async),
-        "ours": ask_a_server(model, folders["ours"], use_async=use_async, options=options),
+        "off": ask_a_server(model, folders["off"], balance=False, options=options),
+        "stock": ask_a_server(model, folders["stock"], balance=True),
+        "ours": ask_a_server(model, folders["ours"], balance=True, options=options),
     }
 
 
