@@ -104,6 +104,7 @@ def finding(what: str, command: str, *build: Build) -> Case:
 # Making files -------------------------------------------------------------------------------------
 
 
+CHECKLIST = "checklist run.safetensors --ranks 2 --model config.json"
 PRICED = "budget run.safetensors --ranks 2 --model"
 
 
@@ -444,7 +445,38 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "another size of step for a budget",
             "budget run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 100",
         ),
+        case(
+            "a checklist of a model that the recording is not of",
+            f"{CHECKLIST} --hardware h100",
+            model(n_routed_experts=8),
+        ),
+        case("a GPU that nobody knows", f"{CHECKLIST} --hardware h1000", model()),
+        case(
+            "an engine whose options are not known",
+            f"{CHECKLIST} --hardware h100 --for ascend",
+            model(),
+        ),
+        case(
+            "more ranks than experts",
+            "checklist run.safetensors --ranks 5 --model config.json --hardware h100",
+            model(),
+        ),
+        case("times of other ranks", "report run.safetensors --ranks 2 --rank-seconds 1,1,1"),
         case("a forecast for ranks nobody timed", "forecast run.safetensors --ranks 2"),
+        case("a GPU without a profile", "forecast run.safetensors --ranks 2 --hardware h1000"),
+        case(
+            "steps that nobody says what they do",
+            "forecast run.safetensors --ranks 2 --hardware h100",
+        ),
+        case(
+            "times by the hardware and by hand",
+            "plan run.safetensors --ranks 2 --hardware h100 --rank-cost h100-deepep-ep8",
+        ),
+        case("a link without hardware", "budget run.safetensors --ranks 2 --link aws-efa"),
+        case("a time for bytes", "budget run.safetensors --ranks 2 --expert-bytes 20ms"),
+        case(
+            "bytes for a time", "diff map.json map.yaml --trace run.safetensors --stall-seconds 3MB"
+        ),
         case(
             "a forecast of one step",
             "forecast hotness.json --ranks 2 --rank-cost h100-deepep-ep8",

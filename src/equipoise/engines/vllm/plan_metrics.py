@@ -21,9 +21,9 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from equipoise.checks import as_array
 from equipoise.engines._shared.hook import Decision, PlanStatus
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.files import write_text
 from equipoise.errors import EquipoiseError
+from equipoise.json_text import parse_json
 from equipoise.placement import Placement
 from equipoise.plan import Situation, evaluate
 

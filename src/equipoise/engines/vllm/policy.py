@@ -19,7 +19,13 @@ import torch
 
 from equipoise import __version__
 from equipoise.checks import as_array
-from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus, warm_up
+from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus
+from equipoise.engines._shared.plugin_log import (
+    balancing_words,
+    log_decision,
+    log_unknown_release,
+    make_ready,
+)
 from equipoise.engines.vllm.plugin_options import PluginOptions, Then
 from equipoise.engines.vllm.windows import RecordedWindows, forget_loads_of_moved_layers
 from equipoise.placement import Placement
@@ -40,12 +46,8 @@ def install(options: PluginOptions) -> None:
     import vllm
 
     if not vllm.__version__.startswith(RELEASES):
-        _log.warning(
-            "equipoise %s knows vLLM %s, this is %s: vLLM balances by its own policy.",
-            __version__,
-            " and ".join(f"{release}x" for release in RELEASES),
-            vllm.__version__,
-        )
+        known = " and ".join(f"{release}x" for release in RELEASES)
+        log_unknown_release(_log, "vLLM", known, vllm.__version__)
         return
     from vllm.distributed.eplb import eplb_state, policy
 
@@ -143,7 +145,7 @@ class Policy:
             has_traffic = bool(as_array(situation.load, "Loads").any())
             if decision.status is PlanStatus.TAKEN and has_traffic:
                 self._balanced.add(decision.slots.shape)
-        _log_decision(decision)
+        log_decision(_log, decision)
         self._keep_record(situation, decision)
         return decision
 
@@ -176,17 +178,7 @@ class Policy:
         self._is_warm = True
         words = _words(self._options)
         _log.info("equipoise %s plans the placement of experts: %s", __version__, words)
-        decision = warm_up(
-            self._balance,
-            num_experts=np.shape(situation.load)[-1],
-            num_slots=situation.num_slots,
-            num_ranks=situation.num_ranks,
-            num_nodes=situation.num_nodes,
-        )
-        if decision.status is PlanStatus.TAKEN:
-            _log.info("equipoise was made ready in %.1f seconds.", decision.seconds)
-        else:
-            _log.warning("equipoise could not be made ready: %s", decision.reason)
+        make_ready(_log, self._balance, situation)
 
 
 class StartMap:
@@ -252,22 +244,10 @@ def _record_at(path: Path | None) -> PlanRecord | None:
     return PlanRecord(path)
 
 
-def _log_decision(decision: Decision) -> None:
-    taken = decision.status is PlanStatus.TAKEN
-    _log.log(
-        logging.INFO if taken else logging.WARNING,
-        "equipoise (%s, %.0f ms): %s",
-        decision.status.value,
-        1000 * decision.seconds,
-        decision.reason,
-    )
-
-
 def _words(options: PluginOptions) -> str:
     balancing = (
-        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and none unless "
-        f"the mean peak sinks by more than {options.gate:g} mean rank loads; its search takes at "
-        f"most {options.time_budget_seconds:g} seconds."
+        f"{balancing_words(options)} Nothing moves unless the mean peak sinks by more than "
+        f"{options.gate:g} mean rank loads."
     )
     if options.map is None:
         once = " The slots of the first plan then stay." if options.then is Then.HOLD else ""
