@@ -121,8 +121,16 @@ class Work:
 class Service:
     """One policy serving: its model, the batch it is at, and what each step took."""
 
-    def __init__(self, policy: str, model: ExpertParallelModel, work: Work) -> None:
-        self.policy, self._model, self._work = policy, model, work
+    def __init__(
+        self,
+        policy: str,
+        model: ExpertParallelModel,
+        work: Work,
+        prompts: Prompts = PROMPTS,
+        batch: int = BATCH,
+    ) -> None:
+        self.policy, self.model, self._work = policy, model, work
+        self._prompts, self._size = prompts, batch
         self.balancer: Balancer | None = None
         self.seconds: list[float] = []
         self.planners: list[BaseProcess] = []
@@ -132,13 +140,13 @@ class Service:
         """Some steps more, in all at most those of a round."""
         for _ in range(steps):
             if self._batch is None or self._batch.done:
-                self._batch = _batch(round_, len(self.seconds))
+                self._batch = self._next_batch(round_, len(self.seconds))
                 self._work.off = True
             started = time.perf_counter()
-            self._batch.advance(self._model)
+            self._batch.advance(self.model)
             forward = time.perf_counter()
             if self.balancer is not None:
-                self.balancer.step(forward - started, BATCH)
+                self.balancer.step(forward - started, self._size)
             self.seconds.append(time.perf_counter() - (forward if self._work.off else started))
             self._work.off = False
 
@@ -152,15 +160,14 @@ class Service:
         if self.balancer is not None:
             self.balancer.close()
 
-
-def _batch(round_: int, step: int) -> Batch:
-    first = (((round_ * STEPS + step) // NEW_TOKENS) * 64 + dist.get_rank()) * BATCH
-    asked = [PROMPTS.at(number, step) for number in range(first, first + BATCH)]
-    requests = [
-        Request(number, tuple(_tokenizer().encode(text).ids), domain)
-        for number, (domain, text) in enumerate(asked, start=first)
-    ]
-    return Batch(requests, NEW_TOKENS)
+    def _next_batch(self, round_: int, step: int) -> Batch:
+        first = (((round_ * STEPS + step) // NEW_TOKENS) * 64 + dist.get_rank()) * self._size
+        asked = [self._prompts.at(number, step) for number in range(first, first + self._size)]
+        requests = [
+            Request(number, tuple(_tokenizer().encode(text).ids), domain)
+            for number, (domain, text) in enumerate(asked, start=first)
+        ]
+        return Batch(requests, NEW_TOKENS)
 
 
 @cache

@@ -1,0 +1,316 @@
+"""Whether a forecast comes true on this machine: it is made first, then the change is measured.
+
+    python -m benchmarks.live.closed_loop [--settings 5] [--work 320] [--json FILE]
+
+Protocol: one process a core, one thread each, over gloo, decode batches of `models/balance-5m`,
+experts that compute every row `--work` times over, as in `pays`.
+
+1. Calibrate: three batch sizes without balancing and two with the experts of most load on one rank,
+   in turns of 8 steps, 96 steps each, prose and code. `fit_runs` explains their times by what they
+   routed.
+2. Forecast, for each setting (a mix of domains, a batch size, a number of redundant slots): 192
+   steps are served without balancing and recorded, the first 144 are planned on, and the later
+   ones are timed by the fitted costs under every policy. All forecasts are written down here.
+3. Measure: the policies serve further prompts of the same mix in turns of 8 steps, each time
+   another one first, 128 steps of each policy.
+
+Tokens a second are all generated tokens over the seconds of the policy's turns. The interval is
+the forecast's, 80 %: fits to resampled steps, resampled recorded steps, other plans. The change is
+against "no balancing" in the same turns; its sign counts where the interval excludes zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from numpy.typing import NDArray
+
+from benchmarks.live.pays import EXPERTS, FOLDER, LAYERS, TURN, Service, Work
+from benchmarks.quality import machine
+from equipoise.dispatch import dispatcher
+from equipoise.placement import Placement
+from equipoise.plan import Contiguous, Problem, Robust
+from equipoise.runtime.moe.model import load_model
+from equipoise.runtime.serving.prompts import Prompts
+from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.gain import CONFIDENCE
+from equipoise.simulate.own_runs import OwnFit, Run, fit_runs
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+
+CALIBRATION_BATCHES = (8, 24, 64)
+SKEWED_BATCHES = (24, 64)
+CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 96, 192, 144, 128
+POLICIES = ("no balancing", "static, even", "static, min-max")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is served, and the redundant slots that the policies with copies have."""
+
+    mix: dict[str, float]
+    batch: int
+    redundant: int
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        domains = " and ".join(self.mix)
+        return f"{domains}, {self.batch} sequences a rank, {self.redundant} redundant"
+
+    def prompts(self, part: int) -> Prompts:
+        """Prompts of a part of the protocol: each has others."""
+        return Prompts(part, [(0.0, self.mix)])
+
+
+SETTINGS = (
+    Setting({"docs": 1.0}, 32, 2),
+    Setting({"tables": 1.0}, 32, 2),
+    Setting({"code": 1.0, "maths": 1.0}, 48, 4),
+    Setting({"docs": 1.0, "tables": 1.0}, 16, 4),
+    Setting({"maths": 1.0}, 64, 2),
+)
+CALIBRATED_ON = {"docs": 1.0, "code": 1.0}
+
+
+def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> None:
+    torch.set_num_threads(1)
+    ranks = options.ranks
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
+    fit = calibrate(options)
+    told = []
+    for setting in SETTINGS[: options.settings]:
+        recorded = record(setting, options)
+        layouts = _shared([layouts_of(recorded, setting, ranks)] if rank == 0 else [None])
+        forecasts = forecast(fit, recorded, layouts, setting, ranks)
+        if rank == 0:  # written down before anything is measured
+            Path(results).write_text(json.dumps([*told, {"forecast": forecasts}]))
+        measured = measure(layouts, setting, options)
+        told.append({"setting": setting.name, "forecast": forecasts, "measured": measured})
+        if rank == 0:
+            print(table(told[-1:]), flush=True)
+    if rank == 0:
+        error = f"{fit.error:.1%} apart from the fit"
+        print(f"\nCalibrated: {fit.cost}; means of the calibration runs are {error}.\n")
+        Path(results).write_text(json.dumps(told))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def calibrate(options: argparse.Namespace) -> OwnFit:
+    """The machine's costs, from batch sizes and placements served in turns."""
+    prompts = Prompts(1, [(0.0, CALIBRATED_ON)])
+    start = Layout(placement=_start(options.ranks))
+    first = _service("", start, options, prompts, CALIBRATION_BATCHES[0])
+    first.play(0, 4 * TURN)
+    skewed = Layout(placement=_skewed(_decode_steps(first)[0], options.ranks))
+    asked = [(start, batch) for batch in CALIBRATION_BATCHES]
+    asked += [(skewed, batch) for batch in SKEWED_BATCHES]
+    services = [_service("", layout, options, prompts, batch) for layout, batch in asked]
+    _take_turns(services, CALIBRATION_STEPS)
+    runs = []
+    for (layout, batch), service in zip(asked, services, strict=True):
+        trace, seconds = _decode_steps(service)
+        runs.append(
+            Run(
+                name=f"the run of {batch} sequences",
+                trace=trace,
+                layout=layout,
+                topology=Topology(options.ranks),
+                step_seconds=seconds,
+            )
+        )
+    return fit_runs(runs)
+
+
+def record(setting: Setting, options: argparse.Namespace) -> Trace:
+    """Steps served without balancing."""
+    service = _service(
+        "", Layout(placement=_start(options.ranks)), options, setting.prompts(2), setting.batch
+    )
+    service.play(0, RECORDED)
+    return _decode_steps(service)[0]
+
+
+def layouts_of(recorded: Trace, setting: Setting, ranks: int) -> dict[str, Layout]:
+    """Where the copies are under every policy, planned on the earlier steps."""
+    problem = Problem(
+        _part(recorded, slice(None, PLANNED)), Topology(ranks), EXPERTS + setting.redundant
+    )
+    even, minmax = (
+        Robust(dispatch=name, num_threads=1).plan(problem).placement for name in ("even", "minmax")
+    )
+    return {
+        "no balancing": Layout(placement=_start(ranks)),
+        "static, even": Layout(placement=even, dispatch=dispatcher("even")),
+        "static, min-max": Layout(placement=minmax, dispatch=dispatcher("minmax")),
+    }
+
+
+def forecast(
+    fit: OwnFit, recorded: Trace, layouts: dict[str, Layout], setting: Setting, ranks: int
+) -> dict[str, dict[str, Any]]:
+    """Tokens a second and the change of every policy, with intervals."""
+    held = np.asarray(recorded.counts[PLANNED:], dtype=np.float64)
+    topology, tokens = Topology(ranks), setting.batch * ranks
+    rng = np.random.default_rng(0)
+    best = {name: fit.cost.seconds(one, topology, held) for name, one in layouts.items()}
+    drawn: dict[str, list[float]] = {name: [] for name in layouts}
+    noise = np.exp(fit.error * rng.standard_normal(len(fit.draws)))
+    for cost, slower in zip(fit.draws, noise, strict=True):
+        steps = rng.integers(len(held), size=len(held))
+        for name, one in layouts.items():
+            seconds = cost.seconds(one, topology, held[steps]).mean() * slower
+            drawn[name].append(float(tokens / seconds))
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    plain = np.array(drawn["no balancing"])
+    return {
+        name: {
+            "tokens": tokens / float(seconds.mean()),
+            "interval": np.quantile(drawn[name], ends).tolist(),
+            "change": float(best["no balancing"].mean() / seconds.mean() - 1),
+            "change_interval": np.quantile(np.array(drawn[name]) / plain - 1, ends).tolist(),
+        }
+        for name, seconds in best.items()
+    }
+
+
+def measure(
+    layouts: dict[str, Layout], setting: Setting, options: argparse.Namespace
+) -> dict[str, float]:
+    """Tokens a second of every policy, on further prompts."""
+    services = [
+        _service(name, one, options, setting.prompts(3), setting.batch)
+        for name, one in layouts.items()
+    ]
+    _take_turns(services, MEASURED)
+    return {
+        service.policy: setting.batch * options.ranks / float(_decode_steps(service)[1].mean())
+        for service in services
+    }
+
+
+def _service(
+    policy: str, layout: Layout, options: argparse.Namespace, prompts: Prompts, batch: int
+) -> Service:
+    work = Work(options.work)
+    dispatch = "even" if layout.dispatch is None else layout.dispatch.name
+    model = load_model(FOLDER, layout.placement, dispatch=dispatch)
+    model.record(window=1000)
+    for layer in model.layers:
+        layer.compute = work
+    return Service(policy, model, work, prompts, batch)
+
+
+def _take_turns(services: list[Service], steps: int) -> None:
+    for turn in range(steps // TURN):
+        first = turn % len(services)
+        for service in services[first:] + services[:first]:
+            dist.barrier()
+            service.play(0, TURN)
+
+
+def _decode_steps(service: Service) -> tuple[Trace, Floats]:
+    """What was routed and what it took, of the passes that read no prompt."""
+    assert service.model.recorder is not None
+    trace = service.model.recorder.to_trace()
+    decode = np.flatnonzero(trace.labels["phase"] == "decode")
+    return trace.select(phase="decode"), np.array(service.seconds)[decode]
+
+
+def _part(trace: Trace, steps: slice) -> Trace:
+    return Trace(counts=trace.counts[steps], layer_ids=trace.layer_ids)
+
+
+def _start(ranks: int) -> Placement:
+    even_LE = np.ones((LAYERS, EXPERTS))
+    return Contiguous().plan(Problem(even_LE, Topology(ranks), EXPERTS)).placement
+
+
+def _skewed(trace: Trace, ranks: int) -> Placement:
+    """The experts of most load together, so that load and batch size can be told apart."""
+    order = np.argsort(-trace.counts.sum(axis=0), axis=-1, kind="stable")
+    return Placement(slots=order, num_ranks=ranks, num_experts=EXPERTS)
+
+
+def _shared(values: list[Any]) -> Any:
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def table(told: list[dict[str, Any]]) -> str:
+    lines = []
+    for one in told:
+        lines += [
+            "",
+            one["setting"],
+            "",
+            "| policy | tokens/s: forecast | 80 % | measured | change: forecast | 80 % | measured |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        plain = one["measured"]["no balancing"]
+        for name, said in one["forecast"].items():
+            tokens = one["measured"][name]
+            low, high = said["interval"]
+            less, more = said["change_interval"]
+            lines.append(
+                f"| {name} | {said['tokens']:.0f} | {low:.0f}-{high:.0f} | {tokens:.0f} | "
+                f"{said['change']:+.1%} | {less:+.1%} to {more:+.1%} | {tokens / plain - 1:+.1%} |"
+            )
+    return "\n".join(lines)
+
+
+def score(told: list[dict[str, Any]]) -> str:
+    """How many forecasts came true."""
+    inside, changed, right, sure = 0, 0, 0, 0
+    forecasts = [(one, name) for one in told for name in one["forecast"]]
+    for one, name in forecasts:
+        said, tokens = one["forecast"][name], one["measured"][name]
+        inside += said["interval"][0] <= tokens <= said["interval"][1]
+        change = tokens / one["measured"]["no balancing"] - 1
+        low, high = said["change_interval"]
+        if name != "no balancing":
+            changed += low <= change <= high
+            if low > 0 or high < 0:
+                sure += 1
+                right += (change > 0) == (low > 0)
+    changes = len(forecasts) - len(told)
+    return (
+        f"Tokens/s inside the 80 % interval: {inside} of {len(forecasts)}. Changes inside: "
+        f"{changed} of {changes}. Sign right: {right} of {sure} whose interval excludes zero."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", type=int, default=len(SETTINGS))
+    parser.add_argument("--ranks", type=int, default=os.cpu_count())
+    parser.add_argument("--work", type=int, default=320)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results"
+        multiprocessing.spawn(
+            serve, (f"{folder}/store", options, str(results)), nprocs=options.ranks
+        )
+        told = json.loads(results.read_text())
+    print(machine.about_machine())
+    print(score(told))
+    if options.json:
+        options.json.write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
