@@ -23,7 +23,6 @@ from equipoise.plan.search.anneal import (
     doubling,
     fill_up,
     quadrupling,
-    tripling,
 )
 from equipoise.plan.search.layout import first_layout
 from equipoise.plan.search.scenarios import read_history, window_scenarios
@@ -139,7 +138,7 @@ def test_a_scenario_without_load_refuses_nothing():
     assert kernels._least_value(norms, np.array([1.0, 0.0]), 4, 0.0) == 1
 
 
-@pytest.mark.parametrize("sweeps", [doubling, tripling, quadrupling])
+@pytest.mark.parametrize("sweeps", [doubling, quadrupling])
 def test_fewer_proposals_are_a_prefix_of_more(sweeps):
     lengths = sweeps(100_000)
     assert sum(lengths) <= 100_000 < sum(lengths) + 4 * lengths[-1]

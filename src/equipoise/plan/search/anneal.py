@@ -134,11 +134,6 @@ def quadrupling(proposals: int) -> list[int]:
     return _growing(proposals, 4)
 
 
-def tripling(proposals: int) -> list[int]:
-    """As ``doubling``, between it and ``quadrupling``."""
-    return _growing(proposals, 3)
-
-
 def _growing(proposals: int, factor: int) -> list[int]:
     lengths, length = [], _FIRST_SWEEP
     while proposals >= length:
