@@ -17,7 +17,7 @@ from equipoise.checks import (
     check_type,
     check_whole,
 )
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 
 _SHORTEST, _LONGEST = 1e-100, 1e100  # seconds: so that no sum or ratio of times overflows
 
@@ -127,6 +127,17 @@ RANK_COSTS: Mapping[str, RankCost] = MappingProxyType(
     }
 )
 """Published constants by name; calibrate your own before trusting them to the last percent."""
+
+
+def costs_for(ranks: int) -> tuple[str, ...]:
+    """Names of the published constants for a number of ranks; ``EquipoiseError`` without any."""
+    found = tuple(name for name in RANK_COSTS if name.endswith(f"-ep{ranks}"))
+    if not found:
+        raise EquipoiseError(
+            f"There are no published constants for {ranks} ranks; give {argument('gpu')}, or "
+            f"choose with {argument('cost')} from {', '.join(RANK_COSTS)}."
+        )
+    return found
 
 
 def rank_cost(name: str) -> RankCost:

@@ -195,6 +195,7 @@ def commands(name: str, random: Random) -> list[str]:
             ["report", name, "--json", *options],
             ["plan", name, *PLAN, *options],
             ["forecast", name, *FORECAST, *options],
+            ["simulate", name, *FORECAST, *SIMULATE, *options],
             ["convert", name, "--to", "equipoise", "-o", "old.safetensors", *options],
         ]
     )
@@ -202,6 +203,7 @@ def commands(name: str, random: Random) -> list[str]:
 
 PLAN = ("--ranks", "2", "--for", "ascend", "-o", "old.json", "--even-if-worse")
 FORECAST = ("--ranks", "2", "--planner", "greedy", "--rank-cost", "h100-deepep-ep8")
+SIMULATE = ("--rate", "5", "--duration", "1", "--output-tokens", "3", "--chunked-prefill", "128")
 OLD = ("old.yaml", "old.json", "old.html", "old.safetensors")
 
 

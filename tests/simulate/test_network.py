@@ -43,6 +43,19 @@ def test_two_tiers_carry_at_the_same_time():
         COST.seconds(traffic, 1e6, NEAR)
 
 
+def test_a_proxy_sends_so_many_messages_a_second_and_no_more():
+    copies = np.zeros((4, 4))
+    copies[0, 2] = 64
+    traffic = traffic_of(copies, 2)
+    slow, quick = (replace(FAR, message_seconds=s) for s in (1e-6, 1e-9))
+    alone = replace(COST, copies="assignment")
+    small = 40_000  # bytes: a microsecond of the link
+    told = {"payload_bytes": small / 10, "near": NEAR}
+    assert float(alone.seconds(traffic, far=slow, **told)) == pytest.approx(50e-6 + 64e-6)
+    assert float(COST.seconds(traffic, far=slow, **told)) == pytest.approx(50e-6 + 64e-7)
+    assert float(alone.seconds(traffic, far=quick, **told)) == pytest.approx(50e-6 + 64e-7)
+
+
 def test_uniform_traffic_is_what_drawn_tokens_make():
     rng = np.random.default_rng(0)
     tokens, ranks = 4000, 8

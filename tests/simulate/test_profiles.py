@@ -33,6 +33,18 @@ def test_every_gpu_has_its_numbers_with_source_and_uncertainty(name):
         assert 0 < quantity.uncertainty <= 0.5
 
 
+def test_a_host_that_shares_memory_takes_less_for_a_message():
+    proxy = link("aws-efa")
+    assert proxy.from_gpu(hardware("h100")) == proxy.link
+    assert proxy.link.message_seconds > 0
+    coherent = hardware("gh200").coherent_message_share
+    assert coherent.is_assumed
+    share = proxy.from_gpu(hardware("gh200")).message_seconds / proxy.link.message_seconds
+    assert share == coherent.value < 1
+    assert link("infiniband-400g").link.message_seconds == 0
+    assert link("infiniband-400g-proxy").from_gpu(hardware("gh200")).message_seconds > 0
+
+
 @pytest.mark.parametrize("name", names("link"))
 def test_every_link_is_usable_and_says_what_is_assumed(name):
     profile = link(name)
@@ -81,10 +93,19 @@ def test_an_unknown_name_lists_the_known_ones():
         (lambda d: d.pop("memory_bytes"), "memory_bytes is None; expected an object"),
         (lambda d: d.update(format="other"), 'expected "format": "equipoise hardware 1"'),
         (lambda d: d.update(name=7), "name is 7; expected text"),
+        (
+            lambda d: d["flops_per_second"].update(bfloat16={"value": None, "reason": "unknown"}),
+            'bfloat16 is null without "assumed"',
+        ),
+        (lambda d: d.pop("maker"), "maker is None; expected text"),
+        (
+            lambda d: d.update(coherent_message_share=d["memory_bytes"]),
+            "coherent_message_share is 8e.10; expected from 0 to 1",
+        ),
         (lambda d: d.update(flops_per_second=[]), "flops_per_second is .*; expected an object"),
         (lambda d: d["memory_bytes"].update(value="80 GB"), "value is '80 GB'; expected a number"),
         (lambda d: d["memory_bytes"].update(value=0), "value is 0; expected from 0"),
-        (lambda d: d["memory_bytes"].update(value=float("nan")), "value is nan"),
+        (lambda d: d["memory_bytes"].update(value=float("nan")), "NaN is no number"),
         (lambda d: d["memory_bytes"].update(uncertainty=7), "uncertainty is 7; expected from 0 to"),
         (lambda d: d["memory_bytes"].pop("source"), "source is None; expected text"),
         (lambda d: d["memory_bytes"].update(value=None), "reason is None; expected text"),
@@ -134,7 +155,7 @@ def test_one_key_twice_is_refused(tmp_path):
     text = (DATA / "hardware" / "h100.json").read_text()
     path = tmp_path / "twice.json"
     path.write_text('{"name": "other", ' + text.lstrip()[1:])
-    with pytest.raises(FormatError, match="one key twice"):
+    with pytest.raises(FormatError, match="stands twice in one object"):
         hardware(path)
 
 

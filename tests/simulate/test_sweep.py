@@ -64,6 +64,24 @@ def test_threads_and_processes_give_the_same(tmp_path, threads):
     assert sorted(map(str, (line["case"] for line in lines))) == sorted(map(str, CASES))
 
 
+@pytest.mark.long
+def test_a_local_dask_cluster_gives_the_same_and_goes_on(tmp_path, threads):
+    distributed = pytest.importorskip("distributed", reason="Dask has an environment of its own")
+    path = tmp_path / "dask.jsonl"
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor() as executor,
+    ):
+        first = sweep(CASES[:2], simulate, executor=executor, path=path)
+        again = sweep(CASES, simulate, executor=executor, path=path)
+    assert len(path.read_text().splitlines()) == len(CASES)
+    assert again[:2] == first
+    assert again == sweep(CASES, simulate, executor=threads, path=tmp_path / "threads.jsonl")
+
+
 def test_finished_cases_are_not_run_again(tmp_path, threads):
     path = tmp_path / "s.jsonl"
     first = Runs()

@@ -23,12 +23,38 @@ app = App(
     version=__version__,
     result_action="return_value",
 )
+_EXAMPLES = {
+    "simulate": """Examples:
+
+    equipoise simulate RECORDING --ranks 32 --redundant 32 --rate 40
+        --hardware h100 --model deepseek-v3
+
+    equipoise simulate RECORDING --ranks 32 --map MAP --dispatch even --rate 40
+        --rank-cost h100-deepep-ep32 --other-seconds 0.01 --kv-tokens 500000
+
+    equipoise simulate RECORDING --ranks 32 --redundant 0,32,64 --rate 20,40,80
+        --hardware h100 --model deepseek-v3 --sweep results.jsonl
+""",
+    "tune": """Examples:
+
+    equipoise tune RECORDING --ranks 32 --expert-bytes 44040192 --for vllm
+
+    equipoise tune RECORDING --ranks 32 --model deepseek-v3 --step-tokens 4096
+        --results results.jsonl
+
+    equipoise tune --prior glm-5.2 --ranks 32 --step-tokens 8192
+        --expert-bytes 44040192
+""",
+}
 # Import paths, so that `--help` and each command load only what they need.
 for _name, _help in {
     "report": "How unbalanced a recording is, by layer, and how much of it is chance.",
     "plan": "Choose copies and places, score them on held-out steps, write the engine's map.",
     "budget": "How many redundant slots pay, and in which layers.",
     "forecast": "Would balancing help, by how much, and how sure is that?",
+    "simulate": "What users of a server would see: TTFT, TPOT and goodput, balanced and not.",
+    "tune": "Find the settings to balance with, by replaying steps that no plan has seen.",
+    "checklist": "What to decide about a deployment, in order, with its numbers.",
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
@@ -38,7 +64,12 @@ for _name, _help in {
     "capture": "Record the routing of a model while it runs, here or in a server.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }.items():
-    app.command(f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help)
+    app.command(
+        f"equipoise.cli.commands.{_name}:{_name}",
+        name=_name,
+        help=_help,
+        help_epilogue=_EXAMPLES.get(_name),
+    )
 for _name, _help in {
     "report_load_statistics": "Print the balance of a recording, by layer and on average.",
     "generate_eplb_config": "Write the load balancer's file from a recording.",

@@ -12,10 +12,69 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_number, check_whole
 from equipoise.errors import EquipoiseError
-from equipoise.simulate.requests import MAX_REQUESTS, MAX_TOKENS
+from equipoise.simulate.requests import MAX_REQUESTS, MAX_TOKENS, Requests
 
+_CALM_RATE, _CALM_SECONDS = 0.5, 30.0  # of the mean rate
+_BURST_RATE, _BURST_SECONDS = 2.5, 10.0
+_LONGEST = 8  # times the median of lengths that differ
 _RARELY, _OFTEN = 1e-6, 1e6
 _MAX_PHASES = 1 << 24
+
+
+def synthetic(
+    *,
+    requests_per_second: float,
+    seconds: float,
+    prompt_tokens: int,
+    output_tokens: int,
+    spread: float = 0.0,
+    in_bursts: bool = False,
+    seed: int = 0,
+) -> Requests:
+    """Requests of about that many seconds.
+
+    Parameters
+    ----------
+    requests_per_second
+        Mean rate. As a Poisson process; in bursts it is 2.5 times the rate for ten seconds on
+        average, after half of it for thirty.
+    prompt_tokens, output_tokens
+        Length of all, or the median of lognormal lengths, none more than eight times as long.
+    spread
+        Standard deviation of the logarithm of lengths; 0: all are equal.
+    """
+    rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
+    expected = rate * check_number("seconds", seconds, low=_RARELY, high=1e9)
+    if not 1 <= expected <= MAX_REQUESTS:
+        raise EquipoiseError(
+            f"{rate:g} requests a second for {seconds:g} seconds are {expected:,.3g}; expected 1 "
+            f"to {MAX_REQUESTS:,}."
+        )
+    number, seed = int(expected), check_whole("seed", seed)
+    if in_bursts:
+        arrival = bursts(
+            number,
+            calm_requests_per_second=_CALM_RATE * rate,
+            burst_requests_per_second=_BURST_RATE * rate,
+            calm_seconds=_CALM_SECONDS,
+            burst_seconds=_BURST_SECONDS,
+            seed=seed,
+        )
+    else:
+        arrival = poisson(number, requests_per_second=rate, seed=seed)
+    prompts, outputs = (
+        lognormal_tokens(
+            number,
+            median=check_whole(name, tokens, low=1, high=MAX_TOKENS),
+            sigma=spread,
+            highest=min(_LONGEST * tokens, MAX_TOKENS),
+            seed=seed + more,
+        )
+        for more, (name, tokens) in enumerate(
+            [("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)], start=1
+        )
+    )
+    return Requests(arrival_seconds=arrival, prompt_tokens=prompts, output_tokens=outputs)
 
 
 def evenly(num_requests: int, *, requests_per_second: float) -> NDArray[np.float64]:

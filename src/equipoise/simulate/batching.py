@@ -20,14 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_count, check_flag, check_whole
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
+from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import MAX_SECONDS, MAX_TOKENS
 from equipoise.simulate.step_time import StepTime
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": 1 << 40}
+NO_LIMIT = 1 << 40
+"""Tokens of a cache that nothing fills."""
+
+_LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": NO_LIMIT}
+_STEPS_UNTOLD = 1 << 10
 _SHORTEST_STEP = 1e-6  # seconds; shorter ones would be lost in the rounding of late arrivals
 
 
@@ -69,8 +74,8 @@ class Pool:
         check_flag("chunked_prefill", self.chunked_prefill)
         if self.max_tokens < self.max_sequences:
             raise EquipoiseError(
-                f"max_tokens is {self.max_tokens} with max_sequences {self.max_sequences}; "
-                "expected one token for each sequence at least."
+                f"{argument('max_tokens')} is {self.max_tokens} with {argument('max_sequences')} "
+                f"{self.max_sequences}; expected one token for each sequence at least."
             )
 
 
@@ -137,8 +142,13 @@ class Timeline:
     steps: Steps
 
 
-def run(pool: Pool, work: Work) -> Timeline:
+def run(pool: Pool, work: Work, progress: Progress | None = None) -> Timeline:
     """Serve all requests.
+
+    Parameters
+    ----------
+    progress
+        Function that is told now and then how many requests are done, of how many.
 
     Raises
     ------
@@ -166,6 +176,8 @@ def run(pool: Pool, work: Work) -> Timeline:
         now += seconds
         ranks.finish(batch, now)
         step += 1
+        if progress is not None and step % _STEPS_UNTOLD == 0:
+            progress(ranks.num_finished, len(work.arrival_seconds))
     steps = Steps(
         start=np.array(start),
         seconds=np.array(taken),
@@ -207,15 +219,22 @@ class _Ranks:
         self.prompt_done = [0.0] * num_requests
         self.finished = [0.0] * num_requests
         self._rank = [0] * num_requests
-        self._num_admitted = self._num_finished = 0
+        self._num_admitted = self.num_finished = 0
 
         self._members = [0] * num_ranks  # requests on each rank
-        self._ranks_with = {0: (1 << num_ranks) - 1}  # by number of requests, a bit each
+        self._bit = [1 << rank for rank in range(num_ranks)]
+        self._most = min(pool.max_sequences, num_requests)  # requests of a rank at a time
+        self._ranks_with = [0] * (self._most + 1)  # by number of requests, a bit each
+        self._ranks_with[0] = (1 << num_ranks) - 1
+        self._fewest = 0  # no rank has less
         self._room = [pool.kv_tokens] * num_ranks
         self._prompts: list[deque[int]] = [deque() for _ in range(num_ranks)]
         self._computing: set[int] = set()  # ranks with prompts
         self._sequences = np.zeros(num_ranks, np.int64)
         self._context = np.zeros(num_ranks, np.int64)
+        # Views of these two: single numbers are read and written several times as fast.
+        self._sequences_of = self._sequences.data
+        self._context_of = self._context.data
         self._num_sequences = 0
         self._nothing = np.zeros(num_ranks, np.int64)
         self._num_decoded = 0  # steps that gave sequences a token
@@ -223,11 +242,11 @@ class _Ranks:
 
     @property
     def is_done(self) -> bool:
-        return self._num_finished == len(self._arrival)
+        return self.num_finished == len(self._arrival)
 
     def next_start(self, now: float) -> float:
         """When the next step can begin: now, or when something arrives."""
-        if self._num_admitted > self._num_finished:
+        if self._num_admitted > self.num_finished:
             return now
         arrival: float = self._arrival[self._num_admitted]
         return max(now, arrival)
@@ -244,7 +263,7 @@ class _Ranks:
             self._num_admitted += 1
             self.admitted[request] = now
             self._rank[request] = rank
-            self._count(rank, 1)
+            self._join(rank)
             self._room[rank] -= self._needs[request]
             if self._left[request]:
                 self._prompts[rank].append(request)
@@ -286,9 +305,9 @@ class _Ranks:
 
     def _emptiest(self, tokens: int) -> int | None:
         """The rank with the fewest requests of those with room."""
-        for members in sorted(self._ranks_with):
-            if members == self._pool.max_sequences:
-                return None
+        while not self._ranks_with[self._fewest]:
+            self._fewest += 1
+        for members in range(self._fewest, self._most):
             ranks = self._ranks_with[members]
             while ranks:
                 lowest = ranks & -ranks
@@ -298,15 +317,21 @@ class _Ranks:
                 ranks ^= lowest
         return None
 
-    def _count(self, rank: int, change: int) -> None:
-        """Count a request more on a rank, or one less."""
-        before = self._members[rank]
-        self._members[rank] = before + change
-        left = self._ranks_with.pop(before) ^ (1 << rank)
-        if left:
-            self._ranks_with[before] = left
-        others = self._ranks_with.get(before + change, 0)
-        self._ranks_with[before + change] = others | (1 << rank)
+    def _join(self, rank: int) -> None:
+        """Count a request more on a rank."""
+        members, bit = self._members[rank], self._bit[rank]
+        self._members[rank] = members + 1
+        self._ranks_with[members] ^= bit
+        self._ranks_with[members + 1] |= bit
+
+    def _part(self, rank: int) -> None:
+        """Count a request less on a rank."""
+        members, bit = self._members[rank], self._bit[rank]
+        self._members[rank] = members - 1
+        self._ranks_with[members] ^= bit
+        self._ranks_with[members - 1] |= bit
+        if members <= self._fewest:
+            self._fewest = members - 1
 
     def _chunks(self) -> list[tuple[int, int, int]]:
         """Parts of prompts for the next step, in the order of their arrival on each rank."""
@@ -314,7 +339,7 @@ class _Ranks:
         for rank in self._computing:
             left = self._pool.max_tokens
             if self._pool.chunked_prefill:
-                left -= int(self._sequences[rank])
+                left -= self._sequences_of[rank]
             for request in self._prompts[rank]:
                 tokens = min(left, self._left[request])
                 if not tokens or (tokens < self._left[request] and not self._pool.chunked_prefill):
@@ -330,24 +355,24 @@ class _Ranks:
             self._leave(request, now)
             return
         rank = self._rank[request]
-        self._sequences[rank] += 1
+        self._sequences_of[rank] += 1
         self._num_sequences += 1
-        self._context[rank] += self._cached[request]
+        self._context_of[rank] += self._cached[request]
         self._last[self._num_decoded + self._decode_steps[request]].append(request)
 
     def _end_answer(self, request: int, now: float) -> None:
         rank = self._rank[request]
-        self._sequences[rank] -= 1
+        self._sequences_of[rank] -= 1
         self._num_sequences -= 1
-        self._context[rank] -= self._cached[request] + self._decode_steps[request]
+        self._context_of[rank] -= self._cached[request] + self._decode_steps[request]
         self._leave(request, now)
 
     def _leave(self, request: int, now: float) -> None:
         rank = self._rank[request]
-        self._count(rank, -1)
+        self._part(rank)
         self._room[rank] += self._needs[request]
         self.finished[request] = now
-        self._num_finished += 1
+        self.num_finished += 1
 
 
 def _check_fits(pool: Pool, work: Work) -> None:
@@ -356,11 +381,11 @@ def _check_fits(pool: Pool, work: Work) -> None:
     if most > pool.kv_tokens:
         raise EquipoiseError(
             f"A request needs {most:,} tokens of the cache and a rank has {pool.kv_tokens:,}; "
-            "raise kv_tokens, or cut the prompts and answers."
+            f"raise {argument('kv_tokens')}, or cut the prompts and answers."
         )
     longest = int(work.prompt_tokens.max())
     if longest > pool.max_tokens and not pool.chunked_prefill:
         raise EquipoiseError(
             f"A prompt has {longest:,} tokens and a step takes {pool.max_tokens:,}; "
-            "raise max_tokens or use chunked prefill."
+            f"raise {argument('max_tokens')} or use chunked prefill."
         )

@@ -1,4 +1,4 @@
-"""What a step's experts take on given copies: the part of a step that a placement decides."""
+"""What steps take on given copies, by a model of the ranks: of their experts, or of all they do."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from equipoise.checks import check_number, check_type
 from equipoise.cost import RankCost, rank_cost
-from equipoise.dispatch import Dispatcher
+from equipoise.dispatch import Dispatcher, Shares
 from equipoise.placement import Placement
 from equipoise.plan.weigh.reach import placement_without_balancing
+from equipoise.simulate.step import StepParts
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -22,11 +23,11 @@ Floats = NDArray[np.float64]
 COST_ERROR = 0.15
 """Relative error of published constants on other machines; see ``docs/costs.md``."""
 
-_BLOCK_CELLS = 1 << 24  # slot loads held at a time
+_BLOCK_CELLS = 1 << 20  # slot loads held at a time
 
 
 class ComputeModel(Protocol):
-    """What the experts of a rank take, and how far that may be from the truth."""
+    """What ranks and steps take, and how far that may be from the truth."""
 
     @property
     def name(self) -> str:
@@ -38,8 +39,29 @@ class ComputeModel(Protocol):
         """The cost that planners and dispatchers go by."""
         ...
 
+    @property
+    def counts(self) -> str:
+        """What of a step it counts, at the end of a sentence."""
+        ...
+
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
-        """Time of each rank at speed 1, ``(..., R)``, from the load of each slot, ``(..., S)``."""
+        """Experts' time of each rank at speed 1, ``(..., R)``, from slots' loads ``(..., S)``."""
+        ...
+
+    def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
+        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        ...
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts | None:
+        """What steps are spent on; ``None`` if it counts only the experts.
+
+        Parameters
+        ----------
+        slot_load
+            Load of each slot, ``(T, L, S)``.
+        fair_load
+            The same with a fair router.
+        """
         ...
 
     def draws(self, number: int, seed: int) -> Sequence[ComputeModel]:
@@ -77,6 +99,20 @@ class UncertainCost:
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
         """As ``RankCost`` has it."""
         return self.planning_cost.rank_seconds(slot_load, num_ranks)
+
+    @property
+    def counts(self) -> str:
+        """The experts, and nothing else."""
+        return "expert computation alone"
+
+    def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
+        """Every layer waits for its slowest rank, and layers add up."""
+        ranks = self.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+        return np.asarray(ranks.max(axis=-1).sum(axis=-1))
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
+        """Nothing: only the experts are counted."""
+        del slot_load, fair_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
         """Constants of which each is lognormal around the one given."""
@@ -122,35 +158,48 @@ class Layout:
 
     def slot_loads(self, load_TLE: Floats) -> Floats:
         """Assignments of every slot, ``(T, L, S)``."""
-        if self.dispatch is not None:
+        if self.dispatch is not None and self.dispatch.shares is not Shares.EVEN:
             return np.stack([self.dispatch.split(step, self.placement).shares for step in load_TLE])
         missing = self.placement.num_experts - load_TLE.shape[-1]
-        padded = np.pad(load_TLE, ((0, 0), (0, 0), (0, missing)))
+        padded = np.pad(load_TLE, ((0, 0), (0, 0), (0, missing))) / self.placement.copies
         slots = np.broadcast_to(self.placement.slots, (len(padded), *self.placement.slots.shape))
         return np.take_along_axis(padded, slots, axis=-1)
 
-    def rank_seconds(
-        self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
-    ) -> Iterator[Floats]:
-        """What each rank takes, ``(M, T', L, R)`` for ``M`` models, block by block of steps."""
-        speed = 1.0 if topology.speed is None else np.array(topology.speed)
-        cells = self.placement.slots.size * len(models)
-        block = max(1, _BLOCK_CELLS // cells)
+    def blocks(self, load_TLE: Floats) -> Iterator[Floats]:
+        """Loads of every slot, ``(T', L, S)``, block by block of steps, to save memory."""
+        block = max(1, _BLOCK_CELLS // self.placement.slots.size)
         for start in range(0, len(load_TLE), block):
-            loads = self.slot_loads(load_TLE[start : start + block])
-            yield np.stack([m.rank_seconds(loads, topology.num_ranks) for m in models]) / speed
+            yield self.slot_loads(load_TLE[start : start + block])
+
+    def busiest(self, load_TLE: Floats) -> float:
+        """Assignments of the busiest ranks of a mean step, summed over layers."""
+        ranks = self.placement.num_ranks
+        peaks = [
+            loads.reshape(*loads.shape[:2], ranks, -1).sum(axis=-1).max(axis=-1).sum(axis=-1)
+            for loads in self.blocks(load_TLE)
+        ]
+        return float(np.concatenate(peaks).mean())
 
     def step_seconds(
         self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
     ) -> Floats:
-        """What the layers of each step take, ``(M, T)``: every layer waits for its slowest rank."""
-        blocks = self.rank_seconds(load_TLE, topology, models)
-        return np.concatenate([b.max(axis=-1).sum(axis=-1) for b in blocks], axis=1)
+        """What each step takes by each model, ``(M, T)``."""
+        blocks = (
+            np.stack([model.step_seconds(loads, topology) for model in models])
+            for loads in self.blocks(load_TLE)
+        )
+        return np.concatenate(list(blocks), axis=1)
 
     def idle_share(self, load_TLE: Floats, topology: Topology, model: ComputeModel) -> float:
-        """Share of the ranks' time in which they wait for the slowest of a layer."""
+        """Share of the experts' time in which ranks wait for the slowest of a layer."""
         slowest = mean = 0.0
-        for seconds in self.rank_seconds(load_TLE, topology, [model]):
+        for loads in self.blocks(load_TLE):
+            seconds = model.rank_seconds(loads, topology.num_ranks) / speeds(topology)
             slowest += float(seconds.max(axis=-1).sum())
             mean += float(seconds.mean(axis=-1).sum())
         return 1 - mean / slowest if slowest > 0 else 0.0
+
+
+def speeds(topology: Topology) -> Floats:
+    """Relative speed of each rank, ``(R,)``, as given."""
+    return np.ones(topology.num_ranks) if topology.speed is None else np.array(topology.speed)

@@ -1,11 +1,11 @@
 """Whether balancing would help a deployment, by how much, and how sure that is.
 
-As far as the experts' computation decides it. How: ``docs/forecast.md``.
+As far as the model counts: the experts' computation, or whole steps. How: ``docs/forecast.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
@@ -178,12 +178,17 @@ class Forecast:
         Steps planned on, and those that everything is measured on.
     against
         What gains are counted from: no balancing, or the map in force.
+    counts
+        What of a step the model counts.
     other_seconds
-        What a step takes besides the experts.
+        What a step takes besides.
     least_gain
         Share of a step's time that a change must take off to pay.
     today
         Idle shares as things are, of each phase if the steps have some.
+    parts
+        What a mean unseen step is spent on as things are, in seconds by part; ``None`` if only the
+        experts are counted.
     options
         What was tried.
     decision
@@ -195,9 +200,11 @@ class Forecast:
     planned_steps: int
     unseen_steps: int
     against: str
+    counts: str
     other_seconds: float
     least_gain: float
     today: tuple[Idle, ...]
+    parts: Mapping[str, float] | None
     options: tuple[Option, ...]
     decision: Decision | None
 
@@ -248,7 +255,7 @@ class Forecast:
     @property
     def _than(self) -> str:
         """What changes are counted from, and of what."""
-        return f"with {self.against}{'' if self.other_seconds else ', expert computation alone'}"
+        return f"with {self.against}{'' if self.other_seconds else f', {self.counts}'}"
 
     @property
     def _chance(self) -> float:
@@ -297,7 +304,7 @@ def forecast(
         Assignments of a mean step in a layer: every row is then one step of about that size, drawn
         at random from what the row has. The rows as they are if ``None``.
     other_seconds
-        What a step takes besides the computation of experts.
+        What a step takes besides what the model counts.
     least_gain
         Share of a step's time that a change, and each further slot on every rank, must take off.
     further_steps
@@ -360,11 +367,15 @@ def forecast(
         planned_steps=fit.num_steps,
         unseen_steps=len(unseen),
         against="no balancing" if current is None else "the map in force",
+        counts=model.counts,
         other_seconds=other_seconds,
         least_gain=least_gain,
         today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
+        parts=_parts_of(unseen, old[next(iter(judges))], topology, model, trace.top_k, seed),
         options=options,
-        decision=_decide(best, current, moving, judges[best.dispatch], cost, topology, unseen),
+        decision=_decide(
+            trials[options.index(best)], bench, current, moving, judges[best.dispatch], cost
+        ),
     )
 
 
@@ -445,21 +456,40 @@ def _today(
     return tuple(rows)
 
 
+def _parts_of(
+    unseen: Floats,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    top_k: int | None,
+    seed: int,
+) -> Mapping[str, float] | None:
+    """What some of the steps are spent on, on average."""
+    load = unseen[some_steps(len(unseen))]
+    fair = fair_steps(load.sum(axis=-1), load.shape[-1], min(top_k or 1, load.shape[-1]), seed)
+    parts = model.parts(layout.slot_loads(load), layout.slot_loads(fair), topology)
+    return None if parts is None else parts.means
+
+
 def _decide(
-    best: Option,
+    trial: Trial,
+    bench: Bench,
     current: Placement | None,
     moving: Moving | None,
     judge: Dispatcher,
     cost: RankCost,
-    topology: Topology,
-    unseen: Floats,
 ) -> Decision | None:
-    if current is None or moving is None or len(unseen) < 2:
+    """Whether the move to a trial's plan pays, by the times of the model at hand."""
+    if current is None or moving is None or len(bench.load) < 2:
         return None
-    if best.placement.num_slots != current.num_slots:
+    if trial.placement.num_slots != current.num_slots:
         return None
     gate = Gate(cost=cost, dispatch=judge, **asdict(moving))
-    return gate.decide(diff(current, best.placement, topology), unseen)
+    layouts = (Layout(placement=p, dispatch=judge) for p in (current, trial.placement))
+    before, after = (layout.busiest(bench.load) for layout in layouts)
+    return gate.weigh(
+        diff(current, trial.placement, bench.topology), trial.old[0] - trial.new[0], before - after
+    )
 
 
 def _parts(trace: Trace, hold_out: float) -> tuple[Trace, Trace]:

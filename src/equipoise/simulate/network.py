@@ -10,6 +10,7 @@ that has a choice, and between nodes once for each node, but takes longer to beg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from typing import Literal
@@ -23,19 +24,35 @@ from equipoise.errors import EquipoiseError
 Copies = Literal["assignment", "rank"]
 """What a kernel sends a token to once: each chosen expert, or each rank with a chosen expert."""
 
+_COPIES_IN_A_MESSAGE: Mapping[Copies, int] = {"assignment": 1, "rank": 16}
+# A low-latency kernel sends every token by itself; the other collects some, as DeepEP's chunks do.
+
 _RATE_SHARPNESS = 4  # of the smaller of two rates, the link's and that of the multiprocessors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """One rank's link in one direction: seconds before the first byte, then bytes a second."""
+    """One rank's link in one direction.
+
+    Parameters
+    ----------
+    latency_seconds
+        Seconds before the first byte.
+    bytes_per_second
+        Bytes a second from then on.
+    message_seconds
+        Seconds of each message where a proxy on the host sends it, all its threads together, while
+        earlier ones are under way; 0 if the GPU sends by itself.
+    """
 
     latency_seconds: float = 0.0
     bytes_per_second: float
+    message_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("latency_seconds", self.latency_seconds, low=0, high=1)
         check_number("bytes_per_second", self.bytes_per_second, low=1e6, high=1e15)
+        check_number("message_seconds", self.message_seconds, low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,9 @@ class ExchangeCost:
         if crossing.any():
             if far is None:
                 raise EquipoiseError("Tokens cross nodes; give the link between nodes.")
-            across = far.latency_seconds + crossing * payload_bytes / far.bytes_per_second
+            message = far.message_seconds / _COPIES_IN_A_MESSAGE[self.copies]
+            each = max(payload_bytes / far.bytes_per_second, message)
+            across = far.latency_seconds + crossing * each
             longest = np.maximum(longest, np.where(crossing > 0, across, 0))
         return np.asarray(
             self.fixed_seconds

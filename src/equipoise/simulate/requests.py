@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_array, as_ids, brief
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_text
 
 MAX_REQUESTS = 1 << 24
 MAX_TOKENS = 1 << 24  # of one prompt or answer
@@ -88,15 +88,12 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(
-                f"{path}, line {number}: {brief(line)} is not JSON; expected an object with "
-                f"{', '.join(_COLUMNS)}."
-            ) from error
+        row = parse_text(line, f"{path}, line {number}")
         if not isinstance(row, dict):
-            raise FormatError(f"{path}, line {number}: {brief(row)}; expected a JSON object.")
+            raise FormatError(
+                f"{path}, line {number}: {brief(row)}; expected an object with "
+                f"{', '.join(_COLUMNS)}."
+            )
         yield number, row
 
 
@@ -143,13 +140,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise FormatError(f"{path} cannot be read: {reason}.") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("one key twice")
-    return row
 
 
 def _number(text: str) -> float | int | str:

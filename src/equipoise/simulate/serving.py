@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from equipoise.checks import check_number, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.batching import Pool, Timeline, Work, run
+from equipoise.simulate.progress import Progress, part_of
 from equipoise.simulate.requests import MAX_SECONDS, Requests
 
 Floats = NDArray[np.float64]
@@ -208,8 +209,13 @@ class ServingResult:
         return numbers
 
 
-def serve(requests: Requests, pool: Pool) -> ServingResult:
+def serve(requests: Requests, pool: Pool, *, progress: Progress | None = None) -> ServingResult:
     """Serve the requests on one pool that computes prompts and answers.
+
+    Parameters
+    ----------
+    progress
+        Function that is told now and then how much is done, of how much.
 
     Raises
     ------
@@ -218,14 +224,19 @@ def serve(requests: Requests, pool: Pool) -> ServingResult:
     """
     check_type("requests", requests, Requests)
     work = _work(requests, requests.output_tokens - 1)
-    timeline = run(check_type("pool", pool, Pool), work)
+    timeline = run(check_type("pool", pool, Pool), work, progress)
     return _result(
         requests, timeline.prompt_done, timeline.finished, {"serving": (pool, work, timeline)}
     )
 
 
 def serve_disaggregated(
-    requests: Requests, *, prefill: Pool, decode: Pool, hand_over: HandOver
+    requests: Requests,
+    *,
+    prefill: Pool,
+    decode: Pool,
+    hand_over: HandOver,
+    progress: Progress | None = None,
 ) -> ServingResult:
     """Serve the requests on two pools: one computes prompts, the other all tokens after the first.
 
@@ -240,7 +251,7 @@ def serve_disaggregated(
     check_type("requests", requests, Requests)
     check_type("hand_over", hand_over, HandOver)
     prompts = _work(requests, np.zeros(len(requests), np.int64))
-    computed = run(check_type("prefill", prefill, Pool), prompts)
+    computed = run(check_type("prefill", prefill, Pool), prompts, part_of(progress, 0, 2))
     check_type("decode", decode, Pool)
     first_token, finished = computed.prompt_done, computed.finished.copy()
     pools = {"prefill": (prefill, prompts, computed)}
@@ -256,7 +267,7 @@ def serve_disaggregated(
             prompt_tokens=np.zeros(len(goes_on), np.int64),
             decode_steps=requests.output_tokens[goes_on] - 1,
         )
-        decoded = run(decode, answers)
+        decoded = run(decode, answers, part_of(progress, 1, 2))
         finished[goes_on] = decoded.finished
         pools["decode"] = (decode, answers, decoded)
     return _result(requests, first_token, finished, pools)

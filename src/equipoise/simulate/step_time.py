@@ -1,4 +1,4 @@
-"""What a step of a serving engine takes, in seconds: the protocol, and two plain models of it.
+"""What a step of a serving engine takes, in seconds: the protocol, and plain models of it.
 
 The serving simulator knows nothing else of the hardware. Whoever has a better model of a step
 gives it a method ``seconds`` like the ones here.
@@ -6,15 +6,15 @@ gives it a method ``seconds`` like the ones here.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import MAX_COUNT, as_array, brief, check_number, check_whole
+from equipoise.checks import MAX_COUNT, as_array, brief, check_number, check_type, check_whole
 from equipoise.errors import EquipoiseError
 
 Ints = NDArray[np.int64]
@@ -167,6 +167,135 @@ class MoeStepTime:
         return rest + self.imbalance.at(step, num_tokens) * balanced
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TabulatedStepTime:
+    """What steps of several sizes take, computed beforehand, and what is not in there.
+
+    Between two sizes the time is on the straight line between theirs; see ``step_table``.
+
+    Parameters
+    ----------
+    by_tokens
+        Seconds of steps, ``(T,)`` of each size, by the tokens of all ranks together. Row ``t`` is
+        of the same part of a recording in all sizes. After the last row the first one follows.
+    rest
+        Time that is added.
+    """
+
+    by_tokens: Mapping[int, ArrayLike]
+    rest: StepTime
+    _sizes: list[int] = field(init=False, repr=False)
+    _rows: list[list[float]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = sorted(check_whole("tokens", n, low=1) for n in self.by_tokens)
+        columns = [_as_seconds(self.by_tokens[n]) for n in sizes]
+        if len({len(column) for column in columns}) != 1:
+            raise EquipoiseError(
+                "by_tokens has no sizes, or other numbers of steps for some; expected the same "
+                "number of each size."
+            )
+        object.__setattr__(self, "_sizes", sizes)
+        object.__setattr__(self, "_rows", np.stack(columns, axis=1).tolist())
+
+    def seconds(
+        self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
+    ) -> float:
+        """Seconds of one step of this size; ``EquipoiseError`` for more tokens than are known."""
+        num_tokens = int(prefill_tokens.sum() + sequences.sum())
+        rest = self.rest.seconds(step, prefill_tokens, sequences, context_tokens)
+        return rest + self.at(step, num_tokens)
+
+    def at(self, step: int, num_tokens: int) -> float:
+        """What the table has for a step with that number of tokens."""
+        row = self._rows[step % len(self._rows)]
+        i = bisect_left(self._sizes, num_tokens)
+        if i == len(self._sizes):
+            raise EquipoiseError(
+                f"A step has {num_tokens:,} tokens and the table of step times ends at "
+                f"{self._sizes[-1]:,}; add larger sizes."
+            )
+        if i == 0:
+            return row[0]
+        low, high = self._sizes[i - 1 : i + 1]
+        return row[i - 1] + (num_tokens - low) / (high - low) * (row[i] - row[i - 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Another step time from a step on: a new placement, or other traffic.
+
+    Parameters
+    ----------
+    step
+        First step of the new time.
+    step_time
+        The new time.
+    moving_steps
+        Steps before it in which experts move.
+    slow_down
+        Factor on the time of those steps, 1.1 if transfers make them a tenth longer.
+    stall_seconds
+        Seconds for which serving stands still at the change: added to its first step.
+    """
+
+    step: int
+    step_time: StepTime
+    moving_steps: int = 0
+    slow_down: float = 1.0
+    stall_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_whole("step", self.step, low=1)
+        check_whole("moving_steps", self.moving_steps, low=0, high=self.step)
+        check_number("slow_down", self.slow_down, low=1, high=1000)
+        _check_seconds(self, "stall_seconds")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScheduledStepTime:
+    """A step time that changes at given steps, as by rebalances.
+
+    Parameters
+    ----------
+    first
+        Time of the steps before the first change.
+    changes
+        Changes in the order of their steps; one's moves begin after the change before it.
+    """
+
+    first: StepTime
+    changes: Sequence[Change]
+    _starts: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        starts = [check_type("changes", change, Change).step for change in self.changes]
+        moves = [change.step - change.moving_steps for change in self.changes]
+        if any(begun < changed for changed, begun in zip(starts, moves[1:], strict=False)):
+            raise EquipoiseError(
+                f"Changes are at the steps {brief(starts)}, and their moves begin at "
+                f"{brief(moves)}; expected each to begin after the one before it is done."
+            )
+        if len(set(starts)) < len(starts):
+            raise EquipoiseError(f"Two changes are at the same step, of {brief(starts)}.")
+        object.__setattr__(self, "_starts", starts)
+
+    def seconds(
+        self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
+    ) -> float:
+        """Seconds of one step by the time in force, longer while experts move."""
+        done = bisect_right(self._starts, step)
+        model = self.changes[done - 1].step_time if done else self.first
+        seconds = model.seconds(step, prefill_tokens, sequences, context_tokens)
+        if done < len(self.changes):
+            following = self.changes[done]
+            if step >= following.step - following.moving_steps:
+                seconds *= following.slow_down
+        if done and step == self._starts[done - 1]:
+            seconds += self.changes[done - 1].stall_seconds
+        return seconds
+
+
 def _of_steps(imbalance: ArrayLike) -> NDArray[np.float64]:
     """The mean over layers of each step, ``(T,)``."""
     x = as_array(imbalance, "Imbalances")
@@ -178,6 +307,18 @@ def _of_steps(imbalance: ArrayLike) -> NDArray[np.float64]:
             f"{MAX_COUNT:,}, peak over mean."
         )
     return np.asarray(x.mean(axis=1, dtype=np.float64))
+
+
+def _as_seconds(seconds: ArrayLike) -> NDArray[np.float64]:
+    x = as_array(seconds, "Seconds").astype(np.float64)
+    if x.ndim != 1 or not x.size:
+        raise EquipoiseError(f"Seconds of steps have shape {x.shape}; expected (steps,).")
+    if not (x.min() >= 0 and x.max() <= _LONGEST_SECONDS):  # also false for NaN
+        raise EquipoiseError(
+            f"Seconds of steps are from {brief(x.min())} to {brief(x.max())}; expected 0 to "
+            f"{_LONGEST_SECONDS:,.0f}."
+        )
+    return x
 
 
 def _check_seconds(model: object, name: str) -> None:

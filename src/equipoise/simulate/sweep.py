@@ -8,14 +8,18 @@ Any executor of ``concurrent.futures`` serves, so also those that Dask and Ray o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from numpy.typing import NDArray
+
 from equipoise.checks import brief
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 
 Case = Mapping[str, Any]
 
@@ -90,6 +94,22 @@ def sweep(
     return [results[key] for key, _ in keyed]
 
 
+def fingerprint(settings: Any, arrays: Iterable[NDArray[Any]]) -> str:
+    """Sixteen characters for a case, which stand for what all cases of a sweep have in common.
+
+    Parameters
+    ----------
+    settings
+        Lists, mappings and plain values; of others, what they say as text.
+    arrays
+        Data, such as the counts of a recording.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("ab")
@@ -136,7 +156,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     results = {}
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, str(path))
             results[_key(row["case"])] = row["result"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise _unknown(path, number) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.engines.transformers.config import ModelConfig, read_model_config
+import equipoise.engines.transformers
+from equipoise.engines.transformers.config import ModelConfig, model_names, read_model_config
 from equipoise.engines.transformers.model_types import MODEL_TYPES
 from equipoise.errors import EquipoiseError
 
 CONFIGS = Path(__file__).parent / "configs"
+SHIPPED = Path(equipoise.engines.transformers.__file__).parent / "models"
 
 
 def published(name: str) -> dict[str, Any]:
@@ -54,6 +57,91 @@ def test_gpt_oss_has_four_bits_a_scale_of_a_byte_for_32_and_biases() -> None:
     assert model.kv_bytes_per_token == 36 * 2 * 8 * 64 * 2
     assert (model.weight_type, model.num_shared_experts) == ("mxfp4", 0)
     assert model.num_window_layers == 18
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_model_that_ships_has_all_that_a_step_needs(name: str) -> None:
+    model = read_model_config(name.upper())
+    assert model.expert_bytes == pytest.approx(model.expert_shape.expert_bytes, rel=0.07)
+    assert model.moe_layer_ids
+    assert model.own_work is not None
+    assert model.own_work.num_moe_layers == len(model.moe_layer_ids)
+    profile = json.loads((SHIPPED / f"{name}.json").read_text())
+    assert profile["format"] == "equipoise model 1"
+    assert profile["source"]
+    assert profile["date"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+def test_models_that_ship_are_those_published(file: Path) -> None:
+    by_name, by_file = read_model_config(file.stem), read_model_config(file)
+    where = by_file.source.replace(str(file), file.stem)
+    assert by_name == replace(by_file, source=where)
+
+
+def test_a_profile_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
+    profile = json.loads((SHIPPED / "mixtral-8x7b.json").read_text())
+    model = read(tmp_path, profile)
+    assert replace(model, source="mixtral-8x7b") == read_model_config("mixtral-8x7b")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"source": ""}, "source is ''; expected text"),
+        ({"date": 2024}, "date is 2024; expected text"),
+        ({"config": [1]}, "is not the configuration of a model"),
+        ({"config": {"model_type": "mixtral"}}, "without routed experts"),
+        ({"format": "equipoise model 2"}, "is not the configuration of a model"),
+    ],
+)
+def test_damaged_profiles_are_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
+    profile = json.loads((SHIPPED / "mixtral-8x7b.json").read_text())
+    with pytest.raises(EquipoiseError, match=said):
+        read(tmp_path, profile | values)
+
+
+# All parameters of a token but its routed experts and embeddings, by the makers' own counts
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("deepseek-v3", 36.6 - 0.9 - 20.4), ("qwen3-235b-a22b", 22 - 1.2 - 14.2)],
+)
+def test_what_a_token_takes_besides_its_experts(name: str, billions: float) -> None:
+    work = read_model_config(name).own_work
+    assert work is not None
+    assert work.token_flops / 2e9 == pytest.approx(billions, rel=0.03)
+
+
+def test_latent_attention_reads_its_compressed_cache() -> None:
+    work = read_model_config("deepseek-v3").own_work
+    assert work is not None
+    assert work.kv_bytes_per_token == 61 * 576 * 2
+    assert work.decode_pair_flops == 61 * 2 * 128 * (576 + 512)
+    assert work.prefill_pair_flops == 61 * 2 * 128 * (192 + 128)
+    assert work.weight_bytes == work.token_flops / 2  # FP8
+
+
+def test_grouped_heads_read_keys_and_values() -> None:
+    work = read_model_config("mixtral-8x7b").own_work
+    assert work is not None
+    assert work.kv_bytes_per_token == 32 * 2 * 8 * 128 * 2
+    assert work.decode_pair_flops == work.prefill_pair_flops == 32 * 4 * 32 * 128
+    assert work.token_flops == 2 * 32 * 2 * 4096 * (32 + 8) * 128
+
+
+def test_what_is_besides_the_experts_may_be_unknown(tmp_path: Path) -> None:
+    model = changed(tmp_path, "deepseek-v3", v_head_dim=None)
+    assert model.own_work is None
+    assert model.unknown["own_work"] == "v_head_dim is missing"
+    odd = changed(tmp_path, "deepseek-v3", v_head_dim=[128, 64])
+    assert "differ from each other" in odd.unknown["own_work"]
+
+
+def test_weights_that_nobody_timed_are_refused_for_a_step(tmp_path: Path) -> None:
+    section = {"quant_method": "gptq", "bits": 8, "group_size": -1}
+    model = changed(tmp_path, "olmoe-1b-7b", quantization_config=section)
+    with pytest.raises(EquipoiseError, match="weights in int8, whose kernels nobody has timed"):
+        _ = model.expert_shape
 
 
 # expert bytes, MoE layers, speculative layers, KV bytes a token

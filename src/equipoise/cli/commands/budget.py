@@ -10,13 +10,16 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.cli.options.limits import Amount, Redundant, Size
+from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.text import one_line
@@ -35,13 +38,14 @@ def budget(
     *,
     ranks: Annotated[int, Size],
     up_to: Annotated[int | None, Redundant] = None,
-    expert_bytes: Annotated[int | None, Amount] = None,
-    kv_bytes_per_token: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
+    kv_bytes_per_token: Annotated[int | None, ByteCount] = None,
     hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
+    hardware: HardwareArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -68,18 +72,21 @@ def budget(
         Share of the time that each further slot on every rank must take off to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
-    serving = serving or ModelArguments()
+    serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
+    planning = hardware.before_reading(planning)
     planning.check(machine)
     if planning.step_assignments is not None:
         raise EquipoiseError(
             "equipoise budget uses the recorded size of every step; leave --step-assignments out."
         )
-    topology = machine.topology(ranks)
+    topology = hardware.topology(machine, ranks)
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
     serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     if kv_bytes_per_token is None and serving.config is not None:
         kv_bytes_per_token = serving.config.kv_bytes_per_token or None
+    times = hardware.machine(recording, serving.config, topology)
+    planning = planning.by(times)
     fit, held = recording.split(at=1 - hold_out)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
@@ -96,10 +103,12 @@ def budget(
             least_gain=least_gain,
             progress=plans.begin,
         )
+    facts = {} if times is None else times.expert_facts
     if json:
-        print_json(_document(result) | {"model": model_document(serving.config)})
+        print_json(_document(result) | {"model": model_document(serving.config), "hardware": facts})
     else:
         _print(stdout(), recording, result)
+        print_facts(stdout(), facts)
         if serving.config is not None:
             stdout().print(slot_text(serving.config, expert_bytes))
             _print_missing_layers(recording, serving.config)

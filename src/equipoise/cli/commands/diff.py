@@ -11,13 +11,15 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from equipoise.cli.options.gate import GateArguments
-from equipoise.cli.options.limits import Amount
+from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import MapArguments, check_model_key
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import in_options
 from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.moves import moves_document, moves_text
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import MapContext
@@ -40,7 +42,7 @@ def diff(
     new: Path,
     /,
     *,
-    expert_bytes: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
     match: Annotated[bool, Parameter(negative=())] = False,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
@@ -48,6 +50,7 @@ def diff(
     deployment: MapArguments | None = None,
     serving: ModelArguments | None = None,
     gate: GateArguments | None = None,
+    hardware: HardwareArguments | None = None,
     json: Json = False,
 ) -> int:
     """Count what must move from one map to another; the maps may be of different formats.
@@ -69,9 +72,10 @@ def diff(
         With --match: the file for the renamed map; needs --for.
     """
     machine, gate = machine or MachineArguments(), gate or GateArguments()
-    serving = serving or ModelArguments()
+    serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
-    gate.check(expert_bytes)
+    hardware.check(gate.rank_cost)
+    gate.check(expert_bytes, timed=hardware.hardware is not None)
     _refuse_unused(machine, match, gate)
     context = (deployment or MapArguments()).context
     _check_target(for_, output, match, old, new, gate.trace)
@@ -83,17 +87,24 @@ def diff(
         for path in readings
         for doubt in reading_warnings(readings[path])
     ]
-    topology = machine.topology(before.num_ranks)
+    topology = hardware.topology(machine, before.num_ranks)
     if match:
         after = match_ranks(before, after, topology)
     migration = compare(before, after, topology)
-    decision = gate.decide(migration, expert_bytes)
+    steps, decision, facts = gate.steps(), None, hardware.facts
+    if steps is not None:
+        times = hardware.machine(steps, serving.config, topology)
+        decision = gate.decide(
+            migration, steps, expert_bytes, None if times is None else times.planning_cost
+        )
+        facts |= {} if times is None else times.expert_facts
     written = _write(after, for_, output, context.num_hidden_layers)
     if json:
         document = _document(migration, expert_bytes, decision)
-        print_json(document | {"map": written, "warnings": doubts})
+        print_json(document | {"map": written, "warnings": doubts, "hardware": facts})
     else:
         _print(migration, expert_bytes, decision)
+        print_facts(stdout(), facts)
         _print_doubts(doubts)
         _print_map(written)
     return 0 if decision is None or decision.move else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
@@ -18,19 +20,22 @@ from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.forecast import Advice, forecast_document, print_forecast
 from equipoise.cli.views.progress import PartsOf, progress_bar
-from equipoise.cost import RANK_COSTS
-from equipoise.engines.formats import LaunchOptions, given
+from equipoise.cost import costs_for
+from equipoise.engines.formats import Launch, LaunchOptions, given
 from equipoise.engines.launch_flags import launch
+from equipoise.engines.machines import assignments_of
 from equipoise.engines.registry import rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.weigh.budget import LEAST_GAIN
-from equipoise.simulate.expert_time import COST_ERROR, UncertainCost
+from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
+from equipoise.simulate.named_cost import cost_model
 
 _MAP = "MAP"
 
@@ -42,13 +47,15 @@ def forecast(
     ranks: Annotated[int, Size],
     redundant: str | None = None,
     hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
-    cost_error: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = COST_ERROR,
-    other_seconds: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
+    cost_error: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None,
+    other_seconds: Annotated[float, Seconds] = 0.0,
+    batch_tokens: Annotated[int | None, Amount] = None,
     least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
-    expert_bytes: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
+    hardware: StepArguments | None = None,
     moving: MovingArguments | None = None,
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
@@ -58,10 +65,11 @@ def forecast(
     """Say whether balancing would make steps shorter, by how much, and how sure that is.
 
     Plans on the earlier steps with several numbers of redundant slots and dispatchers, and times
-    the later ones with the cost of the ranks: seconds of the experts' computation, and nothing
-    else of a step but --other-seconds. --rank-cost and --dispatch take several names, separated by
-    commas. Without --rank-cost all published constants for this number of ranks are used, without
-    --dispatch even, minmax and the rule of the engine that --for names. docs/forecast.md.
+    the later ones. With --hardware a step is timed whole: experts, exchanges and attention. With
+    --rank-cost it is the experts' computation, and nothing else but --other-seconds; without both
+    it is timed by all published constants for this number of ranks. --rank-cost and --dispatch take
+    several names, separated by commas; without --dispatch even, minmax and the rule of the engine
+    that --for names are tried. docs/forecast.md.
 
     Parameters
     ----------
@@ -75,9 +83,14 @@ def forecast(
     hold_out
         Share of the steps, the latest of each domain, to measure on.
     cost_error
-        Relative error of each constant of the rank cost; see docs/costs.md.
+        Relative error of each constant of the rank cost, 0.15 if not given; see docs/costs.md. With
+        --hardware the profiles and fits say how far off they may be.
     other_seconds
-        What a step takes besides the computation of experts: attention, communication, the rest.
+        What a step takes besides what is timed: with --rank-cost attention, communication, the
+        rest.
+    batch_tokens
+        Tokens of a mean step, all ranks together, in place of --step-assignments: the recorded
+        steps are drawn again in that size.
     least_gain
         Share of a step's time that a change, and each further slot on every rank, must take off.
     expert_bytes
@@ -89,47 +102,68 @@ def forecast(
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     serving, engine = serving or ModelArguments(), engine or EngineArguments()
-    moving = moving or MovingArguments()
+    moving, hardware = moving or MovingArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     prices = moving.moving(expert_bytes)
     rule = None if for_ is None else rule_of(for_)
     if for_ is None and given(engine):
         unused = ", ".join(sorted(map(option_name, given(engine))))
         raise EquipoiseError(f"{unused}: only with --for, the engine.")
+    if batch_tokens is not None and planning.step_assignments is not None:
+        raise EquipoiseError(
+            "--batch-tokens and --step-assignments both size the steps; give one of the two."
+        )
+    config = serving.config
     names = _names(planning.dispatch) or _default_dispatch(rule)
-    costs = _names(planning.rank_cost) or _costs_for(ranks)
-    variants = {cost: replace(planning, rank_cost=cost, dispatch=None) for cost in costs}
-    for variant in variants.values():
+    if hardware.hardware is not None and cost_error is not None:
+        raise EquipoiseError("--cost-error: not with --hardware, whose parts say their own errors.")
+    planning = replace(hardware.before_reading(planning), dispatch=None)
+    named: Sequence[str] = []
+    if hardware.hardware is None:
+        named = _names(planning.rank_cost) or costs_for(ranks)
+    for variant in [replace(planning, rank_cost=name) for name in named] or [planning]:
         variant.check(machine)
-    topology = machine.topology(ranks)
+    topology = hardware.topology(machine, ranks)
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
     serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    whole = hardware.machine(recording, serving.config, topology)
+    error = COST_ERROR if cost_error is None else cost_error
+    models: list[ComputeModel] = [cost_model(name, error) for name in named]
+    models += [] if whole is None else [whole]
+    step_assignments = planning.step_assignments
+    if batch_tokens is not None:
+        step_assignments = assignments_of(batch_tokens, recording, config)
     current = moving.read(recording, ranks)
-    config = serving.config
     slot_bytes = None if expert_bytes is None else expert_bytes * recording.num_layers
     if config is not None and config.moe_layer_ids is not None and expert_bytes is not None:
         slot_bytes = expert_bytes * len(config.moe_layer_ids)
     answers = []
-    for cost, variant in variants.items():
-        with progress_bar(f"forecast, {cost}") as progress:
+    for model in models:
+        told = replace(
+            planning,
+            rank_cost=None,
+            timed=model.planning_cost,
+            step_assignments=step_assignments,
+        )
+        with progress_bar(f"forecast, {model.name}") as progress:
             plans = PartsOf(progress)
 
             def planner(
-                name: str, variant: PlannerArguments = variant, plans: PartsOf = plans
+                name: str, told: PlannerArguments = told, plans: PartsOf = plans
             ) -> Planner:
-                told = replace(variant, dispatch=name)
+                told = replace(told, dispatch=name)
                 return told.configured(told.judge(topology, recording.top_k), plans)
 
             result = foresee(
                 recording,
                 topology,
-                UncertainCost.published(cost, cost_error),
+                model,
                 redundant=_numbers(redundant),
                 dispatch=names,
                 engine_dispatch=rule,
                 planner=planner,
                 hold_out=hold_out,
-                step_assignments=planning.step_assignments,
+                step_assignments=step_assignments,
                 other_seconds=other_seconds,
                 least_gain=least_gain,
                 current=current,
@@ -138,7 +172,10 @@ def forecast(
                 kv_bytes_per_token=None if config is None else config.kv_bytes_per_token,
                 progress=plans.begin,
             )
-        answers.append(_advice(result, for_, engine.options(config)))
+        flags = _flags(result, for_, engine.options(config))
+        answers.append(
+            Advice(forecast=result, launch=flags, facts={} if whole is None else whole.facts)
+        )
     if json:
         print_json([forecast_document(answer) for answer in answers])
     else:
@@ -146,27 +183,15 @@ def forecast(
     return 0
 
 
-def _advice(result: Forecast, target: str | None, options: LaunchOptions) -> Advice:
-    """The forecast, and how to start the engine with what it recommends."""
+def _flags(result: Forecast, target: str | None, options: LaunchOptions) -> Launch | None:
+    """How to start the engine with what is recommended; ``None`` if nothing is."""
     if target is None or result.verdict.kind != "recommend":
-        return Advice(forecast=result)
-    flags = launch(result.best.placement, target, _MAP, options)
-    return Advice(forecast=result, launch=flags)
+        return None
+    return launch(result.best.placement, target, _MAP, options)
 
 
 def _default_dispatch(rule: str | None) -> list[str]:
     return list(dict.fromkeys(["even", "minmax", *([] if rule is None else [rule])]))
-
-
-def _costs_for(ranks: int) -> list[str]:
-    """The published constants for this number of ranks."""
-    found = [name for name in RANK_COSTS if name.endswith(f"-ep{ranks}")]
-    if not found:
-        raise EquipoiseError(
-            f"There are no published constants for {ranks} ranks; choose with --rank-cost from "
-            f"{', '.join(RANK_COSTS)}."
-        )
-    return found
 
 
 def _names(text: str | None) -> list[str]:

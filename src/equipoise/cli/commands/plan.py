@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.locality import LocalityArguments
 from equipoise.cli.options.machine import MachineArguments
@@ -49,6 +50,7 @@ def plan(
     machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
+    hardware: HardwareArguments | None = None,
     layer_updates_per_iter: Annotated[int, Redundant] = 0,
     trtllm: TrtllmArguments | None = None,
     reading: TraceArguments | None = None,
@@ -85,6 +87,7 @@ def plan(
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
     serving, trtllm = serving or ModelArguments(), trtllm or TrtllmArguments()
+    hardware = hardware or HardwareArguments()
     target = _target(for_, output, engine, serving, trtllm, layer_updates_per_iter, even_if_worse)
     if target is not None:
         inputs = (trace, reading.run_map, repairing.from_map)
@@ -94,12 +97,15 @@ def plan(
     expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
         repairing.expert_bytes
     )
+    planning = hardware.before_reading(planning)
     repairing.check(planning, expert_bytes)
     gathering.check(planning, repairing)
     planning.check(machine, gathering.uses)
-    topology = machine.topology(ranks)
+    topology = hardware.topology(machine, ranks)
     recording = reading.read(trace, ranks=ranks)
     serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    times = hardware.machine(recording, serving.config, topology)
+    planning = planning.by(times)
     current = repairing.read(recording, ranks, redundant)
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
@@ -125,6 +131,7 @@ def plan(
         study=result,
         model=serving.config,
         expert_bytes=expert_bytes,
+        facts=hardware.facts | ({} if times is None else times.expert_facts),
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,

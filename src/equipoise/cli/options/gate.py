@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
-from equipoise.cost import RankCost, rank_cost
+from equipoise.cli.options.units import Seconds
+from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.registry import needs_cost
 from equipoise.engines.formats import given
@@ -18,7 +19,9 @@ from equipoise.engines.trace_io import read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration
 from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.simulate.named_cost import cost_model
 from equipoise.topology import Topology
+from equipoise.trace import Trace
 
 PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
 """What a move costs, apart from its bytes; none has a default."""
@@ -36,7 +39,7 @@ class GateArguments:
         A recording that needs no options to be read, one row a step.
     rank_cost
         With --trace: what ranks take, published constants of this name, such as h100-deepep-ep32;
-        all names in docs/costs.md.
+        all names in docs/costs.md. Or give --hardware.
     dispatch
         With --trace: the dispatcher that runs, as for equipoise plan.
     dwell_steps
@@ -53,45 +56,62 @@ class GateArguments:
     rank_cost: str | None = None
     dispatch: str = "even"
     dwell_steps: AtLeastZero = None
-    stall_seconds: AtLeastZero = None
+    stall_seconds: Annotated[float | None, Seconds] = None
     interference: AtLeastZero = None
     delay_steps: AtLeastZero = None
 
-    def check(self, expert_bytes: int | None) -> None:
-        """Refuse a decision without the values it needs, and values without a decision."""
+    def check(self, expert_bytes: int | None, timed: bool) -> None:
+        """Refuse a decision without the values it needs, and values without a decision.
+
+        Parameters
+        ----------
+        timed
+            Whether hardware says what ranks take.
+        """
         if self.trace is None:
             if given(self):
                 names = ", ".join(sorted(map(option_name, given(self))))
                 raise EquipoiseError(f"{names}: only with --trace, to decide whether to move.")
             return
-        needed = ("rank_cost", *PRICES)
-        missing = [option_name(name) for name in needed if getattr(self, name) is None]
+        needed = PRICES if timed else ("rank_cost", *PRICES)
+        missing = [_asked(name) for name in needed if getattr(self, name) is None]
         missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
         if missing:
             raise EquipoiseError(
                 f"To decide whether to move, give {', '.join(missing)} as well: they have no "
                 "default, since none fits every system."
             )
-        self._runs(self._cost)
+        if self.rank_cost is not None:
+            self._runs(cost_model(self.rank_cost).planning_cost)
 
-    def decide(self, migration: Migration, expert_bytes: int | None) -> Decision | None:
-        """The decision; ``None`` if none was asked for."""
-        if self.trace is None:
-            return None
+    def steps(self) -> Trace | None:
+        """The steps to decide by; ``None`` if no decision was asked for."""
+        return None if self.trace is None else read_trace(self.trace)
+
+    def decide(
+        self, migration: Migration, steps: Trace, expert_bytes: int | None, timed: RankCost | None
+    ) -> Decision:
+        """The decision.
+
+        Parameters
+        ----------
+        timed
+            What ranks take, if hardware says it.
+        """
         assert expert_bytes is not None  # checked
-        steps = read_trace(self.trace)
-        runs = self._runs(self._cost, migration.topology, steps.top_k)
+        cost = timed if self.rank_cost is None else cost_model(self.rank_cost).planning_cost
+        assert cost is not None  # checked
+        runs = self._runs(cost, migration.topology, steps.top_k)
         prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}
-        gate = Gate(cost=self._cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
+        gate = Gate(cost=cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
         return gate.decide(migration, steps)
-
-    @property
-    def _cost(self) -> RankCost:
-        assert self.rank_cost is not None  # checked
-        return rank_cost(self.rank_cost)
 
     def _runs(
         self, cost: RankCost, topology: Topology | None = None, top_k: int | None = None
     ) -> Dispatcher:
         told = cost if needs_cost(self.dispatch) else None
         return dispatcher(self.dispatch, topology, cost=told, top_k=top_k)
+
+
+def _asked(name: str) -> str:
+    return "--rank-cost (or --hardware)" if name == "rank_cost" else option_name(name)

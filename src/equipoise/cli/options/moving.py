@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from equipoise.cli.options.gate import PRICES
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
+from equipoise.cli.options.units import Seconds
 from equipoise.engines.formats import MapContext, given
 from equipoise.engines.map_io import read_map
 from equipoise.errors import EquipoiseError
@@ -40,7 +41,7 @@ class MovingArguments:
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None
     dwell_steps: AtLeastZero = None
-    stall_seconds: AtLeastZero = None
+    stall_seconds: Annotated[float | None, Seconds] = None
     interference: AtLeastZero = None
     delay_steps: AtLeastZero = None
 

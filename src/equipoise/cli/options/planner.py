@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import MISSING, dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -12,8 +12,9 @@ from cyclopts.validators import Number
 from equipoise.checks import check_number
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
+from equipoise.cli.options.units import CONVERTERS
 from equipoise.cli.views.progress import Progress
-from equipoise.cost import RankCost, rank_cost
+from equipoise.cost import RankCost
 from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
 from equipoise.dispatch.base import takes
 from equipoise.engines.formats import given
@@ -27,6 +28,7 @@ from equipoise.plan.planners.registry import (
     planner_names,
 )
 from equipoise.plan.search.anneal import Progress as SearchProgress
+from equipoise.simulate.named_cost import cost_model
 from equipoise.topology import Topology
 
 _PER_MILLE = 1000  # steps of a progress bar
@@ -54,16 +56,20 @@ class _PlannerChoice:
     Parameters
     ----------
     rank_cost
-        Score the time that ranks take, which robust and survivable then balance, by published
-        constants of this name, such as h100-deepep-ep32; all names in docs/costs.md.
+        Score the time that ranks take, which robust, survivable and repair then balance, by
+        published constants of this name, such as h100-deepep-ep32, or by a file that equipoise
+        calibrate wrote from timed runs; all names in docs/costs.md.
     step_assignments
-        With --rank-cost: assignments of one step in a layer, all ranks together; those of the mean
-        recorded step if not given.
+        With --rank-cost or --hardware: assignments of one step in a layer, all ranks together;
+        those of the mean recorded step if not given.
+    timed
+        What ranks take where hardware says it, in place of --rank-cost.
     """
 
     planner: Annotated[str, _Planner] = "robust"
     dispatch: Annotated[str | None, Parameter(help=dispatch_help())] = None
     rank_cost: str | None = None
+    timed: Annotated[RankCost | None, Parameter(parse=False)] = None
     step_assignments: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
 
     @property
@@ -99,14 +105,20 @@ class _PlannerChoice:
                 )
         if self.step_assignments is not None:
             check_number("--step-assignments", self.step_assignments, low=0, high=float("inf"))
-            if self.rank_cost is None:
-                raise EquipoiseError("--step-assignments matters with --rank-cost only; give both.")
+            if self.cost is None:
+                raise EquipoiseError(
+                    "--step-assignments matters with --rank-cost or --hardware only; give both."
+                )
         self.configured(self.judge(), silent)  # what planner and dispatcher refuse themselves
 
     @property
     def chosen(self) -> frozenset[str]:
         """The planners' options that were given."""
         return given(self) & PLANNER_OPTIONS.keys()
+
+    def by(self, machine: Machine | None) -> Self:
+        """The same options with the times of a machine, if there is one."""
+        return self if machine is None else replace(self, timed=machine.planning_cost)
 
     @property
     def dispatch_name(self) -> str:
@@ -116,7 +128,7 @@ class _PlannerChoice:
     @property
     def cost(self) -> RankCost | None:
         """What a rank's share takes, if times count."""
-        return None if self.rank_cost is None else rank_cost(self.rank_cost)
+        return self.timed if self.rank_cost is None else cost_model(self.rank_cost).planning_cost
 
     def judge(self, topology: Topology | None = None, top_k: int | None = None) -> Dispatcher:
         """The dispatcher that scores, told of the machines, the router and the cost."""
@@ -184,6 +196,7 @@ def _argument(owners: list[tuple[PlannerEntry, Option]]) -> tuple[Any, Any]:
     whose = f"With {entry.chosen_by}" if entry.chosen_by else names
     parameter = Parameter(
         help=f"{whose}: {entry.describe(option)}",
+        converter=CONVERTERS.get(option.key.rpartition("_")[2]),
         validator=None if option.limits is None else Number(**option.limits),
         negative=() if kind is bool else None,
     )
@@ -207,6 +220,8 @@ PLANNER_OPTIONS = options_of(PLANNERS[name] for name in planner_names())
 """The options of the planners that are chosen by name, and which planners have them."""
 
 if TYPE_CHECKING:
+    from equipoise.simulate.machine import Machine
+
     PlannerArguments = _PlannerChoice
 else:
     PlannerArguments = with_options(_PlannerChoice, "PlannerArguments", PLANNER_OPTIONS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import Launch
@@ -18,9 +20,16 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """A forecast, and how to start the engine asked for with what it recommends, if it does."""
+    """A forecast, and how to start the engine asked for with what it recommends, if it does.
+
+    Parameters
+    ----------
+    facts
+        Where the times of the hardware came from; empty without hardware.
+    """
 
     forecast: Forecast
+    facts: Mapping[str, str] = field(default_factory=dict)
     launch: Launch | None = None
 
 
@@ -37,7 +46,10 @@ def forecast_document(advice: Advice) -> dict[str, object]:
         "other_seconds": result.other_seconds,
         "least_gain": result.least_gain,
         "confidence": CONFIDENCE,
+        "counts": result.counts,
+        "hardware": advice.facts,
         "today": [asdict(idle) for idle in result.today],
+        "parts": result.parts,
         "best": _option(result.best),
         "options": [_option(option) for option in result.options],
         "decision": _decision(result),
@@ -81,17 +93,20 @@ def print_forecast(console: Console, recording: Trace, answers: list[Advice]) ->
 
 def _print_one(console: Console, advice: Advice) -> None:
     result = advice.forecast
-    other = (
-        f"{result.other_seconds:g} s of other work in every step"
-        if result.other_seconds
-        else "attention, communication and the rest of a step are left out"
-    )
+    other = result.counts
+    if result.other_seconds:
+        other = f"{result.other_seconds:g} s of other work in every step"
+    elif result.parts is None:
+        other = "attention, communication and the rest of a step are left out"
     console.print(f"\n{result.model}: {result.verdict.text}\n")
+    print_facts(console, advice.facts)
     for idle in result.today:
         console.print(
             f"Today ranks wait {idle.share:.1%} of the experts' time ({idle.steps}); chance alone "
             f"makes it {idle.chance:.1%}."
         )
+    if result.parts is not None:
+        console.print(_spent(result.parts))
     console.print(
         f"\nSeconds of {result.unseen_steps} unseen steps, planned on {result.planned_steps}, "
         f"against {result.against}; {other}.\n"
@@ -103,6 +118,25 @@ def _print_one(console: Console, advice: Advice) -> None:
         console.print()
         print_launch(console, advice.launch)
     console.print(f"\n{result.model}: {result.verdict.text}")
+
+
+_PARTS = {
+    "experts": "experts",
+    "rereading": "reading their weights again",
+    "chance": "waiting by chance",
+    "skew": "waiting for skew",
+    "own": "attention and the rest",
+    "own_wait": "waiting there",
+    "exposed": "exchanges",
+}
+
+
+def _spent(parts: Mapping[str, float]) -> str:
+    """What a step is spent on, in a sentence."""
+    total = sum(parts[name] for name in _PARTS)
+    shares = ", ".join(f"{said} {parts[name] / total:.1%}" for name, said in _PARTS.items())
+    hidden = f"; exchanges hidden {1e3 * parts['hidden']:.3f} ms" if parts["hidden"] else ""
+    return f"An unseen step takes {1e3 * total:.3f} ms: {shares}{hidden}."
 
 
 def _table(result: Forecast) -> Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.moves import moves_document, moves_text
@@ -32,6 +34,8 @@ class Outcome:
         Where unseen tokens go, if somebody asked.
     withheld
         Whether a map was asked for and not written, as it is no gain.
+    facts
+        Where times and links of the hardware came from; empty without hardware.
     """
 
     study: Study
@@ -40,6 +44,7 @@ class Outcome:
     reach: Reach | None
     written: WrittenMap | None
     withheld: bool
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_document(outcome: Outcome) -> dict[str, object]:
@@ -60,6 +65,7 @@ def plan_document(outcome: Outcome) -> dict[str, object]:
         "reach_held_out": outcome.reach,
         "moves": None if migration is None else moves_document(migration, outcome.expert_bytes),
         "model": model_document(outcome.model),
+        "hardware": outcome.facts,
         "layers": [
             {"layer": b.layer, "peak": peak, "bound": bound, "binds": b.kind, "why": b.text}
             for b, peak, bound in zip(
@@ -100,6 +106,7 @@ def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None
         fewest = -(-placement.num_experts // placement.num_ranks)
         added = placement.slots_per_rank - fewest
         console.print(slot_text(outcome.model, outcome.expert_bytes, max(added, 1)))
+    print_facts(console, outcome.facts)
     if outcome.reach is not None:
         console.print(outcome.reach.text)
     hardest = sorted(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.formats import Progress
 from equipoise.errors import FormatError
+from equipoise.json_text import parse_json
 
 Line = TypeVar("Line")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.checks import brief
-from equipoise.engines._shared.json_text import explained
 from equipoise.errors import FormatError
+from equipoise.json_text import explained
 
 MAX_BYTES = 32 << 20  # 128 layers of 2048 slots take 9 MB in the wordiest format
 MAX_ENTRIES = 1 << 20  # commas, colons and lines; 128 layers of 2048 slots have half of that

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.checks import brief, check_whole
-from equipoise.engines._shared.json_text import parse_text
 from equipoise.errors import EquipoiseError
+from equipoise.json_text import parse_text
 
 BALANCES, RECORD_PATH = "balances", "record_path"
 """What options set that ``Settings`` has no field for: a switch, and where the map is written."""

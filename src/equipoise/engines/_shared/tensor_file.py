@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import naming
 from equipoise.engines._shared.half_precision import widened
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.errors import FormatError
+from equipoise.json_text import parse_json
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_AXIS = 1 << 48  # beyond any file; keeps shapes with a 0 in them harmless

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from equipoise.engines._shared.arrays import agreed_num_experts, naming, refuse_oversize
-from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import read_json
 from equipoise.trace import Provenance, Trace
 
 _Value = TypeVar("_Value")

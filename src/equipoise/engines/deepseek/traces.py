@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import agreed_layer_ids, compact, naming, numbers
-from equipoise.engines._shared.json_text import head_keys, stream_items
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError
+from equipoise.json_text import head_keys, stream_items
 from equipoise.trace import Provenance, Trace
 
 _HISTORY = "load_history"

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines.doctor.command import Argument, Malformed, Unknown
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.doctor.words import Word
 from equipoise.errors import FormatError
+from equipoise.json_text import parse_json
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}")
 _FLAG = re.compile(r"--?[A-Za-z]")

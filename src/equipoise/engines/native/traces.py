@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from equipoise.engines._shared.arrays import compact, naming, refuse_long_labels
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.engines._shared.tensor_file import (
     TensorFile,
     looks_like_tensor_file,
@@ -26,6 +25,7 @@ from equipoise.engines._shared.tensor_file import (
 from equipoise.engines.files import replacing
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 from equipoise.trace import Provenance, TokenIds, Trace
 
 _FORMAT = "equipoise.trace"

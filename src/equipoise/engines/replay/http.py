@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from equipoise.engines._shared.json_text import parse_json
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 
 _MAX_ANSWER_BYTES = 1 << 30
 _QUOTED = 200

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import naming
 from equipoise.engines._shared.json_lines import json_object, read_lines
-from equipoise.engines._shared.json_text import parse_json, read_json
 from equipoise.engines._shared.requests import Request, trace_of_requests
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.replay.encoding import decode_choices, refuse_cut_choices
 from equipoise.errors import FormatError, Message, argument
+from equipoise.json_text import parse_json, read_json
 from equipoise.trace import Provenance, Trace
 
 KEY = "routed_experts"

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared import torch_archive
-from equipoise.engines._shared.json_text import head_keys, read_json
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
+from equipoise.json_text import head_keys, read_json
 from equipoise.layer_ids import format_ids
 
 _FILE_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))?\.pt")

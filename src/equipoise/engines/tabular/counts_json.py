@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared.arrays import agreed_layer_ids, naming, numbers, refuse_map
-from equipoise.engines._shared.json_text import head_keys, read_json
 from equipoise.engines.ascend import load as mindspeed
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.layer_lines import COUNTS, LAYERS
 from equipoise.errors import EquipoiseError
+from equipoise.json_text import head_keys, read_json
 from equipoise.layer_ids import format_ids
 from equipoise.trace import MAX_COUNT, Provenance, Trace
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from equipoise.engines._shared.arrays import naming
-from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.records import LABELS, Records
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import read_json
 from equipoise.trace import Provenance, Trace
 
 _HEAD_BYTES = 1 << 16

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.engines._shared.arrays import naming, numbers
-from equipoise.engines._shared.json_text import parse_json, read_json
 from equipoise.engines._shared.rank_parts import part_of_rank
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.engines.tabular.records import Records
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json, read_json
 from equipoise.trace import Provenance, Trace
 
 COUNTS = ("tokens_per_expert", "expert_counts", "expert_load", "counts", "load")

@@ -6,13 +6,15 @@ keys mean is listed by model type.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.checks import MAX_COUNT, brief
-from equipoise.engines._shared.json_text import read_json
 from equipoise.engines.files import check_readable
 from equipoise.engines.transformers.config_keys import (
     Keys,
@@ -30,8 +32,12 @@ from equipoise.engines.transformers.model_types import (
     TOP_K,
     ModelType,
 )
+from equipoise.engines.transformers.own_work import own_work
 from equipoise.errors import EquipoiseError, FormatError, argument
+from equipoise.json_text import parse_json, read_json
 from equipoise.layer_ids import format_ids
+from equipoise.simulate.compute import ExpertShape
+from equipoise.simulate.own_work import OwnWork
 
 Fact = TypeVar("Fact")
 
@@ -39,8 +45,22 @@ CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
 """Where checkpoints of NVIDIA's quantiser keep what others write into ``config.json``."""
 
+PROFILE_FORMAT = "equipoise model 1"
+"""What a document of ours says it is that holds a configuration, its source and its date."""
+
+_FORMATS = {
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "fp8": "fp8_block",
+    "nvfp4": "nvfp4",
+    "mxfp4": "w4a16_mxfp4",
+    "int4": "w4a16_mxfp4",
+}
+"""Formats of weights as kernels are timed; four bits are read as such and computed in 16."""
+
 _LARGEST_FILE = 1 << 24
 _MOST_LAYERS = 1024
+_MODELS = files("equipoise.engines.transformers") / "models"
 _INNER = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
@@ -85,6 +105,8 @@ class ModelConfig:
     num_window_layers
         Layers of sliding or chunked attention, which are among them and free what leaves their
         window.
+    own_work
+        What a rank does for its own tokens: attention, shared experts, dense layers.
     unknown
         Why a fact is ``None``, by its name, as the end of a sentence.
     """
@@ -108,6 +130,7 @@ class ModelConfig:
     scale_bytes: int | None
     kv_bytes_per_token: int | None
     num_window_layers: int | None
+    own_work: OwnWork | None
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -131,6 +154,37 @@ class ModelConfig:
                 f"{self.unknown['expert_bytes']}; give {argument('expert_bytes')} as well."
             )
         return self.expert_bytes
+
+    @property
+    def expert_shape(self) -> ExpertShape:
+        """A routed expert as the time of a step counts it.
+
+        Raises
+        ------
+        EquipoiseError
+            A width, the experts of a token or the format of the weights is not known.
+        """
+        needed = {
+            name: getattr(self, name)
+            for name in ("hidden_size", "expert_intermediate_size", "top_k", "weight_type")
+        }
+        for name, value in needed.items():
+            if value is None:
+                raise EquipoiseError(
+                    f"{self.source}: what a step takes cannot be told, since {self.unknown[name]}."
+                )
+        if self.weight_type not in _FORMATS:
+            raise EquipoiseError(
+                f"{self.source}: has weights in {self.weight_type}, whose kernels nobody has "
+                f"timed here; known are {', '.join(_FORMATS)}."
+            )
+        return ExpertShape(
+            hidden_size=needed["hidden_size"],
+            inter_size=needed["expert_intermediate_size"],
+            num_experts=self.num_experts,
+            top_k=needed["top_k"],
+            dtype=_FORMATS[self.weight_type],
+        )
 
     def check_fits(self, what: str, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Raise ``EquipoiseError`` unless a map or a recording can be of this model.
@@ -174,13 +228,20 @@ class ModelConfig:
         return layer in self.speculative_layer_ids
 
 
+@cache
+def model_names() -> tuple[str, ...]:
+    """Names of the models whose facts ship with the package."""
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in _MODELS.iterdir()))
+
+
 def read_model_config(path: str | Path) -> ModelConfig:
     """Read the configuration of a mixture-of-experts model.
 
     Parameters
     ----------
     path
-        A ``config.json`` as Hugging Face keeps it, or a folder that has one.
+        A ``config.json`` as Hugging Face keeps it, a folder that has one, or a profile of ours; or
+        a name of ``model_names``, if there is no such file.
 
     Raises
     ------
@@ -191,10 +252,26 @@ def read_model_config(path: str | Path) -> ModelConfig:
         A model without routed experts.
     """
     path = Path(path)
+    if not os.path.lexists(path) and len(path.parts) == 1 and path.suffix != ".json":
+        return _shipped(str(path))
     check_readable(path)
     file = path / CONFIG if path.is_dir() else path
-    document = _document(file)
-    keys = _language_model(document, str(file))
+    return _facts(_document(file), file, str(file))
+
+
+def _shipped(name: str) -> ModelConfig:
+    """The facts of a model that ships."""
+    if name.lower() not in model_names():
+        raise FormatError(
+            f"There is no model {brief(name)}; give its config.json, or the name of one of "
+            f"{', '.join(model_names())}."
+        )
+    document = parse_json((_MODELS / f"{name.lower()}.json").read_bytes(), name)
+    return _facts(_configuration(document, name), None, name)
+
+
+def _facts(document: dict[str, Any], file: Path | None, where: str) -> ModelConfig:
+    keys = _language_model(document, where)
     return _Model(keys, document, _quantisation(keys, document, file)).facts()
 
 
@@ -202,10 +279,19 @@ def _document(file: Path) -> dict[str, Any]:
     check_readable(file)
     if file.stat().st_size > _LARGEST_FILE:
         raise FormatError(f"{file}: has more than 16 MiB, which no configuration of a model needs.")
-    document = read_json(file)
+    return _configuration(read_json(file), str(file))
+
+
+def _configuration(document: Any, where: str) -> dict[str, Any]:
+    """The configuration, or the one that a profile of ours holds with its source."""
+    if isinstance(document, dict) and document.get("format") == PROFILE_FORMAT:
+        for name in ("source", "date"):
+            if not _text(document.get(name)):
+                raise FormatError(f"{where}: {name} is {brief(document.get(name))}; expected text.")
+        document = document.get("config")
     if not isinstance(document, dict) or not document.keys() & {"model_type", "architectures"}:
         raise FormatError(
-            f"{file}: is not the configuration of a model, which says its model_type; give the "
+            f"{where}: is not the configuration of a model, which says its model_type; give the "
             "config.json that came with the model."
         )
     return document
@@ -221,10 +307,13 @@ def _language_model(document: dict[str, Any], where: str) -> Keys:
     return keys
 
 
-def _quantisation(keys: Keys, document: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
+def _quantisation(
+    keys: Keys, document: Mapping[str, Any], file: Path | None
+) -> dict[str, Any] | None:
     section = document.get("quantization_config") or keys.get("quantization_config")
-    aside = file.with_name(QUANTISATION)
-    if section is None and file.name == CONFIG and aside.is_file():
+    in_folder = file is not None and file.name == CONFIG
+    aside = file.with_name(QUANTISATION) if file is not None and in_folder else None
+    if section is None and aside is not None and aside.is_file():
         check_readable(aside)
         inner = read_json(aside) if aside.stat().st_size <= _LARGEST_FILE else None
         section = inner.get("quantization") if isinstance(inner, dict) else None
@@ -282,6 +371,7 @@ class _Model:
             scale_bytes=take("scale_bytes", self.scale_bytes),
             kv_bytes_per_token=take("kv_bytes_per_token", self.kv_bytes_per_token),
             num_window_layers=take("num_window_layers", self.window_layers),
+            own_work=take("own_work", self.own_work),
             unknown=unknown,
         )
 
@@ -376,6 +466,16 @@ class _Model:
             return kv_bytes_per_token(self.keys, self.kind, self.num_layers, number)
         except MissingKeyError as error:  # which the experts, that this is about, do not need
             raise UnknownFactError(f"{', '.join(error.names)} is missing") from error
+
+    def own_work(self) -> OwnWork:
+        of_experts = self.storage().name
+        return own_work(
+            self.keys,
+            width=self.width(),
+            num_layers=self.num_layers,
+            num_moe_layers=len(self.moe_layers()),
+            weight_bytes=1 if of_experts == "fp8" else dtype_bytes(self.dtype()),
+        )
 
     def window_layers(self) -> int:
         try:

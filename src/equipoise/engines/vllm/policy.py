@@ -18,7 +18,13 @@ import torch
 
 from equipoise import __version__
 from equipoise.checks import as_array
-from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus, warm_up
+from equipoise.engines._shared.hook import Decision, Hook, Planner
+from equipoise.engines._shared.plugin_log import (
+    balancing_words,
+    log_decision,
+    log_unknown_release,
+    make_ready,
+)
 from equipoise.engines.vllm.plugin_options import PluginOptions, Then
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome, Situation, replan
@@ -34,12 +40,8 @@ def install(options: PluginOptions) -> None:
     import vllm
 
     if not vllm.__version__.startswith(RELEASES):
-        _log.warning(
-            "equipoise %s knows vLLM %s, this is %s: vLLM balances by its own policy.",
-            __version__,
-            " and ".join(f"{release}x" for release in RELEASES),
-            vllm.__version__,
-        )
+        known = " and ".join(f"{release}x" for release in RELEASES)
+        log_unknown_release(_log, "vLLM", known, vllm.__version__)
         return
     from vllm.distributed.eplb import eplb_state, policy
 
@@ -119,7 +121,7 @@ class Policy:
             decision = self._to_start(situation)
         else:
             decision = self._balance(replace(situation, max_moves=self._max_moves(situation)))
-        _log_decision(decision)
+        log_decision(_log, decision)
         return decision
 
     def _max_moves(self, situation: Situation) -> int:
@@ -133,17 +135,7 @@ class Policy:
         if self._is_warm:
             return
         self._is_warm = True
-        decision = warm_up(
-            self._balance,
-            num_experts=np.shape(situation.load)[-1],
-            num_slots=situation.num_slots,
-            num_ranks=situation.num_ranks,
-            num_nodes=situation.num_nodes,
-        )
-        if decision.status is PlanStatus.TAKEN:
-            _log.info("equipoise was made ready in %.1f seconds.", decision.seconds)
-        else:
-            _log.warning("equipoise could not be made ready: %s", decision.reason)
+        make_ready(_log, self._balance, situation)
 
 
 class StartMap:
@@ -218,22 +210,8 @@ def _forget_loads_of_moved_layers(eplb_state: Any) -> None:
     eplb_state._move_to_workspace = move_and_forget
 
 
-def _log_decision(decision: Decision) -> None:
-    taken = decision.status is PlanStatus.TAKEN
-    _log.log(
-        logging.INFO if taken else logging.WARNING,
-        "equipoise (%s, %.0f ms): %s",
-        decision.status.value,
-        1000 * decision.seconds,
-        decision.reason,
-    )
-
-
 def _words(options: PluginOptions) -> str:
-    balancing = (
-        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and its search "
-        f"takes at most {options.time_budget_seconds:g} seconds."
-    )
+    balancing = balancing_words(options)
     if options.map is None:
         return balancing
     if options.then is Then.HOLD:

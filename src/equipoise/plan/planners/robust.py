@@ -100,17 +100,7 @@ class Robust:
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.step_assignments is not None:
-            if self.cost is None:
-                raise EquipoiseError(
-                    f"{argument('step_assignments')} matters with a {argument('cost')} only; give "
-                    "both."
-                )
-            check_type("cost", self.cost, RankCost)
-            check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
-        elif self.cost is not None:
-            check_type("cost", self.cost, RankCost)
-        dispatcher(self.dispatch, cost=self.cost)
+        check_cost(self.dispatch, self.cost, self.step_assignments)
         check_number("tail", self.tail, low=0, high=1)
         check_number("deviation", self.deviation, low=0, high=MOST_DEVIATION)
         check_search_options(
@@ -161,6 +151,21 @@ class Robust:
             terms=terms,
             meter=Meter(self.progress, clock),
         )
+
+
+def check_cost(
+    dispatch: str | Dispatcher, cost: RankCost | None, step_assignments: float | None
+) -> None:
+    """Refuse a cost or a size of steps that is none, or that the dispatcher does not go with."""
+    if step_assignments is not None:
+        if cost is None:
+            raise EquipoiseError(
+                f"{argument('step_assignments')} matters with a {argument('cost')} only; give both."
+            )
+        check_number("step_assignments", step_assignments, low=1e-100, high=1e100)
+    if cost is not None:
+        check_type("cost", cost, RankCost)
+    dispatcher(dispatch, cost=cost)
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)

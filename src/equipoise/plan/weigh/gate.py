@@ -158,7 +158,18 @@ class Gate:
         """
         load = _loads(steps, migration.new)
         old, new = (self._peaks(p, load, migration) for p in (migration.old, migration.new))
-        gain = old[0] - new[0]
+        return self.weigh(migration, old[0] - new[0], float((old[1] - new[1]).mean()))
+
+    def weigh(self, migration: Migration, gain: Floats, gain_assignments: float) -> Decision:
+        """Weigh a migration whose gain is known.
+
+        Parameters
+        ----------
+        gain
+            Seconds that each step gets shorter by, ``(T,)``, in order.
+        gain_assignments
+            Assignments that the busiest ranks lose in a step, summed over layers.
+        """
         low, high = self._interval(gain)
         move_seconds = migration.seconds(self.expert_bytes)
         pay = self.stall_seconds + self.interference * move_seconds
@@ -169,7 +180,7 @@ class Gate:
             gain_seconds=float(gain.mean()),
             gain_low=low,
             gain_high=high,
-            gain_assignments=float((old[1] - new[1]).mean()),
+            gain_assignments=gain_assignments,
             moves=migration.moves,
             moved_bytes=migration.bytes(self.expert_bytes),
             move_seconds=move_seconds,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -19,6 +19,7 @@ from typing import Any
 
 from equipoise.checks import brief, check_count, check_number, check_type
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_json
 from equipoise.simulate.compute import Device, KernelCost
 from equipoise.simulate.network import ExchangeCost, Link
 
@@ -56,14 +57,28 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """A GPU: what it can do at most, and the link to others in its node or domain."""
+    """A GPU: what it can do at most, and the link to others in its node or domain.
 
+    Parameters
+    ----------
+    key
+        What tables and commands call it: the profile's name, or that of its file.
+    maker
+        Who makes it: fits carry over less surely between makers.
+    coherent_message_share
+        Share of a proxy's time for a message that is left where the host shares the GPU's memory
+        coherently; ``None`` if it does not.
+    """
+
+    key: str
     name: str
+    maker: str
     memory_bytes: Quantity
     memory_bytes_per_second: Quantity
     flops_per_second: Mapping[str, Quantity]
     link_bytes_per_second: Quantity
     ranks_per_node: Quantity
+    coherent_message_share: Quantity | None = None
 
     @property
     def device(self) -> Device:
@@ -78,6 +93,10 @@ class HardwareProfile:
         """The link within the node or domain, one direction."""
         return Link(bytes_per_second=self.link_bytes_per_second.value)
 
+    def is_called(self, gpu: str) -> bool:
+        """Whether a table means this GPU."""
+        return gpu.lower() == self.key.lower()
+
     def uncertainty(self, units: str) -> float:
         """Relative uncertainty of a time that rests on the memory and on these units."""
         flops = self.flops_per_second.get(units)
@@ -86,11 +105,18 @@ class HardwareProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A link between nodes, a rank's share of it, in one direction."""
+    """A link between nodes, a rank's share of it, in one direction.
+
+    Parameters
+    ----------
+    message_seconds
+        What a proxy on the host takes for a message; ``None``: the GPU sends by itself.
+    """
 
     name: str
     latency_seconds: Quantity
     bytes_per_second: Quantity
+    message_seconds: Quantity | None = None
 
     @property
     def link(self) -> Link:
@@ -98,7 +124,74 @@ class LinkProfile:
         return Link(
             latency_seconds=self.latency_seconds.value,
             bytes_per_second=self.bytes_per_second.value,
+            message_seconds=0.0 if self.message_seconds is None else self.message_seconds.value,
         )
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative uncertainty of what crosses it."""
+        parts = (self.bytes_per_second, self.message_seconds)
+        return max(part.uncertainty for part in parts if part is not None)
+
+    def from_gpu(self, gpu: HardwareProfile) -> Link:
+        """The link from that GPU, whose host may see what it writes without a detour."""
+        share = gpu.coherent_message_share
+        kept = 1.0 if share is None else share.value
+        return replace(self.link, message_seconds=kept * self.link.message_seconds)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A statistic of several layers and kinds of traffic: their mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingPrior:
+    """What is known of how a family of models routes: for who has no recording.
+
+    Parameters
+    ----------
+    skew
+        Standard deviation of the logarithm of an expert's popularity, within a layer.
+    drift
+        The same of what a window adds to it, each window for itself.
+    layer_correlation
+        Correlation of these logarithms between an expert and that of its number in the next layer.
+    window_tokens
+        Tokens of the windows that drift was fitted to.
+    source
+        What it was fitted to, with its licence.
+    """
+
+    name: str
+    phase: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    window_tokens: int
+    skew: Spread
+    drift: Spread
+    layer_correlation: Spread
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_experts", "top_k", "window_tokens"):
+            check_count(name, getattr(self, name))
+        for name, low, high in (("skew", 0, 5), ("drift", 0, 5), ("layer_correlation", -1, 1)):
+            statistic = getattr(self, name)
+            check_number(name, statistic.mean, low=low, high=high)
+            check_number(f"spread of {name}", statistic.spread, low=0, high=5)
+        if self.top_k > self.num_experts:
+            raise EquipoiseError(
+                f"top_k is {self.top_k} of {self.num_experts} experts; expected no more than that."
+            )
+
+    def to_json(self) -> str:
+        """The document that ``prior`` reads."""
+        return json.dumps({"format": "equipoise prior 1", **asdict(self)}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +282,17 @@ def hardware(name_or_path: str | Path) -> HardwareProfile:
     document, where = _document(name_or_path, "hardware")
     flops = _mapping(document, "flops_per_second", where)
     quantities = {units: _quantity(flops, units, where) for units in _UNITS}
+    _known(flops, "bfloat16", where)  # what stands in for a rate that is not known
     return HardwareProfile(
+        key=Path(where).name.removesuffix(".json"),
         name=_text(document, "name", where),
+        maker=_text(document, "maker", where),
         memory_bytes=_known(document, "memory_bytes", where),
         memory_bytes_per_second=_known(document, "memory_bytes_per_second", where),
         flops_per_second={units: known for units, known in quantities.items() if known},
         link_bytes_per_second=_known(document, "link_bytes_per_second", where),
         ranks_per_node=_known(document, "ranks_per_node", where),
+        coherent_message_share=_optional(document, "coherent_message_share", where, high=1),
     )
 
 
@@ -206,6 +303,7 @@ def link(name_or_path: str | Path) -> LinkProfile:
         name=_text(document, "name", where),
         latency_seconds=_known(document, "latency_seconds", where),
         bytes_per_second=_known(document, "bytes_per_second", where),
+        message_seconds=_optional(document, "message_seconds", where, high=1),
     )
 
 
@@ -225,9 +323,25 @@ def calibration(path: str | Path = "published") -> Calibration:
     )
 
 
+def prior(name_or_path: str | Path) -> RoutingPrior:
+    """How a family of models routes: one that ships, by name, or a file; raises as above."""
+    document, where = _document(name_or_path, "prior")
+    entry = {name: value for name, value in document.items() if name != "format"}
+    try:
+        _check_keys(RoutingPrior, entry)
+        for name in ("name", "phase", "source"):
+            check_type(name, entry[name], str)
+        for name in ("skew", "drift", "layer_correlation"):
+            _check_keys(Spread, entry[name])
+            entry[name] = Spread(**entry[name])
+        return RoutingPrior(**entry)
+    except EquipoiseError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """Names of the profiles that ship: of ``hardware``, ``link`` or ``calibration``."""
+    """Names of the profiles that ship: of ``hardware``, ``link``, ``calibration`` or ``prior``."""
     folder = files(_DATA) / "data" / kind
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir()))
 
@@ -247,27 +361,27 @@ def _document(name_or_path: str | Path, kind: str) -> tuple[dict[str, Any], str]
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise FormatError(f"{name} has more than {_MAX_BYTES >> 20} MiB; expected a profile.")
-    try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{name} is not a profile in JSON: {brief(str(error))}.") from error
+    document = parse_json(data, name)
     expected = f"equipoise {kind} 1"
     if not isinstance(document, dict) or document.get("format") != expected:
         raise FormatError(f'{name} is no {kind} profile; expected "format": "{expected}".')
     return document, name
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("one key twice in the same object")
-    return result
-
-
 def _known(document: dict[str, Any], key: str, where: str) -> Quantity:
     quantity = _quantity(document, key, where)
     if quantity is None:
         raise FormatError(f'{where}: {key} is null without "assumed"; give what to assume.')
+    return quantity
+
+
+def _optional(document: dict[str, Any], key: str, where: str, high: float) -> Quantity | None:
+    """A quantity up to ``high``; ``None`` without the key."""
+    if key not in document:
+        return None
+    quantity = _known(document, key, where)
+    if quantity.value > high:
+        raise FormatError(f"{where}: {key} is {quantity.value:g}; expected from 0 to {high:g}.")
     return quantity
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.engines._shared import json_text
-from equipoise.engines._shared.json_text import head_keys, parse_json, stream_items
+from equipoise import json_text
 from equipoise.errors import FormatError
+from equipoise.json_text import head_keys, parse_json, stream_items
 
 DIGITS = "1" * 4301  # one more than Python reads, and enough to end a process in ijson
 

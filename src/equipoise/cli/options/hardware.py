@@ -1,0 +1,152 @@
+"""The hardware, on the command line: times and links that nobody has to give by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.limits import Amount
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.names import option_name
+from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cost import RankCost
+from equipoise.engines.formats import given
+from equipoise.engines.machines import FAR_LINK, Serving, machine_of
+from equipoise.engines.transformers.config import ModelConfig
+from equipoise.errors import EquipoiseError
+from equipoise.simulate.machine import Machine, wired, wiring_facts
+from equipoise.simulate.profiles import HardwareProfile, LinkProfile, hardware, link
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+_UNTIL_KNOWN = RankCost(token_seconds=1.0)  # what options are checked with before there are loads
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class HardwareArguments:
+    """The hardware that serves.
+
+    Parameters
+    ----------
+    hardware
+        The GPU, by the name of a profile (h100, h200, gh200, b200, gb200, mi300x, mi355x,
+        ascend-910b, ascend-910c) or a file of one: its times in place of --rank-cost, its links and
+        nodes. With --model the times are of that model's experts, without of DeepSeek-V3's.
+    link
+        With --hardware: the link between nodes, by the name of a profile (infiniband-400g, aws-efa)
+        or a file of one; infiniband-400g if not given.
+    serve
+        With --hardware: what steps do; what the recording says of them if not given.
+    """
+
+    hardware: str | None = None
+    link: str | None = None
+    serve: Literal["decode", "prefill"] | None = None
+
+    @cached_property
+    def profile(self) -> HardwareProfile | None:
+        """The GPU; ``None`` if none was given."""
+        return None if self.hardware is None else hardware(self.hardware)
+
+    @cached_property
+    def far(self) -> LinkProfile | None:
+        """The link between nodes; ``None`` if none was given."""
+        return None if self.link is None else link(self.link)
+
+    @property
+    def serving(self) -> Serving:
+        """How steps are run, as far as it is known."""
+        return Serving(phase=self.serve, link=self.far)
+
+    def topology(self, machine: MachineArguments, ranks: int) -> Topology:
+        """The ranks, wired as the profiles say unless options say otherwise."""
+        self.check()
+        if self.profile is None:
+            return machine.topology(ranks)
+        size = round(self.profile.ranks_per_node.value)
+        whole = machine if machine.ranks_per_node is not None else _in_nodes(machine, ranks, size)
+        far = self.far or link(FAR_LINK)
+        return wired(whole.topology(ranks), self.profile, far)
+
+    def check(self, rank_cost: str | None = None) -> None:
+        """Refuse what only matters with hardware, and times by hand besides it."""
+        if self.profile is not None:
+            if rank_cost is not None:
+                raise EquipoiseError(
+                    "--hardware and --rank-cost both say what ranks take; give one of the two."
+                )
+            return
+        if given(self):
+            names = ", ".join(sorted(map(option_name, given(self))))
+            raise EquipoiseError(f"{names}: only with --hardware.")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Where the links came from that experts move over."""
+        if self.profile is None:
+            return {}
+        return wiring_facts(self.profile, self.far or link(FAR_LINK))
+
+    def before_reading(self, planning: PlannerArguments) -> PlannerArguments:
+        """The planner's options, to be checked while its times are not known yet."""
+        self.check(planning.rank_cost)
+        return planning if self.profile is None else replace(planning, timed=_UNTIL_KNOWN)
+
+    def machine(
+        self, recording: Trace, config: ModelConfig | None, topology: Topology
+    ) -> Machine | None:
+        """What steps like those recorded take; ``None`` without hardware."""
+        if self.profile is None:
+            return None
+        return machine_of(self.profile, recording, config, topology, self.serving)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StepArguments(HardwareArguments):
+    """The hardware that serves, and how it runs whole steps.
+
+    Parameters
+    ----------
+    exchange
+        With --hardware: the kernel that exchanges tokens; low-latency for decode and
+        high-throughput for prefill if not given.
+    context_tokens
+        With --hardware: tokens before the new one, on average; 4096 if not given.
+    overlap
+        With --hardware: one half of a step computes while the other is exchanged.
+    chunk_tokens
+        With --hardware: most tokens of one pass through the experts, all ranks together
+        (TensorRT-LLM's moe_max_num_tokens).
+    attention_imbalance
+        With --hardware: tokens of the rank with most of its own, over the mean.
+    """
+
+    exchange: Literal["low-latency", "high-throughput"] | None = None
+    context_tokens: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1e9))] = None
+    overlap: Annotated[bool, Parameter(negative=())] = False
+    chunk_tokens: Annotated[int | None, Amount] = None
+    attention_imbalance: Annotated[float, Parameter(validator=Number(gte=1, lte=1e6))] = 1.0
+
+    @property
+    def serving(self) -> Serving:
+        """How steps are run."""
+        return Serving(
+            phase=self.serve,
+            link=self.far,
+            exchange=self.exchange,
+            context_tokens=self.context_tokens,
+            overlap=self.overlap,
+            chunk_tokens=self.chunk_tokens,
+            attention_imbalance=self.attention_imbalance,
+        )
+
+
+def _in_nodes(machine: MachineArguments, ranks: int, size: int) -> MachineArguments:
+    """The ranks in nodes of that size; in one if they fit."""
+    return machine if ranks <= size else replace(machine, ranks_per_node=size)

@@ -1,0 +1,158 @@
+"""Step times of a placement for batches of every size, from a recording of one size.
+
+A serving engine's batches grow and shrink, and small ones are less balanced. So steps of several
+sizes are drawn from the recording and timed once, and the serving simulator looks them up:
+
+    seconds = layout_seconds(layout, topology, model)
+    table = step_table(trace, seconds, top_k=8, most_tokens=65_536)
+    TabulatedStepTime(by_tokens=table, rest=LinearStepTime(fixed_seconds=0.012))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.checks import check_count, check_type, check_whole
+from equipoise.dispatch.base import TOO_MUCH_LOAD
+from equipoise.errors import EquipoiseError
+from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.progress import Progress
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+StepSeconds = Callable[[Floats], Floats]
+"""What steps take, ``(T,)`` seconds, from their assignments, ``(T, L, E)``."""
+Table = dict[int, Floats]
+"""Seconds of steps, ``(T,)``, by their tokens, for ``TabulatedStepTime``."""
+
+NUM_DRAWS = 32
+"""Steps of each size: a step's time is a sum over layers, so they differ little."""
+
+_FEW_TOKENS = 32  # steps that are small for any deployment, and rare
+_MOST_TOKENS = 1 << 40
+_MANY = 16  # times more than what is drawn: whether it is put back makes no difference
+
+
+def step_table(
+    trace: Trace,
+    seconds: StepSeconds,
+    *,
+    top_k: int,
+    most_tokens: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Table:
+    """Time steps of all sizes that a pool can have.
+
+    Equal seeds draw equal steps, so that placements are compared on the same batches.
+
+    Parameters
+    ----------
+    seconds
+        What steps take on a placement, such as ``layout_seconds``.
+    top_k
+        Assignments of a token in a layer.
+    most_tokens
+        Tokens of the largest step, all ranks together.
+    progress
+        Function that is told before each size how many are done, of how many.
+
+    Returns
+    -------
+    Seconds of ``NUM_DRAWS`` steps of each size.
+    """
+    sizes = table_sizes(most_tokens)
+    table = {}
+    for number, size in enumerate(sizes):
+        if progress is not None:
+            progress(number, len(sizes))
+        table[size] = seconds(drawn_steps(trace, size, top_k=top_k, seed=seed))
+    return table
+
+
+def layout_seconds(layout: Layout, topology: Topology, model: ComputeModel) -> StepSeconds:
+    """What the experts of all layers take on given copies."""
+    return lambda load: layout.step_seconds(load, topology, [model])[0]
+
+
+def table_sizes(most_tokens: int) -> list[int]:
+    """Sizes of a table: 1 to the most, each 1.4 times the one before it, or twice if small."""
+    most = check_whole("most_tokens", most_tokens, low=1, high=_MOST_TOKENS)
+    powers = [float(1 << n) for n in range(most.bit_length())]
+    between = [power * 2**0.5 for power in powers if power >= _FEW_TOKENS]
+    sizes = {round(size) for size in (*powers, *between)}
+    return sorted({size for size in sizes if size < most} | {most})
+
+
+def drawn_steps(
+    trace: Trace, num_tokens: int, *, top_k: int, number: int = NUM_DRAWS, seed: int = 0
+) -> Floats:
+    """Steps of one size with the routing of a recording, ``(number, L, E)``.
+
+    Each is drawn from consecutive recorded steps that have enough tokens together, and none
+    of their assignments is drawn twice: so a large batch has the chance of a large batch, though
+    the recorded ones are small. Only if the whole recording has too few tokens, its noise is taken
+    for popularity. A layer that has no load there has none here.
+
+    Parameters
+    ----------
+    number
+        Steps to draw, from places at equal distances in the recording.
+    """
+    counts = check_type("trace", trace, Trace).counts
+    wanted = check_whole("num_tokens", num_tokens, low=1, high=_MOST_TOKENS)
+    wanted *= check_count("top_k", top_k)
+    rng = np.random.default_rng(check_whole("seed", seed))
+    size_T = counts.sum(axis=2, dtype=np.float64).max(axis=1)
+    if not size_T.any():
+        raise EquipoiseError("The recording has no load; record some traffic.")
+    if size_T.max() >= TOO_MUCH_LOAD:
+        raise EquipoiseError(
+            "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
+            "scale them down."
+        )
+    load = np.empty((number, *counts.shape[1:]))
+    starts = np.arange(number) * counts.shape[0] // number
+    for step, start in zip(load, starts.tolist(), strict=True):
+        source_LE = _enough(counts, size_T, start, wanted)
+        for layer, source in zip(step, source_LE, strict=True):
+            layer[:] = _drawn(rng, source, wanted)
+    return load
+
+
+def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k: int) -> Floats:
+    """Mean times of drawn steps by the part of the recording that they are from, ``(parts,)``.
+
+    There are no more parts than recorded steps, nor than such batches in the recording: what is
+    drawn from the same assignments says the same again.
+
+    Parameters
+    ----------
+    seconds
+        Times of steps that ``drawn_steps`` drew, in their order.
+    """
+    recorded = float(trace.counts.sum(axis=2, dtype=np.float64).max(axis=1).sum())
+    parts = min(trace.num_steps, len(seconds), max(int(recorded / (num_tokens * top_k)), 1))
+    return np.array([part.mean() for part in np.array_split(seconds, parts)])
+
+
+def _enough(
+    counts: NDArray[np.integer], size_T: Floats, start: int, wanted: int
+) -> NDArray[np.int64]:
+    """The fewest steps from a start on that have that many assignments, summed; all if none do."""
+    reached = np.roll(size_T, -start).cumsum()
+    steps = start + np.arange(min(int(np.searchsorted(reached, wanted)) + 1, len(size_T)))
+    return np.asarray(counts[steps % len(size_T)].sum(axis=0, dtype=np.int64))
+
+
+def _drawn(rng: np.random.Generator, source_E: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    total = int(source_E.sum())
+    if not total:
+        return source_E
+    if wanted <= total < _MANY * wanted:
+        return rng.multivariate_hypergeometric(source_E, wanted)
+    return rng.multinomial(wanted, source_E / total)
