@@ -25,14 +25,14 @@ from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
 from equipoise.cli.views.tune import Tuned, print_tuned, tuned_document
-from equipoise.cost import RANK_COSTS
+from equipoise.cost import costs_for
 from equipoise.engines.formats import LaunchOptions, given
 from equipoise.engines.launch_flags import launch
 from equipoise.engines.registry import launcher_for, rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.batches import virtual_steps
-from equipoise.simulate.expert_time import UncertainCost
+from equipoise.simulate.named_cost import cost_model
 from equipoise.simulate.online import Conditions
 from equipoise.simulate.prior import assumed_trace
 from equipoise.simulate.profiles import prior as read_prior
@@ -155,7 +155,7 @@ def tune(
         check_output(results, trace)
     conditions = Conditions(
         topology=(machine or MachineArguments()).topology(ranks),
-        model=UncertainCost.published(rank_cost or _cost_for(ranks)),
+        model=cost_model(rank_cost or costs_for(ranks)[0]),
         expert_bytes=size,
         interference=interference,
         stall_seconds=stall_seconds,
@@ -254,17 +254,8 @@ def _options(
         options,
         window_size=options.window_size or best.window,
         step_interval=options.step_interval or best.interval,
+        use_async=False if "use_async" in launcher.options else None,  # as it was replayed
     )
-
-
-def _cost_for(ranks: int) -> str:
-    found = [name for name in RANK_COSTS if name.endswith(f"-ep{ranks}")]
-    if not found:
-        raise EquipoiseError(
-            f"There are no published constants for {ranks} ranks; choose with --rank-cost from "
-            f"{', '.join(RANK_COSTS)}."
-        )
-    return found[0]
 
 
 @contextmanager
