@@ -5,6 +5,7 @@ Needs numpy only, so that every noun may use it; larger drawings are in ``report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -26,22 +27,12 @@ _SHADES = ("#f3f1ec", "#f2ddc9", "#eec3a0", "#e8a67b", "#de875b", "#cb6742", "#a
 
 def differing(noun: DataclassInstance) -> str:
     """The call that makes a dataclass, with only the fields that are not their defaults."""
-    given = (
-        f"{f.name}={value!r}"
-        for f in fields(noun)
-        if f.repr and not _is_default(value := getattr(noun, f.name), f.default)
-    )
-    return f"{type(noun).__name__}({', '.join(given)})"
+    return _call(noun, repr)
 
 
 def in_short(noun: DataclassInstance) -> str:
-    """A dataclass in one line: arrays by their shapes, floats in four digits, without defaults."""
-    said = (
-        f"{f.name}={_short(value)}"
-        for f in fields(noun)
-        if f.repr and not _is_default(value := getattr(noun, f.name), f.default)
-    )
-    return f"{type(noun).__name__}({', '.join(said)})"
+    """The same in one short line: arrays by their shapes, long tuples by their size."""
+    return _call(noun, _short)
 
 
 def short_name(name: str) -> str:
@@ -73,6 +64,15 @@ def heat_html(line: str, matrix: ArrayLike, caption: str) -> str:
         f"<div><code>{escape(line)}</code><br>{_svg(cells, low, high, legend)}"
         f"<br><small>{escape(legend)}</small></div>"
     )
+
+
+def _call(noun: DataclassInstance, shown: Callable[[Any], str]) -> str:
+    given = (
+        f"{f.name}={shown(value)}"
+        for f in fields(noun)
+        if f.repr and not _is_default(value := getattr(noun, f.name), f.default)
+    )
+    return f"{type(noun).__name__}({', '.join(given)})"
 
 
 def _is_default(value: object, default: object) -> bool:

@@ -102,7 +102,7 @@ class Plots:
         axes.invert_yaxis()
         axes.set(
             xlabel="correlation of expert loads",
-            xlim=(min(0.0, *known.values(), 0.0), 1),
+            xlim=(min([0.0, *known.values()]), 1),
             title=f"windows of {drift.window_steps} steps",
         )
         return axes
