@@ -8,7 +8,9 @@ from equipoise.checks import brief
 from equipoise.engines.atom.settings import TABLE
 from equipoise.engines.doctor.case import Case, NotKnownError
 from equipoise.engines.doctor.checks import (
+    EXPERT_PARALLEL,
     Layout,
+    check_balancing_switch,
     check_devices,
     check_link,
     check_memory,
@@ -20,7 +22,7 @@ from equipoise.engines.doctor.findings import Finding, advice, ignored, wrong
 from equipoise.engines.doctor.knowledge import Knowledge, Takes
 
 SWITCH, EPLB = "eplb-enable", "eplb-config"
-PARALLEL, ATTENTION = "enable-expert-parallel", "enable-dp-attention"
+ATTENTION = "enable-dp-attention"
 REDUNDANT = (EPLB, "num_redundant_experts")
 WINDOW, INTERVAL = (EPLB, "load_window_size"), (EPLB, "rebalance_interval")
 POLICY = (EPLB, "placement_policy")
@@ -46,7 +48,8 @@ FLAGS: dict[str, Takes] = {
     ),
     **dict.fromkeys(("data-parallel-size-local", "data-parallel-rank"), "number"),
     **dict.fromkeys(
-        (SWITCH, PARALLEL, ATTENTION, "fake-eplb", "enforce-eager", "trust-remote-code"), "switch"
+        (SWITCH, EXPERT_PARALLEL, ATTENTION, "fake-eplb", "enforce-eager", "trust-remote-code"),
+        "switch",
     ),
     **dict.fromkeys(("moe-backend", "kv-cache-dtype", "dp-load-balance"), "text"),
     EPLB: "mapping",
@@ -92,30 +95,7 @@ def check_switches(case: Case) -> Iterator[Finding]:
             "Leave it out of anything that serves.",
             drop("fake-eplb"),
         )
-    if not case.on(SWITCH):
-        if case.has(EPLB):
-            yield ignored(
-                f"--{EPLB}",
-                f"Nothing is balanced without --{SWITCH}.",
-                f"Add --{SWITCH}, or leave the settings out.",
-                put(True, SWITCH),
-                put(True, PARALLEL),
-            )
-        return
-    if not case.on(PARALLEL):
-        yield ignored(
-            f"--{SWITCH}",
-            "Without expert parallelism every rank has a part of every expert, so there is nothing "
-            "to balance.",
-            f"Add --{PARALLEL}.",
-            put(True, PARALLEL),
-        )
-    if layout(case).ranks == 1:
-        yield ignored(
-            f"--{SWITCH}",
-            "There is one rank, so nothing to balance.",
-            "Give --tensor-parallel-size or --data-parallel-size above 1.",
-        )
+    yield from check_balancing_switch(case, SWITCH, EPLB, layout)
 
 
 def check_placing(case: Case) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from equipoise.checks import brief
 from equipoise.engines.doctor.case import Case
 from equipoise.engines.doctor.checks import (
+    EXPERT_PARALLEL,
     Layout,
+    check_balancing_switch,
     check_devices,
     check_memory,
     check_share,
@@ -19,7 +21,7 @@ from equipoise.engines.doctor.findings import Finding, advice, ignored
 from equipoise.engines.doctor.knowledge import Knowledge, Takes
 from equipoise.engines.fastdeploy.settings import TABLE
 
-SWITCH, EPLB, PARALLEL = "enable-eplb", "eplb-config", "enable-expert-parallel"
+SWITCH, EPLB = "enable-eplb", "eplb-config"
 REDUNDANT = (EPLB, "redundant_experts_num")
 STRATEGY = (EPLB, "redundant_expert_eplb_strategy")
 PASSWORD = (EPLB, "redundant_expert_api_password")
@@ -27,7 +29,7 @@ STRATEGIES = ("", "balance_intra_node")
 
 FLAGS: dict[str, Takes] = {
     **dict.fromkeys(("tensor-parallel-size", "data-parallel-size"), "size"),
-    **dict.fromkeys((SWITCH, PARALLEL, "disable-sequence-parallel-moe"), "switch"),
+    **dict.fromkeys((SWITCH, EXPERT_PARALLEL, "disable-sequence-parallel-moe"), "switch"),
     **dict.fromkeys(("engine-worker-queue-port", "quantization", "splitwise-role", "ips"), "text"),
     EPLB: "mapping",
 }
@@ -60,29 +62,7 @@ def check_inner_switch(case: Case) -> Iterator[Finding]:
 
 def check_switches(case: Case) -> Iterator[Finding]:
     """Switches that balancing needs."""
-    if not case.on(SWITCH):
-        if case.has(EPLB):
-            yield ignored(
-                f"--{EPLB}",
-                f"Nothing is balanced without --{SWITCH}.",
-                f"Add --{SWITCH}, or leave the settings out.",
-                put(True, SWITCH),
-                put(True, PARALLEL),
-            )
-        return
-    if not case.on(PARALLEL):
-        yield ignored(
-            f"--{SWITCH}",
-            "Without expert parallelism there are no ranks of experts to balance.",
-            f"Add --{PARALLEL}.",
-            put(True, PARALLEL),
-        )
-    if layout(case).ranks == 1:
-        yield ignored(
-            f"--{SWITCH}",
-            "There is one rank, so nothing to balance.",
-            "Give --tensor-parallel-size or --data-parallel-size above 1.",
-        )
+    yield from check_balancing_switch(case, SWITCH, EPLB, layout)
 
 
 def check_placing(case: Case) -> Iterator[Finding]:
