@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,43 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.simulate.forecast import Moving
 from equipoise.trace import Trace
+
+ASSUMED: Mapping[str, tuple[float, str]] = {
+    "interference": (1.0, "serving waits for transfers"),
+    "stall_seconds": (0.0, "a change of the map stalls nothing else"),
+    "plan_seconds": (1.0, "the old map serves while ours is planned"),
+}
+"""What moving is taken to cost a replay where nobody says it, and what that means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayPrices:
+    """What planning and moving cost a replay.
+
+    Parameters
+    ----------
+    interference, stall_seconds, plan_seconds
+        Serving seconds lost for each second of transfers, for each change of the map, and what a
+        plan takes.
+    assumed
+        Which of them nobody gave, as a sentence; nothing if all were.
+    """
+
+    interference: float
+    stall_seconds: float
+    plan_seconds: float
+    assumed: str
+
+
+def replay_prices(**by_hand: float | None) -> ReplayPrices:
+    """The prices that were given, and ``ASSUMED`` in place of those that were not."""
+    missing = [name for name in ASSUMED if by_hand.get(name) is None]
+    said = [f"{option_name(name)} {ASSUMED[name][0]:g} ({ASSUMED[name][1]})" for name in missing]
+    values = {name: ASSUMED[name][0] for name in missing}
+    return ReplayPrices(
+        **{name: value for name, value in by_hand.items() if value is not None} | values,
+        assumed=f"Assumed, since not given: {', '.join(said)}." if said else "",
+    )
 
 
 @Parameter(name="*")
