@@ -32,6 +32,7 @@ from equipoise.simulate.gain import (
     gain_interval,
     planning_spread,
 )
+from equipoise.simulate.lasting import lasting_steps
 from equipoise.simulate.trial import (
     Bench,
     Plans,
@@ -91,7 +92,9 @@ class Option:
     gain
         Share of the step's time that it takes off; negative if steps take longer.
     interval
-        Its ends, at ``CONFIDENCE``; ``None`` for a single step.
+        Its ends for this plan, at ``CONFIDENCE``; ``None`` for a single step.
+    replanned
+        The same for a plan made again from other steps of such traffic.
     needed
         Share that it must take off to pay, the more the more slots it has.
     bytes_per_rank, kv_tokens
@@ -110,6 +113,7 @@ class Option:
     plain_seconds: float
     gain: float
     interval: tuple[float, float] | None
+    replanned: tuple[float, float] | None
     needed: float
     bytes_per_rank: int | None
     kv_tokens: int | None
@@ -354,6 +358,7 @@ def forecast(
         fewest_slots=plain.placement.slots_per_rank,
         spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
         strata=step_kinds(held),
+        lasting=_lasting(trace),
         further_steps=further_steps or len(unseen),
         least_gain=least_gain,
         slot_bytes=slot_bytes,
@@ -392,6 +397,7 @@ class _Terms:
     fewest_slots: int
     spread: float
     strata: NDArray[np.int64]
+    lasting: int
     further_steps: int
     least_gain: float
     slot_bytes: int | None
@@ -412,20 +418,31 @@ class _Terms:
             step_seconds=float(new.mean()),
             plain_seconds=self.plain_seconds,
             gain=gain(old, new),
-            interval=gain_interval(
-                trial.old,
-                trial.new,
-                strata=self.strata,
-                further_steps=self.further_steps,
-                spread=self.spread,
-                seed=self.seed,
-            ),
+            interval=self._interval(trial, spread=0.0),
+            replanned=self._interval(trial, spread=self.spread),
             needed=needed,
             bytes_per_rank=size,
             kv_tokens=None if size is None or not kv_bytes else size // kv_bytes,
             placement=trial.placement,
             above_needed=np.asarray(old * (1 - needed) - new),
         )
+
+    def _interval(self, trial: Trial, spread: float) -> tuple[float, float] | None:
+        return gain_interval(
+            trial.old,
+            trial.new,
+            strata=self.strata,
+            further_steps=self.further_steps,
+            lasting=self.lasting,
+            spread=spread,
+            seed=self.seed,
+        )
+
+
+def _lasting(trace: Trace) -> int:
+    """Recorded steps that resemble each other."""
+    loaded = trace.counts.any(axis=(1, 2))
+    return lasting_steps(trace.counts[loaded].astype(np.float64), step_kinds(trace))
 
 
 def _today(

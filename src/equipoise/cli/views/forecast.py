@@ -66,6 +66,7 @@ def _option(option: Option) -> dict[str, object]:
         "plain_seconds": option.plain_seconds,
         "gain": option.gain,
         "interval": option.interval,
+        "interval_planned_again": option.replanned,
         "throughput": option.throughput,
         "needed": option.needed,
         "bytes_per_rank": option.bytes_per_rank,
