@@ -43,11 +43,11 @@ def _windows(load_TE: Floats, size: int) -> Floats:
     starts = np.arange(0, len(load_TE), size)
     summed = np.add.reduceat(load_TE, starts)
     total = summed.sum(axis=-1, keepdims=True)
-    return np.divide(summed, total, out=np.zeros_like(summed), where=total > 0)
+    return np.asarray(np.divide(summed, total, out=np.zeros_like(summed), where=total > 0))
 
 
 def _autocovariance(series_WE: Floats) -> Floats:
     """Sum over lags' pairs and series of the products of deviations, ``(W,)``, by lag."""
     W = len(series_WE)
     spectrum = np.fft.rfft(series_WE - series_WE.mean(axis=0), 2 * W, axis=0)
-    return np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=1), 2 * W)[:W]
+    return np.asarray(np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=1), 2 * W)[:W])

@@ -166,7 +166,7 @@ def judge_of(name: str, topology: Topology, cost: RankCost, top_k: int | None) -
     return dispatcher(name, topology, cost=cost if knows else None, top_k=top_k)
 
 
-def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Floats:
+def step_loads(trace: Trace, step_assignments: float | None, seed: int, *, each: int = 1) -> Floats:
     """Loads of the steps that have any, ``(T, L, E)``.
 
     Parameters
@@ -175,6 +175,8 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
         Assignments of a mean step in a layer: every row is then one step of about that size, drawn
         at random from the row's shares, so that it has the chance of its size. ``None``: the rows
         are the steps.
+    each
+        Steps drawn from each row, one after the other.
     """
     load = trace.counts[_loaded(trace)].astype(np.float64)
     if not len(load):
@@ -189,7 +191,7 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
             "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
             "scale them down."
         )
-    return load if step_assignments is None else _drawn(load, seed)
+    return load if step_assignments is None else _drawn(np.repeat(load, each, axis=0), seed)
 
 
 def _drawn(load: Floats, seed: int) -> Floats:

@@ -24,6 +24,7 @@ from equipoise.cli.options.moving import replay_prices
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.source import check_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
@@ -231,16 +232,12 @@ def _parts(
     hold_out: float,
 ) -> tuple[Trace, Trace]:
     """The steps to plan on, and those to replay."""
-    if (path is None) == (prior is None):
-        raise EquipoiseError("Give a recording or --prior, one of the two.")
+    check_source(path, prior, reading)
     if step_tokens is None and (steps is not None or prior is not None):
         what = "--steps" if steps is not None else "--prior"
         raise EquipoiseError(f"{what} needs --step-tokens, the size of a step.")
     num_steps = steps or _STEPS
     if prior is not None:
-        if reading is not None:
-            unused = ", ".join(sorted(map(option_name, given(reading))))
-            raise EquipoiseError(f"{unused}: only with a recording.")
         assert step_tokens is not None  # checked
         whole = round(num_steps / hold_out)
         drawn = assumed_trace(read_prior(prior), step_tokens=step_tokens, num_steps=whole)

@@ -13,7 +13,7 @@ from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
-from equipoise.simulate.prior import ASSUMED
+from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
 
 _WIDTH, _HEIGHT = 56, 10
@@ -41,7 +41,7 @@ class Tuned:
     @property
     def is_assumed(self) -> bool:
         """Whether nobody has recorded the routing."""
-        return self.study.held.provenance.format == "prior"
+        return is_assumed(self.study.held)
 
     @property
     def text(self) -> str:
