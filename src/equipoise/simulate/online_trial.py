@@ -116,6 +116,18 @@ class InTime:
         """Steps from one look of the controller to the next, and those it looks at."""
         return max(8, self.steps.num_steps // _LOOKS)
 
+    @property
+    def conditions(self) -> Conditions:
+        """What serves, and what moving costs it."""
+        return Conditions(
+            topology=self.topology,
+            model=self.models[0],
+            expert_bytes=self.online.expert_bytes,
+            interference=self.online.interference,
+            stall_seconds=self.online.stall_seconds,
+            other_seconds=self.other_seconds,
+        )
+
     def static(self, layout: Layout) -> Floats:
         """Seconds of a map that stays, the mean over the steps of each row, ``(M, T)``."""
         return self._by_row(self._seconds(layout, slice(None)))
@@ -126,16 +138,8 @@ class InTime:
         It decides by the model at hand, whichever is the true one.
         """
         assert start.dispatch is not None
-        conditions = Conditions(
-            topology=self.topology,
-            model=self.models[0],
-            expert_bytes=self.online.expert_bytes,
-            interference=self.online.interference,
-            stall_seconds=self.online.stall_seconds,
-            other_seconds=self.other_seconds,
-        )
         policy = controlled(
-            conditions,
+            self.conditions,
             start.dispatch,
             Settings(window=self.interval, update_interval=self.interval, warm_up_steps=0),
             dwell_steps=self.steps.num_steps,
@@ -143,10 +147,10 @@ class InTime:
             repair={"seed": seed},
             top_k=self.steps.top_k,
         )
-        result = replay(self.steps, start, policy, conditions)
-        return self._by_row(self._timed(result, start)), result.moves
+        result = replay(self.steps, start, policy, self.conditions)
+        return self._by_row(self.timed(result, start)), result.moves
 
-    def _timed(self, result: Replay, start: Layout) -> Floats:
+    def timed(self, result: Replay, start: Layout) -> Floats:
         """What the steps of a replay take by each model, ``(M, steps)``."""
         parts, layout, since = [], start, 0
         for arrival in result.arrivals:
