@@ -137,7 +137,8 @@ class MovingArguments:
             return None
         if self.from_map is None:
             names = ", ".join(sorted(map(option_name, named)))
-            raise EquipoiseError(f"{names}: only with --from, the map in force.")
+            either = ", or with --online" if named <= ASSUMED.keys() else ""
+            raise EquipoiseError(f"{names}: only with --from, the map in force{either}.")
         missing = [option_name(name) for name, value in prices.items() if value is None]
         missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
         if expert_bytes is None or missing:
