@@ -86,8 +86,8 @@ class InTime:
     ) -> InTime:
         """The recorded steps as they are; of the size asked for, some drawn from each.
 
-        A row is served for about as many steps as it sums, as far as all together are enough to act
-        in and few enough to be served soon.
+        A row is served for about the number of steps that it sums, but all together for enough to
+        act in and few enough to be served soon.
 
         Raises
         ------
