@@ -48,13 +48,25 @@ _HALVED = np.array([2, 2, 2, 2, 1, 1, 0, 0, 0])  # how often the proposals are, 
 _NEAR = 0.9  # price of a transfer within a node, where one between nodes is 1
 _CLOSE = 1e-12  # a gain below this is rounding
 
-_HOT = (1e-3, 1e-2)  # cooler than from scratch: most of the current placement is to stay
+
+def _quick_and_long(proposals: int) -> list[int]:
+    """Two sweeps: one that a short time budget lets pass all layers, and the search itself."""
+    quick = proposals // 16
+    return [length for length in (quick, proposals - quick) if length]
+
+
+def _at_once(proposals: int) -> list[int]:
+    """A single sweep, after others that have passed all layers."""
+    return [proposals] if proposals else []
+
+
+_HOT = (1e-2, 3e-4)  # the search itself is cool, since most of the current placement is to stay
 _EXACT = Stage("one window", single_scenario, bits=6)
-_WINDOW = Stage("one window", group_scenarios, hot=_HOT, restart=False)
-_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, restart=False)
+_WINDOW = Stage("one window", group_scenarios, hot=_HOT, sweeps=_quick_and_long)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=_quick_and_long)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), counts_as=32,
-    restart=False,
+    restart=False, sweeps=_at_once,
 )  # fmt: skip
 
 

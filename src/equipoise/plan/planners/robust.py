@@ -24,6 +24,7 @@ from equipoise.plan.search.anneal import (
     Terms,
     check_search_options,
     fill_up,
+    quadrupling,
 )
 from equipoise.plan.search.layout import first_layout, unbalanced_layout
 from equipoise.plan.search.scenarios import (
@@ -168,11 +169,12 @@ def check_cost(
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)
-_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios)
-_WINDOWS = Stage("windows", window_scenarios)
+_HOT = (1e-2, 1e-1, 1e-3)
+_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios, hot=_HOT, sweeps=quadrupling)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    counts_as=32, restart=False,
+    counts_as=32, restart=False, sweeps=quadrupling,
 )  # fmt: skip
 _SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
 
