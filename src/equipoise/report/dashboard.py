@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from email.message import Message
 from dataclasses import asdict, dataclass
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from equipoise import __version__
 from equipoise.errors import EquipoiseError
 from equipoise.json_text import parse_json
 from equipoise.report.running import RunningGroup
@@ -108,13 +107,7 @@ class Dashboard:
 
     def _choices(self) -> dict[str, Any]:
         address = None if self._group is None else self._group.url
-        defaults = asdict(Question())
-        return {
-            **self._what_if.choices,
-            "metrics": address,
-            "defaults": defaults,
-            "version": __version__,
-        }
+        return {**self._what_if.choices, "metrics": address, "defaults": asdict(Question())}
 
     def _answer(self, body: bytes) -> Reply:
         question = Question.of(parse_json(body, "The question"))

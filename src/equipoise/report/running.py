@@ -127,6 +127,8 @@ class RunningGroup:
             raise EquipoiseError(
                 f"{self.url} answers with status {error.code}; expected metrics."
             ) from error
+        except EquipoiseError:
+            raise
         except (OSError, HTTPException, ValueError) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split())[:_QUOTED]
             raise EquipoiseError(
