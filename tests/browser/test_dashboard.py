@@ -18,7 +18,7 @@ from equipoise.engines.served_models import served_models
 from equipoise.report.dashboard import Dashboard, DashboardServer
 from equipoise.report.running import RunningGroup
 from equipoise.simulate.what_if import Answer, Question, WhatIf
-from equipoise.trace import Provenance, Trace
+from equipoise.trace import Trace
 from tests.browser.test_report_page import browser  # noqa: F401  # the fixture
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -39,9 +39,8 @@ def what_if() -> WhatIf:
         counts=rng.multinomial(40_000, popularity, size=(10, 2)),
         layer_ids=(3, 9),
         top_k=2,
-        provenance=Provenance("made", NASTY),
     )
-    return WhatIf(served_models(), recording)
+    return WhatIf(served_models(), recording, name=NASTY)
 
 
 @pytest.fixture(scope="module")

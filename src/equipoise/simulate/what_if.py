@@ -299,6 +299,8 @@ class WhatIf:
         Models by name.
     recording
         A recording to ask about as well; its later steps are held out of planning.
+    name
+        What the recording is called.
 
     Raises
     ------
@@ -306,8 +308,14 @@ class WhatIf:
         A recording without a layer that has load.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], recording: Trace | None = None) -> None:
-        self._models = dict(models)
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        recording: Trace | None = None,
+        *,
+        name: str = "recording",
+    ) -> None:
+        self._models, self._name = dict(models), name
         self._recorded = None if recording is None else _recorded(recording)
 
     @property
@@ -324,7 +332,7 @@ class WhatIf:
             "phase": list(get_args(Phase)),
             "recording": None
             if recorded is None
-            else {"name": recorded.name, "experts": recorded.held.num_experts},
+            else {"name": self._name, "experts": recorded.held.num_experts},
         }
 
     def answer(self, question: Question) -> Answer:
@@ -396,7 +404,6 @@ class WhatIf:
 class _Traffic:
     """What was planned on, ``(L, E)``, and later steps to draw batches from."""
 
-    name: str
     fit_LE: NDArray[np.integer]
     held: Trace
     num_layers: int
@@ -560,7 +567,6 @@ def _generated(
         counts=counts[1:], top_k=top_k, provenance=Provenance("synthetic", "generated routing")
     )
     return _Traffic(
-        name="generated routing",
         fit_LE=counts[0],
         held=held,
         num_layers=num_layers,
@@ -593,7 +599,6 @@ def _recorded(recording: Trace) -> _Traffic:
         notes.append(f"Batches are drawn from {len(steps)} of {held.num_steps} unseen steps.")
     layers = [recording.layer_ids[row] for row in rows.tolist()]
     return _Traffic(
-        name=recording.provenance.source,
         fit_LE=fit.total[rows],
         held=replace(held, tokens=None, source_counts=None).select(layers=layers, steps=steps),
         num_layers=recording.num_layers,

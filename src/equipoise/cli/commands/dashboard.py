@@ -53,7 +53,7 @@ def dashboard(
         raise EquipoiseError(f"{unused}: only with TRACE, a recording.")
     group = None if metrics is None else RunningGroup(metrics)
     recording = None if trace is None else (reading or TraceArguments()).read(trace)
-    what_if = WhatIf(served_models(), recording)
+    what_if = WhatIf(served_models(), recording, name="" if trace is None else trace.name)
     server = DashboardServer(Dashboard(what_if, group), port)
     what_if.answer(Question())  # compiles the kernels before anybody waits for an answer
     if json:

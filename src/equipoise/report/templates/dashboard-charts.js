@@ -24,6 +24,8 @@ export function short(value) {
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }
 
+const onAxis = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : short(value));
+
 // Puts a chart into a figure, in place of the one before; what was opened stays open.
 function show(figure, { label, svg, key, head, rows }) {
   const isOpen = figure.querySelector("details")?.open ?? false;
@@ -72,6 +74,14 @@ function ticks(low, high) {
   return found;
 }
 
+const SCALES = {
+  linear: { of: (v) => v, ticks },
+  logarithmic: { of: Math.log, ticks: powers },
+  // Stretched near 1, where balanced ranks differ.
+  aboveOne: { of: (v) => Math.sqrt(Math.max(0, v - 1)), ticks: (_, high) => ABOVE_ONE.filter((v) => v <= high) },
+};
+const ABOVE_ONE = [1, 1.05, 1.2, 1.5, 2, 3, 5, 8, 12, 20, 30];
+
 function powers(low, high) {
   const found = [];
   for (let n = Math.floor(Math.log10(low)); n <= Math.ceil(Math.log10(high)); n++) {
@@ -83,25 +93,24 @@ function powers(low, high) {
 function yAxis(svg, width, y, values, title) {
   for (const value of values) {
     svg.append(shape("path", { class: "grid", d: `M${LEFT} ${y(value)}H${width - RIGHT}` }));
-    svg.append(shape("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
+    svg.append(shape("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, onAxis(value)));
   }
   svg.append(shape("text", { x: 0, y: 4 }, title));
 }
 
-// Lines over numbered or logarithmic positions: {x: [], lines: [{name, style, kind, values}], marks}.
-export function drawLines(figure, { label, x, xTitle, yTitle, lines, logarithmic = false, marks = [], low = 1 }) {
+// Lines over positions: {x: [], lines: [{name, style, kind, values}], marks: [{at, text, style}]}.
+export function drawLines(figure, { label, x, xTitle, yTitle, lines, xScale = "linear", yScale = "aboveOne", marks = [] }) {
   const { svg, width, height } = canvas(figure, 250);
   const all = lines.flatMap((line) => line.values).filter((v) => v !== null);
-  const bottom = logarithmic ? Math.min(...all) / 1.15 : low;
-  const top = logarithmic ? Math.max(...all) * 1.15 : Math.max(low + 0.1, ...all) + 0.02;
-  const scale = logarithmic ? Math.log : (v) => v;
-  const place = (from, to, start, end) => (v) => start + ((scale(v) - scale(from)) / ((scale(to) - scale(from)) || 1)) * (end - start);
-  const px = place(x[0], x[x.length - 1], LEFT + 6, width - RIGHT - 4);
-  const py = place(bottom, top, height - BOTTOM, TOP + 8);
-  yAxis(svg, width, py, logarithmic ? powers(bottom, top) : ticks(bottom, top), yTitle);
+  const bottom = yScale === "aboveOne" ? 1 : Math.min(...all) / 1.15;
+  const top = Math.max(1.2, Math.max(...all) * 1.05);
+  const place = ({ of }, from, to, start, end) => (v) => start + ((of(v) - of(from)) / ((of(to) - of(from)) || 1)) * (end - start);
+  const px = place(SCALES[xScale], x[0], x[x.length - 1], LEFT + 6, width - RIGHT - 4);
+  const py = place(SCALES[yScale], bottom, top, height - BOTTOM, TOP + 8);
+  yAxis(svg, width, py, SCALES[yScale].ticks(bottom, top), yTitle);
   const every = Math.ceil(x.length / Math.max(2, Math.floor(width / 62)));
   x.forEach((value, i) => {
-    if (i % every === 0) svg.append(shape("text", { x: px(value), y: height - BOTTOM + 16, "text-anchor": "middle" }, short(value)));
+    if (i % every === 0) svg.append(shape("text", { x: px(value), y: height - BOTTOM + 16, "text-anchor": "middle" }, onAxis(value)));
   });
   svg.append(shape("text", { x: width - RIGHT, y: height - 3, "text-anchor": "end" }, xTitle));
   for (const { at, text, style } of marks) {
@@ -120,7 +129,7 @@ export function drawLines(figure, { label, x, xTitle, yTitle, lines, logarithmic
     }).join("");
     svg.append(shape("path", { class: `line s-${style} ${kind === "dash" ? "dash" : ""}`, d: path, "data-name": name }));
   }
-  show(figure, { label, svg, key: lines, head: [xTitle, ...lines.map((line) => line.name)], rows: x.map((value, i) => [value, ...lines.map((line) => line.values[i] ?? "")]) });
+  show(figure, { label, svg, key: lines, head: [xTitle, ...lines.map((line) => line.name)], rows: x.map((value, i) => [onAxis(value), ...lines.map((line) => line.values[i] ?? "")]) });
 }
 
 // Bars side by side, each hollow up to `outer` and filled up to `inner`, the top `light` of it dim.

@@ -144,7 +144,7 @@ function draw(batches, layer, curve, dispatch) {
   ];
   drawLines(at("batches"), {
     label: `Busiest rank by batch: ${lines.map(({ name, values }) => `${name} ${short(mean(values))}`).join(", ")}`,
-    x: batches.without.map((_, i) => i + 1), xTitle: "batch", yTitle: "busiest rank over mean", lines,
+    x: batches.without.map((_, i) => i + 1), xTitle: "batch", yTitle: "busiest rank over mean, stretched near 1", lines,
   });
   const busiest = (values) => short(Math.max(...values));
   drawBars(at("ranks"), {
@@ -166,7 +166,7 @@ function draw(batches, layer, curve, dispatch) {
   const milliseconds = (values) => values.map((value) => 1000 * value);
   drawLines(at("curve"), {
     label: `Step time against tokens: ${short(1000 * curve.before_seconds[0])} ms at ${curve.tokens[0]} tokens, knee at ${short(curve.knee_tokens)} tokens`,
-    x: curve.tokens, xTitle: "tokens of a step", yTitle: "ms", logarithmic: true,
+    x: curve.tokens, xTitle: "tokens of a step", yTitle: "ms", xScale: "logarithmic", yScale: "logarithmic",
     lines: [{ name: "without balancing", style: "before", values: milliseconds(curve.before_seconds) }, { name: "with", style: "after", values: milliseconds(curve.after_seconds) }],
     marks: [{ at: curve.knee_tokens, text: "knee", style: "floor" }, { at: answer.question.step_tokens, text: "this batch", style: "chosen" }],
   });
