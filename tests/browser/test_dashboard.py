@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from equipoise.control.findings import Balance, Finding
 from equipoise.control.metrics import Metrics
 from equipoise.engines.served_models import served_models
 from equipoise.report.dashboard import Dashboard, DashboardServer
@@ -48,6 +49,8 @@ def metrics() -> tuple[Metrics, str]:
     served = Metrics()
     served.take_step(0.25)
     served.take_ranks(4, 0.0)
+    balance = {"": Balance(imbalance=1.5, excess=0.25, balancedness=0.6)}
+    served.take_answer(Finding(number=0, balance=balance, sure_excess=0.2, assignments=100))
     return served, f"http://127.0.0.1:{served.listen(0)}/metrics"
 
 
@@ -182,7 +185,7 @@ def test_a_recording_is_asked_about_and_its_name_is_text(page, what_if):
     assert page.locator("#layer").input_value() == ""
 
 
-def test_the_group_is_shown_live_and_its_end_is_said(page, metrics):
+def test_the_group_is_shown_live(page, metrics):
     status = page.locator("#live-status")
     playwright.expect(status).to_contain_text(metrics[1], timeout=10_000)
     assert page.locator("#live-figures dd[data-key=ranks]").text_content() == "4"
@@ -190,6 +193,9 @@ def test_the_group_is_shown_live_and_its_end_is_said(page, metrics):
     metrics[0].take_ranks(3, 0.0)
     ranks = page.locator("#live-figures dd[data-key=ranks]")
     playwright.expect(ranks).to_have_text("3", timeout=10_000)
+    assert page.locator("#live-figures dd[data-key=imbalance]").text_content() == "1.50×"
+    assert numbers(page, "live-chart", 1)[-1] == "1.50"
+    assert numbers(page, "live-chart", 2)[-1] == "1.25"
 
 
 def test_every_control_has_a_name_and_is_reached_with_tab(page):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_number, check_type, check_whole
-from equipoise.dispatch import DISPATCHERS, dispatcher
+from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
 from equipoise.errors import EquipoiseError, argument
 from equipoise.noise import noise_floor
 from equipoise.placement import Placement
@@ -514,7 +514,7 @@ class _Case:
         return R * (-(-self.num_experts // R) + self.question.redundant_per_rank)
 
     @property
-    def dispatcher(self) -> Any:
+    def dispatcher(self) -> Dispatcher:
         return dispatcher(self.question.dispatch, self.topology, top_k=self.machine.top_k)
 
     @property

@@ -184,6 +184,7 @@ function draw(batches, layer, curve, dispatch) {
 // --- The running group ---
 
 const seen = [];
+const known = (value) => typeof value === "number";
 
 async function look() {
   let sight;
@@ -207,7 +208,6 @@ function tellGroup() {
   const now = seen[seen.length - 1], then = seen[Math.max(0, seen.length - 6)];
   const phase = Object.keys(now.imbalance).at(-1);
   const steps = now.steps - then.steps, seconds = now.step_seconds - then.step_seconds;
-  const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
   const entries = [
     ["imbalance", "Busiest rank", now.imbalance[phase], "×", `Load of the busiest rank over the mean in the last window${phase ? ` of ${phase}` : ""}.`],
     ["excess", "Above chance", now.excess[phase], "", "How far that is above what a fair router shows: what balancing can gain."],
@@ -221,13 +221,13 @@ function tellGroup() {
   ];
   figures(at("live-figures"), entries.filter(([, , value]) => known(value) || typeof value === "string").map(([key, name, after, unit, meaning]) => ({ key, name, before: null, after, unit, meaning })));
   if (!phase || seen.length < 2) return;
-  const values = (of) => seen.map((sight) => of(sight) ?? null);
+  const values = (of) => seen.map((sight) => of(sight) ?? null);  // null: a gap in the line
   drawLines(at("live-chart"), {
     label: `Busiest rank of the running group, now ${short(now.imbalance[phase])}`,
     x: seen.map((sight) => Math.round(sight.at - seen[0].at)), xTitle: "seconds since this page opened", yTitle: "busiest rank over mean",
     lines: [
       { name: phase, style: "after", values: values((sight) => sight.imbalance[phase]) },
-      { name: "of it chance", style: "floor", kind: "dash", values: values((sight) => sight.imbalance[phase] - sight.excess[phase]) },
+      { name: "of it chance", style: "floor", kind: "dash", values: values((sight) => (known(sight.excess[phase]) ? sight.imbalance[phase] - sight.excess[phase] : null)) },
     ],
   });
 }
