@@ -185,6 +185,7 @@ function draw(batches, layer, curve, dispatch) {
 
 const seen = [];
 const known = (value) => typeof value === "number";
+const count = (value) => (known(value) ? String(value) : null);
 
 async function look() {
   let sight;
@@ -212,12 +213,12 @@ function tellGroup() {
     ["imbalance", "Busiest rank", now.imbalance[phase], "×", `Load of the busiest rank over the mean in the last window${phase ? ` of ${phase}` : ""}.`],
     ["excess", "Above chance", now.excess[phase], "", "How far that is above what a fair router shows: what balancing can gain."],
     ["state", "State", now.state, "", "What the controller does just now."],
-    ["ranks", "Ranks", now.ranks, "", "Ranks that serve together."],
+    ["ranks", "Ranks", count(now.ranks), "", "Ranks that serve together."],
     ["step", "Step", steps > 0 ? (1000 * seconds) / steps : null, "ms", "Mean time of a forward pass over the last looks."],
     ["stall", "Stalls", now.stall_seconds, "s", "Time since the start in which serving waited for balancing."],
     ["moved", "Moved", known(now.moved_bytes) ? now.moved_bytes / 1e9 : null, "GB", "Bytes of experts that this rank has received since the start."],
-    ["kept", "Rebalances kept", now.outcomes.kept, "", "Attempts to balance whose gain was measured afterwards, and is above 0."],
-    ["failures", "Failures", now.failures, "", "Planners and transfers that failed since the start; serving went on."],
+    ["kept", "Rebalances kept", count(now.outcomes.kept), "", "Attempts to balance whose gain was measured afterwards, and is above 0."],
+    ["failures", "Failures", count(now.failures), "", "Planners and transfers that failed since the start; serving went on."],
   ];
   figures(at("live-figures"), entries.filter(([, , value]) => known(value) || typeof value === "string").map(([key, name, after, unit, meaning]) => ({ key, name, before: null, after, unit, meaning })));
   if (!phase || seen.length < 2) return;
