@@ -24,7 +24,7 @@ export function short(value) {
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }
 
-const onAxis = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : short(value));
+const onAxis = (value) => (Number.isInteger(value) ? (value || 0).toLocaleString("en") : short(value));  // no -0
 
 // Puts a chart into a figure, in place of the one before; what was opened stays open.
 function show(figure, { label, svg, key, head, rows }) {
