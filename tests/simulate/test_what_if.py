@@ -135,6 +135,13 @@ def test_step_times_grow_along_the_curve(what_if):
     assert high / curve.before_seconds[-2] > 3.5
 
 
+def test_ranks_that_do_not_fill_nodes_are_dealt_to_smaller_ones(what_if):
+    assert what_if.answer(replace(SMALL, num_ranks=16)).notes == []
+    answer = what_if.answer(replace(SMALL, num_ranks=12))
+    assert answer.notes == ["12 ranks are in nodes of 6, since 8 do not divide them."]
+    assert "between nodes" in answer.facts
+
+
 def test_a_layer_is_chosen_or_the_least_balanced(what_if):
     recorded = replace(SMALL, routing="recorded")
     assert what_if.answer(replace(recorded, layer=5)).layer.layer == 5
