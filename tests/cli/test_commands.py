@@ -137,7 +137,29 @@ def test_report_selects_and_sums(trace_file, capsys):
 def test_report_page(trace_file, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert run(capsys, "report", trace_file, "--ranks", 4, "--html", page)[0] == 0
-    assert page.read_text().startswith("<!doctype html>")
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert f"equipoise report {trace_file} --ranks 4 --html {page}" in text
+
+
+def test_plan_page(trace_file, tmp_path, capsys):
+    page = tmp_path / "plan.html"
+    arguments = ("--ranks", 4, "--redundant", 4, "--planner", "greedy", "--html")
+    status, out, _ = run(capsys, "plan", trace_file, *arguments, page, "--json")
+    document, text = json.loads(out), page.read_text()
+    assert status == (0 if document["verdict"]["is_gain"] else 1)
+    for score in ("plain_held_out", "plan_held_out"):
+        assert f"{document['scores'][score]['mean_imbalance']:.3f}" in text
+    assert document["checksum"] in text
+
+
+def test_a_page_is_not_written_over_the_map(trace_file, tmp_path, capsys):
+    one = tmp_path / "map.json"
+    arguments = ("--ranks", 4, "--planner", "greedy", "--for", "equipoise", "-o", one)
+    status, _, err = run(capsys, "plan", trace_file, *arguments, "--html", one)
+    assert status == 2
+    assert "the name of two outputs" in err
+    assert not one.exists()
 
 
 def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):

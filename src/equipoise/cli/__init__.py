@@ -10,6 +10,7 @@ from functools import cache
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
+from equipoise.cli.options import command_line
 from equipoise.cli.options.names import in_options
 from equipoise.cli.views.text import one_line, shortened
 from equipoise.compiling import telling_of_compiling
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any("\0" in argument for argument in arguments):
         return _refuse("An argument holds a null character, which no name of a file can.")
     try:
+        command_line.arguments.set(arguments)
         with telling_of_compiling(say_compiling):
             status = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:

@@ -8,12 +8,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.options.limits import Size
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import Json
+from equipoise.cli.options.page import Html, check_page, origin, write_page
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.advice import print_advice
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
-from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
 from equipoise.engines.trtllm.table import TrtllmTable, trtllm_table
@@ -23,7 +23,7 @@ from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.advice import advise
 from equipoise.report.measured import source_ranks
 from equipoise.report.on_map import summarise_on_map
-from equipoise.report.page import render_page
+from equipoise.report.page.of_report import report_story
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.report.terminal import SummaryView
 from equipoise.topology import Topology
@@ -37,7 +37,7 @@ def report(
     ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
     per_expert: Annotated[bool, Parameter(negative=())] = False,
-    html: Path | None = None,
+    html: Html = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -56,16 +56,13 @@ def report(
         Show the recorded load on this map, and without balancing for comparison.
     per_expert
         TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
-    html
-        Also write a self-contained page.
     """
     reading = reading or TraceArguments()
     if json and per_expert:
         raise EquipoiseError(
             "--per-expert prints a table of text; leave out --per-expert or --json."
         )
-    if html is not None:
-        check_output(html, trace, map, reading.run_map)
+    check_page(html, trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
     found = None if map is None else _examine(map, recording, ranks)
     placement = None if found is None else found.placement
@@ -73,8 +70,6 @@ def report(
     before = summarise(recording, num_ranks=num_ranks)
     after = None if found is None else summarise_on_map(recording, found.placement, found.notes)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
-    if html is not None:
-        write_text(html, render_page(before, after=after))
     advice = None
     if before.num_ranks is not None:
         with progress_bar("forecast") as progress:
@@ -82,6 +77,17 @@ def report(
     lost = None
     if placement is not None:
         lost = coverage(placement, Topology(placement.num_ranks)).text
+    if html is not None:
+        story = report_story(
+            recording,
+            before,
+            origin(recording, map=placement),
+            after=after,
+            placement=placement,
+            advice=advice,
+            lost=lost,
+        )
+        write_page(html, story)
     if json:
         print_json({"before": before, "after": after, "loss_of_a_rank": lost, "forecast": advice})
         return 0
