@@ -175,6 +175,27 @@ def test_maps_are_read_with_the_keyboard(page: playwright.Page) -> None:
     assert (readout.text_content() or "").startswith("layer 4, busiest rank: ")
 
 
+@pytest.mark.parametrize("order", ["id", "load"])
+def test_experts_are_ordered_by_number_or_load(
+    page: playwright.Page, story: Story, order: str
+) -> None:
+    page.select_option("#order", order)
+    rows = [line.split(",") for line in saved(page, "[data-save=csv][data-of=experts]").split()[1:]]
+    total = story.trace.total
+    multiple = total / total.mean(axis=1, keepdims=True)
+    ids = np.tile(np.arange(EXPERTS), (LAYERS, 1))
+    if order == "load":
+        ids = np.argsort(-multiple, axis=1, kind="stable")
+    layout = story.laid[1].layout
+    for name, values in {"value": multiple, "copies": layout.copies}.items():
+        column = ["layer", "expert", "id", "value", "copies"].index(name)
+        shown = np.array([float(row[column]) for row in rows]).reshape(LAYERS, EXPERTS)
+        if order == "load" and name == "copies":
+            continue  # equal loads may stand in either order
+        wanted = np.take_along_axis(values, ids, axis=1)
+        np.testing.assert_allclose(shown, wanted, atol=ROUNDING)
+
+
 def test_every_figure_is_drawn_and_explained(page: playwright.Page) -> None:
     plots = page.locator(".plot")
     for number in range(plots.count()):

@@ -27,6 +27,7 @@ from equipoise.report.page.laid import lay
 from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.of_report import report_story
 from equipoise.report.page.story import Origin, Story
+from equipoise.report.page.tables import loss_table
 from equipoise.report.summary import summarise
 from equipoise.topology import Topology
 from equipoise.trace import Provenance, Trace
@@ -288,6 +289,14 @@ def test_pages_need_the_plotting_library(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EquipoiseError, match=r"equipoise\[page\]"):
         vega.library()
     vega.library.cache_clear()
+
+
+def test_a_lost_rank_takes_experts_without_a_copy_elsewhere() -> None:
+    recorded = Trace(counts=[[[6, 2, 1, 1]]])
+    placement = Placement([[0, 1, 0, 2, 0, 3]], num_ranks=3, num_experts=4)
+    table = loss_table(recorded, lay(recorded.counts, {"x": placement}))
+    assert table is not None
+    assert table.rows == tuple((r, 1.0, 1, pytest.approx(s)) for r, s in enumerate([0.2, 0.1, 0.1]))
 
 
 @pytest.mark.parametrize(

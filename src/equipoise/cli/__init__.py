@@ -47,6 +47,7 @@ for _name, _help in {
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
+    "compare": "Show several maps side by side on a recording.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "demo": "Serve a small model on several processes and balance it live.",
     "calibrate": "Fit the time model to tables of measured kernel times.",

@@ -19,9 +19,16 @@ from equipoise.report.heat import spans, starts
 from equipoise.report.measured import Layout
 from equipoise.report.page import figures
 from equipoise.report.page.figures import Figure
-from equipoise.report.page.laid import MOST_COLUMNS
+from equipoise.report.page.laid import MOST_COLUMNS, Laid
 from equipoise.report.page.story import Story, quality
-from equipoise.report.page.tables import Table, expert_table, label_table, layer_table, shown
+from equipoise.report.page.tables import (
+    Table,
+    expert_table,
+    label_table,
+    layer_table,
+    loss_table,
+    shown,
+)
 from equipoise.report.page.vega import CONFIG, PALETTES, scripts
 from equipoise.report.ranks import over_mean
 from equipoise.trace import Trace
@@ -68,7 +75,7 @@ def page_figures(story: Story) -> list[Figure]:
     """The figures of a story, those that every page has first."""
     trace, laid = story.trace, story.laid
     if not laid:
-        return list(story.figures)
+        return [*story.drift, *story.figures]
     layers, summary = list(trace.layer_ids), story.summary
     floor = [None if x.balance is None else x.balance.floor for x in summary.layers]
     labels = [(name, values.tolist()) for name, values in trace.labels.items()]
@@ -78,19 +85,27 @@ def page_figures(story: Story) -> list[Figure]:
         figures.strip(laid[-1], layers),
         figures.by_layer(laid, layers, floor),
         figures.sorted_ranks(laid),
+        figures.experts(layers, _copied(laid[-1])),
+        *story.drift,
         *story.figures,
     ]
 
 
+def _copied(laid: Laid) -> str:
+    """The layout's name, if experts have copies there."""
+    return laid.name if laid.layout.num_redundant else ""
+
+
 def page_tables(story: Story) -> list[Table]:
     """The tables of a story, those that every page has first."""
-    labels = label_table(story.summary)
-    return [
+    found = [
         layer_table(story.summary, story.laid),
         expert_table(story.summary),
-        *([] if labels is None else [labels]),
+        label_table(story.summary),
+        loss_table(story.trace, story.laid),
         *story.tables,
     ]
+    return [table for table in found if table is not None]
 
 
 def heat_matrix(

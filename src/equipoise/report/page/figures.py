@@ -87,6 +87,60 @@ def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = Non
     )
 
 
+def experts(layers: Sequence[int], copies: str) -> Figure:
+    """Layers by experts; the page fills it, by id or by load.
+
+    Parameters
+    ----------
+    copies
+        The layout whose copies are dots; empty if no expert has any.
+    """
+    cell: Spec = {
+        "x": {**_axis("expert", "expert"), "sort": None},
+        "y": _layer_axis(layers),
+    }
+    colour = {
+        "field": "value",
+        "type": "quantitative",
+        "scale": {"domain": list(_EDGES), "range": list(_MULTIPLE_COLOURS), "clamp": True},
+        "legend": _legend("times the mean"),
+    }
+    size = {
+        "field": "copies",
+        "type": "quantitative",
+        "legend": None,
+        "scale": {"type": "linear", "domain": [2, 8], "range": [4, 40], "clamp": True},
+    }
+    dots = f"; dots are experts with more than one copy, {copies}" if copies else ""
+    return Figure(
+        name="experts",
+        title="Layers by experts",
+        says=f"A cell is the load of an expert over the mean expert of its layer, over all "
+        f"steps{dots}.",
+        heavy=True,
+        spec={
+            "data": {"name": "rows", "values": []},
+            "width": "container",
+            "height": _height(len(layers)),
+            "layer": [
+                {
+                    "mark": "rect",
+                    "encoding": {
+                        **cell,
+                        "color": colour,
+                        "tooltip": tips("layer", "id", "value", "copies"),
+                    },
+                },
+                {
+                    "transform": [{"filter": "datum.copies > 1"}],
+                    "mark": {"type": "circle", "color": "$ink", "opacity": 0.9},
+                    "encoding": {**cell, "size": size},
+                },
+            ],
+        },
+    )
+
+
 def heat_rows(matrix_LC: NDArray[np.float64], layers: Sequence[int], ranks: Sequence[str]) -> Rows:
     """The cells of a heat map whose last column is the busiest rank."""
     names = [*ranks, "busiest"]
@@ -157,7 +211,7 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
                     "encoding": {
                         "y": {"field": "imbalance", **top},
                         "color": _colour_of_layouts(laid),
-                        "tooltip": _tips("step", "layout", "imbalance"),
+                        "tooltip": tips("step", "layout", "imbalance"),
                     },
                 },
             ],
@@ -206,7 +260,7 @@ def strip(laid: Laid, layers: Sequence[int]) -> Figure:
                     },
                     "legend": _legend("imbalance"),
                 },
-                "tooltip": _tips("layer", "step", "imbalance"),
+                "tooltip": tips("layer", "step", "imbalance"),
             },
         },
     )
@@ -269,7 +323,7 @@ def by_layer(laid: Sequence[Laid], layers: Sequence[int], floor: Sequence[float 
                     "encoding": {
                         "y": excess,
                         "color": _colour_of_layouts(laid),
-                        "tooltip": _tips("layer", "layout", "imbalance"),
+                        "tooltip": tips("layer", "layout", "imbalance"),
                     },
                 },
             ],
@@ -314,7 +368,7 @@ def sorted_ranks(laid: Sequence[Laid]) -> Figure:
                     "mark": {"type": "line", "point": {"size": 16}},
                     "encoding": {
                         "y": {"field": "mean", **load},
-                        "tooltip": _tips("place", "layout", "mean", "low", "high"),
+                        "tooltip": tips("place", "layout", "mean", "low", "high"),
                     },
                 },
             ],
@@ -383,10 +437,12 @@ def _colour_of_layouts(laid: Sequence[Laid]) -> Spec:
     }
 
 
-def _tips(*fields: str) -> Rows:
+def tips(*fields: str) -> Rows:
+    """What a mark says when it is pointed at: words and whole numbers as they are."""
+    fractions = ("imbalance", "mean", "low", "high", "correlation", "gain", "value")
     return [
-        {"field": f, "type": "nominal"}
-        if f in ("layer", "step", "layout", "place")
-        else {"field": f, "type": "quantitative", "format": ".3f"}
+        {"field": f, "type": "quantitative", "format": ".3f"}
+        if f in fractions
+        else {"field": f, "type": "nominal"}
         for f in fields
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from equipoise.plan.scores import LAYOUTS
 from equipoise.plan.study import Study
+from equipoise.report.drift import measure_drift
 from equipoise.report.measured import Layout, unbalanced
+from equipoise.report.page import ageing
 from equipoise.report.page.laid import lay
 from equipoise.report.page.story import Band, Number, Origin, Story, in_order
 from equipoise.report.page.tables import Table
@@ -45,6 +47,14 @@ def plan_story(
         band=_band(study, expert_bytes),
         notes=in_order([_what_is_shown(study), *summary.notes]),
         origin=origin,
+        drift=tuple(
+            ageing.figures(
+                recording,
+                measure_drift(recording).window_steps,
+                placement.num_ranks,
+                placement.num_slots,
+            )
+        ),
         tables=(_scores(study), _bounds(study)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from equipoise.placement import Placement
 from equipoise.report.advice import Advice
 from equipoise.report.measured import aligned, unbalanced
+from equipoise.report.page import ageing
 from equipoise.report.page.laid import Laid, lay
 from equipoise.report.page.story import Band, Number, Origin, Story, in_order
 from equipoise.report.summary import TraceSummary
@@ -52,7 +53,20 @@ def report_story(
         band=_band(before, laid, advice, lost),
         notes=in_order([note for view in views for note in view.notes]),
         origin=origin,
+        drift=tuple(
+            ageing.figures(
+                trace, before.drift.window_steps, before.num_ranks, _slots(before, after)
+            )
+        ),
     )
+
+
+def _slots(before: TraceSummary, after: TraceSummary | None) -> int:
+    """The slots of the map; without one, a redundant slot on every rank."""
+    if after is not None and after.num_slots is not None:
+        return after.num_slots
+    ranks = before.num_ranks or 1
+    return (before.num_experts // ranks + 1) * ranks
 
 
 def _band(

@@ -72,6 +72,8 @@ class Story:
         The answer.
     notes
         What weakens the numbers; they stand above them.
+    drift
+        Figures of how the loads move.
     figures
         Figures besides those that every page has.
     tables
@@ -87,6 +89,7 @@ class Story:
     band: Band
     notes: tuple[str, ...]
     origin: Origin
+    drift: tuple[Figure, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from equipoise.placement import Placement
+from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.page.laid import Laid
-from equipoise.report.ranks import Balance
+from equipoise.report.ranks import Balance, over_mean
 from equipoise.report.summary import TraceSummary
+from equipoise.topology import Topology
+from equipoise.trace import Trace
 
 Cell = str | int | float | None
 
@@ -114,6 +120,28 @@ def label_table(summary: TraceSummary) -> Table | None:
         rows=tuple(
             (x.label, x.value, x.num_steps, x.assignments, *_two(x.balance), x.expert_imbalance)
             for x in summary.labels
+        ),
+    )
+
+
+def loss_table(trace: Trace, laid: Sequence[Laid]) -> Table | None:
+    """What the loss of each rank takes from the last layout; ``None`` if it is no placement."""
+    if not laid or not isinstance(placement := laid[-1].layout, Placement):
+        return None
+    held = coverage(placement, Topology(placement.num_ranks))
+    only_LRE = held.hosts & (held.homes == 1)[:, None, :]
+    lost_LR = only_LRE.sum(axis=2)
+    load_LE = over_mean(trace.total) / trace.num_experts
+    share_R = np.einsum("lre,le->r", only_LRE, load_LE) / trace.num_layers
+    return Table(
+        name="loss-table",
+        title=f"If a rank is lost, {laid[-1].name}",
+        says=f"Experts that live on that rank only, and the share of the load that goes to them. "
+        f"{held.text}",
+        head=("rank", "experts lost in a layer, mean", "most", "share of the load"),
+        rows=tuple(
+            (rank, float(lost.mean()), int(lost.max()), float(share))
+            for rank, (lost, share) in enumerate(zip(lost_LR.T, share_R, strict=True))
         ),
     )
 

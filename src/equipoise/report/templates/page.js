@@ -152,7 +152,23 @@
         point(data.layers.indexOf(cell.layer), names().indexOf(cell.rank));
     }));
     fillMaps();
+    fillExperts();
   }
+
+  // Experts of every layer, in the order of their numbers or of their loads; copies are those of
+  // the last layout.
+  function fillExperts() {
+    const last = layouts.at(-1), size = last.firstSlots.at(-1), byLoad = element("order").value === "load";
+    const rows = data.layers.flatMap((layer, row) => {
+      const copies = new Array(E).fill(0);
+      for (const e of last.slots.subarray(row * size, (row + 1) * size)) copies[e]++;
+      const ids = [...Array(E).keys()];
+      if (byLoad) ids.sort((a, b) => experts[row * E + b] - experts[row * E + a]);
+      return ids.map((id, expert) => ({ layer, expert, id, value: experts[row * E + id], copies: copies[id] }));
+    });
+    views.experts.data("rows", rows).run();
+  }
+  element("order")?.addEventListener("change", fillExperts);
 
   for (const map of document.querySelectorAll(".heat")) {
     map.addEventListener("focus", () => { if (!cursor) point(0, 0); });
