@@ -153,6 +153,42 @@ def test_plan_page(trace_file, tmp_path, capsys):
     assert document["checksum"] in text
 
 
+def test_forecast_page_and_pictures(trace_file, tmp_path, capsys):
+    page, picture = tmp_path / "page.html", tmp_path / "layers.svg"
+    arguments = ("--ranks", 4, "--planner", "greedy", "--rank-cost", "h100-deepep-ep32")
+    outputs = ("--html", page, "--figure", picture, "--figure", tmp_path / "time.png")
+    assert run(capsys, "forecast", trace_file, *arguments, *outputs)[0] == 0
+    assert "step ms" in page.read_text()
+    assert picture.read_text().startswith("<svg")
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_has_a_known_kind_and_name(trace_file, tmp_path, capsys):
+    for name, said in {"layers.gif": "ends in png, pdf, svg", "what.svg": "no figure what"}.items():
+        path = tmp_path / name
+        status, _, err = run(capsys, "report", trace_file, "--ranks", 4, "--figure", path)
+        assert status == 2
+        assert said in err
+        assert not path.exists()
+
+
+def test_compare_scores_maps_as_the_library_does(trace_file, tmp_path, capsys):
+    recorded = eq.read_trace(trace_file)
+    plan = eq.Greedy().plan(eq.Problem(recorded, eq.Topology(4), 20)).placement
+    one, page = tmp_path / "plan.json", tmp_path / "page.html"
+    eq.write_map(plan, one, format="equipoise")
+    status, out, _ = run(capsys, "compare", one, trace_file, "--html", page, "--json")
+    document = json.loads(out)
+    assert status == 0
+    score = document["layouts"][str(one)]
+    assert score["mean"] == pytest.approx(eq.evaluate(plan, recorded).mean_imbalance)
+    assert document["best"] in document["layouts"]
+    assert page.read_text().startswith("<!doctype html>")
+    status, out, _ = run(capsys, "compare", one, trace_file)
+    assert "no balancing" in out
+    assert run(capsys, "compare", trace_file)[0] == 2
+
+
 def test_a_page_is_not_written_over_the_map(trace_file, tmp_path, capsys):
     one = tmp_path / "map.json"
     arguments = ("--ranks", 4, "--planner", "greedy", "--for", "equipoise", "-o", one)

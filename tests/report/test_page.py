@@ -21,14 +21,18 @@ from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.study import Study, study
 from equipoise.report.measured import contiguous, unbalanced
 from equipoise.report.page import vega
-from equipoise.report.page.document import heat_matrix, page_figures, render_page
+from equipoise.report.page.document import heat_matrix, page_figures, render_page, save_picture
 from equipoise.report.page.figures import label_changes
 from equipoise.report.page.laid import lay
+from equipoise.report.page.of_compare import compare_story, lay_maps
+from equipoise.report.page.of_forecast import forecast_story
 from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.of_report import report_story
 from equipoise.report.page.story import Origin, Story
 from equipoise.report.page.tables import loss_table
 from equipoise.report.summary import summarise
+from equipoise.simulate.expert_time import UncertainCost
+from equipoise.simulate.forecast import forecast
 from equipoise.topology import Topology
 from equipoise.trace import Provenance, Trace
 
@@ -305,3 +309,35 @@ def test_a_lost_rank_takes_experts_without_a_copy_elsewhere() -> None:
 def test_figures_are_saved_as_pictures(kind: str, start: bytes) -> None:
     figure = next(x for x in page_figures(reported(trace())) if x.name == "layers")
     assert vega.picture(figure, kind).startswith(start)
+
+
+def test_maps_are_saved_with_their_cells() -> None:
+    story = reported(trace())
+    assert save_picture(story, "heat-0", "svg").count(b"busiest") >= 3
+    with pytest.raises(EquipoiseError, match=r"no figure nothing; the page has heat-0, time"):
+        save_picture(story, "nothing", "svg")
+
+
+def test_maps_are_compared_with_each_other_and_with_none() -> None:
+    recorded = trace()
+    plan = planned(recorded).plan.placement
+    laid = lay_maps(recorded, {"a.json": contiguous(recorded, 4), "b.json": plan}, "even")
+    page = Page(render_page(compare_story(recorded, laid, ORIGIN)))
+    assert page.tone == "good"
+    assert "Best on these steps: b.json." in page.text
+    assert [x["name"] for x in page.data["layouts"]] == ["no balancing", "a.json", "b.json"]
+    with pytest.raises(EquipoiseError, match="is for 2 ranks and the first map for 4"):
+        lay_maps(recorded, {"a": plan, "b": contiguous(recorded, 2)}, "even")
+    with pytest.raises(EquipoiseError, match="compare at most 5"):
+        lay_maps(recorded, {str(i): plan for i in range(6)}, "even")
+
+
+def test_a_forecast_has_a_page_with_its_verdict_and_its_options() -> None:
+    recorded = trace(steps=40)
+    cost = UncertainCost.published("h100-deepep-ep32")
+    answer = forecast(recorded, Topology(4), cost, planner=lambda dispatch: Greedy())
+    page = Page(render_page(forecast_story(recorded, [answer], 0.2, ORIGIN)))
+    assert answer.verdict.text in page.text
+    assert f"{1e3 * answer.best.step_seconds:.3f} ms" in page.text
+    spec = next(x["spec"] for x in page.data["figures"] if x["name"] == "budget-0")
+    assert [row["gain"] for row in spec["data"]["values"]] == [x.gain for x in answer.options]

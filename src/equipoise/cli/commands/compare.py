@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from equipoise.cli.options.output import Json
-from equipoise.cli.options.page import Html, check_page, origin, write_page
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.compare import compare_document, print_comparison
 from equipoise.cli.views.console import print_json, stdout
@@ -20,7 +20,7 @@ from equipoise.trace import Trace
 def compare(
     *files: Path,
     dispatch: str = "even",
-    html: Html = None,
+    page: PageArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -39,14 +39,14 @@ def compare(
     if len(files) < 2:
         raise EquipoiseError("Give one or more maps and, last, a recording.")
     *paths, trace = files
-    check_page(html, *files)
+    page = page or PageArguments()
+    page.check(*files)
     recording = (reading or TraceArguments()).read(trace)
     found = {f"{path}": _examine(path, recording) for path in paths}
     maps = {name: reading.placement for name, reading in found.items()}
     laid = lay_maps(recording, maps, dispatch)
     notes = [f"{name}: {what_it_proves(recording, x.notes)}" for name, x in found.items()]
-    if html is not None:
-        write_page(html, compare_story(recording, laid, origin(recording, **maps), notes))
+    page.write(lambda: compare_story(recording, laid, origin(recording, {**maps}), notes))
     if json:
         print_json(compare_document(recording, laid, notes))
     else:

@@ -18,6 +18,7 @@ from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import MovingArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.options.units import ByteCount, Seconds
@@ -32,6 +33,7 @@ from equipoise.engines.registry import rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.weigh.budget import LEAST_GAIN
+from equipoise.report.page.of_forecast import forecast_story
 from equipoise.simulate.expert_time import COST_ERROR, ComputeModel, UncertainCost
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
@@ -59,6 +61,7 @@ def forecast(
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
     reading: TraceArguments | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
 ) -> int:
     """Say whether balancing would make steps shorter, by how much, and how sure that is.
@@ -102,6 +105,8 @@ def forecast(
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     serving, engine = serving or ModelArguments(), engine or EngineArguments()
     moving, hardware = moving or MovingArguments(), hardware or StepArguments()
+    reading, page = reading or TraceArguments(), page or PageArguments()
+    page.check(trace, reading.run_map, moving.from_map)
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     prices = moving.moving(expert_bytes)
     rule = None if for_ is None else rule_of(for_)
@@ -123,7 +128,7 @@ def forecast(
     for variant in [replace(planning, rank_cost=name) for name in named] or [planning]:
         variant.check(machine)
     topology = hardware.topology(machine, ranks)
-    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    recording = reading.read(trace, ranks=ranks)
     serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     whole = hardware.machine(recording, serving.config, topology)
     error = COST_ERROR if cost_error is None else cost_error
@@ -175,6 +180,8 @@ def forecast(
         answers.append(
             Advice(forecast=result, launch=flags, facts={} if whole is None else whole.facts)
         )
+    foreseen = [answer.forecast for answer in answers]
+    page.write(lambda: forecast_story(recording, foreseen, hold_out, origin(recording)))
     if json:
         print_json([forecast_document(answer) for answer in answers])
     else:

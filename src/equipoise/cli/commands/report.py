@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.output import Json
-from equipoise.cli.options.page import Html, check_page, origin, write_page
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.advice import print_advice
 from equipoise.cli.views.console import print_json, stdout
@@ -37,7 +37,7 @@ def report(
     ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
     per_expert: Annotated[bool, Parameter(negative=())] = False,
-    html: Html = None,
+    page: PageArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -57,12 +57,12 @@ def report(
     per_expert
         TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
     """
-    reading = reading or TraceArguments()
+    reading, page = reading or TraceArguments(), page or PageArguments()
     if json and per_expert:
         raise EquipoiseError(
             "--per-expert prints a table of text; leave out --per-expert or --json."
         )
-    check_page(html, trace, map, reading.run_map)
+    page.check(trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
     found = None if map is None else _examine(map, recording, ranks)
     placement = None if found is None else found.placement
@@ -77,17 +77,17 @@ def report(
     lost = None
     if placement is not None:
         lost = coverage(placement, Topology(placement.num_ranks)).text
-    if html is not None:
-        story = report_story(
+    page.write(
+        lambda: report_story(
             recording,
             before,
-            origin(recording, map=placement),
+            origin(recording, {"map": placement}),
             after=after,
             placement=placement,
             advice=advice,
             lost=lost,
         )
-        write_page(html, story)
+    )
     if json:
         print_json({"before": before, "after": after, "loss_of_a_rank": lost, "forecast": advice})
         return 0

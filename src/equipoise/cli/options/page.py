@@ -1,7 +1,9 @@
-"""The page that a command writes."""
+"""The page that a command writes, and pictures of its figures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,38 +12,75 @@ from cyclopts import Parameter
 from equipoise import __version__
 from equipoise.cli.options.command_line import command_line
 from equipoise.cli.options.output import check_output
-from equipoise.engines.files import write_text
+from equipoise.engines.files import write_bytes, write_text
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.report.page.document import render_page
+from equipoise.report.page.document import render_page, save_picture
 from equipoise.report.page.story import Origin, Story, checksum
-from equipoise.report.page.vega import library
+from equipoise.report.page.vega import FORMATS, library
 from equipoise.trace import Trace
 
-Html = Annotated[
-    Path | None,
-    Parameter(
-        name="--html",
-        help="Also write a self-contained page; needs equipoise[page].",
-    ),
-]
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PageArguments:
+    """A page, and pictures of its figures; both need equipoise[page].
+
+    Parameters
+    ----------
+    html
+        Also write a self-contained page.
+    figure
+        Also save a figure of the page, as in layers.pdf: its name there (heat-0, heat-1, time,
+        ranks, strip, layers, lag, age, ...), as png, pdf or svg. May be given several times.
+    """
+
+    html: Path | None = None
+    figure: Annotated[tuple[Path, ...], Parameter(negative=())] = ()
+
+    def check(self, *inputs: Path | None, other: Path | None = None) -> None:
+        """Refuse, before any long work, what cannot be drawn or written.
+
+        Parameters
+        ----------
+        inputs
+            Files that the command reads.
+        other
+            Another file that it writes.
+        """
+        outputs = [path for path in (self.html, *self.figure) if path is not None]
+        for path in self.figure:
+            if path.suffix[1:] not in FORMATS:
+                kinds = ", ".join(FORMATS)
+                raise EquipoiseError(f"{path}: is no picture; give a name that ends in {kinds}.")
+        for path in outputs:
+            check_output(path, *inputs)
+        places = [path.resolve() for path in (*outputs, other) if path is not None]
+        for path, place in zip(outputs, places, strict=False):
+            if places.count(place) > 1:
+                raise EquipoiseError(f"{path}: is the name of two outputs; give each its own.")
+        if outputs:
+            library()
+
+    def write(self, tell: Callable[[], Story]) -> None:
+        """Write what was asked for, each file as a whole, once all are made.
+
+        Parameters
+        ----------
+        tell
+            Function that makes the story; not called if nothing was asked for.
+        """
+        if self.html is None and not self.figure:
+            return
+        story = tell()
+        pictures = {x: save_picture(story, x.stem, x.suffix[1:]) for x in self.figure}
+        if self.html is not None:
+            write_text(self.html, render_page(story))
+        for path, content in pictures.items():
+            write_bytes(path, content)
 
 
-def check_page(html: Path | None, *inputs: Path | None) -> None:
-    """Refuse a page before any long work: one that cannot be drawn, or not be written."""
-    if html is not None:
-        check_output(html, *inputs)
-        library()
-
-
-def check_apart(html: Path | None, *outputs: Path | None) -> None:
-    """Refuse a page that would be written over another output of the same command."""
-    for output in filter(None, outputs):
-        if html is not None and html.resolve() == output.resolve():
-            raise EquipoiseError(f"{html}: is the name of two outputs; give each its own.")
-
-
-def origin(recording: Trace, **maps: Placement | None) -> Origin:
+def origin(recording: Trace, maps: dict[str, Placement | None] | None = None) -> Origin:
     """How to get the page again: the command, the version, checksums of what went in and came out.
 
     Parameters
@@ -55,14 +94,7 @@ def origin(recording: Trace, **maps: Placement | None) -> Origin:
         "recording": f"{recording.provenance.source} ({recording.provenance.format})",
         "loads, SHA-256": checksum(recording),
     }
-    placements = {
-        f"{name.replace('_', ' ')}, SHA-256": x.checksum
-        for name, x in maps.items()
-        if x is not None
-    }
-    return Origin(facts=facts | placements)
-
-
-def write_page(html: Path, story: Story) -> None:
-    """Write the page of a story as a whole, or nothing."""
-    write_text(html, render_page(story))
+    for name, placement in (maps or {}).items():
+        if placement is not None:
+            facts[f"{name}, SHA-256"] = placement.checksum
+    return Origin(facts=facts)

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
+from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.report.heat import spans, starts
 from equipoise.report.measured import Layout
@@ -29,7 +30,7 @@ from equipoise.report.page.tables import (
     loss_table,
     shown,
 )
-from equipoise.report.page.vega import CONFIG, PALETTES, scripts
+from equipoise.report.page.vega import CONFIG, PALETTES, picture, scripts
 from equipoise.report.ranks import over_mean
 from equipoise.trace import Trace
 
@@ -69,6 +70,31 @@ def render_page(story: Story) -> str:
             script_hashes=" ".join(map(_csp_hash, (library, behaviour))),
         )
     )
+
+
+def save_picture(story: Story, name: str, kind: str) -> bytes:
+    """One figure of a story, as it stands when the page is opened, as a PNG, PDF or SVG file.
+
+    Raises
+    ------
+    EquipoiseError
+        The story has no figure of that name, or the page fills it as the reader selects.
+    """
+    still = {x.name: x for x in (*_still_maps(story), *page_figures(story)[len(story.laid) :])}
+    still.pop("experts", None)
+    if name not in still:
+        raise EquipoiseError(f"There is no figure {name}; the page has {', '.join(still)}.")
+    return picture(still[name], kind)
+
+
+def _still_maps(story: Story) -> list[Figure]:
+    """The heat maps, filled with the mean of the steps."""
+    layers, maps = list(story.trace.layer_ids), []
+    for number, x in enumerate(story.laid):
+        matrix = heat_matrix(x.multiples, x.evaluation.mean[x.steps], "mean")
+        ranks = [str(rank) for rank in range(x.layout.num_ranks)]
+        maps.append(figures.heat(x, number, layers, figures.heat_rows(matrix, layers, ranks)))
+    return maps
 
 
 def page_figures(story: Story) -> list[Figure]:
