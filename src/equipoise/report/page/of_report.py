@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from equipoise.placement import Placement
 from equipoise.report.advice import Advice
 from equipoise.report.measured import aligned, unbalanced
@@ -23,7 +25,7 @@ def report_story(
     after: TraceSummary | None = None,
     placement: Placement | None = None,
     advice: Advice | None = None,
-    lost: str | None = None,
+    said: Sequence[str] = (),
 ) -> Story:
     """What ``equipoise report`` found.
 
@@ -35,8 +37,8 @@ def report_story(
         Summary of the same trace on a placement, and the placement.
     advice
         Whether balancing would help.
-    lost
-        What the loss of a rank takes with the placement, in a sentence.
+    said
+        Sentences for the verdict, such as what the loss of a rank takes with the placement.
     """
     layouts = {}
     if before.num_ranks is not None:
@@ -50,7 +52,7 @@ def report_story(
         trace=trace,
         summary=before,
         laid=laid,
-        band=_band(before, laid, advice, lost),
+        band=_band(before, laid, advice, said),
         notes=in_order([note for view in views for note in view.notes]),
         origin=origin,
         drift=tuple(
@@ -70,12 +72,12 @@ def _slots(before: TraceSummary, after: TraceSummary | None) -> int:
 
 
 def _band(
-    before: TraceSummary, laid: tuple[Laid, ...], advice: Advice | None, lost: str | None
+    before: TraceSummary, laid: tuple[Laid, ...], advice: Advice | None, said: Sequence[str]
 ) -> Band:
     verdicts = {} if advice is None else advice.verdicts
     kinds = {verdict.kind for verdict in verdicts.values()}
     why = [*before.headline, *(f"{cost}: {x.text}" for cost, x in verdicts.items())]
-    why += [text for text in (lost, None if advice is None else advice.basis) if text is not None]
+    why += [*said, *([] if advice is None else [advice.basis])]
     tone, answer = "open", before.headline[0]
     if before.balance is not None and len(laid) > 1:
         tone, answer = _of_map(*laid)
