@@ -196,6 +196,15 @@ def test_experts_are_ordered_by_number_or_load(
         np.testing.assert_allclose(shown, wanted, atol=ROUNDING)
 
 
+def test_the_placement_of_a_layer_is_shown(page: playwright.Page, story: Story) -> None:
+    page.select_option("#layer", label="8")  # the model's number of row 5
+    text = saved(page, "[data-save=csv][data-of=placement]").split()
+    at = text[0].split(",").index("expert")
+    placement = story.laid[1].layout
+    shown = [int(line.split(",")[at]) for line in text[1:]]
+    assert shown == placement.slots[5].tolist()
+
+
 def test_every_figure_is_drawn_and_explained(page: playwright.Page) -> None:
     plots = page.locator(".plot")
     for number in range(plots.count()):

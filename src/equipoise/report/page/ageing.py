@@ -130,8 +130,8 @@ def _lag_figure(windows: Trace, matrix: Floats, size: str) -> Figure:
     return Figure(
         name="lag",
         title="Drift",
-        says=f"How much the loads of a layer's experts are the same (1) or unrelated (0) when they "
-        f"are so many times a {size} apart: a plan lasts for as long as the line stays high.",
+        says=f"Correlation of the loads of a layer's experts, from 1 (the same) to 0 (unrelated), "
+        f"by lag in units of a {size}: a plan lasts for as long as the line stays high.",
         spec=_line(rows, "lag", "lag", "correlation", "correlation", series="windows"),
     )
 

@@ -81,7 +81,8 @@ def save_picture(story: Story, name: str, kind: str) -> bytes:
         The story has no figure of that name, or the page fills it as the reader selects.
     """
     still = {x.name: x for x in (*_still_maps(story), *page_figures(story)[len(story.laid) :])}
-    still.pop("experts", None)
+    for filled in ("experts", "placement"):
+        still.pop(filled, None)
     if name not in still:
         raise EquipoiseError(f"There is no figure {name}; the page has {', '.join(still)}.")
     return picture(still[name], kind)
@@ -112,9 +113,25 @@ def page_figures(story: Story) -> list[Figure]:
         figures.by_layer(laid, layers, floor),
         figures.sorted_ranks(laid),
         figures.experts(layers, _copied(laid[-1])),
+        *_placed(laid),
         *story.drift,
         *story.figures,
     ]
+
+
+def _placed(laid: Sequence[Laid]) -> list[Figure]:
+    """The map of the last layout, if it is a placement."""
+    if not isinstance(laid[-1].layout, Placement):
+        return []
+    before = _before(laid)
+    return [figures.placement_map(laid[-1], "" if before is None else laid[before].name)]
+
+
+def _before(laid: Sequence[Laid]) -> int | None:
+    """The layout that the last one's moves are counted from: the one before, if of equal slots."""
+    last = len(laid) - 1
+    is_same = last > 0 and laid[last - 1].layout.num_slots == laid[last].layout.num_slots
+    return last - 1 if is_same else None
 
 
 def _copied(laid: Laid) -> str:
@@ -194,6 +211,7 @@ def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
         "steps": trace.step_ids[steps].tolist(),
         "labels": {name: values[steps].tolist() for name, values in trace.labels.items()},
         "means": _packed(laid[0].evaluation.mean[steps], "<f4"),
+        "movesFrom": _before(laid),
         "experts": _quantised(over_mean(trace.total)),
         "layouts": [
             {

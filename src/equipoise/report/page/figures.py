@@ -29,6 +29,7 @@ _IMBALANCE_COLOURS = ("$even", "$warm", "$hot", "$glow", "$fire")
 _EXCESS_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 4, 8, 16)
 _MOST_STEPS = 256  # next to each other that can be told apart
 _MOST_MARKS = 24
+_MOST_NUMBERED = 512  # slots of a layer whose numbers can be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Figure:
     spec
         The specification.
     heavy
-        Whether it has so many marks that they are better painted than kept as elements.
+        Whether it has thousands of marks, which are painted and not kept as elements.
     """
 
     name: str
@@ -135,6 +136,71 @@ def experts(layers: Sequence[int], copies: str) -> Figure:
                     "transform": [{"filter": "datum.copies > 1"}],
                     "mark": {"type": "circle", "color": "$ink", "opacity": 0.9},
                     "encoding": {**cell, "size": size},
+                },
+            ],
+        },
+    )
+
+
+def placement_map(laid: Laid, before: str) -> Figure:
+    """The slots of one layer on every rank; the page fills it.
+
+    Parameters
+    ----------
+    laid
+        A placement.
+    before
+        The layout that moves are counted from; empty if there is none of as many slots.
+    """
+    cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _axis("slot", "slot of rank")}
+    colour = {
+        "field": "value",
+        "type": "quantitative",
+        "scale": {"domain": list(_EDGES), "range": list(_MULTIPLE_COLOURS), "clamp": True},
+        "legend": _legend("times the mean slot"),
+    }
+    middle = {"bandPosition": 0.5}
+    link = {
+        "x": {**cell["x"], **middle},
+        "y": {**cell["y"], **middle},
+        "x2": {"field": "rank2", **middle},
+        "y2": {"field": "slot2", **middle},
+    }
+    moved = f" Outlined slots hold another expert than in “{before}”." if before else ""
+    has_room = laid.layout.num_slots <= _MOST_NUMBERED
+    number = {"field": "expert", "type": "nominal"}
+    return Figure(
+        name="placement",
+        title=f"Where the experts live, {laid.name}",
+        says=f"A cell is a slot with its expert and the load of that copy; lines link the "
+        f"copies of one expert.{moved}",
+        heavy=True,
+        spec={
+            "data": {"name": "rows", "values": []},
+            "width": "container",
+            "height": int(np.clip(22 * laid.layout.num_slots / laid.layout.num_ranks, 90, 460)),
+            "layer": [
+                {
+                    "mark": "rect",
+                    "encoding": {
+                        **cell,
+                        "color": colour,
+                        "tooltip": tips("rank", "slot", "expert", "copies", "value"),
+                    },
+                },
+                {
+                    "transform": [{"filter": "datum.moved"}],
+                    "mark": {"type": "rect", "filled": False, "stroke": "$ink"},
+                    "encoding": cell,
+                },
+                {
+                    "data": {"name": "links", "values": []},
+                    "mark": {"type": "rule", "color": "$after", "opacity": 0.6},
+                    "encoding": link,
+                },
+                {
+                    "mark": {"type": "text", "color": "$ink", "fontSize": 9 if has_room else 0},
+                    "encoding": {**cell, "text": number},
                 },
             ],
         },

@@ -153,6 +153,7 @@
     }));
     fillMaps();
     fillExperts();
+    fillPlacement();
   }
 
   // Experts of every layer, in the order of their numbers or of their loads; copies are those of
@@ -168,6 +169,27 @@
     });
     views.experts.data("rows", rows).run();
   }
+  // One layer's slots on every rank, lines between the copies of an expert.
+  function fillPlacement() {
+    if (!views.placement) return;
+    const last = layouts.at(-1), before = layouts[data.movesFrom], row = Number(element("layer").value);
+    const of = (layout) => layout.slots.subarray(row * layout.firstSlots.at(-1), (row + 1) * layout.firstSlots.at(-1));
+    const slots = of(last), homes = new Map();
+    slots.forEach((expert, s) => homes.set(expert, [...(homes.get(expert) || []), s]));
+    const each = last.firstSlots[1];
+    const place = (s) => ({ rank: Math.floor(s / each), slot: s % each });
+    const rows = [...slots].map((expert, s) => {
+      const copies = homes.get(expert).length;
+      const value = (experts[row * E + expert] / copies) * (slots.length / E);
+      return { ...place(s), expert, copies, value, moved: Boolean(before) && of(before)[s] !== expert };
+    });
+    const links = [...homes.values()].flatMap((all) => all.slice(1).map((s, i) => {
+      const { rank, slot } = place(all[i]);
+      return { ...place(s), rank2: rank, slot2: slot };
+    }));
+    views.placement.data("rows", rows).data("links", links).run();
+  }
+  element("layer")?.addEventListener("change", fillPlacement);
   element("order")?.addEventListener("change", fillExperts);
 
   for (const map of document.querySelectorAll(".heat")) {
