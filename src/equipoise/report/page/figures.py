@@ -150,7 +150,7 @@ def placement_map(laid: Laid, before: str) -> Figure:
     laid
         A placement.
     before
-        The layout that moves are counted from; empty if there is none of as many slots.
+        The layout that moves are counted from; empty if there is none of equal slots.
     """
     cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _axis("slot", "slot of rank")}
     colour = {
