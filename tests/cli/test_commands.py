@@ -137,7 +137,65 @@ def test_report_selects_and_sums(trace_file, capsys):
 def test_report_page(trace_file, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert run(capsys, "report", trace_file, "--ranks", 4, "--html", page)[0] == 0
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert f"equipoise report {trace_file} --ranks 4 --html {page}" in text
+
+
+def test_plan_page(trace_file, tmp_path, capsys):
+    page = tmp_path / "plan.html"
+    arguments = ("--ranks", 4, "--redundant", 4, "--planner", "greedy", "--html")
+    status, out, _ = run(capsys, "plan", trace_file, *arguments, page, "--json")
+    document, text = json.loads(out), page.read_text()
+    assert status == (0 if document["verdict"]["is_gain"] else 1)
+    for score in ("plain_held_out", "plan_held_out"):
+        assert f"{document['scores'][score]['mean_imbalance']:.3f}" in text
+    assert document["checksum"] in text
+
+
+def test_forecast_page_and_pictures(trace_file, tmp_path, capsys):
+    page, picture = tmp_path / "page.html", tmp_path / "layers.svg"
+    arguments = ("--ranks", 4, "--planner", "greedy", "--rank-cost", "h100-deepep-ep32")
+    outputs = ("--html", page, "--figure", picture, "--figure", tmp_path / "time.png")
+    assert run(capsys, "forecast", trace_file, *arguments, *outputs)[0] == 0
+    assert "step ms" in page.read_text()
+    assert picture.read_text().startswith("<svg")
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_has_a_known_kind_and_name(trace_file, tmp_path, capsys):
+    for name, said in {"layers.gif": "ends in png, pdf, svg", "what.svg": "no figure what"}.items():
+        path = tmp_path / name
+        status, _, err = run(capsys, "report", trace_file, "--ranks", 4, "--figure", path)
+        assert status == 2
+        assert said in err
+        assert not path.exists()
+
+
+def test_compare_scores_maps_as_the_library_does(trace_file, tmp_path, capsys):
+    recorded = eq.read_trace(trace_file)
+    plan = eq.Greedy().plan(eq.Problem(recorded, eq.Topology(4), 20)).placement
+    one, page = tmp_path / "plan.json", tmp_path / "page.html"
+    eq.write_map(plan, one, format="equipoise")
+    status, out, _ = run(capsys, "compare", one, trace_file, "--html", page, "--json")
+    document = json.loads(out)
+    assert status == 0
+    score = document["layouts"][str(one)]
+    assert score["mean"] == pytest.approx(eq.evaluate(plan, recorded).mean_imbalance)
+    assert document["best"] in document["layouts"]
     assert page.read_text().startswith("<!doctype html>")
+    status, out, _ = run(capsys, "compare", one, trace_file)
+    assert "no balancing" in out
+    assert run(capsys, "compare", trace_file)[0] == 2
+
+
+def test_a_page_is_not_written_over_the_map(trace_file, tmp_path, capsys):
+    one = tmp_path / "map.json"
+    arguments = ("--ranks", 4, "--planner", "greedy", "--for", "equipoise", "-o", one)
+    status, _, err = run(capsys, "plan", trace_file, *arguments, "--html", one)
+    assert status == 2
+    assert "the name of two outputs" in err
+    assert not one.exists()
 
 
 def test_plan_scores_steps_it_has_not_seen(trace_file, capsys):

@@ -10,6 +10,7 @@ from functools import cache
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from equipoise import __version__
+from equipoise.cli.options import command_line
 from equipoise.cli.options.names import in_options
 from equipoise.cli.views.text import one_line, shortened
 from equipoise.compiling import telling_of_compiling
@@ -58,6 +59,7 @@ for _name, _help in {
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
+    "compare": "Show several maps side by side on a recording.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "demo": "Serve a small model on several processes and balance it live.",
     "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
@@ -96,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any("\0" in argument for argument in arguments):
         return _refuse("An argument holds a null character, which no name of a file can.")
     try:
+        command_line.arguments.set(arguments)
         with telling_of_compiling(say_compiling):
             status = app(arguments, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:

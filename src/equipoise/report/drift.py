@@ -75,7 +75,7 @@ def measure_drift(trace: Trace) -> Drift:
     size = int(np.clip(np.ceil(calm), 1, max(1, trace.num_steps // 2)))
     windows = replace(trace, source_counts=None, tokens=None).windows(size)
     group = label_groups(windows)
-    unit = _unit_vectors(windows.counts)
+    unit = unit_vectors(windows.counts)
     correlation: list[NDArray[np.float64]] = []
     moved: list[NDArray[np.float64]] = []
     chance: list[NDArray[np.float64]] = []
@@ -97,7 +97,7 @@ def measure_drift(trace: Trace) -> Drift:
     )
 
 
-def _unit_vectors(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+def unit_vectors(counts: NDArray[np.integer]) -> NDArray[np.float64]:
     """Centred load vectors of length 1, whose products are correlations; 0 where all are equal."""
     centred = counts - counts.mean(axis=-1, keepdims=True)
     length = np.linalg.norm(centred, axis=-1, keepdims=True)

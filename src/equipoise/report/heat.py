@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -49,12 +50,12 @@ def heat_map(summary: TraceSummary, *, max_rows: int, max_columns: int) -> HeatM
     """The rank loads of a summary in at most ``max_rows`` x ``max_columns`` cells."""
     matrix = np.array(summary.rank_p95)
     layer_ids = [layer.layer for layer in summary.layers]
-    rows = _starts(matrix.shape[0], max_rows)
-    columns = _starts(matrix.shape[1], max_columns)
+    rows = starts(matrix.shape[0], max_rows)
+    columns = starts(matrix.shape[1], max_columns)
     joined = np.maximum.reduceat(np.maximum.reduceat(matrix, rows, axis=0), columns, axis=1)
     return HeatMap(
-        layers=_spans(rows, layer_ids),
-        ranks=_spans(columns, list(range(matrix.shape[1]))),
+        layers=spans(rows, layer_ids),
+        ranks=spans(columns, list(range(matrix.shape[1]))),
         multiples=tuple(tuple(row) for row in joined.tolist()),
         imbalance=tuple(
             max((x.balance.imbalance for x in summary.layers[a:b] if x.balance), default=None)
@@ -68,10 +69,12 @@ def span_text(span: tuple[int, int]) -> str:
     return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
-def _starts(size: int, at_most: int) -> list[int]:
+def starts(size: int, at_most: int) -> list[int]:
+    """Where each of at most ``at_most`` runs of neighbours starts."""
     return list(range(0, size, -(-size // at_most)))
 
 
-def _spans(starts: list[int], ids: list[int]) -> tuple[tuple[int, int], ...]:
-    ends = [*starts[1:], len(ids)]
-    return tuple((ids[a], ids[b - 1]) for a, b in zip(starts, ends, strict=True))
+def spans(first: Sequence[int], ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """First and last id of each run that starts at one of ``first``."""
+    ends = [*first[1:], len(ids)]
+    return tuple((ids[a], ids[b - 1]) for a, b in zip(first, ends, strict=True))

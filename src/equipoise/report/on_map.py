@@ -30,11 +30,11 @@ def summarise_on_map(
         See ``summarise``.
     """
     summary = summarise(trace, placement=placement)
-    return replace(summary, notes=(_what_it_proves(trace, map_notes), *summary.notes))
+    return replace(summary, notes=(what_it_proves(trace, map_notes), *summary.notes))
 
 
-def _what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
-    """Whether a map, with these notes in its file, is shown on the steps it was made from."""
+def what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
+    """Say whether a map, with these notes in its file, is shown on the steps it was made from."""
     origin = next((n.removeprefix(_ORIGIN) for n in map_notes if n.startswith(_ORIGIN)), None)
     if origin is not None and _is_source_of(trace, origin):
         return (

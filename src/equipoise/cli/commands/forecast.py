@@ -19,6 +19,7 @@ from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import MovingArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.options.source import check_source
@@ -34,6 +35,7 @@ from equipoise.engines.registry import rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.weigh.budget import LEAST_GAIN
+from equipoise.report.page.of_forecast import forecast_story
 from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
@@ -66,6 +68,7 @@ def forecast(
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
     reading: TraceArguments | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
 ) -> int:
     """Say whether balancing would make steps shorter, by how much, and how sure that is.
@@ -113,6 +116,8 @@ def forecast(
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     serving, engine = serving or ModelArguments(), engine or EngineArguments()
     moving, hardware = moving or MovingArguments(), hardware or StepArguments()
+    reading, page = reading or TraceArguments(), page or PageArguments()
+    page.check(trace, reading.run_map, moving.from_map)
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     prices = moving.moving(expert_bytes)
     online, assumed = moving.prices(expert_bytes)
@@ -139,7 +144,7 @@ def forecast(
         variant.check(machine)
     topology = hardware.topology(machine, ranks)
     if trace is not None:
-        recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+        recording = reading.read(trace, ranks=ranks)
     else:
         assert prior is not None  # checked
         assert batch_tokens is not None
@@ -203,6 +208,8 @@ def forecast(
                 prices=assumed,
             )
         )
+    foreseen = [answer.forecast for answer in answers]
+    page.write(lambda: forecast_story(recording, foreseen, hold_out, origin(recording)))
     if json:
         print_json([forecast_document(answer) for answer in answers])
     else:

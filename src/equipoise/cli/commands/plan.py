@@ -17,6 +17,7 @@ from equipoise.cli.options.maps import check_decoder_layers
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.options.repair import RepairArguments
@@ -31,6 +32,7 @@ from equipoise.engines.registry import written_as
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.study import study
+from equipoise.report.page.of_plan import plan_story
 from equipoise.trace import Trace
 
 
@@ -54,6 +56,7 @@ def plan(
     layer_updates_per_iter: Annotated[int, Redundant] = 0,
     trtllm: TrtllmArguments | None = None,
     reading: TraceArguments | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
 ) -> int:
     """Choose copies and places, score them on held-out steps, write the map an engine loads.
@@ -87,13 +90,14 @@ def plan(
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
     serving, trtllm = serving or ModelArguments(), trtllm or TrtllmArguments()
-    hardware = hardware or HardwareArguments()
+    hardware, page = hardware or HardwareArguments(), page or PageArguments()
     target = _target(for_, output, engine, serving, trtllm, layer_updates_per_iter, even_if_worse)
     if target is not None:
         inputs = (trace, reading.run_map, repairing.from_map)
         check_output(target.path, *inputs)
         trtllm.check(target.path, *inputs)
         check_decoder_layers(engine.hidden_layers, written_as(target.format))
+    page.check(trace, reading.run_map, repairing.from_map, other=output)
     expert_bytes = (serving.need_expert_bytes if repairing.is_priced else serving.expert_bytes)(
         repairing.expert_bytes
     )
@@ -135,6 +139,16 @@ def plan(
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,
+    )
+    maps = {"plan": result.plan.placement, "map in force": current}
+    page.write(
+        lambda: plan_story(
+            recording,
+            result,
+            origin(recording, maps),
+            current=current,
+            expert_bytes=expert_bytes,
+        )
     )
     if json:
         print_json(plan_document(outcome))

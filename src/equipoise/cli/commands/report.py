@@ -9,12 +9,12 @@ from cyclopts import Parameter
 
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.machine import numbers
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import Json
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.advice import print_advice
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
-from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
 from equipoise.engines.trtllm.table import TrtllmTable, trtllm_table
@@ -24,7 +24,7 @@ from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.advice import advise
 from equipoise.report.measured import aligned, source_ranks, unbalanced
 from equipoise.report.on_map import summarise_on_map
-from equipoise.report.page import render_page
+from equipoise.report.page.of_report import report_story
 from equipoise.report.stragglers import straggler_text
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.report.terminal import SummaryView
@@ -39,8 +39,8 @@ def report(
     ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
     per_expert: Annotated[bool, Parameter(negative=())] = False,
-    html: Path | None = None,
     rank_seconds: str | None = None,
+    page: PageArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -59,19 +59,16 @@ def report(
         Show the recorded load on this map, and without balancing for comparison.
     per_expert
         TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
-    html
-        Also write a self-contained page.
     rank_seconds
         What each rank took for its experts while this was recorded, as a profiler shows it, one
         number a rank (0.81,0.80,1.62,0.79): names ranks that are slow for their load.
     """
-    reading = reading or TraceArguments()
+    reading, page = reading or TraceArguments(), page or PageArguments()
     if json and per_expert:
         raise EquipoiseError(
             "--per-expert prints a table of text; leave out --per-expert or --json."
         )
-    if html is not None:
-        check_output(html, trace, map, reading.run_map)
+    page.check(trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
     found = None if map is None else _examine(map, recording, ranks)
     placement = None if found is None else found.placement
@@ -79,8 +76,6 @@ def report(
     before = summarise(recording, num_ranks=num_ranks)
     after = None if found is None else summarise_on_map(recording, found.placement, found.notes)
     table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
-    if html is not None:
-        write_text(html, render_page(before, after=after))
     advice = None
     if before.num_ranks is not None:
         with progress_bar("forecast") as progress:
@@ -91,6 +86,18 @@ def report(
     slow = None
     if rank_seconds is not None:
         slow = _stragglers(recording, num_ranks, placement, rank_seconds)
+    said = [sentence for sentence in (lost, slow) if sentence is not None]
+    page.write(
+        lambda: report_story(
+            recording,
+            before,
+            origin(recording, {"map": placement}),
+            after=after,
+            placement=placement,
+            advice=advice,
+            said=said,
+        )
+    )
     if json:
         document = {"before": before, "after": after, "loss_of_a_rank": lost, "stragglers": slow}
         print_json({**document, "forecast": advice})
@@ -99,7 +106,7 @@ def report(
         print(table)
         print()
     _print_summaries(before, after)
-    for sentence in filter(None, (lost, slow)):
+    for sentence in said:
         stdout().print(f"\n{sentence}")
     if advice is not None:
         print_advice(stdout(), advice)

@@ -14,6 +14,6 @@ def check_source(path: Path | None, prior: str | None, reading: TraceArguments |
     """Refuse neither or both of a recording and a prior, and ways to read without one to read."""
     if (path is None) == (prior is None):
         raise EquipoiseError("Give a recording or --prior, one of the two.")
-    if prior is not None and reading is not None:
+    if prior is not None and reading is not None and given(reading):
         unused = ", ".join(sorted(map(option_name, given(reading))))
         raise EquipoiseError(f"{unused}: only with a recording.")

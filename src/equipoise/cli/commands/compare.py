@@ -1,0 +1,59 @@
+"""``equipoise compare``: several maps side by side on one recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from equipoise.cli.options.output import Json
+from equipoise.cli.options.page import PageArguments, origin
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.compare import compare_document, print_comparison
+from equipoise.cli.views.console import print_json, stdout
+from equipoise.engines.formats import MapContext
+from equipoise.engines.map_io import MapReading, examine_map
+from equipoise.errors import EquipoiseError
+from equipoise.report.on_map import what_it_proves
+from equipoise.report.page.of_compare import compare_story, lay_maps
+from equipoise.trace import Trace
+
+
+def compare(
+    *files: Path,
+    dispatch: str = "even",
+    page: PageArguments | None = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Show maps side by side on a recording: MAP MAP... TRACE, the recording last.
+
+    The maps may be of different formats and have different numbers of slots, for the same ranks.
+    Give steps that none of them was made from.
+
+    Parameters
+    ----------
+    files
+        Up to five maps, then a recording.
+    dispatch
+        How copies share the load, as for equipoise plan.
+    """
+    if len(files) < 2:
+        raise EquipoiseError("Give one or more maps and, last, a recording.")
+    *paths, trace = files
+    page = page or PageArguments()
+    page.check(*files)
+    recording = (reading or TraceArguments()).read(trace)
+    found = {f"{path}": _examine(path, recording) for path in paths}
+    maps = {name: reading.placement for name, reading in found.items()}
+    laid = lay_maps(recording, maps, dispatch)
+    notes = [f"{name}: {what_it_proves(recording, x.notes)}" for name, x in found.items()]
+    page.write(lambda: compare_story(recording, laid, origin(recording, {**maps}), notes))
+    if json:
+        print_json(compare_document(recording, laid, notes))
+    else:
+        print_comparison(stdout(), recording, laid, notes)
+    return 0
+
+
+def _examine(path: Path, recording: Trace) -> MapReading:
+    context = MapContext(num_experts=recording.num_experts, layer_ids=recording.layer_ids)
+    return examine_map(path, context)

@@ -1,0 +1,284 @@
+"""A story as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
+from equipoise.report.heat import spans, starts
+from equipoise.report.measured import Layout
+from equipoise.report.page import figures
+from equipoise.report.page.figures import Figure
+from equipoise.report.page.laid import MOST_COLUMNS, Laid
+from equipoise.report.page.story import Story, quality
+from equipoise.report.page.tables import (
+    Table,
+    expert_table,
+    label_table,
+    layer_table,
+    loss_table,
+    shown,
+)
+from equipoise.report.page.vega import CONFIG, PALETTES, picture, scripts
+from equipoise.report.ranks import over_mean
+from equipoise.trace import Trace
+
+_LARGEST = 65535  # of 16 bits
+_STATISTICS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "mean": lambda values: np.asarray(values.mean(axis=0)),
+    "worst": lambda values: np.asarray(values.max(axis=0)),
+    "p95": lambda values: np.asarray(np.percentile(values, 95, axis=0)),
+}
+_FINEST = 1e-3  # of a multiple that is shown with two decimals
+
+
+def render_page(story: Story) -> str:
+    """The page of a story: one UTF-8 document, the same for the same story.
+
+    Raises
+    ------
+    EquipoiseError
+        The plotting library is not installed.
+    """
+    library, behaviour = scripts(), _source("page.js")
+    drawn = page_figures(story)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            story=story,
+            quality=quality(story.trace),
+            drawn={figure.name: figure for figure in drawn},
+            tables=page_tables(story),
+            stages=_stages(story.trace) if story.laid else {},
+            shown=shown,
+            data=Markup(_json_for_html(_data(story, drawn))),
+            library=Markup(library),
+            behaviour=Markup(behaviour),
+            style=Markup(_source("page.css")),
+            script_hashes=" ".join(map(_csp_hash, (library, behaviour))),
+        )
+    )
+
+
+def save_picture(story: Story, name: str, kind: str) -> bytes:
+    """One figure of a story, as it stands when the page is opened, as a PNG, PDF or SVG file.
+
+    Raises
+    ------
+    EquipoiseError
+        The story has no figure of that name, or the page fills it as the reader selects.
+    """
+    still = {x.name: x for x in (*_still_maps(story), *page_figures(story)[len(story.laid) :])}
+    for filled in ("experts", "placement"):
+        still.pop(filled, None)
+    if name not in still:
+        raise EquipoiseError(f"There is no figure {name}; the page has {', '.join(still)}.")
+    return picture(still[name], kind)
+
+
+def _still_maps(story: Story) -> list[Figure]:
+    """The heat maps, filled with the mean of the steps."""
+    layers, maps = list(story.trace.layer_ids), []
+    for number, x in enumerate(story.laid):
+        matrix = heat_matrix(x.multiples, x.evaluation.mean[x.steps], "mean")
+        ranks = [str(rank) for rank in range(x.layout.num_ranks)]
+        maps.append(figures.heat(x, number, layers, figures.heat_rows(matrix, layers, ranks)))
+    return maps
+
+
+def page_figures(story: Story) -> list[Figure]:
+    """The figures of a story, those that every page has first."""
+    trace, laid = story.trace, story.laid
+    if not laid:
+        return [*story.drift, *story.figures]
+    layers, summary = list(trace.layer_ids), story.summary
+    floor = [None if x.balance is None else x.balance.floor for x in summary.layers]
+    labels = [(name, values.tolist()) for name, values in trace.labels.items()]
+    return [
+        *(figures.heat(x, i, layers) for i, x in enumerate(laid)),
+        figures.over_time(laid, story.floor_by_step, figures.label_changes(labels)),
+        figures.strip(laid[-1], layers),
+        figures.by_layer(laid, layers, floor),
+        figures.sorted_ranks(laid),
+        figures.experts(layers, _copied(laid[-1])),
+        *_placed(laid),
+        *story.drift,
+        *story.figures,
+    ]
+
+
+def _placed(laid: Sequence[Laid]) -> list[Figure]:
+    """The map of the last layout, if it is a placement."""
+    if not isinstance(laid[-1].layout, Placement):
+        return []
+    before = _before(laid)
+    return [figures.placement_map(laid[-1], "" if before is None else laid[before].name)]
+
+
+def _before(laid: Sequence[Laid]) -> int | None:
+    """The layout that the last one's moves are counted from: the one before, if of equal slots."""
+    last = len(laid) - 1
+    is_same = last > 0 and laid[last - 1].layout.num_slots == laid[last].layout.num_slots
+    return last - 1 if is_same else None
+
+
+def _copied(laid: Laid) -> str:
+    """The layout's name, if experts have copies there."""
+    return laid.name if laid.layout.num_redundant else ""
+
+
+def page_tables(story: Story) -> list[Table]:
+    """The tables of a story, those that every page has first."""
+    found = [
+        layer_table(story.summary, story.laid),
+        expert_table(story.summary),
+        label_table(story.summary),
+        loss_table(story.trace, story.laid),
+        *story.tables,
+    ]
+    return [table for table in found if table is not None]
+
+
+def heat_matrix(
+    multiples_FLR: NDArray[np.float64], mean_FL: NDArray[np.float64], statistic: str
+) -> NDArray[np.float64]:
+    """What the page shows of some steps, ``(L, R + 1)``: each rank, and the busiest, last.
+
+    Parameters
+    ----------
+    multiples_FLR
+        Loads of ranks over the mean of their step and layer.
+    mean_FL
+        Those means; steps of a layer where it is 0 are left out.
+    statistic
+        ``mean``, ``p95`` or ``worst`` of the steps, or ``sum``: of the loads summed over steps.
+    """
+    loaded = mean_FL > 0
+    if statistic == "sum":
+        total = (multiples_FLR * mean_FL[..., None]).sum(axis=0)
+        whole = mean_FL.sum(axis=0)[:, None]
+        summed = np.divide(total, whole, out=np.zeros_like(total), where=whole > 0)
+        return np.concatenate([summed, summed.max(axis=1, keepdims=True)], axis=1)
+    busiest = multiples_FLR.max(axis=2, keepdims=True)
+    values = np.concatenate([multiples_FLR, busiest], axis=2)
+    reduce = _STATISTICS[statistic]
+    found = np.zeros(values.shape[1:])
+    for layer, here in enumerate(loaded.T):
+        if here.any():
+            found[layer] = reduce(values[here, layer])
+    return found
+
+
+def _stages(trace: Trace) -> dict[str, list[str]]:
+    """The values of each label, to choose steps by."""
+    return {name: list(dict.fromkeys(values.tolist())) for name, values in trace.labels.items()}
+
+
+def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
+    """What the page's script reads."""
+    trace, laid = story.trace, story.laid
+    document: dict[str, Any] = {
+        "title": story.title,
+        "themes": PALETTES,
+        "config": CONFIG,
+        "figures": [
+            {"name": x.name, "spec": x.spec, "renderer": "canvas" if x.heavy else "svg"}
+            for x in drawn
+        ],
+        "layers": list(trace.layer_ids),
+        "layouts": [],
+    }
+    if not laid:
+        return document
+    steps, num_ranks = laid[0].steps, laid[0].layout.num_ranks
+    columns = starts(num_ranks, MOST_COLUMNS)
+    assert trace.step_ids is not None
+    return document | {
+        "ranks": [f"{a}" if a == b else f"{a}-{b}" for a, b in spans(columns, range(num_ranks))],
+        "firstRanks": [*columns, num_ranks],
+        "steps": trace.step_ids[steps].tolist(),
+        "labels": {name: values[steps].tolist() for name, values in trace.labels.items()},
+        "means": _packed(laid[0].evaluation.mean[steps], "<f4"),
+        "movesFrom": _before(laid),
+        "experts": _quantised(over_mean(trace.total)),
+        "layouts": [
+            {
+                "name": x.name,
+                "multiples": _quantised(np.maximum.reduceat(x.multiples, columns, axis=2)),
+                **_slots(x.layout),
+            }
+            for x in laid
+        ],
+    }
+
+
+def _slots(layout: Layout) -> dict[str, Any]:
+    """The expert of each slot, and where the slots of each rank start."""
+    if isinstance(layout, Placement):
+        first = np.arange(layout.num_ranks + 1) * layout.slots_per_rank
+        slots = layout.slots
+    else:
+        first = np.append(0, np.cumsum(layout.copies_on_rank[0].sum(axis=1)))
+        slots = np.broadcast_to(np.arange(layout.num_experts), (layout.num_layers, first[-1]))
+    return {"slots": _packed(slots, "<u2"), "firstSlots": first.tolist()}
+
+
+def _quantised(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Numbers from 0 on in 16 bits each, and their unit."""
+    unit = max(_FINEST, float(values.max(initial=0.0)) / _LARGEST)
+    return {"unit": unit, "packed": _packed(np.rint(values / unit), "<u2")}
+
+
+def _packed(values: ArrayLike, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()
+
+
+def _json_for_html(document: dict[str, Any]) -> str:
+    """JSON in which nothing ends the element that it stands in."""
+    text = msgspec.json.encode(document).decode()
+    return text.replace("<", r"\u003c").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
+
+
+def _csp_hash(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _harmless(value: object) -> object:
+    """Words without what a terminal would obey if the page's text were copied there."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("equipoise.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_harmless,
+    )
+
+
+@cache
+def _source(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
