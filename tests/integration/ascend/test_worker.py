@@ -46,10 +46,10 @@ def test_runner_v2_makes_our_policy_and_hands_it_the_time_axis():
     said = run("0.30.0rc2", "tests.integration.ascend.contract_v2")
     found = json.loads(said.splitlines()[-1])
     assert found["policy"] == "equipoise.engines.ascend.runner_v2.Policy"
-    assert found["windows"] == [8, 2, 32]
+    assert found["windows"] == [16, 2, 32]
     assert sum(found["steps"]) == 20
     assert found["complete"]
-    assert 0 < found["moves"] <= 0.3 * 2 * 40
+    assert 0 < found["moves"] <= 0.5 * 2 * 40
     assert found["after"] < found["before"] - 0.2
     assert found["idle moves"] == 0
     assert found["left out"]

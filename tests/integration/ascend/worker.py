@@ -83,10 +83,10 @@ def planner(name: str, ranks: int, experts: int, redundant: int) -> tuple[Any, n
         return stair, first.numpy()
     generate = PolicyFactory.generate_policy
     if name == "equipoise":
-        from equipoise.engines._shared.plugin_options import PluginOptions
+        from equipoise.engines._shared.start_map import StartOptions
         from equipoise.engines.ascend import runner_v1
 
-        runner_v1.install(PluginOptions(max_moves_share=1.0))
+        runner_v1.install(StartOptions(max_moves_share=1.0))
     shared = {"expert_maps": first}
     worker = EplbWorker(shared, 2)
     PolicyFactory.generate_policy = staticmethod(generate)
