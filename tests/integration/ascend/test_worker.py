@@ -37,7 +37,8 @@ def _words(entry) -> str:
         return f"refuses: {entry['refused']}"
     return (
         f"first plan {entry['before'][0]:.3f} -> {entry['after'][0]:.3f}, {entry['sent'][0]} sent; "
-        f"all {len(entry['after'])}: {mean(entry['after']):.3f}, {sum(entry['sent'])} sent, "
+        f"all {len(entry['after'])}: {mean(entry['after']):.3f} and on the next loads "
+        f"{mean(entry['before'][1:]):.3f}, {sum(entry['sent'])} sent, "
         f"{1000 * median(entry['seconds']):.0f} ms each"
     )
 

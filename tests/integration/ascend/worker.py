@@ -19,7 +19,7 @@ import torch
 
 from tests.integration.ascend import stand_ins
 
-SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 4))
+SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 20))
 """Ranks, experts, redundant experts and plans."""
 LAYERS, DRIFT = 2, 0.99
 
