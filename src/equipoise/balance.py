@@ -136,8 +136,11 @@ def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
     ``(L, R)`` or ``(T, L, R)`` float64.
     """
     x = _as_loads_of(placement, load)
-    share = placement.copies_on_rank / placement.copies[:, None, :]
-    on_rank: NDArray[np.float64] = np.einsum("...le,lre->...lr", x, share, optimize=True)
+    of_copy = x / placement.copies
+    layer = np.arange(placement.num_layers)[:, None]
+    on_rank = np.zeros((*x.shape[:-1], placement.num_ranks))
+    for expert_LR in np.moveaxis(placement.by_rank, 2, 0):
+        on_rank += of_copy[..., layer, expert_LR]
     return on_rank
 
 

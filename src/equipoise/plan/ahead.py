@@ -27,6 +27,8 @@ from equipoise.plan.replan import Answer, Outcome, Situation, replan
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_PROPOSALS = 1 << 14  # a large model takes half a second with them
+
 _KEPT = (1.0, 0.9, 0.8, 0.65, 0.5)
 """Weights of a window, as shares of the next one's, that a forecast chooses from."""
 
@@ -36,6 +38,7 @@ def plan_ahead(
     *,
     dispatch: str | Dispatcher = "even",
     least_gain: float = 0.0,
+    proposals: int = _PROPOSALS,
     seed: int = 0,
     num_threads: int | None = None,
 ) -> Answer:
@@ -51,7 +54,7 @@ def plan_ahead(
         Dispatcher that will run, as for ``Repair``.
     least_gain
         Mean rank loads that the mean peak of the layers has to sink by; otherwise nothing moves.
-    seed, num_threads
+    proposals, seed, num_threads
         As for ``replan``.
 
     Raises
@@ -60,7 +63,9 @@ def plan_ahead(
         As ``replan``.
     """
     check_number("least_gain", least_gain, low=0, high=np.inf)
-    search = partial(replan, dispatch=dispatch, seed=seed, num_threads=num_threads)
+    search = partial(
+        replan, dispatch=dispatch, proposals=proposals, seed=seed, num_threads=num_threads
+    )
     expected = forecast(situation.load)
     situation = replace(situation, load=expected)
     old = _complete(situation, expected)

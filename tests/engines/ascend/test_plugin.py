@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.engines._shared.start_map import StartOptions, Then
 from equipoise.engines.ascend import planning_process, policy, runner_v1, runner_v2
 from equipoise.engines.ascend.plugin import VARIABLE, register
 from equipoise.errors import EquipoiseError
+from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome, Situation, replan
 
 ROOT = Path(__file__).parents[3]
@@ -28,13 +30,15 @@ L, E, R, C = 2, 6, 4, 3
 TABLE = torch.tensor([[[0, 1, 2], [3, 4, 5], [0, 2, 4], [1, 3, 5]]] * L)
 LOAD = torch.arange(1, L * R * C + 1).reshape(L, R, C)
 
+MAP = Placement(np.tile([5, 1, 2, 3, 4, 0, 0, 2, 4, 1, 3, 5], (L, 1)), num_ranks=R, num_experts=E)
+
 
 def quick(situation):
     return replan(situation, proposals=1024, num_threads=1)
 
 
 def planned(table=TABLE, load=LOAD, planner=quick, **options):
-    return runner_v1.Policy(PluginOptions(**options), planner).rebalance_experts(table, load)
+    return runner_v1.Policy(StartOptions(**options), planner).rebalance_experts(table, load)
 
 
 def test_without_the_variable_nothing_is_imported(tmp_path):
@@ -58,7 +62,7 @@ def test_the_package_declares_the_entry_point_next_to_that_for_vllm():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("{", "JSON"), ('{"map": "m"}', "no option"), ('{"max_moves_share": 2}', "1")],
+    [("{", "JSON"), ('{"status": "s"}', "no option"), ('{"max_moves_share": 2}', "1")],
 )
 def test_options_that_cannot_be_read_stop_the_start(monkeypatch, value, words):
     monkeypatch.setenv(VARIABLE, value)
@@ -68,13 +72,13 @@ def test_options_that_cannot_be_read_stop_the_start(monkeypatch, value, words):
 
 
 def test_without_the_package_it_says_so_and_changes_nothing(caplog):
-    policy.install(PluginOptions())
+    policy.install(StartOptions())
     assert "vllm-ascend, which is not installed" in caplog.text
 
 
 def test_on_other_releases_it_says_so_and_changes_nothing(caplog, monkeypatch):
     monkeypatch.setattr(policy, "version", lambda package: "0.17.0rc1")
-    policy.install(PluginOptions())
+    policy.install(StartOptions())
     assert "knows vllm-ascend 0.13.x, 0.18.x, 0.23.x, 0.30.x, this is 0.17.0rc1" in caplog.text
 
 
@@ -177,7 +181,7 @@ def test_a_plan_that_takes_too_long_is_left_out(monkeypatch, caplog):
 
 def test_only_the_first_rank_logs_a_good_plan_and_each_a_bad_one(caplog):
     caplog.set_level(logging.INFO)
-    ours = runner_v1.Policy(PluginOptions(), quick)
+    ours = runner_v1.Policy(StartOptions(), quick)
     ours.begin(1)
     assert "plans for rank 1 in process" in caplog.text
     ours.rebalance_experts(TABLE, LOAD)
@@ -189,7 +193,7 @@ def test_only_the_first_rank_logs_a_good_plan_and_each_a_bad_one(caplog):
 def test_a_process_that_unpacks_the_policy_has_the_plug_in(monkeypatch):
     begun = []
     monkeypatch.setattr(runner_v1, "attend", lambda: begun.append(True))
-    again = pickle.loads(pickle.dumps(runner_v1.Policy(PluginOptions(max_moves_share=0.0), quick)))
+    again = pickle.loads(pickle.dumps(runner_v1.Policy(StartOptions(max_moves_share=0.0), quick)))
     assert begun == [True]
     assert again.rebalance_experts(TABLE, LOAD)[0] == 0
 
@@ -247,7 +251,23 @@ def test_a_plan_has_one_entry_per_layer_and_begins_from_what_is_in_force():
 
 def test_runner_v2_plans_from_windows_within_its_share():
     load = np.tile([9.0, 9, 9, 1, 1, 1], (3, L, 1))
-    ours = runner_v2.Policy(PluginOptions(max_moves_share=0.25), quick)
+    ours = runner_v2.Policy(StartOptions(max_moves_share=0.25), quick)
     situation = Situation(load=load, num_slots=R * C, num_ranks=R, slots=TABLE.reshape(L, -1))
     decision = ours.decide(situation)
     assert 0 < decision.moves <= 0.25 * L * R * C
+
+
+@pytest.mark.parametrize("options", [{"map": MAP}, {"then": Then.HOLD}])
+def test_runner_v1_has_no_use_for_a_map(options):
+    with pytest.raises(EquipoiseError, match=r"map and then are for .* V2, and this is V1"):
+        runner_v1.Policy(StartOptions(**options))
+
+
+def test_runner_v2_starts_from_a_map_and_holds_it():
+    ours = runner_v2.Policy(StartOptions(map=MAP, then=Then.HOLD), quick)
+    load = torch.ones((3, L, E))
+    situation = Situation(load=load, num_slots=R * C, num_ranks=R, slots=TABLE.reshape(L, -1))
+    for _ in range(2):
+        decision = ours.decide(situation)
+        assert (decision.slots == MAP.slots).all()
+        situation = replace(situation, slots=decision.slots)

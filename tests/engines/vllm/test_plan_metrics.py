@@ -99,12 +99,12 @@ def test_a_process_registers_them_once(tmp_path):
 
 def test_the_policy_keeps_a_record_where_it_is_asked_to(tmp_path):
     options = read_options(json.dumps({"status": str(tmp_path / "status.json")}))
-    Policy(options).decide(asked())
+    Policy(options, record=PlanRecord(options.status)).decide(asked())
     assert shown(tmp_path / "status.json")['equipoise_plans_total{status="taken"}'] == "1.0"
 
 
 def test_a_record_that_cannot_be_written_harms_no_plan(tmp_path, caplog):
-    policy = Policy(PluginOptions(status=tmp_path / "gone" / "status.json"))
+    policy = Policy(PluginOptions(), record=PlanRecord(tmp_path / "gone" / "status.json"))
     for _ in range(2):
         assert policy.decide(asked()).status is PlanStatus.TAKEN
     assert caplog.text.count("keeps no record of its plans any more") == 1

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.engines._shared.hook import PlanStatus
+from equipoise.engines._shared.start_map import Then
 from equipoise.engines.map_io import write_map
 from equipoise.engines.vllm.plugin import VARIABLE, register
-from equipoise.engines.vllm.plugin_options import PluginOptions, Then, read_options
+from equipoise.engines.vllm.plugin_options import PluginOptions, read_options
 from equipoise.engines.vllm.policy import Policy
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
@@ -94,7 +95,7 @@ def test_a_map_is_read_and_held_unless_told_otherwise(tmp_path, given, then):
         ('{"max_moves_share": 0.1, "max_moves_share": 0.2}', "twice"),
         (
             '{"max_move_share": 0.1}',
-            "there are max_moves_share, time_budget_seconds, gate, map, then, status",
+            "there are max_moves_share, gate, time_budget_seconds, map, then, status",
         ),
         ('{"max_moves_share": 30}', "expected 0 to 1"),
         ('{"time_budget_seconds": "1s"}', "expected a number"),

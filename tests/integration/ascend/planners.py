@@ -1,4 +1,4 @@
-"""Planners that fail at the second and third call, on all ranks or on one, and else plan well."""
+"""Planners that fail at two calls after the warm-up, on all ranks or one, and else plan well."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.engines._shared.start_map import StartOptions
 from equipoise.engines.ascend import runner_v1
 from equipoise.plan import Answer, Outcome, Situation
 
-WARM_UP, LAST = 1, 3
+WARM_UP, LAST = 2, 4
 
 
 def raising(situation: Situation) -> Answer:
@@ -40,7 +40,7 @@ class Failing:
         self.calls.append(situation)
         if WARM_UP < len(self.calls) <= LAST:
             return globals()[self.fault](situation)
-        return runner_v1._replan(situation)
+        return StartOptions().planner(proposals=runner_v1.PROPOSALS)(situation)
 
 
 def install(name: str, rank: int) -> None:
@@ -48,4 +48,4 @@ def install(name: str, rank: int) -> None:
     runner_v1.LIMIT_SECONDS = 3.0
     fault = name.removeprefix("one_")
     if fault == name or rank == 0:
-        runner_v1.install(PluginOptions(), Failing(fault))
+        runner_v1.install(StartOptions(), Failing(fault))

@@ -19,7 +19,7 @@ import torch
 
 from tests.integration.ascend import stand_ins
 
-SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 4))
+SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 20))
 """Ranks, experts, redundant experts and plans."""
 LAYERS, DRIFT = 2, 0.99
 
@@ -83,10 +83,10 @@ def planner(name: str, ranks: int, experts: int, redundant: int) -> tuple[Any, n
         return stair, first.numpy()
     generate = PolicyFactory.generate_policy
     if name == "equipoise":
-        from equipoise.engines._shared.plugin_options import PluginOptions
+        from equipoise.engines._shared.start_map import StartOptions
         from equipoise.engines.ascend import runner_v1
 
-        runner_v1.install(PluginOptions(max_moves_share=1.0))
+        runner_v1.install(StartOptions(max_moves_share=1.0))
     shared = {"expert_maps": first}
     worker = EplbWorker(shared, 2)
     PolicyFactory.generate_policy = staticmethod(generate)

@@ -43,7 +43,8 @@ def balancing_words(options: PluginOptions) -> str:
     """What the options of every plug-in ask for."""
     return (
         f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and its search "
-        f"takes at most {options.time_budget_seconds:g} seconds."
+        f"takes at most {options.time_budget_seconds:g} seconds. Nothing moves unless the mean "
+        f"peak sinks by more than {options.gate:g} mean rank loads."
     )
 
 

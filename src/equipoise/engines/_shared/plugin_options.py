@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from equipoise.checks import brief, check_number
+from equipoise.engines._shared.hook import Planner
 from equipoise.engines._shared.options_document import load_mapping
 from equipoise.errors import EquipoiseError
+from equipoise.plan.ahead import plan_ahead
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -21,16 +24,32 @@ class PluginOptions:
     ----------
     max_moves_share
         Share of the slots that one rebalance may change, from 0 to 1.
+    gate
+        Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
     time_budget_seconds
         Seconds that the search for one plan may take.
     """
 
-    max_moves_share: float = 0.3
+    max_moves_share: float = 0.5
+    gate: float = 0.005
     time_budget_seconds: float = 0.5
 
     def max_moves(self, num_slots: int) -> int:
         """Slots that one rebalance may change, of all of these."""
         return int(self.max_moves_share * num_slots)
+
+    def planner(self, **search: Any) -> Planner:
+        """What plans from the slots in force.
+
+        ``plan_ahead`` for an even split over the copies, which is how the engines split, on one
+        thread, since they have use for the others.
+
+        Parameters
+        ----------
+        search
+            Further arguments of ``plan_ahead``.
+        """
+        return partial(plan_ahead, dispatch="even", num_threads=1, least_gain=self.gate, **search)
 
 
 Reader = Callable[[str, Any], Any]
@@ -68,15 +87,17 @@ def read_given(value: str, variable: str, readers: Mapping[str, Reader]) -> dict
     return {name: readers[name](f"{variable}: {name}", value) for name, value in given.items()}
 
 
-def share(name: str, value: Any) -> float:
-    """Read a number from 0 to 1."""
+def _share(name: str, value: Any) -> float:
     return check_number(name, value, low=0, high=1)
 
 
-def seconds(name: str, value: Any) -> float:
-    """Read a time."""
+def _from_zero(name: str, value: Any) -> float:
     return check_number(name, value, low=0, high=np.inf)
 
 
-READERS: Mapping[str, Reader] = {"max_moves_share": share, "time_budget_seconds": seconds}
+READERS: Mapping[str, Reader] = {
+    "max_moves_share": _share,
+    "gate": _from_zero,
+    "time_budget_seconds": _from_zero,
+}
 """Of the options that every plug-in has."""

@@ -23,7 +23,7 @@ def register() -> None:
     asked = os.environ.get(VARIABLE)
     if asked is None:
         return
-    from equipoise.engines._shared.plugin_options import READERS, PluginOptions, read_given
+    from equipoise.engines._shared.start_map import READERS, StartOptions, read_start_options
     from equipoise.engines.ascend.policy import install
 
-    install(PluginOptions(**read_given(asked, VARIABLE, READERS)))
+    install(StartOptions(**read_start_options(asked, VARIABLE, READERS)))

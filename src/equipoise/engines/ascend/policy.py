@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from equipoise import __version__
 from equipoise.engines._shared.plugin_log import log_unknown_release
-from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.engines._shared.start_map import StartOptions, words
 
 RELEASES = ("0.13.", "0.18.", "0.23.", "0.30.")
 """Beginnings of the versions whose inside is known; all have model runner V1."""
@@ -19,7 +19,7 @@ _PACKAGE = "vllm-ascend"
 _log = logging.getLogger("vllm.equipoise")  # below "vllm", whose handlers show it
 
 
-def install(options: PluginOptions) -> None:
+def install(options: StartOptions) -> None:
     """Make vllm-ascend use our plans; on a version that is not known, say so and change nothing."""
     try:
         release = version(_PACKAGE)
@@ -40,10 +40,6 @@ def install(options: PluginOptions) -> None:
 
         runner_v2.install(options)
     _log.info(
-        "equipoise %s plans the placement of experts in %s %s: a rebalance changes at most %.0f%% "
-        "of the slots.",
-        __version__,
-        _PACKAGE,
-        release,
-        100 * options.max_moves_share,
+        "equipoise %s plans the placement of experts in %s %s: %s",
+        *(__version__, _PACKAGE, release, words(options)),
     )

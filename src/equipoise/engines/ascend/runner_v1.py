@@ -20,11 +20,12 @@ from equipoise import __version__
 from equipoise.checks import as_array
 from equipoise.engines._shared.hook import Hook, Planner, PlanStatus
 from equipoise.engines._shared.plugin_log import log_decision, make_ready
-from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.engines._shared.start_map import StartOptions, Then
 from equipoise.engines.ascend.planning_process import attend
+from equipoise.errors import EquipoiseError
 from equipoise.migration import keep_slots
 from equipoise.placement import Placement
-from equipoise.plan import Answer, Situation, replan
+from equipoise.plan import Answer, Situation
 
 Ints = NDArray[np.int64]
 
@@ -40,7 +41,7 @@ LIMIT_SECONDS = 60.0
 _log = logging.getLogger("vllm.equipoise")
 
 
-def install(options: PluginOptions, planner: Planner | None = None) -> None:
+def install(options: StartOptions, planner: Planner | None = None) -> None:
     """Answer for policy 2 in this process, and in planning processes that it starts.
 
     Parameters
@@ -48,8 +49,7 @@ def install(options: PluginOptions, planner: Planner | None = None) -> None:
     options
         What the user set; the time budget is runner V2's.
     planner
-        What plans from the slots in force, the same on every rank; by default ``replan`` for an
-        even split over the copies, on one thread.
+        What plans from the slots in force, the same on every rank; by default that of the options.
     """
     from vllm_ascend.eplb.core.policy.policy_factory import PolicyFactory
 
@@ -80,11 +80,22 @@ class Policy:
         What the user set.
     planner
         As for ``install``.
+
+    Raises
+    ------
+    EquipoiseError
+        Options that have no effect with this runner.
     """
 
-    def __init__(self, options: PluginOptions, planner: Planner | None = None) -> None:
+    def __init__(self, options: StartOptions, planner: Planner | None = None) -> None:
+        if options.map is not None or options.then is not Then.BALANCE:
+            raise EquipoiseError(
+                "The options map and then are for vllm-ascend's model runner V2, and this is V1; "
+                "leave them out, and give the map to vllm-ascend as expert_map_path."
+            )
         self._options, self._planner = options, planner
-        self._hook = Hook(partial(_without_clock, planner or _replan), grace_seconds=0.0)
+        plan = partial(_without_clock, planner or options.planner(proposals=PROPOSALS))
+        self._hook = Hook(plan, grace_seconds=0.0)
         self._rank = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -140,7 +151,7 @@ class Policy:
                 num_slots=num_ranks * size,
                 num_ranks=num_ranks,
                 slots=slots,
-                max_moves=int(self._options.max_moves_share * slots.size),
+                max_moves=self._options.max_moves(slots.size),
                 time_budget_seconds=LIMIT_SECONDS,
             )
         )
@@ -155,10 +166,6 @@ def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:
     layers, _ = np.indices(slots.shape)
     np.add.at(folded, (layers, slots), load)
     return folded
-
-
-def _replan(situation: Situation) -> Answer:
-    return replan(situation, dispatch="even", proposals=PROPOSALS, num_threads=1)
 
 
 def _without_clock(planner: Planner, situation: Situation) -> Answer:
@@ -184,7 +191,7 @@ def _servable(new: Ints, old: Ints, num_ranks: int) -> Ints:
     return np.where(doubled[:, None], old, keep_slots(before, after).slots)
 
 
-def _in_planning_process(options: PluginOptions, planner: Planner | None) -> Policy:
+def _in_planning_process(options: StartOptions, planner: Planner | None) -> Policy:
     """Unpack a policy in a process that was spawned, and has nothing of the plug-in yet."""
     attend()
     return Policy(options, planner)

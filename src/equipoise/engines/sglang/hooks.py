@@ -62,10 +62,11 @@ class Hooks:
     @cached_property
     def policy(self) -> Policy:
         """The policy that the user set; ``EquipoiseError`` for options that cannot be read."""
-        from equipoise.engines.sglang.plugin_options import read_options
+        from equipoise.engines._shared.plugin_options import READERS, PluginOptions, read_given
         from equipoise.engines.sglang.policy import Policy
 
-        return Policy(read_options(os.environ.get(VARIABLE, "{}")))
+        given = read_given(os.environ.get(VARIABLE, "{}"), VARIABLE, READERS)
+        return Policy(PluginOptions(**given))
 
     def get_ready(self, _result: None, _manager: Any, **_collaborators: Any) -> None:
         """As SGLang's balancing starts, before it serves: read the options and compile.

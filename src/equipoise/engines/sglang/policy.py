@@ -14,20 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.checks import as_array, as_ids
-from equipoise.engines._shared.gated import everybody_serves, worth_its_moves
+from equipoise.checks import as_array
 from equipoise.engines._shared.hook import Decision, Hook, Planner
 from equipoise.engines._shared.plugin_log import balancing_words, log_decision, make_ready
-from equipoise.engines.sglang.plugin_options import PluginOptions
-from equipoise.plan import Answer, Situation, replan
+from equipoise.engines._shared.plugin_options import PluginOptions
+from equipoise.plan import Answer, Situation
 
 Ints = NDArray[np.int64]
 
 _log = logging.getLogger("sglang.equipoise")
 
-_WINDOWS = 4
-"""Windows that the passes are summed to: more make plans that last a little better, but a search
-with a time budget gets less far with them."""
+_WINDOWS = 16
+"""Windows that the passes are summed to: enough to see a drift."""
 
 
 class Policy:
@@ -38,22 +36,17 @@ class Policy:
     options
         What the user set.
     planner
-        What plans from the slots in force, for the rows with load; by default ``replan`` for an
-        even split over the copies, on one thread, since the engine has use for the others.
+        What plans from the slots in force; by default that of the options.
     """
 
     def __init__(self, options: PluginOptions, planner: Planner | None = None) -> None:
         self._options = options
-        planner = planner or partial(replan, dispatch="even", num_threads=1)
-        self._hook = Hook(partial(_plan, planner=planner, options=options))
+        self._hook = Hook(partial(_plan, planner=planner or options.planner()))
 
     @property
     def words(self) -> str:
         """What the options ask for."""
-        return (
-            f"{balancing_words(self._options)} Below a gain of {self._options.min_gain:.1%} the "
-            "slots stay."
-        )
+        return balancing_words(self._options)
 
     def make_ready(self, situation: Situation) -> None:
         """Compile for the sizes of a situation."""
@@ -116,10 +109,10 @@ def tables(slots: Ints, num_experts: int) -> Tables:
 def windows(passes: NDArray[Any]) -> NDArray[Any]:
     """At most ``_WINDOWS`` sums of consecutive passes ``(T, L, E)``, those without load left out.
 
-    There is always one window, even without load or a time axis.
+    There is always one window, even without load. Loads without a time axis stay as they are.
     """
-    if passes.ndim == 2:
-        return passes[None]
+    if passes.ndim != 3:
+        return passes
     busy = passes[passes.any(axis=(1, 2))]
     if not len(busy):
         return np.zeros((1, *passes.shape[1:]), dtype=np.int64)
@@ -127,30 +120,6 @@ def windows(passes: NDArray[Any]) -> NDArray[Any]:
     return np.add.reduceat(busy, starts, axis=0, dtype=np.int64)
 
 
-def _plan(situation: Situation, *, planner: Planner, options: PluginOptions) -> Answer:
-    """Plan for the rows with load; the slots of the others stay as they are."""
-    load = windows(as_array(situation.load, "Loads"))
-    if situation.slots is None:
-        return planner(replace(situation, load=load.sum(axis=0)))  # at start-up: in little time
-    held = as_ids(situation.slots, "The slots in force").astype(np.int64)
-    rows = _rows_to_plan(load, held, situation)
-    max_moves = options.max_moves(int(rows.sum()) * situation.num_slots)
-    inner = replace(situation, load=load[:, rows], slots=held[rows], max_moves=max_moves)
-    answer = worth_its_moves(planner(inner), inner, options.min_gain)
-    if rows.all():
-        return answer
-    slots = held.copy()
-    slots[rows] = answer.slots
-    return replace(answer, slots=slots)
-
-
-def _rows_to_plan(load: NDArray[Any], held: Ints, situation: Situation) -> NDArray[np.bool_]:
-    """The rows with load; all of them where there is none, or where slots or ranks are missing.
-
-    A layer may have experts and record nothing, and must not lose them with a rank.
-    """
-    loaded: NDArray[np.bool_] = np.asarray(load.any(axis=(0, 2)))
-    complete = held.shape[1] == situation.num_slots and (held >= 0).all()
-    if loaded.any() and complete and everybody_serves(situation):
-        return loaded
-    return np.ones_like(loaded)
+def _plan(situation: Situation, *, planner: Planner) -> Answer:
+    """Plan from sums of passes."""
+    return planner(replace(situation, load=windows(as_array(situation.load, "Loads"))))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,17 +18,11 @@ import torch
 from equipoise import __version__
 from equipoise.checks import as_array
 from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus
-from equipoise.engines._shared.plugin_log import (
-    balancing_words,
-    log_decision,
-    log_unknown_release,
-    make_ready,
-)
-from equipoise.engines.vllm.plugin_options import PluginOptions, Then
+from equipoise.engines._shared.plugin_log import log_decision, log_unknown_release, make_ready
+from equipoise.engines._shared.start_map import StartMap, StartOptions, Then, words
+from equipoise.engines.vllm.plugin_options import PluginOptions
 from equipoise.engines.vllm.windows import RecordedWindows, forget_loads_of_moved_layers
-from equipoise.placement import Placement
-from equipoise.plan import Answer, Outcome, Situation
-from equipoise.plan.ahead import plan_ahead
+from equipoise.plan import Situation
 
 if TYPE_CHECKING:
     from equipoise.engines.vllm.plan_metrics import PlanRecord
@@ -51,13 +43,15 @@ def install(options: PluginOptions) -> None:
         return
     from vllm.distributed.eplb import eplb_state, policy
 
-    ours = policy.EPLB_POLICIES["default"] = Policy(options)
-    ours.windows.watch(eplb_state)
-    forget_loads_of_moved_layers(eplb_state)
+    record = None
     if options.status is not None:
-        from equipoise.engines.vllm.plan_metrics import PlanMetrics
+        from equipoise.engines.vllm.plan_metrics import PlanMetrics, PlanRecord
 
         PlanMetrics(options.status).register()
+        record = PlanRecord(options.status)
+    ours = policy.EPLB_POLICIES["default"] = Policy(options, record=record)
+    ours.windows.watch(eplb_state)
+    forget_loads_of_moved_layers(eplb_state)
 
 
 class Policy:
@@ -68,8 +62,9 @@ class Policy:
     options
         What the user set.
     planner
-        What plans from the slots in force; by default ``plan_ahead`` for an even split over the
-        copies, which is how vLLM splits, on one thread, since the engine has use for the others.
+        What plans from the slots in force; by default that of the options.
+    record
+        Where what becomes of the plans is kept, if anywhere.
 
     Attributes
     ----------
@@ -77,14 +72,19 @@ class Policy:
         Where the loads by windows of time are, if vLLM's state leaves them there.
     """
 
-    def __init__(self, options: PluginOptions, planner: Planner | None = None) -> None:
+    def __init__(
+        self,
+        options: StartOptions,
+        planner: Planner | None = None,
+        *,
+        record: PlanRecord | None = None,
+    ) -> None:
         self.windows = RecordedWindows()
         self._options = options
-        usual = partial(plan_ahead, dispatch="even", num_threads=1, least_gain=options.gate)
-        self._balance = Hook(planner or usual)
-        self._start = None if options.map is None else StartMap(options.map)
+        self._balance = Hook(planner or options.planner())
+        self._start = None if options.map is None else StartMap(options.map, _log)
         self._to_start = Hook(self._start) if self._start is not None else self._balance
-        self._record = _record_at(options.status)
+        self._record = record
         self._is_warm = False
         self._balanced: set[tuple[int, ...]] = set()  # by shape: a draft model has its own plans
 
@@ -102,7 +102,8 @@ class Policy:
         Parameters
         ----------
         weight
-            Loads, ``(L, E)``; all zero when vLLM only measures memory.
+            Loads, ``(L, E)`` or by windows of time ``(T, L, E)``; all zero when vLLM only measures
+            memory.
         num_replicas
             Slots of a layer, ``S``.
         old_global_expert_indices
@@ -122,7 +123,7 @@ class Policy:
         group = _planning_group()
         if group is None:  # each rank by itself, so nothing may depend on the clock
             return torch.from_numpy(self.decide(situation).slots)
-        slots = torch.zeros((len(weight), num_replicas), dtype=torch.int64)
+        slots = torch.zeros((weight.shape[-2], num_replicas), dtype=torch.int64)
         if group.rank() == 0:
             situation = replace(
                 situation,
@@ -165,7 +166,7 @@ class Policy:
         first = self._start is None and (num_layers, situation.num_slots) not in self._balanced
         if self._options.then is Then.HOLD and not first:
             return 0
-        return int(self._options.max_moves_share * num_layers * situation.num_slots)
+        return self._options.max_moves(num_layers * situation.num_slots)
 
     def _warm_up(self, situation: Situation) -> None:
         """Compile in vLLM's memory run, which comes before serving and has no loads.
@@ -176,56 +177,9 @@ class Policy:
         if self._is_warm:
             return
         self._is_warm = True
-        words = _words(self._options)
-        _log.info("equipoise %s plans the placement of experts: %s", __version__, words)
+        asked = words(self._options)
+        _log.info("equipoise %s plans the placement of experts: %s", __version__, asked)
         make_ready(_log, self._balance, situation)
-
-
-class StartMap:
-    """A stored placement as a planner: vLLM has no way to start from one.
-
-    Parameters
-    ----------
-    placement
-        Its layers are the model's MoE layers, in order.
-    """
-
-    def __init__(self, placement: Placement) -> None:
-        self._placement = placement
-        self._was_in_force = False
-
-    def is_next(self, situation: Situation) -> bool:
-        """Whether the placement fits and has yet to come into force; not without traffic."""
-        load, slots = as_array(situation.load, "Loads"), situation.slots
-        if slots is None or not load.any() or self._was_in_force:
-            return False
-        held = as_array(slots, "The slots in force")
-        own = self._placement
-        if held.shape != own.slots.shape or (load.shape[-1], situation.num_ranks) != (
-            own.num_experts,
-            own.num_ranks,
-        ):
-            _log.warning(
-                "equipoise leaves the map out: it is for %d layers of %d experts in %d slots on %d "
-                "ranks, the model has %d layers of %d experts in %d slots on %d ranks.",
-                *(own.num_layers, own.num_experts, own.num_slots, own.num_ranks),
-                *(len(held), load.shape[-1], situation.num_slots, situation.num_ranks),
-            )
-            return False
-        self._was_in_force = bool((held == own.slots).all())
-        return not self._was_in_force
-
-    def __call__(self, situation: Situation) -> Answer:
-        """The placement, however many slots change; ``is_next`` has found that it fits."""
-        assert situation.slots is not None
-        slots = self._placement.slots
-        moves = int((slots != as_array(situation.slots, "The slots in force")).sum())
-        return Answer(
-            slots=slots,
-            moves=moves,
-            outcome=Outcome.REPAIRED,
-            reason=f"The map comes into force: {moves} of {slots.size} slots change.",
-        )
 
 
 def _planning_group() -> Any:
@@ -234,24 +188,3 @@ def _planning_group() -> Any:
 
     coordinator = parallel_state._EPLB  # its accessor asserts that there is one
     return None if coordinator is None else coordinator.cpu_group
-
-
-def _record_at(path: Path | None) -> PlanRecord | None:
-    if path is None:
-        return None
-    from equipoise.engines.vllm.plan_metrics import PlanRecord
-
-    return PlanRecord(path)
-
-
-def _words(options: PluginOptions) -> str:
-    balancing = (
-        f"{balancing_words(options)} Nothing moves unless the mean peak sinks by more than "
-        f"{options.gate:g} mean rank loads."
-    )
-    if options.map is None:
-        once = " The slots of the first plan then stay." if options.then is Then.HOLD else ""
-        return balancing + once
-    if options.then is Then.HOLD:
-        return "the map that was given comes into force and stays."
-    return f"the map that was given comes into force; then {balancing}"

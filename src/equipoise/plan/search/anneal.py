@@ -210,12 +210,21 @@ class Terms:
         layer, rank = np.arange(L)[:, None, None], np.arange(R)[:, None]
         held[layer, rank, slots.reshape(L, R, -1)] = True
         held = held[:, :, :num_experts]  # what is no slot has marked the column after the last
-        homes: NDArray[np.bool_] = held
+        total: Floats = np.zeros(L)
+        if self.missing:
+            total += self.missing * self._homes_short(held, topology)
+        if self.price is not None:
+            total += np.einsum("lre,lre->l", held, self.price)
+        return total
+
+    def _homes_short(self, held_LRE: NDArray[np.bool_], topology: Topology) -> Ints:
+        """Homes that all experts of a layer lack together, ``(L,)``."""
+        homes = held_LRE
         if self.by_node:
-            homes = np.asarray(held.reshape(L, topology.num_nodes, -1, num_experts).any(axis=2))
-        short = np.maximum(0, self.homes - homes.sum(axis=1)).sum(axis=1)
-        total: Floats = self.missing * short
-        return total if self.price is None else total + np.where(held, self.price, 0).sum((1, 2))
+            L, _, E = held_LRE.shape
+            homes = np.asarray(held_LRE.reshape(L, topology.num_nodes, -1, E).any(axis=2))
+        short: Ints = np.maximum(0, self.homes - homes.sum(axis=1)).sum(axis=1)
+        return short
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
