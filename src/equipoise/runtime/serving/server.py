@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from equipoise import __version__
 from equipoise.checks import check_count, check_whole
 from equipoise.control.controller import Order
 from equipoise.control.findings import Advisor, said
@@ -56,6 +55,7 @@ from equipoise.runtime.serving.requests import Ledger, Source
 from equipoise.runtime.serving.speed import SpeedMeter
 from equipoise.runtime.serving.trial import Told
 from equipoise.topology import Topology
+from equipoise.version import __version__
 
 _LISTEN_STEPS = 8  # between looks at who comes, leaves or has work
 _SPEED_STEPS = 256  # between looks at how fast the ranks are
