@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def promtool(*arguments: str | Path, text: str | None = None) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     return said
+
+
+def free_ports(number: int) -> int:
+    """The first of consecutive ports that nobody listens at."""
+    for first in range(29400, 60000, number):
+        with ExitStack() as held:
+            try:
+                for port in range(first, first + number):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no free ports")
 
 
 class Scraper:
@@ -72,7 +86,7 @@ class Scraper:
 
 
 @contextmanager
-def scraping(ports: list[int], folder: Path, *, own_port: int, rules: str) -> Iterator[Scraper]:
+def scraping(ports: Sequence[int], folder: Path, *, rules: str) -> Iterator[Scraper]:
     """Prometheus that asks these ports every second and minds these rules."""
     (folder / "rules.yml").write_text(rules)
     (folder / "prometheus.yml").write_text(
@@ -89,6 +103,7 @@ def scraping(ports: list[int], folder: Path, *, own_port: int, rules: str) -> It
             }
         )
     )
+    own_port = free_ports(1)
     running = subprocess.Popen(
         [
             program("prometheus"),

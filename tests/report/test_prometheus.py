@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,7 @@ def test_promtool_takes_the_metrics():
 def test_a_real_prometheus_reads_all_of_it_and_raises_the_alert(tmp_path):
     metrics = full(Clock(time.time() - 3), with_details=True)
     port = metrics.listen(0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        own_port = free.getsockname()[1]
-    with scraping([port], tmp_path, own_port=own_port, rules=alert_rules()) as scraper:
+    with scraping([port], tmp_path, rules=alert_rules()) as scraper:
         assert scraper.wait_for("equipoise_tokens_total")[0][1] == 18
         found = scraper.series('{job="equipoise",__name__=~"equipoise_.+"}')
         assert set().union(*(metrics_of(m["__name__"]) for m, _ in found)) >= EXPORTED

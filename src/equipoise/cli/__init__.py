@@ -48,6 +48,7 @@ for _name, _help in {
     "diff": "Count what must move from one map to another, and decide whether it pays.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "demo": "Serve a small model on several processes and balance it live.",
+    "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
     "dashboards": "Write a Grafana dashboard and Prometheus alert rules.",
     "calibrate": "Fit the time model to tables of measured kernel times.",
     "capture": "Record the routing of a model while it runs, here or in a server.",

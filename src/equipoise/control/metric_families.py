@@ -60,6 +60,13 @@ DETAILS = {
 }
 """Metrics of single ranks and layers, told only where they are asked for."""
 
+BRIDGED = {
+    "bridge_up": "1 while the bridge's source can be read, else 0.",
+    "attention_imbalance": "Tokens of the busiest attention rank over the mean one's.",
+    "attention_wait_seconds": "Time that attention ranks have waited for each other.",
+}
+"""Metrics that only a bridge has."""
+
 MOST_DETAILS = 128
 """Most ranks, and most layers, that have a series of their own."""
 
@@ -118,4 +125,4 @@ def details(name: str, key: str, values: Iterable[tuple[object, float]]) -> Metr
 
 
 def _head(name: str) -> tuple[str, str]:
-    return PREFIX + name, DESCRIPTIONS[name]
+    return PREFIX + name, (DESCRIPTIONS | BRIDGED)[name]
