@@ -176,23 +176,7 @@ class Metrics(Collector):
     # --- what is told ----------------------------------------------------------------------------
 
     def listen(self, port: int, host: str = LOOPBACK) -> int:
-        """Answer Prometheus until the process ends, whoever asks.
-
-        Parameters
-        ----------
-        port, host
-            Where; by default only programs on this machine can ask, ``"0.0.0.0"`` lets all. Port 0
-            is any that is free.
-
-        Returns
-        -------
-        The port.
-
-        Raises
-        ------
-        EquipoiseError
-            An address or a port that cannot be had.
-        """
+        """Answer Prometheus until the process ends, and return the port; see ``metrics_page``."""
         return listen(self, port, host)
 
     def text(self) -> str:
