@@ -72,9 +72,15 @@ PLANNERS: dict[str, dict[str, Any]] = {
         "planner": "hierarchical", "expert-groups": 8, "allow-same-rank-copies": True,
     },
     "trtllm": {"planner": "trtllm"},
-    "fixed-graph-ring": {"planner": "fixed-graph", "graph": "ring"},
-    "fixed-graph-cube": {"planner": "fixed-graph", "graph": "cube"},
-    "fixed-graph-hypercube": {"planner": "fixed-graph", "graph": "hypercube"},
+    "fixed-graph-ring": {
+        "planner": "fixed-graph", "graph": "ring", "across-nodes": "price",
+    },
+    "fixed-graph-cube": {
+        "planner": "fixed-graph", "graph": "cube", "across-nodes": "price",
+    },
+    "fixed-graph-hypercube": {
+        "planner": "fixed-graph", "graph": "hypercube", "across-nodes": "price",
+    },
     "fixed-graph-torus": {"planner": "fixed-graph", "graph": "torus"},
     "contiguous": {"planner": "contiguous"},
     "round-robin": {"planner": "round-robin"},

@@ -30,7 +30,7 @@ NUM_DRAWS = 20
 def planners(graph: str, proposals: int) -> dict[str, Planner]:
     return {
         "DeepSeek": Greedy(allow_same_rank_copies=True),
-        graph: FixedGraph(graph=graph),
+        graph: FixedGraph(graph=graph, across_nodes="price"),
         "free": Robust(dispatch="minmax", proposals=proposals),
     }
 

@@ -104,6 +104,7 @@ def finding(what: str, command: str, *build: Build) -> Case:
 # Making files -------------------------------------------------------------------------------------
 
 
+CHECKLIST = "checklist run.safetensors --ranks 2 --model config.json"
 PRICED = "budget run.safetensors --ranks 2 --model"
 
 
@@ -144,6 +145,16 @@ _EXCHANGE = (
     "gpu,framework,version,kernel,op,dtype,hidden_size,num_experts,top_k,ep_size,num_nodes,sms,"
     "tokens_per_rank,time_us\nH100,e,1,deepep_ll,dispatch,fp8,7168,256,8,8,1,0,16,"
 )
+
+
+def _timed(content: str) -> Build:
+    """A folder with the times of a run's steps."""
+
+    def build(here: Path) -> None:
+        (here / "run").mkdir()
+        (here / "run" / "step_seconds.csv").write_text(content, encoding="utf-8")
+
+    return build
 
 
 def _table(content: str) -> Build:
@@ -444,6 +455,23 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "another size of step for a budget",
             "budget run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --step-assignments 100",
         ),
+        case(
+            "a checklist of a model that the recording is not of",
+            f"{CHECKLIST} --hardware h100",
+            model(n_routed_experts=8),
+        ),
+        case("a GPU that nobody knows", f"{CHECKLIST} --hardware h1000", model()),
+        case(
+            "an engine whose options are not known",
+            f"{CHECKLIST} --hardware h100 --for ascend",
+            model(),
+        ),
+        case(
+            "more ranks than experts",
+            "checklist run.safetensors --ranks 5 --model config.json --hardware h100",
+            model(),
+        ),
+        case("times of other ranks", "report run.safetensors --ranks 2 --rank-seconds 1,1,1"),
         case("a forecast for ranks nobody timed", "forecast run.safetensors --ranks 2"),
         case("a GPU without a profile", "forecast run.safetensors --ranks 2 --hardware h1000"),
         case(
@@ -2246,6 +2274,29 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a time of nothing",
             "calibrate tables -o p.json",
             _table(_EXCHANGE + "0\n"),
+        ),
+    ),
+    "Timed runs": (
+        case("without the ranks", "calibrate run -o p.json", _timed("seconds\n1\n")),
+        case(
+            "a run without its recording",
+            "calibrate run -o p.json --ranks 2",
+            _timed("seconds\n1\n"),
+        ),
+        case(
+            "ranks for a table",
+            "calibrate tables -o p.json --ranks 2",
+            _table(_EXCHANGE + "0\n"),
+        ),
+        case(
+            "two folders of tables",
+            "calibrate tables tables -o p.json",
+            _table(_EXCHANGE + "0\n"),
+        ),
+        case(
+            "a rank cost that is another file",
+            "forecast run.safetensors --ranks 2 --rank-cost mine.json",
+            text("mine.json", "{}"),
         ),
     ),
     "Launches": (

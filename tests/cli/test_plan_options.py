@@ -48,7 +48,7 @@ def common(recording, *, redundant=4):
 
 @pytest.mark.parametrize("name", [*DISPATCHERS])
 def test_every_dispatcher_scores_with_nodes_and_top_k(name, recording, parts, document):
-    graph = ("fixed-graph", "--graph", "ring")  # which LPLB needs
+    graph = ("fixed-graph", "--graph", "ring", "--across-nodes", "price")  # which LPLB needs
     command = (*common(recording), "--ranks-per-node", 2, "--planner", *graph)
     timed = DISPATCHERS[name].needs_cost
     cost = ("--rank-cost", COST) if timed else ()  # by which steps as small as these gain nothing

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import equipoise as eq
+from equipoise.cli import main
+from equipoise.report.attention import Attention
 from tests.cli.samples import write_sample
 
 DOCS = Path(__file__).parents[2] / "docs" / "report.md"
@@ -109,6 +111,7 @@ def test_the_document_has_the_keys_that_the_page_lists(long_names, tmp_path, doc
     check("expert", summary["hottest_experts"][0])
     check("label", summary["labels"][0])
     check("drift", summary["drift"])
+    check("attention", Attention.__dataclass_fields__)  # where source ranks are recorded
     check("curves", summary["expert_curves"])
     assert keys == {}
     assert sorted(summary["drift"]["labels"]["domain"]) == ["between", "within"]
@@ -152,3 +155,10 @@ def test_a_map_from_elsewhere_says_on_which_steps_its_numbers_count(tmp_path, ca
     capsys.readouterr()
     note = document("report", counts, "--map", output, "--ranks", 2)["after"]["notes"][0]
     assert note.endswith("; the file does not say which.")
+
+
+def test_times_of_ranks_need_the_ranks(long_names, capsys):
+    assert main(["report", str(long_names), "--rank-seconds", "1,1"]) == 2
+    assert "--rank-seconds needs the ranks; give --ranks or --map." in capsys.readouterr().err
+    assert main(["report", str(long_names), "--ranks", "8", "--rank-seconds", "1,x"]) == 2
+    assert "--rank-seconds is '1,x'" in capsys.readouterr().err

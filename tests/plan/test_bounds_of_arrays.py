@@ -58,7 +58,11 @@ def planners(num_layers, num_experts, placement=None):
         Hierarchical(num_expert_groups=1),
         Hierarchical(num_expert_groups=2),
     )
-    yield from (FixedGraph(graph="ring"), Robust(**SHORT), Robust(dispatch="minmax", **SHORT))
+    yield from (
+        FixedGraph(graph="ring", across_nodes="price"),
+        Robust(**SHORT),
+        Robust(dispatch="minmax", **SHORT),
+    )
     yield from (Survivable(**SHORT), Colocate(tokens=tokens, start=Greedy(), **SHORT))
     if placement is not None:
         yield Repair(current=placement, proposals=600, num_threads=1)

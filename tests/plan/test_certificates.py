@@ -30,7 +30,7 @@ PLANNERS = (
     Greedy(allow_same_rank_copies=True),
     Hierarchical(num_expert_groups=2),
     TrtllmGreedy(),
-    FixedGraph(graph="ring"),
+    FixedGraph(graph="ring", across_nodes="price"),
     Contiguous(),
     RoundRobin(),
     Robust(proposals=1 << 12),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from equipoise.cost import RankCost
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 from equipoise.simulate.expert_time import Layout
-from equipoise.simulate.own_runs import OwnCost, OwnFit, Run, fit_runs
+from equipoise.simulate.own_runs import OwnCost, OwnMachine, Run, fit_runs, read_own_machine
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -38,7 +41,7 @@ def run_of(
     slots = np.argsort(-taste, axis=-1) if skewed else np.tile(np.arange(EXPERTS), (LAYERS, 1))
     layout = Layout(placement=Placement(slots=slots, num_ranks=2, num_experts=EXPERTS))
     topology = Topology(2, speed=speed)
-    seconds = cost.seconds(layout, topology, counts.astype(np.float64))
+    seconds = cost.seconds(layout.slot_loads(counts.astype(np.float64)), topology)
     seconds = seconds * np.exp(noise * rng.standard_normal(STEPS))
     if noise:
         seconds[rng.random(STEPS) < 0.02] *= 4
@@ -58,7 +61,7 @@ def runs_of(**options: object) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def fit() -> OwnFit:
+def fit() -> OwnMachine:
     return fit_runs(runs_of(), num_draws=32)
 
 
@@ -75,17 +78,16 @@ def test_the_ranks_speeds_are_taken_out() -> None:
     assert cost.experts.token_seconds == pytest.approx(2e-5, rel=1e-6)
 
 
-def test_noise_and_interruptions_leave_the_slope_within_its_draws(fit: OwnFit) -> None:
-    drawn = np.array([draw.experts.token_seconds for draw in fit.draws])
+def test_noise_and_interruptions_leave_the_slope_within_its_draws(fit: OwnMachine) -> None:
+    drawn = np.array([draw.experts.token_seconds for draw in fit.likely])
     low, high = np.quantile(drawn, [0.02, 0.98])
     assert low <= TRUE.experts.token_seconds <= high
     assert fit.cost.experts.token_seconds == pytest.approx(2e-5, rel=0.1)
 
 
-def test_a_batch_size_and_a_placement_not_fitted_are_predicted(fit: OwnFit) -> None:
+def test_a_batch_size_and_a_placement_not_fitted_are_predicted(fit: OwnMachine) -> None:
     unseen = run_of(256, noise=0.0, skewed=True)
-    load: NDArray[np.float64] = np.asarray(unseen.trace.counts, dtype=np.float64)
-    said = fit.cost.seconds(unseen.layout, unseen.topology, load).mean()
+    said = fit.step_seconds(unseen.slot_load, unseen.topology).mean()
     slow_steps = 1 + 0.02 * 3  # those that take four times as long are steps as well
     assert said == pytest.approx(slow_steps * unseen.seconds.mean(), rel=0.05)
 
@@ -97,7 +99,7 @@ def test_equal_seeds_give_equal_draws() -> None:
 
 
 def test_two_runs_are_too_few() -> None:
-    with pytest.raises(EquipoiseError, match="2 timed runs cannot tell .* expected 3 or more"):
+    with pytest.raises(EquipoiseError, match=r"2 timed runs cannot tell .* expected 3 or more"):
         fit_runs(runs_of()[:2])
 
 
@@ -131,3 +133,39 @@ def test_damaged_times_are_refused(seconds: NDArray[np.float64], message: str) -
             topology=run.topology,
             step_seconds=seconds,
         )
+
+
+def test_a_machine_is_read_as_it_was_written(fit: OwnMachine, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(fit.to_json())
+    assert read_own_machine(file) == fit
+
+
+def test_draws_vary_with_the_fits_and_with_the_machine(fit: OwnMachine) -> None:
+    run = run_of(128)
+    means = [
+        draw.step_seconds(run.slot_load, run.topology).mean() for draw in fit.draws(200, seed=0)
+    ]
+    middle = fit.step_seconds(run.slot_load, run.topology).mean()
+    assert np.quantile(means, 0.05) < middle < np.quantile(means, 0.95)
+    assert np.std(means) / middle >= 0.9 * fit.error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"error": -1}, "error is -1"),
+        ({"likely": 3}, "likely is 3"),
+        ({"cost": {}}, "is not an object of experts"),
+        ({"name": 7}, "name is 7"),
+    ],
+)
+def test_damaged_machines_are_refused(
+    fit: OwnMachine, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    document = json.loads(fit.to_json())
+    document["timed_runs"].update(change)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(FormatError, match=message):
+        read_own_machine(file)

@@ -40,6 +40,9 @@ class Balance:
         Mean and standard deviation of max/mean that chance alone gives steps of this size.
     excess
         ``imbalance - floor``: what skew adds.
+    beyond_chance
+        Share of the barriers that are more unbalanced than chance allows a fair router: it exceeds
+        that level in fewer than 1 % of them.
     """
 
     imbalance: float
@@ -51,6 +54,7 @@ class Balance:
     floor: float
     floor_std: float
     excess: float
+    beyond_chance: float
 
     @property
     def chance_share(self) -> float:
@@ -123,6 +127,7 @@ class RankView:
             floor=floor,
             floor_std=float(self.floor.std[pick][busy].mean()),
             excess=float(gamma.mean()) - floor,
+            beyond_chance=float((gamma > self.floor.alarm_level[pick][busy]).mean()),
         )
 
     def busiest(self, layer: int) -> int:

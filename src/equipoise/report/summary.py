@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from equipoise.balance import imbalance
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.report.attention import Attention, measure_attention
 from equipoise.report.drift import Drift, measure_drift
 from equipoise.report.labels import without_fine_labels
 from equipoise.report.measured import Layout, aligned, source_ranks, unbalanced
@@ -124,6 +125,8 @@ class TraceSummary:
         Sum of the busiest ranks' loads over the sum of the means: 1.3 is 30 % longer than balanced.
     idle_share
         Share of device time spent waiting for the busiest rank.
+    attention
+        How unevenly requests are spread over the ranks; ``None`` where it is not recorded.
     worst_layers
         Numbers of the layers with load, worst first, at most ten.
     rank_p95
@@ -154,6 +157,7 @@ class TraceSummary:
     worst_layers: tuple[int, ...]
     hottest_experts: tuple[HotExpert, ...]
     drift: Drift
+    attention: Attention | None
     labels: tuple[LabelSummary, ...]
     rank_p95: tuple[tuple[float, ...], ...]
     rank_multiples: tuple[tuple[float, ...], ...]
@@ -162,7 +166,8 @@ class TraceSummary:
     @property
     def headline(self) -> tuple[str, ...]:
         """The result in a few plain sentences."""
-        return (*_headline(self), *self.drift.headline)
+        attention = () if self.attention is None else self.attention.headline
+        return (*_headline(self), *attention, *self.drift.headline)
 
     def to_json(self) -> bytes:
         """The summary as one JSON object with the keys above."""
@@ -224,6 +229,7 @@ def summarise(
         worst_layers=_worst(layers),
         hottest_experts=_hottest(trace, total, layout),
         drift=measure_drift(trace),
+        attention=measure_attention(trace),
         labels=_labels(trace, view),
         rank_p95=() if view is None else _rounded(view.p95),
         rank_multiples=() if view is None else _rounded(view.multiples()),

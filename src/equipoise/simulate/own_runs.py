@@ -8,16 +8,21 @@ rank's experts take ``sum over slots with load of max(expert, assignment * load)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, check_whole
+from equipoise.checks import as_array, brief, check_number, check_type, check_whole
 from equipoise.cost import RankCost
-from equipoise.errors import EquipoiseError
-from equipoise.simulate.expert_time import Layout
+from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import head_keys, read_json
+from equipoise.simulate.expert_time import Layout, speeds
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -33,6 +38,9 @@ _ROBUST_STEPS = 8  # of reweighting
 _HUBER = 1.345  # standard deviations from which on a step counts less
 _BLOCKS = 8  # of a run, resampled as wholes since the machine's speed drifts
 _NUM_FITS = 64
+_MOST_DRAWS = 1 << 12
+_MAX_BYTES = 4 << 20
+_KIND = "timed_runs"
 _LEAST_SHARE = 1e-3  # of a step that experts take, else their cost cannot be told
 
 
@@ -85,13 +93,16 @@ class Run:
         """Assignments of every step in a layer, ``(T,)``."""
         return np.asarray(self.trace.counts.sum(axis=-1).mean(axis=-1), dtype=np.float64)
 
+    @cached_property
+    def slot_load(self) -> Floats:
+        """Assignments of every slot, ``(T, L, S)``."""
+        return self.layout.slot_loads(np.asarray(self.trace.counts, dtype=np.float64))
+
     def expert_loads(self, knee: float) -> Floats:
         """What the experts of every step take, ``(T,)``, in times of one assignment."""
         unit = RankCost(expert_seconds=knee, token_seconds=1.0)
-        slots = self.layout.slot_loads(np.asarray(self.trace.counts, dtype=np.float64))
-        ranks = unit.rank_seconds(slots, self.topology.num_ranks)
-        speed = 1.0 if self.topology.speed is None else np.array(self.topology.speed)
-        return np.asarray((ranks / speed).max(axis=-1).sum(axis=-1))
+        ranks = unit.rank_seconds(self.slot_load, self.topology.num_ranks) / speeds(self.topology)
+        return np.asarray(ranks.max(axis=-1).sum(axis=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,39 +123,146 @@ class OwnCost:
     step_seconds: float
     assignment_seconds: float
 
-    def other_seconds(self, step_assignments: ArrayLike) -> Floats:
-        """What steps take besides the experts, from their assignments in a layer."""
-        return self.step_seconds + self.assignment_seconds * np.asarray(step_assignments)
+    def __post_init__(self) -> None:
+        check_type("experts", self.experts, RankCost)
+        check_number("step_seconds", self.step_seconds, low=0, high=1e6)
+        check_number("assignment_seconds", self.assignment_seconds, low=0, high=1e6)
 
-    def seconds(self, layout: Layout, topology: Topology, load_TLE: Floats) -> Floats:
-        """What steps take, ``(T,)``."""
-        slots = layout.slot_loads(load_TLE)
-        ranks = self.experts.rank_seconds(slots, topology.num_ranks)
-        speed = 1.0 if topology.speed is None else np.array(topology.speed)
-        experts = (ranks / speed).max(axis=-1).sum(axis=-1)
-        return np.asarray(experts + self.other_seconds(load_TLE.sum(axis=-1).mean(axis=-1)))
+    def slower(self, factor: float) -> OwnCost:
+        """The same with every time multiplied."""
+        e = self.experts
+        return OwnCost(
+            experts=replace(
+                e,
+                fixed_seconds=e.fixed_seconds * factor,
+                expert_seconds=e.expert_seconds * factor,
+                token_seconds=e.token_seconds * factor,
+            ),
+            step_seconds=self.step_seconds * factor,
+            assignment_seconds=self.assignment_seconds * factor,
+        )
+
+    def seconds(self, slot_load: Floats, topology: Topology) -> Floats:
+        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        ranks = self.experts.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+        assignments = slot_load.sum(axis=-1).mean(axis=-1)
+        others = self.step_seconds + self.assignment_seconds * assignments
+        return np.asarray(ranks.max(axis=-1).sum(axis=-1) + others)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnFit:
-    """The costs, and others that fit the same runs about as well.
+class OwnMachine:
+    """One's own machine as timed runs show it: a ``ComputeModel`` of whole steps.
 
     Parameters
     ----------
+    name
+        What it is called in an answer.
     cost
         The best fit.
-    draws
+    likely
         Fits to the runs with blocks of their steps drawn again: how surely the cost is known.
     error
-        Standard deviation of a run's mean step from the fit, relative.
+        Standard deviation of the mean step of a run from the fit, relative.
     """
 
+    name: str
     cost: OwnCost
-    draws: tuple[OwnCost, ...]
+    likely: tuple[OwnCost, ...]
     error: float
 
+    def __post_init__(self) -> None:
+        check_type("name", self.name, str)
+        check_type("cost", self.cost, OwnCost)
+        for one in self.likely:
+            check_type("likely", one, OwnCost)
+        check_number("error", self.error, low=0, high=10)
 
-def fit_runs(runs: Sequence[Run], *, num_draws: int = _NUM_FITS, seed: int = 0) -> OwnFit:
+    @property
+    def planning_cost(self) -> RankCost:
+        """What planners and dispatchers go by."""
+        return self.cost.experts
+
+    @property
+    def counts(self) -> str:
+        """Whole steps: whatever else they take was timed as well."""
+        return "counting whole steps"
+
+    def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
+        """Experts' time of each rank at speed 1, ``(..., R)``."""
+        return self.cost.experts.rank_seconds(slot_load, num_ranks)
+
+    def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
+        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        return self.cost.seconds(slot_load, topology)
+
+    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
+        """Nothing: what the rest of a step is spent on was not timed."""
+        del slot_load, fair_load, topology
+
+    def draws(self, number: int, seed: int) -> Sequence[OwnMachine]:
+        """Machines that may be the true one: likely costs, all times longer or shorter at once."""
+        if not self.likely:
+            return ()
+        rng = np.random.default_rng(seed)
+        chosen = rng.integers(len(self.likely), size=number)
+        factors = np.exp(self.error * rng.standard_normal(number))
+        return tuple(
+            OwnMachine(name=self.name, cost=self.likely[i].slower(f), likely=(), error=0.0)
+            for i, f in zip(chosen.tolist(), factors.tolist(), strict=True)
+        )
+
+    def to_json(self) -> str:
+        """The document that ``read_own_machine`` reads."""
+        return json.dumps({_KIND: asdict(self)}, indent=1) + "\n"
+
+
+def is_own_machine(path: Path) -> bool:
+    """Whether a file says that it is one."""
+    return path.is_file() and _KIND in head_keys(path)
+
+
+def read_own_machine(path: Path) -> OwnMachine:
+    """A machine that ``equipoise calibrate`` wrote.
+
+    Raises
+    ------
+    FormatError
+        What is wrong with the file.
+    """
+    if path.stat().st_size > _MAX_BYTES:
+        raise FormatError(f"{path}: has more than {_MAX_BYTES:,} bytes; expected timed costs.")
+    document = read_json(path)
+    try:
+        body = _of_keys(document, _KIND)[_KIND]
+        _of_keys(body, *(one.name for one in fields(OwnMachine)))
+        if not isinstance(body["likely"], list) or len(body["likely"]) > _MOST_DRAWS:
+            raise EquipoiseError(f"likely is {brief(body['likely'])}; expected a list of costs.")
+        return OwnMachine(
+            name=body["name"],
+            cost=_read_cost(body["cost"]),
+            likely=tuple(map(_read_cost, body["likely"])),
+            error=body["error"],
+        )
+    except EquipoiseError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _read_cost(entry: Any) -> OwnCost:
+    body = _of_keys(entry, *(one.name for one in fields(OwnCost)))
+    experts = _of_keys(body["experts"], *(one.name for one in fields(RankCost)))
+    return OwnCost(**{**body, "experts": RankCost(**experts)})
+
+
+def _of_keys(entry: Any, *keys: str) -> dict[str, Any]:
+    if not isinstance(entry, dict) or set(entry) != set(keys):
+        raise EquipoiseError(f"{brief(entry)} is not an object of {', '.join(keys)}.")
+    return entry
+
+
+def fit_runs(
+    runs: Sequence[Run], *, name: str = "timed runs", num_draws: int = _NUM_FITS, seed: int = 0
+) -> OwnMachine:
     """Fit a machine's costs to three timed runs or more, of different batch sizes.
 
     Steps that took far longer than others like them, as when the machine did something else, do
@@ -156,7 +274,7 @@ def fit_runs(runs: Sequence[Run], *, num_draws: int = _NUM_FITS, seed: int = 0) 
         Too few runs, or batch sizes too close to each other to tell the terms apart.
     """
     _check_range(runs)
-    check_whole("num_draws", num_draws, low=0, high=1 << 12)
+    check_whole("num_draws", num_draws, low=0, high=_MOST_DRAWS)
     sizes = [run.step_assignments for run in runs]
     expert_loads = {knee: [run.expert_loads(knee) for run in runs] for knee in _KNEES}
     seconds = [run.seconds for run in runs]
@@ -180,7 +298,7 @@ def fit_runs(runs: Sequence[Run], *, num_draws: int = _NUM_FITS, seed: int = 0) 
     rng = np.random.default_rng(seed)
     drawn = [[_drawn_again(len(one), rng) for one in seconds] for _ in range(num_draws)]
     draws = tuple(fit(chosen)[0] for chosen in drawn)
-    return OwnFit(cost=best, draws=draws, error=_error(best, runs))
+    return OwnMachine(name=name, cost=best, likely=draws, error=_error(best, runs))
 
 
 def _cost(terms: Floats, knee: float, least: float) -> OwnCost:
@@ -219,11 +337,7 @@ def _drawn_again(num_steps: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _error(cost: OwnCost, runs: Sequence[Run]) -> float:
-    ratios = [
-        run.seconds.mean()
-        / cost.seconds(run.layout, run.topology, np.asarray(run.trace.counts, np.float64)).mean()
-        for run in runs
-    ]
+    ratios = [run.seconds.mean() / cost.seconds(run.slot_load, run.topology).mean() for run in runs]
     return float(np.sqrt(np.mean(np.square(np.log(ratios)))))
 
 

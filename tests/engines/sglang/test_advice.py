@@ -9,6 +9,8 @@ from tests.engines.doctor.said import corrected, model, said
 SERVE = "python -m sglang.launch_server --model-path m --tp 8"
 DEEPEP = f"{SERVE} --moe-a2a-backend deepep --deepep-mode low_latency"
 ON = f"{DEEPEP} --enable-eplb"
+OURS = "--eplb-algorithm equipoise"
+V2 = f"{SERVE} --moe-a2a-backend deepep_v2"
 PREFILL = "--deepep-mode normal --disaggregation-mode prefill"
 
 RULES = [
@@ -51,6 +53,59 @@ RULES = [
         f"{ON} --elastic-ep-backend mooncake --eplb-algorithm deepseek",
         f"{ON} --elastic-ep-backend mooncake",
         {},
+    ),
+    (
+        "wrong --eplb-algorithm",
+        f"{ON} --eplb-algorithm equipoise",
+        f"{ON} --eplb-algorithm auto",
+        {"version": "0.5.15"},
+    ),
+    (
+        "wrong --eplb-algorithm",
+        f"{ON} --elastic-ep-backend mooncake --eplb-algorithm equipoise",
+        f"EQUIPOISE_SGLANG={{}} {ON} --elastic-ep-backend mooncake",
+        {},
+    ),
+    ("wrong --eplb-algorithm", f"{ON} --eplb-algorithm equipose", f"{ON} {OURS}", {}),
+    (
+        "wrong SGLANG_PLUGINS",
+        f"SGLANG_PLUGINS=other {ON} {OURS}",
+        f"SGLANG_PLUGINS=other,equipoise {ON} {OURS}",
+        {},
+    ),
+    (
+        "ignored EQUIPOISE_SGLANG",
+        f"EQUIPOISE_SGLANG={{}} {ON} --eplb-algorithm deepseek",
+        f"EQUIPOISE_SGLANG={{}} {ON} --eplb-algorithm auto",
+        {},
+    ),
+    ("wrong --enable-eplb", f"{ON} --dwdp-size 8", f"{DEEPEP} --dwdp-size 8", {}),
+    (
+        "wrong --deepep-v2-mode",
+        f"{V2} --deepep-v2-mode hybird",
+        f"{V2} --deepep-v2-mode hybrid",
+        {},
+    ),
+    (
+        "wrong --deepep-v2-mode",
+        f"{V2} --deepep-v2-mode direct --nnodes 2",
+        f"{V2} --deepep-v2-mode direct",
+        {},
+    ),
+    (
+        "ignored --deepep-v2-mode",
+        f"{DEEPEP} --deepep-v2-mode hybrid",
+        f"{V2} --deepep-v2-mode hybrid",
+        {},
+    ),
+    *(
+        (
+            "wrong --moe-a2a-backend",
+            f"{SERVE} --moe-a2a-backend {backend}",
+            f"{SERVE} --moe-a2a-backend {backend} --attn-dp-size 8",
+            {},
+        )
+        for backend in ("pplx", "flashinfer_megamoe")
     ),
     (
         "ignored --eplb-min-rebalancing-utilization-threshold",

@@ -35,7 +35,9 @@ def test_copies_lie_on_the_edges(graph, layers, per_edge, seed):
     owner = owners(graph, topology)
     D = owner.shape[1]
     load = np.random.default_rng(seed).lognormal(0, 1, (layers, 64))
-    plan = FixedGraph(graph=graph).plan(Problem(load, topology, 64 + 16 * D * per_edge))
+    plan = FixedGraph(graph=graph, across_nodes="price").plan(
+        Problem(load, topology, 64 + 16 * D * per_edge)
+    )
     by_rank = plan.placement.by_rank
     assert not plan.placement.duplicates.any()
     home, copied = by_rank[:, :, :4], by_rank[:, :, 4:]
@@ -50,7 +52,7 @@ def test_copies_lie_on_the_edges(graph, layers, per_edge, seed):
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_without_redundant_slots_nothing_is_copied(graph):
     load = np.random.default_rng(0).lognormal(0, 1, (2, 64))
-    plan = FixedGraph(graph=graph).plan(Problem(load, Topology(16, 8), 64))
+    plan = FixedGraph(graph=graph, across_nodes="price").plan(Problem(load, Topology(16, 8), 64))
     assert (plan.placement.copies == 1).all()
 
 
@@ -68,7 +70,7 @@ def test_free_copies_beat_the_graph_at_equal_memory():
     problem = Problem(load, Topology(16, 8), 96)
     free = Robust(dispatch="minmax", proposals=1 << 15).plan(problem)
     for graph in ("cube", "hypercube", "torus"):
-        fixed = FixedGraph(graph=graph).plan(problem)
+        fixed = FixedGraph(graph=graph, across_nodes="price").plan(problem)
         assert free.peak.sum() < fixed.peak.sum()
         score = evaluate(fixed.placement, load, dispatch="minmax")
         assert score.peak[0] == pytest.approx(fixed.peak)
@@ -87,3 +89,45 @@ def test_free_copies_beat_the_graph_at_equal_memory():
 def test_refuses(graph, topology, num_slots, says):
     with pytest.raises(EquipoiseError, match=says):
         FixedGraph(graph=graph).plan(Problem(np.ones((1, 32)), topology, num_slots))
+
+
+@pytest.mark.parametrize(
+    ("graph", "topology", "crossed"),
+    [
+        ("cube", Topology(8, 4), "8 of 16 edges of the cube cross nodes of 4 ranks"),
+        ("hypercube", Topology(32, 8), "16 of 64 edges of the hypercube cross nodes of 8 ranks"),
+        ("ring", Topology(16, 8), "2 of 16 edges of the ring cross nodes of 8 ranks"),
+    ],
+)
+def test_a_graph_that_does_not_fit_the_nodes_is_refused(graph, topology, crossed):
+    load = np.random.default_rng(0).lognormal(0, 1, (1, 64))
+    num_slots = 64 + owners(graph, topology).size
+    with pytest.raises(EquipoiseError, match=crossed):
+        FixedGraph(graph=graph).plan(Problem(load, topology, num_slots))
+
+
+def test_a_graph_in_its_nodes_is_not():
+    load = np.random.default_rng(0).lognormal(0, 1, (1, 64))
+    for topology in (Topology(16), Topology(16, 8)):
+        assert FixedGraph(graph="cube").plan(Problem(load, topology, 96)).note == ""
+
+
+def test_edges_across_nodes_are_priced():
+    """One expert holds nearly all: its copy, on the other node, takes half of it."""
+    load = np.array([[1e6, 1, 1, 1]])
+    plan = FixedGraph(graph="ring", across_nodes="price").plan(Problem(load, Topology(2, 1), 6))
+    assert plan.note == (
+        "2 of 2 edges cross nodes and carry 50.0% of the load, over links where a byte takes 16 "
+        "times as long as within a node."
+    )
+
+
+def test_a_torus_is_made_to_cross_nodes_and_says_what_that_carries():
+    load = np.random.default_rng(0).lognormal(0, 1, (2, 64))
+    plan = FixedGraph(graph="torus").plan(Problem(load, Topology(16, 8), 96))
+    assert plan.note.startswith("16 of 32 edges cross nodes and carry ")
+
+
+def test_another_answer_to_edges_across_nodes_is_refused():
+    with pytest.raises(EquipoiseError, match="expected refuse or price"):
+        FixedGraph(graph="ring", across_nodes="ignore")

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.options.limits import Size
+from equipoise.cli.options.machine import numbers
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.views.advice import print_advice
@@ -21,9 +22,10 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.advice import advise
-from equipoise.report.measured import source_ranks
+from equipoise.report.measured import aligned, source_ranks, unbalanced
 from equipoise.report.on_map import summarise_on_map
 from equipoise.report.page import render_page
+from equipoise.report.stragglers import straggler_text
 from equipoise.report.summary import TraceSummary, summarise
 from equipoise.report.terminal import SummaryView
 from equipoise.topology import Topology
@@ -38,6 +40,7 @@ def report(
     map: Path | None = None,
     per_expert: Annotated[bool, Parameter(negative=())] = False,
     html: Path | None = None,
+    rank_seconds: str | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
@@ -58,6 +61,9 @@ def report(
         TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
     html
         Also write a self-contained page.
+    rank_seconds
+        What each rank took for its experts while this was recorded, as a profiler shows it, one
+        number a rank (0.81,0.80,1.62,0.79): names ranks that are slow for their load.
     """
     reading = reading or TraceArguments()
     if json and per_expert:
@@ -82,18 +88,35 @@ def report(
     lost = None
     if placement is not None:
         lost = coverage(placement, Topology(placement.num_ranks)).text
+    slow = None
+    if rank_seconds is not None:
+        slow = _stragglers(recording, num_ranks, placement, rank_seconds)
     if json:
-        print_json({"before": before, "after": after, "loss_of_a_rank": lost, "forecast": advice})
+        document = {"before": before, "after": after, "loss_of_a_rank": lost, "stragglers": slow}
+        print_json({**document, "forecast": advice})
         return 0
     if table is not None:
         print(table)
         print()
     _print_summaries(before, after)
-    if lost is not None:
-        stdout().print(f"\n{lost}")
+    for sentence in filter(None, (lost, slow)):
+        stdout().print(f"\n{sentence}")
     if advice is not None:
         print_advice(stdout(), advice)
     return 0
+
+
+def _stragglers(
+    recording: Trace, num_ranks: int | None, placement: Placement | None, text: str
+) -> str:
+    """The ranks that are slow for their load, on the map or as engines start."""
+    ranks = source_ranks(recording) if num_ranks is None else num_ranks
+    if placement is None and ranks is None:
+        raise EquipoiseError("--rank-seconds needs the ranks; give --ranks or --map.")
+    layout = unbalanced(recording, ranks or 1) if placement is None else placement
+    if isinstance(layout, Placement):
+        layout = aligned(layout, recording)
+    return straggler_text(recording, layout, numbers("--rank-seconds", text))
 
 
 def _engine_table(

@@ -33,12 +33,13 @@ class MachineArguments:
 
     def topology(self, ranks: int) -> Topology:
         """The topology of ``ranks`` ranks with these options."""
-        room = None if self.room is None else tuple(map(int, _numbers("--room", self.room)))
-        speed = None if self.speed is None else _numbers("--speed", self.speed)
+        room = None if self.room is None else tuple(map(int, numbers("--room", self.room)))
+        speed = None if self.speed is None else numbers("--speed", self.speed)
         return Topology(ranks, self.ranks_per_node, speed=speed, room=room)
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers between commas, one a rank."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from equipoise.errors import named
 
 OPTIONS = {
+    "across_nodes": "--across-nodes",
     "a2a_backend": "--a2a-backend",
     "allow_pickle": "--allow-pickle",
     "architecture": "--architecture",
@@ -41,6 +42,7 @@ OPTIONS = {
     "serve": "--serve",
     "speed": "--speed",
     "step_assignments": "--step-assignments",
+    "step_tokens": "--step-tokens",
     "step_interval": "--step-interval",
     "top_k": "--top-k",
     "use_async": "--use-async",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from equipoise.engines._shared.map_text import read_text
 from equipoise.engines._shared.options import OptionTable, is_path
 from equipoise.engines.files import check_readable
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_text
 
 _IS_TEXT = re.compile(r"\s*(?:[{\[\"]|[\w-]+\s*:(?:\s|$))")  # of a document, and not a path
 _SIMILAR = 0.8  # of two names, from which on one is taken for a misspelling of the other
@@ -37,6 +38,49 @@ class OptionsDocument:
     given: list[tuple[str, Any]] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A mapping of options, and the file it stands in; ``None``: none."""
+
+    values: Mapping[str, Any]
+    file: Path | None = None
+
+
+def load_mapping(
+    source: str | Path | Mapping[str, Any],
+    given_as: str,
+    *,
+    syntax: str = "JSON",
+    parse: Callable[[str, str], Any] = parse_text,
+) -> Loaded:
+    """The options in a mapping, in its text, or in the file that a path names.
+
+    Parameters
+    ----------
+    given_as
+        Name of that which takes the source, for messages.
+    syntax, parse
+        What a text is written in, and its parser, which takes the text and where it is from.
+
+    Raises
+    ------
+    EquipoiseError
+        No such file, or no mapping in it.
+    """
+    if isinstance(source, Mapping):
+        return Loaded(values=source)
+    if isinstance(source, str) and _IS_TEXT.match(source):
+        return Loaded(values=_mapping(parse(source, given_as), given_as))
+    if not is_path(source):
+        raise EquipoiseError(
+            f"{given_as} is {brief(source)}; expected options as {syntax}, or the path of a file "
+            "with them."
+        )
+    file = Path(source)
+    check_readable(file)
+    return Loaded(values=_mapping(parse(read_text(file), f"{source}"), f"{source}"), file=file)
 
 
 def read_document(table: OptionTable, source: str | Path | Mapping[str, Any]) -> OptionsDocument:
@@ -100,18 +144,10 @@ def _load(
     table: OptionTable, source: str | Path | Mapping[str, Any], found: OptionsDocument
 ) -> Mapping[str, Any]:
     """The document of a source, and its file to what is ``found``."""
-    if isinstance(source, Mapping):
-        return source
-    if isinstance(source, str) and _IS_TEXT.match(source):
-        return _mapping(table.parse(source, table.given_as), table.given_as)
-    if not is_path(source):
-        raise EquipoiseError(
-            f"{table.given_as} is {brief(source)}; expected options as {table.syntax}, or the path "
-            "of a file with them."
-        )
-    found.file = Path(source)
-    check_readable(found.file)
-    return _mapping(table.parse(read_text(found.file), f"{source}"), f"{source}")
+    loaded = load_mapping(source, table.given_as, syntax=table.syntax, parse=table.parse)
+    if loaded.file is not None:
+        found.file = loaded.file
+    return loaded.values
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -198,14 +198,14 @@ def check_share(case: Case, redundant: int, path: Place) -> Iterator[Finding]:
             flag,
             "Without redundant experts balancing can only exchange experts; one expert that is "
             "hotter than a rank's share stays where it is.",
-            f"Start with 10 to 15 % of the experts, {experts // 10} to {experts * 15 // 100} "
-            "here, and see what they pay with equipoise budget.",
+            "See with equipoise budget how many pay on a recording: in small steps mostly none, in "
+            "large ones some on every rank.",
         )
     elif redundant > experts // 2:
         yield wasteful(
             flag,
             f"{redundant} redundant experts are {100 * redundant // experts} % of the model's "
-            f"{experts}; copies beyond some 15 % rarely pay for their memory.",
+            f"{experts}; more than half rarely pay for their memory.",
             "See where they stop paying with equipoise budget.",
         )
 

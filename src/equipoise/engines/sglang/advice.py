@@ -16,7 +16,7 @@ from equipoise.engines.doctor.checks import (
     check_share,
     check_slots,
 )
-from equipoise.engines.doctor.command import drop, put, unset
+from equipoise.engines.doctor.command import drop, export, put, unset
 from equipoise.engines.doctor.findings import (
     Finding,
     advice,
@@ -28,11 +28,13 @@ from equipoise.engines.doctor.findings import (
 from equipoise.engines.doctor.knowledge import Knowledge, Takes
 from equipoise.engines.formats import MapContext
 from equipoise.engines.registry import trace_format
+from equipoise.engines.sglang import plugin
 from equipoise.engines.sglang.architectures import BALANCED
 from equipoise.engines.sglang.launch import ALL_TO_ALL, NO_A2A, SUFFIXES
 
 TP, EP, DP, PP = "tp-size", "ep-size", "dp-size", "pp-size"
 A2A = "moe-a2a-backend"
+V2_MODE, DWDP = "deepep-v2-mode", "dwdp-size"
 REDUNDANT = "ep-num-redundant-experts"
 DISPATCH = "ep-dispatch-algorithm"
 LOCATION = "init-expert-location"
@@ -43,7 +45,18 @@ THRESHOLD = "eplb-min-rebalancing-utilization-threshold"
 REPORT = "expert-balancedness-report-mode"
 
 BACKENDS = tuple(ALL_TO_ALL)
-FORCES_EP = ("deepep", "mooncake", "ascend_fuseep", "mori", "flashinfer")
+FORCES_EP = (
+    "deepep",
+    "deepep_v2",
+    "mooncake",
+    "nixl",
+    "ascend_fuseep",
+    "mori",
+    "flashinfer",
+    "flashinfer_megamoe",
+    "megamoe",
+    "pplx",
+)
 """Backends that set the expert-parallel size to the tensor-parallel size."""
 ALGORITHMS = (
     "auto",
@@ -54,6 +67,8 @@ ALGORITHMS = (
     "elasticity_aware",
     "elasticity_aware_hierarchical",
 )
+PLUGIN_SINCE = ".".join(map(str, plugin.RELEASES[0]))
+V2_MODES = ("direct", "hybrid")
 DISPATCHES = ("static", "dynamic", "fake", "lp")
 EPLB_ONLY = (
     "eplb-algorithm",
@@ -75,6 +90,7 @@ FLAGS: dict[str, Takes] = {
             "attn-cp-size",
             "moe-dp-size",
             "moe-dense-tp-size",
+            DWDP,
             "nnodes",
         ),
         "size",
@@ -118,7 +134,7 @@ FLAGS: dict[str, Takes] = {
             "speculative-moe-a2a-backend",
             "speculative-moe-runner-backend",
             "deepep-mode",
-            "deepep-v2-mode",
+            V2_MODE,
             "deepep-config",
             DISPATCH,
             LOCATION,
@@ -267,6 +283,7 @@ def check_attention(case: Case) -> Iterator[Finding]:
             f"{tp} tensor-parallel ranks do not divide into {attention} for attention.",
             f"Give a divisor of {tp}.",
         )
+    yield from _check_attention_of_backend(case, attention)
     if case.has("attn-dp-size") and not case.at_least(0, 5, 22):
         yield wrong(
             "--attn-dp-size",
@@ -275,6 +292,25 @@ def check_attention(case: Case) -> Iterator[Finding]:
             drop("attn-dp-size"),
             put(attention, DP),
             put(True, "enable-dp-attention"),
+        )
+
+
+def _check_attention_of_backend(case: Case, attention: int) -> Iterator[Finding]:
+    backend, tp = a2a(case), case.whole(TP, default=1)
+    if backend == "pplx" and attention < 2:
+        yield wrong(
+            f"--{A2A}",
+            "pplx needs attention data parallelism: the engine stops at an assertion.",
+            f"Add --attn-dp-size {tp}.",
+            put(tp, "attn-dp-size"),
+        )
+    elif backend == "flashinfer_megamoe" and attention != tp:
+        yield wrong(
+            f"--{A2A}",
+            "flashinfer_megamoe needs all ranks for attention data parallelism: the engine stops "
+            "at an assertion.",
+            f"Add --attn-dp-size {tp}.",
+            put(tp, "attn-dp-size"),
         )
 
 
@@ -317,6 +353,35 @@ def check_backend(case: Case) -> Iterator[Finding]:
             )
 
 
+def check_v2_mode(case: Case) -> Iterator[Finding]:
+    """Mode of the backend ``deepep_v2``."""
+    mode, flag = case.get(V2_MODE), f"--{V2_MODE}"
+    if mode is None:
+        return
+    if mode not in V2_MODES:
+        near = get_close_matches(str(mode), V2_MODES, 1)
+        yield wrong(
+            flag,
+            f"There is no mode {mode!r}.",
+            f"Write {near[0]}." if near else f"Choose one of {', '.join(V2_MODES)}.",
+            *((put(near[0], V2_MODE),) if near else ()),
+        )
+    elif a2a(case) != "deepep_v2":
+        yield ignored(
+            flag,
+            f"Only the backend deepep_v2 reads it, and this one is {a2a(case)}.",
+            f"Leave it out, or write --{A2A} deepep_v2.",
+            drop(V2_MODE),
+        )
+    elif mode == "direct" and case.whole("nnodes", default=1) > 1:
+        yield wrong(
+            flag,
+            "direct works inside a node only, and the engine stops.",
+            "Write hybrid.",
+            put("hybrid", V2_MODE),
+        )
+
+
 def check_balancer(case: Case) -> Iterator[Finding]:
     """Switches that balancing needs."""
     if balances(case):
@@ -349,6 +414,14 @@ def _check_running(case: Case) -> Iterator[Finding]:
             f"Give --{EP}, or an all-to-all backend.",
             *((put(size, EP),) if size > 1 else ()),
         )
+    if case.whole(DWDP, default=1) > 1:
+        yield wrong(
+            "--enable-eplb",
+            f"The engine stops at an assertion: with --{DWDP} every rank fetches the experts that "
+            "it needs, and there is nothing to balance.",
+            "Leave it out.",
+            drop("enable-eplb"),
+        )
     if has_map(case):
         yield advice(
             f"--{LOCATION}",
@@ -356,23 +429,7 @@ def _check_running(case: Case) -> Iterator[Finding]:
             f"{case.whole(INTERVAL, default=EVERY)} passes.",
             "Leave --enable-eplb out to keep the map.",
         )
-    algorithm = case.get("eplb-algorithm", default="auto")
-    if algorithm not in ALGORITHMS:
-        near = get_close_matches(str(algorithm), ALGORITHMS, 1)
-        yield wrong(
-            "--eplb-algorithm",
-            f"There is no algorithm {algorithm!r}; the engine notices at the first rearrangement, "
-            "and stops.",
-            f"Write {near[0]}." if near else f"Choose one of {', '.join(ALGORITHMS)}.",
-            *((put(near[0], "eplb-algorithm"),) if near else ()),
-        )
-    elif case.has("elastic-ep-backend") and algorithm not in ("auto", "elasticity_aware"):
-        yield wrong(
-            "--eplb-algorithm",
-            f"Elastic expert parallelism refuses {algorithm}.",
-            "Leave it out.",
-            drop("eplb-algorithm"),
-        )
+    yield from _check_algorithm(case)
     measured = case.get(REPORT, default="off") != "off"
     if case.has(THRESHOLD) and not measured and not case.on("enable-expert-distribution-metrics"):
         yield ignored(
@@ -380,6 +437,64 @@ def _check_running(case: Case) -> Iterator[Finding]:
             "Nothing measures the balance that it is compared with.",
             f"Add --{REPORT} server_log.",
             put("server_log", REPORT),
+        )
+
+
+def _check_algorithm(case: Case) -> Iterator[Finding]:
+    algorithm = case.get("eplb-algorithm", default="auto")
+    asked = case.variable(plugin.VARIABLE) is not None
+    if algorithm == plugin.ALGORITHM:
+        yield from _check_plugin(case)
+    elif algorithm not in ALGORITHMS:
+        near = get_close_matches(str(algorithm), (*ALGORITHMS, plugin.ALGORITHM), 1)
+        yield wrong(
+            "--eplb-algorithm",
+            f"There is no algorithm {algorithm!r}; the engine notices at the first rearrangement, "
+            "and stops.",
+            f"Write {near[0]}." if near else f"Choose one of {', '.join(ALGORITHMS)}.",
+            *((put(near[0], "eplb-algorithm"),) if near else ()),
+        )
+    elif case.has("elastic-ep-backend") and algorithm not in plugin.STAND_INS:
+        yield wrong(
+            "--eplb-algorithm",
+            f"Elastic expert parallelism refuses {algorithm}.",
+            "Leave it out.",
+            drop("eplb-algorithm"),
+        )
+    elif asked and algorithm not in plugin.STAND_INS:
+        yield ignored(
+            plugin.VARIABLE,
+            f"--eplb-algorithm {algorithm} is the engine's own.",
+            f"Write --eplb-algorithm {plugin.ALGORITHM}.",
+            put(plugin.ALGORITHM, "eplb-algorithm"),
+        )
+
+
+def _check_plugin(case: Case) -> Iterator[Finding]:
+    """What the algorithm of this package needs in the engine."""
+    allowed = case.variable("SGLANG_PLUGINS")
+    if not case.at_least(*plugin.RELEASES[0]):
+        yield wrong(
+            "--eplb-algorithm",
+            f"This package's plug-in knows SGLang {PLUGIN_SINCE} and later; without it the first "
+            "rearrangement stops the engine.",
+            "Leave it out, or update the engine.",
+            drop("eplb-algorithm"),
+        )
+    elif case.has("elastic-ep-backend"):
+        yield wrong(
+            "--eplb-algorithm",
+            f"Elastic expert parallelism refuses the name {plugin.ALGORITHM}.",
+            f"Leave it out and set {plugin.VARIABLE} to {{}}, which asks for the same.",
+            drop("eplb-algorithm"),
+            export(plugin.VARIABLE, "{}"),
+        )
+    elif allowed and plugin.ALGORITHM not in [name.strip() for name in allowed.split(",")]:
+        yield wrong(
+            "SGLANG_PLUGINS",
+            "It leaves this package's plug-in out, and the first rearrangement stops the engine.",
+            f"Add {plugin.ALGORITHM} to it.",
+            export("SGLANG_PLUGINS", f"{allowed},{plugin.ALGORITHM}"),
         )
 
 
@@ -587,6 +702,7 @@ KNOWLEDGE = Knowledge(
         check_attention,
         check_placing,
         check_backend,
+        check_v2_mode,
         check_balancer,
         check_recorder,
         check_dispatch,

@@ -176,7 +176,9 @@ def _notes(
     notes = [
         "The map needs one row for every decoder layer, dense ones included, and only the key "
         "physical_to_logical_map; SGLang accepts a wrong number of rows and fails later.",
-        "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes.",
+        "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes, "
+        "by this package's plans if --eplb-algorithm is equipoise, from 0.5.16 on "
+        "(docs/plugins.md).",
         f"To see what the map does, add {release.report_flag}.",
         f"Attention data parallelism, should you use it, is {release.attention_flag} in this "
         "release.",

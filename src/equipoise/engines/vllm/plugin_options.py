@@ -1,9 +1,9 @@
-"""What a user can set about the plug-in: one environment variable of JSON, or a file of it."""
+"""What a user can set about the plug-in for vLLM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,41 +11,42 @@ from typing import Any
 import numpy as np
 
 from equipoise.checks import brief, check_number
-from equipoise.engines.files import check_readable
+from equipoise.engines._shared import plugin_options as shared
+from equipoise.engines.files import output_file
 from equipoise.engines.map_io import read_map
 from equipoise.engines.vllm.plugin import VARIABLE
 from equipoise.errors import EquipoiseError
-from equipoise.json_text import parse_json
 from equipoise.placement import Placement
 
 
 class Then(Enum):
-    """What follows once the slots of a map are in force."""
+    """What follows the first change: the map that is given, or without one the first plan."""
 
     HOLD = "hold"
     BALANCE = "balance"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PluginOptions:
-    """The options, by the names users know.
+class PluginOptions(shared.PluginOptions):
+    """The options of every plug-in, and vLLM's own.
 
     Parameters
     ----------
-    max_moves_share
-        Share of the slots that one rebalance may change, from 0 to 1.
-    time_budget_seconds
-        Seconds that the search for one plan may take.
+    gate
+        Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
     map
         Placement to start from; ``None``: whatever vLLM starts with.
     then
-        What follows once it is in force.
+        What follows the first change.
+    status
+        File that says what became of the plans, for the server's metrics; ``None``: there is none.
     """
 
-    max_moves_share: float = 0.3
-    time_budget_seconds: float = 0.5
+    max_moves_share: float = 0.5
+    gate: float = 0.005
     map: Placement | None = None
     then: Then = Then.BALANCE
+    status: Path | None = None
 
 
 def read_options(value: str) -> PluginOptions:
@@ -61,59 +62,32 @@ def read_options(value: str) -> PluginOptions:
     EquipoiseError
         No such object, an unknown option, a value out of range, or options without effect.
     """
-    given = _document(value)
-    unknown = set(given) - {field.name for field in fields(PluginOptions)}
-    if unknown:
+    given = shared.read_given(value, VARIABLE, _READERS)
+    if "map" in given:
+        given.setdefault("then", Then.HOLD)
+    unread = {"max_moves_share", "gate"} & set(given)
+    if unread and "map" in given and given["then"] is Then.HOLD:
         raise _error(
-            f"has no option {brief(min(unknown))}; there are "
-            f"{', '.join(field.name for field in fields(PluginOptions))}."
-        )
-    if "then" in given and "map" not in given:
-        raise _error("says what follows a map, but names none; add map, or leave then out.")
-    found: dict[str, Any] = {name: _READERS[name](name, value) for name, value in given.items()}
-    if "map" in found:
-        found.setdefault("then", Then.HOLD)
-    if found.get("then") is Then.HOLD and "max_moves_share" in found:
-        raise _error(
-            "holds the slots of a map, so max_moves_share has no effect; leave it out, or set then "
+            f"holds the slots of a map, so {min(unread)} has no effect; leave it out, or set then "
             'to "balance".'
         )
-    return PluginOptions(**found)
+    return PluginOptions(**given)
 
 
-def _document(value: str) -> dict[str, Any]:
-    if value.lstrip().startswith("{"):
-        given = parse_json(value.encode(errors="surrogatepass"), VARIABLE)
-    else:
-        given = parse_json(_content(value), f"{value}, named by {VARIABLE}")
-    if not isinstance(given, dict):
-        raise _error(f"is {brief(given)}; expected a JSON object of options, {{}} for none.")
-    return given
-
-
-def _content(path: str) -> bytes:
-    try:
-        check_readable(Path(path))
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise _error(
-            f"is {brief(path)}, which is no JSON object such as {{}}; taken for the path of a file "
-            f"it cannot be read ({brief(error)})."
-        ) from error
-
-
-def _share(name: str, value: Any) -> float:
-    return check_number(f"{VARIABLE}: {name}", value, low=0, high=1)
-
-
-def _seconds(name: str, value: Any) -> float:
-    return check_number(f"{VARIABLE}: {name}", value, low=0, high=np.inf)
+def _gain(name: str, value: Any) -> float:
+    return check_number(name, value, low=0, high=np.inf)
 
 
 def _map(name: str, value: Any) -> Placement:
     if not isinstance(value, str):
-        raise _error(f"has {brief(value)} as {name}; expected the path of a file.")
+        raise EquipoiseError(f"{name} is {brief(value)}; expected the path of a file.")
     return read_map(value)
+
+
+def _status(name: str, value: Any) -> Path:
+    if not isinstance(value, str):
+        raise EquipoiseError(f"{name} is {brief(value)}; expected the path of a file.")
+    return output_file(Path(value))
 
 
 def _then(name: str, value: Any) -> Then:
@@ -121,14 +95,15 @@ def _then(name: str, value: Any) -> Then:
         if value == known.value:
             return known
     choices = " or ".join(f'"{known.value}"' for known in Then)
-    raise _error(f"has {brief(value)} as {name}; expected {choices}.")
+    raise EquipoiseError(f"{name} is {brief(value)}; expected {choices}.")
 
 
-_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "max_moves_share": _share,
-    "time_budget_seconds": _seconds,
+_READERS: Mapping[str, shared.Reader] = {
+    **shared.READERS,
+    "gate": _gain,
     "map": _map,
     "then": _then,
+    "status": _status,
 }
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import EquipoiseError
+from equipoise.dispatch import MinMax
+from equipoise.errors import EquipoiseError, argument
+from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 Graph = Literal["ring", "cube", "hypercube", "torus"]
+AcrossNodes = Literal["refuse", "price"]
 GRAPHS: tuple[Graph, ...] = get_args(Graph)
 """The published graphs: of any number of ranks, of 8, of 16, and of nodes times ranks per node."""
 
@@ -35,11 +39,19 @@ class FixedGraph:
         Graph of ranks, one of those that LPLB published.  A cube joins 8 neighbouring ranks, a
         hypercube 16, and more ranks are several of them; a torus joins equal ranks of neighbouring
         nodes, and neighbours in a node.
+    across_nodes
+        What to do where edges of a ring, a cube or a hypercube cross nodes, over links that are
+        slower: refuse them, or say what they carry (price).  A torus is made to cross them.
     """
 
     graph: Graph
+    across_nodes: AcrossNodes = "refuse"
 
     def __post_init__(self) -> None:
+        if self.across_nodes not in get_args(AcrossNodes):
+            raise EquipoiseError(
+                f"{argument('across_nodes')} is {self.across_nodes!r}; expected refuse or price."
+            )
         if self.graph not in GRAPHS:
             raise EquipoiseError(
                 f"There is no graph {self.graph!r}; use one of {', '.join(GRAPHS)}."
@@ -52,9 +64,13 @@ class FixedGraph:
         ------
         EquipoiseError
             Ranks that the graph does not fit, experts that do not divide over the ranks, redundant
-            slots that do not divide over its edges, or more of them than a rank has experts.
+            slots that do not divide over its edges, more of them than a rank has experts, or edges
+            that cross nodes.
         """
         owner_RD = owners(self.graph, problem.topology)
+        crosses_RD = crossing(owner_RD, problem.topology)
+        if crosses_RD.any() and self.graph != "torus" and self.across_nodes == "refuse":
+            raise EquipoiseError(self._refusal(crosses_RD, problem.topology))
         R, D = owner_RD.shape
         per_edge = _copies_per_edge(problem, R, D)
         start = Problem(problem.total, problem.topology, problem.num_experts)
@@ -66,7 +82,19 @@ class FixedGraph:
         edge_LRDK = heaviest[:, :, : D * per_edge].reshape(L, R, per_edge, D).swapaxes(2, 3)
         copies = edge_LRDK[:, owner_RD, np.arange(D)].reshape(L, R, D * per_edge)
         slots = np.concatenate([home_LRC, copies], axis=2).reshape(L, problem.num_slots)
-        return certify(problem, slots, planner=repr(self), dispatch="minmax")
+        plan = certify(problem, slots, planner=repr(self), dispatch="minmax")
+        if not crosses_RD.any() or not per_edge:
+            return plan
+        return replace(plan, note=_price(plan.placement, problem, crosses_RD, per_edge))
+
+    def _refusal(self, crosses_RD: Bools, topology: Topology) -> str:
+        size = topology.num_ranks // topology.num_nodes
+        return (
+            f"{crosses_RD.sum()} of {crosses_RD.size} edges of the {self.graph} cross nodes of "
+            f"{size} ranks, whose links are slower; choose a graph that fits the nodes (a torus "
+            "joins them), plan with another planner, or ask what the edges carry "
+            f"({argument('across_nodes')} price)."
+        )
 
 
 def owners(graph: str, topology: Topology) -> Ints:
@@ -95,6 +123,26 @@ def owners(graph: str, topology: Topology) -> Ints:
     raise EquipoiseError(
         f"{R} ranks in {N} nodes are no {graph}: a ring needs 2 ranks, a cube multiples of 8, a "
         "hypercube multiples of 16, a torus several nodes of several ranks."
+    )
+
+
+def crossing(owner_RD: Ints, topology: Topology) -> Bools:
+    """Which edges of ``owners`` join ranks of different nodes, ``(R, D)``."""
+    node = topology.node_of_rank
+    return np.asarray(node[owner_RD] != node[:, None])
+
+
+def _price(placement: Placement, problem: Problem, crosses_RD: Bools, per_edge: int) -> str:
+    """What the edges that cross nodes carry of the planned load, in a sentence."""
+    R, D = crosses_RD.shape
+    share = MinMax(topology=problem.topology).split(problem.total, placement).shares
+    copies = share.reshape(problem.num_layers, R, -1)[:, :, -D * per_edge :]
+    over = copies.reshape(-1, R, D, per_edge).sum(axis=(0, 3))[crosses_RD].sum() / share.sum()
+    links = problem.topology
+    slower = links.node_link.bytes_per_second / links.network_link.bytes_per_second
+    return (
+        f"{crosses_RD.sum()} of {crosses_RD.size} edges cross nodes and carry {over:.1%} of the "
+        f"load, over links where a byte takes {slower:.0f} times as long as within a node."
     )
 
 

@@ -77,7 +77,7 @@ class PlannerEntry:
     pins_copies
         Whether its copies must stay where it puts them.
     example
-        Values of the fields without a default, for documentation and tests.
+        Values for documentation and tests, of the fields without a default at least.
     """
 
     name: str
@@ -200,10 +200,10 @@ PLANNERS: dict[str, PlannerEntry] = {
             home="equipoise.plan.planners.lplb:FixedGraph",
             summary="for LPLB, whose dispatcher needs its graph",
             time="`O(E log E + S log R)`",
-            options=(Option("graph"),),
+            options=(Option("graph"), Option("across_nodes")),
             dispatch="minmax",
             pins_copies=True,
-            example={"graph": "ring"},
+            example={"graph": "ring", "across_nodes": "price"},
         ),
         PlannerEntry(
             name="contiguous",
@@ -229,7 +229,7 @@ PLANNERS: dict[str, PlannerEntry] = {
                 Option("max_seconds", limits={"gt": 0}),
                 Option("expert_bytes", limits=_AMOUNT),
             ),
-            told=frozenset({"dispatch"}),
+            told=_TOLD - {"progress"},
             sees=_ALL_SIGHTS,
             needs={"current": "the placement in force"},
             chosen_by="--from",

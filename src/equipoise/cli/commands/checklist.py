@@ -1,0 +1,90 @@
+"""``equipoise checklist``: what to decide about a deployment, in order, with its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.output import Json
+from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.views.checklist import checklist_document, print_checklist
+from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.text import one_line
+from equipoise.engines.knobs import ENGINES, FRAMEWORKS, knobs
+from equipoise.engines.transformers.config import read_model_config
+from equipoise.engines.transformers.expert_shape import expert_shape
+from equipoise.simulate.checklist import checklist as go_through
+from equipoise.simulate.layer_time import LayerTime
+from equipoise.simulate.profiles import hardware as hardware_profile
+from equipoise.simulate.profiles import link as link_profile
+
+
+def checklist(
+    trace: Path,
+    /,
+    *,
+    ranks: Annotated[int, Size],
+    model: Path,
+    hardware: str,
+    link: str = "infiniband-400g",
+    ranks_per_node: Annotated[int | None, Size] = None,
+    step_tokens: Annotated[float | None, Parameter(validator=Number(gte=1, lte=1e9))] = None,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    reading: TraceArguments | None = None,
+    json: Json = False,
+) -> int:
+    """Go through the decisions about a deployment in order, each with its numbers.
+
+    Wide expert parallelism or not, token budget, concurrency, chunked prefill, kernel mode, overlap
+    of two micro-batches, buffers, and load balancing last: what was found here, what it means,
+    whether to keep or change it, and the options of the engine that move it. docs/checklist.md.
+
+    Parameters
+    ----------
+    trace
+        A recording: file or directory of any known format.
+    ranks
+        Expert-parallel ranks.
+    model
+        The model's config.json, or its folder.
+    hardware
+        The GPU: the name of a profile, such as h100, or a file.
+    link
+        The link between nodes: the name of a profile, such as aws-efa, or a file.
+    ranks_per_node
+        Ranks behind one fast link; those of the GPU's profile if not given.
+    step_tokens
+        Tokens of a mean step, all ranks together, where the recording's rows are sums of steps.
+    for_
+        The engine whose options are named: vllm, sglang or trtllm; all three if not given.
+    """
+    engines = tuple(ENGINES) if for_ is None else (for_,)
+    options = {engine: knobs(engine) for engine in engines}
+    config, gpu = read_model_config(model), hardware_profile(hardware)
+    layer = LayerTime(
+        shape=expert_shape(config),
+        hardware=gpu,
+        num_ranks=ranks,
+        ranks_per_node=ranks_per_node or int(gpu.ranks_per_node.value),
+        link=link_profile(link).link,
+        framework=FRAMEWORKS.get(engines[0], "sglang"),
+    )
+    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    config.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    result = go_through(
+        recording,
+        layer,
+        num_layers=len(config.moe_layer_ids or recording.layer_ids),
+        kv_bytes_per_token=config.kv_bytes_per_token or None,
+        step_tokens=step_tokens,
+    )
+    if json:
+        print_json(checklist_document(result, options))
+        return 0
+    stdout().print(one_line(f"{recording}"))
+    print_checklist(stdout(), result, options)
+    return 0

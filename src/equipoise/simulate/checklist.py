@@ -1,0 +1,519 @@
+"""The decisions of whoever serves a model, in order, with the numbers of one deployment.
+
+Load balancing is the last of them: what comes before moves more, and changes what is left for it.
+How each number is found: ``docs/checklist.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.balance import imbalance
+from equipoise.checks import check_number
+from equipoise.errors import EquipoiseError, argument
+from equipoise.noise import trace_noise_floor
+from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.layer_time import MODES, LayerTime, Mode
+from equipoise.simulate.trial import some_steps, step_loads
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+Topic = Literal[
+    "wide EP", "token budget", "concurrency", "chunked prefill", "kernel mode", "overlap",
+    "buffers", "load balancing",
+]  # fmt: skip
+TOPICS: tuple[Topic, ...] = get_args(Topic)
+Verdict = Literal["keep", "change", "set"]
+"""Leave it, change it, or set it to the number that is given."""
+
+CLOSING = "Change one thing at a time, and measure again after every change."
+
+TILE = 128
+"""Rows to which grouped products of prefill are padded, expert by expert."""
+
+_PREFILL: Mode = "high throughput"
+_MEMORY_SHARE = 0.9  # of a GPU's memory that engines take
+_WORTH = 0.05  # share of a layer's time below which nothing is changed
+_HEADROOM = 1.1  # of the time of a token in the longest chunk
+_LONGEST_CHUNK = 1 << 15
+_MOST_SEQUENCES = 1024  # of a rank, which no step of decode exceeds
+_MOST_TOKENS = 8192  # up to which kernels are compared
+_COPIES_PAY = 0.05  # imbalance that lasts, or that comes and goes, from which it is worth balancing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One decision.
+
+    Parameters
+    ----------
+    topic
+        What is decided.
+    found
+        The numbers of this deployment, in a sentence or two.
+    means
+        What follows from them.
+    verdict
+        Whether to keep things as they are, to change them, or to set them to what is given.
+    numbers
+        The numbers by name, with their unit last; for programs.
+    """
+
+    topic: Topic
+    found: str
+    means: str
+    verdict: Verdict
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checklist:
+    """All decisions in their order.
+
+    Parameters
+    ----------
+    items
+        The decisions.
+    step_tokens
+        Tokens of a mean step, all ranks together, that the numbers are of.
+    source
+        What the times rest on.
+    """
+
+    items: tuple[Item, ...]
+    step_tokens: float
+    source: str
+
+
+def checklist(
+    trace: Trace,
+    layer: LayerTime,
+    *,
+    num_layers: int,
+    kv_bytes_per_token: int | None = None,
+    step_tokens: float | None = None,
+    seed: int = 0,
+) -> Checklist:
+    """Go through the decisions for one deployment.
+
+    Parameters
+    ----------
+    trace
+        Recorded loads. Experts are taken to stand in order, as engines start.
+    layer
+        The model's layer on the ranks.
+    num_layers
+        MoE layers of the model.
+    kv_bytes_per_token
+        What a token of KV cache takes on a rank; ``None``: not known.
+    step_tokens
+        Tokens of a mean step, all ranks together; every row of the trace is then one step of about
+        that size, drawn at random. The rows as they are if ``None``.
+    seed
+        Seed of that draw.
+
+    Raises
+    ------
+    EquipoiseError
+        Other experts than the model has, no load, values out of range.
+    """
+    shape = layer.shape
+    if trace.num_experts != shape.num_experts:
+        raise EquipoiseError(
+            f"The recording has {trace.num_experts} experts in a layer and the model "
+            f"{shape.num_experts}; give the configuration of the model that it is of."
+        )
+    if not trace.counts.any():
+        raise EquipoiseError(
+            f"No assignment was recorded in {trace.provenance.source}; record some traffic first."
+        )
+    if step_tokens is not None:
+        check_number(argument("step_tokens"), step_tokens, low=1, high=1e9)
+    assignments = None if step_tokens is None else step_tokens * shape.top_k
+    load = step_loads(trace, assignments, seed)
+    counts = load[some_steps(len(load))].round().astype(np.int64)
+    case = _Case(
+        layer=layer,
+        steps=Trace(counts=counts, top_k=shape.top_k, layer_ids=trace.layer_ids),
+        num_layers=num_layers,
+        kv_bytes=kv_bytes_per_token,
+    )
+    return Checklist(
+        items=(
+            _wide_ep(case),
+            _token_budget(case),
+            _concurrency(case),
+            _chunked_prefill(case),
+            _kernel_mode(case),
+            _overlap(case),
+            _buffers(case),
+            _load_balancing(case),
+        ),
+        step_tokens=case.tokens * layer.num_ranks,
+        source=layer.source,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """A deployment, and what is asked about it more than once."""
+
+    layer: LayerTime
+    steps: Trace
+    num_layers: int
+    kv_bytes: int | None
+
+    @cached_property
+    def load(self) -> Floats:
+        """Assignments of each expert, ``(T, L, E)``."""
+        return self.steps.counts.astype(np.float64)
+
+    @cached_property
+    def rank_load(self) -> Floats:
+        """Assignments of each slot of each rank, ``(T, L, R, S / R)``."""
+        slots = Layout.unbalanced(self.steps, self.layer.num_ranks).slot_loads(self.load)
+        return slots.reshape(*slots.shape[:2], self.layer.num_ranks, -1)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a rank in a mean step."""
+        return float(self.load.sum(axis=2).mean()) / self.layer.shape.top_k / self.layer.num_ranks
+
+    @property
+    def mean_load(self) -> float:
+        """Assignments of an active expert in a mean step."""
+        return float(self.load.sum() / np.count_nonzero(self.load))
+
+    @property
+    def mode(self) -> Mode:
+        """The kernels with which a mean step is faster."""
+        return self.layer.faster_mode(self.tokens)
+
+    @property
+    def layer_seconds(self) -> float:
+        """Time of a layer of a mean step, all experts equally popular."""
+        return self.layer.layer_seconds(self.tokens, self.mode)
+
+    @property
+    def rank_bytes(self) -> float:
+        """Bytes of a rank's experts, all layers."""
+        slots = self.rank_load.shape[-1]
+        return float(slots * self.layer.shape.expert_bytes * self.num_layers)
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a GPU's memory that an engine takes."""
+        return _MEMORY_SHARE * self.layer.hardware.memory_bytes.value
+
+
+def _wide_ep(case: _Case) -> Item:
+    """Whether more ranks should share the experts."""
+    layer, shape = case.layer, case.layer.shape
+    total = shape.expert_bytes * shape.num_experts * case.num_layers
+    fewest = int(np.ceil(total / case.memory))
+    active = float((case.rank_load > 0).sum(axis=-1).mean())
+    knee = layer.knee(case.mode)
+    before = case.layer_seconds
+    found = (
+        f"The experts take {_gb(total)}, which {_ranks(fewest)} could hold. Each of "
+        f"{layer.num_ranks} has {case.rank_load.shape[-1]} experts, {_gb(case.rank_bytes)} of the "
+        f"{_gb(case.memory)} that an engine takes of a GPU; {active:.1f} of them are active in a "
+        f"mean step, with {case.mean_load:.0f} assignments each. Up to {knee:.0f} assignments "
+        "reading an expert's weights takes longer than computing."
+    )
+    numbers = {
+        "expert_bytes": total,
+        "expert_bytes_per_rank": case.rank_bytes,
+        "memory_bytes": case.memory,
+        "fewest_ranks": fewest,
+        "active_experts_per_rank": active,
+        "assignments_per_active_expert": case.mean_load,
+        "knee_assignments": knee,
+        "layer_seconds": before,
+    }
+    if case.rank_bytes > case.memory:
+        means = f"They do not fit: it takes {_ranks(fewest)} or more, and KV cache comes on top."
+        return _item("wide EP", found, means, numbers, change=True)
+    if 2 * layer.num_ranks > shape.num_experts:
+        means = "Twice the ranks would be more than there are experts."
+        return _item("wide EP", found, means, numbers)
+    wider = layer.on(2 * layer.num_ranks)
+    after = wider.layer_seconds(case.tokens, wider.faster_mode(case.tokens))
+    numbers["layer_seconds_of_twice_the_ranks"] = after
+    saved = 1 - after / before
+    means = (
+        f"With twice the ranks and the same tokens on each, a layer's experts and exchanges take "
+        f"{_us(after)} in place of {_us(before)}"
+    )
+    if saved > _WORTH:
+        means += f": {saved:.0%} less, if there are requests enough to fill them."
+    else:
+        means += ", so more ranks do not make a step shorter."
+    return _item("wide EP", found, means, numbers, change=saved > _WORTH)
+
+
+def _token_budget(case: _Case) -> Item:
+    """How many tokens a step should have."""
+    layer, shape = case.layer, case.layer.shape
+    at_knee = layer.knee(case.mode) * shape.num_experts / shape.top_k / layer.num_ranks
+    double = 2 * case.tokens
+    longer = layer.layer_seconds(double, layer.faster_mode(double)) / case.layer_seconds - 1
+    found = (
+        f"A mean step has {case.tokens:,.0f} tokens on a rank; from {at_knee:,.0f} computing takes "
+        f"longer than reading weights. Twice the tokens take {longer:.0%} longer."
+    )
+    change = longer < 0.5
+    means = (
+        "Tokens are cheap here: raise the budget until the time between tokens reaches its limit."
+        if change
+        else "Time follows tokens here: a larger budget makes steps longer and hardly more is "
+        "served."
+    )
+    numbers = {"tokens_per_rank": case.tokens, "knee_tokens_per_rank": at_knee, "longer": longer}
+    return _item("token budget", found, means, numbers, change=change)
+
+
+def _concurrency(case: _Case) -> Item:
+    """How many sequences fit."""
+    free = max(case.memory - case.rank_bytes, 0.0)
+    numbers = {"free_bytes_per_rank": free}
+    if case.kv_bytes is None:
+        found = (
+            f"The experts leave {_gb(free)} of a GPU; what a token of KV cache takes is not known."
+        )
+        means = "Watch the engine's share of KV cache in use; requests that wait or are pre-empted "
+        means += "say that concurrency is too high."
+        return _item("concurrency", found, means, numbers)
+    tokens = free / case.kv_bytes
+    context = tokens / max(case.tokens, 1)
+    slot = case.layer.shape.expert_bytes * case.num_layers / case.kv_bytes
+    numbers |= {
+        "kv_tokens_per_rank": tokens,
+        "context_tokens": context,
+        "kv_tokens_of_a_slot": slot,
+    }
+    found = (
+        f"The experts leave {_gb(free)} of a GPU, at most {tokens:,.0f} tokens of KV cache less "
+        "what the other weights take. A redundant slot on every rank costs "
+        f"{slot:,.0f} of them."
+    )
+    if case.tokens > _MOST_SEQUENCES:
+        means = "Steps of this size are chunks of prompts; decide on recorded steps of decode."
+        return _item("concurrency", found, means, numbers, change=free == 0)
+    means = (
+        f"If each of the {case.tokens:,.0f} tokens of a rank's step is a sequence, each may be "
+        f"{context:,.0f} tokens long; raise concurrency while yours are shorter."
+    )
+    return _item("concurrency", found, means, numbers, change=free == 0)
+
+
+def _chunked_prefill(case: _Case) -> Item:
+    """How long a chunk of a prompt should be."""
+    layer = case.layer
+    sizes = [1 << n for n in range(4, _LONGEST_CHUNK.bit_length())]
+    by_token = [layer.even_seconds(size, _PREFILL) / size for size in sizes]
+    chunk = next(s for s, t in zip(sizes, by_token, strict=True) if t <= _HEADROOM * by_token[-1])
+    seconds = layer.even_seconds(chunk, _PREFILL) * case.num_layers
+    decode = layer.even_seconds(case.tokens, case.mode) * case.num_layers
+    even = chunk * layer.num_ranks * layer.shape.top_k / layer.shape.num_experts
+    numbers = {
+        "chunk_tokens_per_rank": chunk,
+        "chunk_seconds": seconds,
+        "step_seconds": decode,
+        "chunk_padding": np.ceil(even / TILE) * TILE / even - 1,
+        "padding": _padding(case.load),
+    }
+    found = (
+        f"From {chunk:,} tokens on a rank a token's experts take within 10 % of their least time; "
+        f"such a chunk takes {_ms(seconds)} in all MoE layers, a mean step {_ms(decode)}. Kernels "
+        f"that pad experts to {TILE} rows add {numbers['chunk_padding']:.0%} to the rows of the "
+        f"chunk, and {numbers['padding']:.0%} to those of the steps recorded."
+    )
+    means = (
+        f"Chunks below {chunk:,} tokens a rank waste computation; longer ones only make the tokens "
+        "of other requests wait, unless prefill has ranks of its own."
+    )
+    return _item("chunked prefill", found, means, numbers, set_it=True)
+
+
+def _kernel_mode(case: _Case) -> Item:
+    """Low latency or high throughput."""
+    layer, tokens = case.layer, case.tokens
+    low, high = (layer.layer_seconds(tokens, mode) for mode in MODES)
+    first, second = sorted(layer.crossover(op) for op in ("dispatch", "combine"))
+    numbers = {
+        "low_latency_seconds": low,
+        "high_throughput_seconds": high,
+        "crossover_tokens_per_rank": second,
+    }
+    found = (
+        f"At {tokens:,.0f} tokens on a rank a layer takes {_us(low)} with low-latency kernels and "
+        f"{_us(high)} with high-throughput ones. Their exchanges alone cross within a node at "
+        f"{_tokens(first)} to {_tokens(second)} tokens."
+    )
+    means = f"Take {case.mode} for steps like these"
+    if layer.num_ranks > layer.ranks_per_node:
+        means += (
+            "; between nodes high throughput sends a token once to a node, so they cross earlier"
+        )
+    return _item("kernel mode", found, f"{means}.", numbers, set_it=True)
+
+
+def _overlap(case: _Case) -> Item:
+    """Whether two micro-batches should hide each other's exchanges."""
+    layer, mode = case.layer, case.mode
+    exchange, plain = layer.exchange_seconds(case.tokens, mode), case.layer_seconds
+    half, of_half = case.tokens / 2, layer.faster_mode(case.tokens / 2)
+    twice = 2 * layer.even_seconds(half, of_half)
+    halves = 2 * layer.exchange_seconds(half, of_half)
+    overlapped = (twice + halves + max(twice, halves)) / 2
+    saved = 1 - overlapped / plain
+    share = exchange / plain
+    numbers = {
+        "layer_seconds": plain,
+        "exchange_seconds": exchange,
+        "exchange_share": share,
+        "overlapped_seconds": overlapped,
+        "saved": saved,
+    }
+    found = (
+        f"Exchanges are {share:.0%} of a layer's {_us(plain)}. In two micro-batches, each of which "
+        f"reads the weights again, it takes {_us(overlapped)}."
+    )
+    if saved > _WORTH:
+        means = f"Overlap them: {saved:.0%} less, and more where attention overlaps as well."
+    elif saved < -_WORTH:
+        means = "Leave it off: reading the weights twice costs more than is hidden."
+    else:
+        means = "It makes no difference worth the trouble; leave it off."
+    if share > 0.5 and layer.num_ranks > layer.ranks_per_node:
+        means += (
+            " The link between nodes decides this step: a faster one, or experts placed so that "
+            "tokens stay in their node, helps more."
+        )
+    return _item("overlap", found, means, numbers, change=saved > _WORTH)
+
+
+def _buffers(case: _Case) -> Item:
+    """What the fullest rank has to hold."""
+    layer, shape = case.layer, case.layer.shape
+    of_rank = case.rank_load.sum(axis=-1)
+    mean = of_rank.mean(axis=-1, keepdims=True)
+    share = np.divide(of_rank, mean, out=np.zeros_like(of_rank), where=mean > 0)
+    worst = float(share.max())
+    _, row, rank = np.unravel_index(share.argmax(), share.shape)
+    layer_id = case.steps.layer_ids[row]
+    largest = float(case.load.sum(axis=2).max()) / shape.top_k / layer.num_ranks
+    dispatch = 1 << int(np.ceil(np.log2(max(largest, 1))))
+    # Two sets, each with room for every token of every rank in every local expert, in BF16.
+    buffer = 2 * shape.num_experts * dispatch * 2 * shape.hidden_size
+    received = worst * largest * shape.top_k * 2 * shape.hidden_size
+    numbers = {
+        "busiest_share": worst,
+        "busiest_rank": int(rank),
+        "dispatch_tokens_per_rank": dispatch,
+        "low_latency_buffer_bytes": buffer,
+        "received_bytes": received,
+    }
+    found = (
+        f"The fullest rank (rank {rank}, in layer {layer_id}) receives {worst:.2f} times its share "
+        f"of a step, up to {_gb(received)} of activations. Low-latency kernels need room for "
+        f"{dispatch:,} tokens from each rank, about {_gb(buffer)}."
+    )
+    means = (
+        "Size limits by the fullest rank, not by the mean: too small a buffer stops it or splits "
+        "its step, one too large is taken from KV cache."
+    )
+    return _item("buffers", found, means, numbers, set_it=True)
+
+
+def _load_balancing(case: _Case) -> Item:
+    """What is left for a balancer, and which kind of it."""
+    of_rank = case.rank_load.sum(axis=-1)
+    every_step = float(imbalance(of_rank[of_rank.any(axis=2)]).mean())
+    total = of_rank.sum(axis=0)
+    lasting = float(imbalance(total[total.any(axis=1)]).mean())
+    floor = float(trace_noise_floor(case.steps, case.layer.num_ranks).mean.mean())
+    seconds = case.layer.expert_seconds(case.rank_load, case.mode)
+    idle = 1 - float(seconds.mean(axis=-1).sum() / seconds.max(axis=-1).sum())
+    varying = max(every_step - floor - (lasting - 1), 0.0)
+    below = case.mean_load < case.layer.knee(case.mode)
+    numbers = {
+        "imbalance": every_step,
+        "floor": floor,
+        "lasting": lasting,
+        "varying": varying,
+        "idle_share": idle,
+    }
+    found = (
+        f"The busiest rank has {every_step:.2f} times the mean of a step; chance alone makes "
+        f"{floor:.2f}. Of the rest {lasting - 1:.2f} lasts over the recording and {varying:.2f} "
+        f"comes and goes. Ranks wait {idle:.0%} of their experts' time."
+    )
+    means, change = _what_balances(every_step - floor, lasting - 1, varying, idle)
+    if change and below:
+        means += (
+            " Begin without redundant experts: with so few assignments each, a copy is one more "
+            "expert to read."
+        )
+    return _item("load balancing", found, means, numbers, change=change)
+
+
+def _what_balances(excess: float, lasting: float, varying: float, idle: float) -> tuple[str, bool]:
+    """Whether to balance, and with what."""
+    if idle < _WORTH:
+        return "Leave it off: ranks hardly wait, whatever their tokens.", False
+    if excess < _COPIES_PAY:
+        return "Leave it off: what is above balance is chance, and no placement removes it.", False
+    which = (
+        "it changes from batch to batch, so share every batch over the copies by its own loads "
+        "(min-max, or an engine's linear program)"
+        if varying > max(lasting, _COPIES_PAY)
+        else "it lasts, so place and copy experts; a split of every batch adds less"
+    )
+    return f"There is something to gain: {which}. equipoise forecast says whether it pays.", True
+
+
+def _padding(load: Floats) -> float:
+    """Rows added by padding every expert's to whole tiles, over all rows."""
+    return float((np.ceil(load / TILE) * TILE).sum() / load.sum() - 1)
+
+
+def _item(
+    topic: Topic,
+    found: str,
+    means: str,
+    numbers: Mapping[str, float],
+    *,
+    change: bool = False,
+    set_it: bool = False,
+) -> Item:
+    verdict: Verdict = "change" if change else "set" if set_it else "keep"
+    values = {name: float(value) for name, value in numbers.items()}
+    return Item(topic=topic, found=found, means=means, verdict=verdict, numbers=values)
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _us(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f} us"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f} ms"
+
+
+def _tokens(number: int) -> str:
+    return f"{number:,}" if number <= _MOST_TOKENS else f"more than {_MOST_TOKENS:,}"

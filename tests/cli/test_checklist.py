@@ -1,0 +1,66 @@
+"""``equipoise checklist``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import equipoise as eq
+from equipoise.cli import main
+from equipoise.simulate.checklist import CLOSING, TOPICS
+from equipoise.simulate.routers import lognormal, sample_trace, steady
+
+MODEL = Path(__file__).parents[1] / "engines" / "transformers" / "configs" / "olmoe-1b-7b.json"
+DEPLOYMENT = ("--ranks", "8", "--model", str(MODEL), "--hardware", "h100")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    steps = steady(lognormal(64, num_layers=16, seed=0), num_steps=4)
+    trace = sample_trace(steps, num_tokens=512, top_k=8, seed=0)
+    path = tmp_path_factory.mktemp("checklist") / "run.safetensors"
+    eq.write_trace(trace, path, format="equipoise")
+    return str(path)
+
+
+def run(capsys, *arguments):
+    assert main(["checklist", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_decisions_in_their_order_with_the_options_of_the_engine(recording, capsys):
+    out = run(capsys, recording, *DEPLOYMENT, "--for", "vllm")
+    places = [out.index(f"\n{n}. {topic}: ") for n, topic in enumerate(TOPICS, 1)]
+    assert places == sorted(places)
+    assert "vLLM: --max-num-batched-tokens" in out
+    assert "SGLang" not in out
+    assert out.endswith(f"{CLOSING}\n")
+
+
+def test_all_engines_unless_one_is_named(recording, capsys):
+    document = json.loads(run(capsys, recording, *DEPLOYMENT, "--json"))
+    assert [item["topic"] for item in document["items"]] == list(TOPICS)
+    for item in document["items"]:
+        assert list(item["options"]) == ["vllm", "sglang", "trtllm"]
+    assert document["step_tokens"] == 512
+
+
+def test_tensorrt_llm_is_timed_by_its_own_kernels(recording, capsys):
+    out = run(capsys, recording, *DEPLOYMENT, "--for", "trtllm")
+    assert "wideep_compute_cutlass" in out
+    assert "deepepmoe" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--for", "ascend"), "No options of 'ascend' are known"),
+        (("--link", "wet-string"), "There is no link profile 'wet-string'"),
+        (("--step-tokens", "0"), "--step-tokens"),
+    ],
+)
+def test_what_is_refused(recording, options, message, capsys):
+    assert main(["checklist", recording, *DEPLOYMENT, *options]) == 2
+    assert message in capsys.readouterr().err
