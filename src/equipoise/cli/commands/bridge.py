@@ -73,4 +73,4 @@ def bridge(
         return 0
     print(f"{source} is told at http://{host}:{listen(collector, port, host)}/metrics", flush=True)
     Event().wait()  # until Ctrl-C
-    return 130
+    return 0
