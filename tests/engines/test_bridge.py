@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -30,6 +34,7 @@ from equipoise.engines.registry import live
 from equipoise.engines.trace_io import write_trace
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.trace import Trace
+from tests.prometheus import free_ports
 
 
 class Engine:
@@ -316,6 +321,28 @@ def test_the_command_prints_once(recording, capsys):
     names = set(re.findall(r"^# TYPE equipoise_(\w+) ", text, flags=re.MULTILINE))
     assert names <= {*DESCRIPTIONS, *DETAILS, *BRIDGED}
     assert {"bridge_up", "imbalance", "rank_load"} <= names
+
+
+def test_the_command_answers_until_it_is_interrupted(tmp_path):
+    log = tmp_path / "server.log"
+    log.write_text(LINES["vllm"].replace("{n}", "5"))
+    port = free_ports(1)
+    paths = os.pathsep.join(sys.path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "equipoise", "bridge", log, "--for", "vllm", "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    try:
+        assert f"http://127.0.0.1:{port}/metrics" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            assert "equipoise_balancedness 0.5\n" in page.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # --- what is no metrics ------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class Server:
     """
 
     def __init__(self, store: Store, name: str, options: Options) -> None:
-        self.options = options
+        self.options, self._name = options, name
         self.metrics = Metrics(with_details=options.metrics_details)
         self.metrics.take_info(
             version=__version__, model=options.model.resolve().name, dispatch=options.dispatch
@@ -319,7 +319,7 @@ class Server:
             num_ranks,
             time.monotonic() - self._last_step,
             wanted=self.options.processes,
-            process=self._membership.name,
+            process=self._name,
             rank=epoch.rank,
         )
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
