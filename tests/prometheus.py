@@ -44,9 +44,9 @@ def promtool(*arguments: str | Path, text: str | None = None) -> str:
     return said
 
 
-def free_ports(number: int) -> int:
-    """The first of consecutive ports that nobody listens at."""
-    for first in range(29400, 60000, number):
+def free_ports(number: int, start: int = 29400) -> int:
+    """The first of consecutive ports, from a start on, that nobody listens at."""
+    for first in range(start, start + 200, number):
         with ExitStack() as held:
             try:
                 for port in range(first, first + number):
@@ -103,7 +103,7 @@ def scraping(ports: Sequence[int], folder: Path, *, rules: str) -> Iterator[Scra
             }
         )
     )
-    own_port = free_ports(1)
+    own_port = free_ports(1, start=29600)  # what it scrapes may not listen yet
     running = subprocess.Popen(
         [
             program("prometheus"),

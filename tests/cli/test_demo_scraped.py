@@ -30,8 +30,8 @@ def test_a_demo_is_scraped_and_no_alert_fires(tmp_path):
     )  # fmt: skip
     try:
         with scraping([port, port + 1], tmp_path, rules=alert_rules()) as scraper:
-            scraper.wait_for("equipoise_rank_load", most=300)
-            scraper.wait_for("equipoise_moved_bytes_total > 0", most=300)
+            scraper.wait_for("equipoise_rank_load", most=120)
+            scraper.wait_for("equipoise_moved_bytes_total > 0", most=60)
             found = scraper.series('{__name__=~"equipoise_.+"}')
             alerts = scraper.series('ALERTS{alertstate="firing"}')
             (tokens,) = scraper.wait_for("sum(rate(equipoise_tokens_total[10s]))")
