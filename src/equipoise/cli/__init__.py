@@ -62,6 +62,7 @@ for _name, _help in {
     "demo": "Serve a small model on several processes and balance it live.",
     "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
     "dashboards": "Write a Grafana dashboard and Prometheus alert rules.",
+    "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
     "calibrate": "Fit the time model to tables of measured kernel times.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",

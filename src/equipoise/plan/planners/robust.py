@@ -36,6 +36,7 @@ from equipoise.plan.search.scenarios import (
     single_scenario,
     window_scenarios,
 )
+from equipoise.showing import differing
 
 Ints = NDArray[np.int64]
 
@@ -98,6 +99,8 @@ class Robust:
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         check_cost(self.dispatch, self.cost, self.step_assignments)
