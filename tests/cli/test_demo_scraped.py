@@ -31,7 +31,7 @@ def test_a_demo_is_scraped_and_no_alert_fires(tmp_path):
     try:
         with scraping([port, port + 1], tmp_path, rules=alert_rules()) as scraper:
             scraper.wait_for("equipoise_rank_load", most=120)
-            scraper.wait_for("equipoise_moved_bytes_total > 0", most=60)
+            scraper.wait_for("equipoise_tpot_avg", most=60)
             found = scraper.series('{__name__=~"equipoise_.+"}')
             alerts = scraper.series('ALERTS{alertstate="firing"}')
             (tokens,) = scraper.wait_for("sum(rate(equipoise_tokens_total[10s]))")
@@ -49,7 +49,8 @@ def test_a_demo_is_scraped_and_no_alert_fires(tmp_path):
         for name in (*DESCRIPTIONS, *DETAILS)
         if not any(one.startswith(f"equipoise_{name}") for one in names)
     }
-    assert missing <= {"achieved_gain_seconds"}  # the move may not be judged yet
+    of_moves = {"predicted_gain_seconds", "achieved_gain_seconds", "last_move_timestamp_seconds"}
+    assert missing <= of_moves  # two ranks may have nothing to move yet
     assert len([1 for labels, _ in found if labels["instance"].endswith(f":{port}")]) < 160
     (info,) = {
         (labels["model"], labels["dispatch"], labels.get("planner"))
