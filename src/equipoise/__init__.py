@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from equipoise.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from equipoise.balance import expert_loads as expert_loads
     from equipoise.balance import imbalance as imbalance
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from equipoise.topology import Topology as Topology
     from equipoise.trace import Trace as Trace
 
-__version__ = "0.1.0"
 
 _HOME = {
     "Auto": "equipoise.dispatch",

@@ -38,6 +38,7 @@ def fake(monkeypatch):
         ("--seconds nan", 'Invalid value "nan" for --seconds.'),
         ("--metrics-port 70000", 'Invalid value "70000" for --metrics-port.'),
         ("--metrics-host 0.0.0.0", "--metrics-host needs --metrics-port; give both."),
+        ("--metrics-details", "--metrics-details needs --metrics-port; give both."),
         ("--metrics-port 65534", "--metrics-port is 65534; 4 processes need one port each"),
         ("--model nowhere", "nowhere: there is no model here (no config.json); run in a checkout"),
         ("--dispatch fair", "fair"),

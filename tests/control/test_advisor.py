@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from equipoise.balance import rank_loads
 from equipoise.control.advisor import GatedRepair, _last_shift
 from equipoise.control.findings import Question
 from equipoise.cost import RankCost
@@ -42,6 +43,16 @@ def test_a_skewed_window_is_measured_and_planned_for():
     better = ADVISOR(question(current=answer.proposal), WINDOW)
     assert better.proposal is None
     assert better.balance[""].imbalance < answer.balance[""].imbalance
+
+
+def test_ranks_and_layers_are_told_of_too():
+    answer = ADVISOR(question(), WINDOW)
+    load_TLR = rank_loads(WINDOW.counts, START)
+    load_R = load_TLR.sum(axis=(0, 1))
+    assert answer.rank_load == pytest.approx(load_R / load_R.mean())
+    by_layer = (load_TLR.max(axis=2) / load_TLR.mean(axis=2)).mean(axis=0)
+    told = [answer.layer_imbalance[layer] for layer in START.layer_ids]
+    assert told == pytest.approx(by_layer)
 
 
 def test_no_plan_below_the_threshold_or_from_too_few_assignments():

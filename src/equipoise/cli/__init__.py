@@ -62,6 +62,8 @@ for _name, _help in {
     "compare": "Show several maps side by side on a recording.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "demo": "Serve a small model on several processes and balance it live.",
+    "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
+    "dashboards": "Write a Grafana dashboard and Prometheus alert rules.",
     "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
     "calibrate": "Fit the time model to tables of measured kernel times.",

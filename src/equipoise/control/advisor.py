@@ -81,6 +81,8 @@ class GatedRepair:
             sure_excess=_sure_excess(above[since:], margin[since:]),
             assignments=int(window.counts.sum(dtype=np.int64)),
             achieved=self._achieved(question, window),
+            rank_load=self._rank_load(window, question.current),
+            layer_imbalance=_by_layer(window, imbalance),
         )
         recent = window.select(steps=np.arange(since, window.num_steps))
         least = recent.total.sum(axis=1).min() / recent.num_experts
@@ -103,6 +105,12 @@ class GatedRepair:
         loaded = window.counts.any(axis=2)
         imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
         return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
+
+    def _rank_load(self, window: Trace, placement: Placement) -> tuple[float, ...]:
+        """Load of each rank over the mean rank's, all layers and steps together."""
+        split = self.gate.runs(self.topology).split(window.total, placement)
+        load_R = split.rank_loads.sum(axis=0)
+        return tuple((load_R / max(load_R.mean(), 1)).tolist())
 
     def _achieved(self, question: Question, window: Trace) -> Decision | None:
         if question.previous is None:
@@ -196,6 +204,15 @@ def _by_phase(
         )
         for name, part in parts.items()
         if loaded[part].any()
+    }
+
+
+def _by_layer(window: Trace, imbalance: NDArray[np.float64]) -> dict[int, float]:
+    """Mean over the steps in which a layer had load; without layers that had none."""
+    return {
+        layer: float(np.nanmean(values))
+        for layer, values in zip(window.layer_ids, imbalance.T, strict=True)
+        if not np.isnan(values).all()
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from equipoise.errors import EquipoiseError
@@ -75,6 +75,10 @@ class Finding:
         A placement to move to, and whether the gate would; ``None`` if no plan was wanted.
     seconds
         It took, as the process that asked has seen it.
+    rank_load
+        Load of each rank over that of the mean rank, in the window as a whole; empty if unknown.
+    layer_imbalance
+        Peak over mean of the ranks by layer, mean over steps with load; empty if unknown.
     """
 
     number: int
@@ -85,6 +89,8 @@ class Finding:
     proposal: Placement | None = None
     predicted: Decision | None = None
     seconds: float = 0.0
+    rank_load: tuple[float, ...] = ()
+    layer_imbalance: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

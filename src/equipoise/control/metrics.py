@@ -1,78 +1,117 @@
-"""What a rank tells Prometheus: about twenty series, whatever the size of the model."""
+"""What a rank tells Prometheus: the same series whatever the size of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from equipoise.control.controller import Order, Outcome, State
 from equipoise.control.findings import Balance, Failure, Finding
+from equipoise.control.measured import Histogram, Recent, mean, quantile
+from equipoise.control.metric_families import (
+    counter,
+    counters,
+    details,
+    gauge,
+    gauges,
+    histogram,
+    info,
+    label,
+)
+from equipoise.control.metrics_page import LOOPBACK, listen
+from equipoise.control.settings import Settings
 from equipoise.control.watchdog import ALARMS
-from equipoise.errors import EquipoiseError
 
 PHASES = ("prefill", "decode")
 STATUSES = ("answered", "failed")
 
-LOOPBACK = "127.0.0.1"
+FRESH_SECONDS = 300.0
+"""What requests and looks have shown is told for so long, looks for three intervals at least."""
 
-DESCRIPTIONS = {
-    "imbalance": "Busiest rank over mean rank, mean over the last window, by phase.",
-    "excess": "Imbalance above what chance gives a fair router, by phase.",
-    "balancedness": "Mean rank over busiest rank, mean over the last window.",
-    "step_seconds": "Forward passes, and the time they took.",
-    "rebalances": "Attempts to balance, by what became of them.",
-    "requests": "Requests that this rank has answered, by whether they could be served.",
-    "moved_bytes": "Bytes of experts that this rank received.",
-    "stall_seconds": "Time in which serving waited for balancing.",
-    "predicted_gain_seconds": "What the last plan was expected to save in a step.",
-    "achieved_gain_seconds": "What the last move has saved in a step.",
-    "planner_seconds": "Time of the last look at the loads, planning included.",
-    "state": "0 warm-up, 1 observe, 2 plan, 3 move, 4 settle.",
-    "ranks": "Ranks that serve together.",
-    "recovery_seconds": "Time without serving when the ranks last changed.",
-    "failures": "Planners, transfers and attempts to keep a map that failed.",
-    "alarm": "1 while a watchdog barks.",
-}
-"""Every metric, without the prefix ``equipoise_`` and the suffix ``_total`` of counters."""
+_STEPS = 256  # lately
+_REQUESTS = 1024  # lately
 
 
 class Metrics(Collector):
     """Numbers of one rank, told the way Prometheus asks for them.
 
     Register it with a ``prometheus_client`` registry, or print ``text``. All ranks can have one;
-    what comes from looking at the loads only rank 0 knows, and only it has those series.
+    what comes from looking at the loads only rank 0 knows, and only it has those series. No gauge
+    outlives what it tells of: see docs/metrics.md.
+
+    Parameters
+    ----------
+    with_details
+        Whether ranks and layers have series of their own.
+    clock
+        Function that returns the time in seconds since 1970.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, with_details: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._with_details, self._clock = with_details, clock
+        self._labels: dict[str, str] = {}
+        self._rank: dict[str, int] = {}
+        self._ranks: int | None = None
+        self._ranks_wanted: int | None = None
+        self._recovery_seconds: float | None = None
         self._state = State.WARM_UP
-        self._balance: dict[str, Balance] = {}
+        self._version = 0
+        self._look_steps: int | None = None
+        self._wait_steps = 0
+        self._last_look: tuple[float, Finding] | None = None
+        self._last_move: float | None = None
         self._predicted: float | None = None
         self._achieved: float | None = None
         self._planner_seconds: float | None = None
-        self._ranks: int | None = None
-        self._recovery_seconds: float | None = None
-        self._steps = 0
-        self._step_seconds = 0.0
-        self._stall_seconds = 0.0
+        self._steps, self._stalls = Histogram(), Histogram()
+        self._ttft, self._tpot = Histogram(), Histogram()
+        self._last_steps = Recent(_STEPS)
+        self._last_ttft, self._last_tpot = Recent(_REQUESTS), Recent(_REQUESTS)
+        self._tokens = 0
+        self._moved_slots = 0
         self._moved_bytes = 0
         self._failures = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
         self._requests = dict.fromkeys(STATUSES, 0)
         self._alarms = dict.fromkeys(ALARMS, False)
 
-    def take_step(self, seconds: float, *, stall_seconds: float = 0.0) -> None:
-        """A forward pass has taken so long; serving then waited for balancing."""
-        self._steps += 1
-        self._step_seconds += seconds
-        self._stall_seconds += stall_seconds
+    # --- what happens ----------------------------------------------------------------------------
+
+    def take_info(self, **labels: str) -> None:
+        """Note what serves: ``version`` of equipoise, ``model``, ``dispatch``, ``planner``."""
+        self._labels |= labels
+
+    def take_settings(self, settings: Settings) -> None:
+        """Note how often the loads are to be looked at."""
+        self._look_steps = max(settings.update_interval, settings.settle_steps)
+
+    def take_step(self, seconds: float, *, tokens: int = 0, stall_seconds: float = 0.0) -> None:
+        """A forward pass has taken so long and made tokens; serving then waited for balancing."""
+        self._steps.add(seconds)
+        self._stalls.add(stall_seconds)
+        self._last_steps.add(self._clock(), seconds if tokens else 0.0)
+        self._tokens += tokens
+
+    def take_first_token(self, seconds: float) -> None:
+        """A request has its first token, so long after it was taken."""
+        self._ttft.add(seconds)
+        self._last_ttft.add(self._clock(), seconds)
+
+    def take_later_tokens(self, seconds_per_token: float) -> None:
+        """A request has all its tokens; those after the first took so long each."""
+        self._tpot.add(seconds_per_token)
+        self._last_tpot.add(self._clock(), seconds_per_token)
 
     def take_order(self, order: Order) -> None:
         """An order has come."""
-        self._state = order.state
+        self._state, self._version = order.state, order.version
+        self._wait_steps = order.wait_steps
         if order.outcome is not None:
             self._outcomes[order.outcome] += 1
             self._failures += order.outcome is Outcome.FAILED
@@ -82,14 +121,16 @@ class Metrics(Collector):
         self._planner_seconds = answer.seconds
         if isinstance(answer, Failure):
             return
-        self._balance = dict(answer.balance)
+        self._last_look = self._clock(), answer
         if answer.predicted is not None:
             self._predicted = answer.predicted.gain_seconds
         if answer.achieved is not None:
             self._achieved = answer.achieved.gain_seconds
 
-    def take_bytes(self, moved_bytes: int) -> None:
-        """Count bytes of experts that have arrived on this rank."""
+    def take_move(self, slots: int, moved_bytes: int) -> None:
+        """Layers serve their new placement; this rank has received so much for it."""
+        self._last_move = self._clock()
+        self._moved_slots += slots
         self._moved_bytes += moved_bytes
 
     def take_answered(self, status: str) -> None:
@@ -100,9 +141,23 @@ class Metrics(Collector):
         """Something failed of which no order tells."""
         self._failures += 1
 
-    def take_ranks(self, num_ranks: int, seconds: float) -> None:
-        """Note the ranks that serve from now on, and the time since the last step until they do."""
-        self._ranks, self._recovery_seconds = num_ranks, seconds
+    def take_ranks(
+        self, ranks: int, seconds: float, *, wanted: int, process: str, rank: int
+    ) -> None:
+        """Note who serves from now on; what was found out about those before is forgotten.
+
+        Parameters
+        ----------
+        ranks, wanted
+            Number of ranks that serve together, and that were to at the start.
+        seconds
+            Time since the last step until they do.
+        process, rank
+            Name of this process, and its rank among them.
+        """
+        self._ranks, self._recovery_seconds = ranks, seconds
+        self._ranks_wanted, self._rank = wanted, {label(process): rank}
+        self._last_look = self._predicted = self._achieved = self._planner_seconds = None
 
     def take_alarms(self, alarms: frozenset[str]) -> None:
         """These watchdogs bark."""
@@ -118,33 +173,11 @@ class Metrics(Collector):
         """Requests that this rank could not serve."""
         return self._requests["failed"]
 
+    # --- what is told ----------------------------------------------------------------------------
+
     def listen(self, port: int, host: str = LOOPBACK) -> int:
-        """Answer Prometheus until the process ends, whoever asks.
-
-        Parameters
-        ----------
-        port, host
-            Where; by default only programs on this machine can ask, ``"0.0.0.0"`` lets all. Port 0
-            is any that is free.
-
-        Returns
-        -------
-        The port.
-
-        Raises
-        ------
-        EquipoiseError
-            An address or a port that cannot be had.
-        """
-        registry = CollectorRegistry()
-        registry.register(self)
-        try:
-            server, _ = start_http_server(port, addr=host, registry=registry)
-        except (OSError, OverflowError, UnicodeError) as error:
-            raise EquipoiseError(
-                f"Port {port} of {host!r} cannot answer Prometheus: {error}."
-            ) from error
-        return int(server.server_port)
+        """Answer Prometheus until the process ends, and return the port; see ``metrics_page``."""
+        return listen(self, port, host)
 
     def text(self) -> str:
         """All of it in Prometheus's text format."""
@@ -154,53 +187,86 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus's client asks for."""
-        for name in ("imbalance", "excess"):
-            yield _gauge(name, "phase", {p: getattr(b, name) for p, b in self._phases.items()})
-        for name, value in (
-            ("balancedness", self._balance[""].balancedness if "" in self._balance else None),
-            ("predicted_gain_seconds", self._predicted),
-            ("achieved_gain_seconds", self._achieved),
-            ("planner_seconds", self._planner_seconds),
-            ("state", list(State).index(self._state)),
-            ("ranks", self._ranks),
-            ("recovery_seconds", self._recovery_seconds),
-        ):
-            if value is not None:
-                yield GaugeMetricFamily(*_head(name), value=value)
-        yield _gauge("alarm", "name", self._alarms)
-        yield SummaryMetricFamily(
-            *_head("step_seconds"), count_value=self._steps, sum_value=self._step_seconds
+        now = self._clock()
+        yield info(self._labels)
+        yield gauges("rank", "process", self._rank)
+        yield from _known(
+            ranks=self._ranks,
+            ranks_wanted=self._ranks_wanted,
+            recovery_seconds=self._recovery_seconds,
+            state=list(State).index(self._state),
+            map_version=self._version,
+            last_move_timestamp_seconds=self._last_move,
+            predicted_gain_seconds=self._predicted,
+            achieved_gain_seconds=self._achieved,
+            planner_seconds=self._planner_seconds,
         )
-        for name, number in (
-            ("moved_bytes", self._moved_bytes),
-            ("stall_seconds", self._stall_seconds),
-            ("failures", self._failures),
-        ):
-            yield CounterMetricFamily(*_head(name), value=number)
-        yield _counter("rebalances", "outcome", {o.value: n for o, n in self._outcomes.items()})
-        yield _counter("requests", "status", self._requests)
+        yield gauges("alarm", "name", self._alarms)
+        yield from self._of_steps(now)
+        yield from self._of_requests(now)
+        yield from self._of_looks(now)
+        yield counter("moved_slots", self._moved_slots)
+        yield counter("moved_bytes", self._moved_bytes)
+        yield counter("failures", self._failures)
+        yield counters("rebalances", "outcome", {o.value: n for o, n in self._outcomes.items()})
+
+    def _of_steps(self, now: float) -> Iterator[Metric]:
+        yield histogram("step_seconds", self._steps)
+        yield histogram("stall_seconds", self._stalls)
+        yield counter("tokens", self._tokens)
+        steps = self._last_steps.since(0.0)
+        if len(steps) > 1:
+            yield gauge("last_step_timestamp_seconds", steps[-1][0])
+            began, busy = steps[0][0], sum(seconds for _, seconds in steps[1:])
+            yield gauge("utilisation", min(busy / max(now - began, busy, 1e-9), 1.0))
+
+    def _of_requests(self, now: float) -> Iterator[Metric]:
+        yield histogram("ttft_seconds", self._ttft)
+        yield histogram("tpot_seconds", self._tpot)
+        yield counters("requests", "status", self._requests)
+        ttft, tpot = (
+            [seconds for _, seconds in last.since(now - FRESH_SECONDS)]
+            for last in (self._last_ttft, self._last_tpot)
+        )
+        yield from _known(ttft_p99=quantile(ttft, 0.99), tpot_avg=mean(tpot))
+
+    def _of_looks(self, now: float) -> Iterator[Metric]:
+        """What the last look has shown, unless that is too long ago."""
+        if self._last_look is None:
+            return
+        when, finding = self._last_look
+        interval = self._look_interval
+        yield gauge("last_look_timestamp_seconds", when)
+        yield from _known(look_interval_seconds=interval)
+        if now - when <= max(FRESH_SECONDS, 3 * (interval or 0.0)):
+            yield from _of_balance(finding.balance)
+            if self._with_details:
+                yield details("rank_load", "rank", enumerate(finding.rank_load))
+                yield details("layer_imbalance", "layer", finding.layer_imbalance.items())
 
     @property
-    def _phases(self) -> dict[str, Balance]:
-        """By phase; all together where phases were not recorded."""
-        known = {phase: self._balance[phase] for phase in PHASES if phase in self._balance}
-        total = self._balance.get("")
-        return known if known or total is None else {"all": total}
+    def _look_interval(self) -> float | None:
+        """Seconds in which there is to be another look, from how long steps take lately."""
+        steps = self._last_steps.since(0.0)
+        if self._look_steps is None or len(steps) < 2:
+            return None
+        cycle = (steps[-1][0] - steps[0][0]) / (len(steps) - 1)
+        return (self._look_steps + self._wait_steps) * cycle
 
 
-def _head(name: str) -> tuple[str, str]:
-    return f"equipoise_{name}", DESCRIPTIONS[name]
+def _of_balance(balance: Mapping[str, Balance]) -> Iterator[Metric]:
+    """By phase; all together where phases were not recorded."""
+    known = {phase: balance[phase] for phase in PHASES if phase in balance}
+    total = balance.get("")
+    if total is not None:
+        yield gauge("balancedness", total.balancedness)
+        yield gauge("expert_load_balance_ratio", total.imbalance)
+        known = known or {"all": total}
+    yield gauges("imbalance", "phase", {p: b.imbalance for p, b in known.items()})
+    yield gauges("excess", "phase", {p: b.excess for p, b in known.items()})
+    yield gauges("noise_floor", "phase", {p: b.imbalance - b.excess for p, b in known.items()})
 
 
-def _counter(name: str, label: str, numbers: dict[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(*_head(name), labels=[label])
-    for value, number in numbers.items():
-        family.add_metric([value], number)
-    return family
-
-
-def _gauge(name: str, label: str, values: dict[str, float] | dict[str, bool]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(*_head(name), labels=[label])
-    for value, number in values.items():
-        family.add_metric([value], float(number))
-    return family
+def _known(**values: float | None) -> Iterator[Metric]:
+    """A gauge for each value that there is."""
+    return (gauge(name, value) for name, value in values.items() if value is not None)

@@ -268,6 +268,8 @@ def _figures(finding: Finding) -> Iterator[float]:
     """What is acted upon, or told."""
     for balance in finding.balance.values():
         yield from (balance.imbalance, balance.excess, balance.balancedness)
+    yield from finding.rank_load
+    yield from finding.layer_imbalance.values()
     for decision in (finding.achieved, finding.predicted):
         if decision is not None:
             yield from (decision.gain_seconds, decision.gain_low, decision.gain_high)

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from equipoise.checks import brief
 from equipoise.dispatch.registry import DISPATCHERS
 from equipoise.engines.doctor.knowledge import Knowledge
 from equipoise.engines.formats import Launcher, MapFormat, TraceFormat
 from equipoise.errors import EquipoiseError
+
+if TYPE_CHECKING:
+    from equipoise.engines._shared.live import Live
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Engine:
         release of it reads a map.
     advice
         Whether the module ``advice`` has the ``KNOWLEDGE`` of the doctor.
+    live
+        Whether the module ``live`` has the ``LIVE`` that understands it while it serves.
     """
 
     folder: str
@@ -45,12 +51,15 @@ class Engine:
     launch: bool = False
     keeps: str | None = None
     advice: bool = False
+    live: bool = False
 
 
 ENGINES = (
     Engine(folder="native", maps=("maps",), traces=("traces",)),
     Engine(folder="trtllm", maps=("maps",), traces=("traces",), launch=True, advice=True),
-    Engine(folder="sglang", maps=("maps",), traces=("traces",), launch=True, advice=True),
+    Engine(
+        folder="sglang", maps=("maps",), traces=("traces",), launch=True, advice=True, live=True
+    ),
     Engine(
         folder="vllm",
         maps=("maps", "hygon_maps", "tensor_maps"),
@@ -58,12 +67,18 @@ ENGINES = (
         launch=True,
         keeps="equipoise",
         advice=True,
+        live=True,
     ),
     Engine(folder="replay", traces=("responses",)),
     Engine(folder="megatron", traces=("traces",)),
     Engine(folder="deepseek", traces=("traces",)),
     Engine(
-        folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True, advice=True
+        folder="ascend",
+        maps=("maps",),
+        traces=("load", "plain_load"),
+        launch=True,
+        advice=True,
+        live=True,
     ),
     Engine(folder="atom", advice=True),
     Engine(folder="fastdeploy", advice=True),
@@ -161,6 +176,23 @@ def launcher(engine: Engine) -> Launcher:
 def all_knowledge() -> tuple[Knowledge, ...]:
     """What the doctor knows, engine by engine."""
     return tuple(_module(engine, "advice").KNOWLEDGE for engine in ENGINES if engine.advice)
+
+
+def live(name: str) -> Live:
+    """How the engine of that name is understood while it serves.
+
+    Raises
+    ------
+    EquipoiseError
+        An engine that is not, with those that are.
+    """
+    known = {engine.folder: engine for engine in ENGINES if engine.live}
+    if name not in known:
+        raise EquipoiseError(
+            f"There is no bridge from {brief(name)}; choose one of {', '.join(known)}."
+        )
+    found: Live = _module(known[name], "live").LIVE
+    return found
 
 
 def _engine_of(target: str) -> Engine:

@@ -110,6 +110,7 @@ class Balancer:
         self._bytes_per_second = bytes_per_second
         self._renew_spare = renew_spare or self._another_spare
         self._metrics = metrics or Metrics()
+        self._metrics.take_settings(settings)
         self._alarms = alarms or Alarms()
         self._watchdog = Watchdog(settings, self._alarms)
         self._kept: Placement | None = None
@@ -132,9 +133,11 @@ class Balancer:
                 model.placement, settings, expert_bytes=self._expert_bytes, rehearse=True
             )
             dispatch = model.layers[0].assignment.dispatcher
-            self._planner = PlanningProcess(
-                advisor or plain_advisor(dispatch, settings, topology, model.placement.num_slots)
+            advisor = advisor or plain_advisor(
+                dispatch, settings, topology, model.placement.num_slots
             )
+            self._metrics.take_info(planner=type(advisor).__name__)
+            self._planner = PlanningProcess(advisor)
 
     def step(self, seconds: float, tokens: int) -> Order:
         """Do what is due after a forward pass; every rank calls it.
@@ -159,7 +162,8 @@ class Balancer:
         self._follower.follow(order)
         self._watch(order)
         self._report = self._act(order)
-        self._metrics.take_step(seconds, stall_seconds=time.monotonic() - started)
+        stalled = time.monotonic() - started
+        self._metrics.take_step(seconds, tokens=tokens, stall_seconds=stalled)
         return order
 
     def close(self) -> None:
@@ -289,9 +293,17 @@ class Balancer:
         self._follower.commit(outcome.moved)
         rows = [migration.new.layer_ids.index(layer) for layer in outcome.moved]
         self.moved_slots += int((migration.receive[rows] != Receive.UNCHANGED).sum())
-        rank = dist.get_rank(self._group)
-        self._metrics.take_bytes(int(migration.received[rows, rank].sum()) * self._expert_bytes)
+        if rows:
+            self._metrics.take_move(*self._received(migration, rows))
         return Report(moved=outcome.moved, failures=outcome.failures)
+
+    def _received(self, migration: Migration, rows: list[int]) -> tuple[int, int]:
+        """Slots of this rank that have changed in these layers, and bytes that came for them."""
+        rank = dist.get_rank(self._group)
+        per_rank = migration.new.slots_per_rank
+        mine = migration.receive[rows, rank * per_rank : (rank + 1) * per_rank]
+        num_bytes = int(migration.received[rows, rank].sum()) * self._expert_bytes
+        return int((mine != Receive.UNCHANGED).sum()), num_bytes
 
     def _abort(self) -> None:
         """Drop the question and the transfer under way, without waiting for other ranks."""

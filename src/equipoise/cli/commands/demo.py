@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ def demo(
     no_balance: Annotated[bool, Parameter(negative=())] = False,
     metrics_port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
     metrics_host: str | None = None,
+    metrics_details: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
@@ -75,12 +77,18 @@ def demo(
     metrics_host
         Address to answer it at, 127.0.0.1 if not given: programs on this machine only. 0.0.0.0
         lets everybody who reaches the port ask.
+    metrics_details
+        Tell Prometheus of each rank and layer too.
     """
-    if metrics_host is not None and metrics_port is None:
-        raise EquipoiseError("--metrics-host needs --metrics-port; give both.")
+    for name, given in (("host", metrics_host is not None), ("details", metrics_details)):
+        if given and metrics_port is None:
+            raise EquipoiseError(f"--metrics-{name} needs --metrics-port; give both.")
     ports = _metrics_ports(metrics_port, processes)
     launch, serve = _runtime()
-    options = _options(processes, seconds, model, redundant, dispatch, seed, not no_balance)
+    options = replace(
+        _options(processes, seconds, model, redundant, dispatch, seed, not no_balance),
+        metrics_details=metrics_details,
+    )
     view = View(model.resolve().name, seconds)
     with _sigterm_as_exit():
         if not json:

@@ -34,10 +34,13 @@ class Server:
         Its address, without a path: ``http://127.0.0.1:8000``.
     timeout_seconds
         The longest wait for any answer.
+    most_bytes
+        Longest answer that is read.
     """
 
     url: str
     timeout_seconds: float
+    most_bytes: int = _MAX_ANSWER_BYTES
 
     def __post_init__(self) -> None:
         try:
@@ -70,7 +73,7 @@ class Server:
         try:
             request = urllib.request.Request(where, data, {"Content-Type": "application/json"})
             with _DIRECT.open(request, timeout=self.timeout_seconds) as answer:
-                content: bytes = answer.read(_MAX_ANSWER_BYTES + 1)
+                content: bytes = answer.read(self.most_bytes + 1)
         except urllib.error.HTTPError as error:
             raise _refused(where, error) from error
         except TimeoutError as error:
@@ -84,8 +87,10 @@ class Server:
             raise EquipoiseError(
                 f"{where} cannot be reached: {str(reason)[:_QUOTED]}. Is the server up?"
             ) from error
-        if len(content) > _MAX_ANSWER_BYTES:
-            raise EquipoiseError(f"{where} answers more than 1 GiB; ask for fewer tokens.")
+        if len(content) > self.most_bytes:
+            raise EquipoiseError(
+                f"{where} answers more than {self.most_bytes >> 20} MiB; expected less."
+            )
         return content
 
 

@@ -10,6 +10,7 @@ from equipoise.runtime.moe.model import ExpertParallelModel
 from equipoise.runtime.serving.answers import Answer, Results
 from equipoise.runtime.serving.decoding import Batch, idle_step
 from equipoise.runtime.serving.door import Door
+from equipoise.runtime.serving.request_times import RequestTimes
 from equipoise.runtime.serving.requests import Ledger, Request
 from equipoise.runtime.serving.trial import Told, judge
 
@@ -45,6 +46,7 @@ class Desk:
         self._ledger, self._door, self._results = ledger, door, results
         self._batch_size, self._new_tokens = batch_size, new_tokens
         self._metrics, self._alarms = metrics, alarms
+        self._times = RequestTimes(metrics)
         self._batch: Batch | None = None
         self._answers: list[Answer] = []  # to be written and handed in
         self._broke, self._heard = "", 0
@@ -73,6 +75,7 @@ class Desk:
         finished = [answer.number for answer in self._answers]
         wanted = 0 if leaving or self._groups else self._batch_size
         numbers = self._ledger.exchange(finished, wanted, members)
+        self._times.take(numbers)
         self._answers = []
         self._batch = self._batch_of(self._let_in(numbers))
 
@@ -81,7 +84,9 @@ class Desk:
         if self._batch is None or self._batch.done:
             idle_step(model)
             return 0
-        return self._batch.advance(model)
+        tokens = self._batch.advance(model)
+        self._times.see(self._batch)
+        return tokens
 
     # --- when the ranks change -------------------------------------------------------------------
 
@@ -92,6 +97,7 @@ class Desk:
         if not numbers:
             return
         ours = set(self._ledger.keep_only(numbers))
+        self._times.forget(number for number in numbers if number not in ours)
         self._answers = [answer for answer in self._answers if answer.number in ours]
         self._held = {n: request for n, request in self._held.items() if n in ours}
         kept = [request for request in running if request.number in ours]
@@ -163,6 +169,7 @@ class Desk:
         self._alarms.say(UNWRITTEN, False)
         for answer in self._answers:
             self._metrics.take_answered(answer.status)
+        self._times.forget(answer.number for answer in self._answers)
         return True
 
     def _let_in(self, numbers: Sequence[int]) -> list[Request]:

@@ -28,7 +28,8 @@ from equipoise.checks import check_count, check_whole
 from equipoise.control.controller import Order
 from equipoise.control.findings import Advisor, said
 from equipoise.control.messages import PeerError
-from equipoise.control.metrics import LOOPBACK, Metrics
+from equipoise.control.metrics import Metrics
+from equipoise.control.metrics_page import LOOPBACK
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import Alarms
 from equipoise.dispatch.registry import check_serving
@@ -54,6 +55,7 @@ from equipoise.runtime.serving.requests import Ledger, Source
 from equipoise.runtime.serving.speed import SpeedMeter
 from equipoise.runtime.serving.trial import Told
 from equipoise.topology import Topology
+from equipoise.version import __version__
 
 _LISTEN_STEPS = 8  # between looks at who comes, leaves or has work
 _SPEED_STEPS = 256  # between looks at how fast the ranks are
@@ -99,6 +101,8 @@ class Options:
         Folder for the answers, one file per process: see ``Results``. ``None``: keep none.
     threads
         Number of torch's threads in each process.
+    metrics_details
+        Whether Prometheus is told of each rank and layer too.
     timeout_seconds, silence_seconds
         See ``Membership``.
     secret
@@ -122,6 +126,7 @@ class Options:
     recording: SlotRecording | None = None
     results: Path | None = None
     threads: int = 1
+    metrics_details: bool = False
     timeout_seconds: float = 30.0
     silence_seconds: float = 5.0
     secret: str | None = field(default=None, repr=False)
@@ -202,8 +207,11 @@ class Server:
     """
 
     def __init__(self, store: Store, name: str, options: Options) -> None:
-        self.options = options
-        self.metrics = Metrics()
+        self.options, self._name = options, name
+        self.metrics = Metrics(with_details=options.metrics_details)
+        self.metrics.take_info(
+            version=__version__, model=options.model.resolve().name, dispatch=options.dispatch
+        )
         self.model: ExpertParallelModel | None = None
         self._alarms = Alarms()
         self._checkpoint = Checkpoint(options.model)
@@ -307,7 +315,13 @@ class Server:
         for layer in self.model.layers:
             layer.meter = self._publisher.take_load
         self._publisher.forget()
-        self.metrics.take_ranks(len(epoch.members), time.monotonic() - self._last_step)
+        self.metrics.take_ranks(
+            num_ranks,
+            time.monotonic() - self._last_step,
+            wanted=self.options.processes,
+            process=self._name,
+            rank=epoch.rank,
+        )
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
     def _rebuild(self, epoch: Epoch) -> tuple[ExpertParallelModel, Recovered]:
@@ -443,7 +457,7 @@ class Server:
 
     def _balance(self, seconds: float, tokens: int) -> Order | None:
         if self._balancer is None:
-            self.metrics.take_step(seconds)
+            self.metrics.take_step(seconds, tokens=tokens)
             return None
         return self._balancer.step(seconds, tokens)
 

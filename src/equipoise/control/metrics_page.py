@@ -1,0 +1,184 @@
+"""Metrics over HTTP: one page, for whoever may reach the port, and nothing else.
+
+Whoever asks costs little: a request is read up to a few kilobytes, waited for a few seconds, and
+a handful are answered at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address
+from socketserver import TCPServer, ThreadingMixIn
+from threading import BoundedSemaphore, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from equipoise.errors import EquipoiseError
+
+logger = logging.getLogger("equipoise.runtime")
+
+LOOPBACK = "127.0.0.1"
+
+_MOST_REQUEST_BYTES = 1 << 14
+_MOST_AT_A_TIME = 16
+_SECONDS = 5.0  # until a caller that says nothing is hung up on
+
+
+def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
+    """Answer Prometheus until the process ends.
+
+    Asked at a loopback address, it answers only what names one: a page in a browser on this
+    machine that has another site's name for that address is refused.
+
+    Parameters
+    ----------
+    collector
+        Collector of the metrics.
+    port, host
+        Where; port 0 is any that is free.
+
+    Returns
+    -------
+    The port.
+
+    Raises
+    ------
+    EquipoiseError
+        An address or a port that cannot be had.
+    """
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        server = _Server(registry, host, port)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise EquipoiseError(
+            f"Port {port} of {host!r} cannot answer Prometheus: {error}."
+        ) from error
+    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return int(server.server_port)
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self.registry = registry
+        self._free = BoundedSemaphore(_MOST_AT_A_TIME)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        self.address_family = family
+        self.is_loopback = _is_loopback(str(address[0]))
+        super().__init__((host, port), _Page)
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for this machine's name."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; hang up where too many wait already."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for the next."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a caller that has hung up, but all of a metric that cannot be told."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            logger.exception("Prometheus got no answer.")
+
+
+class _Page(BaseHTTPRequestHandler):
+    server: _Server
+    server_version, sys_version = "equipoise", ""
+    error_message_format, error_content_type = "%(code)d %(message)s\n", "text/plain"
+    timeout = _SECONDS
+    raw_requestline: bytes
+
+    def setup(self) -> None:
+        """Read no more than a request may have."""
+        super().setup()
+        self.rfile: Any = _Bounded(self.rfile)
+
+    def parse_request(self) -> bool:
+        """Refuse what is too long, has a body, or names another machine."""
+        if not self.raw_requestline.endswith(b"\n"):
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+            return False
+        if not super().parse_request():
+            return False
+        self.close_connection = True
+        if self.rfile.is_full:
+            self.send_error(431)
+        elif self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.send_error(413)
+        elif self.server.is_loopback and not _is_loopback(_name(self.headers.get("Host", ""))):
+            self.send_error(421)
+        else:
+            return True
+        return False
+
+    def do_GET(self) -> None:
+        """Answer with all metrics, in the form that is asked for."""
+        if urlsplit(self.path).path not in ("/", "/metrics"):
+            self.send_error(404)
+            return
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        text = encode(self.server.registry)
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Write no log of who asks."""
+
+
+class _Bounded:
+    """The first bytes of a request; the rest is not read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, _MOST_REQUEST_BYTES
+
+    @property
+    def is_full(self) -> bool:
+        return self._left == 0
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(min(limit, self._left))
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _name(host: str) -> str:
+    """The host of a header ``Host``, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or LOOPBACK
+    except ValueError:
+        return host
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether it names this machine only."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
