@@ -48,6 +48,7 @@ for _name, _help in {
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
     "diff": "Count what must move from one map to another, and decide whether it pays.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
+    "monitor": "Watch a running system: imbalance, ranks, layers, experts, events.",
     "demo": "Serve a small model on several processes and balance it live.",
     "calibrate": "Fit the time model to tables of measured kernel times.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
