@@ -124,7 +124,7 @@ def known(record: dict[str, Any]) -> Meta | Stats | None:
     if record.get("version") != _VERSION or isinstance(record.get("version"), bool):
         version = repr(record.get("version"))[:40]
         raise FormatError(f"version {version} is not known; expected {_VERSION}.")
-    return msgspec.convert(record, Meta if kind == _META else Stats)
+    return msgspec.convert(record, Meta) if kind == _META else msgspec.convert(record, Stats)
 
 
 def _add(

@@ -52,11 +52,9 @@ def _changes(before: Look, after: Look) -> Iterator[str]:
 
 def _counted(before: Look, after: Look) -> Iterator[str]:
     old, new = before.counts, after.counts
-    slots = (
-        None if None in (old.moved_slots, new.moved_slots) else new.moved_slots - old.moved_slots
-    )
+    slots = (new.moved_slots or 0.0) - (old.moved_slots or 0.0)
     moved = new.moved_bytes - old.moved_bytes
-    told = [f"{slots:,.0f} slots"] if slots else []
+    told = [f"{slots:,.0f} slots"] if slots > 0 else []
     told += [size(moved)] if moved > 0 else []
     if told:
         yield f"moved {', '.join(told)}"

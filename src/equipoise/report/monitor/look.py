@@ -144,7 +144,7 @@ def look_at_loads(
     load_LR = loads.load_LR
     if load_LR is None:
         return Look(time=time, step=step, loads=loads)
-    busy = load_LR.any(axis=1)
+    busy = np.asarray(load_LR.any(axis=1))
     by_layer = imbalance(load_LR)
     load_R = load_LR.sum(axis=0)
     some = bool(busy.any())
@@ -158,8 +158,10 @@ def look_at_loads(
         noise_floor={"all": noise_floor} if some and noise_floor is not None else {},
         rank_load=dict(enumerate((load_R / load_R.mean()).tolist())) if some else {},
         layer_imbalance={
-            layer: float(value)
-            for layer, value, has_load in zip(loads.layer_ids, by_layer, busy, strict=True)
+            layer: value
+            for layer, value, has_load in zip(
+                loads.layer_ids, by_layer.tolist(), busy.tolist(), strict=True
+            )
             if has_load
         },
         loads=loads,

@@ -265,11 +265,12 @@ class Monitor:
             (phase for phase in _PHASES if looks and phase in looks[-1].imbalance), _PHASES[0]
         )
         changed = [False, *(a.map_version != b.map_version for a, b in pairwise(looks))]
-        if self._layer is not None:
-            values = [(look.layer_imbalance.get(self._layer), None) for look in looks]
-        else:
-            values = [(look.imbalance.get(phase), look.noise_floor.get(phase)) for look in looks]
-        return [Moment(*value, change) for value, change in zip(values, changed, strict=True)]
+        return [
+            Moment(look.imbalance.get(phase), look.noise_floor.get(phase), change)
+            if self._layer is None
+            else Moment(look.layer_imbalance.get(self._layer), None, change)
+            for look, change in zip(looks, changed, strict=True)
+        ]
 
     def _heat(self) -> Heat | None:
         """The ranks of each layer, averaged over the last looks at the same map."""

@@ -8,6 +8,8 @@ _TIMES = ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "
 def duration(seconds: float) -> str:
     """``81 us``, ``31.2 ms``, ``7 min``: two or three digits and a unit."""
     size = abs(seconds)
+    if not size:
+        return "0 s"
     for below, times, unit in _TIMES:
         if size < below:
             return f"{_digits(seconds * times)} {unit}"
