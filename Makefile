@@ -5,6 +5,7 @@ PYTHON ?= python3
 RUN := .venv/bin
 DEV := .venv-dev/bin
 ENGINES := .venv-engines/bin
+ASCEND := 0.13.0 0.18.0 0.23.0.post1 0.30.0rc2
 
 .PHONY: demo test test-long test-engines lint types contracts check format bench clean
 
@@ -19,7 +20,7 @@ test-long: .venv-dev/ready
 
 # With the engines' own packages, which are large; where one is missing, its tests fail. A process for each engine: two of
 # them in one would register the same model configurations.
-test-engines: .venv-engines/ready
+test-engines: .venv-engines/ready $(ASCEND:%=.venv-engines/vllm-ascend/%/ready)
 	set -e; for tests in $(dir $(wildcard tests/integration/*/__init__.py)); do $(ENGINES)/python -m pytest -m engines $$tests; done
 
 check: lint types contracts
@@ -59,4 +60,10 @@ clean:
 	$(PYTHON) -m venv .venv-engines
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# A folder for each release of vllm-ascend. Their kernels are neither built nor used.
+.venv-engines/vllm-ascend/%/ready: .venv-engines/ready requirements/ascend.txt
+	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ascend.txt
+	COMPILE_CUSTOM_KERNELS=0 SOC_VERSION=ascend910b1 $(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(@D) vllm-ascend==$*
 	touch $@

@@ -67,6 +67,7 @@ ONLY_IN = {
 EXCEPTIONS = (
     ("tests/engines/vllm/test_load_stats.py", '"num_groups": 1', "a field of vLLM's own"),
     ("src/equipoise/engines/vllm/policy.py", "num_groups: int", "a parameter of vLLM's own"),
+    ("src/equipoise/engines/ascend/runner_v2.py", "num_groups: int", "a parameter of vLLM's own"),
 )
 """File, text that may stand there, and why."""
 

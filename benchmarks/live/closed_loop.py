@@ -10,13 +10,17 @@ experts that compute every row `--work` times over, as in `pays`.
    routed.
 2. Forecast, for each setting (a mix of domains, a batch size, a number of redundant slots): 192
    steps are served without balancing and recorded, the first 144 are planned on, and the later
-   ones are timed by the fitted costs under every policy. All forecasts are written down here.
+   ones are timed by the fitted costs under every policy; "online" starts from the experts in order
+   and is replayed with the controller itself. All forecasts are written down here.
 3. Measure: the policies serve further prompts of the same mix in turns of 8 steps, each time
-   another one first, 128 steps of each policy.
+   another one first, 192 steps of each policy.
 
 Tokens a second are all generated tokens over the seconds of the policy's turns. The interval is
-the forecast's, 80 %: fits to resampled steps, resampled recorded steps, other plans. The change is
-against "no balancing" in the same turns; its sign counts where the interval excludes zero.
+80 %, of what a run of that length shows. Three things are in it: machines that fit the calibration
+about as well, the recorded steps drawn again, and the noise of turns. That noise is by how much the
+turns of the calibration differed from the fit, drawn again; policies that take turns share what the
+machine did meanwhile, so both runs of a change take it from the same turn. The change is against
+"no balancing" in the same turns; its sign counts where the interval excludes zero.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import argparse
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +39,28 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from numpy.typing import NDArray
 
-from benchmarks.live.pays import EXPERTS, FOLDER, LAYERS, TURN, Service, Work
+from benchmarks.live.pays import (
+    EXPERTS,
+    FOLDER,
+    LAYERS,
+    NEW_TOKENS,
+    OURS,
+    TURN,
+    Service,
+    Work,
+    take_turns,
+)
 from benchmarks.quality import machine
 from equipoise.dispatch import dispatcher
 from equipoise.placement import Placement
 from equipoise.plan import Contiguous, Problem, Robust
+from equipoise.runtime.balancer import Balancer
 from equipoise.runtime.moe.model import load_model
 from equipoise.runtime.serving.prompts import Prompts
 from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.gain import CONFIDENCE
-from equipoise.simulate.own_runs import OwnFit, Run, fit_runs
+from equipoise.simulate.online import Conditions, controlled, replay
+from equipoise.simulate.own_runs import OwnMachine, Run, fit_runs
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -52,8 +68,11 @@ Floats = NDArray[np.float64]
 
 CALIBRATION_BATCHES = (4, 12, 32)
 SKEWED_BATCHES = (12, 32)
-CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 96, 192, 144, 128
-POLICIES = ("no balancing", "static, even", "static, min-max")
+DRAWS = 400
+CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 96, 192, 144, 192
+EXPERT_BYTES = 3 * 160 * 56 * 4  # of the model's experts in float32
+ONLINE, STATIC = "online, min-max", "static, min-max"
+PLAN_SECONDS = 2.0  # of a plan for five layers next to a rank that computes, as logs of `pays` show
 
 
 @dataclass(frozen=True)
@@ -89,12 +108,12 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     torch.set_num_threads(1)
     ranks = options.ranks
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
-    fit = calibrate(options)
+    fit, noise = calibrate(options)
     told = []
     for setting in SETTINGS[: options.settings]:
         recorded = record(setting, options)
         layouts = _shared([layouts_of(recorded, setting, ranks)] if rank == 0 else [None])
-        forecasts = forecast(fit, recorded, layouts, setting, ranks)
+        forecasts = forecast(fit, noise, recorded, layouts, setting, ranks)
         if rank == 0:  # written down before anything is measured
             Path(results).write_text(json.dumps([*told, {"forecast": forecasts}]))
         measured = measure(layouts, setting, options)
@@ -109,8 +128,12 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     dist.destroy_process_group()
 
 
-def calibrate(options: argparse.Namespace) -> OwnFit:
-    """The machine's costs, from batch sizes and placements served in turns."""
+def calibrate(options: argparse.Namespace) -> tuple[OwnMachine, Floats]:
+    """The machine's costs, from batch sizes and placements served in turns; and their noise.
+
+    The noise is the time of each turn over what is fitted, of each run, ``(runs, turns)``, relative
+    to the run's mean.
+    """
     prompts = Prompts(1, [(0.0, CALIBRATED_ON)])
     start = Layout(placement=_start(options.ranks))
     first = _service("", start, options, prompts, CALIBRATION_BATCHES[0])
@@ -119,7 +142,7 @@ def calibrate(options: argparse.Namespace) -> OwnFit:
     asked = [(start, batch) for batch in CALIBRATION_BATCHES]
     asked += [(skewed, batch) for batch in SKEWED_BATCHES]
     services = [_service("", layout, options, prompts, batch) for layout, batch in asked]
-    _take_turns(services, CALIBRATION_STEPS)
+    take_turns(services, 0, CALIBRATION_STEPS)
     runs = []
     for (layout, batch), service in zip(asked, services, strict=True):
         trace, seconds = _decode_steps(service)
@@ -132,7 +155,11 @@ def calibrate(options: argparse.Namespace) -> OwnFit:
                 step_seconds=seconds,
             )
         )
-    return fit_runs(runs)
+    mine = fit_runs(runs)
+    apart = [run.seconds / mine.step_seconds(run.slot_load, run.topology) for run in runs]
+    turns = CALIBRATION_STEPS // TURN
+    by_turn = [np.array([part.mean() for part in np.array_split(one, turns)]) for one in apart]
+    return mine, np.stack([one / one.mean() for one in by_turn])
 
 
 def record(setting: Setting, options: argparse.Namespace) -> Trace:
@@ -155,36 +182,63 @@ def layouts_of(recorded: Trace, setting: Setting, ranks: int) -> dict[str, Layou
     return {
         "no balancing": Layout(placement=_start(ranks)),
         "static, even": Layout(placement=even, dispatch=dispatcher("even")),
-        "static, min-max": Layout(placement=minmax, dispatch=dispatcher("minmax")),
+        STATIC: Layout(placement=minmax, dispatch=dispatcher("minmax")),
+        ONLINE: Layout(
+            placement=_start(ranks, EXPERTS + setting.redundant), dispatch=dispatcher("minmax")
+        ),
     }
 
 
 def forecast(
-    fit: OwnFit, recorded: Trace, layouts: dict[str, Layout], setting: Setting, ranks: int
+    mine: OwnMachine,
+    noise: Floats,
+    recorded: Trace,
+    layouts: dict[str, Layout],
+    setting: Setting,
+    ranks: int,
 ) -> dict[str, dict[str, Any]]:
     """Tokens a second and the change of every policy, with intervals."""
     held = np.asarray(recorded.counts[PLANNED:], dtype=np.float64)
     topology, tokens = Topology(ranks), setting.batch * ranks
+    fixed = {name: layout for name, layout in layouts.items() if name != ONLINE}
+    loads = {name: layout.slot_loads(held) for name, layout in fixed.items()}
+    best = {name: float(mine.step_seconds(load, topology).mean()) for name, load in loads.items()}
+    best[ONLINE] = _online_seconds(mine, held, layouts[ONLINE], topology)
     rng = np.random.default_rng(0)
-    best = {name: fit.cost.seconds(one, topology, held) for name, one in layouts.items()}
     drawn: dict[str, list[float]] = {name: [] for name in layouts}
-    noise = np.exp(fit.error * rng.standard_normal(len(fit.draws)))
-    for cost, slower in zip(fit.draws, noise, strict=True):
+    for likely in mine.draws(DRAWS, seed=0):
         steps = rng.integers(len(held), size=len(held))
-        for name, one in layouts.items():
-            seconds = cost.seconds(one, topology, held[steps]).mean() * slower
-            drawn[name].append(float(tokens / seconds))
+        turns = rng.integers(noise.shape[1], size=MEASURED // TURN)
+        runs = rng.permutation(len(noise))
+        for run, (name, load) in zip(runs, loads.items(), strict=False):
+            seconds = likely.step_seconds(load[steps], topology).mean()
+            drawn[name].append(float(seconds * noise[run, turns].mean()))
+        while_static = drawn[STATIC][-1] / noise[runs[list(loads).index(STATIC)], turns].mean()
+        online = while_static * best[ONLINE] / best[STATIC]  # the same machine, other maps
+        drawn[ONLINE].append(float(online * noise[runs[len(loads)], turns].mean()))
     ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     plain = np.array(drawn["no balancing"])
     return {
         name: {
-            "tokens": tokens / float(seconds.mean()),
-            "interval": np.quantile(drawn[name], ends).tolist(),
-            "change": float(best["no balancing"].mean() / seconds.mean() - 1),
-            "change_interval": np.quantile(np.array(drawn[name]) / plain - 1, ends).tolist(),
+            "tokens": tokens / seconds,
+            "interval": np.quantile(tokens / np.array(drawn[name]), ends).tolist(),
+            "change": best["no balancing"] / seconds - 1,
+            "change_interval": np.quantile(plain / np.array(drawn[name]) - 1, ends).tolist(),
         }
         for name, seconds in best.items()
     }
+
+
+def _online_seconds(mine: OwnMachine, held: Floats, start: Layout, topology: Topology) -> float:
+    """The mean step while the controller moves experts, the recorded steps over and over."""
+    repeated = np.resize(held, (MEASURED, *held.shape[1:])).astype(np.int64)
+    conditions = Conditions(
+        topology=topology, model=mine, expert_bytes=EXPERT_BYTES, interference=1.0
+    )
+    policy = controlled(conditions, "minmax", OURS, dwell_steps=10_000, plan_seconds=PLAN_SECONDS)
+    served = replay(Trace(counts=repeated), start, policy, conditions)
+    others = mine.cost.step_seconds + mine.cost.assignment_seconds * repeated[0, 0].sum()
+    return float(served.seconds.mean() + others)
 
 
 def measure(
@@ -195,11 +249,26 @@ def measure(
         _service(name, one, options, setting.prompts(3), setting.batch)
         for name, one in layouts.items()
     ]
-    _take_turns(services, MEASURED)
+    services = [
+        _balanced(service, setting, options.ranks) if service.policy == ONLINE else service
+        for service in services
+    ]
+    take_turns(services, 0, MEASURED)
+    for service in services:
+        service.close()
     return {
-        service.policy: setting.batch * options.ranks / float(_decode_steps(service)[1].mean())
+        service.policy: setting.batch * options.ranks / float(_decode_seconds(service).mean())
         for service in services
     }
+
+
+def _balanced(service: Service, setting: Setting, ranks: int) -> Service:
+    """The service with the balancer at work."""
+    settings = replace(OURS, num_redundant=setting.redundant)
+    service.balancer = Balancer(
+        service.model, settings, topology=Topology(ranks), spare=dist.new_group()
+    )
+    return service
 
 
 def _service(
@@ -214,29 +283,26 @@ def _service(
     return Service(policy, model, work, prompts, batch)
 
 
-def _take_turns(services: list[Service], steps: int) -> None:
-    for turn in range(steps // TURN):
-        first = turn % len(services)
-        for service in services[first:] + services[:first]:
-            dist.barrier()
-            service.play(0, TURN)
-
-
 def _decode_steps(service: Service) -> tuple[Trace, Floats]:
     """What was routed and what it took, of the passes that read no prompt."""
     assert service.model.recorder is not None
-    trace = service.model.recorder.to_trace()
-    decode = np.flatnonzero(trace.labels["phase"] == "decode")
-    return trace.select(phase="decode"), np.array(service.seconds)[decode]
+    trace = service.model.recorder.to_trace().select(phase="decode")
+    return trace, _decode_seconds(service)
+
+
+def _decode_seconds(service: Service) -> Floats:
+    """What the same passes took, moves included."""
+    seconds = np.array(service.seconds)
+    return seconds[np.arange(len(seconds)) % NEW_TOKENS != 0]
 
 
 def _part(trace: Trace, steps: slice) -> Trace:
     return Trace(counts=trace.counts[steps], layer_ids=trace.layer_ids)
 
 
-def _start(ranks: int) -> Placement:
+def _start(ranks: int, num_slots: int = EXPERTS) -> Placement:
     even_LE = np.ones((LAYERS, EXPERTS))
-    return Contiguous().plan(Problem(even_LE, Topology(ranks), EXPERTS)).placement
+    return Contiguous().plan(Problem(even_LE, Topology(ranks), num_slots)).placement
 
 
 def _skewed(trace: Trace, ranks: int) -> Placement:

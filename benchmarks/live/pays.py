@@ -177,9 +177,9 @@ def _tokenizer() -> Any:
     return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
 
-def take_turns(services: list[Service], round_: int) -> None:
+def take_turns(services: list[Service], round_: int, steps: int = STEPS) -> None:
     """A round: all its steps of every policy."""
-    for turn in range(STEPS // TURN):
+    for turn in range(steps // TURN):
         first = turn % len(services)
         for service in services[first:] + services[:first]:
             dist.barrier()

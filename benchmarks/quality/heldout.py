@@ -44,6 +44,7 @@ from benchmarks.quality.flashlb import FlashLB
 from benchmarks.quality.machine import about_machine
 from benchmarks.quality.peers import Contender, Place, peers
 from benchmarks.quality.protocols import Split
+from benchmarks.quality.stair import Stair
 from equipoise.dispatch import MinMax
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Receive, diff
@@ -129,8 +130,9 @@ def contenders(peer_folder: Path | None, proposals: int = Robust.proposals) -> l
         Contender(name, "equipoise", _place_with(p)) for name, p in our_planners(proposals).items()
     ]
     flashlb = Contender("FlashLB's rule", "flashlb.py", FlashLB().place)
+    stair = Contender("STAIR's rule", "stair.py", Stair().place)
     unlabelled = [Contender(f"{c.name}, unlabelled", c.source, _forget_labels(c)) for c in ours[4:]]
-    return [*ours[:3], *peers(peer_folder), flashlb, *ours[3:], *unlabelled]
+    return [*ours[:3], *peers(peer_folder), flashlb, stair, *ours[3:], *unlabelled]
 
 
 def compile_all(candidates: Iterable[Contender]) -> None:
@@ -289,7 +291,7 @@ def about_this_run(candidates: list[Contender], proposals: int) -> dict[str, obj
         "peers": {
             p.name: p.why_not or p.source
             for p in candidates
-            if p.source not in ("equipoise", "flashlb.py")
+            if p.source not in ("equipoise", "flashlb.py", "stair.py")
         },
         "seeds": {"protocols": protocols.SEED, "Robust": SEED},
         "Robust, proposals": proposals,

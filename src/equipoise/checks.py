@@ -189,9 +189,23 @@ def _plain(values: Any, what: str, depth: int = 0) -> Any:
         return values.data
     if hasattr(values, "detach") and hasattr(values, "numpy"):
         return _from_tensor(values, what)
+    if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
+        return _from_dlpack(values, what)
     if isinstance(values, (list, tuple)) and depth < _MAX_NESTING:
         return [_plain(value, what, depth + 1) for value in values]
     return values
+
+
+def _from_dlpack(values: Any, what: str) -> NDArray[Any]:
+    """The numbers of an array of another library, where they are on the host."""
+    try:
+        array: NDArray[Any] = np.from_dlpack(values)
+    except Exception as error:  # on a device, of a type that numpy lacks: each fails in its own way
+        raise EquipoiseError(
+            f"{what} are an array that numpy cannot read through DLPack; copy it to the host, in a "
+            "type that numpy has."
+        ) from error
+    return array
 
 
 def _from_tensor(tensor: Any, what: str) -> NDArray[Any]:

@@ -147,6 +147,16 @@ _EXCHANGE = (
 )
 
 
+def _timed(content: str) -> Build:
+    """A folder with the times of a run's steps."""
+
+    def build(here: Path) -> None:
+        (here / "run").mkdir()
+        (here / "run" / "step_seconds.csv").write_text(content, encoding="utf-8")
+
+    return build
+
+
 def _table(content: str) -> Build:
     """A folder with one table of kernel times."""
 
@@ -2264,6 +2274,29 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a time of nothing",
             "calibrate tables -o p.json",
             _table(_EXCHANGE + "0\n"),
+        ),
+    ),
+    "Timed runs": (
+        case("without the ranks", "calibrate run -o p.json", _timed("seconds\n1\n")),
+        case(
+            "a run without its recording",
+            "calibrate run -o p.json --ranks 2",
+            _timed("seconds\n1\n"),
+        ),
+        case(
+            "ranks for a table",
+            "calibrate tables -o p.json --ranks 2",
+            _table(_EXCHANGE + "0\n"),
+        ),
+        case(
+            "two folders of tables",
+            "calibrate tables tables -o p.json",
+            _table(_EXCHANGE + "0\n"),
+        ),
+        case(
+            "a rank cost that is another file",
+            "forecast run.safetensors --ranks 2 --rank-cost mine.json",
+            text("mine.json", "{}"),
         ),
     ),
     "Launches": (

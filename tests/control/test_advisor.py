@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from equipoise.control.advisor import GatedRepair
+from equipoise.control.advisor import GatedRepair, _last_shift
 from equipoise.control.findings import Question
+from equipoise.cost import RankCost
+from equipoise.dispatch import Even
 from equipoise.errors import EquipoiseError
 from equipoise.noise import trace_noise_floor
 from equipoise.placement import Placement
+from equipoise.plan.evaluate import evaluate
 from equipoise.plan.planners.baselines import Contiguous
 from equipoise.plan.problem import Problem
 from equipoise.simulate.routers import lognormal, sample_trace, steady, uniform
@@ -120,3 +123,57 @@ def test_limits_on_plans_reach_the_planner():
     assert 0 < (answer.proposal.slots != START.slots).sum() <= 2
     with pytest.raises(EquipoiseError, match="repair has dispatch, nonsense; expected fields"):
         replace(ADVISOR, repair={"nonsense": 1, "dispatch": "even"})
+
+
+OLD, NEW = (
+    replace(
+        sample_trace(
+            steady(lognormal(6, sigma=1.0, num_layers=3, seed=seed), num_steps=steps),
+            num_tokens=400, top_k=2, seed=seed,
+        ),
+        layer_ids=START.layer_ids,
+    )
+    for seed, steps in ((1, 24), (2, 12))
+)  # fmt: skip
+
+
+def test_only_steps_since_a_shift_are_planned_on():
+    fitting = ADVISOR(question(plan_above=0.0), OLD).proposal
+    shifted = Trace.merge([OLD, NEW])
+    answer = ADVISOR(question(current=fitting, plan_above=0.05), shifted)
+    alone = ADVISOR(question(current=fitting, plan_above=0.05), NEW)
+    np.testing.assert_array_equal(answer.proposal.slots, alone.proposal.slots)
+    assert answer.sure_excess == pytest.approx(alone.sure_excess, abs=0.02)
+    assert answer.assignments == shifted.counts.sum()  # what was looked at is the window
+
+
+def test_steady_traffic_is_not_cut():
+    cut = [_last_shift(np.random.default_rng(seed).normal(0, 0.1, (100, 3))) for seed in range(200)]
+    assert sum(start > 0 for start in cut) <= 2
+    assert _last_shift(np.full((40, 2), 0.3)) == 0
+    assert _last_shift(np.full((40, 2), np.nan)) == 0
+
+
+def test_the_last_of_several_shifts_counts_and_idle_steps_do_not():
+    rng = np.random.default_rng(0)
+    level = np.repeat([0.1, 0.5, 0.1], [30, 30, 20])
+    above = level[:, None] + rng.normal(0, 0.05, (80, 2))
+    assert _last_shift(above) == 60
+    idle = np.insert(above, 10, np.full((5, 2), np.nan), axis=0)
+    assert _last_shift(idle) == 65
+
+
+def test_plans_go_by_time_where_time_is_not_load():
+    # Many experts take what their weights take: peaks of load say little of time.
+    cost = RankCost(expert_seconds=60e-6, token_seconds=1e-6)
+    window = sample_trace(
+        steady(lognormal(32, sigma=1.2, num_layers=2), num_steps=32),
+        num_tokens=400, top_k=4, seed=1,
+    )  # fmt: skip
+    current = Contiguous().plan(Problem(window, TOPOLOGY, 40)).placement
+    timed, found = Even(cost=cost), []
+    for known in (cost, RankCost(token_seconds=1e-6)):
+        advisor = replace(ADVISOR, gate=replace(GATE, cost=known, expert_bytes=0))
+        answer = advisor(question(current=current, plan_above=0.0), window)
+        found.append(evaluate(answer.proposal, window, dispatch=timed).peak.sum())
+    assert found[0] < 0.99 * found[1]

@@ -34,6 +34,13 @@ def even_objective(load, risk, weight, slots, num_ranks, tail, bits):
     return tail_mean(norms, weight, tail)
 
 
+def least_objective(total, new_total, weight, bits):
+    """A bound from below on the weighted sum of the new norms, by the tangents at the old ones."""
+    p = 2**bits
+    norms = [t ** (1 / p) * (1 + (1 - t / n) / p) for t, n in zip(total, new_total, strict=True)]
+    return sum(max(norm, 0) * w for norm, w in zip(norms, weight, strict=True))
+
+
 def best_peak(load, num_ranks, slots_per_rank):
     """The least even-split peak of any placement of one window, for very small problems."""
     experts = range(len(load))

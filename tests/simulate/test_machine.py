@@ -215,6 +215,23 @@ def test_even_loads_make_uniform_traffic(copies, per_node):
     assert found.far.max() == pytest.approx(float(expected.far[0]), rel=1e-6)
 
 
+def test_the_busiest_rank_receives_most_in_both_tiers_by_hand():
+    """Four ranks in two nodes, one slot each, 100 tokens of top-1 from every rank."""
+    topology = eq.Topology(4, 2)
+    routed = Routed.expected(np.array([[[220.0, 60.0, 80.0, 40.0]]]), 1, topology)
+    # Of the 220 for rank 0 half come from its own node; the rest crosses. Every rank sends 70 to
+    # node 0 and 30 to node 1, so that rank 3 receives 20 of node 0 and sends it 70.
+    each = routed.traffic("assignment", topology)
+    assert each.near[0, 0] == pytest.approx([110, 70, 40, 30])
+    assert each.far[0, 0] == pytest.approx([110, 30, 70, 70])
+    # Once a node: a rank of node 0 receives what its peer sends, 140 of node 1 by two ranks.
+    once = routed.traffic("rank", topology)
+    assert once.near[0, 0] == pytest.approx([220, 60, 80, 40])
+    assert once.far[0, 0] == pytest.approx([70, 70, 70, 70], rel=0.03)  # expected tokens
+    uneven = routed.traffic("assignment", topology, source_imbalance=2.0)
+    assert uneven.far[0, 0] == pytest.approx([110, 60, 140, 140])
+
+
 @pytest.mark.parametrize("sigma", [0.01, 1.0])
 def test_expected_tokens_are_near_those_that_are_followed(sigma):
     trace = of_tokens(3000, 64, 4, sigma)

@@ -35,6 +35,16 @@ _EXAMPLES = {
     equipoise simulate RECORDING --ranks 32 --redundant 0,32,64 --rate 20,40,80
         --hardware h100 --model deepseek-v3 --sweep results.jsonl
 """,
+    "tune": """Examples:
+
+    equipoise tune RECORDING --ranks 32 --expert-bytes 44040192 --for vllm
+
+    equipoise tune RECORDING --ranks 32 --model deepseek-v3 --step-tokens 4096
+        --results results.jsonl
+
+    equipoise tune --prior glm-5.2 --ranks 32 --step-tokens 8192
+        --expert-bytes 44040192
+""",
 }
 # Import paths, so that `--help` and each command load only what they need.
 for _name, _help in {
@@ -43,6 +53,7 @@ for _name, _help in {
     "budget": "How many redundant slots pay, and in which layers.",
     "forecast": "Would balancing help, by how much, and how sure is that?",
     "simulate": "What users of a server would see: TTFT, TPOT and goodput, balanced and not.",
+    "tune": "Find the settings to balance with, by replaying steps that no plan has seen.",
     "checklist": "What to decide about a deployment, in order, with its numbers.",
     "validate": "Find every defect of a map before an engine loads it.",
     "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",

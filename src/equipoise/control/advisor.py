@@ -15,6 +15,7 @@ from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares
+from equipoise.dispatch.base import takes
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
 from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
@@ -28,12 +29,16 @@ from equipoise.trace import Trace
 
 _PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
 _PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
+_LEAST_STEPS = 8  # on either side of a shift; the least window
 _PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower and hardly better
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedRepair:
     """The advisor to use: plans with ``Repair`` on the earlier steps, asks ``Gate`` on the later.
+
+    Where the balance shifts within a window, other traffic has begun, and only the steps since then
+    tell what comes: they alone are planned on.
 
     Parameters
     ----------
@@ -57,29 +62,31 @@ class GatedRepair:
 
     def __post_init__(self) -> None:
         check_number("least_assignments", self.least_assignments, low=0, high=math.inf)
-        taken = {"current", "dispatch"} & set(self.repair)
+        taken = {"current", "dispatch", "cost", "step_assignments"} & set(self.repair)
         unknown = set(self.repair) - set(Repair.__dataclass_fields__)
         if taken or unknown:
             raise EquipoiseError(
                 f"repair has {', '.join(sorted(taken | unknown))}; expected fields of Repair other "
-                "than current and dispatch, which are known."
+                "than current, dispatch and cost, which are known."
             )
 
     def __call__(self, question: Question, window: Trace) -> Finding:
         """Measure; compare with the previous placement if asked; plan if the excess is enough."""
         window = replace(window, top_k=self.top_k or window.top_k)
         imbalance, above, margin = self._measure(window, question.current)
+        since = _last_shift(above)
         finding = Finding(
             number=question.number,
             balance=_by_phase(window, imbalance, above),
-            sure_excess=_sure_excess(above, margin),
+            sure_excess=_sure_excess(above[since:], margin[since:]),
             assignments=int(window.counts.sum(dtype=np.int64)),
             achieved=self._achieved(question, window),
         )
-        least = window.total.sum(axis=1).min() / window.num_experts
+        recent = window.select(steps=np.arange(since, window.num_steps))
+        least = recent.total.sum(axis=1).min() / recent.num_experts
         if finding.sure_excess <= question.plan_above or least < self.least_assignments:
             return finding
-        return self._plan(finding, question.current, window)
+        return self._plan(finding, question.current, recent)
 
     def _measure(
         self, window: Trace, placement: Placement
@@ -104,11 +111,32 @@ class GatedRepair:
 
     def _plan(self, finding: Finding, current: Placement, window: Trace) -> Finding:
         fit, held = replace(window, labels={}).split(_PLAN_SHARE)
+        size = float(fit.total.sum(axis=1).mean() / fit.num_steps)
         fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
-        repair = Repair(current=current, dispatch=self.gate.runs(self.topology), **self.repair)
+        cost = self._planning_cost
+        repair = Repair(
+            current=current,
+            dispatch=self.gate.runs(self.topology),
+            cost=cost,
+            step_assignments=None if cost is None else size,
+            **self.repair,
+        )
         plan = repair.plan(Problem(fit, self.topology, current.num_slots))
         predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
         return replace(finding, proposal=plan.placement, predicted=predicted)
+
+    @property
+    def _planning_cost(self) -> RankCost | None:
+        """The cost to plan by; ``None`` where loads say the same, or nothing knows of times.
+
+        Nor where the split follows the load: by time that search takes ten times as long, and what
+        it answers comes too late.
+        """
+        cost, runs = self.gate.cost, self.gate.runs(self.topology)
+        by_load = not cost.expert_seconds and cost.token_block == 1
+        if by_load or runs.shares is Shares.FOLLOWING or not takes(runs, "cost"):
+            return None
+        return cost
 
 
 def plain_advisor(
@@ -169,6 +197,31 @@ def _by_phase(
         for name, part in parts.items()
         if loaded[part].any()
     }
+
+
+def _last_shift(above: NDArray[np.float64]) -> int:
+    """The step of the window from which on its balance is another one; 0 if there is none such.
+
+    The step that splits the means of both sides best, if they differ by more than ``ALARM_STDS``
+    of what the scatter of the steps explains; then again after it.
+    """
+    loaded = np.flatnonzero(np.isfinite(above).any(axis=1))
+    means = np.nanmean(above[loaded], axis=1)
+    start = 0
+    while len(means) - start >= 2 * _LEAST_STEPS:
+        part = means[start:] - means[start:].mean()
+        n = len(part)
+        first = np.arange(_LEAST_STEPS, n - _LEAST_STEPS + 1)  # steps before the split
+        before = part.cumsum()[first - 1] / first
+        after = -before * first / (n - first)  # all of them add up to 0
+        between = first * before**2 + (n - first) * after**2
+        scatter = np.maximum((part @ part - between) / (n - 2), np.finfo(np.float64).tiny)
+        clear = np.abs(after - before) / np.sqrt(scatter * (1 / first + 1 / (n - first)))
+        best = int(clear.argmax())
+        if not clear[best] > ALARM_STDS:
+            break
+        start += int(first[best])
+    return int(loaded[start]) if start else 0
 
 
 def _sure_excess(above: NDArray[np.float64], margin: NDArray[np.float64]) -> float:

@@ -28,7 +28,7 @@ from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
-_PROPOSALS = 1 << 14
+_PROPOSALS = 1 << 15
 _NONE = -1
 
 

@@ -22,7 +22,8 @@ from equipoise.simulate.draws import Rounding
 
 _MAX_BYTES = 256 << 20
 _TEXT = ("gpu", "framework", "version", "kernel", "dtype", "phase", "distribution", "op")
-_NUMBERS = ("alpha", "time_us")
+_NUMBERS = ("alpha", "time_us", "seconds")
+_TIMES = ("time_us", "seconds")
 _LEAST = {"tokens_slowest_rank": -1, "eplb": 0, "num_nodes": 0, "sms": 0}  # of the others 1
 COMPUTE_COLUMNS = (
     *("gpu", "framework", "version", "kernel", "dtype", "phase", "hidden_size", "inter_size"),
@@ -108,6 +109,11 @@ def read_exchange(folder: Path) -> Table:
     return _read(folder / "alltoall.csv", EXCHANGE_COLUMNS)
 
 
+def read_step_seconds(path: Path) -> NDArray[np.float64]:
+    """The column ``seconds`` of a table with a row for each step."""
+    return np.asarray(_read(path, ("seconds",))["seconds"], dtype=np.float64)
+
+
 def _read(path: Path, names: tuple[str, ...]) -> Table:
     if path.stat().st_size > _MAX_BYTES:
         raise FormatError(f"{path} has more than {_MAX_BYTES >> 20} MiB; expected a kernel table.")
@@ -149,9 +155,9 @@ def _column(path: Path, name: str, cells: list[tuple[int, str]]) -> NDArray[Any]
             value = kind(text)
         except ValueError:
             value = np.nan
-        if not low <= value <= high or (name == "time_us" and value == 0):
+        if not low <= value <= high or (name in _TIMES and value == 0):
             expected = "a whole number" if kind is int else "a number"
-            least = f"{low} or more" if name != "time_us" else "above 0"
+            least = f"{low} or more" if name not in _TIMES else "above 0"
             raise FormatError(
                 f"{path}, line {line}: {name} is {brief(text)}; expected {expected}, {least}."
             )

@@ -27,6 +27,7 @@ def dynamic(flags: str = EP, **nested: object) -> str:
 
 
 NEW = {"version": "0.23.0"}
+OURS = "EQUIPOISE_ASCEND={}"
 RULES = [
     # finding, launch with the fault, launch without it, what is known
     (
@@ -126,6 +127,24 @@ RULES = [
         dynamic(eplb_policy_type=1, num_redundant_experts=16),
         dynamic(eplb_policy_type=1, num_redundant_experts=8),
         NEW,
+    ),
+    (
+        "ignored EQUIPOISE_ASCEND",
+        serve({"expert_map_path": "/maps/m.json"}, before=OURS),
+        f"{OURS} {dynamic()}",
+        NEW,
+    ),
+    (
+        "ignored EQUIPOISE_ASCEND",
+        f"{OURS} {dynamic(eplb_policy_type=1)}",
+        f"{OURS} {dynamic(eplb_policy_type=2)}",
+        NEW,
+    ),
+    (
+        "ignored EQUIPOISE_ASCEND",
+        f"{OURS} {dynamic()}",
+        f"{OURS} {dynamic(eplb_policy_type=2)}",
+        {"version": "0.18.0"},
     ),
     (
         f"wrong eplb_heat_collection_stage in {NESTED}",

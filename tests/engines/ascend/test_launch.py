@@ -73,3 +73,7 @@ def test_doubts_about_loading_are_noted_for_newer_trees() -> None:
 
 def test_the_number_of_devices_is_stated() -> None:
     assert "TP x DP must be 2" in launch(PLACEMENT, "map.json").notes[0]
+
+
+def test_the_plug_in_is_named() -> None:
+    assert any("EQUIPOISE_ASCEND='{}'" in n for n in launch(PLACEMENT, "map.json").notes)

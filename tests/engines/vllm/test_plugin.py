@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -55,8 +56,13 @@ def test_the_package_declares_the_entry_point():
 
 def test_options_left_out_have_their_defaults():
     options = read_options("{}")
-    assert (options.max_moves_share, options.time_budget_seconds) == (0.3, 0.5)
+    assert (options.max_moves_share, options.gate, options.time_budget_seconds) == (0.5, 0.005, 0.5)
     assert (options.map, options.then) == (None, Then.BALANCE)
+
+
+def test_the_page_has_every_option():
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    assert all(f"| `{option.name}` |" in page for option in fields(PluginOptions))
 
 
 def test_options_are_read_from_a_file(tmp_path):
@@ -86,13 +92,16 @@ def test_a_map_is_read_and_held_unless_told_otherwise(tmp_path, given, then):
         ("[1]", "expected a mapping"),
         ("{", "is not JSON"),
         ('{"max_moves_share": 0.1, "max_moves_share": 0.2}', "twice"),
-        ('{"max_move_share": 0.1}', "there are max_moves_share, time_budget_seconds, map, then"),
+        (
+            '{"max_move_share": 0.1}',
+            "there are max_moves_share, time_budget_seconds, gate, map, then, status",
+        ),
         ('{"max_moves_share": 30}', "expected 0 to 1"),
         ('{"time_budget_seconds": "1s"}', "expected a number"),
         ('{"time_budget_seconds": -1}', "expected 0 or more"),
         ('{"map": 3}', "expected the path of a file"),
         ('{"map": "/nowhere.json"}', "does not exist"),
-        ('{"then": "hold"}', "names none"),
+        ('{"gate": -0.1}', "expected 0 or more"),
     ],
 )
 def test_other_values_are_refused(value, words):
@@ -102,7 +111,11 @@ def test_other_values_are_refused(value, words):
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"then": "stay"}, '"hold" or "balance"'), ({"max_moves_share": 0.3}, "has no effect")],
+    [
+        ({"then": "stay"}, '"hold" or "balance"'),
+        ({"max_moves_share": 0.3}, "max_moves_share has no effect"),
+        ({"gate": 0.01}, "gate has no effect"),
+    ],
 )
 def test_what_does_not_go_with_a_map_is_refused(tmp_path, given, words):
     write_map(MAP, tmp_path / "map.json", format="equipoise")
@@ -160,6 +173,26 @@ def test_a_map_of_another_model_is_left_out_with_a_word(caplog):
     assert (
         "leaves the map out: it is for 1 layers of 6 experts in 8 slots on 2 ranks" in caplog.text
     )
+
+
+def test_without_a_map_the_first_plan_can_be_held():
+    policy = Policy(PluginOptions(then=Then.HOLD))
+    load = torch.tensor([[9, 0, 0, 1, 1, 1]] * L)
+    assert not policy.decide(asked(load=0 * LOAD)).moves  # before traffic there is no plan
+    first = policy.decide(asked(load=load))
+    assert first.moves
+    other = torch.tensor([[1, 1, 1, 0, 0, 9]] * L)
+    assert not policy.decide(asked(first.slots, other)).moves
+    assert policy.decide(asked(OLD[:1], load[:1])).moves  # a draft model has a first plan, too
+    assert Policy(PluginOptions()).decide(asked(first.slots, other)).moves
+
+
+def test_a_rebalance_that_gains_too_little_changes_nothing():
+    load = torch.tensor([[9, 0, 0, 1, 1, 1]] * L)
+    assert Policy(PluginOptions()).decide(asked(load=load)).moves
+    decision = Policy(PluginOptions(gate=1.0)).decide(asked(load=load))
+    assert not decision.moves
+    assert "though" in decision.reason
 
 
 def test_a_plan_that_fails_is_a_warning_and_changes_nothing(caplog):

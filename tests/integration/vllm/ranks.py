@@ -42,6 +42,8 @@ class Served:
         Slots with the numbers of another expert, of all ranks and all steps.
     stale
         Loads in rank 0's window that a layer recorded before it moved, counted after each move.
+    resized
+        Slots of the ranks that serve whose content changed when ranks left and when they came.
     policy
         Class that balanced.
     log
@@ -53,6 +55,7 @@ class Served:
     milliseconds: list[float] = field(default_factory=list)
     wrong: int = 0
     stale: int = 0
+    resized: list[int] = field(default_factory=list)
     policy: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -64,6 +67,7 @@ def serve(
     rebalances: int,
     use_async: bool = False,
     change: Callable[[], None] | None = None,
+    rank_class: type[Rank] | None = None,
 ) -> Served:
     """Serve until there were this number of rebalances.
 
@@ -73,6 +77,8 @@ def serve(
         Value of ``EQUIPOISE_VLLM``; ``None``: not set.
     change
         What a rank does after vLLM has loaded its plug-ins.
+    rank_class
+        What a rank does then, if not the usual.
     """
     import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
 
@@ -81,7 +87,16 @@ def serve(
     ranks = [
         fork.Process(
             target=_run_rank,
-            args=(rank, folder, options, rebalances, use_async, change, answers),
+            args=(
+                rank_class or Rank,
+                rank,
+                folder,
+                options,
+                rebalances,
+                use_async,
+                change,
+                answers,
+            ),
             daemon=True,
         )
         for rank in range(RANKS)
@@ -103,7 +118,9 @@ def serve(
     return found[0]
 
 
-def _run_rank(rank: int, folder: Path, options: str | None, *rest: Any) -> None:
+def _run_rank(
+    rank_class: type[Rank], rank: int, folder: Path, options: str | None, *rest: Any
+) -> None:
     *how, answers = rest
     os.environ["VLLM_DIST_IDENT"] = (
         f"{os.getppid()}_{folder.name}"  # as vLLM's worker for CPUs does
@@ -111,7 +128,7 @@ def _run_rank(rank: int, folder: Path, options: str | None, *rest: Any) -> None:
     try:
         if options is not None:
             os.environ["EQUIPOISE_VLLM"] = options
-        answers.put((rank, _Rank(rank, folder).serve(*how)))
+        answers.put((rank, rank_class(rank, folder).serve(*how)))
     except BaseException as error:  # the test has to hear of it
         import traceback
 
@@ -121,7 +138,11 @@ def _run_rank(rank: int, folder: Path, options: str | None, *rest: Any) -> None:
     os._exit(0)  # the process groups of the others may be gone
 
 
-class _Rank:
+class Rank:
+    """A rank that serves its share, with this number of slots of all ranks together."""
+
+    slots = SLOTS
+
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
         self.served = Served()
@@ -141,21 +162,27 @@ class _Rank:
         load_general_plugins()
         if change is not None:
             change()
-        config = stand_ins.configuration(RANKS, SLOTS - EXPERTS, steps=STEPS, use_async=use_async)
+        config = stand_ins.configuration(
+            RANKS, self.slots - EXPERTS, steps=STEPS, use_async=use_async
+        )
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(
                 RANKS, self.rank, f"file://{self.folder}/store", self.rank, backend="gloo"
             )
             parallel_state.initialize_model_parallel(RANKS, backend="gloo")
-            self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, SLOTS)
+            self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, self.slots)
             self.state = EplbState(config.parallel_config, torch.device("cpu"))
             self.state.device_index = 0
             self.state.add_model(self.model, stand_ins.ModelConfig())
             self._time_policy()
             self.state.step(is_profile=True)
             self.state.start_async_loop()
-            self._steps(rebalances)
+            self.run(rebalances)
         return self.served
+
+    def run(self, rebalances: int) -> None:
+        """Serve up to the step before one rebalance more would begin."""
+        self._steps(rebalances)
 
     def _hear_log(self) -> None:
         """As a worker of vLLM does first, then with what is logged kept."""
@@ -181,7 +208,6 @@ class _Rank:
         self.state.policy = Timed
 
     def _steps(self, rebalances: int) -> None:
-        """Serve up to the step before one rebalance more would begin."""
         import torch
 
         from tests.integration.vllm import stand_ins
@@ -190,7 +216,7 @@ class _Rank:
         traffic, tokens = np.random.default_rng(0), np.random.default_rng(1 + self.rank)
         popularity = traffic.normal(0, 1, (LAYERS, EXPERTS))
         self.state.expert_rearrangement_step = 0  # a whole window before the first rebalance
-        load = torch.zeros(LAYERS, SLOTS)
+        load = torch.zeros(model.expert_load_pass.shape)
         for step in range(1, STEPS * (rebalances + 1)):
             popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
             share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
@@ -222,9 +248,10 @@ class _Rank:
         from vllm.distributed.eplb.eplb_state import _compute_eplb_load_stats
         from vllm.distributed.parallel_state import get_ep_group
 
-        load = load.clone()
-        torch.distributed.all_reduce(load, group=get_ep_group().cpu_group)
-        mean, most = _compute_eplb_load_stats(load.reshape(LAYERS, RANKS, -1).sum(dim=-1))
+        load, group = load.clone(), get_ep_group()
+        torch.distributed.all_reduce(load, group=group.cpu_group)
+        by_rank = load.reshape(LAYERS, group.world_size, -1).sum(dim=-1)
+        mean, most = _compute_eplb_load_stats(by_rank)
         self.served.balancedness.append(float(mean / most))
 
 

@@ -9,6 +9,8 @@ stands in                   for
 ``communicator``            ``torch_nccl`` over gloo, so that CPU tensors are sent as they are; in
                             asynchronous mode it is set after the configuration is made
 ``device_index``            0, which a CPU has not, and the background thread asks for
+``elastic_group``           a group of ranks made without a world: one of torch.distributed; it has
+                            the store, too, by which ranks find each other
 ``Model``                   a served model: its experts' tensors are moved, nothing is computed
 ``record``                  what the router counts in a forward pass
 ==========================  =====================================================================
@@ -80,6 +82,17 @@ def configuration(num_ranks: int, num_redundant: int, *, steps: int, use_async: 
     return config
 
 
+def elastic_group(ranks: list[list[int]], rank: int, name: str) -> Any:
+    """A group of vLLM that some ranks are in, as its elastic code has it; all ranks call this."""
+    from vllm.distributed import parallel_state
+    from vllm.distributed.eplb import eplb_state
+
+    group = parallel_state.init_model_parallel_group(ranks, rank, "gloo", group_name=name)
+    group.tcp_store_group = group.cpu_group
+    eplb_state.StatelessGroupCoordinator = parallel_state.GroupCoordinator
+    return group
+
+
 class ModelConfig:
     """The name of a model."""
 
@@ -107,6 +120,17 @@ class Model:
         self.moe_layers: list[Any] = []
         first = torch.arange(num_slots) % num_experts
         self.expert_weights = [self.numbers(layer, first) for layer in range(num_layers)]
+
+    def resize(self, num_ranks: int) -> None:
+        """Be one of another number of ranks."""
+        self.num_physical_experts = num_ranks * self.num_local_physical_experts
+        self.num_redundant_experts = self.num_physical_experts - self.num_logical_experts
+
+    def forget(self) -> None:
+        """Have the numbers of nobody, as a rank that has just been started."""
+        for held in self.expert_weights:
+            for tensor in held:
+                tensor.fill_(-1)
 
     def set_eplb_state(self, load: Any, slots: Any, counts: Any) -> None:
         """A served model would read its maps from these."""

@@ -15,7 +15,15 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan import Problem
 from equipoise.plan.search import _anneal_kernels as kernels
-from equipoise.plan.search.anneal import FORBIDDEN, Search, Stage, Terms, fill_up
+from equipoise.plan.search.anneal import (
+    FORBIDDEN,
+    Search,
+    Stage,
+    Terms,
+    doubling,
+    fill_up,
+    quadrupling,
+)
 from equipoise.plan.search.layout import first_layout
 from equipoise.plan.search.scenarios import read_history, window_scenarios
 from equipoise.topology import Topology
@@ -105,6 +113,38 @@ def test_minmax_kernel_reaches_the_exact_split_at_unequal_speeds(layer):
     extra = reference.extra(found, R, ranks.node.tolist(), terms.price, 0, False, 0)
     assert exact + extra <= value * (1 + 1e-9)
     assert value <= (exact + extra) * 1.02 + 1e-2
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**32))
+def test_no_new_objective_is_below_its_bound(num_scenarios, bits, seed):
+    rng = np.random.default_rng(seed)
+    norms = kernels._no_norms(1, num_scenarios)
+    norms.total[:] = rng.lognormal(0, 5, num_scenarios)
+    norms.norm[:] = norms.total ** (1 / 2**bits)
+    norms.new_total[:] = norms.total * rng.lognormal(0, rng.choice([0.01, 3]), num_scenarios)
+    weight = rng.dirichlet(np.ones(num_scenarios))
+    least = kernels._least_value(norms, weight, bits, 0.0)
+    assert least == pytest.approx(
+        reference.least_objective(norms.total, norms.new_total, weight, bits), rel=1e-9
+    )
+    exact = weight @ norms.new_total ** (1 / 2**bits)
+    assert kernels._new_value(norms, weight, bits, 0.0) == pytest.approx(exact, rel=1e-9)
+    assert least <= exact * (1 + 1e-12)
+
+
+def test_a_scenario_without_load_refuses_nothing():
+    norms = kernels._no_norms(1, 2)
+    norms.total[:] = norms.new_total[:] = norms.norm[:] = [1, 0]
+    assert kernels._least_value(norms, np.array([1.0, 0.0]), 4, 0.0) == 1
+
+
+@pytest.mark.parametrize("sweeps", [doubling, quadrupling])
+def test_fewer_proposals_are_a_prefix_of_more(sweeps):
+    lengths = sweeps(100_000)
+    assert sum(lengths) <= 100_000 < sum(lengths) + 4 * lengths[-1]
+    for fewer in range(0, 100_000, 999):
+        few = sweeps(fewer)
+        assert few == lengths[: len(few)]
 
 
 def history_of(load, topology, num_slots):

@@ -1,43 +1,117 @@
-"""``equipoise calibrate``: the time model's constants from tables of measured times."""
+"""``equipoise calibrate``: what a machine takes, from tables of measured times or timed runs."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.limits import Size
+from equipoise.cli.options.machine import MachineArguments
+from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.text import one_line
 from equipoise.engines.files import check_readable, write_text
+from equipoise.engines.timed_runs import STEP_SECONDS, is_timed_run, read_timed_run
+from equipoise.errors import EquipoiseError
 from equipoise.report.terminal import WholeTable
 from equipoise.simulate.calibrate import calibrate as fit
+from equipoise.simulate.own_runs import fit_runs
 from equipoise.simulate.profiles import Calibration
+from equipoise.topology import Topology
 
 
 def calibrate(
-    folder: Path,
+    folders: Annotated[list[Path], Parameter(required=True)],
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     source: str = "",
+    ranks: Annotated[int | None, Size] = None,
+    dispatch: str | None = None,
+    machine: MachineArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Fit the time of kernels and exchanges to tables of measured times, and write the profile.
+    """Fit what a machine takes, to tables of kernel times or to runs of your own, and write it.
+
+    Tables: one folder with moe_compute_deepep.csv, moe_compute_wideep.csv or alltoall.csv, and
+    GPU.json for each GPU that has no profile of its own. Runs: three folders or more, of different
+    batch sizes, each with a recording named trace, step_seconds.csv (a column seconds, a row for
+    each recorded step) and map.json if experts were not in order without copies; forecast takes
+    the result as --rank-cost. docs/timemodel.md.
 
     Parameters
     ----------
-    folder
-        Folder with moe_compute_deepep.csv, moe_compute_wideep.csv or alltoall.csv, and GPU.json
-        for each GPU that has no profile of its own.
+    folders
+        One folder of tables, or a folder for each timed run.
     output
         The profile to write.
     source
-        What the tables are, for whoever reads the profile; the folder's name if not given.
+        What was measured, for whoever reads the profile; the folders' names if not given.
+    ranks
+        With runs: expert-parallel ranks.
+    dispatch
+        With runs: the dispatcher that shared batches over the copies; even if not given.
     """
-    check_readable(folder)
-    check_output(output, folder)
+    options = machine or MachineArguments()
+    for folder in folders:
+        check_readable(folder)
+    check_output(output, *folders)
+    if any(map(is_timed_run, folders)):
+        if ranks is None:
+            raise EquipoiseError("Timed runs need --ranks, the expert-parallel ranks.")
+        return _by_runs(folders, options.topology(ranks), dispatch or "even", source, output, json)
+    unused = {"--ranks": ranks, "--dispatch": dispatch, **_told(options)}
+    said = ", ".join(name for name, value in unused.items() if value is not None)
+    if said:
+        raise EquipoiseError(f"{said}: only with timed runs, which have {STEP_SECONDS}.")
+    if len(folders) > 1:
+        raise EquipoiseError(
+            f"{len(folders)} folders without {STEP_SECONDS}; expected one folder of tables, or "
+            "timed runs."
+        )
+    return _by_tables(folders[0], source, output, json)
+
+
+def _told(options: MachineArguments) -> dict[str, object]:
+    return {option_name(name): value for name, value in asdict(options).items()}
+
+
+def _by_runs(
+    folders: list[Path], topology: Topology, dispatch: str, source: str, output: Path, json: bool
+) -> int:
+    runs = [read_timed_run(folder, topology, dispatch) for folder in folders]
+    name = source or ", ".join(folder.resolve().name for folder in folders)
+    found = fit_runs(runs, name=name)
+    write_text(output, found.to_json())
+    cost = found.cost
+    terms = {
+        "step": cost.step_seconds,
+        "assignment": cost.assignment_seconds,
+        "expert": cost.experts.expert_seconds,
+        "expert_assignment": cost.experts.token_seconds,
+    }
+    if json:
+        print_json({"output": str(output), "seconds": terms, "error": found.error})
+        return 0
+    console = stdout()
+    e = cost.experts
+    for sentence in (
+        f"A step takes {cost.step_seconds:.3g} s, and {cost.assignment_seconds:.3g} s for each of "
+        "its assignments in a layer, all ranks together.",
+        f"On top, the experts of a rank take {e.token_seconds:.3g} s for each assignment"
+        + (f", and at least {e.expert_seconds:.3g} s for each with load." if e.knee else "."),
+        f"The mean steps of the {len(runs)} runs are {found.error:.1%} apart from that.",
+        f"{output}: written. Give it to equipoise forecast as --rank-cost.",
+    ):
+        console.print(one_line(sentence))
+    return 0
+
+
+def _by_tables(folder: Path, source: str, output: Path, json: bool) -> int:
     found = fit(folder, source=source)
     write_text(output, found.to_json())
     if json:

@@ -32,9 +32,10 @@ from equipoise.engines.registry import rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.weigh.budget import LEAST_GAIN
-from equipoise.simulate.expert_time import COST_ERROR, ComputeModel, UncertainCost
+from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
+from equipoise.simulate.named_cost import cost_model
 
 _MAP = "MAP"
 
@@ -127,7 +128,7 @@ def forecast(
     serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
     whole = hardware.machine(recording, serving.config, topology)
     error = COST_ERROR if cost_error is None else cost_error
-    models: list[ComputeModel] = [UncertainCost.published(name, error) for name in named]
+    models: list[ComputeModel] = [cost_model(name, error) for name in named]
     models += [] if whole is None else [whole]
     step_assignments = planning.step_assignments
     if batch_tokens is not None:

@@ -41,7 +41,8 @@ from equipoise.plan import Planner
 from equipoise.plan.problem import Problem
 from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.contest import Contest, Stage, in_such_nodes
-from equipoise.simulate.expert_time import Layout, UncertainCost
+from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.named_cost import cost_model
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
@@ -225,9 +226,7 @@ def _costs(
     """What steps take, by the hardware or by the published constants."""
     if hardware.profile is None:
         assert planning.rank_cost is not None  # else it was refused
-        return ServingCosts.of_ranks(
-            UncertainCost.published(planning.rank_cost, error=0), other_seconds
-        )
+        return ServingCosts.of_ranks(cost_model(planning.rank_cost, error=0), other_seconds)
     return server_costs(
         hardware.profile,
         recording,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.units import Seconds
-from equipoise.cost import RankCost, rank_cost
+from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.registry import needs_cost
 from equipoise.engines.formats import given
@@ -19,6 +19,7 @@ from equipoise.engines.trace_io import read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration
 from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.simulate.named_cost import cost_model
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -81,7 +82,7 @@ class GateArguments:
                 "default, since none fits every system."
             )
         if self.rank_cost is not None:
-            self._runs(rank_cost(self.rank_cost))
+            self._runs(cost_model(self.rank_cost).planning_cost)
 
     def steps(self) -> Trace | None:
         """The steps to decide by; ``None`` if no decision was asked for."""
@@ -98,7 +99,7 @@ class GateArguments:
             What ranks take, if hardware says it.
         """
         assert expert_bytes is not None  # checked
-        cost = timed if self.rank_cost is None else rank_cost(self.rank_cost)
+        cost = timed if self.rank_cost is None else cost_model(self.rank_cost).planning_cost
         assert cost is not None  # checked
         runs = self._runs(cost, migration.topology, steps.top_k)
         prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}

@@ -14,7 +14,7 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.units import CONVERTERS
 from equipoise.cli.views.progress import Progress
-from equipoise.cost import RankCost, rank_cost
+from equipoise.cost import RankCost
 from equipoise.dispatch import DISPATCHERS, Dispatcher, dispatcher
 from equipoise.dispatch.base import takes
 from equipoise.engines.formats import given
@@ -28,6 +28,7 @@ from equipoise.plan.planners.registry import (
     planner_names,
 )
 from equipoise.plan.search.anneal import Progress as SearchProgress
+from equipoise.simulate.named_cost import cost_model
 from equipoise.topology import Topology
 
 _PER_MILLE = 1000  # steps of a progress bar
@@ -55,8 +56,9 @@ class _PlannerChoice:
     Parameters
     ----------
     rank_cost
-        Score the time that ranks take, which robust and survivable then balance, by published
-        constants of this name, such as h100-deepep-ep32; all names in docs/costs.md.
+        Score the time that ranks take, which robust, survivable and repair then balance, by
+        published constants of this name, such as h100-deepep-ep32, or by a file that equipoise
+        calibrate wrote from timed runs; all names in docs/costs.md.
     step_assignments
         With --rank-cost or --hardware: assignments of one step in a layer, all ranks together;
         those of the mean recorded step if not given.
@@ -126,7 +128,7 @@ class _PlannerChoice:
     @property
     def cost(self) -> RankCost | None:
         """What a rank's share takes, if times count."""
-        return self.timed if self.rank_cost is None else rank_cost(self.rank_cost)
+        return self.timed if self.rank_cost is None else cost_model(self.rank_cost).planning_cost
 
     def judge(self, topology: Topology | None = None, top_k: int | None = None) -> Dispatcher:
         """The dispatcher that scores, told of the machines, the router and the cost."""

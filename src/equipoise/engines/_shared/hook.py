@@ -135,20 +135,23 @@ def warm_up(
 ) -> Decision:
     """Have a hook plan for loads that nobody has, so that the first real plan compiles nothing.
 
-    The slots in force have a hole, so that filling it is compiled as well.
+    The slots in force have a hole first, so that filling it is compiled as well.
     """
     slots = np.arange(num_slots)[None] % num_experts
     slots[0, -1] = _NONE
-    return hook(
-        Situation(
-            load=np.arange(1, num_experts + 1)[None],
-            num_slots=num_slots,
-            num_ranks=num_ranks,
-            num_nodes=num_nodes,
-            slots=slots,
-            time_budget_seconds=_COMPILING_SECONDS,
-        )
+    situation = Situation(
+        load=np.arange(1, num_experts + 1)[None],
+        num_slots=num_slots,
+        num_ranks=num_ranks,
+        num_nodes=num_nodes,
+        slots=slots,
+        time_budget_seconds=_COMPILING_SECONDS,
     )
+    filled = hook(situation)
+    if filled.status is not PlanStatus.TAKEN:
+        return filled
+    decision = hook(replace(situation, slots=filled.slots))
+    return replace(decision, seconds=filled.seconds + decision.seconds)
 
 
 class _Taken(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any
 
 from equipoise.checks import brief
 from equipoise.engines._shared.findings import describe
-from equipoise.engines._shared.json_text import parse_text
 from equipoise.engines._shared.map_text import read_text
 from equipoise.engines._shared.options import OptionTable, is_path
 from equipoise.engines.files import check_readable
 from equipoise.errors import EquipoiseError, FormatError
+from equipoise.json_text import parse_text
 
 _IS_TEXT = re.compile(r"\s*(?:[{\[\"]|[\w-]+\s*:(?:\s|$))")  # of a document, and not a path
 _SIMILAR = 0.8  # of two names, from which on one is taken for a misspelling of the other

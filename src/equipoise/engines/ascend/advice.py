@@ -7,6 +7,7 @@ from typing import Any
 
 from equipoise.checks import brief
 from equipoise.engines.ascend.launch import SUFFIX
+from equipoise.engines.ascend.plugin import VARIABLE
 from equipoise.engines.doctor.case import Case, NotKnownError
 from equipoise.engines.doctor.checks import (
     check_link,
@@ -298,6 +299,26 @@ def check_policy(case: Case) -> Iterator[Finding]:
         )
 
 
+def check_plugin(case: Case) -> Iterator[Finding]:
+    """The plug-in of this package, which is asked only where something balances while serving."""
+    if case.variable(VARIABLE) is None or case.on("enable-eplb"):
+        return
+    if not is_dynamic(case):
+        yield ignored(
+            VARIABLE,
+            "Nothing is balanced while serving, so the plug-in is never asked.",
+            "Set dynamic_eplb, or unset the variable.",
+            put(True, *at(case, "dynamic_eplb")),
+        )
+    elif own(case).get("eplb_policy_type", 2 if case.at_least(0, 23) else 1) != 2:
+        yield ignored(
+            VARIABLE,
+            "The plug-in plans where eplb_policy_type is 2; before 0.23 that is not the default.",
+            "Write eplb_policy_type 2.",
+            put(2, *at(case, "eplb_policy_type")),
+        )
+
+
 def check_map_files(case: Case) -> Iterator[Finding]:
     """Map files."""
     settings = own(case)
@@ -382,6 +403,7 @@ KNOWLEDGE = Knowledge(
         check_runner,
         check_intervals,
         check_policy,
+        check_plugin,
         check_map_files,
         check_redundancy,
         check_time_to_move,

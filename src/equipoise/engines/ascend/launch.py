@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from equipoise.engines._shared.model_notes import speculative_notes
 from equipoise.engines._shared.releases import Releases, check_expert_parallel, same_rank_copy
+from equipoise.engines.ascend.plugin import VARIABLE
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
@@ -102,6 +103,8 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
         "pipeline stage; use a map for each stage.",
         "Give no other balancing switch: a static map needs no DYNAMIC_EPLB, and "
         "expert_map_record_path turns dynamic balancing on.",
+        f"To go on from this map with plans of this package: its plug-in ({VARIABLE}='{{}}', "
+        "dynamic_eplb and eplb_policy_type 2; docs/plugins.md), in 0.13, 0.18, 0.23 and 0.30.",
     ]
     if placement.num_redundant:
         notes.append("In 0.30, devices of the A2 series take no redundant experts.")

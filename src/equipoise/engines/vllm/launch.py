@@ -20,6 +20,7 @@ from equipoise.placement import Placement
 MAX_REDUNDANT = 1023  # the engine's map tensors hold 1024 copies of an expert
 WINDOW_SIZE = 1000  # EPLBConfig's defaults
 STEP_INTERVAL = 3000
+PLANNING_STEPS = 25  # half a second, in steps of 20 ms
 
 ALL_TO_ALL = (
     "allgather_reducescatter",
@@ -96,9 +97,10 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
     Raises
     ------
     EquipoiseError
-        One rank; more than 1023 redundant experts; a window longer than the interval, whose
-        history the engine would attribute to the wrong map; an all-to-all backend that is unknown
-        or refuses balancing; moves in the background where the release has none.
+        One rank; more than 1023 redundant experts; a window longer than the interval, or one that
+        moves in the background reach into, whose history the engine would attribute to the wrong
+        map; an all-to-all backend that is unknown or refuses balancing; moves in the background
+        where the release has none.
     """
     name, build = RELEASES.choose(options.version)
     check_expert_parallel("vLLM", placement, "balances experts only with TP x DP x PCP above 1")
@@ -112,6 +114,8 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
         return RELEASES.unknown("vllm", name, placement)
     _check_backend(options.a2a_backend)
     config = _config(placement, map_name, name, build, options)
+    if not build.map_option:
+        _check_background(placement, config)
     backend = () if options.a2a_backend is None else ("--all2all-backend", options.a2a_backend)
     return Launch(
         engine="vllm",
@@ -192,7 +196,6 @@ def _notes(
             "and 0.33, see docs/plugins.md. Maps are read by builds of the proposals in pull "
             "requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, pr-53022)."
         )
-        notes += _window_notes(placement, config)
     else:
         notes.append(
             f"{build.map_option} belongs to an unmerged pull request; released vLLM refuses it. "
@@ -213,16 +216,19 @@ def _notes(
     return (*notes, *same_rank_notes(placement))
 
 
-def _window_notes(placement: Placement, config: dict[str, Any]) -> list[str]:
+def _check_background(placement: Placement, config: dict[str, Any]) -> None:
     """Moves in the background change one layer a step, while the window goes on."""
     window, interval = config["window_size"], config["step_interval"]
-    if not config.get("use_async") or window + placement.num_layers < interval:
-        return []
-    return [
-        f"In the background at most one layer moves a step, and there are {placement.num_layers}: "
-        f"a window of {window} in an interval of {interval} steps counts loads of two maps, which "
-        "spoils the next plan. Leave the steps of all layers and of planning between the two."
-    ]
+    layers = placement.num_layers
+    needed = window + layers + PLANNING_STEPS
+    if config.get("use_async") and needed > interval:
+        raise EquipoiseError(
+            f"In the background at most one layer moves a step: a window of {window}, {layers} "
+            f"layers and some {PLANNING_STEPS} steps of planning do not fit in an interval of "
+            f"{interval} steps, and the window would count loads of two maps, which spoils the "
+            f"next plan. Give an interval of {needed} or more, or a shorter window, or move in the "
+            "foreground."
+        )
 
 
 def _model_notes(placement: Placement, options: LaunchOptions) -> tuple[str, ...]:

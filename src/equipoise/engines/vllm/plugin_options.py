@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from equipoise.checks import brief
+import numpy as np
+
+from equipoise.checks import brief, check_number
 from equipoise.engines._shared import plugin_options as shared
+from equipoise.engines.files import output_file
 from equipoise.engines.map_io import read_map
 from equipoise.engines.vllm.plugin import VARIABLE
 from equipoise.errors import EquipoiseError
@@ -16,7 +20,7 @@ from equipoise.placement import Placement
 
 
 class Then(Enum):
-    """What follows once the slots of a map are in force."""
+    """What follows the first change: the map that is given, or without one the first plan."""
 
     HOLD = "hold"
     BALANCE = "balance"
@@ -28,14 +32,21 @@ class PluginOptions(shared.PluginOptions):
 
     Parameters
     ----------
+    gate
+        Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
     map
         Placement to start from; ``None``: whatever vLLM starts with.
     then
-        What follows once it is in force.
+        What follows the first change.
+    status
+        File that says what became of the plans, for the server's metrics; ``None``: there is none.
     """
 
+    max_moves_share: float = 0.5
+    gate: float = 0.005
     map: Placement | None = None
     then: Then = Then.BALANCE
+    status: Path | None = None
 
 
 def read_options(value: str) -> PluginOptions:
@@ -52,22 +63,31 @@ def read_options(value: str) -> PluginOptions:
         No such object, an unknown option, a value out of range, or options without effect.
     """
     given = shared.read_given(value, VARIABLE, _READERS)
-    if "then" in given and "map" not in given:
-        raise _error("says what follows a map, but names none; add map, or leave then out.")
     if "map" in given:
         given.setdefault("then", Then.HOLD)
-    if given.get("then") is Then.HOLD and "max_moves_share" in given:
+    unread = {"max_moves_share", "gate"} & set(given)
+    if unread and "map" in given and given["then"] is Then.HOLD:
         raise _error(
-            "holds the slots of a map, so max_moves_share has no effect; leave it out, or set then "
+            f"holds the slots of a map, so {min(unread)} has no effect; leave it out, or set then "
             'to "balance".'
         )
     return PluginOptions(**given)
+
+
+def _gain(name: str, value: Any) -> float:
+    return check_number(name, value, low=0, high=np.inf)
 
 
 def _map(name: str, value: Any) -> Placement:
     if not isinstance(value, str):
         raise EquipoiseError(f"{name} is {brief(value)}; expected the path of a file.")
     return read_map(value)
+
+
+def _status(name: str, value: Any) -> Path:
+    if not isinstance(value, str):
+        raise EquipoiseError(f"{name} is {brief(value)}; expected the path of a file.")
+    return output_file(Path(value))
 
 
 def _then(name: str, value: Any) -> Then:
@@ -78,7 +98,13 @@ def _then(name: str, value: Any) -> Then:
     raise EquipoiseError(f"{name} is {brief(value)}; expected {choices}.")
 
 
-_READERS: Mapping[str, shared.Reader] = {**shared.READERS, "map": _map, "then": _then}
+_READERS: Mapping[str, shared.Reader] = {
+    **shared.READERS,
+    "gate": _gain,
+    "map": _map,
+    "then": _then,
+    "status": _status,
+}
 
 
 def _error(text: str) -> EquipoiseError:

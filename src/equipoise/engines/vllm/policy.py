@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from equipoise import __version__
 from equipoise.checks import as_array
-from equipoise.engines._shared.hook import Decision, Hook, Planner
+from equipoise.engines._shared.hook import Decision, Hook, Planner, PlanStatus
 from equipoise.engines._shared.plugin_log import (
     balancing_words,
     log_decision,
@@ -26,8 +27,13 @@ from equipoise.engines._shared.plugin_log import (
     make_ready,
 )
 from equipoise.engines.vllm.plugin_options import PluginOptions, Then
+from equipoise.engines.vllm.windows import RecordedWindows, forget_loads_of_moved_layers
 from equipoise.placement import Placement
-from equipoise.plan import Answer, Outcome, Situation, replan
+from equipoise.plan import Answer, Outcome, Situation
+from equipoise.plan.ahead import plan_ahead
+
+if TYPE_CHECKING:
+    from equipoise.engines.vllm.plan_metrics import PlanRecord
 
 RELEASES = ("0.32.", "0.33.")
 """Beginnings of the versions whose inside is known."""
@@ -45,9 +51,13 @@ def install(options: PluginOptions) -> None:
         return
     from vllm.distributed.eplb import eplb_state, policy
 
-    policy.EPLB_POLICIES["default"] = Policy(options)
-    _forget_loads_of_moved_layers(eplb_state)
-    _log.info("equipoise %s plans the placement of experts: %s", __version__, _words(options))
+    ours = policy.EPLB_POLICIES["default"] = Policy(options)
+    ours.windows.watch(eplb_state)
+    forget_loads_of_moved_layers(eplb_state)
+    if options.status is not None:
+        from equipoise.engines.vllm.plan_metrics import PlanMetrics
+
+        PlanMetrics(options.status).register()
 
 
 class Policy:
@@ -58,16 +68,25 @@ class Policy:
     options
         What the user set.
     planner
-        What plans from the slots in force; by default ``replan`` for an even split over the copies,
-        which is how vLLM splits, on one thread, since the engine has use for the others.
+        What plans from the slots in force; by default ``plan_ahead`` for an even split over the
+        copies, which is how vLLM splits, on one thread, since the engine has use for the others.
+
+    Attributes
+    ----------
+    windows
+        Where the loads by windows of time are, if vLLM's state leaves them there.
     """
 
     def __init__(self, options: PluginOptions, planner: Planner | None = None) -> None:
+        self.windows = RecordedWindows()
         self._options = options
-        self._balance = Hook(planner or partial(replan, dispatch="even", num_threads=1))
+        usual = partial(plan_ahead, dispatch="even", num_threads=1, least_gain=options.gate)
+        self._balance = Hook(planner or usual)
         self._start = None if options.map is None else StartMap(options.map)
         self._to_start = Hook(self._start) if self._start is not None else self._balance
+        self._record = _record_at(options.status)
         self._is_warm = False
+        self._balanced: set[tuple[int, ...]] = set()  # by shape: a draft model has its own plans
 
     def rebalance_experts(
         self,
@@ -105,10 +124,12 @@ class Policy:
             return torch.from_numpy(self.decide(situation).slots)
         slots = torch.zeros((len(weight), num_replicas), dtype=torch.int64)
         if group.rank() == 0:
-            budget = self._options.time_budget_seconds
-            slots += torch.from_numpy(
-                self.decide(replace(situation, time_budget_seconds=budget)).slots
+            situation = replace(
+                situation,
+                load=self.windows.of(weight),
+                time_budget_seconds=self._options.time_budget_seconds,
             )
+            slots += torch.from_numpy(self.decide(situation).slots)
         # The others add zeros. vLLM calls the same operation on this group, so it works wherever
         # balancing does; a broadcast would need the group to be known to torch by its ranks.
         torch.distributed.all_reduce(slots, group=group)
@@ -121,20 +142,42 @@ class Policy:
             decision = self._to_start(situation)
         else:
             decision = self._balance(replace(situation, max_moves=self._max_moves(situation)))
+            has_traffic = bool(as_array(situation.load, "Loads").any())
+            if decision.status is PlanStatus.TAKEN and has_traffic:
+                self._balanced.add(decision.slots.shape)
         log_decision(_log, decision)
+        self._keep_record(situation, decision)
         return decision
 
+    def _keep_record(self, situation: Situation, decision: Decision) -> None:
+        """Write what became of the plan; no file, no metrics, and that is all."""
+        if self._record is None:
+            return
+        try:
+            self._record.add(situation, decision)
+        except Exception as error:
+            _log.warning("equipoise keeps no record of its plans any more: %s", error)
+            self._record = None
+
     def _max_moves(self, situation: Situation) -> int:
-        if self._options.then is Then.HOLD:
+        """None any more where the map or the first plan is held."""
+        num_layers = np.shape(situation.load)[-2]
+        first = self._start is None and (num_layers, situation.num_slots) not in self._balanced
+        if self._options.then is Then.HOLD and not first:
             return 0
-        num_layers = np.shape(situation.load)[0]
         return int(self._options.max_moves_share * num_layers * situation.num_slots)
 
     def _warm_up(self, situation: Situation) -> None:
-        """Compile in vLLM's memory run, which comes before serving and has no loads."""
+        """Compile in vLLM's memory run, which comes before serving and has no loads.
+
+        Only now it is said that the plug-in is there: where the options are read, in the first
+        process, vLLM has not yet set up its log, and forked processes do not read them again.
+        """
         if self._is_warm:
             return
         self._is_warm = True
+        words = _words(self._options)
+        _log.info("equipoise %s plans the placement of experts: %s", __version__, words)
         make_ready(_log, self._balance, situation)
 
 
@@ -193,27 +236,22 @@ def _planning_group() -> Any:
     return None if coordinator is None else coordinator.cpu_group
 
 
-def _forget_loads_of_moved_layers(eplb_state: Any) -> None:
-    """Have vLLM forget the loads of a layer's slots once they hold other experts.
+def _record_at(path: Path | None) -> PlanRecord | None:
+    if path is None:
+        return None
+    from equipoise.engines.vllm.plan_metrics import PlanRecord
 
-    In asynchronous mode layers move one step after another, and vLLM reads all steps of its window
-    by the slots in force at the end, those before the move included.
-    """
-    move = eplb_state._move_to_workspace
-
-    def move_and_forget(model_state: Any, ep_rank: int) -> None:
-        layer = model_state.pending_result.layer_idx
-        move(model_state=model_state, ep_rank=ep_rank)
-        model_state.expert_load_window[:, layer].zero_()
-        model_state.expert_load_pass[layer].zero_()
-
-    eplb_state._move_to_workspace = move_and_forget
+    return PlanRecord(path)
 
 
 def _words(options: PluginOptions) -> str:
-    balancing = balancing_words(options)
+    balancing = (
+        f"{balancing_words(options)} Nothing moves unless the mean peak sinks by more than "
+        f"{options.gate:g} mean rank loads."
+    )
     if options.map is None:
-        return balancing
+        once = " The slots of the first plan then stay." if options.then is Then.HOLD else ""
+        return balancing + once
     if options.then is Then.HOLD:
         return "the map that was given comes into force and stays."
     return f"the map that was given comes into force; then {balancing}"

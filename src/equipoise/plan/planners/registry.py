@@ -229,7 +229,7 @@ PLANNERS: dict[str, PlannerEntry] = {
                 Option("max_seconds", limits={"gt": 0}),
                 Option("expert_bytes", limits=_AMOUNT),
             ),
-            told=frozenset({"dispatch"}),
+            told=_TOLD - {"progress"},
             sees=_ALL_SIGHTS,
             needs={"current": "the placement in force"},
             chosen_by="--from",

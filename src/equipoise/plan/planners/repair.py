@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import check_number
+from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, Shares, dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, diff, keep_slots, ordinal_on_rank, with_slots
 from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import check_distinct
+from equipoise.plan.planners.robust import check_cost
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import (
@@ -46,13 +48,25 @@ _HALVED = np.array([2, 2, 2, 2, 1, 1, 0, 0, 0])  # how often the proposals are, 
 _NEAR = 0.9  # price of a transfer within a node, where one between nodes is 1
 _CLOSE = 1e-12  # a gain below this is rounding
 
-_HOT = (1e-3, 1e-2)  # cooler than from scratch: most of the current placement is to stay
+
+def _quick_and_long(proposals: int) -> list[int]:
+    """Two sweeps: one that a short time budget lets pass all layers, and the search itself."""
+    quick = proposals // 16
+    return [length for length in (quick, proposals - quick) if length]
+
+
+def _at_once(proposals: int) -> list[int]:
+    """A single sweep, after others that have passed all layers."""
+    return [proposals] if proposals else []
+
+
+_HOT = (1e-2, 3e-4)  # the search itself is cool, since most of the current placement is to stay
 _EXACT = Stage("one window", single_scenario, bits=6)
-_WINDOW = Stage("one window", group_scenarios, hot=_HOT, restart=False)
-_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, restart=False)
+_WINDOW = Stage("one window", group_scenarios, hot=_HOT, sweeps=_quick_and_long)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=_quick_and_long)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), counts_as=32,
-    restart=False,
+    restart=False, sweeps=_at_once,
 )  # fmt: skip
 
 
@@ -132,6 +146,8 @@ class Repair:
         Placement in force.
     dispatch
         Dispatcher that will run, as for ``Robust``.
+    cost, step_assignments
+        Options of ``Robust``: the time of the slowest rank is balanced, not its load.
     max_moves
         Slots whose content may change, all layers together.  ``None``: any number.
     max_bytes
@@ -161,6 +177,8 @@ class Repair:
 
     current: Placement
     dispatch: str | Dispatcher = "even"
+    cost: RankCost | None = None
+    step_assignments: float | None = None
     max_moves: int | None = None
     max_bytes: int | None = None
     max_seconds: float | None = None
@@ -175,7 +193,7 @@ class Repair:
     num_threads: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        dispatcher(self.dispatch)
+        check_cost(self.dispatch, self.cost, self.step_assignments)
         for name in ("max_moves", "max_bytes", "expert_bytes"):
             value = getattr(self, name)
             if value is not None:
@@ -216,7 +234,7 @@ class Repair:
             problem,
             slots,
             planner=repr(self),
-            dispatch=self.dispatch,
+            dispatch=self.dispatch if self.cost is None else self._runs(problem),
             note=(
                 f"{curve.moves[point]} of {slots.size} slots change. On the windows planned on, "
                 f"the mean peak goes from {curve.objective[0]:.3f} to {curve.objective[point]:.3f} "
@@ -236,9 +254,16 @@ class Repair:
         """
         self._check(problem)
         search = Search(
-            history=read_history(problem, self.traffic_weights, deviation=self.deviation),
+            history=read_history(
+                problem,
+                self.traffic_weights,
+                sized=self.cost is not None,
+                deviation=self.deviation,
+            ),
             topology=problem.topology,
-            dispatch=dispatcher(self.dispatch, problem.topology, top_k=problem.top_k),
+            dispatch=self._runs(problem),
+            cost=self.cost,
+            step_assignments=self.step_assignments,
             tail=self.tail,
             seed=self.seed,
             num_threads=self.num_threads,
@@ -261,6 +286,9 @@ class Repair:
             objective=objective[choice, layers].sum(axis=1) / _loaded(problem),
         )
         return self._within_budget(curve)
+
+    def _runs(self, problem: Problem) -> Dispatcher:
+        return dispatcher(self.dispatch, problem.topology, cost=self.cost, top_k=problem.top_k)
 
     def _layouts(self, search: Search) -> list[Ints]:
         """The current slots and what each price finds, ``(L, S)`` each.

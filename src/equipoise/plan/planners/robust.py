@@ -24,6 +24,7 @@ from equipoise.plan.search.anneal import (
     Terms,
     check_search_options,
     fill_up,
+    quadrupling,
 )
 from equipoise.plan.search.layout import first_layout, unbalanced_layout
 from equipoise.plan.search.scenarios import (
@@ -99,17 +100,7 @@ class Robust:
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.step_assignments is not None:
-            if self.cost is None:
-                raise EquipoiseError(
-                    f"{argument('step_assignments')} matters with a {argument('cost')} only; give "
-                    "both."
-                )
-            check_type("cost", self.cost, RankCost)
-            check_number("step_assignments", self.step_assignments, low=1e-100, high=1e100)
-        elif self.cost is not None:
-            check_type("cost", self.cost, RankCost)
-        dispatcher(self.dispatch, cost=self.cost)
+        check_cost(self.dispatch, self.cost, self.step_assignments)
         check_number("tail", self.tail, low=0, high=1)
         check_number("deviation", self.deviation, low=0, high=MOST_DEVIATION)
         check_search_options(
@@ -162,12 +153,28 @@ class Robust:
         )
 
 
+def check_cost(
+    dispatch: str | Dispatcher, cost: RankCost | None, step_assignments: float | None
+) -> None:
+    """Refuse a cost or a size of steps that is none, or that the dispatcher does not go with."""
+    if step_assignments is not None:
+        if cost is None:
+            raise EquipoiseError(
+                f"{argument('step_assignments')} matters with a {argument('cost')} only; give both."
+            )
+        check_number("step_assignments", step_assignments, low=1e-100, high=1e100)
+    if cost is not None:
+        check_type("cost", cost, RankCost)
+    dispatcher(dispatch, cost=cost)
+
+
 _SINGLE = Stage("one window", single_scenario, bits=6)
-_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios)
-_WINDOWS = Stage("windows", window_scenarios)
+_HOT = (1e-2, 1e-1, 1e-3)
+_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios, hot=_HOT, sweeps=quadrupling)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    counts_as=32, restart=False,
+    counts_as=32, restart=False, sweeps=quadrupling,
 )  # fmt: skip
 _SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
 

@@ -146,12 +146,15 @@ class Split(NamedTuple):
 
 
 _CLOSE = 1e-12  # a gain below this is rounding
+_MOST_BITS = 6  # of the power of a norm
+_TINY = 1e-300  # what no total is divided by less than
+_AFRESH = 64  # proposals accepted until totals are summed again
 _RELABEL = 0.3  # share of the proposals that give a slot to another expert
 _STEADY = 256  # proposals at one temperature
 _SWEEPS_AT_START = 50  # over all ranks, from an even split
 _SWEEPS = 3  # over the ranks that a proposal touches
 _VISITS = 12  # ranks that may even out after a proposal
-_HOPE = 0.005  # what evening out once more may gain
+_HOPE = 0.001  # what evening out once more may gain
 
 
 @_inlined
@@ -171,18 +174,26 @@ def _below(state: State, n: int) -> Any:
 
 @_inlined
 def _power(x: float, bits: int) -> Any:
-    """``x ** (2 ** bits)``."""
-    for _ in range(bits):
-        x = x * x
-    return x
+    """``x ** (2 ** bits)`` for up to ``_MOST_BITS``.
+
+    Without a loop: only so are the loops around it compiled to vector instructions.
+    """
+    x = x * x if bits > 0 else x
+    x = x * x if bits > 1 else x
+    x = x * x if bits > 2 else x
+    x = x * x if bits > 3 else x
+    x = x * x if bits > 4 else x
+    return x * x if bits > 5 else x
 
 
-@_merged
-def _root(x: float, bits: int) -> Any:
-    x = max(x, 0.0)
+@_inlined
+def _fill_norms(norm: Floats, total: Floats, bits: int) -> None:
+    """Norms from totals, which rounding may have made negative."""
+    for t in range(total.size):
+        norm[t] = max(total[t], 0.0)
     for _ in range(bits):
-        x = np.sqrt(x)
-    return x
+        for t in range(total.size):
+            norm[t] = np.sqrt(norm[t])
 
 
 @_compiled
@@ -199,25 +210,29 @@ def _tail_level(norm: Floats, weight: Floats, tail: float) -> Any:
     return 0.0
 
 
-@_merged
-def _tail_mean(norm: Floats, weight: Floats, tail: float, level: float) -> Any:
-    """Mean of the worst ``tail`` share, exact at its level and too high at any other.
-
-    The form of Rockafellar and Uryasev (2000), which makes it as cheap as a mean.
-    """
-    total = 0.0
-    for t in range(norm.size):
-        total += weight[t] * max(norm[t] - level, 0.0)
-    return level + total / (min(tail, 1.0) * weight.sum())
-
-
 @_compiled
-def _exact_value(time_RT: Floats, peak: Floats, objective: Objective) -> Any:
-    """The objective with the busiest rank itself in place of a norm; overwrites ``peak``, (T,)."""
-    weight, tail = objective.weight, objective.tail
-    for t in range(peak.size):
-        peak[t] = time_RT[:, t].max()
-    return _tail_mean(peak, weight, tail, _tail_level(peak, weight, tail))
+def _tail_weight(objective: Objective) -> Any:
+    """What each scenario counts in a mean of the worst ``tail`` share, if it is in it, ``(T,)``."""
+    return objective.weight / (min(objective.tail, 1.0) * objective.weight.sum())
+
+
+@_merged
+def _tail_mean(norm: Floats, tail_weight: Floats, level: float) -> Any:
+    """Mean of the worst share, exact at its level and too high at any other.
+
+    The form of Rockafellar and Uryasev (2000), which makes it as cheap as a mean.  In four sums,
+    as an addition waits for the one before it.
+    """
+    T = norm.size
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    for t in range(0, T - 3, 4):
+        a += tail_weight[t] * max(norm[t] - level, 0.0)
+        b += tail_weight[t + 1] * max(norm[t + 1] - level, 0.0)
+        c += tail_weight[t + 2] * max(norm[t + 2] - level, 0.0)
+        d += tail_weight[t + 3] * max(norm[t + 3] - level, 0.0)
+    for t in range(T - T % 4, T):
+        a += tail_weight[t] * max(norm[t] - level, 0.0)
+    return level + ((a + b) + (c + d))
 
 
 @_compiled
@@ -247,23 +262,45 @@ def _add_new_powers(norms: Norms, visit: Ints, count: int, bits: int) -> None:
 
 
 @_inlined
-def _new_value(norms: Norms, objective: Objective, level: float) -> Any:
+def _least_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> Any:
+    """What ``_new_value`` is at least, without roots: most proposals are refused by it.
+
+    ``x ** (-1 / p)`` is convex, so no norm is below its tangent in one over the total.
+    """
+    total, norm, new_total, least = norms.total, norms.norm, norms.new_total, norms.new_norm
+    part = 1.0 / (1 << bits)
+    for t in range(total.size):
+        least[t] = norm[t] * (1.0 + part * (1.0 - total[t] / max(new_total[t], _TINY)))
+    return _tail_mean(least, tail_weight, level)
+
+
+@_inlined
+def _new_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> Any:
     """The objective, without terms, at the new totals.
 
     The level of the tail stays that of the accepted placement. Another level makes the tail mean
     too high, never too low, and finding it would take a sort.
     """
-    for t in range(norms.new_norm.size):
-        norms.new_norm[t] = _root(norms.new_total[t], objective.bits)
-    return _tail_mean(norms.new_norm, objective.weight, objective.tail, level)
+    _fill_norms(norms.new_norm, norms.new_total, bits)
+    return _tail_mean(norms.new_norm, tail_weight, level)
+
+
+@_inlined
+def _adopt_new(norms: Norms, visit: Ints, count: int, bits: int) -> None:
+    """As ``_adopt``, with the new totals and norms, which rounding piles up in."""
+    for i in range(count):
+        v = visit[i]
+        for t in range(norms.total.size):
+            norms.time[v, t] = norms.new_time[v, t]
+            norms.power[v, t] = _power(norms.time[v, t], bits)
+    for t in range(norms.total.size):
+        norms.total[t] = norms.new_total[t]
+        norms.norm[t] = norms.new_norm[t]
 
 
 @_compiled
 def _adopt(norms: Norms, visit: Ints, count: int, bits: int) -> None:
-    """Make the new times of the ranks to visit the valid ones.
-
-    Totals are summed afresh: if differences were added to them, rounding would pile up.
-    """
+    """Make the new times of the ranks to visit the valid ones, and sum the totals afresh."""
     time, power, total = norms.time, norms.power, norms.total
     for i in range(count):
         v = visit[i]
@@ -275,16 +312,24 @@ def _adopt(norms: Norms, visit: Ints, count: int, bits: int) -> None:
     for r in range(power.shape[0]):
         for t in range(total.size):
             total[t] += power[r, t]
-    for t in range(total.size):
-        norms.norm[t] = _root(total[t], bits)
+    _fill_norms(norms.norm, total, bits)
 
 
 @_compiled
-def _level_and_value(norm: Floats, objective: Objective) -> tuple[float, float]:
+def _level_and_value(
+    norm: Floats, objective: Objective, tail_weight: Floats
+) -> tuple[float, float]:
     """The level above which the tail of the norms lies, and the objective without terms."""
-    weight, tail = objective.weight, objective.tail
-    level = _tail_level(norm, weight, tail)
-    return level, _tail_mean(norm, weight, tail, level)
+    level = _tail_level(norm, objective.weight, objective.tail)
+    return level, _tail_mean(norm, tail_weight, level)
+
+
+@_compiled
+def _exact_value(time_RT: Floats, peak: Floats, objective: Objective) -> Any:
+    """The objective with the busiest rank itself in place of a norm; overwrites ``peak``, (T,)."""
+    for t in range(peak.size):
+        peak[t] = time_RT[:, t].max()
+    return _level_and_value(peak, objective, _tail_weight(objective))[1]
 
 
 @_compiled
@@ -676,13 +721,14 @@ def anneal_fixed(
     -------
     The best slots met, ``(S,)``, and their objective; the start if nothing is better.
     """
-    (E, T), R = load_ET.shape, ranks.slowness.size
+    (E, T), R, bits = load_ET.shape, ranks.slowness.size, objective.bits
     holding = _hold(slots, E, ranks)
     spare = _has_spare(holding)
     norms = _no_norms(R, T)
     _fill_slot_times(norms.new_time, load_ET, risk_ET, holding, ranks)
-    _adopt(norms, np.arange(R), R, objective.bits)
-    level, value = _level_and_value(norms.norm, objective)
+    _adopt(norms, np.arange(R), R, bits)
+    tail_weight = _tail_weight(objective)
+    level, value = _level_and_value(norms.norm, objective, tail_weight)
     extra = _extra(holding, terms)
     best_slots = slots.copy()
     score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
@@ -690,7 +736,7 @@ def anneal_fixed(
     visit = np.empty(R, np.int64)
     shares = Shares(np.empty(R), np.empty(R), np.empty(R), np.empty(R))
     state = np.array([seed], np.uint64)
-    temperature = schedule.hot
+    temperature, accepted = schedule.hot, 0
     expert, price = holding.expert, terms.price
     for number in range(schedule.proposals):
         temperature = _cooled(temperature, number, schedule)
@@ -709,12 +755,19 @@ def anneal_fixed(
         else:
             _fill_even_shares(shares, visit, count, proposal, holding)
         _fill_new_times(norms, visit, count, shares, proposal, load_ET, risk_ET, ranks)
-        _add_new_powers(norms, visit, count, objective.bits)
-        if _new_value(norms, objective, level) + step >= limit:
+        _add_new_powers(norms, visit, count, bits)
+        if _least_value(norms, tail_weight, bits, level) + step >= limit:
+            continue
+        new = _new_value(norms, tail_weight, bits, level)
+        if new + step >= limit:
             continue
         _put(holding, proposal, proposal.b, ranks)
-        _adopt(norms, visit, count, objective.bits)
-        level, value = _level_and_value(norms.norm, objective)
+        accepted += 1
+        if accepted % _AFRESH == 0:
+            _adopt(norms, visit, count, bits)
+        else:
+            _adopt_new(norms, visit, count, bits)
+        level, value = _level_and_value(norms.norm, objective, tail_weight)
         extra += step
         score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
         best = _keep_best(best_slots, best, expert, score + extra)
@@ -847,17 +900,23 @@ def _move_flow(split: Split, proposal: Proposal, holding: Holding) -> None:
 
 
 @_compiled
-def _copy_split(to: Split, of: Split, visit: Ints, count: int) -> None:
-    """Copy the split of the ranks to visit: to keep it, or to take back a refused proposal."""
-    R, T = to.sums.shape
-    size = to.flow.shape[0] // R
+def _copy_split(
+    to: Split, of: Split, visit: Ints, count: int, proposal: Proposal, holding: Holding
+) -> None:
+    """Copy the split of the ranks to visit: to keep it, or to take back a refused proposal.
+
+    The flow of an expert's only copy is all its load. It differs only if the proposal touches it.
+    """
+    T, size = to.sums.shape[1], holding.size
     for i in range(count):
         v = visit[i]
         for t in range(T):
             to.sums[v, t] = of.sums[v, t]
         for s in range(v * size, (v + 1) * size):
-            for t in range(T):
-                to.flow[s, t] = of.flow[s, t]
+            e = holding.expert[s]
+            if e >= 0 and (holding.copies[e] > 1 or e == proposal.a or e == proposal.b):
+                for t in range(T):
+                    to.flow[s, t] = of.flow[s, t]
 
 
 @_compiled
@@ -892,7 +951,13 @@ def _settle_everyone(split: Split, holding: Holding, slow: Floats) -> None:
 
 @_compiled
 def _adopt_split(
-    split: Split, kept: Split, holding: Holding, ranks: Ranks, norms: Norms, objective: Objective
+    split: Split,
+    kept: Split,
+    proposal: Proposal,
+    holding: Holding,
+    ranks: Ranks,
+    norms: Norms,
+    objective: Objective,
 ) -> tuple[float, float]:
     """Settle the split once more and keep it; returns what ``_level_and_value`` does.
 
@@ -901,10 +966,10 @@ def _adopt_split(
     R = ranks.slowness.size
     everyone = np.arange(R)
     _settle_everyone(split, holding, ranks.slowness)
-    _copy_split(kept, split, everyone, R)
+    _copy_split(kept, split, everyone, R, proposal, holding)
     _fill_settled_times(norms, everyone, R, split, ranks.slowness)
     _adopt(norms, everyone, R, objective.bits)
-    return _level_and_value(norms.norm, objective)
+    return _level_and_value(norms.norm, objective, _tail_weight(objective))
 
 
 @_compiled
@@ -923,15 +988,17 @@ def anneal_minmax(
     even each other out.  The split is feasible at any time, so no norm is below what the dispatcher
     reaches.  A floor or a padding of the ranks counts for nothing here.
     """
-    (E, T), R = load_ET.shape, ranks.slowness.size
+    (E, T), R, bits = load_ET.shape, ranks.slowness.size, objective.bits
     holding = _hold(slots, E, ranks)
     spare = _has_spare(holding)
     split = _even_split(load_ET, holding, R)
     for _ in range(_SWEEPS_AT_START):
         _settle_everyone(split, holding, ranks.slowness)
     kept = Split(split.sums.copy(), split.flow.copy())
+    tail_weight = _tail_weight(objective)
     norms = _no_norms(R, T)
-    level, value = _adopt_split(split, kept, holding, ranks, norms, objective)
+    nothing = Proposal(0, 0, -1, 0, 0, -1, False)
+    level, value = _adopt_split(split, kept, nothing, holding, ranks, norms, objective)
     extra = _extra(holding, terms)
     best_slots = slots.copy()
     score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
@@ -958,18 +1025,20 @@ def anneal_minmax(
             # The ranks with the two experts first, then their neighbours too, forth and back.
             settling, backwards = own if sweep == 0 else count, sweep == 2
             _settle(visit, settling, backwards, known, split, holding, slow)
-            _add_settled_powers(norms, visit, count, objective.bits, split, slow)
-            new = _new_value(norms, objective, level) + step
+            _add_settled_powers(norms, visit, count, bits, split, slow)
+            if _least_value(norms, tail_weight, bits, level) + step > limit + _HOPE:
+                break  # most proposals are so bad that the first sweep decides
+            new = _new_value(norms, tail_weight, bits, level) + step
             accepted = new < limit
             if accepted or new > limit + _HOPE:
-                break  # most proposals are so good or so bad that the first sweep decides
+                break
         for i in range(count):
             known[visit[i]] = False
         if not accepted:
             _put(holding, proposal, proposal.a, ranks)
-            _copy_split(split, kept, visit, count)
+            _copy_split(split, kept, visit, count, proposal, holding)
             continue
-        level, value = _adopt_split(split, kept, holding, ranks, norms, objective)
+        level, value = _adopt_split(split, kept, proposal, holding, ranks, norms, objective)
         extra += step
         score = _exact_value(norms.time, norms.new_norm, objective) if objective.exact else value
         best = _keep_best(best_slots, best, expert, score + extra)

@@ -121,13 +121,36 @@ class Meter:
             )
 
 
+_FIRST_SWEEP = 1 << 9
+
+
+def doubling(proposals: int) -> list[int]:
+    """Lengths of sweeps: growing, all whole, so that fewer proposals are a prefix of more."""
+    return _growing(proposals, 2)
+
+
+def quadrupling(proposals: int) -> list[int]:
+    """As ``doubling``, with more of the proposals in the longest sweep, which finds most."""
+    return _growing(proposals, 4)
+
+
+def _growing(proposals: int, factor: int) -> list[int]:
+    lengths, length = [], _FIRST_SWEEP
+    while proposals >= length:
+        lengths.append(length)
+        proposals -= length
+        length *= factor
+    return lengths
+
+
 @dataclass(frozen=True)
 class Stage:
     """One way to anneal: on which scenarios, for which split, and how.
 
     ``bits`` makes the norm over ranks the ``2 ** bits``-norm: the smaller, the more ranks count
     that might become the busiest.  ``hot`` are first temperatures, sweep by sweep, in mean rank
-    loads.  A proposal ``counts_as`` this number of those that the search may make.
+    loads.  A proposal ``counts_as`` this number of those that the search may make.  ``sweeps`` has
+    the lengths of the sweeps, given the proposals in all.
     """
 
     name: str
@@ -138,6 +161,7 @@ class Stage:
     cold: float = 1e-5
     counts_as: int = 1
     restart: bool = True  # every sweep from the same start, else from the best so far
+    sweeps: Callable[[int], list[int]] = doubling
 
     def work_of_proposal(self, history: History) -> float:
         """What a proposal takes, about; 1 is the time that one scenario more takes."""
@@ -238,9 +262,9 @@ class Search:
 
     def run(self, stages: tuple[Stage, ...], start: Ints, proposals: int) -> Ints:
         """The best slots of every layer, ``(L, S)``, judged by the windows themselves."""
-        best = start.copy()
+        best, score = start.copy(), self.measure(start)
         for stage in stages:
-            self._improve(stage, best, proposals // stage.counts_as)
+            self._improve(stage, best, score, proposals // stage.counts_as)
         return best
 
     def work(self, stages: tuple[Stage, ...], proposals: int) -> float:
@@ -248,7 +272,8 @@ class Search:
         num_layers = np.count_nonzero(self.history.mix.any(axis=1))
         return float(
             sum(
-                sum(_sweeps(proposals // stage.counts_as)) * stage.work_of_proposal(self.history)
+                sum(stage.sweeps(proposals // stage.counts_as))
+                * stage.work_of_proposal(self.history)
                 for stage in stages
             )
             * num_layers
@@ -305,13 +330,17 @@ class Search:
             return mean
         return np.where(mean > 0, self.step_assignments / self.history.num_ranks, 0)
 
-    def _improve(self, stage: Stage, best: Ints, proposals: int) -> None:
-        """Anneal sweep by sweep; ``best``, ``(L, S)``, is updated where a sweep is better."""
+    def _improve(self, stage: Stage, best: Ints, score: Floats, proposals: int) -> None:
+        """Anneal sweep by sweep.
+
+        ``best``, ``(L, S)``, and its objective ``score``, ``(L,)``, are updated where a sweep is
+        better.
+        """
         busy = np.flatnonzero(self.history.mix.any(axis=1))
-        start, score = best.copy(), self.measure(best)
+        start = best.copy()
         work, name = stage.work_of_proposal(self.history), self.label or stage.name
         with ThreadPoolExecutor(self.num_threads or os.cpu_count()) as pool:
-            for number, length in enumerate(_sweeps(proposals)):
+            for number, length in enumerate(stage.sweeps(proposals)):
                 if self.clock.is_over:
                     break
                 found = best.copy()
@@ -399,19 +428,6 @@ def fill_up(slots: Ints, num_ranks: int) -> Ints:
             own = rank[rank >= 0]
             rank[rank < 0] = own[np.argmin(copies[own])]
     return filled
-
-
-_FIRST_SWEEP = 1 << 9
-
-
-def _sweeps(proposals: int) -> list[int]:
-    """Lengths of the sweeps: doubling, all whole, so that fewer proposals are a prefix of more."""
-    lengths, length = [], _FIRST_SWEEP
-    while proposals >= length:
-        lengths.append(length)
-        proposals -= length
-        length *= 2
-    return lengths
 
 
 def kernel_seed(*numbers: int) -> int:

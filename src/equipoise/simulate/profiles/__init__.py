@@ -140,6 +140,60 @@ class LinkProfile:
         return replace(self.link, message_seconds=kept * self.link.message_seconds)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A statistic of several layers and kinds of traffic: their mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingPrior:
+    """What is known of how a family of models routes: for who has no recording.
+
+    Parameters
+    ----------
+    skew
+        Standard deviation of the logarithm of an expert's popularity, within a layer.
+    drift
+        The same of what a window adds to it, each window for itself.
+    layer_correlation
+        Correlation of these logarithms between an expert and that of its number in the next layer.
+    window_tokens
+        Tokens of the windows that drift was fitted to.
+    source
+        What it was fitted to, with its licence.
+    """
+
+    name: str
+    phase: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    window_tokens: int
+    skew: Spread
+    drift: Spread
+    layer_correlation: Spread
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_experts", "top_k", "window_tokens"):
+            check_count(name, getattr(self, name))
+        for name, low, high in (("skew", 0, 5), ("drift", 0, 5), ("layer_correlation", -1, 1)):
+            statistic = getattr(self, name)
+            check_number(name, statistic.mean, low=low, high=high)
+            check_number(f"spread of {name}", statistic.spread, low=0, high=5)
+        if self.top_k > self.num_experts:
+            raise EquipoiseError(
+                f"top_k is {self.top_k} of {self.num_experts} experts; expected no more than that."
+            )
+
+    def to_json(self) -> str:
+        """The document that ``prior`` reads."""
+        return json.dumps({"format": "equipoise prior 1", **asdict(self)}, indent=1) + "\n"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FittedKernel:
     """A compute kernel's cost, fitted to a table.
@@ -269,9 +323,25 @@ def calibration(path: str | Path = "published") -> Calibration:
     )
 
 
+def prior(name_or_path: str | Path) -> RoutingPrior:
+    """How a family of models routes: one that ships, by name, or a file; raises as above."""
+    document, where = _document(name_or_path, "prior")
+    entry = {name: value for name, value in document.items() if name != "format"}
+    try:
+        _check_keys(RoutingPrior, entry)
+        for name in ("name", "phase", "source"):
+            check_type(name, entry[name], str)
+        for name in ("skew", "drift", "layer_correlation"):
+            _check_keys(Spread, entry[name])
+            entry[name] = Spread(**entry[name])
+        return RoutingPrior(**entry)
+    except EquipoiseError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """Names of the profiles that ship: of ``hardware``, ``link`` or ``calibration``."""
+    """Names of the profiles that ship: of ``hardware``, ``link``, ``calibration`` or ``prior``."""
     folder = files(_DATA) / "data" / kind
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir()))
 

@@ -1,0 +1,138 @@
+"""What tuning has found, as text and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.cli.views.launch import print_launch
+from equipoise.cli.views.text import one_line
+from equipoise.engines.formats import Launch
+from equipoise.simulate.gain import CONFIDENCE
+from equipoise.simulate.prior import ASSUMED
+from equipoise.simulate.tune import NONE, Setting, Study, Tuning
+
+_WIDTH, _HEIGHT = 56, 10
+_MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What was replayed, what came of it, and how to start the engine asked for."""
+
+    study: Study
+    tuning: Tuning
+    launch: Launch | None = None
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether nobody has recorded the routing."""
+        return self.study.held.provenance.format == "prior"
+
+    @property
+    def text(self) -> str:
+        """The answer, marked if it rests on a prior."""
+        return f"{ASSUMED}: {self.tuning.text}" if self.is_assumed else self.tuning.text
+
+
+def tuned_document(answer: Tuned) -> dict[str, object]:
+    """The answer for programs."""
+    tuning = answer.tuning
+    return {
+        "text": answer.text,
+        "assumed": answer.is_assumed,
+        "notes": answer.study.held.provenance.notes,
+        "model": answer.study.conditions.model.name,
+        "planned_steps": answer.study.fit.num_steps,
+        "replayed_steps": answer.study.held.num_steps,
+        "confidence": CONFIDENCE,
+        "best": None if tuning.best.kind == NONE else _setting(tuning.best),
+        "none": _setting(tuning.none),
+        "front": [_setting(s) for s in tuning.front],
+        "settings": [_setting(s) for s in tuning.settings],
+        "launch": answer.launch,
+    }
+
+
+def _setting(setting: Setting) -> dict[str, object]:
+    return {name: value for name, value in asdict(setting).items() if name != "blocks"}
+
+
+def print_tuned(console: Console, answer: Tuned) -> None:
+    """Print the answer for people, first and last."""
+    study, tuning = answer.study, answer.tuning
+    console.print(one_line(f"{study.held}"))
+    for note in study.held.provenance.notes:
+        console.print(f"  note: {one_line(note)}")
+    other = study.conditions.other_seconds
+    rest = f"{other:g} s of other work in every step" if other else "experts' computation alone"
+    console.print(f"\n{answer.text}\n")
+    console.print(
+        f"{len(tuning.settings)} settings on {study.held.num_steps} steps, planned on "
+        f"{study.fit.num_steps}; {study.conditions.model.name}, {rest}. No other setting is better "
+        "than these in step time, memory and moves at once:\n"
+    )
+    console.print(_table(tuning))
+    console.print()
+    for line in scatter(tuning.front):
+        console.print(line)
+    if answer.launch is not None:
+        console.print()
+        print_launch(console, answer.launch)
+    console.print(f"\n{answer.text}")
+
+
+def _table(tuning: Tuning) -> Table:
+    table = Table(box=None)
+    head = ["", "what", "redundant", "split", "window", "interval", "alarm", "step ms", "less by"]
+    head += [f"{CONFIDENCE:.0%} interval", "GB a rank", "moves", "imbalance"]
+    for name in head:
+        left = name in ("", "what", "split")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for mark, s in zip(_MARKS, tuning.front, strict=False):
+        table.add_row(
+            mark,
+            s.kind,
+            str(s.redundant),
+            "" if s.kind == NONE else s.dispatch,
+            str(s.window or ""),
+            str(s.interval or ""),
+            f"{s.excess:g}" if s.excess else "",
+            f"{1e3 * s.step_seconds:.3f}",
+            f"{s.gain:z.1%}",
+            f"{s.low:z.1%} to {s.high:z.1%}",
+            f"{s.bytes_per_rank / 1e9:.3f}",
+            f"{s.moves:,}",
+            f"{s.imbalance:.3f}",
+        )
+    return table
+
+
+def scatter(front: Sequence[Setting]) -> list[str]:
+    """The settings as letters, step time over memory; where two fall together, the first."""
+    times = [s.step_seconds for s in front]
+    sizes = [s.bytes_per_rank for s in front]
+    cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    for mark, time, size in reversed(list(zip(_MARKS, times, sizes, strict=False))):
+        row = round(_part(time, times) * (_HEIGHT - 1))
+        cells[_HEIGHT - 1 - row][round(_part(size, sizes) * (_WIDTH - 1))] = mark
+    high, low = (f"{1e3 * t:9.3f}" for t in (max(times), min(times)))
+    labels = [high, *[" " * 9] * (_HEIGHT - 2), low]
+    lines = [f"{label} |{''.join(row)}" for label, row in zip(labels, cells, strict=True)]
+    ends = f"{min(sizes) / 1e9:.3f}", f"{max(sizes) / 1e9:.3f}"
+    gap = " " * (_WIDTH - sum(map(len, ends)))
+    return [
+        "  step ms",
+        *lines,
+        f"{'':9} +{'-' * _WIDTH}",
+        f"{'':11}{ends[0]}{gap}{ends[1]}  GB a rank",
+    ]
+
+
+def _part(value: float, values: Sequence[float]) -> float:
+    """Where it lies between the least and the most, 0 to 1."""
+    width = max(values) - min(values)
+    return (value - min(values)) / width if width else 0.0

@@ -1,0 +1,29 @@
+"""The entry point that vLLM calls in each of its processes, for vllm-ascend; idle until asked.
+
+``docs/plugins.md``. Whoever has not set the environment variable gets no import of numpy from here.
+"""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "EQUIPOISE_ASCEND"
+"""Environment variable with the options, as JSON or as the path of a file of JSON."""
+
+
+def register() -> None:
+    """Have vllm-ascend balance by this package's plans, if the environment asks for it.
+
+    Raises
+    ------
+    EquipoiseError
+        Options that cannot be read. vLLM then does not start, which is better than balancing in
+        one process by this package and in another without it.
+    """
+    asked = os.environ.get(VARIABLE)
+    if asked is None:
+        return
+    from equipoise.engines._shared.plugin_options import READERS, PluginOptions, read_given
+    from equipoise.engines.ascend.policy import install
+
+    install(PluginOptions(**read_given(asked, VARIABLE, READERS)))

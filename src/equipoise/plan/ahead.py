@@ -1,0 +1,221 @@
+"""New slots for the loads to come: a forecast, the copies it asks for, then a search around them.
+
+A search that starts from the slots in force keeps their copies, since a copy more here and one
+less there pays only once other experts have moved as well. And many placements balance one window
+equally well; on the next one those are better whose hottest experts have the most copies, since
+the loads of these change most, and copies spread the change over ranks. So the copies come first:
+those that ``Greedy`` would make, at a move for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from equipoise.checks import as_array, as_ids, as_loads, check_number
+from equipoise.dispatch import Dispatcher
+from equipoise.errors import EquipoiseError
+from equipoise.migration import keep_slots, ordinal_on_rank
+from equipoise.placement import Placement
+from equipoise.plan.evaluate import evaluate
+from equipoise.plan.replan import Answer, Outcome, Situation, replan
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_KEPT = (1.0, 0.9, 0.8, 0.65, 0.5)
+"""Weights of a window, as shares of the next one's, that a forecast chooses from."""
+
+
+def plan_ahead(
+    situation: Situation,
+    *,
+    dispatch: str | Dispatcher = "even",
+    least_gain: float = 0.0,
+    seed: int = 0,
+    num_threads: int | None = None,
+) -> Answer:
+    """Slots for the loads that are to be expected, a few moves from those in force.
+
+    As ``replan`` does, where nothing is in force, experts are missing or ranks have come or gone.
+
+    Parameters
+    ----------
+    situation
+        What an engine knows; loads as windows ``(T, L, E)`` are taken to be in the order of time.
+    dispatch
+        Dispatcher that will run, as for ``Repair``.
+    least_gain
+        Mean rank loads that the mean peak of the layers has to sink by; otherwise nothing moves.
+    seed, num_threads
+        As for ``replan``.
+
+    Raises
+    ------
+    EquipoiseError
+        As ``replan``.
+    """
+    check_number("least_gain", least_gain, low=0, high=np.inf)
+    search = partial(replan, dispatch=dispatch, seed=seed, num_threads=num_threads)
+    expected = forecast(situation.load)
+    situation = replace(situation, load=expected)
+    old = _complete(situation, expected)
+    if old is None or not expected.any():
+        return search(situation)
+    if situation.max_moves == 0:
+        return _worth_it(old, old, expected, dispatch, least_gain)
+    most = situation.max_moves
+    start = with_copies_by_load(old, expected, most_moves=None if most is None else most // 2)
+    left = None if most is None else most - int((start.slots != old.slots).sum())
+    found = search(replace(situation, slots=start.slots, max_moves=left))
+    new = keep_slots(old, _placement(found.slots, situation, expected))
+    return _worth_it(old, new, expected, dispatch, least_gain)
+
+
+def forecast(loads: ArrayLike) -> Floats:
+    """The loads to expect after the last window, ``(L, E)``; a sum ``(L, E)`` is its own forecast.
+
+    Exponential smoothing: each window weighs a share of what the next one does. The share is the
+    one that has foretold the windows best, each from those before it; if all do so equally well,
+    the windows count the same. In no particular unit; windows without load in a layer say nothing.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads of another shape, or that are not finite numbers >= 0.
+    """
+    windows = as_loads(loads)
+    if windows.ndim == 2:
+        return windows
+    if windows.ndim != 3:
+        raise EquipoiseError(f"Loads have shape {windows.shape}; expected (L, E) or (T, L, E).")
+    _, expected = min((_smoothed(windows, kept) for kept in _KEPT), key=itemgetter(0))
+    return expected
+
+
+def _smoothed(windows_TLE: Floats, kept: float) -> tuple[float, Floats]:
+    """How far each window was from what those before it let expect, and the smoothed loads."""
+    sums, error = np.zeros(windows_TLE.shape[1:]), 0.0
+    for window in windows_TLE:
+        size, known = window.sum(axis=1, keepdims=True), sums.sum(axis=1, keepdims=True)
+        told = (size > 0) & (known > 0)
+        expected = np.divide(sums * size, known, out=np.zeros_like(sums), where=told)
+        miss = np.where(told, (window - expected) ** 2, 0)
+        error += float(np.divide(miss, size, out=np.zeros_like(miss), where=told).sum())
+        sums = kept * sums + window
+    return error, sums
+
+
+def with_copies_by_load(
+    placement: Placement, load: Floats, *, most_moves: int | None = None
+) -> Placement:
+    """The placement with the copies of each expert that ``Greedy`` would make, a move for each.
+
+    A copy too many gives its slot to the expert that lacks one and has the most load per copy, on
+    the rank where that evens the loads most. A change that would raise the load per copy is not
+    made.
+
+    Parameters
+    ----------
+    load
+        Loads, ``(L, E)``; layers without load stay as they are.
+    most_moves
+        Slots that may change, all layers together, the first layers first; ``None``: any number.
+    """
+    from equipoise.plan.search import _packing_kernels as kernels  # numba takes long to import
+
+    ranks, size = placement.num_ranks, placement.slots_per_rank
+    wanted = kernels.adams_counts(np.ascontiguousarray(load), placement.num_slots, ranks)
+    by_rank = placement.by_rank.copy()
+    left = by_rank.size if most_moves is None else most_moves
+    for row, load_E, wanted_E in zip(by_rank, load, wanted, strict=True):
+        if load_E.any():
+            left -= _give_copies(row, load_E, wanted_E, left)
+    slots = by_rank.reshape(-1, ranks * size)
+    return Placement(
+        slots,
+        num_ranks=ranks,
+        num_experts=placement.num_experts,
+        layer_ids=placement.layer_ids,
+    )
+
+
+def _give_copies(row_RC: Ints, load: Floats, wanted: Ints, left: int) -> int:
+    """Change a layer's slots; returns how many it did."""
+    copies = np.bincount(row_RC.ravel(), minlength=len(load))
+    held = np.zeros((len(row_RC), len(load)), dtype=np.bool_)
+    held[np.arange(len(row_RC))[:, None], row_RC] = True
+    needy = {int(e) for e in np.flatnonzero(copies < wanted)}
+    moves = 0
+    while needy and moves < left:
+        gets = max(needy, key=lambda e: (load[e] / copies[e], -e))
+        spare = np.flatnonzero(copies > wanted)
+        gives = int(spare[np.argmin(load[spare] / (copies[spare] - 1))])
+        share, lost = load[gets] / (copies[gets] + 1), load[gives] / (copies[gives] - 1)
+        ranks = np.flatnonzero(held[:, gives] & ~held[:, gets])
+        if not len(ranks) or lost >= load[gets] / copies[gets]:
+            needy.discard(gets)
+            continue
+        rank_loads = (load / copies)[row_RC].sum(axis=1)[ranks]
+        rank = int(ranks[rank_loads.argmin() if share > lost else rank_loads.argmax()])
+        row_RC[rank, np.flatnonzero(row_RC[rank] == gives)[0]] = gets
+        held[rank, gets] = True
+        held[rank, gives] = (row_RC[rank] == gives).any()
+        copies[gives] -= 1
+        copies[gets] += 1
+        moves += 1
+        if copies[gets] >= wanted[gets]:
+            needy.discard(gets)
+    return moves
+
+
+def _complete(situation: Situation, load: Floats) -> Placement | None:
+    """The slots in force, if they are all there is to start from."""
+    if situation.slots is None or not _all_serve(situation):
+        return None
+    slots = as_ids(situation.slots, "The slots in force").astype(np.int64)
+    try:
+        return _placement(slots, situation, load)
+    except EquipoiseError:
+        return None  # ``replan`` completes them, or says what is wrong
+
+
+def _all_serve(situation: Situation) -> bool:
+    return situation.alive is None or bool(as_array(situation.alive, "alive").all())
+
+
+def _placement(slots: Ints, situation: Situation, load: Floats) -> Placement:
+    if slots.shape != (len(load), situation.num_slots):
+        raise EquipoiseError(f"Slots have shape {slots.shape}.")
+    placement = Placement(slots, num_ranks=situation.num_ranks, num_experts=load.shape[1])
+    if ordinal_on_rank(placement.by_rank).any():
+        raise EquipoiseError("A rank holds an expert twice.")
+    return placement
+
+
+def _worth_it(
+    old: Placement, new: Placement, load: Floats, dispatch: str | Dispatcher, least_gain: float
+) -> Answer:
+    moves = int((new.slots != old.slots).sum())
+    before, after = (
+        evaluate(placement, load[None], dispatch=dispatch).mean_imbalance
+        for placement in (old, new)
+    )
+    peaks = f"the mean peak goes from {before:.3f} to {after:.3f} mean rank loads."
+    if moves and before - after <= least_gain:
+        return Answer(
+            slots=old.slots,
+            moves=0,
+            outcome=Outcome.KEPT,
+            reason=f"No slot changes, though {moves} might: on the loads to expect, {peaks}",
+        )
+    return Answer(
+        slots=new.slots,
+        moves=moves,
+        outcome=Outcome.REPAIRED if moves else Outcome.KEPT,
+        reason=f"{moves} of {new.slots.size} slots change. On the loads to expect, {peaks}",
+    )

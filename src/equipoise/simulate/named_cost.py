@@ -1,0 +1,28 @@
+"""What ranks take, by name: published constants, or a file that ``equipoise calibrate`` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from equipoise.simulate.expert_time import COST_ERROR, ComputeModel, UncertainCost
+from equipoise.simulate.own_runs import read_own_machine
+
+
+def cost_model(name: str, error: float = COST_ERROR) -> ComputeModel:
+    """The model of that name.
+
+    Parameters
+    ----------
+    name
+        A published name, or the path of a file.
+    error
+        Relative error of published constants; a file has its own.
+
+    Raises
+    ------
+    EquipoiseError
+        Neither a file nor a published name, or a damaged file.
+    """
+    if Path(name).is_file():
+        return read_own_machine(Path(name))
+    return UncertainCost.published(name, error)

@@ -1,0 +1,100 @@
+"""``equipoise tune`` end to end, in process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import equipoise as eq
+from equipoise.cli import main
+from equipoise.simulate.profiles import prior
+from equipoise.simulate.routers import lognormal, sample_trace, steady
+
+QUICK = (
+    "--ranks", 4, "--rank-cost", "h100-deepep-ep8", "--expert-bytes", 10**6, "--proposals", 1024,
+    "--redundant", 4, "--try-window", 8, "--try-interval", 8, "--plan-seconds", 0.001,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Eighty steps of a skewed router, far above the knee: 16 experts, top-2."""
+    popularity = lognormal(16, num_layers=2, seed=1)
+    trace = sample_trace(steady(popularity, num_steps=80), num_tokens=20_000, top_k=2, seed=2)
+    path = tmp_path_factory.mktemp("recording") / "run.trace.safetensors"
+    eq.write_trace(trace, path)
+    return path
+
+
+def test_the_document_has_the_front_and_what_to_use(run, document, tmp_path):
+    results = tmp_path / "tune.jsonl"
+    options = (*QUICK, "--dispatch", "even", "--results", results)
+    answer = document("tune", run, *options)
+    assert answer["replayed_steps"] == 40
+    assert [s["kind"] for s in answer["settings"]] == ["none", "static", "engine", "online"]
+    assert answer["best"] in answer["front"]
+    assert answer["best"]["low"] > answer["best"]["needed"]
+    assert not answer["assumed"]
+    assert answer["none"]["gain"] == 0
+    before = results.read_bytes()
+    assert document("tune", run, *options) == answer
+    assert results.read_bytes() == before  # nothing was replayed again
+
+
+def test_the_text_has_the_answer_first_and_last_and_a_plot(run, text):
+    out = text("tune", run, *QUICK, "--dispatch", "even", "--kinds", "static")
+    lines = [line for line in out.splitlines() if line]
+    assert lines[1] == lines[-1]
+    assert lines[1].startswith("static, 4 redundant, even: a step takes")
+    assert "GB a rank" in out
+    assert any(line.endswith("A") for line in lines)  # the plot
+
+
+def test_an_engine_gets_its_flags_with_the_window_that_was_found(run, text, document):
+    out = text("tune", run, *QUICK, "--for", "vllm", "--kinds", "engine")
+    assert '\'{"num_redundant_experts": 4, "window_size": 8, "step_interval": 8' in out
+    answer = document("tune", run, *QUICK, "--for", "trtllm", "--kinds", "static")
+    assert answer["launch"]["engine"] == "trtllm"
+    assert answer["best"]["dispatch"] == "trtllm"
+
+
+def test_steps_of_another_size_are_drawn(run, text, document):
+    sized = ("--step-tokens", 512, "--steps", 48, "--kinds", "static", "--dispatch", "even")
+    assert document("tune", run, *QUICK, *sized)["replayed_steps"] == 48
+    assert "Steps of 512 tokens were drawn" in text("tune", run, *QUICK, *sized)
+
+
+def test_a_prior_is_marked_as_assumed(text, document, tmp_path):
+    small = tmp_path / "small.json"
+    small.write_text(replace(prior("gpt-oss-20b"), num_layers=2).to_json())
+    assumed = (
+        "tune", "--prior", small, "--step-tokens", 256, "--steps", 32, "--ranks", 4,
+        "--rank-cost", "h100-deepep-ep8", "--expert-bytes", 10**6, "--proposals", 256,
+        "--kinds", "static", "--redundant", 0, "--dispatch", "even",
+    )  # fmt: skip
+    answer = document(*assumed)
+    assert answer["assumed"]
+    assert answer["text"].startswith("assumed, not recorded: ")
+    lines = [line for line in text(*assumed).splitlines() if line]
+    assert lines[2] == lines[-1] == answer["text"]
+
+
+def test_what_does_not_go_together_is_refused(run, capsys, tmp_path):
+    for arguments, said in (
+        ((run, *QUICK, "--prior", "glm-5.2"), "one of the two"),
+        (QUICK, "Give a recording or --prior"),
+        (("--prior", "glm-5.2", *QUICK), "--prior needs --step-tokens"),
+        ((run, *QUICK, "--steps", 9), "--steps needs --step-tokens"),
+        ((run, "--ranks", 4), "what an expert weighs"),
+        ((run, "--ranks", 4, "--expert-bytes", 9), "no published constants for 4 ranks"),
+        ((run, *QUICK, "--use-async"), "only with --for"),
+        ((run, *QUICK, "--for", "vllm", "--dispatch", "even"), "shares batches by vllm"),
+        ((run, *QUICK, "--try-excess", "0,a"), "--try-excess is '0,a'"),
+        ((run, *QUICK, "--try-excess", 0), "--try-excess is '0'"),
+        ((run, *QUICK, "--results", run), "written over the input"),
+        (("--prior", "glm-5.2", *QUICK, "--step-tokens", 9, "--phase", "decode"), "--phase: only"),
+    ):
+        assert main(["tune", *map(str, arguments)]) == 2
+        assert said in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""Plans of each release's own worker, and of runner V2's own state: `make test-engines`."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean, median
+
+import pytest
+
+from tests.integration.ascend.releases import RELEASES, run
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_plans_next_to_swift_and_stair(release, tmp_path, capfd):
+    run(release, "tests.integration.ascend.worker", tmp_path / "answer")
+    found = {
+        (entry["policy"], *entry["size"][:3]): entry
+        for entry in json.loads((tmp_path / "answer").read_text())
+    }
+    with capfd.disabled():  # the table of docs/plugins.md
+        print()
+        for (name, *size), entry in found.items():
+            print(release, name, *size, _words(entry))
+    for (name, *size), entry in found.items():
+        if name != "equipoise":
+            continue
+        assert max(entry["after"]) < 1.2
+        swift = found[("Swift", *size)]
+        if "after" in swift:
+            assert mean(entry["after"]) < mean(swift["after"]) + 0.1
+
+
+def _words(entry) -> str:
+    if "refused" in entry:
+        return f"refuses: {entry['refused']}"
+    return (
+        f"first plan {entry['before'][0]:.3f} -> {entry['after'][0]:.3f}, {entry['sent'][0]} sent; "
+        f"all {len(entry['after'])}: {mean(entry['after']):.3f}, {sum(entry['sent'])} sent, "
+        f"{1000 * median(entry['seconds']):.0f} ms each"
+    )
+
+
+def test_runner_v2_makes_our_policy_and_hands_it_the_time_axis():
+    said = run("0.30.0rc2", "tests.integration.ascend.contract_v2")
+    found = json.loads(said.splitlines()[-1])
+    assert found["policy"] == "equipoise.engines.ascend.runner_v2.Policy"
+    assert found["windows"] == [8, 2, 32]
+    assert sum(found["steps"]) == 20
+    assert found["complete"]
+    assert 0 < found["moves"] <= 0.3 * 2 * 40
+    assert found["after"] < found["before"] - 0.2
+    assert found["idle moves"] == 0
+    assert found["left out"]

@@ -1,0 +1,74 @@
+"""A server of vLLM: what it answers does not depend on who balances, or whether anybody does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.integration.vllm.served import PROMPTS, TOKENS, ask_a_server
+from tests.integration.vllm.served_models import make
+
+pytestmark = pytest.mark.engines
+
+LEAST = 20
+"""Rearrangements that a run has to have."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=["qwen3_moe", "mixtral"],
+)
+def served(request, tmp_path_factory):
+    """The answers without balancing, with vLLM's policy, and with the plug-in."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("model", "off", "stock", "ours")}
+    model = make(request.param, folders["model"])
+    options = json.dumps({"status": str(folders["ours"] / "status.json"), "gate": 0})
+    return {
+        "off": ask_a_server(model, folders["off"], balance=False, options=options),
+        "stock": ask_a_server(model, folders["stock"], balance=True),
+        "ours": ask_a_server(model, folders["ours"], balance=True, options=options),
+    }
+
+
+def rearrangements(answers):
+    return len([line for line in answers.lines("Rearranging experts") if "profile" not in line])
+
+
+def test_tokens_are_the_same_whoever_balances(served, capfd):
+    with capfd.disabled():  # the table of docs/plugins.md
+        print()
+        for name, run in served.items():
+            print(f"{name}: {rearrangements(run)} rearrangements")
+    assert len({token for ids in served["off"].tokens[0] for token in ids}) > PROMPTS
+    assert all(len(ids) == TOKENS for ids in served["off"].tokens[0])
+    for run in served.values():
+        assert run.tokens == served["off"].tokens
+    assert not rearrangements(served["off"])
+    assert rearrangements(served["stock"]) >= LEAST
+    assert rearrangements(served["ours"]) >= LEAST
+
+
+def test_the_plug_in_is_found_by_vllm_and_inactive_until_asked(served):
+    assert not served["stock"].lines("equipoise")
+    assert not [line for line in served["stock"].metrics if "equipoise" in line]
+    assert served["ours"].lines("plans the placement of experts")
+    plans = served["ours"].lines("equipoise (taken")
+    assert len(plans) >= LEAST
+    assert not served["ours"].lines("equipoise (failed")
+    assert sum(int(re.search(r"(\d+) of \d+ slots", line).group(1)) for line in plans[1:]) > 0
+
+
+def test_the_servers_metrics_say_what_became_of_the_plans(served):
+    metrics = dict(
+        line.rsplit(" ", 1) for line in served["ours"].metrics if line.startswith("equipoise_")
+    )
+    assert float(metrics['equipoise_plans_total{status="taken"}']) >= LEAST
+    assert float(metrics['equipoise_plans_total{status="failed"}']) == 0
+    assert float(metrics["equipoise_plan_moves_total"]) > 0
+    peaks = (
+        float(metrics[f'equipoise_plan_peak{{when="{when}"}}']) for when in ("before", "after")
+    )
+    before, after = peaks
+    assert before >= after >= 1
