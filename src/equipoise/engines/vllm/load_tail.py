@@ -93,7 +93,7 @@ class Tail:
         return record if isinstance(record, Stats) else None
 
     def _look(self, stats: Stats) -> Look:
-        load_LE = fold(stats, self._meta)
+        load_LE = self._folded(stats)
         load_LS = np.array(stats.expert_load, dtype=np.float64)
         self._follow_map(np.array(stats.p2l_map, dtype=np.int64))
         L, S = load_LS.shape
@@ -114,6 +114,12 @@ class Tail:
             moved_slots=self._moved_slots,
             noise_floor=float(floor.mean()) if busy.any() else None,
         )
+
+    def _folded(self, stats: Stats) -> NDArray[np.int64]:
+        try:
+            return fold(stats, self._meta)
+        except FormatError as error:
+            raise FormatError(f"{self._path}: {error}") from error
 
     def _follow_map(self, slot_expert: NDArray[np.int64]) -> None:
         if self._map is not None and self._map.shape == slot_expert.shape:

@@ -24,6 +24,8 @@ _BUSY, _BUSIER = 1.1, 1.25  # times the mean
 _TRENDS = ((1.25, "↑"), (1.05, "↗"), (0.95, "→"), (0.8, "↘"), (0.0, "↓"))
 _LABEL = 6  # columns of the axis of the curve
 _BAR_COLUMNS, _EXPERT_COLUMNS = 36, 24
+_AROUND_HEAT = 14  # columns of layers and of the worst rank
+_LEAST_BARS = 30  # columns
 _ROOMY = 32  # lines from which parts are set apart
 
 
@@ -125,6 +127,9 @@ def _middle(view: View, width: int, rows: int) -> list[Text]:
     if view.heat is None and not view.layers:
         return ranks
     left = width // 2
+    if view.heat is not None:  # a column a rank, where the bars have room enough without it
+        most = width - view.heat.multiples.shape[1] - _AROUND_HEAT
+        left = min(left, max(most, _LEAST_BARS))
     narrow = [Text(view.ranks_title, "bold"), *_bars(view.ranks, left - 2, rows - 1)]
     if not view.ranks:
         narrow = [Text(view.ranks_title, "bold"), Text("not known", "dim")]
@@ -177,8 +182,8 @@ def _bar(bar: Bar, name: int, width: int, top: float) -> Text:
 
 def _heat(heat: Heat, width: int, rows: int) -> list[Text]:
     """Layers x ranks; neighbours share a cell where there are too many, which shows the busiest."""
-    label, mean = 8, 6
-    room = max(width - label - mean, 1)
+    label = _LABEL + 2
+    room = max(width - _AROUND_HEAT, 1)
     imbalance = heat.multiples.max(axis=1).tolist()
     cells = joined(
         heat.multiples, heat.layer_ids, imbalance, max_rows=max(rows - 2, 1), max_columns=room

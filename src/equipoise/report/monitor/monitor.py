@@ -261,9 +261,9 @@ class Monitor:
 
     def _curve(self) -> list[Moment]:
         looks = list(self._looks)
-        phase = next(
-            (phase for phase in _PHASES if looks and phase in looks[-1].imbalance), _PHASES[0]
-        )
+        if not looks:
+            return []
+        phase = next((phase for phase in _PHASES if phase in looks[-1].imbalance), _PHASES[0])
         changed = [False, *(a.map_version != b.map_version for a, b in pairwise(looks))]
         return [
             Moment(look.imbalance.get(phase), look.noise_floor.get(phase), change)
