@@ -150,7 +150,8 @@ def _exchange(url: SplitResult, method: str, deadline: float) -> bytes:
         _secured(plain, url) as connection,
     ):
         connection.sendall(request.encode("ascii"))
-        pieces, size = [], 0
+        pieces: list[bytes] = []
+        size = 0
         while True:
             connection.settimeout(_left(deadline))
             piece = connection.recv(_PIECE)
