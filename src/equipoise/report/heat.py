@@ -66,7 +66,7 @@ def joined(
     max_rows: int,
     max_columns: int,
 ) -> HeatMap:
-    """A matrix of layers and ranks, and the imbalance of each layer, in at most so many cells."""
+    """A matrix of layers and ranks, and each layer's imbalance, in at most that number of cells."""
     rows = _starts(multiples.shape[0], max_rows)
     columns = _starts(multiples.shape[1], max_columns)
     cells = np.maximum.reduceat(np.maximum.reduceat(multiples, rows, axis=0), columns, axis=1)

@@ -37,7 +37,7 @@ class Keyboard:
             termios.tcsetattr(self._number, termios.TCSADRAIN, self._before)
 
     def keys(self, seconds: float) -> list[str]:
-        """What was pressed within so many seconds; arrows are ``j`` and ``k``."""
+        """What was pressed within that time; arrows are ``j`` and ``k``."""
         if self._number is None:
             time.sleep(seconds)
             return []

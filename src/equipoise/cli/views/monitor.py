@@ -28,7 +28,7 @@ _LAST_EVENTS = 10
 def on_screen(
     monitor: Monitor, looker: Looker, most_looks: int | None, ask_for_look: Callable[[], str]
 ) -> None:
-    """Show it until ``q``, Ctrl-C, or so many looks."""
+    """Show it until ``q``, Ctrl-C, or a number of looks."""
     console = stdout()
     with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         done = 1
@@ -50,7 +50,7 @@ def on_screen(
 
 
 def in_lines(monitor: Monitor, looker: Looker, most_looks: int | None, json: bool) -> None:
-    """Print a line for each look, until Ctrl-C or so many looks."""
+    """Print a line for each look, until Ctrl-C or a number of looks."""
     done = 0
     while True:
         if json:

@@ -52,7 +52,7 @@ class Picture:
 
 
 def frame(view: View, width: int, height: int) -> list[Text]:
-    """The picture in exactly so many lines, none of them wider than the columns."""
+    """The picture in exactly that number of lines, none wider than the columns."""
     head = [*_header(view, width), *(Text(trouble, "red") for trouble in view.troubles[:3])]
     gap = [Text()] if height >= _ROOMY else []
     room = height - len(head) - 3 * len(gap) - 4  # the curve's title and marks, events', the keys
@@ -231,6 +231,7 @@ def _next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]
     for number in range(max(len(left), len(right))):
         line = left[number].copy() if number < len(left) else Text()
         if number < len(right):
+            line.truncate(at - 1)
             line.truncate(at, pad=True)
             line.append_text(right[number])
         lines.append(line)

@@ -49,7 +49,7 @@ class Counts:
     Parameters
     ----------
     step_buckets
-        Steps by their time: how many took at most so many seconds, by that number.
+        Steps by their time: how many took at most the seconds of the key.
     rebalances
         Attempts to balance, by what became of them.
     """

@@ -31,7 +31,7 @@ class Looker:
         self._at_once.set()
 
     def answer(self, patience_seconds: float | None = None) -> Answer | None:
-        """The next answer; ``None`` if there is none within so many seconds."""
+        """The next answer; ``None`` if there is none within that time."""
         try:
             return self._answers.get(timeout=patience_seconds)
         except Empty:

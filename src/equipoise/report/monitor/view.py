@@ -55,7 +55,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that has happened, so many seconds after the first look."""
+    """Something that has happened, and its seconds after the first look."""
 
     seconds: float
     text: str
@@ -100,7 +100,7 @@ class View:
 
 
 def squeezed(curve: Sequence[Moment], columns: int) -> list[Moment]:
-    """At most so many points: those that share a column are averaged, and its marks are kept."""
+    """At most a point a column: those that share a column are averaged, and its marks are kept."""
     if len(curve) <= columns:
         return list(curve)
     parts = np.array_split(np.arange(len(curve)), columns)
