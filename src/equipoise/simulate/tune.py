@@ -394,7 +394,12 @@ def _first_map(same: _Same, redundant: int, dispatch: str) -> Placement:
 
 def _policy(study: Study, case: Case, layout: Layout) -> Policy:
     if case["kind"] == ENGINE:
-        return Replan(interval=case["interval"], window=case["window"])
+        return Replan(  # in the foreground, as short intervals ask for
+            interval=case["interval"],
+            window=case["window"],
+            layers_per_step=None,
+            background=False,
+        )
     if case["kind"] == STATIC:
         return Stay()
     assert layout.dispatch is not None

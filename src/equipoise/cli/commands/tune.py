@@ -254,6 +254,7 @@ def _options(
         options,
         window_size=options.window_size or best.window,
         step_interval=options.step_interval or best.interval,
+        use_async=False if "use_async" in launcher.options else None,  # as it was replayed
     )
 
 

@@ -164,7 +164,7 @@ def _config(
 ) -> dict[str, Any]:
     """The engine's balancing: all of it for a release, what is asked for where a map is read."""
     config: dict[str, Any] = {"num_redundant_experts": placement.num_redundant}
-    if options.use_async is not None and not build.has_async:
+    if options.use_async and not build.has_async:
         raise EquipoiseError(
             f"vLLM {version} moves experts in the foreground only; leave "
             f"{argument('use_async')} out."
@@ -172,7 +172,7 @@ def _config(
     chosen = {
         "window_size": options.window_size,
         "step_interval": options.step_interval,
-        "use_async": options.use_async,
+        "use_async": options.use_async if build.has_async else None,
     }
     if build.map_option:
         config[build.map_option] = map_name
