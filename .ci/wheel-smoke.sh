@@ -18,4 +18,6 @@ trace=$(venv/bin/python -c 'import equipoise as eq; print(eq.sample_trace_path()
 venv/bin/equipoise report "$trace" --ranks 8 >report.txt
 venv/bin/equipoise plan "$trace" --ranks 8 --redundant 8 --for trtllm -o map.yaml >plan.txt
 venv/bin/equipoise validate map.yaml --for trtllm --ranks 8 --experts 32
+venv/bin/equipoise lab --solution -o lab
+(cd lab && ../venv/bin/python -m unittest)
 echo "wheel smoke test passed"

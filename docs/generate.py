@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from equipoise.cli import app
 from equipoise.dispatch import DISPATCHERS
 from equipoise.engines._shared.options import Option
 from equipoise.engines.settings import TABLES
 from equipoise.plan.planners.registry import PLANNERS, PlannerEntry
+from equipoise.sample import LAB_FOLDER
 
 DOCS = Path(__file__).parent
+NOTEBOOK = LAB_FOLDER / "lab.ipynb"
 BEGIN = "<!-- Written by docs/generate.py from the registry; do not edit up to the end of it. -->"
 END = "<!-- The end of what docs/generate.py writes. -->"
 
@@ -45,6 +50,35 @@ def engine_options_tables() -> str:
         + _table(("option", "here"), ((f"`{name}`", _here(o)) for name, o in table.options.items()))
         for table in TABLES.values()
     )
+
+
+def lab_notebook() -> str:
+    """`docs/lab.md` as a notebook: blocks to run, drawings to draw, nothing of what they print."""
+    page = (DOCS / "lab.md").read_text(encoding="utf-8")
+    page = re.sub(r"(?ms)^```text\n.*?^```\n", "", page)
+    # A drawing that the block before it makes needs no cell of its own.
+    page = re.sub(r"(plot\.\w+\(\)\n```\n)\n!\[.*\n", r"\1", page)
+    page = re.sub(r"(?m)^!\[.*\]\(lab/(\w+)\.svg\)$", r'```python\ndraw("\1");\n```', page)
+    page = re.sub(r"\[([^\]]+)\]\([^)]+\.\w+\)", r"\1", page)  # pages that are not at hand there
+    parts = re.split(r"(?ms)^```python\n(.*?)^```$", page)
+    cells = [_cell(kind, text.strip()) for kind, text in zip(cycle(("markdown", "code")), parts)]
+    cells.insert(1, _cell("code", "from plots import draw  # next to this notebook"))
+    filled = (cell for cell in cells if cell["source"])
+    notebook = {
+        "cells": [cell | {"id": f"cell-{number}"} for number, cell in enumerate(filled)],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _cell(kind: str, text: str) -> dict[str, Any]:
+    code = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    return {"cell_type": kind, "metadata": {}, "source": text.splitlines(keepends=True), **code}
 
 
 def dispatchers_table() -> str:
@@ -105,3 +139,4 @@ if __name__ == "__main__":
     (DOCS / "dispatch.md").write_text(dispatch_page(), encoding="utf-8")
     (DOCS / "engine-options.md").write_text(engine_options_page(), encoding="utf-8")
     (DOCS / "planners.md").write_text(planners_page(), encoding="utf-8")
+    NOTEBOOK.write_text(lab_notebook(), encoding="utf-8")

@@ -41,6 +41,12 @@ def test_the_tables_of_engines_options_are_current():
     assert "| `num_wait_worker_iterations` |" in page
 
 
+def test_the_notebook_of_the_lab_is_current():
+    generate = runpy.run_path(str(DOCS / "generate.py"))
+    current = generate["NOTEBOOK"].read_text(encoding="utf-8")
+    assert current == generate["lab_notebook"](), "run: python docs/generate.py"
+
+
 def test_every_option_has_a_help_text():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     bare = [line for line in page.splitlines() if re.match(r"\* `.*`:\s*(\*\[.*)?$", line)]

@@ -170,8 +170,9 @@ def cases(setting: Setting, *, replan: bool, hold_out: float) -> Iterator[Case]:
         judge = judge_of(option.dispatch, topology, model.planning_cost, None)
         layout = Layout(placement=placement, dispatch=judge)
         after = layout.step_seconds(later, topology, [model])[0].mean()
-        assert option.interval is not None
-        low, high = option.interval
+        interval = option.replanned if replan else option.interval
+        assert interval is not None
+        low, high = interval
         yield Case(
             study=setting.study,
             cost=setting.cost,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -18,6 +18,7 @@ from equipoise.checks import (
     check_whole,
 )
 from equipoise.errors import EquipoiseError, argument
+from equipoise.showing import differing
 
 _SHORTEST, _LONGEST = 1e-100, 1e100  # seconds: so that no sum or ratio of times overflows
 
@@ -48,7 +49,9 @@ class RankCost:
     expert_seconds: float = 0.0
     token_seconds: float
     token_block: int = 1
-    source: str = ""
+    source: str = field(default="", repr=False)
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         for name in ("fixed_seconds", "expert_seconds", "token_seconds"):

@@ -18,6 +18,7 @@ from equipoise.balance import imbalance
 from equipoise.checks import as_loads, brief, check_count, check_type, check_whole
 from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
+from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 FORMULA_FROM = 8.0
@@ -43,6 +44,8 @@ class NoiseFloor:
     mean: float
     std: float
 
+    __repr__ = in_short
+
     @property
     def alarm_level(self) -> float:
         """The imbalance a fair router exceeds in fewer than 1 % of steps."""
@@ -58,6 +61,8 @@ class TraceNoiseFloor:
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+
+    __repr__ = in_short
 
     @property
     def alarm_level(self) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.checks import MAX_WHOLE, as_array, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import check_layer_ids
+from equipoise.showing import heat_html
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +177,13 @@ class Placement:
         return (
             f"Placement({self.num_layers} layers, {self.num_experts} experts in "
             f"{self.num_slots} slots on {self.num_ranks} ranks)"
+        )
+
+    def _repr_html_(self) -> str:
+        return heat_html(
+            repr(self),
+            self.copies,
+            "Copies of every expert: a row for each layer, a column for each expert.",
         )
 
 

@@ -1,8 +1,13 @@
-"""The recording that ships with the package."""
+"""What ships with the package: a recording, and the lab."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+_DATA = Path(__file__).parent / "data"
+
+LAB_FOLDER = _DATA / "lab"
+"""The lab's notebook, its exercise and the solution."""
 
 
 def sample_trace_path() -> Path:
@@ -10,4 +15,22 @@ def sample_trace_path() -> Path:
 
     Recorded by ``equipoise capture``; how, and what the model is: ``models/README.md``.
     """
-    return Path(__file__).parent / "data" / "sample.trace.safetensors"
+    return _DATA / "sample.trace.safetensors"
+
+
+def lab_files(*, solution: bool) -> dict[str, Path]:
+    """The files that somebody works with in the lab: each one's name there, and where it is.
+
+    Parameters
+    ----------
+    solution
+        Whether the exercise is the one filled in, with answers to the questions next to it.
+    """
+    names = ["README.md", "exercise.py", "lab.ipynb", "plots.py", "test_exercise.py"]
+    files = {name: LAB_FOLDER / name for name in names}
+    if solution:
+        files |= {
+            "answers.md": LAB_FOLDER / "answers.md",
+            "exercise.py": LAB_FOLDER / "solution.py",
+        }
+    return files

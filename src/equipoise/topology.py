@@ -143,6 +143,13 @@ class Topology:
         """The node of each rank, ``(R,)``."""
         return np.arange(self.num_ranks, dtype=np.int64) * self.num_nodes // self.num_ranks
 
+    def __repr__(self) -> str:
+        said = [f"{_counted(self.num_ranks, 'rank')} on {_counted(self.num_nodes, 'node')}"]
+        for name, values in (("speed", self.speed), ("room", self.room)):
+            if values is not None:
+                said.append(f"{name} {min(values):g} to {max(values):g}")
+        return f"Topology({', '.join(said)})"
+
     def distinct_experts(self, slots_per_rank: int) -> NDArray[np.int64]:
         """Different experts of a layer that each rank's slots can hold, ``(R,)``."""
         room = np.full(self.num_ranks, slots_per_rank, dtype=np.int64)
@@ -155,3 +162,7 @@ class Topology:
             return np.ones(self.num_ranks)
         speed = np.array(self.speed, dtype=np.float64)
         return np.asarray(speed / speed.mean())
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

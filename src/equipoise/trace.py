@@ -23,6 +23,7 @@ from equipoise.checks import (
 )
 from equipoise.errors import EquipoiseError, Message, named
 from equipoise.layer_ids import check_layer_ids, format_ids
+from equipoise.showing import heat_html, short_name
 
 MAX_COUNT = 1 << 48
 """Counts stay below this, far above any real one, so that their sums fit in 64 bits."""
@@ -96,6 +97,11 @@ class TokenIds:
         ids = np.concatenate(parts) if parts else self.ids[:0]
         return TokenIds(ids, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
+    def __repr__(self) -> str:
+        tokens, layers, top_k = self.ids.shape
+        steps = len(self.offsets) - 1
+        return f"TokenIds({tokens} tokens in {steps} steps, {layers} layers, top {top_k})"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
@@ -127,7 +133,7 @@ class Trace:
         Shapes that disagree, negative or non-integer counts.
     """
 
-    counts: NDArray[np.integer]
+    counts: NDArray[np.integer] = field(kw_only=False)
     layer_ids: tuple[int, ...] = ()
     step_ids: NDArray[np.int64] | None = None
     top_k: int | None = None
@@ -384,7 +390,16 @@ class Trace:
             extra += f", {len(self.tokens.ids)} tokens"
         return (
             f"Trace({self.num_steps} steps, {self.num_layers} layers, {self.num_experts} experts"
-            f"{extra}, {self.provenance.format} from {self.provenance.source})"
+            f"{extra}, {self.provenance.format} from {short_name(self.provenance.source)})"
+        )
+
+    def _repr_html_(self) -> str:
+        mean = np.maximum(self.total.mean(axis=1, keepdims=True), 1e-9)  # 0 without load
+        return heat_html(
+            repr(self),
+            self.total / mean,
+            "Load of every expert over the mean of its layer: a row for each layer, a column for "
+            "each expert.",
         )
 
     def _positions(self, steps: ArrayLike) -> NDArray[np.int64]:

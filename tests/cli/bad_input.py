@@ -104,6 +104,9 @@ def finding(what: str, command: str, *build: Build) -> Case:
 # Making files -------------------------------------------------------------------------------------
 
 
+TUNE = "tune run.safetensors --ranks 2 --rank-cost h100-deepep-ep8"
+SIMULATE = "simulate run.safetensors --ranks 2 --rank-cost h100-deepep-ep8"
+FORECAST = "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8"
 CHECKLIST = "checklist run.safetensors --ranks 2 --model config.json"
 PRICED = "budget run.safetensors --ranks 2 --model"
 
@@ -538,6 +541,94 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "costs without any certainty",
             "forecast run.safetensors --ranks 2 --rank-cost h100-deepep-ep8 --cost-error 2",
         ),
+        case("a forecast of nothing", "forecast --ranks 2 --rank-cost h100-deepep-ep8"),
+        case("a recording and a prior", f"{FORECAST} --prior glm-5.2 --batch-tokens 64"),
+        case(
+            "a prior without the size of a step",
+            "forecast --prior glm-5.2 --ranks 8 --rank-cost h100-deepep-ep8",
+        ),
+        case(
+            "a prior that nobody fitted",
+            "forecast --prior glm-9 --batch-tokens 64 --ranks 8 --rank-cost h100-deepep-ep8",
+        ),
+        case(
+            "a way to read a prior",
+            "forecast --prior glm-5.2 --batch-tokens 64 --ranks 8 --phase decode",
+        ),
+        case("a controller whose moves have no bytes", f"{FORECAST} --online"),
+        case(
+            "a controller on a few steps",
+            f"{FORECAST} --planner greedy --online --expert-bytes 9M",
+        ),
+        case("the time of a plan without a controller", f"{FORECAST} --plan-seconds 1"),
+        case(
+            "a controller that costs more than time",
+            f"{FORECAST} --online --expert-bytes 9M --interference 2",
+        ),
+        case("settings for nothing", "tune --ranks 2 --rank-cost h100-deepep-ep8 --expert-bytes 9"),
+        case("settings without the bytes of an expert", TUNE),
+        case("settings on a few steps", f"{TUNE} --expert-bytes 9"),
+        case("settings for ranks nobody timed", "tune run.safetensors --ranks 2 --expert-bytes 9"),
+        case(
+            "settings timed by the hardware and by hand",
+            f"{TUNE} --expert-bytes 9 --hardware h100",
+        ),
+        case("steps to draw of no size", f"{TUNE} --expert-bytes 9 --steps 64"),
+        case(
+            "a window longer than its interval",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --try-window 64 --try-interval 8",
+        ),
+        case(
+            "windows that are no numbers",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --try-window few",
+        ),
+        case(
+            "an alarm below nothing",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --try-excess -0.1",
+        ),
+        case(
+            "a way to balance that there is not",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --kinds static,dynamic",
+        ),
+        case(
+            "settings of slots that ranks cannot share",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --redundant 1",
+        ),
+        case(
+            "another dispatcher than the engine has",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --for vllm --dispatch even",
+        ),
+        case("a stall in bytes", f"{TUNE} --expert-bytes 9 --stall-seconds 3MB"),
+        case("interference above all", f"{TUNE} --expert-bytes 9 --interference 2"),
+        case("results over the recording", f"{TUNE} --expert-bytes 9 --results run.safetensors"),
+        case(
+            "results in a file of something else",
+            f"{TUNE} --expert-bytes 9 --step-tokens 16 --results notes.txt",
+            text("notes.txt", "bread, milk\n"),
+        ),
+        case("a simulation without requests", SIMULATE),
+        case("a simulation of nothing", "simulate --ranks 2 --rate 5"),
+        case("a simulation without times", "simulate run.safetensors --ranks 2 --rate 5"),
+        case("requests at no rate", f"{SIMULATE} --rate 0"),
+        case("several rates without a sweep", f"{SIMULATE} --rate 5,10"),
+        case("a simulation by the hardware and by hand", f"{SIMULATE} --rate 5 --hardware h100"),
+        case("slots of a map that is given", f"{SIMULATE} --rate 5 --map map.json --redundant 2"),
+        case(
+            "slots that simulated ranks cannot share",
+            f"{SIMULATE} --rate 5 --duration 1 --redundant 1",
+        ),
+        case("a cache too small for a request", f"{SIMULATE} --rate 5 --kv-tokens 100"),
+        case(
+            "requests of a file that is none",
+            f"{SIMULATE} --requests notes.txt",
+            text("notes.txt", "bread, milk\n"),
+        ),
+        case(
+            "requests that arrive before the first",
+            f"{SIMULATE} --requests requests.csv",
+            text("requests.csv", "arrival_seconds,prompt_tokens,output_tokens\n0,5,5\n-1,5,5\n"),
+        ),
+        case("a sweep over the recording", f"{SIMULATE} --rate 5 --sweep run.safetensors"),
         case(
             "losses for a planner that counts on none", "plan run.safetensors --ranks 2 --losses 2"
         ),

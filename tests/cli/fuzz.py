@@ -195,7 +195,9 @@ def commands(name: str, random: Random) -> list[str]:
             ["report", name, "--json", *options],
             ["plan", name, *PLAN, *options],
             ["forecast", name, *FORECAST, *options],
+            ["forecast", name, *FORECAST, *ONLINE, *options],
             ["simulate", name, *FORECAST, *SIMULATE, *options],
+            ["tune", name, *TUNE, *options],
             ["convert", name, "--to", "equipoise", "-o", "old.safetensors", *options],
         ]
     )
@@ -203,6 +205,12 @@ def commands(name: str, random: Random) -> list[str]:
 
 PLAN = ("--ranks", "2", "--for", "ascend", "-o", "old.json", "--even-if-worse")
 FORECAST = ("--ranks", "2", "--planner", "greedy", "--rank-cost", "h100-deepep-ep8")
+ONLINE = ("--online", "--expert-bytes", "9M", "--step-assignments", "40")
+TUNE = (
+    *("--ranks", "2", "--rank-cost", "h100-deepep-ep8", "--expert-bytes", "9M"),
+    *("--step-tokens", "20", "--steps", "32", "--redundant", "2", "--dispatch", "even"),
+    *("--try-window", "8", "--try-interval", "8", "--proposals", "16", "--plan-seconds", "1us"),
+)
 SIMULATE = ("--rate", "5", "--duration", "1", "--output-tokens", "3", "--chunked-prefill", "128")
 OLD = ("old.yaml", "old.json", "old.html", "old.safetensors")
 

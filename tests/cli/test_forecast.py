@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from equipoise.plan.planners.eplb import Greedy
 from equipoise.sample import sample_trace_path
 from equipoise.simulate.expert_time import UncertainCost
 from equipoise.simulate.forecast import Moving, forecast
+from equipoise.simulate.profiles import prior
 from equipoise.simulate.routers import lognormal, sample_trace, steady
 
 LAYERS = (2, 3, 4)
@@ -179,3 +181,35 @@ def test_few_steps_are_no_evidence(recording, document):
 def test_what_cannot_be_is_refused(run, options, said, capsys):
     assert main(["forecast", str(run), *map(str, QUICK), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_online_is_tried_next_to_plans_that_stay_and_prices_are_named(run, text, document):
+    options = (*QUICK, "--redundant", 4, "--dispatch", "even", "--online", "--expert-bytes", "1M")
+    options += ("--hold-out", 0.8)
+    (answer,) = document("forecast", run, *options, "--plan-seconds", "1ms")
+    static, online = answer["options"]
+    assert (static["policy"], online["policy"]) == ("static", "online")
+    assert (static["over_static"], len(online["over_static"])) == (None, 2)
+    assert answer["best"] == static  # a steady router leaves a controller nothing to do
+    found = answer["online"]
+    assert (found["best"], found["plan_seconds"]) == (online, 0.001)
+    assert found["assumed"].startswith("Assumed, since not given: --interference 1")
+    out = text("forecast", run, *options, "--plan-seconds", "1ms")
+    assert "even, online" in out
+    assert "Online is our controller on " in out
+    assert "not surely worth the 1.0% that would pay" in out
+
+
+def test_a_prior_recommends_nothing(text, document, tmp_path):
+    small = tmp_path / "small.json"
+    small.write_text(replace(prior("gpt-oss-20b"), num_layers=2).to_json())
+    assumed = (
+        "forecast", "--prior", small, "--batch-tokens", 16_384, "--ranks", 8, "--rank-cost", COST,
+        "--planner", "greedy", "--redundant", 8, "--dispatch", "vllm", "--for", "vllm",
+    )  # fmt: skip
+    (answer,) = document(*assumed)
+    assert answer["assumed"]
+    assert (answer["verdict"], answer["launch"]) == ("insufficient evidence", None)
+    assert "assumed, not recorded; record your own steps" in answer["text"]
+    assert "it would be: recommend: 8 redundant slots" in answer["text"]
+    assert "drawn from the prior gpt-oss-20b" in text(*assumed)

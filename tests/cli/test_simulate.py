@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import equipoise as eq
 from equipoise.cli import main
+from equipoise.simulate.profiles import prior
 from equipoise.simulate.routers import lognormal, sample_trace, steady
 
 RANKS, EXPERTS, TOP_K = 4, 16, 2
@@ -190,3 +192,17 @@ def test_a_sweep_onto_the_recording_is_refused(trace_file, capsys):
     arguments = (trace_file, *COMMON, *TIMES, *GREEDY, "--sweep", trace_file)
     assert "would be written over the input" in refusal(capsys, *arguments)
     assert trace_file.read_bytes() == before
+
+
+def test_a_prior_is_marked_as_assumed(tmp_path, capsys):
+    small = tmp_path / "small.json"
+    small.write_text(replace(prior("gpt-oss-20b"), num_layers=2).to_json())
+    arguments = ("--prior", small, *COMMON, *TIMES, "--redundant", 4, "--planner", "greedy")
+    answer = document(capsys, *arguments)
+    assert answer["assumed"]
+    assert answer["text"].startswith("assumed, not recorded: ")
+    out = run(capsys, *arguments)[1]
+    assert out.count("the plan: assumed, not recorded: ") == 2
+    assert "32 assumed steps, planned on 128 others" in out
+    assert "one of the two" in refusal(capsys, tmp_path, *arguments)
+    assert "--phase: only with a recording" in refusal(capsys, *arguments, "--phase", "decode")

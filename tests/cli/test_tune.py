@@ -90,6 +90,8 @@ def test_what_does_not_go_together_is_refused(run, capsys, tmp_path):
         ((run, "--ranks", 4), "what an expert weighs"),
         ((run, "--ranks", 4, "--expert-bytes", 9), "no published constants for 4 ranks"),
         ((run, *QUICK, "--use-async"), "only with --for"),
+        ((run, *QUICK, "--hardware", "h100"), "give one of the two"),
+        ((run, *QUICK, "--link", "aws-efa"), "--link: only with --hardware"),
         ((run, *QUICK, "--for", "vllm", "--dispatch", "even"), "shares batches by vllm"),
         ((run, *QUICK, "--try-excess", "0,a"), "--try-excess is '0,a'"),
         ((run, *QUICK, "--try-excess", 0), "--try-excess is '0'"),
@@ -98,3 +100,29 @@ def test_what_does_not_go_together_is_refused(run, capsys, tmp_path):
     ):
         assert main(["tune", *map(str, arguments)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_hardware_times_whole_steps_and_says_where_times_are_from(run, text, document):
+    times = ("--hardware", "h100", "--serve", "decode", "--redundant", 4, "--dispatch", "even")
+    rest = ("--ranks", 4, "--expert-bytes", "1M", "--proposals", 256, "--kinds", "static,online")
+    rest += ("--try-window", 8, "--try-interval", 8, "--plan-seconds", "1ms")
+    answer = document("tune", run, *times, *rest)
+    assert answer["model"] == "H100 SXM, decode"
+    assert answer["counts"] == "counting whole steps"
+    assert {"experts", "exchanges", "attention", "within a node"} <= answer["hardware"].keys()
+    assert answer["prices"]["expert_bytes"] == 10**6
+    experts_alone = document("tune", run, *QUICK, "--dispatch", "even", "--kinds", "static")
+    assert answer["none"]["step_seconds"] > 1.2 * experts_alone["none"]["step_seconds"]
+    out = text("tune", run, *times, *rest)
+    assert "deepepmoe (sglang, decode steps) fitted on H100" in out
+    assert "counting whole steps. No other setting" in out
+
+
+def test_prices_that_nobody_gave_are_named(run, text, document):
+    quick = (*QUICK, "--dispatch", "even", "--kinds", "static")
+    said = "Assumed, since not given: --interference 1 (serving waits for transfers), "
+    assert said + "--stall-seconds 0" in text("tune", run, *quick)
+    whole = (*quick, "--interference", 0.1, "--stall-seconds", "20ms")
+    prices = document("tune", run, *whole)["prices"]
+    assert (prices["stall_seconds"], prices["assumed"]) == (0.02, "")
+    assert "Assumed" not in text("tune", run, *whole)

@@ -36,6 +36,8 @@ def test_settings_of_ours_next_to_options():
 def test_a_document_is_the_same_as_a_mapping_its_text_and_a_file(name, tmp_path):
     options: dict[str, dict[str, Any]] = {
         "ascend": {"dynamic_eplb": True, "num_redundant_experts": 32},
+        "atom": {"num_redundant_experts": 32, "rebalance_interval": 2000},
+        "fastdeploy": {"redundant_experts_num": 32},
         "trtllm": {"num_slots": 288, "layer_updates_per_iter": 2},
         "vllm": {"num_redundant_experts": 32, "use_async": True},
     }
@@ -111,7 +113,7 @@ def test_a_record_that_could_not_be_written_is_refused_at_once(path, message):
 @pytest.mark.parametrize(
     ("engine", "source", "message"),
     [
-        ("sglang", {}, "No options of 'sglang' are known; use one of ascend, trtllm, vllm."),
+        ("sglang", {}, "'sglang' are known; use one of ascend, atom, fastdeploy, trtllm, vllm."),
         ("vllm", "missing.json", "missing.json does not exist."),
         ("vllm", "{", "--eplb-config: is not JSON (line 1, column 2"),
         ("vllm", '{"window_size": 8, "window_size": 9}', "'window_size' stands twice"),

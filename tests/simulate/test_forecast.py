@@ -323,6 +323,21 @@ def test_a_spread_of_plans_widens_the_interval():
     assert sure == pytest.approx((0.1, 0.1))
 
 
+def test_steps_that_resemble_each_other_for_long_widen_the_interval():
+    """Blocks as long as a request know how few requests there are."""
+    rng = np.random.default_rng(0)
+    new = 1 - np.repeat(rng.normal(0.2, 0.05, 12), 25)[None]
+    told = {"further_steps": 300, "seed": 0}
+    (a, b), (c, d) = (interval(np.ones((1, 300)), new, lasting=n, **told) for n in (1, 100))
+    assert d - c > 1.5 * (b - a)
+
+
+def test_an_option_says_what_a_plan_made_again_would_do():
+    best = forecast(skewed(40_000), eq.Topology(4), exact(BY_TOKENS), planner=greedy).best
+    (low, high), (lowest, highest) = best.interval, best.replanned
+    assert lowest < low < best.gain < high < highest
+
+
 def test_the_spread_of_plans_is_that_of_their_twins():
     assert planning_spread([]) == 0
     rng = np.random.default_rng(0)
@@ -330,15 +345,17 @@ def test_the_spread_of_plans_is_that_of_their_twins():
     assert planning_spread([tuple(pair) for pair in halves]) == pytest.approx(0.02, rel=0.05)
 
 
-def test_twins_are_plans_from_every_other_step():
-    """The odd steps heat other experts than the even ones, so their plans copy others."""
-    load = np.full((6, 1, 8), 10)
-    load[::2, :, 0] = load[1::2, :, 5] = 1000
-    plans = Plans(eq.Trace(counts=load), eq.Topology(2), greedy)
-    even, odd = plans.twins(2)
-    assert even.copies[0, [0, 5]].tolist() == [2, 1]
-    assert odd.copies[0, 5] == 2
-    assert plans.twins(2) == [even, odd]  # made once
+def test_twins_are_plans_from_the_halves_of_each_kind_of_steps():
+    """The later steps of both domains heat other experts, so their plan copies others."""
+    load = np.full((8, 1, 8), 10)
+    domain = np.array(["a", "b", "a", "b", "b", "a", "b", "a"])
+    load[:4, :, 0] = load[4:, :, 5] = 1000
+    trace = eq.Trace(counts=load, labels={"domain": domain})
+    plans = Plans(trace, eq.Topology(2), greedy)
+    early, late = plans.twins(2)
+    assert early.copies[0, [0, 5]].tolist() == [2, 1]
+    assert late.copies[0, 5] == 2
+    assert plans.twins(2) == [early, late]  # made once
     assert Plans(eq.Trace(counts=load[:1]), eq.Topology(2), greedy).twins(2) == []
 
 

@@ -9,6 +9,7 @@ from equipoise.balance import expert_loads, imbalance
 from equipoise.errors import EquipoiseError
 from equipoise.lab import ep_step_time
 from equipoise.simulate.routers import (
+    choice_shares,
     drift,
     hot_expert,
     lognormal,
@@ -157,3 +158,22 @@ def test_traces_count_every_choice_and_repeat():
 def test_wrong_input_gets_a_sentence(call, says):
     with pytest.raises(EquipoiseError, match=says):
         call()
+
+
+@pytest.mark.parametrize(("experts", "top_k", "error"), [(8, 2, 0.05), (64, 8, 0.015)])
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 1.5])
+def test_choice_shares_are_what_many_tokens_choose(experts, top_k, error, sigma):
+    popularity = lognormal(experts, sigma=sigma, seed=3)[0]
+    ids = sample_topk(popularity, num_tokens=20_000, top_k=top_k, seed=1)
+    chosen = expert_loads(ids, experts) / 20_000
+    assert np.abs(top_k * choice_shares(popularity, top_k=top_k) - chosen).max() < error
+
+
+def test_choice_shares_never_exceed_one_choice_of_a_token():
+    hot = hot_expert(16, share=0.9, num_layers=2)
+    shares = choice_shares(hot, top_k=4)
+    assert shares.max() <= 1 / 4 + 1e-9
+    assert np.allclose(shares.sum(axis=1), 1)
+    assert np.array_equal(choice_shares(hot, top_k=16), np.full((2, 16), 1 / 16))
+    with pytest.raises(EquipoiseError, match="cannot choose 4 different experts where only 1"):
+        choice_shares(hot_expert(16, share=1.0), top_k=4)

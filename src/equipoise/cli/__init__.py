@@ -61,6 +61,8 @@ for _name, _help in {
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "monitor": "Watch a running system: imbalance, ranks, layers, experts, events.",
     "demo": "Serve a small model on several processes and balance it live.",
+    "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
+    "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
     "calibrate": "Fit the time model to tables of measured kernel times.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",

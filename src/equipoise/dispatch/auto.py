@@ -18,6 +18,7 @@ from equipoise.dispatch.quotas import whole_shares
 from equipoise.dispatch.split import Split
 from equipoise.dispatch.times import rank_times
 from equipoise.placement import Placement
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 
@@ -65,6 +66,8 @@ class Auto:
 
     cost: RankCost
     topology: Topology | None = None
+
+    __repr__ = differing
 
     @property
     def rules(self) -> Mapping[str, Even | FewestExperts | MinMax]:

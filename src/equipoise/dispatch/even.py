@@ -16,6 +16,7 @@ from equipoise.dispatch.quotas import even_quotas
 from equipoise.dispatch.split import Split
 from equipoise.dispatch.times import rank_speeds, rank_times
 from equipoise.placement import Placement
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 
@@ -38,6 +39,8 @@ class Even:
 
     topology: Topology | None = None
     cost: RankCost | None = None
+
+    __repr__ = differing
 
     @property
     def scale_free(self) -> bool:

@@ -17,6 +17,7 @@ from equipoise.dispatch.split import Split
 from equipoise.dispatch.times import rank_speeds
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 
@@ -87,6 +88,8 @@ class FewestExperts:
 
     topology: Topology | None = None
     cost: RankCost | None = None
+
+    __repr__ = differing
 
     def split(self, load: ArrayLike | Batch, placement: Placement) -> FewestExpertsSplit:
         """Share a batch over the copies.

@@ -15,6 +15,7 @@ from equipoise.dispatch.split import Split
 from equipoise.dispatch.times import least_times, rank_speeds, rank_times
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -42,6 +43,8 @@ class MinMax:
 
     topology: Topology | None = None
     cost: RankCost | None = None
+
+    __repr__ = differing
 
     @property
     def scale_free(self) -> bool:

@@ -14,6 +14,7 @@ from equipoise.dispatch.minmax import bottleneck_ranks
 from equipoise.dispatch.split import Split
 from equipoise.dispatch.times import nodes_of_ranks, rank_times
 from equipoise.placement import Placement
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 
@@ -37,6 +38,8 @@ class Nearest:
 
     topology: Topology | None = None
     cost: RankCost | None = None
+
+    __repr__ = differing
 
     @property
     def scale_free(self) -> bool:

@@ -72,6 +72,13 @@ class Split:
             if array is not None:
                 array.flags.writeable = False
 
+    def __repr__(self) -> str:
+        return (
+            f"Split({len(self.load)} layers, {self.load.sum():.6g} assignments over "
+            f"{self.placement.num_slots} slots on {self.placement.num_ranks} ranks, "
+            f"{self.dispatch})"
+        )
+
     @cached_property
     def quotas(self) -> NDArray[np.int64]:
         """Whole assignments of each slot, ``(L, S)``; an expert's sum to its load.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.errors import EquipoiseError, Message, marked
 from equipoise.placement import Placement
+from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class TraceOptions:
     columns: dict[str, str] | None = None
     iterations: tuple[int, int] | None = None
     allow_pickle: bool = False
+
+    __repr__ = in_short
 
 
 ANY_FORMAT = frozenset({"num_experts", "drop_experts", "layer_ids"})
@@ -216,6 +219,8 @@ class MapContext:
     model_key: str | None = None
     planner: str | None = None
     trace: str | None = None
+
+    __repr__ = in_short
 
 
 NOTHING_KNOWN = MapContext()

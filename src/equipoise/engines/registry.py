@@ -65,6 +65,8 @@ ENGINES = (
     Engine(
         folder="ascend", maps=("maps",), traces=("load", "plain_load"), launch=True, advice=True
     ),
+    Engine(folder="atom", advice=True),
+    Engine(folder="fastdeploy", advice=True),
     Engine(
         folder="tabular",
         traces=(

@@ -15,6 +15,8 @@ from equipoise.engines._shared.findings import shown_names
 from equipoise.engines._shared.options import RECORD_PATH, Facts, Found, OptionTable
 from equipoise.engines._shared.options_document import read_document
 from equipoise.engines.ascend import settings as ascend
+from equipoise.engines.atom import settings as atom
+from equipoise.engines.fastdeploy import settings as fastdeploy
 from equipoise.engines.files import output_file
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import check_map_path, examine_map, reading_warnings, write_map
@@ -25,6 +27,8 @@ from equipoise.placement import Placement
 
 TABLES: dict[str, OptionTable] = {
     "ascend": ascend.TABLE,
+    "atom": atom.TABLE,
+    "fastdeploy": fastdeploy.TABLE,
     "trtllm": trtllm.TABLE,
     "vllm": vllm.TABLE,
 }
@@ -82,7 +86,8 @@ def read_options(
     Parameters
     ----------
     engine
-        ``"ascend"`` (SwiftBalancer, old names and new), ``"trtllm"`` or ``"vllm"``.
+        ``"ascend"`` (SwiftBalancer, old names and new), ``"atom"``, ``"fastdeploy"``, ``"trtllm"``
+        or ``"vllm"``.
     source
         Options as the engine takes them: a mapping, its text, or the path of a file with it. They
         may be nested as they are there, in ``eplb_config`` or ``moe_config.load_balancer``.

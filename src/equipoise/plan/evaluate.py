@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +14,10 @@ from equipoise.dispatch import Dispatcher, dispatcher
 from equipoise.dispatch.base import TOO_MUCH_LOAD
 from equipoise.dispatch.times import rank_speeds
 from equipoise.errors import EquipoiseError
+from equipoise.frames import data_frame
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
+from equipoise.showing import heat_html, in_short
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -34,11 +37,14 @@ class Evaluation:
         The same of the mean rank, ``(T, L)``.
     dispatch
         The dispatcher that shared the load over the copies.
+    layer_ids
+        The model's numbers of the layers; empty numbers them from 0.
     """
 
     peak: NDArray[np.float64]
     mean: NDArray[np.float64]
     dispatch: str
+    layer_ids: tuple[int, ...] = ()
 
     @cached_property
     def imbalance(self) -> NDArray[np.float64]:
@@ -71,6 +77,42 @@ class Evaluation:
         """Mean peak of steps and layers with load, in the dispatcher's unit."""
         loaded = self.mean > 0
         return float(self.peak[loaded].mean()) if loaded.any() else 0.0
+
+    def to_frame(self) -> Any:
+        """A row for each step and layer, as a ``DataFrame`` of pandas or else of polars.
+
+        Columns: ``step`` (its position), ``layer``, ``peak``, ``mean`` and ``imbalance``.
+
+        Raises
+        ------
+        EquipoiseError
+            Neither pandas nor polars is installed.
+        """
+        steps, layers = self.peak.shape
+        return data_frame(
+            {
+                "step": np.repeat(np.arange(steps), layers),
+                "layer": np.tile(np.array(self.layer_ids or range(layers)), steps),
+                "peak": self.peak.ravel(),
+                "mean": self.mean.ravel(),
+                "imbalance": self.imbalance.ravel(),
+            }
+        )
+
+    def __repr__(self) -> str:
+        steps, layers = self.peak.shape
+        return (
+            f"Evaluation({steps} steps, {layers} layers, imbalance {self.mean_imbalance:.3f} on "
+            f"average, {self.p95_imbalance:.3f} at p95, {self.worst_imbalance:.3f} at worst, "
+            f"{self.dispatch})"
+        )
+
+    def _repr_html_(self) -> str:
+        return heat_html(
+            repr(self),
+            self.imbalance.T,
+            "Load of the busiest rank over the mean: a row for each layer, a column for each step.",
+        )
 
     @property
     def _loaded(self) -> NDArray[np.float64]:
@@ -110,6 +152,7 @@ def evaluate(
         peak=known.peaks(loads, placement),
         mean=_mean(loads, known, placement.num_ranks),
         dispatch=known.name,
+        layer_ids=placement.layer_ids,
     )
 
 
@@ -151,6 +194,7 @@ def evaluate_without_balancing(
         peak=(times / speed).max(axis=-1),
         mean=_mean(loads, known, num_ranks),
         dispatch=known.name,
+        layer_ids=load.layer_ids if isinstance(load, Trace) else (),
     )
 
 
@@ -189,6 +233,8 @@ class Comparison:
     def is_sure(self) -> bool:
         """Whether ``after`` is lower, by more than chance explains."""
         return self.noise is not None and self.before - self.after > self.noise
+
+    __repr__ = in_short
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

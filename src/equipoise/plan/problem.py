@@ -135,6 +135,15 @@ class Problem:
                 return what
         return None
 
+    def __repr__(self) -> str:
+        groups = ""
+        if self.traffic_groups is not None:
+            groups = f", {len(set(self.traffic_groups.tolist()))} traffic groups"
+        return (
+            f"Problem({len(self.load)} steps, {self.num_layers} layers, {self.num_experts} experts "
+            f"in {self.num_slots} slots on {self.topology.num_ranks} ranks{groups})"
+        )
+
     def placement(self, slots: ArrayLike) -> Placement:
         """A placement of this problem's shape from ``(L, S)`` expert ids."""
         return Placement(

@@ -24,6 +24,7 @@ from equipoise.plan.problem import Problem
 from equipoise.plan.result import Planner
 from equipoise.plan.search.anneal import Clock
 from equipoise.plan.weigh.failover import refit
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -69,6 +70,8 @@ class Situation:
     max_moves: int | None = None
     time_budget_seconds: float | None = None
 
+    __repr__ = in_short
+
 
 class Outcome(Enum):
     """What became of the slots in force."""
@@ -100,6 +103,8 @@ class Answer:
     moves: int
     outcome: Outcome
     reason: str
+
+    __repr__ = in_short
 
 
 def replan(

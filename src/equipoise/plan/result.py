@@ -13,6 +13,7 @@ from equipoise.dispatch import Dispatcher, MinMax, Shares, dispatcher
 from equipoise.placement import Placement
 from equipoise.plan.bounds import Binding, Limits, Sums, advice, bindings, limits
 from equipoise.plan.problem import Problem
+from equipoise.showing import heat_html
 from equipoise.topology import Topology
 
 
@@ -114,6 +115,24 @@ class Plan:
             in_seconds=self.dispatcher.cost is not None,
         )
         return f"{self.note} {said}" if self.note else said
+
+    def __repr__(self) -> str:
+        placed = self.placement
+        return (
+            f"Plan({placed.num_layers} layers, {placed.num_experts} experts in {placed.num_slots} "
+            f"slots on {placed.num_ranks} ranks, by {self.planner.partition('(')[0]} for "
+            f"{self.dispatch})"
+        )
+
+    def _repr_html_(self) -> str:
+        placed = self.placement
+        load_LR = np.einsum("le,lre->lr", self.load / placed.copies, placed.copies_on_rank)
+        return heat_html(
+            repr(self),
+            load_LR / np.maximum(load_LR.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny),
+            "Load of every rank over the mean, all steps together, each copy taking an equal "
+            "share: a row for each layer, a column for each rank.",
+        )
 
     @property
     def _is_sum(self) -> bool:

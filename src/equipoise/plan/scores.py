@@ -52,6 +52,13 @@ class Scores:
     unseen: Mapping[str, Evaluation]
     chance_held: float | None
 
+    def __repr__(self) -> str:
+        unseen = 0 if self.held is None else len(self.held)
+        return (
+            f"Scores({len(self.fit)} steps seen, {unseen} unseen, {', '.join(self.seen)}, "
+            f"{self.dispatcher.name})"
+        )
+
     @property
     def of_times(self) -> bool:
         """Whether peaks are seconds."""
@@ -102,6 +109,11 @@ class Verdict:
     unseen: bool
     in_seconds: bool
     dispatch: str
+
+    def __repr__(self) -> str:
+        answer = "gain" if self.is_gain else "no sure gain"
+        steps = f"{self.compared.num_steps} {'unseen' if self.unseen else 'seen'} steps"
+        return f"Verdict({answer}: {self.compared.gain:.1%} of the peak on {steps})"
 
     @property
     def is_gain(self) -> bool:

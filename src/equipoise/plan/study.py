@@ -47,6 +47,9 @@ class Study:
         """Whether to load the plan, and why."""
         return self.scores.verdict
 
+    def __repr__(self) -> str:
+        return f"Study({self.plan!r}, {self.verdict!r})"
+
     @cached_property
     def reach(self) -> Reach | None:
         """Where tokens of the held-out steps go; ``None`` if none were held out.

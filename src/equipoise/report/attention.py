@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from equipoise.balance import imbalance
+from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 _WORTH_SAYING = 1.1
@@ -26,6 +27,8 @@ class Attention:
 
     imbalance: float
     busiest_rank: int
+
+    __repr__ = in_short
 
     @property
     def headline(self) -> tuple[str, ...]:

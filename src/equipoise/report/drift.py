@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.report.labels import label_groups
+from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 _MOST_WINDOWS = 256  # compared with each other: bounds memory on long recordings
@@ -22,6 +23,8 @@ class LabelDrift:
 
     within: float | None
     between: float
+
+    __repr__ = in_short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Drift:
     total_variation: float | None
     chance_variation: float | None
     labels: Mapping[str, LabelDrift]
+
+    __repr__ = in_short
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from equipoise.balance import imbalance
 from equipoise.noise import TraceNoiseFloor, trace_noise_floor
 from equipoise.report.labels import label_groups
 from equipoise.report.measured import Layout, rank_loads
+from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 _STEPS_AT_ONCE = 64
@@ -55,6 +56,8 @@ class Balance:
     floor_std: float
     excess: float
     beyond_chance: float
+
+    __repr__ = in_short
 
     @property
     def chance_share(self) -> float:

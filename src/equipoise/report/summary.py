@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from html import escape
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,12 +12,15 @@ from numpy.typing import NDArray
 
 from equipoise.balance import imbalance
 from equipoise.errors import EquipoiseError
+from equipoise.frames import data_frame
 from equipoise.placement import Placement
 from equipoise.report.attention import Attention, measure_attention
 from equipoise.report.drift import Drift, measure_drift
 from equipoise.report.labels import without_fine_labels
 from equipoise.report.measured import Layout, aligned, source_ranks, unbalanced
+from equipoise.report.plots import Plots
 from equipoise.report.ranks import Balance, RankView, over_mean
+from equipoise.showing import heat_html, in_short, short_name
 from equipoise.trace import Trace
 
 _TOP = 10
@@ -52,6 +57,8 @@ class LayerSummary:
     busiest_rank: int | None
     balance: Balance | None
 
+    __repr__ = in_short
+
 
 @dataclass(frozen=True, kw_only=True)
 class HotExpert:
@@ -73,6 +80,8 @@ class HotExpert:
     share: float
     ranks: tuple[int, ...]
 
+    __repr__ = in_short
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSummary:
@@ -84,6 +93,8 @@ class LabelSummary:
     assignments: int
     expert_imbalance: float
     balance: Balance | None
+
+    __repr__ = in_short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +110,8 @@ class ExpertCurves:
     high: tuple[float, ...]
     steepest: tuple[float, ...]
     steepest_layer: int
+
+    __repr__ = in_short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +175,52 @@ class TraceSummary:
     rank_p95: tuple[tuple[float, ...], ...]
     rank_multiples: tuple[tuple[float, ...], ...]
     expert_curves: ExpertCurves
+
+    @property
+    def plot(self) -> Plots:
+        """Drawings on matplotlib: ``plot.heat()``, ``layers()``, ``experts()`` and ``drift()``."""
+        return Plots(self)
+
+    def to_frame(self) -> Any:
+        """A row for each layer, as a ``DataFrame`` of pandas or else of polars.
+
+        Columns are the fields of ``LayerSummary``, with those of its balance in place of it.
+
+        Raises
+        ------
+        EquipoiseError
+            Neither pandas nor polars is installed.
+        """
+        own = [f.name for f in fields(LayerSummary) if f.name != "balance"]
+        columns: dict[str, list[object]] = {
+            name: [getattr(x, name) for x in self.layers] for name in own
+        }
+        for name in (f.name for f in fields(Balance)):
+            columns[name] = [getattr(x.balance, name, None) for x in self.layers]
+        return data_frame(columns)
+
+    def __repr__(self) -> str:
+        balance = ""
+        if self.balance is not None:
+            balance = (
+                f", {self.num_ranks} ranks, imbalance {self.balance.imbalance:.3f} where chance "
+                f"alone gives {self.balance.floor:.3f}"
+            )
+        return (
+            f"TraceSummary({self.num_steps} steps, {self.num_layers} layers, {self.num_experts} "
+            f"experts{balance}, {short_name(self.source)})"
+        )
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.headline)
+        if not self.rank_p95:
+            return f"<div><code>{escape(repr(self))}</code>{said}</div>"
+        return said + heat_html(
+            repr(self),
+            self.rank_p95,
+            "Load of every rank over the mean in one step of twenty, or more: a row for each "
+            "layer, a column for each rank.",
+        )
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from equipoise.checks import check_number
 from equipoise.errors import EquipoiseError, argument
 from equipoise.noise import trace_noise_floor
 from equipoise.simulate.expert_time import Layout
-from equipoise.simulate.layer_time import MODES, LayerTime, Mode
+from equipoise.simulate.layer_time import MODES, MOST_TOKENS, LayerTime
+from equipoise.simulate.machine import Exchange
 from equipoise.simulate.trial import some_steps, step_loads
 from equipoise.trace import Trace
 
@@ -37,13 +38,12 @@ CLOSING = "Change one thing at a time, and measure again after every change."
 TILE = 128
 """Rows to which grouped products of prefill are padded, expert by expert."""
 
-_PREFILL: Mode = "high throughput"
+_PREFILL: Exchange = "high-throughput"
 _MEMORY_SHARE = 0.9  # of a GPU's memory that engines take
 _WORTH = 0.05  # share of a layer's time below which nothing is changed
 _HEADROOM = 1.1  # of the time of a token in the longest chunk
 _LONGEST_CHUNK = 1 << 15
 _MOST_SEQUENCES = 1024  # of a rank, which no step of decode exceeds
-_MOST_TOKENS = 8192  # up to which kernels are compared
 _COPIES_PAY = 0.05  # imbalance that lasts, or that comes and goes, from which it is worth balancing
 
 
@@ -181,6 +181,12 @@ class _Case:
         return slots.reshape(*slots.shape[:2], self.layer.num_ranks, -1)
 
     @property
+    def rank_seconds(self) -> Floats:
+        """Experts' time of each rank, ``(T, L, R)``."""
+        slots = self.rank_load.reshape(*self.rank_load.shape[:2], -1)
+        return self.layer.machines[self.mode].rank_seconds(slots, self.layer.num_ranks)
+
+    @property
     def tokens(self) -> float:
         """Tokens of a rank in a mean step."""
         return float(self.load.sum(axis=2).mean()) / self.layer.shape.top_k / self.layer.num_ranks
@@ -191,7 +197,7 @@ class _Case:
         return float(self.load.sum() / np.count_nonzero(self.load))
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> Exchange:
         """The kernels with which a mean step is faster."""
         return self.layer.faster_mode(self.tokens)
 
@@ -346,18 +352,18 @@ def _kernel_mode(case: _Case) -> Item:
     """Low latency or high throughput."""
     layer, tokens = case.layer, case.tokens
     low, high = (layer.layer_seconds(tokens, mode) for mode in MODES)
-    first, second = sorted(layer.crossover(op) for op in ("dispatch", "combine"))
+    crossover = layer.crossover()
     numbers = {
         "low_latency_seconds": low,
         "high_throughput_seconds": high,
-        "crossover_tokens_per_rank": second,
+        "crossover_tokens_per_rank": crossover,
     }
     found = (
         f"At {tokens:,.0f} tokens on a rank a layer takes {_us(low)} with low-latency kernels and "
         f"{_us(high)} with high-throughput ones. Their exchanges alone cross within a node at "
-        f"{_tokens(first)} to {_tokens(second)} tokens."
+        f"{_tokens(crossover)} tokens."
     )
-    means = f"Take {case.mode} for steps like these"
+    means = f"Take {case.mode} kernels for steps like these"
     if layer.num_ranks > layer.ranks_per_node:
         means += (
             "; between nodes high throughput sends a token once to a node, so they cross earlier"
@@ -369,10 +375,7 @@ def _overlap(case: _Case) -> Item:
     """Whether two micro-batches should hide each other's exchanges."""
     layer, mode = case.layer, case.mode
     exchange, plain = layer.exchange_seconds(case.tokens, mode), case.layer_seconds
-    half, of_half = case.tokens / 2, layer.faster_mode(case.tokens / 2)
-    twice = 2 * layer.even_seconds(half, of_half)
-    halves = 2 * layer.exchange_seconds(half, of_half)
-    overlapped = (twice + halves + max(twice, halves)) / 2
+    overlapped = layer.overlapped_seconds(case.tokens)
     saved = 1 - overlapped / plain
     share = exchange / plain
     numbers = {
@@ -440,7 +443,7 @@ def _load_balancing(case: _Case) -> Item:
     total = of_rank.sum(axis=0)
     lasting = float(imbalance(total[total.any(axis=1)]).mean())
     floor = float(trace_noise_floor(case.steps, case.layer.num_ranks).mean.mean())
-    seconds = case.layer.expert_seconds(case.rank_load, case.mode)
+    seconds = case.rank_seconds
     idle = 1 - float(seconds.mean(axis=-1).sum() / seconds.max(axis=-1).sum())
     varying = max(every_step - floor - (lasting - 1), 0.0)
     below = case.mean_load < case.layer.knee(case.mode)
@@ -516,4 +519,4 @@ def _ms(seconds: float) -> str:
 
 
 def _tokens(number: int) -> str:
-    return f"{number:,}" if number <= _MOST_TOKENS else f"more than {_MOST_TOKENS:,}"
+    return f"{number:,}" if number <= MOST_TOKENS else f"more than {MOST_TOKENS:,}"

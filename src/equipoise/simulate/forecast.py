@@ -6,7 +6,7 @@ As far as the model counts: the experts' computation, or whole steps. How: ``doc
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -32,6 +32,9 @@ from equipoise.simulate.gain import (
     gain_interval,
     planning_spread,
 )
+from equipoise.simulate.lasting import lasting_steps
+from equipoise.simulate.online_trial import InTime, Online
+from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.trial import (
     Bench,
     Plans,
@@ -91,7 +94,9 @@ class Option:
     gain
         Share of the step's time that it takes off; negative if steps take longer.
     interval
-        Its ends, at ``CONFIDENCE``; ``None`` for a single step.
+        Its ends for this plan, at ``CONFIDENCE``; ``None`` for a single step.
+    replanned
+        The same for a plan made again from other steps of such traffic.
     needed
         Share that it must take off to pay, the more the more slots it has.
     bytes_per_rank, kv_tokens
@@ -101,6 +106,10 @@ class Option:
         The plan, made from the earlier steps.
     above_needed
         What each unseen step gets shorter by, beyond what is needed, ``(T,)`` seconds.
+    moves
+        Slots that our controller moved from the plan on; ``None``: the plan stays.
+    over_static
+        Interval of what our controller takes off the steps of the best plan that stays.
     """
 
     redundant: int
@@ -110,11 +119,19 @@ class Option:
     plain_seconds: float
     gain: float
     interval: tuple[float, float] | None
+    replanned: tuple[float, float] | None
     needed: float
     bytes_per_rank: int | None
     kv_tokens: int | None
     placement: Placement
     above_needed: Floats
+    moves: int | None = None
+    over_static: tuple[float, float] | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether our controller keeps it balanced."""
+        return self.moves is not None
 
     @property
     def throughput(self) -> float:
@@ -124,7 +141,8 @@ class Option:
     @property
     def name(self) -> str:
         """What it is, in words."""
-        return f"{self.redundant} redundant slots a layer with {self.dispatch} split"
+        text = f"{self.redundant} redundant slots a layer with {self.dispatch} split"
+        return f"{text}, kept balanced by our controller" if self.is_online else text
 
     @property
     def change(self) -> str:
@@ -190,7 +208,11 @@ class Forecast:
         What a mean unseen step is spent on as things are, in seconds by part; ``None`` if only the
         experts are counted.
     options
-        What was tried.
+        What was tried: plans that stay, then each with our controller, if it was asked for.
+    in_time
+        How steps were served for the controller; ``None`` if it was not asked for.
+    assumed
+        Whether nobody recorded the steps.
     decision
         Whether moving from the map in force pays; ``None`` without one, without prices, or if the
         best option has another number of slots.
@@ -206,16 +228,39 @@ class Forecast:
     today: tuple[Idle, ...]
     parts: Mapping[str, float] | None
     options: tuple[Option, ...]
+    in_time: InTime | None
+    assumed: bool
     decision: Decision | None
 
     @cached_property
     def best(self) -> Option:
-        """What takes most off a step beyond what its slots must, of what can run."""
-        return best_option(self.options)
+        """What takes most off a step beyond what its slots must, of what can run.
+
+        Our controller only where it surely takes as much off the best plan that stays as pays.
+        """
+        return best_option(self.options, self.least_gain)
+
+    @property
+    def online(self) -> Option | None:
+        """The best with our controller, worth it or not; ``None`` if it was not asked for."""
+        tried = [o for o in self.options if o.is_online]
+        return max(tried, key=_beyond_needed) if tried else None
 
     @cached_property
     def verdict(self) -> Verdict:
         """Whether to do it."""
+        found = self._of_steps
+        if not self.assumed:
+            return found
+        return Verdict(
+            kind="insufficient evidence",
+            why=f"{ASSUMED}; record your own steps. If yours were like these, it would be: "
+            f"{found.text}",
+        )
+
+    @property
+    def _of_steps(self) -> Verdict:
+        """What the steps say, recorded or not."""
         if self.unseen_steps < LEAST_WINDOWS:
             return Verdict(
                 kind="insufficient evidence",
@@ -281,6 +326,7 @@ def forecast(
     further_steps: int | None = None,
     current: Placement | None = None,
     moving: Moving | None = None,
+    online: Online | None = None,
     slot_bytes: int | None = None,
     kv_bytes_per_token: int | None = None,
     seed: int = 0,
@@ -314,6 +360,8 @@ def forecast(
         The map in force: what gains are counted from.
     moving
         What moving from there costs.
+    online
+        What planning and moving cost our controller, which is then tried on every plan as well.
     slot_bytes
         What a slot of every layer takes of a rank's memory.
     kv_bytes_per_token
@@ -354,6 +402,7 @@ def forecast(
         fewest_slots=plain.placement.slots_per_rank,
         spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
         strata=step_kinds(held),
+        lasting=_lasting(trace),
         further_steps=further_steps or len(unseen),
         least_gain=least_gain,
         slot_bytes=slot_bytes,
@@ -361,7 +410,19 @@ def forecast(
         seed=seed,
     )
     options = tuple(terms.option(t, engine_dispatch in (None, t.dispatch)) for t in trials)
-    best = best_option(options)
+    in_time = None
+    if online is not None:
+        in_time = InTime.of(
+            held,
+            step_assignments,
+            seed,
+            topology=topology,
+            models=bench.models,
+            other_seconds=other_seconds,
+            online=online,
+        )
+        options += _online_options(in_time, terms, options, old, judges, plain)
+    best = best_option(options, least_gain)
     return Forecast(
         model=model.name,
         planned_steps=fit.num_steps,
@@ -373,15 +434,30 @@ def forecast(
         today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
         parts=_parts_of(unseen, old[next(iter(judges))], topology, model, trace.top_k, seed),
         options=options,
+        in_time=in_time,
+        assumed=is_assumed(trace),
         decision=_decide(
-            trials[options.index(best)], bench, current, moving, judges[best.dispatch], cost
+            trials[options.index(best) % len(trials)],
+            bench,
+            current,
+            moving,
+            judges[best.dispatch],
+            cost,
         ),
     )
 
 
-def best_option(options: Sequence[Option]) -> Option:
-    """What takes most off a step beyond what its slots must, of what can run."""
-    return max((o for o in options if o.can_run), key=lambda o: o.gain - o.needed)
+def best_option(options: Sequence[Option], least_gain: float) -> Option:
+    """What takes most off a step beyond what its slots must, of what can run.
+
+    With our controller only if that surely takes the least gain off the best plan that stays.
+    """
+    worth = (o for o in options if o.over_static is None or o.over_static[0] >= least_gain)
+    return max((o for o in worth if o.can_run), key=_beyond_needed)
+
+
+def _beyond_needed(option: Option) -> float:
+    return option.gain - option.needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +468,7 @@ class _Terms:
     fewest_slots: int
     spread: float
     strata: NDArray[np.int64]
+    lasting: int
     further_steps: int
     least_gain: float
     slot_bytes: int | None
@@ -412,20 +489,69 @@ class _Terms:
             step_seconds=float(new.mean()),
             plain_seconds=self.plain_seconds,
             gain=gain(old, new),
-            interval=gain_interval(
-                trial.old,
-                trial.new,
-                strata=self.strata,
-                further_steps=self.further_steps,
-                spread=self.spread,
-                seed=self.seed,
-            ),
+            interval=self.interval(trial.old, trial.new),
+            replanned=self.interval(trial.old, trial.new, spread=self.spread),
             needed=needed,
             bytes_per_rank=size,
             kv_tokens=None if size is None or not kv_bytes else size // kv_bytes,
             placement=trial.placement,
             above_needed=np.asarray(old * (1 - needed) - new),
         )
+
+    def interval(
+        self, old: Floats, new: Floats, *, spread: float = 0.0
+    ) -> tuple[float, float] | None:
+        """Interval of the gain of some seconds over others, ``(M, T)`` each."""
+        return gain_interval(
+            old,
+            new,
+            strata=self.strata,
+            further_steps=self.further_steps,
+            lasting=self.lasting,
+            spread=spread,
+            seed=self.seed,
+        )
+
+
+def _online_options(
+    in_time: InTime,
+    terms: _Terms,
+    static: Sequence[Option],
+    old: Mapping[str, Layout],
+    judges: Mapping[str, Dispatcher],
+    plain: Layout,
+) -> tuple[Option, ...]:
+    """Each plan again with our controller, next to the best plan that stays, on equal steps."""
+    best = best_option(static, terms.least_gain)
+    of_plain = float(in_time.static(plain)[0].mean())
+    best_stays = in_time.static(Layout(placement=best.placement, dispatch=judges[best.dispatch]))
+    found = []
+    for option in static:
+        start = Layout(placement=option.placement, dispatch=judges[option.dispatch])
+        new, moves = in_time.controlled(start, terms.seed)
+        trial = Trial(
+            redundant=option.redundant,
+            dispatch=option.dispatch,
+            placement=option.placement,
+            old=in_time.static(old[option.dispatch]),
+            new=new,
+            twin_gains=(),
+        )
+        served = replace(terms, plain_seconds=of_plain, spread=0.0)
+        found.append(
+            replace(
+                served.option(trial, option.can_run),
+                moves=moves,
+                over_static=served.interval(best_stays, new),
+            )
+        )
+    return tuple(found)
+
+
+def _lasting(trace: Trace) -> int:
+    """Recorded steps that resemble each other."""
+    loaded = trace.counts.any(axis=(1, 2))
+    return lasting_steps(trace.counts[loaded].astype(np.float64), step_kinds(trace))
 
 
 def _today(

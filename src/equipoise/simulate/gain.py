@@ -31,15 +31,16 @@ def gain_interval(
     *,
     strata: NDArray[np.int64],
     further_steps: int,
-    spread: float,
+    lasting: int = 1,
+    spread: float = 0.0,
     seed: int,
 ) -> tuple[float, float] | None:
     """Where the gain of further steps lies, at ``CONFIDENCE``; ``None`` for a single step.
 
     Three things may move it: the steps that happened to be recorded, by resampling circular blocks
-    of them; which model is the true one; and the steps that happened to be planned on. Few blocks
-    vary less among each other than what they are drawn from, and a finite run varies as well: the
-    first part is widened for both.
+    of them; which model is the true one; and, if the plan is made again, the steps that happen to
+    be planned on. Few blocks vary less among each other than what they are drawn from, and a finite
+    run varies as well: the first part is widened for both.
 
     Parameters
     ----------
@@ -51,8 +52,12 @@ def gain_interval(
         each is resampled by itself. If one has a single step, all are taken for one kind.
     further_steps
         Steps of the run that is forecast.
+    lasting
+        Steps that resemble each other, such as those of a request: blocks are twice as long, as far
+        as two of them fit.
     spread
-        Standard deviation of the gain between plans; see ``planning_spread``.
+        Standard deviation of the gain between plans, see ``planning_spread``; 0 for the plan at
+        hand.
     """
     T = old_MT.shape[1]
     if T == 1:
@@ -63,7 +68,7 @@ def gain_interval(
         parts = [np.arange(T)]
     rows = slice(1, None) if len(old_MT) > 1 else slice(None)
     drawn = [
-        _further_means(times[rows], parts, wider=np.sqrt(1 + T / further_steps), seed=seed)
+        _further_means(times[rows], parts, lasting, wider=np.sqrt(1 + T / further_steps), seed=seed)
         for times in (old_MT, new_MT)
     ]
     z = np.random.default_rng((seed, 1)).standard_normal(drawn[0].shape)
@@ -92,14 +97,19 @@ def chances_above(saved_AT: Floats) -> Floats:
 
 
 def _further_means(
-    times_MT: Floats, parts: Sequence[NDArray[np.int64]], *, wider: float, seed: int
+    times_MT: Floats,
+    parts: Sequence[NDArray[np.int64]],
+    lasting: int,
+    *,
+    wider: float,
+    seed: int,
 ) -> Floats:
     """Means that further steps may have, ``(M, draws)``; equal seeds draw equal steps.
 
     Resampled deviations of a part with ``b`` blocks are ``sqrt(1 - 1 / b)`` of the true ones, and
     normal where Student's t is known.
     """
-    lengths = [_block_steps(len(part)) for part in parts]
+    lengths = [_block_steps(len(part), lasting) for part in parts]
     blocks = [len(part) / length for part, length in zip(parts, lengths, strict=True)]
     wider = wider * _student_over_normal(sum(blocks) - len(blocks))
     means = np.empty((len(times_MT), _RESAMPLED))
@@ -115,9 +125,10 @@ def _further_means(
     return means
 
 
-def _block_steps(num_steps: int) -> int:
-    """Steps of a block: few blocks, so that what lasts for long, such as a request, is in one."""
-    return max(block_length(num_steps), round(num_steps / _MOST_RESAMPLED_BLOCKS))
+def _block_steps(num_steps: int, lasting: int) -> int:
+    """Steps of a block: few blocks, and of twice what lasts, so that neighbours share little."""
+    few = max(block_length(num_steps), round(num_steps / _MOST_RESAMPLED_BLOCKS))
+    return max(few, min(2 * lasting, num_steps // 2))
 
 
 def _student_over_normal(freedom: float) -> float:

@@ -1,49 +1,38 @@
-"""Time of a MoE layer of one deployment: its experts, and the exchanges around them."""
+"""Time of a MoE layer of one deployment: what ``Machine`` says of experts and exchanges."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from math import ceil, comb, hypot
-from typing import Literal, get_args
+from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import check_count
-from equipoise.errors import EquipoiseError, argument
-from equipoise.simulate.compute import PRECISIONS, ExpertShape, RankTime
-from equipoise.simulate.network import (
-    ExchangeCost,
-    Link,
-    crossover_tokens,
-    payload_bytes,
-    uniform_traffic,
-)
-from equipoise.simulate.profiles import (
-    BORROWED_LOG_ERROR,
-    Calibration,
-    FittedExchange,
-    FittedKernel,
-    HardwareProfile,
-    calibration,
-)
+from equipoise.errors import EquipoiseError
+from equipoise.simulate.compute import ExpertShape
+from equipoise.simulate.machine import Exchange, Machine, machine
+from equipoise.simulate.own_work import Phase
+from equipoise.simulate.profiles import HardwareProfile, LinkProfile
+from equipoise.simulate.routed import Routed
+from equipoise.simulate.step import StepParts
+from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
-Mode = Literal["low latency", "high throughput"]
 
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES: tuple[Exchange, ...] = get_args(Exchange)
 """Kernels that answer soon, and those that carry much: of the exchanges and of the experts."""
 
-_EXCHANGES: dict[Mode, str] = {"low latency": "deepep_ll", "high throughput": "deepep_normal"}
-_PHASES: dict[Mode, str] = {"low latency": "decode", "high throughput": "prefill"}
-_PAYLOADS = {"dispatch": "fp8", "combine": "bfloat16"}
-_MULTIPROCESSORS = 24  # of the high-throughput kernel, in the tables that it is fitted to
+MOST_TOKENS = 8192
+"""Tokens of a rank up to which exchanges are compared."""
+
+_PHASES: Mapping[Exchange, Phase] = {"low-latency": "decode", "high-throughput": "prefill"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
-    """A MoE layer of a model on some ranks of some GPU.
+    """A MoE layer of a model on some ranks of some GPU, without attention.
 
     Parameters
     ----------
@@ -56,7 +45,7 @@ class LayerTime:
     ranks_per_node
         Ranks behind one fast link.
     link
-        Link between nodes, a rank's share of it.
+        Link between nodes.
     framework
         Whose kernels are taken where several were timed, ``sglang`` or ``trtllm``.
     """
@@ -65,142 +54,107 @@ class LayerTime:
     hardware: HardwareProfile
     num_ranks: int
     ranks_per_node: int
-    link: Link
+    link: LinkProfile
     framework: str = "sglang"
 
     def __post_init__(self) -> None:
-        for name in ("num_ranks", "ranks_per_node"):
-            check_count(argument(name), getattr(self, name))
-        if self.num_ranks > self.shape.num_experts:
+        if self.topology.num_ranks > self.shape.num_experts:
             raise EquipoiseError(
                 f"{self.num_ranks} ranks share {self.shape.num_experts} experts; give at most one "
-                f"rank an expert ({argument('num_ranks')})."
+                "rank an expert."
             )
-        self.hardware.device.flops(self.shape.dtype)  # the GPU can multiply these weights
 
-    def experts(self, mode: Mode) -> RankTime:
-        """Time of a rank's experts.
+    @cached_property
+    def topology(self) -> Topology:
+        """The ranks in their nodes; in one if they fit."""
+        return Topology(self.num_ranks, min(self.ranks_per_node, self.num_ranks))
 
-        Without the host's launches: a server launches while the GPU works, the benchmarks that the
-        constants are of waited for each.
-        """
-        cost = replace(self._fits[mode].cost, host_seconds=0.0)
-        return cost.on(self.hardware.device, self.shape)
+    @cached_property
+    def machines(self) -> Mapping[Exchange, Machine]:
+        """What times a layer, with the kernels of each mode."""
+        return {mode: self._machine(mode, phase) for mode, phase in _PHASES.items()}
 
     @property
     def source(self) -> str:
         """What the times rest on, and their error, in a sentence."""
-        units = PRECISIONS[self.shape.dtype].units
-        fits = list(dict.fromkeys(self._fits.values()))
-        error = max(fit.log_error for fit in fits)
-        borrowed = [fit.gpu for fit in fits if fit.gpu != self._gpu]
-        terms = (error, self.hardware.uncertainty(units), BORROWED_LOG_ERROR * bool(borrowed))
-        kernels = " and ".join(dict.fromkeys(fit.kernel for fit in fits))
-        exchange = self._exchange("low latency", "dispatch")
-        return (
-            f"Times of experts are those of {kernels}{_of(borrowed)}, good to "
-            f"{hypot(*terms):.0%}; those of exchanges are DeepEP's"
-            f"{_of([exchange.gpu] if exchange.gpu != self._gpu else [])}."
+        machines = self.machines.values()
+        error = max(m.errors.products for m in machines)
+        experts, exchanges = (
+            " and ".join(dict.fromkeys(m.facts[part] for m in machines))
+            for part in ("experts", "exchanges")
         )
-
-    def knee(self, mode: Mode) -> float:
-        """Assignments of an expert from which on its products take longer than its weights."""
-        time = self.experts(mode)
-        return time.expert_seconds / time.product_seconds
+        return f"Times of experts: {experts}, good to {error:.0%}. Of exchanges: {exchanges}."
 
     def on(self, num_ranks: int) -> LayerTime:
-        """The same on another number of ranks."""
-        return replace(self, num_ranks=num_ranks)
+        """The same on another number of ranks, in nodes as full as now if whole ones do not fit."""
+        size = self.ranks_per_node
+        if num_ranks > size and num_ranks % size:
+            size = min(size, self.num_ranks)
+        return replace(self, num_ranks=num_ranks, ranks_per_node=size)
 
-    def expert_seconds(self, load: ArrayLike, mode: Mode) -> Floats:
-        """Time of ranks, ``(...)``, from the assignments of their slots, ``(..., S / R)``.
+    def knee(self, mode: Exchange) -> float:
+        """Assignments of an expert from which on its products take longer than its weights."""
+        time = self.machines[mode].time
+        return time.expert_seconds / time.product_seconds
 
-        How many different tokens those assignments are of is taken as for equally popular experts.
-        """
-        x = np.asarray(load, dtype=np.float64)
-        E, K = self.shape.num_experts, self.shape.top_k
-        local = min(E, x.shape[-1])
-        one_or_more = 1 - comb(E - local, K) / comb(E, K)
-        return self.experts(mode).seconds(x, x.sum(axis=-1) * one_or_more * E / (K * local))
-
-    def even_seconds(self, tokens_per_rank: float, mode: Mode) -> float:
+    def even_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
         """Time of a rank's experts if all are equally popular and every rank has these tokens."""
-        E, K = self.shape.num_experts, self.shape.top_k
-        tokens = tokens_per_rank * self.num_ranks
-        local = ceil(E / self.num_ranks)
-        active = ceil(local * (1 - (1 - K / E) ** tokens))
-        load = np.zeros(local)
-        load[:active] = tokens * K * local / E / max(active, 1)
-        return float(self.expert_seconds(load, mode))
+        parts = self._parts(tokens_per_rank, self.machines[mode])
+        return float(parts.experts[0] + parts.skew[0])
 
-    def layer_seconds(self, tokens_per_rank: float, mode: Mode) -> float:
-        """Time of such experts and the exchanges around them, one after the other."""
-        exchange = self.exchange_seconds(tokens_per_rank, mode)
-        return self.even_seconds(tokens_per_rank, mode) + exchange
+    def exchange_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
+        """Time of dispatch and combine of such experts."""
+        return float(self._parts(tokens_per_rank, self.machines[mode]).exposed[0])
 
-    def exchange_seconds(self, tokens_per_rank: float, mode: Mode) -> float:
-        """Time of dispatch and combine of equally popular experts."""
-        return sum(
-            float(self._exchange_seconds(tokens_per_rank, self._exchange(mode, op).cost, op, mode))
-            for op in _PAYLOADS
-        )
+    def layer_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
+        """Time of both, one after the other."""
+        return float(self._parts(tokens_per_rank, self.machines[mode]).total[0])
 
-    def faster_mode(self, tokens_per_rank: float) -> Mode:
+    def overlapped_seconds(self, tokens_per_rank: float) -> float:
+        """Time of both in two micro-batches, with the kernels that make it shorter."""
+        halved = (replace(m, micro_batches=2) for m in self.machines.values())
+        return min(float(self._parts(tokens_per_rank, m).total[0]) for m in halved)
+
+    def faster_mode(self, tokens_per_rank: float) -> Exchange:
         """The kernels with which such a layer takes less time."""
         return min(MODES, key=lambda mode: self.layer_seconds(tokens_per_rank, mode))
 
-    def crossover(self, op: str) -> int:
-        """Tokens of a rank from which on the high-throughput kernel is faster, in one node."""
-        return crossover_tokens(
-            self._exchange("low latency", op).cost,
-            self._exchange("high throughput", op).cost,
-            payload_bytes(self.shape.hidden_size, _PAYLOADS[op]),
-            self.hardware.link,
-            num_experts=self.shape.num_experts,
-            top_k=self.shape.top_k,
-            num_ranks=min(self.num_ranks, self.ranks_per_node),
-            sms=_MULTIPROCESSORS,
+    def crossover(self) -> int:
+        """Tokens of a rank from which on the high-throughput exchanges are faster, in one node.
+
+        ``MOST_TOKENS + 1`` if they are not up to there.
+        """
+        here = self.on(min(self.ranks_per_node, self.num_ranks))
+        tokens = np.arange(1, MOST_TOKENS + 1)
+        low, high = (here._parts(tokens, here.machines[mode]).exposed for mode in MODES)
+        faster = high < low
+        return int(tokens[faster.argmax()]) if faster.any() else MOST_TOKENS + 1
+
+    def _machine(self, mode: Exchange, phase: Phase) -> Machine:
+        made = machine(
+            self.hardware,
+            self.shape,
+            phase=phase,
+            num_nodes=self.topology.num_nodes,
+            link=self.link,
+            exchange=mode,
+            framework=self.framework,
         )
+        # A server launches while the GPU works; the benchmarks of the constants waited for each.
+        return replace(made, time=replace(made.time, host_seconds=0.0))
 
-    @property
-    def _gpu(self) -> str:
-        return self.hardware.name.split()[0]
+    def _parts(self, tokens_per_rank: ArrayLike, timed_by: Machine) -> StepParts:
+        """What a layer of equally popular experts is spent on, one for each number of tokens."""
+        slot_load = self._even(np.atleast_1d(np.asarray(tokens_per_rank, dtype=np.float64)))
+        routed = Routed.expected(slot_load[:, None], self.shape.top_k, self.topology)
+        return timed_by.step(routed, self.topology)
 
-    @cached_property
-    def _fits(self) -> dict[Mode, FittedKernel]:
-        """The fitted kernel of each mode: of this GPU before this format before this maker."""
-        dtype, gpu, maker = self.shape.dtype, self._gpu, self.framework
-        return {
-            mode: min(
-                (fit for fit in _published().kernels if fit.phase in (phase, "any")),
-                key=lambda f: (f.gpu != gpu, f.dtype != dtype, f.framework != maker),
-            )
-            for mode, phase in _PHASES.items()
-        }
-
-    def _exchange(self, mode: Mode, op: str) -> FittedExchange:
-        wanted = _EXCHANGES[mode], op, _PAYLOADS[op]
-        known = (fit for fit in _published().exchanges if (fit.kernel, fit.op, fit.dtype) == wanted)
-        return min(known, key=lambda fit: fit.gpu != self._gpu)
-
-    def _exchange_seconds(self, tokens: float, cost: ExchangeCost, op: str, mode: Mode) -> Floats:
-        traffic = uniform_traffic(
-            tokens,
-            cost.copies,
-            num_experts=self.shape.num_experts,
-            top_k=self.shape.top_k,
-            num_ranks=self.num_ranks,
-            ranks_per_node=self.ranks_per_node,
-        )
-        sms = _MULTIPROCESSORS if mode == "high throughput" else 0
-        payload = payload_bytes(self.shape.hidden_size, _PAYLOADS[op])
-        return cost.seconds(traffic, payload, self.hardware.link, self.link, sms=sms)
-
-
-@cache
-def _published() -> Calibration:
-    return calibration()
-
-
-def _of(gpus: list[str]) -> str:
-    return f", borrowed from the {' and '.join(dict.fromkeys(gpus))}" if gpus else ""
+    def _even(self, tokens_per_rank: Floats) -> Floats:
+        """Loads of all slots, ``(T, S)``: of few tokens only some experts have any."""
+        E, K, R = self.shape.num_experts, self.shape.top_k, self.num_ranks
+        place = np.arange(-(-E // R))
+        held = np.clip(E - len(place) * np.arange(R), 0, len(place))  # experts of each rank
+        tokens = (tokens_per_rank * R)[:, None]
+        active = np.ceil(held * (1 - (1 - K / E) ** tokens))
+        load = tokens * K * held / E / np.maximum(active, 1)
+        return np.where(place < active[..., None], load[..., None], 0.0).reshape(len(tokens), -1)

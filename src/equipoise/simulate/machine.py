@@ -295,6 +295,7 @@ def machine(
     micro_batches: int = 1,
     max_tokens: int | None = None,
     source_imbalance: float = 1.0,
+    framework: str | None = None,
     fits: Calibration | None = None,
 ) -> Machine:
     """Put a machine together from what is known of its parts.
@@ -310,6 +311,9 @@ def machine(
     exchange
         The kernel of dispatch and combine: low-latency for decode and high-throughput for prefill
         if ``None``.
+    framework
+        Whose kernels are taken for the experts where several were timed in the weights' format;
+        the surest if ``None``.
     fits
         Fitted kernels; those published if ``None``.
 
@@ -324,7 +328,7 @@ def machine(
         raise EquipoiseError(
             f"{num_nodes} nodes need the link between them; give {argument('link')}."
         )
-    kernel = _nearest_kernel(known, profile, shape, phase)
+    kernel = _nearest_kernel(known, profile, shape, phase, framework)
     kind = exchange or ("low-latency" if phase == "decode" else "high-throughput")
     dispatch = _nearest_exchange(known, profile, kind, "dispatch", shape)
     combine = _nearest_exchange(known, profile, kind, "combine", shape)
@@ -372,9 +376,13 @@ def machine(
 
 
 def _nearest_kernel(
-    known: Calibration, profile: HardwareProfile, shape: ExpertShape, phase: Phase
+    known: Calibration,
+    profile: HardwareProfile,
+    shape: ExpertShape,
+    phase: Phase,
+    framework: str | None,
 ) -> FittedKernel:
-    """The fit of the same GPU if there is one, else of the same maker's, then format and phase."""
+    """The fit of the same GPU if there is one, then of format, framework and phase."""
     able = [fit for fit in known.kernels if fit.phase in (phase, "any")]
     if not able:
         raise EquipoiseError(f"{known.source} has no fit for {phase} steps.")
@@ -383,6 +391,7 @@ def _nearest_kernel(
         key=lambda fit: (
             not profile.is_called(fit.gpu),
             fit.dtype != shape.dtype,
+            framework is not None and fit.framework != framework,
             fit.phase == "any",
             fit.log_error,
         ),

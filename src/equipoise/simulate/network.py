@@ -210,39 +210,6 @@ def traffic_of(
     return Traffic(_busier(np.where(is_near, copies, 0)), far, len(node))
 
 
-def crossover_tokens(
-    low_latency: ExchangeCost,
-    high_throughput: ExchangeCost,
-    payload: float,
-    near: Link,
-    *,
-    num_experts: int,
-    top_k: int,
-    num_ranks: int,
-    sms: int = 0,
-    most: int = 8192,
-) -> int:
-    """Fewest tokens a rank from which on the high-throughput kernel is faster, in one node.
-
-    ``most + 1`` if it is not up to there.
-    """
-    tokens = np.arange(1, most + 1)
-
-    def seconds(cost: ExchangeCost, sms: int) -> NDArray[np.float64]:
-        traffic = uniform_traffic(
-            tokens,
-            cost.copies,
-            num_experts=num_experts,
-            top_k=top_k,
-            num_ranks=num_ranks,
-            ranks_per_node=num_ranks,
-        )
-        return cost.seconds(traffic, payload, near, sms=sms)
-
-    faster = seconds(high_throughput, sms) < seconds(low_latency, 0)
-    return int(np.argmax(faster)) + 1 if faster.any() else most + 1
-
-
 def _busier(copies_RR: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(copies_RR.sum(axis=-1), copies_RR.sum(axis=-2)))
 

@@ -55,7 +55,7 @@ class Conditions:
     topology
         The devices; their links say how long transfers take.
     model
-        What the experts of a rank take.
+        What a step takes: its experts, or all it does.
     expert_bytes
         All tensors of one expert in one layer, scales included.
     interference
@@ -63,7 +63,7 @@ class Conditions:
     stall_seconds
         Seconds for which serving stands still at each change of the map.
     other_seconds
-        What a step takes besides the experts.
+        What a step takes besides what the model counts.
     """
 
     topology: Topology
@@ -378,14 +378,14 @@ def _serve(
     layout: Layout, counts_LE: NDArray[np.integer], conditions: Conditions
 ) -> tuple[float, float]:
     """Seconds of a step without moves, and its imbalance."""
-    slots = layout.slot_loads(counts_LE[None].astype(np.float64))[0]
+    slots = layout.slot_loads(counts_LE[None].astype(np.float64))
     topology = conditions.topology
-    speed = 1.0 if topology.speed is None else np.array(topology.speed)
-    ranks = conditions.model.rank_seconds(slots, topology.num_ranks) / speed
-    loads = slots.reshape(len(slots), topology.num_ranks, -1).sum(axis=-1)
+    seconds = float(conditions.model.step_seconds(slots, topology)[0])
+    loads = slots.reshape(-1, topology.num_ranks, slots.shape[-1] // topology.num_ranks)
+    loads = loads.sum(axis=-1)
     loaded = loads.any(axis=-1)
     balance = float(imbalance(loads[loaded]).mean()) if loaded.any() else 1.0
-    return conditions.other_seconds + float(ranks.max(axis=-1).sum()), balance
+    return conditions.other_seconds + seconds, balance
 
 
 class _Transfer:

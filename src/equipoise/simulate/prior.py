@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 ASSUMED = "assumed, not recorded"
 """What is said of all that rests on a prior."""
 
+_FORMAT = "prior"
 _MOST_CELLS = 1 << 28
 _MOST_DEVIATION = 3.0
 
@@ -61,6 +62,11 @@ def fit_prior(windows: Trace, *, name: str, phase: str, source: str) -> RoutingP
         layer_correlation=_spread(correlation),
         source=source,
     )
+
+
+def is_assumed(trace: Trace) -> bool:
+    """Whether nobody has recorded the routing."""
+    return trace.provenance.format == _FORMAT
 
 
 def assumed_trace(
@@ -111,7 +117,7 @@ def assumed_trace(
         top_k=prior.top_k,
         labels={"phase": np.full(num_steps, prior.phase)},
         provenance=Provenance(
-            "prior", prior.name, (f"{ASSUMED}: drawn from the prior {prior.name}, {prior.source}",)
+            _FORMAT, prior.name, (f"{ASSUMED}: drawn from the prior {prior.name}, {prior.source}",)
         ),
     )
 

@@ -24,6 +24,8 @@ from equipoise.trace import Provenance, Trace
 
 _MAX_CELLS = 2**30  # numbers in one popularity or counts array, 8 GiB
 _MAX_SPREAD = 100
+_MOST_NEWTON_STEPS = 100
+_ARRIVALS_ERROR = 1e-6
 _BLOCK_TOKENS = 4096  # tokens drawn at once, which keeps the random numbers in memory few
 
 
@@ -126,6 +128,36 @@ def shift_domains(
     _check_sizes(num_steps=num_steps, popularities=known[0].size)
     domain = np.arange(num_steps) // steps_per_domain % len(known)
     return np.stack(known)[domain], np.array([f"domain {i}" for i in domain])
+
+
+def choice_shares(popularity: ArrayLike, *, top_k: int) -> NDArray[np.float64]:
+    """Share of a layer's choices that each expert gets, ``(..., E)``, in the long run.
+
+    A token chooses an expert at most once, so no share is above ``1 / K``. Solves for the time at
+    which ``K`` experts have arrived on average in the race of ``sample_topk``, and takes that time
+    for the one of every token. How often a token chooses an expert is then within 0.05 with 2 of 8
+    experts, and within 0.015 with 8 of 64 or more.
+
+    Parameters
+    ----------
+    popularity
+        Probabilities over the last axis, as the routers above give them.
+    """
+    p = as_loads(popularity)
+    _check_choosable(p, top_k)
+    p = p / p.sum(axis=-1, keepdims=True)
+    if top_k == p.shape[-1]:
+        return np.full_like(p, 1 / top_k)
+    time = np.full((*p.shape[:-1], 1), float(top_k))
+    for _ in range(_MOST_NEWTON_STEPS):  # never overshoots: arrivals are concave in time
+        waiting = np.exp(-time * p)
+        missing = top_k - (1 - waiting).sum(axis=-1, keepdims=True)
+        if missing.max() < _ARRIVALS_ERROR:
+            break
+        time += missing / (p * waiting).sum(axis=-1, keepdims=True)
+    arrived = 1 - np.exp(-time * p)
+    shares: NDArray[np.float64] = arrived / arrived.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def sample_topk(

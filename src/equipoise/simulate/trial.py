@@ -105,7 +105,7 @@ class Plans:
         return self._made[redundant, told]
 
     def twins(self, redundant: int) -> list[Placement]:
-        """Plans from every other step, two or none, by the quickest planner."""
+        """Plans from the two halves of each kind of steps, by the quickest planner, or none."""
         if redundant not in self._twins:
             self._twins[redundant] = [
                 Greedy().plan(self._problem(half, redundant)).placement for half in self._halves
@@ -114,11 +114,15 @@ class Plans:
 
     @cached_property
     def _halves(self) -> list[Trace]:
-        steps = np.arange(self._fit.num_steps)
-        if len(steps) == 1:
-            return []
-        halves = [self._fit.select(steps=steps[i::2]) for i in (0, 1)]
-        return halves if all(half.counts.any() for half in halves) else []
+        # The earlier half and the later: what lasts for long, as a request, is in one of them.
+        kinds = step_kinds(self._fit)
+        order = np.argsort(kinds, kind="stable")
+        _, start, size = np.unique(kinds[order], return_index=True, return_counts=True)
+        place = np.arange(len(kinds)) - np.repeat(start, size)
+        steps = np.flatnonzero(_loaded(self._fit))[order]
+        earlier = place < np.repeat(size // 2, size)
+        halves = [np.sort(steps[is_in]) for is_in in (earlier, ~earlier)]
+        return [self._fit.select(steps=half) for half in halves] if len(halves[0]) else []
 
     def _problem(self, part: Trace, redundant: int) -> Problem:
         return Problem(part, self._topology, part.num_experts + redundant)
@@ -162,7 +166,7 @@ def judge_of(name: str, topology: Topology, cost: RankCost, top_k: int | None) -
     return dispatcher(name, topology, cost=cost if knows else None, top_k=top_k)
 
 
-def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Floats:
+def step_loads(trace: Trace, step_assignments: float | None, seed: int, *, each: int = 1) -> Floats:
     """Loads of the steps that have any, ``(T, L, E)``.
 
     Parameters
@@ -171,6 +175,8 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
         Assignments of a mean step in a layer: every row is then one step of about that size, drawn
         at random from the row's shares, so that it has the chance of its size. ``None``: the rows
         are the steps.
+    each
+        Steps drawn from each row, one after the other.
     """
     load = trace.counts[_loaded(trace)].astype(np.float64)
     if not len(load):
@@ -185,7 +191,7 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int) -> Float
             "A layer has 2**53 assignments or more in a step; give the counts of one step, or "
             "scale them down."
         )
-    return load if step_assignments is None else _drawn(load, seed)
+    return load if step_assignments is None else _drawn(np.repeat(load, each, axis=0), seed)
 
 
 def _drawn(load: Floats, seed: int) -> Floats:

@@ -36,6 +36,7 @@ def asked(load=PASSES, slots=OLD, **given):
 
 
 def decide(situation, planner=None, with_clock=False, **options):
+    options = {"time_budget_seconds": 60.0, **options}  # a busy machine ends no search early
     return Policy(PluginOptions(**options), planner).decide(situation, with_clock=with_clock)
 
 

@@ -70,7 +70,7 @@ def checklist(
         hardware=gpu,
         num_ranks=ranks,
         ranks_per_node=ranks_per_node or int(gpu.ranks_per_node.value),
-        link=link_profile(link).link,
+        link=link_profile(link),
         framework=FRAMEWORKS.get(engines[0], "sglang"),
     )
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)

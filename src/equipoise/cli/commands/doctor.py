@@ -42,7 +42,7 @@ def doctor(
     ----------
     launch
         A launch command in quotes, or the name of a script, a compose file or an options file
-        of vLLM, SGLang, TensorRT-LLM or vllm-ascend; - for standard input.
+        of vLLM, SGLang, TensorRT-LLM, vllm-ascend, ATOM or FastDeploy; - for standard input.
     model
         The model's config.json, or the folder that has it; adds what depends on its experts.
     devices

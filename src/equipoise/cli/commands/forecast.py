@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
+from equipoise.cli.options.lists import names, whole_numbers
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import MovingArguments
@@ -20,6 +21,7 @@ from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.source import check_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.forecast import Advice, forecast_document, print_forecast
@@ -36,15 +38,19 @@ from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
 from equipoise.simulate.named_cost import cost_model
+from equipoise.simulate.prior import assumed_trace
+from equipoise.simulate.profiles import prior as read_prior
 
 _MAP = "MAP"
+_ASSUMED_STEPS = 160  # of a prior, a fifth of them unseen
 
 
 def forecast(
-    trace: Path,
+    trace: Path | None = None,
     /,
     *,
     ranks: Annotated[int, Size],
+    prior: str | None = None,
     redundant: str | None = None,
     hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
     cost_error: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None,
@@ -67,16 +73,20 @@ def forecast(
     Plans on the earlier steps with several numbers of redundant slots and dispatchers, and times
     the later ones. With --hardware a step is timed whole: experts, exchanges and attention. With
     --rank-cost it is the experts' computation, and nothing else but --other-seconds; without both
-    it is timed by all published constants for this number of ranks. --rank-cost and --dispatch take
+    it is timed by all published constants for this number of ranks. With --online our controller
+    is tried next to plans that stay. --rank-cost and --dispatch take
     several names, separated by commas; without --dispatch even, minmax and the rule of the engine
     that --for names are tried. docs/forecast.md.
 
     Parameters
     ----------
     trace
-        A recording: file or directory of any known format.
+        A recording: file or directory of any known format; or give --prior.
     ranks
         Expert-parallel ranks.
+    prior
+        What a family of models is assumed to route, in place of a recording: glm-5.2,
+        deepseek-v2-lite, gpt-oss-20b, or a file. With --batch-tokens. Nothing is recommended on it.
     redundant
         Redundant slots of a layer to try, as in 0,32,64; the fewest, one and two a rank more if not
         given.
@@ -105,6 +115,10 @@ def forecast(
     moving, hardware = moving or MovingArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     prices = moving.moving(expert_bytes)
+    online, assumed = moving.prices(expert_bytes)
+    check_source(trace, prior, reading)
+    if prior is not None and batch_tokens is None:
+        raise EquipoiseError("--prior needs --batch-tokens, the size of a step.")
     rule = None if for_ is None else rule_of(for_)
     if for_ is None and given(engine):
         unused = ", ".join(sorted(map(option_name, given(engine))))
@@ -114,24 +128,31 @@ def forecast(
             "--batch-tokens and --step-assignments both size the steps; give one of the two."
         )
     config = serving.config
-    names = _names(planning.dispatch) or _default_dispatch(rule)
+    dispatch = names(planning.dispatch) if planning.dispatch else _default_dispatch(rule)
     if hardware.hardware is not None and cost_error is not None:
         raise EquipoiseError("--cost-error: not with --hardware, whose parts say their own errors.")
     planning = replace(hardware.before_reading(planning), dispatch=None)
     named: Sequence[str] = []
     if hardware.hardware is None:
-        named = _names(planning.rank_cost) or costs_for(ranks)
+        named = names(planning.rank_cost) if planning.rank_cost else costs_for(ranks)
     for variant in [replace(planning, rank_cost=name) for name in named] or [planning]:
         variant.check(machine)
     topology = hardware.topology(machine, ranks)
-    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
-    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    if trace is not None:
+        recording = (reading or TraceArguments()).read(trace, ranks=ranks)
+    else:
+        assert prior is not None  # checked
+        assert batch_tokens is not None
+        recording = assumed_trace(
+            read_prior(prior), step_tokens=batch_tokens, num_steps=_ASSUMED_STEPS
+        )
+    serving.check_fits(f"{trace or prior}", recording.num_experts, recording.layer_ids)
     whole = hardware.machine(recording, serving.config, topology)
     error = COST_ERROR if cost_error is None else cost_error
     models: list[ComputeModel] = [cost_model(name, error) for name in named]
     models += [] if whole is None else [whole]
     step_assignments = planning.step_assignments
-    if batch_tokens is not None:
+    if batch_tokens is not None and prior is None:
         step_assignments = assignments_of(batch_tokens, recording, config)
     current = moving.read(recording, ranks)
     slot_bytes = None if expert_bytes is None else expert_bytes * recording.num_layers
@@ -158,8 +179,8 @@ def forecast(
                 recording,
                 topology,
                 model,
-                redundant=_numbers(redundant),
-                dispatch=names,
+                redundant=None if redundant is None else whole_numbers("--redundant", redundant),
+                dispatch=dispatch,
                 engine_dispatch=rule,
                 planner=planner,
                 hold_out=hold_out,
@@ -168,13 +189,19 @@ def forecast(
                 least_gain=least_gain,
                 current=current,
                 moving=prices,
+                online=online,
                 slot_bytes=slot_bytes,
                 kv_bytes_per_token=None if config is None else config.kv_bytes_per_token,
                 progress=plans.begin,
             )
         flags = _flags(result, for_, engine.options(config))
         answers.append(
-            Advice(forecast=result, launch=flags, facts={} if whole is None else whole.facts)
+            Advice(
+                forecast=result,
+                launch=flags,
+                facts={} if whole is None else whole.facts,
+                prices=assumed,
+            )
         )
     if json:
         print_json([forecast_document(answer) for answer in answers])
@@ -192,19 +219,3 @@ def _flags(result: Forecast, target: str | None, options: LaunchOptions) -> Laun
 
 def _default_dispatch(rule: str | None) -> list[str]:
     return list(dict.fromkeys(["even", "minmax", *([] if rule is None else [rule])]))
-
-
-def _names(text: str | None) -> list[str]:
-    """Names between commas, each once."""
-    return [] if text is None else list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 8 for part in parts):
-        raise EquipoiseError(
-            f"--redundant is {text[:40]!r}; expected numbers of slots, as in 0,32,64."
-        )
-    return [int(part) for part in parts]

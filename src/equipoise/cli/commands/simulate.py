@@ -24,6 +24,7 @@ from equipoise.cli.options.planner import PlannerArguments, silent
 from equipoise.cli.options.recording import TraceArguments
 from equipoise.cli.options.requests import RequestArguments
 from equipoise.cli.options.serving import ServingArguments
+from equipoise.cli.options.source import check_source
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.simulate import (
@@ -43,6 +44,8 @@ from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.named_cost import cost_model
+from equipoise.simulate.prior import assumed_trace
+from equipoise.simulate.profiles import prior as read_prior
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
@@ -59,13 +62,15 @@ _PLANNING = Group("Planning", sort_key=5)
 _READING = Group("Reading the recording", sort_key=6)
 
 _HELD_OUT = 0.2
+_ASSUMED_WINDOWS = 160  # of a prior
 
 
 def simulate(
-    trace: Path,
+    trace: Path | None = None,
     /,
     *,
     ranks: Annotated[int, Size, Parameter(group=_ESSENTIAL)],
+    prior: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
     rate: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
     map: Annotated[Path | None, Parameter(group=_ESSENTIAL)] = None,
     redundant: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
@@ -90,10 +95,13 @@ def simulate(
     Parameters
     ----------
     trace
-        A recording: file or directory of any known format. Batches of every size are drawn from
-        its routing.
+        A recording: file or directory of any known format; or give --prior. Batches of every size
+        are drawn from its routing.
     ranks
         Expert-parallel ranks, each with sequences of its own.
+    prior
+        What a family of models is assumed to route, in place of a recording: glm-5.2,
+        deepseek-v2-lite, gpt-oss-20b, or a file.
     rate
         Requests a second. With --sweep several, as in 10,20,40.
     map
@@ -111,7 +119,9 @@ def simulate(
     """
     requesting, serving = requesting or RequestArguments(), serving or ServingArguments()
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
-    model, reading = model or ModelArguments(), reading or TraceArguments()
+    model = model or ModelArguments()
+    check_source(trace, prior, reading)
+    reading = reading or TraceArguments()
     hardware = hardware or HardwareArguments()
     cases = _cases(rate, redundant, planning, is_sweep=sweep is not None)
     serving.check(hardware.serve)
@@ -128,8 +138,8 @@ def simulate(
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}
     some = requests[cases[0]["rate"]]
     topology = hardware.topology(machine, ranks)
-    recording = reading.read(trace, ranks=ranks)
-    model.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    recording = _recording(trace, prior, reading, ranks)
+    model.check_fits(f"{trace or prior}", recording.num_experts, recording.layer_ids)
     placement = None if map is None else _read(map, recording, topology)
     share = 0.0 if map is not None else hold_out or _HELD_OUT
     fit, unseen = hold_out_steps(recording, share)
@@ -211,6 +221,15 @@ def simulate(
     else:
         print_sweep(stdout(), about, rows)
     return 0
+
+
+def _recording(path: Path | None, prior: str | None, reading: TraceArguments, ranks: int) -> Trace:
+    """What was recorded, or windows as large as those that the prior was fitted to."""
+    if path is not None:
+        return reading.read(path, ranks=ranks)
+    assert prior is not None  # checked
+    known = read_prior(prior)
+    return assumed_trace(known, step_tokens=known.window_tokens, num_steps=_ASSUMED_WINDOWS)
 
 
 def _costs(

@@ -15,13 +15,17 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
+from equipoise.cli.options.moving import replay_prices
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.source import check_source
+from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
 from equipoise.cli.views.tune import Tuned, print_tuned, tuned_document
@@ -47,7 +51,8 @@ _ESSENTIAL = Group("Essential", sort_key=1)
 _TRIED = Group("Settings to try", sort_key=2)
 _MOVING = Group("What moving costs", sort_key=3)
 _WORK = Group("The work", sort_key=4)
-_REST = Group("The machine, the model, the engine, the recording", sort_key=5)
+_HARDWARE = Group("Whole steps, by hardware", sort_key=5)
+_REST = Group("The machine, the model, the engine, the recording", sort_key=6)
 _HALF = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
 
 
@@ -57,7 +62,7 @@ def tune(
     *,
     ranks: Annotated[int, Size, Parameter(group=_ESSENTIAL)],
     step_tokens: Annotated[int | None, Amount, Parameter(group=_ESSENTIAL)] = None,
-    expert_bytes: Annotated[int | None, Amount, Parameter(group=_ESSENTIAL)] = None,
+    expert_bytes: Annotated[int | None, ByteCount, Parameter(group=_ESSENTIAL)] = None,
     for_: Annotated[str | None, Parameter(name="--for", group=_ESSENTIAL)] = None,
     prior: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
     rank_cost: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
@@ -68,15 +73,18 @@ def tune(
     try_interval: Annotated[str | None, Parameter(group=_TRIED)] = None,
     try_excess: Annotated[str, Parameter(group=_TRIED)] = "0.05",
     kinds: Annotated[str, Parameter(group=_TRIED)] = "static,engine,online",
-    interference: Annotated[float, Parameter(validator=Number(gte=0, lte=1), group=_MOVING)] = 1.0,
-    stall_seconds: Annotated[float, Parameter(validator=Number(gte=0), group=_MOVING)] = 0.0,
-    plan_seconds: Annotated[float, Parameter(validator=Number(gte=0), group=_MOVING)] = 1.0,
-    other_seconds: Annotated[float, Parameter(validator=Number(gte=0), group=_MOVING)] = 0.0,
+    interference: Annotated[
+        float | None, Parameter(validator=Number(gte=0, lte=1), group=_MOVING)
+    ] = None,
+    stall_seconds: Annotated[float | None, Seconds, Parameter(group=_MOVING)] = None,
+    plan_seconds: Annotated[float | None, Seconds, Parameter(group=_MOVING)] = None,
+    other_seconds: Annotated[float, Seconds, Parameter(group=_MOVING)] = 0.0,
     steps: Annotated[int | None, Amount, Parameter(group=_WORK)] = None,
     hold_out: Annotated[_HALF, Parameter(group=_WORK)] = 0.5,
     proposals: Annotated[int, Amount, Parameter(group=_WORK)] = 1 << 14,
     results: Annotated[Path | None, Parameter(group=_WORK)] = None,
     jobs: Annotated[int, Size, Parameter(group=_WORK)] = 1,
+    hardware: Annotated[StepArguments | None, Parameter(group=_HARDWARE)] = None,
     machine: Annotated[MachineArguments | None, Parameter(group=_REST)] = None,
     serving: Annotated[ModelArguments | None, Parameter(group=_REST)] = None,
     engine: Annotated[EngineArguments | None, Parameter(group=_REST)] = None,
@@ -107,8 +115,9 @@ def tune(
         What a family of models is assumed to route, in place of a recording: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file.
     rank_cost
-        What ranks take, by published constants of this name; the first for this number of ranks if
-        not given. All names in docs/costs.md.
+        What ranks take, by published constants of this name, or by a file that equipoise calibrate
+        wrote from timed runs; the first published ones for this number of ranks if neither this nor
+        --hardware is given. All names in docs/costs.md.
     redundant
         Redundant slots of a layer, as in 0,32; the fewest, one and two a rank more if not given.
     dispatch
@@ -123,13 +132,14 @@ def tune(
     kinds
         What to try: static, engine and online.
     interference
-        Serving seconds lost for each second of transfers; 1: serving waits for them.
+        Serving seconds lost for each second of transfers; 1, that serving waits for them, is
+        assumed if not given.
     stall_seconds
-        Seconds for which serving stands still at each change of the map.
+        Seconds for which serving stands still at each change of the map; 0 is assumed if not given.
     plan_seconds
-        Seconds a plan of our controller takes; the engine's takes none.
+        Seconds a plan of our controller takes; 1 is assumed if not given. The engine's takes none.
     other_seconds
-        What a step takes besides the computation of experts.
+        What a step takes besides what --hardware, or --rank-cost, counts.
     steps
         With --step-tokens: steps to replay, 512 if not given.
     hold_out
@@ -153,18 +163,31 @@ def tune(
         raise EquipoiseError(f"{unused}: only with --for, the engine.")
     if results is not None:
         check_output(results, trace)
-    conditions = Conditions(
-        topology=(machine or MachineArguments()).topology(ranks),
-        model=cost_model(rank_cost or costs_for(ranks)[0]),
-        expert_bytes=size,
-        interference=interference,
-        stall_seconds=stall_seconds,
-        other_seconds=other_seconds,
+    hardware = hardware or StepArguments()
+    hardware.check(rank_cost)
+    named = None if hardware.profile else cost_model(rank_cost or costs_for(ranks)[0])
+    topology = hardware.topology(machine or MachineArguments(), ranks)
+    prices = replay_prices(
+        interference=interference, stall_seconds=stall_seconds, plan_seconds=plan_seconds
     )
     fit, held = _parts(trace, prior, reading, ranks, step_tokens, steps, hold_out)
     serving.check_fits(f"{trace or prior}", held.num_experts, held.layer_ids)
+    whole = hardware.machine(fit, serving.config, topology)
+    model = whole or named
+    assert model is not None  # one of the two
     study = Study(
-        fit=fit, held=held, conditions=conditions, proposals=proposals, plan_seconds=plan_seconds
+        fit=fit,
+        held=held,
+        conditions=Conditions(
+            topology=topology,
+            model=model,
+            expert_bytes=size,
+            interference=prices.interference,
+            stall_seconds=prices.stall_seconds,
+            other_seconds=other_seconds,
+        ),
+        proposals=proposals,
+        plan_seconds=prices.plan_seconds,
     )
     chosen = cases(
         study,
@@ -185,7 +208,13 @@ def tune(
     if for_ is not None and found.best.kind != NONE:
         placement = first_map(study, found.best.redundant, found.best.dispatch)
         flags = launch(placement, for_, _MAP, _options(found.best, for_, engine, serving))
-    answer = Tuned(study=study, tuning=found, launch=flags)
+    answer = Tuned(
+        study=study,
+        tuning=found,
+        launch=flags,
+        facts={} if whole is None else {**whole.facts, **hardware.facts},
+        prices=prices.assumed,
+    )
     if json:
         print_json(tuned_document(answer))
     else:
@@ -203,16 +232,12 @@ def _parts(
     hold_out: float,
 ) -> tuple[Trace, Trace]:
     """The steps to plan on, and those to replay."""
-    if (path is None) == (prior is None):
-        raise EquipoiseError("Give a recording or --prior, one of the two.")
+    check_source(path, prior, reading)
     if step_tokens is None and (steps is not None or prior is not None):
         what = "--steps" if steps is not None else "--prior"
         raise EquipoiseError(f"{what} needs --step-tokens, the size of a step.")
     num_steps = steps or _STEPS
     if prior is not None:
-        if reading is not None:
-            unused = ", ".join(sorted(map(option_name, given(reading))))
-            raise EquipoiseError(f"{unused}: only with a recording.")
         assert step_tokens is not None  # checked
         whole = round(num_steps / hold_out)
         drawn = assumed_trace(read_prior(prior), step_tokens=step_tokens, num_steps=whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,45 @@ from equipoise.engines.map_io import read_map
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.simulate.forecast import Moving
+from equipoise.simulate.online_trial import Online
 from equipoise.trace import Trace
+
+ASSUMED: Mapping[str, tuple[float, str]] = {
+    "interference": (1.0, "serving waits for transfers"),
+    "stall_seconds": (0.0, "a change of the map stalls nothing else"),
+    "plan_seconds": (1.0, "the old map serves while ours is planned"),
+}
+"""What moving is taken to cost a replay where nobody says it, and what that means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayPrices:
+    """What planning and moving cost a replay.
+
+    Parameters
+    ----------
+    interference, stall_seconds, plan_seconds
+        Serving seconds lost for each second of transfers, for each change of the map, and what a
+        plan takes.
+    assumed
+        Which of them nobody gave, as a sentence; nothing if all were.
+    """
+
+    interference: float
+    stall_seconds: float
+    plan_seconds: float
+    assumed: str
+
+
+def replay_prices(**by_hand: float | None) -> ReplayPrices:
+    """The prices that were given, and ``ASSUMED`` in place of those that were not."""
+    missing = [name for name in ASSUMED if by_hand.get(name) is None]
+    said = [f"{option_name(name)} {ASSUMED[name][0]:g} ({ASSUMED[name][1]})" for name in missing]
+    values = {name: ASSUMED[name][0] for name in missing}
+    return ReplayPrices(
+        **{name: value for name, value in by_hand.items() if value is not None} | values,
+        assumed=f"Assumed, since not given: {', '.join(said)}." if said else "",
+    )
 
 
 @Parameter(name="*")
@@ -32,11 +71,16 @@ class MovingArguments:
     dwell_steps
         With --from: steps until the loads have drifted away from what a new map was made for.
     stall_seconds
-        With --from: seconds for which serving stands still.
+        With --from or --online: seconds for which serving stands still at a change of the map.
     interference
-        With --from: serving seconds lost for each second of transfers, 0 to 1 as a rule.
+        With --from or --online: serving seconds lost for each second of transfers, 0 to 1.
     delay_steps
         With --from: steps until the new map is in force.
+    online
+        Try our controller too: it serves the unseen steps from each plan on, planning and moves
+        charged. Takes seconds to minutes; needs --expert-bytes or --model.
+    plan_seconds
+        With --online: seconds that a plan takes, in which the old map serves.
     """
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None
@@ -44,6 +88,38 @@ class MovingArguments:
     stall_seconds: Annotated[float | None, Seconds] = None
     interference: AtLeastZero = None
     delay_steps: AtLeastZero = None
+    online: Annotated[bool, Parameter(negative=())] = False
+    plan_seconds: Annotated[float | None, Seconds] = None
+
+    def prices(self, expert_bytes: int | None) -> tuple[Online | None, str]:
+        """What planning and moving cost our controller, and which of it was assumed.
+
+        Raises
+        ------
+        EquipoiseError
+            A price of it without --online, or no bytes of an expert.
+        """
+        if not self.online:
+            if self.plan_seconds is not None:
+                raise EquipoiseError("--plan-seconds: only with --online.")
+            return None, ""
+        if expert_bytes is None:
+            raise EquipoiseError(
+                "--online charges moves, and nothing says what an expert weighs; give "
+                "--expert-bytes or --model."
+            )
+        prices = replay_prices(
+            interference=self.interference,
+            stall_seconds=self.stall_seconds,
+            plan_seconds=self.plan_seconds,
+        )
+        online = Online(
+            expert_bytes=expert_bytes,
+            interference=prices.interference,
+            stall_seconds=prices.stall_seconds,
+            plan_seconds=prices.plan_seconds,
+        )
+        return online, prices.assumed
 
     def moving(self, expert_bytes: int | None) -> Moving | None:
         """What moving costs; ``None`` if nobody says.
@@ -54,11 +130,15 @@ class MovingArguments:
             Some of the values without the others, or without a map.
         """
         prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}
-        if not given(self) & prices.keys():
+        named = given(self) & prices.keys()
+        if self.from_map is None and self.online:
+            named -= ASSUMED.keys()
+        if not named:
             return None
         if self.from_map is None:
-            names = ", ".join(sorted(map(option_name, given(self))))
-            raise EquipoiseError(f"{names}: only with --from, the map in force.")
+            names = ", ".join(sorted(map(option_name, named)))
+            either = ", or with --online" if named <= ASSUMED.keys() else ""
+            raise EquipoiseError(f"{names}: only with --from, the map in force{either}.")
         missing = [option_name(name) for name, value in prices.items() if value is None]
         missing += ["--expert-bytes (or --model)"] if expert_bytes is None else []
         if expert_bytes is None or missing:

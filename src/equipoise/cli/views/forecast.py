@@ -15,6 +15,7 @@ from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import Launch
 from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
+from equipoise.simulate.online_trial import InTime
 from equipoise.trace import Trace
 
 
@@ -26,11 +27,14 @@ class Advice:
     ----------
     facts
         Where the times of the hardware came from; empty without hardware.
+    prices
+        Prices of planning and moving that were assumed, as a sentence; nothing if all were given.
     """
 
     forecast: Forecast
     facts: Mapping[str, str] = field(default_factory=dict)
     launch: Launch | None = None
+    prices: str = ""
 
 
 def forecast_document(advice: Advice) -> dict[str, object]:
@@ -52,13 +56,32 @@ def forecast_document(advice: Advice) -> dict[str, object]:
         "parts": result.parts,
         "best": _option(result.best),
         "options": [_option(option) for option in result.options],
+        "assumed": result.assumed,
+        "online": _online(advice),
         "decision": _decision(result),
         "launch": advice.launch,
     }
 
 
+def _online(advice: Advice) -> dict[str, object] | None:
+    """How the controller was tried, and its best; ``None`` if it was not."""
+    in_time, best = advice.forecast.in_time, advice.forecast.online
+    if in_time is None or best is None:
+        return None
+    return {
+        "best": _option(best),
+        "text": _kept_balanced(advice.forecast),
+        "steps": in_time.steps.num_steps,
+        "steps_of_a_row": in_time.each,
+        "interval": in_time.interval,
+        **asdict(in_time.online),
+        "assumed": advice.prices,
+    }
+
+
 def _option(option: Option) -> dict[str, object]:
     return {
+        "policy": "online" if option.is_online else "static",
         "redundant": option.redundant,
         "dispatch": option.dispatch,
         "can_run": option.can_run,
@@ -66,10 +89,13 @@ def _option(option: Option) -> dict[str, object]:
         "plain_seconds": option.plain_seconds,
         "gain": option.gain,
         "interval": option.interval,
+        "interval_planned_again": option.replanned,
         "throughput": option.throughput,
         "needed": option.needed,
         "bytes_per_rank": option.bytes_per_rank,
         "kv_tokens": option.kv_tokens,
+        "moves": option.moves,
+        "over_static": option.over_static,
     }
 
 
@@ -112,12 +138,39 @@ def _print_one(console: Console, advice: Advice) -> None:
         f"against {result.against}; {other}.\n"
     )
     console.print(_table(result))
+    if result.in_time is not None:
+        console.print(f"\n{_served(result.in_time)} {advice.prices}".rstrip())
+        console.print(_kept_balanced(result))
     if result.decision is not None:
         console.print(f"\n{result.decision.text}")
     if advice.launch is not None:
         console.print()
         print_launch(console, advice.launch)
     console.print(f"\n{result.model}: {result.verdict.text}")
+
+
+def _served(in_time: InTime) -> str:
+    """How the controller was tried, in a sentence or two."""
+    drawn = f", {in_time.each} drawn from each recorded row" if in_time.each > 1 else ""
+    return (
+        f"Online is our controller on {in_time.steps.num_steps} steps in their order{drawn}, with "
+        f"a look every {in_time.interval}; planning, moves and stalls are charged. Its interval "
+        "does not know another order of traffic, nor other prices."
+    )
+
+
+def _kept_balanced(result: Forecast) -> str:
+    """What the controller adds to a plan that stays, in a sentence; nothing if it was not tried."""
+    best = result.online
+    if best is None or best.over_static is None:
+        return ""
+    low, high = best.over_static
+    worth = best is result.best
+    return (
+        f"Against the best plan that stays, the best online ({best.redundant} redundant, "
+        f"{best.dispatch}) takes {low:z.1%} to {high:z.1%} off a step: "
+        f"{'worth' if worth else 'not surely worth'} the {result.least_gain:.1%} that would pay."
+    )
 
 
 _PARTS = {
@@ -139,6 +192,9 @@ def _spent(parts: Mapping[str, float]) -> str:
     return f"An unseen step takes {1e3 * total:.3f} ms: {shares}{hidden}."
 
 
+_NOT_RUN = ", not by this engine"
+
+
 def _table(result: Forecast) -> Table:
     table = Table(box=None)
     memory = _memory_columns(result.options)
@@ -158,7 +214,7 @@ def _row(option: Option) -> list[str]:
     interval = "unknown" if ends is None else f"{ends[0]:z.1%} to {ends[1]:z.1%}"
     return [
         str(option.redundant),
-        option.dispatch if option.can_run else f"{option.dispatch}, not by this engine",
+        option.dispatch + ", online" * option.is_online + _NOT_RUN * (not option.can_run),
         f"{1e3 * option.step_seconds:.3f}",
         f"{option.gain:z.1%}",
         interval,

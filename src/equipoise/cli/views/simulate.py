@@ -13,6 +13,7 @@ from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.text import one_line
 from equipoise.simulate.batching import NO_LIMIT
 from equipoise.simulate.contest import Stage
+from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.serving import ServingResult, Slo
 from equipoise.simulate.side_by_side import SideBySide
 from equipoise.trace import Trace
@@ -54,12 +55,22 @@ class Simulation:
     facts: Mapping[str, str]
     cache_note: str
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether nobody has recorded the routing."""
+        return is_assumed(self.recording)
+
+    def marked(self, text: str) -> str:
+        """An answer, marked if it rests on a prior."""
+        return f"{ASSUMED}: {text}" if self.is_assumed else text
+
 
 def comparison_document(about: Simulation, result: SideBySide) -> dict[str, Any]:
     """Both results for programs."""
     return {
         "verdict": result.kind,
-        "text": result.text,
+        "text": about.marked(result.text),
+        "assumed": about.is_assumed,
         "costs": about.stage.costs.model.name,
         "hardware": about.facts,
         "cache_note": about.cache_note,
@@ -79,7 +90,7 @@ def print_comparison(console: Console, about: Simulation, result: SideBySide) ->
     """Print both results for people, the answer first and last."""
     document = comparison_document(about, result)
     _print_head(console, about)
-    console.print(f"\n{one_line(about.name)}: {result.text}\n")
+    console.print(f"\n{one_line(about.name)}: {document['text']}\n")
     table = Table(box=None)
     table.add_column("")
     for name in ("no balancing", one_line(about.name), "change"):
@@ -87,7 +98,7 @@ def print_comparison(console: Console, about: Simulation, result: SideBySide) ->
     for row in _rows(document):
         table.add_row(*row)
     console.print(table)
-    console.print(f"\n{one_line(about.name)}: {result.text}")
+    console.print(f"\n{one_line(about.name)}: {document['text']}")
 
 
 def print_sweep(console: Console, about: Simulation, rows: Sequence[Document]) -> None:
@@ -111,7 +122,7 @@ def print_sweep(console: Console, about: Simulation, rows: Sequence[Document]) -
                 for name in ("ttft_p99", "tpot_p99")
             ),
             " to ".join(_number(x["goodput"]) for x in both),
-            row["verdict"],
+            about.marked(row["verdict"]),
         )
     console.print()
     console.print(table)
@@ -122,7 +133,8 @@ def _print_head(console: Console, about: Simulation) -> None:
     for note in about.recording.provenance.notes:
         console.print(f"  note: {one_line(note)}")
     ranks, stage = about.stage.server, about.stage
-    source = f"{stage.decoded.num_steps} recorded steps"
+    what = "assumed" if about.is_assumed else "recorded"
+    source = f"{stage.decoded.num_steps} {what} steps"
     if about.planned_steps is not None:
         source += f", planned on {about.planned_steps} others"
     console.print(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
-from equipoise.simulate.prior import ASSUMED
+from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
 
 _WIDTH, _HEIGHT = 56, 10
@@ -21,16 +22,26 @@ _MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What was replayed, what came of it, and how to start the engine asked for."""
+    """What was replayed, what came of it, and how to start the engine asked for.
+
+    Parameters
+    ----------
+    facts
+        Where the times of the hardware came from; empty without hardware.
+    prices
+        Prices of planning and moving that were assumed, as a sentence; nothing if all were given.
+    """
 
     study: Study
     tuning: Tuning
     launch: Launch | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    prices: str = ""
 
     @property
     def is_assumed(self) -> bool:
         """Whether nobody has recorded the routing."""
-        return self.study.held.provenance.format == "prior"
+        return is_assumed(self.study.held)
 
     @property
     def text(self) -> str:
@@ -46,6 +57,9 @@ def tuned_document(answer: Tuned) -> dict[str, object]:
         "assumed": answer.is_assumed,
         "notes": answer.study.held.provenance.notes,
         "model": answer.study.conditions.model.name,
+        "counts": answer.study.conditions.model.counts,
+        "hardware": answer.facts,
+        "prices": _prices(answer),
         "planned_steps": answer.study.fit.num_steps,
         "replayed_steps": answer.study.held.num_steps,
         "confidence": CONFIDENCE,
@@ -54,6 +68,17 @@ def tuned_document(answer: Tuned) -> dict[str, object]:
         "front": [_setting(s) for s in tuning.front],
         "settings": [_setting(s) for s in tuning.settings],
         "launch": answer.launch,
+    }
+
+
+def _prices(answer: Tuned) -> dict[str, object]:
+    conditions = answer.study.conditions
+    return {
+        "expert_bytes": conditions.expert_bytes,
+        "interference": conditions.interference,
+        "stall_seconds": conditions.stall_seconds,
+        "plan_seconds": answer.study.plan_seconds,
+        "assumed": answer.prices,
     }
 
 
@@ -68,8 +93,11 @@ def print_tuned(console: Console, answer: Tuned) -> None:
     for note in study.held.provenance.notes:
         console.print(f"  note: {one_line(note)}")
     other = study.conditions.other_seconds
-    rest = f"{other:g} s of other work in every step" if other else "experts' computation alone"
+    rest = f"{other:g} s of other work in every step" if other else study.conditions.model.counts
     console.print(f"\n{answer.text}\n")
+    print_facts(console, answer.facts)
+    if answer.prices:
+        console.print(f"{answer.prices}\n")
     console.print(
         f"{len(tuning.settings)} settings on {study.held.num_steps} steps, planned on "
         f"{study.fit.num_steps}; {study.conditions.model.name}, {rest}. No other setting is better "

@@ -12,7 +12,7 @@ from equipoise.checks import brief
 from equipoise.engines.doctor.bounded import folder_is_here, is_here
 from equipoise.engines.doctor.case import Case, NotKnownError
 from equipoise.engines.doctor.command import Malformed, Place, Unknown, drop, put
-from equipoise.engines.doctor.findings import Finding, advice, wasteful, wrong
+from equipoise.engines.doctor.findings import Finding, advice, ignored, wasteful, wrong
 from equipoise.engines.formats import MapContext, Severity
 from equipoise.engines.map_io import inspect_map
 from equipoise.errors import FormatError
@@ -123,6 +123,45 @@ def _nearest(name: str, known: Iterable[str], parts: Sequence[str]) -> str | Non
         return None
     near = get_close_matches(name, names, 1, _NEAR if any(p in name for p in parts) else 0.9)
     return near[0] if near else None
+
+
+# Switches -----------------------------------------------------------------------------------------
+
+EXPERT_PARALLEL = "enable-expert-parallel"
+"""The flag that engines derived from vLLM's have in common."""
+
+
+def check_balancing_switch(
+    case: Case, switch: str, settings: str, layout: Callable[[Case], Layout]
+) -> Iterator[Finding]:
+    """Settings of a balancer that is off, and a balancer that has no experts to balance.
+
+    The engine starts in either case.
+    """
+    if not case.on(switch):
+        if case.has(settings):
+            yield ignored(
+                f"--{settings}",
+                f"Nothing is balanced without --{switch}.",
+                f"Add --{switch}, or leave the settings out.",
+                put(True, switch),
+                put(True, EXPERT_PARALLEL),
+            )
+        return
+    if not case.on(EXPERT_PARALLEL):
+        yield ignored(
+            f"--{switch}",
+            "Without expert parallelism no rank has experts of its own, so there is nothing to "
+            "balance.",
+            f"Add --{EXPERT_PARALLEL}.",
+            put(True, EXPERT_PARALLEL),
+        )
+    if layout(case).ranks == 1:
+        yield ignored(
+            f"--{switch}",
+            "There is one rank, so nothing to balance.",
+            "Give --tensor-parallel-size or --data-parallel-size above 1.",
+        )
 
 
 # Sizes --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from equipoise.plan.weigh.traffic import (
     measure_traffic,
     receive_seconds,
 )
+from equipoise.showing import differing
 from equipoise.trace import TokenIds
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Colocate:
     proposals: int = 1 << 18
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         if not isinstance(self.price, StepTime):

@@ -14,6 +14,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.plan.bounds import check_expert_groups, on_nodes
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
+from equipoise.showing import differing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Greedy:
     """
 
     allow_same_rank_copies: bool = False
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         check_flag("allow_same_rank_copies", self.allow_same_rank_copies)
@@ -68,6 +71,8 @@ class Hierarchical:
 
     num_expert_groups: int
     allow_same_rank_copies: bool = False
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         check_flag("allow_same_rank_copies", self.allow_same_rank_copies)
@@ -104,6 +109,8 @@ class TrtllmGreedy:
     id among equals, slots of equal load by ascending expert, and even counts in a layer without
     load.  It may put an expert twice on a rank; ``Greedy`` balances as well and does not.
     """
+
+    __repr__ = differing
 
     def plan(self, problem: Problem) -> Plan:
         """Choose copies and places."""

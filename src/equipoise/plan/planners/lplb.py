@@ -14,6 +14,7 @@ from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, certify
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -46,6 +47,8 @@ class FixedGraph:
 
     graph: Graph
     across_nodes: AcrossNodes = "refuse"
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         if self.across_nodes not in get_args(AcrossNodes):

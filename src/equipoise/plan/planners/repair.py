@@ -39,6 +39,7 @@ from equipoise.plan.search.scenarios import (
     single_scenario,
     window_scenarios,
 )
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -96,6 +97,12 @@ class Curve:
     choice: Ints
     moves: Ints
     objective: Floats
+
+    def __repr__(self) -> str:
+        return (
+            f"Curve({len(self.moves)} points, 0 to {self.moves[-1]} moves, peak "
+            f"{self.objective[0]:.3f} to {self.objective[-1]:.3f} mean rank loads)"
+        )
 
     def placement(self, point: int) -> Placement:
         """The placement of a point."""
@@ -191,6 +198,8 @@ class Repair:
     time_budget_seconds: float | None = None
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         check_cost(self.dispatch, self.cost, self.step_assignments)

@@ -36,6 +36,7 @@ from equipoise.plan.search.scenarios import (
     single_scenario,
     window_scenarios,
 )
+from equipoise.showing import differing
 
 Ints = NDArray[np.int64]
 
@@ -98,6 +99,8 @@ class Robust:
     seed: int = 0
     num_threads: int | None = field(default=None, repr=False)
     progress: Callable[[Progress], None] | None = field(default=None, repr=False)
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         check_cost(self.dispatch, self.cost, self.step_assignments)
@@ -174,7 +177,7 @@ _TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios, hot=_HOT, sweeps=quad
 _WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    counts_as=32, restart=False, sweeps=quadrupling,
+    counts_as=32, restart=False,
 )  # fmt: skip
 _SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
 

@@ -17,6 +17,7 @@ from equipoise.plan.result import Plan, certify
 from equipoise.plan.search.anneal import Terms, fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.weigh.coverage import Coverage, coverage, failure_domain_of_rank
+from equipoise.showing import differing
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -52,6 +53,8 @@ class Survivable(Robust):
     losses: int = 1
     failure_domain: Literal["rank", "node"] = "rank"
     mirrored: bool = False
+
+    __repr__ = differing
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ from equipoise.plan.search.scenarios import (
     enough_draws,
     with_noise,
 )
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
@@ -57,6 +58,8 @@ class Progress:
     stage: str
     best: float | None
     seconds: float
+
+    __repr__ = in_short
 
 
 class Clock:

@@ -18,6 +18,7 @@ from equipoise.plan.evaluate import Evaluation
 from equipoise.plan.planners.robust import Robust
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Plan, Planner
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -56,6 +57,8 @@ class Gain:
     error: float
     chance: float
 
+    __repr__ = in_short
+
     @property
     def is_sure(self) -> bool:
         """Whether chance would give it in fewer than 5 % of cases; else it is not called a gain."""
@@ -92,6 +95,8 @@ class Point:
     relative_step_time: float | None
     step_seconds: float | None
     times: Floats
+
+    __repr__ = in_short
 
     def gain_over(self, other: Point) -> Gain:
         """What this point takes off the other's time."""
@@ -139,6 +144,12 @@ class Budget:
     in_seconds: bool
     expert_bytes: int | None
     kv_bytes_per_token: int | None
+
+    def __repr__(self) -> str:
+        return (
+            f"Budget({len(self.added)} points, 0 to {self.added[-1]} slots added on every rank, "
+            f"{self.planner.partition('(')[0]}, {self.dispatch})"
+        )
 
     @cached_property
     def points(self) -> tuple[Point, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from equipoise.checks import brief, check_count, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -50,6 +51,8 @@ class Survival:
     standard_error: float
     method: str
 
+    __repr__ = in_short
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Coverage:
@@ -65,6 +68,8 @@ class Coverage:
 
     failure_domain: str
     hosts: Bools
+
+    __repr__ = in_short
 
     @property
     def num_failure_domains(self) -> int:

@@ -19,6 +19,7 @@ from equipoise.plan.search.anneal import fill_up
 from equipoise.plan.search.layout import check_room
 from equipoise.plan.search.scenarios import Scenarios, group_scenarios, read_history
 from equipoise.plan.weigh.coverage import failure_domain_of_rank
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 
 Bools = NDArray[np.bool_]
@@ -61,6 +62,8 @@ class Refit:
     placement: Placement
     old_rank: Ints
     content: NDArray[np.int8]
+
+    __repr__ = in_short
 
     @property
     def gone(self) -> Ints:

@@ -17,6 +17,7 @@ from equipoise.layer_ids import format_ids
 from equipoise.migration import Migration
 from equipoise.placement import Placement
 from equipoise.plan.weigh.resample import block_length, resampled_means
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -65,6 +66,13 @@ class Decision:
     sure_after_steps: float
     dwell_steps: float
     confidence: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Decision({'move' if self.move else 'stay'}: {self.moves} moves take "
+            f"{self.gain_seconds:.3g} s off a step, {self.gain_low:.3g} to {self.gain_high:.3g} at "
+            f"{self.confidence:.0%} confidence)"
+        )
 
     @property
     def text(self) -> str:
@@ -129,6 +137,8 @@ class Gate:
     confidence: float = 0.95
     block_steps: int | None = None
     seed: int = 0
+
+    __repr__ = in_short
 
     def __post_init__(self) -> None:
         self.runs(None)

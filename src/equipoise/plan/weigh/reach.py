@@ -9,6 +9,7 @@ import numpy as np
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import ranks_without_balancing
 from equipoise.plan.weigh.traffic import measure_traffic
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -21,6 +22,8 @@ class Reach:
     nodes_per_token: float
     plain_ranks_per_token: float
     plain_nodes_per_token: float
+
+    __repr__ = in_short
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ from equipoise.checks import as_loads, check_count, check_number
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
+from equipoise.showing import in_short
 from equipoise.topology import Topology
 from equipoise.trace import TokenIds
 
@@ -41,6 +42,8 @@ class Traffic:
     node_reach: Floats
     same_rank_pairs: Floats
     choices_per_token: Floats
+
+    __repr__ = in_short
 
     @property
     def ranks_per_token(self) -> Floats:
@@ -89,6 +92,8 @@ class StepTime:
     cost: RankCost
     step_tokens: int
     token_bytes: float
+
+    __repr__ = in_short
 
     def __post_init__(self) -> None:
         check_number("step_tokens", self.step_tokens, low=1, high=np.inf)

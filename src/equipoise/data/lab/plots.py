@@ -1,6 +1,7 @@
-"""Draw the plots of ``docs/lab.md``, with its numbers and seeds, next to this file.
+"""The drawings of the lab, with its numbers and seeds.
 
-Needs matplotlib: ``python docs/lab/plots.py``.
+``draw("step")`` shows one in a notebook; ``python plots.py FOLDER`` writes all of them as SVG.
+Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import equipoise as eq
 from equipoise.balance import expert_loads, imbalance
 from equipoise.lab import add_copies, best_placement, device_loads, dropped_tokens, ep_step_time
 from equipoise.noise import noise_floor
-from equipoise.simulate.routers import hot_expert, sample_topk, sample_trace, steady, uniform
+from equipoise.simulate.routers import (
+    hot_expert,
+    lognormal,
+    sample_topk,
+    sample_trace,
+    steady,
+    uniform,
+    zipf,
+)
 
 # Equal input gives equal files: no random ids, no date, text left to the viewer's fonts.
 mpl.rcParams.update(
@@ -97,8 +108,35 @@ def placement(ax: Axes) -> None:
     ax.legend(frameon=False)
 
 
+def recovered(ax: Axes) -> None:
+    """Section 6: the share of the waiting that placing, one copy and both remove."""
+    routers = {
+        "one hot": hot_expert(16, share=0.6),
+        "few popular": zipf(16),
+        "uneven": lognormal(16, seed=1),
+    }
+    for i, popularity in enumerate(routers.values()):
+        loads = expert_loads(sample_topk(popularity[0], num_tokens=1600, top_k=1, seed=0), 16)
+        load, _ = add_copies(loads, 1)
+        lightest = int(np.argmin(device_loads(loads, 8)))
+        after = [
+            ep_step_time(loads, 8, best_placement(loads, 8)),
+            ep_step_time(load, 8, [*range(8), *range(8), lightest]),
+            ep_step_time(load, 8, best_placement(load, 8)),
+        ]
+        dealt, mean = ep_step_time(loads, 8), loads.sum() / 8
+        gone = [float((dealt - step) / (dealt - mean)) for step in after]
+        ax.bar(i + np.array([-0.25, 0, 0.25]), gone, 0.22, color=[GOLD, BLUE, GREY])
+    for colour, label in ((GOLD, "placed"), (BLUE, "one copy"), (GREY, "both")):
+        ax.bar(0, 0, color=colour, label=label)
+    ax.set_xticks(range(3), list(routers))
+    ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+    ax.set(ylabel="waiting gone", ylim=(0, 1))
+    ax.legend(frameon=False, ncols=3, loc="upper left")
+
+
 def shared(ax: Axes) -> None:
-    """Section 6: shared work poured into the gaps."""
+    """Section 7: shared work poured into the gaps."""
     load, _ = add_copies(routed(hot_expert(8, share=0.6)), 3)
     base = device_loads(load, 8, best_placement(load, 8))
     level = (400 + base[4:].sum()) / 4  # devices 0 to 3 stand above the water
@@ -108,16 +146,31 @@ def shared(ax: Axes) -> None:
     ax.legend(frameon=False, ncols=2)
 
 
-PLOTS: tuple[Callable[[Axes], None], ...] = (step, capacity, noise, placement, shared)
+def layers(ax: Axes) -> None:
+    """Section 10: the layers of the recording that comes with the package."""
+    trace = eq.read_trace(eq.sample_trace_path())
+    eq.summarise(trace, num_ranks=8).plot.layers(ax)
+
+
+PLOTS: dict[str, Callable[[Axes], None]] = {
+    plot.__name__: plot for plot in (step, capacity, noise, placement, recovered, shared, layers)
+}
+
+
+def draw(name: str) -> Axes:
+    """Draw one in a new figure, which a notebook shows."""
+    axes = pyplot.subplots(figsize=(6, 3), layout="constrained")[1]
+    PLOTS[name](axes)
+    return axes
 
 
 def main(folder: Path) -> None:
     """Write every plot as SVG, named like its function."""
-    for draw in PLOTS:
+    for name, plot in PLOTS.items():
         figure = Figure(figsize=(6, 3), layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(folder / f"{draw.__name__}.svg", metadata=METADATA)
+        plot(figure.subplots())
+        figure.savefig(folder / f"{name}.svg", metadata=METADATA)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""ATOM, AMD's engine for ROCm."""

@@ -1,0 +1,1 @@
+"""FastDeploy, the engine of PaddlePaddle."""

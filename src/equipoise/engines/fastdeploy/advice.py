@@ -1,0 +1,149 @@
+"""What goes wrong when FastDeploy is started: one check each, of release 2.3 and the tree after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from equipoise.checks import brief
+from equipoise.engines.doctor.case import Case
+from equipoise.engines.doctor.checks import (
+    EXPERT_PARALLEL,
+    Layout,
+    check_balancing_switch,
+    check_devices,
+    check_memory,
+    check_share,
+    check_slots,
+)
+from equipoise.engines.doctor.command import drop, put
+from equipoise.engines.doctor.findings import Finding, advice, ignored
+from equipoise.engines.doctor.knowledge import Knowledge, Takes
+from equipoise.engines.fastdeploy.settings import TABLE
+
+SWITCH, EPLB = "enable-eplb", "eplb-config"
+REDUNDANT = (EPLB, "redundant_experts_num")
+STRATEGY = (EPLB, "redundant_expert_eplb_strategy")
+PASSWORD = (EPLB, "redundant_expert_api_password")
+STRATEGIES = ("", "balance_intra_node")
+
+FLAGS: dict[str, Takes] = {
+    **dict.fromkeys(("tensor-parallel-size", "data-parallel-size"), "size"),
+    **dict.fromkeys((SWITCH, EXPERT_PARALLEL, "disable-sequence-parallel-moe"), "switch"),
+    **dict.fromkeys(("engine-worker-queue-port", "quantization", "splitwise-role", "ips"), "text"),
+    EPLB: "mapping",
+}
+ALIASES = {"tp": "tensor-parallel-size", "dp": "data-parallel-size"}
+
+
+def layout(case: Case) -> Layout:
+    """Tensor and data parallelism share the experts."""
+    tp, dp = (case.whole(f"{kind}-parallel-size", default=1) for kind in ("tensor", "data"))
+    flag = "data-parallel-size" if dp > tp else "tensor-parallel-size"
+    return Layout(tp * dp, tp * dp, f"TP {tp} x DP {dp}", f"--{flag}")
+
+
+def redundant(case: Case) -> int:
+    """Redundant experts of a layer."""
+    return case.whole(*REDUNDANT, default=0)
+
+
+def check_inner_switch(case: Case) -> Iterator[Finding]:
+    """The switch among the settings."""
+    if case.has(EPLB, "enable_eplb"):
+        yield ignored(
+            case.shown(EPLB, "enable_eplb"),
+            f"The engine takes --{SWITCH} instead, whatever stands here.",
+            f"Give --{SWITCH}, and leave it out here.",
+            drop(EPLB, "enable_eplb"),
+            *((put(True, SWITCH),) if case.on(EPLB, "enable_eplb") else ()),
+        )
+
+
+def check_switches(case: Case) -> Iterator[Finding]:
+    """Switches that balancing needs."""
+    yield from check_balancing_switch(case, SWITCH, EPLB, layout)
+
+
+def check_placing(case: Case) -> Iterator[Finding]:
+    """Devices against the parallel sizes."""
+    yield from check_devices(case, layout(case))
+
+
+def check_unknown_keys(case: Case) -> Iterator[Finding]:
+    """Keys of the balancer, of which the engine takes those that it knows."""
+    for key, value in case.section(EPLB).items():
+        if key in TABLE.options:
+            continue
+        near = get_close_matches(key, TABLE.options, 1)
+        yield ignored(
+            case.shown(EPLB, key),
+            "The engine has no such key and says nothing.",
+            f"Write {near[0]}." if near else "Leave it out.",
+            drop(EPLB, key),
+            *((put(value, EPLB, near[0]),) if near else ()),
+        )
+
+
+def check_strategy(case: Case) -> Iterator[Finding]:
+    """Strategy."""
+    strategy = case.get(*STRATEGY, default="")
+    if case.on(SWITCH) and strategy not in STRATEGIES:
+        yield ignored(
+            case.shown(*STRATEGY),
+            f"There is no strategy {brief(strategy)}; the engine plans as without one.",
+            f"Write {STRATEGIES[1]}, or leave it out.",
+            drop(*STRATEGY),
+        )
+
+
+def check_requests(case: Case) -> Iterator[Finding]:
+    """Requests that start a rearrangement."""
+    if not case.on(SWITCH):
+        return
+    yield advice(
+        f"--{SWITCH}",
+        "No interval starts a rearrangement: loads are only counted until a POST to "
+        "/rearrange_experts names the addresses of all ranks.",
+        "Let a job of your own send it, with user and passwd.",
+    )
+    if not case.get(*PASSWORD, default=""):
+        yield advice(
+            case.shown(*PASSWORD),
+            "Without it whoever reaches the port may have experts rearranged.",
+            "Give redundant_expert_api_user and redundant_expert_api_password.",
+        )
+
+
+def check_redundancy(case: Case) -> Iterator[Finding]:
+    """Redundant experts against ranks, experts and memory."""
+    if case.on(SWITCH):
+        ranks, copies = layout(case).ranks, redundant(case)
+        yield from check_slots(case, ranks, copies, REDUNDANT)
+        yield from check_share(case, copies, REDUNDANT)
+        yield from check_memory(case, ranks, copies, REDUNDANT)
+
+
+KNOWLEDGE = Knowledge(
+    engine="fastdeploy",
+    title="FastDeploy",
+    newest="2.3",
+    programs=(
+        ("-m", "fastdeploy.entrypoints.openai.api_server"),
+        ("-m", "fastdeploy.entrypoints.openai.multi_api_server"),
+        ("fastdeploy", "serve"),
+    ),
+    image="fastdeploy",
+    flags=FLAGS,
+    aliases=ALIASES,
+    balancing=("eplb", "expert"),
+    signs=frozenset({"engine-worker-queue-port"}),
+    renames=(check_inner_switch, check_unknown_keys),
+    checks=(
+        check_switches,
+        check_placing,
+        check_strategy,
+        check_requests,
+        check_redundancy,
+    ),
+)
