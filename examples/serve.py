@@ -4,6 +4,8 @@
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
+    torchrun --nproc-per-node 4 examples/serve.py --metrics-port 9400   # see docs/monitor.md
+
 EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
 process in EXPERT_STATISTIC_PATH, see docs/trtllm.md; --unbalanced serves the experts in order.
 
@@ -76,6 +78,9 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument(
+        "--metrics-port", type=int, help="answer Prometheus; each further process at the next port"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--map", type=Path)
     start.add_argument("--additional-config", metavar="JSON|FILE", help="options of vllm-ascend")
@@ -102,9 +107,14 @@ def main() -> None:
             int(os.environ["MASTER_PORT"]),
             f"rank{int(os.environ['RANK']):04}",
             options,
+            metrics_port=_metrics_port(arguments.metrics_port),
         )
     except EquipoiseError as error:
         parser.exit(2, f"serve.py: error: {error}\n")
+
+
+def _metrics_port(first: int | None) -> int | None:
+    return None if first is None else first + int(os.environ["LOCAL_RANK"])
 
 
 def _balancing(arguments: argparse.Namespace) -> EngineOptions:
@@ -153,6 +163,7 @@ def _options(arguments: argparse.Namespace, balancing: EngineOptions) -> Options
         keep=partial(keep, arguments.keep) if arguments.keep else balancing.keep,
         recording=recording_asked_for(os.environ),
         results=arguments.results,
+        metrics_details=arguments.metrics_port is not None,
     )
 
 

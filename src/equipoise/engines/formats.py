@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from equipoise.engines.transformers.config import ModelConfig
+    from equipoise.report.monitor.look import Source
 
 Progress = Callable[[int, int], None]
 """Called with (done, total), in bytes or files, while a long file is read."""
@@ -111,6 +112,9 @@ class TraceFormat:
         Whether what it writes is a folder.
     losses
         What the written file cannot say of a trace, one sentence each.
+    watch
+        Follows a file while it grows, given the number of ranks if the user knows it; ``None``
+        where a recording is read again as a whole.
     """
 
     name: str
@@ -122,6 +126,7 @@ class TraceFormat:
     write: Callable[[Trace, Path], None] | None = None
     folder: bool = False
     losses: Callable[[Trace], list[str]] = lambda _trace: []
+    watch: Callable[[Path, int | None], Source] | None = None
 
     def own(self, options: TraceOptions) -> TraceOptions:
         """The options as this reader sees them, without those it does not use."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from equipoise.report.summary import TraceSummary
 
@@ -48,17 +49,33 @@ class HeatMap:
 
 def heat_map(summary: TraceSummary, *, max_rows: int, max_columns: int) -> HeatMap:
     """The rank loads of a summary in at most ``max_rows`` x ``max_columns`` cells."""
-    matrix = np.array(summary.rank_p95)
-    layer_ids = [layer.layer for layer in summary.layers]
-    rows = starts(matrix.shape[0], max_rows)
-    columns = starts(matrix.shape[1], max_columns)
-    joined = np.maximum.reduceat(np.maximum.reduceat(matrix, rows, axis=0), columns, axis=1)
+    return joined(
+        np.array(summary.rank_p95),
+        [layer.layer for layer in summary.layers],
+        [layer.balance.imbalance if layer.balance else None for layer in summary.layers],
+        max_rows=max_rows,
+        max_columns=max_columns,
+    )
+
+
+def joined(
+    multiples: NDArray[np.float64],
+    layer_ids: Sequence[int],
+    imbalance: Sequence[float | None],
+    *,
+    max_rows: int,
+    max_columns: int,
+) -> HeatMap:
+    """A matrix of layers and ranks, and each layer's imbalance, in at most that number of cells."""
+    rows = starts(multiples.shape[0], max_rows)
+    columns = starts(multiples.shape[1], max_columns)
+    cells = np.maximum.reduceat(np.maximum.reduceat(multiples, rows, axis=0), columns, axis=1)
     return HeatMap(
         layers=spans(rows, layer_ids),
-        ranks=spans(columns, list(range(matrix.shape[1]))),
-        multiples=tuple(tuple(row) for row in joined.tolist()),
+        ranks=spans(columns, range(multiples.shape[1])),
+        multiples=tuple(tuple(row) for row in cells.tolist()),
         imbalance=tuple(
-            max((x.balance.imbalance for x in summary.layers[a:b] if x.balance), default=None)
+            max((x for x in imbalance[a:b] if x is not None), default=None)
             for a, b in pairwise([*rows, len(layer_ids)])
         ),
     )

@@ -194,13 +194,18 @@ def _heat(summary: TraceSummary, width: int) -> RenderableType:
     for span, multiples, mean in zip(heat.layers, heat.multiples, heat.imbalance, strict=True):
         row = Text.assemble((f"{span_text(span):>{label}} ", "dim"))
         for value in multiples:
-            level = bisect_right(_EDGES, value)
-            row.append(_MARKS[level] * cell, style=_STYLES[level])
+            row.append_text(heat_cell(value, cell))
         rows.append(row.append("" if mean is None else f" {mean:5.2f}"))
     said = ["mean: imbalance, the busiest rank of each step, mean over steps."]
     if heat.joined:
         said.append(f"Neighbouring {heat.joined} share a cell, which shows the busiest.")
     return _section(_cell(summary), *rows, *said, _legend())
+
+
+def heat_cell(multiple: float, width: int) -> Text:
+    """A cell of a heat map: a load over the mean, in a mark and a colour."""
+    level = bisect_right(_EDGES, multiple)
+    return Text(_MARKS[level] * width, style=_STYLES[level])
 
 
 def _cell(summary: TraceSummary) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from rich.live import Live
 from equipoise.cli.options.limits import Redundant
 from equipoise.cli.options.output import Json
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.signals import sigterm_as_exit
 from equipoise.control.status import Status, status_key
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
@@ -90,7 +89,7 @@ def demo(
         metrics_details=metrics_details,
     )
     view = View(model.resolve().name, seconds)
-    with _sigterm_as_exit():
+    with sigterm_as_exit():
         if not json:
             print("Getting ready; half a minute the first time.", flush=True)
         _rehearse(options)
@@ -241,20 +240,6 @@ def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
             action()
 
     return act
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what was started is ended."""
-
-    def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(view: View, ended: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ from equipoise.engines._shared.json_lines import json_object, read_lines
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.trace import MAX_COUNT, Provenance, Trace
+
+if TYPE_CHECKING:
+    from equipoise.engines.vllm.load_tail import Tail
 
 _META, _STATS = "eplb_load_meta", "eplb_load_stats"
 _VERSION = 1
@@ -32,7 +35,7 @@ _SOURCE_NOTE = (
 )
 
 
-class _Meta(msgspec.Struct):
+class Meta(msgspec.Struct):
     """Revision B's first record."""
 
     num_ranks: int
@@ -40,7 +43,7 @@ class _Meta(msgspec.Struct):
     num_redundant_experts: _Count
 
 
-class _Stats(msgspec.Struct):
+class Stats(msgspec.Struct):
     """The load of one step, and the map under which it was counted."""
 
     step: _Count
@@ -53,7 +56,7 @@ class _Stats(msgspec.Struct):
 class _Recording:
     """What has been read so far."""
 
-    meta: _Meta | None = None
+    meta: Meta | None = None
     steps: list[int] = field(default_factory=list)
     counts: list[NDArray[np.int64]] = field(default_factory=list)  # (L, E of the record) each
     lines: list[int] = field(default_factory=list)
@@ -71,7 +74,7 @@ def _matches(path: Path) -> bool:
     kinds = []
     for line in filter(bytes.strip, lines):
         try:
-            kinds.append(_record(line).get("record_type"))
+            kinds.append(parse_record(line).get("record_type"))
         except FormatError:
             break
     return _META in kinds or _STATS in kinds
@@ -80,7 +83,7 @@ def _matches(path: Path) -> bool:
 def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     recording = _Recording()
     with naming(path):
-        for number, record in read_lines(path, _record, recording.notes, progress):
+        for number, record in read_lines(path, parse_record, recording.notes, progress):
             try:
                 _add(number, record, recording, options.iterations)
             except (EquipoiseError, msgspec.ValidationError, UnicodeEncodeError) as error:
@@ -89,16 +92,23 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         return _trace(path, recording, options)
 
 
+def _watch(path: Path, num_ranks: int | None) -> Tail:
+    from equipoise.engines.vllm.load_tail import Tail  # of use to the monitor only
+
+    return Tail(path, num_ranks)
+
+
 FORMAT = TraceFormat(
     name="vllm",
     summary="vLLM EPLB load statistics (.jsonl) of the proposal in pull request 41141",
     matches=_matches,
     read=_read,
     options=frozenset({"layer_ids", "iterations"}),
+    watch=_watch,
 )
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def parse_record(line: bytes) -> dict[str, Any]:
     """A line that is a JSON object with a ``record_type``, if it has one, of text."""
     record = json_object(line)
     if not isinstance(record.get("record_type", ""), str):
@@ -106,32 +116,39 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _add(
-    number: int, record: dict[str, Any], recording: _Recording, only: tuple[int, int] | None
-) -> None:
+def known(record: dict[str, Any]) -> Meta | Stats | None:
+    """The record if it is one of this format; ``FormatError`` for one of a later version."""
     kind = record.get("record_type", "")
     if kind not in (_META, _STATS):
-        recording.skipped[kind[:40] or "without record_type"] += 1
-        return
+        return None
     if record.get("version") != _VERSION or isinstance(record.get("version"), bool):
         version = repr(record.get("version"))[:40]
         raise FormatError(f"version {version} is not known; expected {_VERSION}.")
-    if kind == _META:
-        if recording.meta is not None or recording.steps:
-            raise FormatError("a second recording begins here; split the file before this line.")
-        recording.meta = msgspec.convert(record, _Meta)
-        recording.ranks.add(recording.meta.num_ranks)
-        return
-    stats = msgspec.convert(record, _Stats)
-    if only is None or only[0] <= stats.step < only[1]:
-        recording.counts.append(_fold(stats, recording))
-        recording.steps.append(stats.step)
-        recording.lines.append(number)
-        if stats.num_ranks is not None:
-            recording.ranks.add(stats.num_ranks)
+    return msgspec.convert(record, Meta) if kind == _META else msgspec.convert(record, Stats)
 
 
-def _fold(stats: _Stats, recording: _Recording) -> NDArray[np.int64]:
+def _add(
+    number: int, record: dict[str, Any], recording: _Recording, only: tuple[int, int] | None
+) -> None:
+    match known(record):
+        case None:
+            recording.skipped[record.get("record_type", "")[:40] or "without record_type"] += 1
+        case Meta() as meta:
+            if recording.meta is not None or recording.steps:
+                raise FormatError(
+                    "a second recording begins here; split the file before this line."
+                )
+            recording.meta = meta
+            recording.ranks.add(meta.num_ranks)
+        case Stats() as stats if only is None or only[0] <= stats.step < only[1]:
+            recording.counts.append(fold(stats, recording.meta))
+            recording.steps.append(stats.step)
+            recording.lines.append(number)
+            if stats.num_ranks is not None:
+                recording.ranks.add(stats.num_ranks)
+
+
+def fold(stats: Stats, meta: Meta | None) -> NDArray[np.int64]:
     """The record's load by logical expert, ``(L, E)``, by the map it carries."""
     _refuse_no_counts(stats.expert_load)
     load, slot_expert = _table(stats.expert_load), _table(stats.p2l_map)
@@ -141,7 +158,7 @@ def _fold(stats: _Stats, recording: _Recording) -> NDArray[np.int64]:
             f"expert_load has (layers, slots) {(L, S)}, p2l_map {slot_expert.shape}; expected the "
             "same."
         )
-    E = _num_experts(slot_expert, recording.meta)
+    E = _num_experts(slot_expert, meta)
     empty = slot_expert < 0
     if load[empty].any():
         layer, slot = np.argwhere(empty & (load > 0))[0]
@@ -152,7 +169,7 @@ def _fold(stats: _Stats, recording: _Recording) -> NDArray[np.int64]:
     return counts
 
 
-def _num_experts(slot_expert: NDArray[np.int64], meta: _Meta | None) -> int:
+def _num_experts(slot_expert: NDArray[np.int64], meta: Meta | None) -> int:
     S = slot_expert.shape[1]
     most = S if meta is None else S - meta.num_redundant_experts
     largest = int(slot_expert.max())

@@ -1,4 +1,4 @@
-"""``equipoise dashboards``: what Grafana and Prometheus need to watch a running system."""
+"""``equipoise grafana``: what Grafana and Prometheus need to watch a running system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equipoise.report.grafana import dashboard
 from equipoise.report.prometheus import alert_rules
 
 
-def dashboards(
+def grafana(
     *, output: Annotated[Path, Parameter(name=["--output", "-o"])], json: Json = False
 ) -> int:
     """Write a Grafana dashboard and Prometheus alert rules over the metrics that equipoise exports.

@@ -1,0 +1,124 @@
+"""Following a recording while an engine writes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from equipoise.engines._shared.arrays import naming
+from equipoise.engines.trace_io import detect_trace, read_trace
+from equipoise.errors import EquipoiseError, argument
+from equipoise.noise import trace_noise_floor
+from equipoise.placement import Placement
+from equipoise.report.measured import Layout, aligned, rank_loads, unbalanced
+from equipoise.report.monitor.look import Loads, Look, Source, look_at_loads
+from equipoise.trace import Trace
+
+_MOST_STEPS = 1024  # of an old recording, its last
+
+
+def watch(path: Path, *, num_ranks: int | None, placement: Placement | None) -> Source:
+    """Follow a file or a folder of any format that we read.
+
+    Parameters
+    ----------
+    num_ranks
+        Ranks of the running system; experts are then in order on them unless there is a placement.
+    placement
+        Map that the system serves.
+
+    Raises
+    ------
+    EquipoiseError
+        Nothing that can be read, or a placement of a format whose records have their own.
+    """
+    known = detect_trace(path)
+    if known.watch is None:
+        return Recording(path, num_ranks=num_ranks, placement=placement)
+    if placement is not None:
+        raise EquipoiseError(
+            f"The records of {path} carry the map they were counted under; leave the map out."
+        )
+    return known.watch(path, num_ranks)
+
+
+class Recording:
+    """A recording that is read again, as a whole, whenever its files have changed.
+
+    Parameters
+    ----------
+    path, num_ranks, placement
+        As ``watch`` takes them.
+    clock
+        Function that returns the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_ranks: int | None,
+        placement: Placement | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._num_ranks, self._placement = path, num_ranks, placement
+        self._clock = clock
+        self._files: list[tuple[str, int, int]] = []
+        self._seen = 0
+
+    @property
+    def name(self) -> str:
+        """The file or folder."""
+        return self._path.name
+
+    def look(self) -> list[Look]:
+        """The steps that have been added."""
+        with naming(self._path):
+            files = self._present()
+        if files == self._files:
+            return []
+        trace = read_trace(self._path)
+        layout = self._layout(trace)
+        self._files = files
+        if trace.num_steps < self._seen:  # another recording has its name
+            self._seen = 0
+        first = max(self._seen, trace.num_steps - _MOST_STEPS)
+        self._seen = trace.num_steps
+        return [self._look(trace, step, layout) for step in range(first, trace.num_steps)]
+
+    def _present(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of the files."""
+        files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
+        found = [(file, file.stat()) for file in files]
+        return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found]
+
+    def _layout(self, trace: Trace) -> Layout | None:
+        if self._placement is not None:
+            return aligned(self._placement, trace, self._num_ranks)
+        if self._num_ranks is None:
+            return None
+        if self._num_ranks > trace.num_experts:
+            raise EquipoiseError(
+                f"{argument('num_ranks')} is {self._num_ranks}, but {self._path} has "
+                f"{trace.num_experts} experts; give the map that is served."
+            )
+        return unbalanced(trace, self._num_ranks)
+
+    def _look(self, trace: Trace, step: int, layout: Layout | None) -> Look:
+        load_LE = trace.counts[step]
+        busy = load_LE.any(axis=1)
+        floor = None
+        if layout is not None and busy.any():
+            of_step = Trace(counts=trace.counts[step : step + 1], top_k=trace.top_k)
+            floor = float(trace_noise_floor(of_step, layout.num_ranks).mean[0, busy].mean())
+        return look_at_loads(
+            Loads(
+                layer_ids=trace.layer_ids,
+                load_LE=load_LE,
+                load_LR=None if layout is None else rank_loads(load_LE[None], layout)[0],
+            ),
+            time=self._clock(),
+            step=int(trace.steps[step]),
+            noise_floor=floor,
+        )

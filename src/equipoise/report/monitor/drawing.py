@@ -1,0 +1,266 @@
+"""Draws a view in the lines and columns that a terminal has. Equal views give equal pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from equipoise.report.heat import joined, span_text
+from equipoise.report.monitor.monitor import KEYS
+from equipoise.report.monitor.units import clock
+from equipoise.report.monitor.view import Bar, Event, Heat, HotExpert, Moment, View, squeezed
+from equipoise.report.terminal import heat_cell
+
+_BLOCKS, _LEFT_BLOCKS = " ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█"
+_CHANCE, _FLOOR, _MEAN, _CHANGED = "░", "╌", "┊", "▲"
+_ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░╌┊▲↑↗→↘↓…", "_..-==##.---===:-|^^/>\\v~")
+_LEAST_TOP = 1.2  # of the curve, or a balanced run would look like a mountain range
+_BUSY, _BUSIER = 1.1, 1.25  # times the mean
+_TRENDS = ((1.25, "↑"), (1.05, "↗"), (0.95, "→"), (0.8, "↘"), (0.0, "↓"))
+_LABEL = 6  # columns of the axis of the curve
+_BAR_COLUMNS, _EXPERT_COLUMNS = 36, 24
+_AROUND_HEAT = 14  # columns of layers and of the worst rank
+_LEAST_BARS = 30  # columns
+_ROOMY = 32  # lines from which parts are set apart
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A view that fills a terminal.
+
+    Parameters
+    ----------
+    height
+        Lines; a terminal's own where it is ``None``.
+    """
+
+    view: View
+    height: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines, in marks that the terminal has."""
+        lines = frame(self.view, options.max_width, self.height or console.height)
+        for number, line in enumerate(lines):
+            plain = line.plain.translate(_ASCII) if options.ascii_only else line.plain
+            end = "\n" if number < len(lines) - 1 else ""
+            yield Text(plain, spans=line.spans, no_wrap=True, overflow="crop", end=end)
+
+
+def frame(view: View, width: int, height: int) -> list[Text]:
+    """The picture in exactly that number of lines, none wider than the columns."""
+    head = [*_header(view, width), *(Text(trouble, "red") for trouble in view.troubles[:3])]
+    gap = [Text()] if height >= _ROOMY else []
+    room = height - len(head) - 3 * len(gap) - 4  # the curve's title and marks, events', the keys
+    events_room = max(min(room // 5, 12), 3)
+    curve_room = max(min(room // 5, 10), 2)
+    middle = _middle(view, width, room - events_room - curve_room)
+    if middle:
+        middle += gap
+    else:
+        curve_room = room - events_room
+    lines = [*head, *gap, *_curve(view, width, curve_room), *gap, *middle]
+    lines += _bottom(view, width, max(height - len(lines) - 2, 1))
+    lines += [Text()] * (height - 1 - len(lines))
+    keys = Text(view.notice, "bold yellow") if view.notice else _keys()
+    return [_fitted(line, width) for line in [*lines[: max(height - 1, 0)], keys][:height]]
+
+
+def _header(view: View, width: int) -> list[Text]:
+    """The title and what is known, as much on a line as fits."""
+    lines = [Text(view.title, "bold")]
+    for fact in view.facts:
+        if lines[-1].cell_len + len(fact) + 3 > width:
+            lines.append(Text())
+        elif lines[-1]:
+            lines[-1].append("   ")
+        lines[-1].append(fact, "bold reverse" if fact == "PAUSED" else "")
+    return lines[:3]
+
+
+def _keys() -> Text:
+    line = Text()
+    for key, what in KEYS:
+        line.append(key, "reverse").append(f" {what}  ")
+    return line
+
+
+def _curve(view: View, width: int, rows: int) -> list[Text]:
+    """Imbalance from 1 up; what chance gives is dotted, what is above it is filled."""
+    moments = squeezed(view.curve, max(width - _LABEL, 1))
+    legend = f"{_CHANCE} chance  {_CHANGED} another map"
+    known = [x for m in moments for x in (m.imbalance, m.noise_floor) if x is not None]
+    top = max([_LEAST_TOP, *known])
+    lines = [_ends(Text(view.curve_title, "bold"), Text(legend, "dim"), width)]
+    step = (top - 1) / rows
+    for row in reversed(range(rows)):
+        label = f"{1 + (row + 1) * step:.2f}" if row == rows - 1 else "1.00" if not row else ""
+        line = Text(f"{label:>{_LABEL - 1}} ", "dim")
+        for moment in moments:
+            line.append(*_point(moment, 1 + row * step, 1 + (row + 1) * step))
+        lines.append(line)
+    marks = "".join(_CHANGED if moment.map_changed else " " for moment in moments)
+    return [*lines, Text(" " * _LABEL + marks, "cyan")]
+
+
+def _point(moment: Moment, low: float, high: float) -> tuple[str, str]:
+    """The mark of one moment in the line from ``low`` to ``high``, and its style."""
+    value, floor = moment.imbalance, moment.noise_floor or 1.0
+    if value is None or value <= low:
+        return (_FLOOR, "dim") if value is not None and low < floor <= high else (" ", "")
+    style = "red" if value > floor * _BUSIER else "yellow" if value > floor * _BUSY else "green"
+    if value >= high:
+        return (_CHANCE, "dim") if low < floor else (_BLOCKS[-1], style)
+    level = max(round((value - low) / (high - low) * 8), 1)
+    return _BLOCKS[level], "dim" if value <= floor else style
+
+
+def _middle(view: View, width: int, rows: int) -> list[Text]:
+    """Ranks, and next to them the layers; nothing where nothing is known of either."""
+    if not (view.ranks or view.heat or view.layers):
+        return []
+    ranks = [Text(view.ranks_title, "bold"), *_bars(view.ranks, width, rows - 1)]
+    if view.heat is None and not view.layers:
+        return ranks
+    left = width // 2
+    if view.heat is not None:  # a column a rank, where the bars have room enough without it
+        most = width - view.heat.multiples.shape[1] - _AROUND_HEAT
+        left = min(left, max(most, _LEAST_BARS))
+    narrow = [Text(view.ranks_title, "bold"), *_bars(view.ranks, left - 2, rows - 1)]
+    if not view.ranks:
+        narrow = [Text(view.ranks_title, "bold"), Text("not known", "dim")]
+    if view.heat is None:
+        title = Text("Layers: busiest over mean rank", "bold")
+        right = [title, *_bars(view.layers, width - left, rows - 1)]
+    else:
+        right = _heat(view.heat, width - left, rows)
+    return _next_to(narrow, right, left)
+
+
+def _bars(bars: Sequence[Bar], width: int, rows: int) -> list[Text]:
+    """A line a bar; in several columns, or the worst first and the rest in a word, to fit."""
+    if not bars or rows < 1:
+        return []
+    columns = max(min(ceil(len(bars) / rows), width // _BAR_COLUMNS), 1)
+    shown, rest = list(bars), list[Bar]()
+    if len(bars) > columns * rows:
+        ordered = sorted(bars, key=lambda bar: -bar.value)
+        shown, rest = ordered[: columns * rows - 1], ordered[columns * rows - 1 :]
+    top = max(1.5, *(bar.value for bar in bars))
+    name = max(len(bar.name) for bar in bars)
+    cell = width // columns
+    lines = [_bar(bar, name, cell - 2, top) for bar in shown]
+    if rest:
+        span = f"{rest[-1].value:.2f} to {rest[0].value:.2f}"
+        lines.append(Text(f"… {len(rest)} more, {span}", "dim"))
+    stacks = [lines[i : i + rows] for i in range(0, len(lines), rows)]
+    whole = stacks[-1]
+    for stack in reversed(stacks[:-1]):
+        whole = _next_to(stack, whole, cell)
+    return whole
+
+
+def _bar(bar: Bar, name: int, width: int, top: float) -> Text:
+    room = max(width - name - 7, 1)
+    eighths = round(min(bar.value / top, 1.0) * room * 8)
+    filled = _LEFT_BLOCKS[-1] * (eighths // 8) + _LEFT_BLOCKS[eighths % 8] * (eighths % 8 > 0)
+    drawn = filled.ljust(room)
+    mean = min(round(room / top), room - 1)
+    style = "red" if bar.value > _BUSIER else "yellow" if bar.value > _BUSY else "green"
+    return Text.assemble(
+        f"{bar.name:<{name}} ",
+        (drawn[:mean], style),
+        (_MEAN, "bold"),
+        (drawn[mean + 1 :], style),
+        f" {bar.value:5.2f}",
+    )
+
+
+def _heat(heat: Heat, width: int, rows: int) -> list[Text]:
+    """Layers x ranks; neighbours share a cell where there are too many, which shows the busiest."""
+    label = _LABEL + 2
+    room = max(width - _AROUND_HEAT, 1)
+    imbalance = heat.multiples.max(axis=1).tolist()
+    cells = joined(
+        heat.multiples, heat.layer_ids, imbalance, max_rows=max(rows - 2, 1), max_columns=room
+    )
+    wide = max(min(room // len(cells.ranks), 4), 1)
+    axis = (
+        f"rank {cells.ranks[0][0]}".ljust(wide * len(cells.ranks) - 4) + f"{cells.ranks[-1][1]:>4}"
+    )
+    lines = [
+        Text("Layers x ranks: load over the mean", "bold"),
+        Text(" " * label + axis[: wide * len(cells.ranks)] + " worst", "dim"),
+    ]
+    for span, multiples, worst in zip(cells.layers, cells.multiples, cells.imbalance, strict=True):
+        line = Text(f"{span_text(span):>{label - 1}} ", "dim")
+        for value in multiples:
+            line.append_text(heat_cell(value, wide))
+        lines.append(line.append("" if worst is None else f" {worst:5.2f}"))
+    return lines
+
+
+def _bottom(view: View, width: int, rows: int) -> list[Text]:
+    """What has happened, the last first, and the hottest experts."""
+    events = [Text("Events", "bold"), *map(_event, reversed(view.events[-rows:]))]
+    if not view.events:
+        events.append(Text("none yet", "dim"))
+    if not view.experts:
+        return events
+    left = width - _EXPERT_COLUMNS
+    experts = [Text("Hottest experts", "bold"), *map(_expert, view.experts[:rows])]
+    return _next_to([_fitted(line, left - 2) for line in events], experts, left)
+
+
+def _event(event: Event) -> Text:
+    return Text.assemble((f"{clock(event.seconds):>7}  ", "dim"), event.text)
+
+
+def _expert(hot: HotExpert) -> Text:
+    trend = next(mark for least, mark in _TRENDS if hot.trend >= least)
+    return Text(f"layer {hot.layer:<3} {hot.expert:>4} {hot.multiple:5.1f}x {trend}")
+
+
+def _next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]:
+    """Two parts side by side; the right one begins at a column."""
+    lines = []
+    for number in range(max(len(left), len(right))):
+        line = left[number].copy() if number < len(left) else Text()
+        if number < len(right):
+            line.truncate(at - 1)
+            line.truncate(at, pad=True)
+            line.append_text(right[number])
+        lines.append(line)
+    return lines
+
+
+def _ends(left: Text, right: Text, width: int) -> Text:
+    """One text at each end of a line; the left alone where both do not fit."""
+    space = width - left.cell_len - right.cell_len
+    return left if space < 2 else Text.assemble(left, " " * space, right)
+
+
+def _fitted(line: Text, width: int) -> Text:
+    if line.cell_len > width:
+        line = line.copy()
+        line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def snapshot(view: View, width: int, height: int) -> str:
+    """The picture as a page of HTML, in the size and colours of a terminal."""
+    console = Console(
+        record=True, file=io.StringIO(), width=width, height=height,
+        force_terminal=True, color_system="truecolor", legacy_windows=False,
+    )  # fmt: skip
+    console.print(Picture(view, height))
+    return console.export_html(inline_styles=True)
+
+
+def shown_lines(lines: Iterable[Text]) -> str:
+    """A frame as plain text."""
+    return "\n".join(line.plain.rstrip() for line in lines)
