@@ -7,7 +7,8 @@ experts that compute every row `--work` times over, as in `pays`.
 
 1. Calibrate: three batch sizes without balancing and two with the experts of most load on one rank,
    in turns of 8 steps, 96 steps each, prose and code. `fit_runs` explains their times by what they
-   routed.
+   routed. A sixth run is served by the min-max split: by how much its steps are longer than the
+   fit is what the split itself takes.
 2. Forecast, for each setting (a mix of domains, a batch size, a number of redundant slots): 192
    steps are served without balancing and recorded, the first 144 are planned on, and the later
    ones are timed by the fitted costs under every policy; "online" starts from the experts in order
@@ -108,12 +109,13 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     torch.set_num_threads(1)
     ranks = options.ranks
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
-    fit, noise = calibrate(options)
+    calibrated = calibrate(options)
+    fit = calibrated.machine
     told = []
     for setting in SETTINGS[: options.settings]:
         recorded = record(setting, options)
         layouts = _shared([layouts_of(recorded, setting, ranks)] if rank == 0 else [None])
-        forecasts = forecast(fit, noise, recorded, layouts, setting, ranks)
+        forecasts = forecast(calibrated, recorded, layouts, setting, ranks)
         if rank == 0:  # written down before anything is measured
             Path(results).write_text(json.dumps([*told, {"forecast": forecasts}]))
         measured = measure(layouts, setting, options)
@@ -122,18 +124,34 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
             print(table(told[-1:]), flush=True)
     if rank == 0:
         error = f"{fit.error:.1%} apart from the fit"
-        print(f"\nCalibrated: {fit.cost}; means of the calibration runs are {error}.\n")
+        print(f"\nCalibrated: {fit.cost}; means of the calibration runs are {error}.")
+        print(f"The min-max split adds {calibrated.split_seconds * 1e3:.2f} ms a step.\n")
         Path(results).write_text(json.dumps(told))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def calibrate(options: argparse.Namespace) -> tuple[OwnMachine, Floats]:
-    """The machine's costs, from batch sizes and placements served in turns; and their noise.
+@dataclass(frozen=True)
+class Calibrated:
+    """What the runs told.
 
-    The noise is the time of each turn over what is fitted, of each run, ``(runs, turns)``, relative
-    to the run's mean.
+    Parameters
+    ----------
+    machine
+        The fitted costs.
+    noise
+        Time of each turn over what is fitted, relative to the run's mean, ``(runs, turns)``.
+    split_seconds
+        What the min-max split adds to a step.
     """
+
+    machine: OwnMachine
+    noise: Floats
+    split_seconds: float
+
+
+def calibrate(options: argparse.Namespace) -> Calibrated:
+    """The machine's costs, from batch sizes and placements served in turns."""
     prompts = Prompts(1, [(0.0, CALIBRATED_ON)])
     start = Layout(placement=_start(options.ranks))
     first = _service("", start, options, prompts, CALIBRATION_BATCHES[0])
@@ -141,6 +159,7 @@ def calibrate(options: argparse.Namespace) -> tuple[OwnMachine, Floats]:
     skewed = Layout(placement=_skewed(_decode_steps(first)[0], options.ranks))
     asked = [(start, batch) for batch in CALIBRATION_BATCHES]
     asked += [(skewed, batch) for batch in SKEWED_BATCHES]
+    asked += [(_copied(options.ranks, 2), CALIBRATION_BATCHES[1])]
     services = [_service("", layout, options, prompts, batch) for layout, batch in asked]
     take_turns(services, 0, CALIBRATION_STEPS)
     runs = []
@@ -155,11 +174,16 @@ def calibrate(options: argparse.Namespace) -> tuple[OwnMachine, Floats]:
                 step_seconds=seconds,
             )
         )
-    mine = fit_runs(runs)
-    apart = [run.seconds / mine.step_seconds(run.slot_load, run.topology) for run in runs]
+    mine = fit_runs(runs[:-1])
+    fitted = [mine.step_seconds(run.slot_load, run.topology) for run in runs]
     turns = CALIBRATION_STEPS // TURN
+    apart = [run.seconds / said for run, said in zip(runs, fitted, strict=True)]
     by_turn = [np.array([part.mean() for part in np.array_split(one, turns)]) for one in apart]
-    return mine, np.stack([one / one.mean() for one in by_turn])
+    return Calibrated(
+        machine=mine,
+        noise=np.stack([one / one.mean() for one in by_turn]),
+        split_seconds=max(0.0, float(np.median(runs[-1].seconds) - np.median(fitted[-1]))),
+    )
 
 
 def record(setting: Setting, options: argparse.Namespace) -> Trace:
@@ -183,27 +207,29 @@ def layouts_of(recorded: Trace, setting: Setting, ranks: int) -> dict[str, Layou
         "no balancing": Layout(placement=_start(ranks)),
         "static, even": Layout(placement=even, dispatch=dispatcher("even")),
         STATIC: Layout(placement=minmax, dispatch=dispatcher("minmax")),
-        ONLINE: Layout(
-            placement=_start(ranks, EXPERTS + setting.redundant), dispatch=dispatcher("minmax")
-        ),
+        ONLINE: _copied(ranks, setting.redundant),
     }
 
 
 def forecast(
-    mine: OwnMachine,
-    noise: Floats,
+    calibrated: Calibrated,
     recorded: Trace,
     layouts: dict[str, Layout],
     setting: Setting,
     ranks: int,
 ) -> dict[str, dict[str, Any]]:
     """Tokens a second and the change of every policy, with intervals."""
+    mine, noise = calibrated.machine, calibrated.noise
     held = np.asarray(recorded.counts[PLANNED:], dtype=np.float64)
     topology, tokens = Topology(ranks), setting.batch * ranks
+    split = dict.fromkeys((STATIC, ONLINE), calibrated.split_seconds)
     fixed = {name: layout for name, layout in layouts.items() if name != ONLINE}
     loads = {name: layout.slot_loads(held) for name, layout in fixed.items()}
-    best = {name: float(mine.step_seconds(load, topology).mean()) for name, load in loads.items()}
-    best[ONLINE] = _online_seconds(mine, held, layouts[ONLINE], topology)
+    best = {
+        name: float(mine.step_seconds(load, topology).mean()) + split.get(name, 0.0)
+        for name, load in loads.items()
+    }
+    best[ONLINE] = _online_seconds(mine, held, layouts[ONLINE], topology) + split[ONLINE]
     rng = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {name: [] for name in layouts}
     for likely in mine.draws(DRAWS, seed=0):
@@ -211,7 +237,7 @@ def forecast(
         turns = rng.integers(noise.shape[1], size=MEASURED // TURN)
         runs = rng.permutation(len(noise))
         for run, (name, load) in zip(runs, loads.items(), strict=False):
-            seconds = likely.step_seconds(load[steps], topology).mean()
+            seconds = likely.step_seconds(load[steps], topology).mean() + split.get(name, 0.0)
             drawn[name].append(float(seconds * noise[run, turns].mean()))
         while_static = drawn[STATIC][-1] / noise[runs[list(loads).index(STATIC)], turns].mean()
         online = while_static * best[ONLINE] / best[STATIC]  # the same machine, other maps
@@ -237,8 +263,7 @@ def _online_seconds(mine: OwnMachine, held: Floats, start: Layout, topology: Top
     )
     policy = controlled(conditions, "minmax", OURS, dwell_steps=10_000, plan_seconds=PLAN_SECONDS)
     served = replay(Trace(counts=repeated), start, policy, conditions)
-    others = mine.cost.step_seconds + mine.cost.assignment_seconds * repeated[0, 0].sum()
-    return float(served.seconds.mean() + others)
+    return float(served.seconds.mean())
 
 
 def measure(
@@ -298,6 +323,11 @@ def _decode_seconds(service: Service) -> Floats:
 
 def _part(trace: Trace, steps: slice) -> Trace:
     return Trace(counts=trace.counts[steps], layer_ids=trace.layer_ids)
+
+
+def _copied(ranks: int, redundant: int) -> Layout:
+    """Experts in order with the first ones copied, for the min-max split."""
+    return Layout(placement=_start(ranks, EXPERTS + redundant), dispatch=dispatcher("minmax"))
 
 
 def _start(ranks: int, num_slots: int = EXPERTS) -> Placement:
