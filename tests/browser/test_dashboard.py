@@ -48,7 +48,7 @@ def what_if() -> WhatIf:
 def metrics() -> tuple[Metrics, str]:
     served = Metrics()
     served.take_step(0.25)
-    served.take_ranks(4, 0.0)
+    served.take_ranks(4, 0.0, wanted=4, process="p0", rank=0)
     balance = {"": Balance(imbalance=1.5, excess=0.25, balancedness=0.6)}
     served.take_answer(Finding(number=0, balance=balance, sure_excess=0.2, assignments=100))
     return served, f"http://127.0.0.1:{served.listen(0)}/metrics"
@@ -190,7 +190,7 @@ def test_the_group_is_shown_live(page, metrics):
     playwright.expect(status).to_contain_text(metrics[1], timeout=10_000)
     assert page.locator("#live-figures dd[data-key=ranks]").text_content() == "4"
     assert page.locator("#live-figures dd[data-key=state]").text_content() == "warm-up"
-    metrics[0].take_ranks(3, 0.0)
+    metrics[0].take_ranks(3, 0.0, wanted=4, process="p0", rank=0)
     ranks = page.locator("#live-figures dd[data-key=ranks]")
     playwright.expect(ranks).to_have_text("3", timeout=10_000)
     assert page.locator("#live-figures dd[data-key=imbalance]").text_content() == "1.50×"

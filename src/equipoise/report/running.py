@@ -186,7 +186,7 @@ def sight_of(text: str, where: str) -> Sight:
         ranks=one("ranks"),
         steps=one("step_seconds_count"),
         step_seconds=one("step_seconds_sum"),
-        stall_seconds=one("stall_seconds_total"),
+        stall_seconds=one("stall_seconds_sum"),
         moved_bytes=one("moved_bytes_total"),
         failures=one("failures_total"),
         outcomes=by("rebalances_total", "outcome"),

@@ -135,7 +135,7 @@ def choice_shares(popularity: ArrayLike, *, top_k: int) -> NDArray[np.float64]:
 
     A token chooses an expert at most once, so no share is above ``1 / K``. Solves for the time at
     which ``K`` experts have arrived on average in the race of ``sample_topk``, and takes that time
-    for the one of every token. How often a token chooses an expert is then within 0.05 with 2 of 8
+    for the one of every token. How often a token chooses an expert is then within 0.06 with 2 of 8
     experts, and within 0.015 with 8 of 64 or more.
 
     Parameters

@@ -137,7 +137,7 @@ def _counts(pages: Sequence[Page], head: Page) -> Counts:
         step_buckets={
             edge: count for text, count in buckets.items() if (edge := _number(text)) is not None
         },
-        stall_seconds=head.value("stall_seconds_sum") or head.value("stall_seconds_total") or 0.0,
+        stall_seconds=head.value("stall_seconds_sum") or 0.0,
         tokens=total("tokens_total") if has("tokens_total") else None,
         moved_slots=total("moved_slots_total") if has("moved_slots_total") else None,
         moved_bytes=total("moved_bytes_total"),
