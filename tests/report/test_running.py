@@ -76,7 +76,7 @@ def test_what_our_own_metrics_say_is_read():
     metrics = Metrics()
     metrics.take_step(0.25, stall_seconds=0.5)
     metrics.take_ranks(4, 0.0, wanted=4, process="p0", rank=0)
-    metrics.take_bytes(7)
+    metrics.take_move(2, 7)
     metrics.take_answered("answered")
     metrics.take_failure()
     sight = sight_of(metrics.text(), "here")
