@@ -191,6 +191,7 @@ def test_the_group_is_shown_live(page, metrics):
     assert page.locator("#live-figures dd[data-key=ranks]").text_content() == "4"
     assert page.locator("#live-figures dd[data-key=state]").text_content() == "warm-up"
     assert page.locator("#live-figures dd[data-key=imbalance]").text_content() == "1.50×"
+    page.locator("#live-chart tbody tr").first.wait_for(state="attached", timeout=10_000)
     assert numbers(page, "live-chart", 1)[-1] == "1.50"
     assert numbers(page, "live-chart", 2)[-1] == "1.25"
     metrics[0].take_ranks(3, 0.0, wanted=4, process="p0", rank=0)
