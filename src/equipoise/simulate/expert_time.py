@@ -107,8 +107,7 @@ class UncertainCost:
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """Every layer waits for its slowest rank, and layers add up."""
-        ranks = self.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
-        return np.asarray(ranks.max(axis=-1).sum(axis=-1))
+        return slowest_seconds(self.planning_cost, slot_load, topology)
 
     def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
         """Nothing: only the experts are counted."""
@@ -203,3 +202,9 @@ class Layout:
 def speeds(topology: Topology) -> Floats:
     """Relative speed of each rank, ``(R,)``, as given."""
     return np.ones(topology.num_ranks) if topology.speed is None else np.array(topology.speed)
+
+
+def slowest_seconds(cost: RankCost, slot_load: Floats, topology: Topology) -> Floats:
+    """What the experts of steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+    ranks = cost.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+    return np.asarray(ranks.max(axis=-1).sum(axis=-1))

@@ -22,7 +22,7 @@ from equipoise.checks import as_array, brief, check_number, check_type, check_wh
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import head_keys, read_json
-from equipoise.simulate.expert_time import Layout, speeds
+from equipoise.simulate.expert_time import Layout, slowest_seconds
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -101,8 +101,7 @@ class Run:
     def expert_loads(self, knee: float) -> Floats:
         """What the experts of every step take, ``(T,)``, in times of one assignment."""
         unit = RankCost(expert_seconds=knee, token_seconds=1.0)
-        ranks = unit.rank_seconds(self.slot_load, self.topology.num_ranks) / speeds(self.topology)
-        return np.asarray(ranks.max(axis=-1).sum(axis=-1))
+        return slowest_seconds(unit, self.slot_load, self.topology)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +143,9 @@ class OwnCost:
 
     def seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
-        ranks = self.experts.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
         assignments = slot_load.sum(axis=-1).mean(axis=-1)
         others = self.step_seconds + self.assignment_seconds * assignments
-        return np.asarray(ranks.max(axis=-1).sum(axis=-1) + others)
+        return np.asarray(slowest_seconds(self.experts, slot_load, topology) + others)
 
 
 @dataclass(frozen=True, kw_only=True)
