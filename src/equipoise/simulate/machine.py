@@ -165,7 +165,6 @@ class Machine:
         speed = speeds(topology)
         chunks = self._chunks(routed)
         part = routed.part(routed.slot_load / chunks[..., None])
-        whole = (self._rank_seconds(routed) / speed).mean(axis=-1)
         if self.micro_batches == 1:
             batches = [part]
         else:
@@ -174,6 +173,8 @@ class Machine:
             chunks * sum(values)
             for values in zip(*(self._batch(b, topology, speed) for b in batches), strict=True)
         )
+        is_cut = self.micro_batches > 1 or bool((chunks > 1).any())
+        whole = (self._rank_seconds(routed) / speed).mean(axis=-1) if is_cut else mean
         own, own_slowest = self._own(routed, speed)
         behind = slowest + own_slowest if self.micro_batches > 1 else 0.0
         exposed = np.maximum(exchange - behind, 0)
