@@ -2,7 +2,7 @@
 
     python -m benchmarks.live.closed_loop [--settings 5] [--work 320] [--json FILE]
 
-Protocol: one process a core, one thread each, over gloo, decode batches of `models/balance-5m`,
+Protocol: one process a core, one thread each, over gloo, decode batches of `balance-5m`,
 experts that compute every row `--work` times over, as in `pays`.
 
 1. Calibrate: three batch sizes without balancing and two with the experts of most load on one rank,

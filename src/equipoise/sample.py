@@ -1,4 +1,4 @@
-"""What ships with the package: a recording, and the lab."""
+"""What ships with the package: a recording, the small model it was made with, and the lab."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def sample_trace_path() -> Path:
     Recorded by ``equipoise capture``; how, and what the model is: ``models/README.md``.
     """
     return _DATA / "sample.trace.safetensors"
+
+
+def sample_model_path() -> Path:
+    """Folder of the project's own small model and its tokenizer, as transformers saves them.
+
+    Made for demonstrations and tests; how it was trained: ``models/README.md``.
+    """
+    return _DATA / "balance-5m"
 
 
 def lab_files(*, solution: bool) -> dict[str, Path]:
