@@ -15,6 +15,7 @@ from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
+from equipoise.units import duration
 
 _WIDTH, _HEIGHT = 56, 10
 _MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -92,8 +93,9 @@ def print_tuned(console: Console, answer: Tuned) -> None:
     console.print(one_line(f"{study.held}"))
     for note in study.held.provenance.notes:
         console.print(f"  note: {one_line(note)}")
-    other = study.conditions.other_seconds
-    rest = f"{other:g} s of other work in every step" if other else study.conditions.model.counts
+    rest = study.conditions.model.counts
+    if study.conditions.other_seconds:
+        rest = f"{duration(study.conditions.other_seconds)} of other work in every step"
     console.print(f"\n{answer.text}\n")
     print_facts(console, answer.facts)
     if answer.prices:
