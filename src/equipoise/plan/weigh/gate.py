@@ -80,7 +80,9 @@ class Decision:
         """The answer in a sentence."""
         if not self.moves:
             return "Stay: the placements are the same."
-        moved = f"{self.moves} slots, {size(self.moved_bytes)}"
+        moved = f"{self.moves} slots"
+        if self.moved_bytes:
+            moved += f" ({size(self.moved_bytes)})"
         if self.gain_low <= 0:
             return (
                 f"Stay: moving {moved} takes {duration(self.gain_seconds)} off a step not planned "
