@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from equipoise.errors import EquipoiseError
+
+
+class Arrival(StrEnum):
+    """What a process has done before its first step, in this order."""
+
+    STARTED = "have started"
+    JOINED = "have met"
+    LOADED = "have the model"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,3 +89,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status_key(name: str) -> str:
     """Where in the store the process of that name publishes."""
     return f"status/{name}"
+
+
+def arrival_key(name: str) -> str:
+    """Where in the store the process of that name publishes its ``Arrival``."""
+    return f"arrival/{name}"
