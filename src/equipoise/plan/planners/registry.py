@@ -220,7 +220,8 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="repair",
             home="equipoise.plan.planners.repair:Repair",
-            summary="where a placement is in force and moves cost; see [repair.md](../howto/repair.md)",
+            summary="where a placement is in force and moves cost; see "
+            "[repair.md](../howto/repair.md)",
             time="as `Robust`",
             options=(
                 *_SEARCH,
@@ -237,7 +238,8 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="colocate",
             home="equipoise.plan.planners.colocate:Colocate",
-            summary="where traffic between ranks or nodes is dear; see [locality.md](../howto/locality.md)",
+            summary="where traffic between ranks or nodes is dear; see "
+            "[locality.md](../howto/locality.md)",
             time="as `Robust`, and a second",
             options=(
                 Option("price", name="locality_price", limits={"gte": 0}),
