@@ -5,13 +5,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAM, *_ = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8"), re.DOTALL
+    r"```python\n(.*?)```",
+    (ROOT / "docs" / "howto" / "runtime.md").read_text(encoding="utf-8"),
+    re.DOTALL,
 )
 
 
 def run(group):
     names = {}
-    exec(compile(PROGRAM, "docs/runtime.md", "exec"), names)
+    exec(compile(PROGRAM, "docs/howto/runtime.md", "exec"), names)
     outcome, new = names["moving"].outcome, names["new"]
     return (
         outcome.failures,
