@@ -31,6 +31,8 @@ _SHIFT = ("docs", "tables")  # the two domains of prompts whose loads differ mos
 _BATCH_SIZE = 16  # a process; with fewer, chance hides most of the imbalance
 _LOOK_SECONDS = 0.25
 _PATIENCE_SECONDS = 120.0
+_START_SECONDS = 30.0  # for each process: all of them load torch at the same time
+_RANKS_IN_TIME = 8  # that answer each other within the usual limits, on a machine of few cores
 _LOOPBACK = "127.0.0.1"
 _INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
 
@@ -180,6 +182,7 @@ def _options(
     prompts = Prompts(seed, [(0.0, {before: 1.0}), (seconds / 2, {after: 1.0})])
     source = Stream(prompts, model.resolve() / "tokenizer.json")
     source.check(checkpoint.vocab_size)
+    crowd = max(processes / _RANKS_IN_TIME, 1.0)
     return Options(
         model=model.resolve(),
         source=source,
@@ -188,6 +191,8 @@ def _options(
         settings=settings if balance else None,
         dispatch=dispatch,
         batch_size=_BATCH_SIZE,
+        timeout_seconds=Options.timeout_seconds * crowd,
+        silence_seconds=Options.silence_seconds * crowd,
     )
 
 
@@ -218,8 +223,9 @@ def _follow(
         ended = running.ended()
         if ended and (not view.elapsed or len(ended) == running.count):
             raise EquipoiseError("; ".join(f"{name} {why}" for name, why in ended.items()))
-        if time.monotonic() - heard > _PATIENCE_SECONDS:
-            raise EquipoiseError(f"No process has said anything for {_PATIENCE_SECONDS:g} s.")
+        patience = _PATIENCE_SECONDS + (0 if view.elapsed else _START_SECONDS * running.count)
+        if time.monotonic() - heard > patience:
+            raise EquipoiseError(f"No process has said anything for {patience:g} s.")
 
 
 def _look(view: View, store: Any, names: Iterable[str]) -> bool:
