@@ -93,8 +93,9 @@ def test_processes_that_cannot_serve_end_the_demo(fake, capsys):
     assert "ended with status 2: not today." in err
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("number", "status", "terminal"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)]
+)
 def test_a_signal_leaves_nothing_behind(tmp_path, number, status, terminal):
     paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"  # what is tested, whatever is installed
     environment = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm", "PYTHONPATH": paths}
