@@ -2,7 +2,8 @@
 # serves a small model on four processes, `make test` runs the tests. Each makes its own virtual
 # environment with pinned versions.
 PYTHON ?= python3
-ENVIRONMENT = $(PYTHON) -c 'import sys; sys.exit("equipoise needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)' && $(PYTHON) -m venv
+NEEDED = "equipoise needs Python 3.11 or newer; say which, as in make PYTHON=python3.11"
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit($(NEEDED))'
 RUN := .venv/bin
 DEV := .venv-dev/bin
 ENGINES := .venv-engines/bin
@@ -44,13 +45,15 @@ clean:
 	rm -rf .venv .venv-dev .venv-engines build dist demo-output
 
 .venv/ready: requirements/build.txt requirements/run.txt requirements/serve.txt pyproject.toml
-	@$(ENVIRONMENT) .venv
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv
 	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/serve.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv-dev/ready: requirements/build.txt requirements/run.txt requirements/serve.txt requirements/dev.txt pyproject.toml
-	@$(ENVIRONMENT) .venv-dev
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
@@ -58,7 +61,8 @@ clean:
 # Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without,
 # and SGLang a build of torch for GPUs.
 .venv-engines/ready: requirements/build.txt requirements/engines.txt pyproject.toml
-	@$(ENVIRONMENT) .venv-engines
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-engines
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
