@@ -144,7 +144,7 @@ def test_how_far_the_processes_are_before_they_serve():
     assert not view.wait({})
     assert view.wait({"p0": Arrival.STARTED, "p1": Arrival.LOADED})
     assert not view.wait({"p0": Arrival.STARTED, "p1": Arrival.LOADED})
-    assert view.line() == "model: of 3 processes 2 have started, 1 have met, 1 have the model"
+    assert view.line() == "model, 3 processes: 2 have started, 1 have met, 1 have the model"
     assert (
         shown(view.render())
         == """\

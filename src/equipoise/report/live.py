@@ -215,7 +215,7 @@ class View:
         """The present in one line."""
         if not self._samples:
             told = ", ".join(f"{number} {what}" for what, number in self._waiting)
-            return f"{self._title}: of {self._processes} processes {told}"
+            return f"{self._title}, {self._processes} processes: {told}"
         head = self._samples[-1].head
         loads = " ".join(f"{bar.value:.2f}" for bar in _loads(head))
         return (

@@ -41,12 +41,21 @@ class Screen:
 
     @contextmanager
     def following(self, view: View) -> Iterator[Callable[[], None]]:
-        """Yield a function that shows the present."""
+        """Yield a function that shows the present; a line that says nothing new is left out."""
+        last = ""
+
+        def print_line() -> None:
+            nonlocal last
+            line = view.line()
+            if line != last:
+                self.say(line)
+            last = line
+
         if self._is_drawn:
             with Live(view.render(), console=self._console, auto_refresh=False) as live:
                 yield lambda: live.update(view.render(), refresh=True)
         else:
-            yield _every(LINE_SECONDS, lambda: self.say(view.line()))
+            yield _every(LINE_SECONDS, print_line)
 
 
 def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
