@@ -5,7 +5,7 @@ choices of a token differ; all MoE layers of a step have the same number of assi
 is an expert of the model; and two ranks have equal counts only if they saw the same tokens.
 
 Data that cannot be routing is refused. Data that is certainly padding is left out, with a note.
-Data that is merely unusual gets a note. ``docs/formats/invariants.md`` lists the rules.
+Data that is merely unusual gets a note. ``equipoise explain invariants`` lists the rules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Small functions to learn load balancing with: load, capacity, placing and copying of experts.
 
 Here a device may hold any number of experts, whereas the maps that engines load give every device
-the same number of slots. The functions take lists or arrays and do not change them. ``docs/lab.md``
-walks through all of them.
+the same number of slots. The functions take lists or arrays and do not change them. ``equipoise
+explain lab`` walks through all of them.
 """
 
 from __future__ import annotations

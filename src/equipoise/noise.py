@@ -74,7 +74,8 @@ class TraceNoiseFloor:
 def noise_floor(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -> NoiseFloor:
     """Compute the imbalance that chance alone causes in a step of this size.
 
-    A formula (``docs/concepts.md``) is used from ``FORMULA_FROM`` mean assignments per rank.
+    A formula (``equipoise explain concepts``) is used where ranks have at least ``FORMULA_FROM``
+    assignments on average.
     Smaller steps are simulated 50 to 2,000 times with a fixed seed, unless experts x ranks exceed
     2^18. All ranks are assumed to have the same expected load, also where ``R`` does not divide
     ``E``. If there are more ranks than experts, each rank counts as having one expert.

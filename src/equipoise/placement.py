@@ -33,7 +33,7 @@ class Placement:
         Number of logical experts, ``E``.
     layer_ids
         Layer numbers of the model, ascending, ``L`` of them; ``None`` numbers the rows from 0.
-        Engines number layers differently: see ``docs/formats``.
+        Engines number layers differently: see ``docs/reference/formats``.
 
     Raises
     ------
