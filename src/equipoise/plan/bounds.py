@@ -224,7 +224,7 @@ class Limits:
     work
         Work of each expert in total, ``(N, E)``.
     spread
-        Bound from the ``j + 1`` heaviest experts, spread over as many ranks as possible,
+        Bound from the ``j + 1`` heaviest experts, spread over the most ranks possible,
         ``(N, E)``.
     per_copy
         Bound from one copy of each expert under an even split, ``(N, E)``; 0 for other dispatchers.

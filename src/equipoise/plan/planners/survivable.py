@@ -36,7 +36,7 @@ class Survivable(Robust):
 
     An expert survives the loss of any ``losses`` ranks (or nodes) if it has slots on one more.
     With ``losses * E`` redundant slots every expert does.  With fewer slots, every expert survives
-    as many losses as the slots allow.  If they allow none, as many experts as possible are on two
+    the most losses that the slots allow.  If they allow none, the most experts possible are on two
     ranks (or nodes).  The plan's status says what is guaranteed.  Balance comes second: the search
     of ``Robust`` starts from such a placement and makes no move that weakens the guarantee.
 
@@ -49,8 +49,8 @@ class Survivable(Robust):
     failure_domain
         Failure domain: what is lost as a whole.
     mirrored
-        Mirroring: equal parts of the ranks hold the same experts, rank by rank.  One part is planned
-        by ``Robust``.  An expert is then lost only if all twins of a rank are lost, so most
+        Mirroring: equal parts of the ranks hold the same experts, rank by rank.  ``Robust`` plans
+        one part.  An expert is then lost only if all twins of a rank are lost, so most
         combinations of further losses are survived too.  But a rank shares load only with its
         twins, so a dispatcher that follows the load has little to balance.
     """
