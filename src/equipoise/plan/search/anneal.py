@@ -86,7 +86,7 @@ class Clock:
 
     @property
     def spent(self) -> float:
-        """Return the spent share of the time budget, at most 1; 0 without a budget."""
+        """Return the spent share of the time budget, at most 1; 0 without one."""
         return 0.0 if not self._time_budget else min(1.0, self.seconds / self._time_budget)
 
     @property
