@@ -178,6 +178,7 @@ class _Worker:
             target=_work, args=(theirs, advisor), name="equipoise-planner", daemon=True
         )
         process.start()
+        _let_others_first(process.pid)  # at once: its imports alone take seconds of a core
         theirs.close()  # otherwise the pipe would stay open if the worker dies
         return cls(process, ours)
 
@@ -187,10 +188,15 @@ class _Worker:
         self.connection.close()
 
 
+def _let_others_first(process_id: int | None) -> None:
+    """Give a process the lowest priority, so that it uses only the time that others leave."""
+    assert process_id is not None, "it has started"
+    with suppress(ProcessLookupError):  # it has ended; whoever asks it will be told
+        os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
     """Answer questions in the worker process until the other end is gone."""
-    # Lowest priority: the worker uses only the time that the serving processes leave.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
     busy, one_at_a_time = Event(), Lock()
     Thread(target=_beat, args=(connection, busy, one_at_a_time), daemon=True).start()
