@@ -95,7 +95,7 @@ class Option:
     gain
         Share of the step's time that is saved; negative if steps take longer.
     interval
-        Confidence interval of the gain for this plan, at ``CONFIDENCE``; ``None`` for a single step.
+        Interval of the gain for this plan, at ``CONFIDENCE``; ``None`` for a single step.
     replanned
         Confidence interval for a plan made again from other steps of similar traffic.
     needed
@@ -306,7 +306,7 @@ class Forecast:
 
     @property
     def _chance(self) -> float:
-        """Compute the probability that the best option looks this good if it were just not worth it."""
+        """Compute the probability that an option just not worth it looks as good as the best."""
         rivals = [option for option in self.options if option.can_run]
         above = np.stack([option.above_needed for option in rivals])
         return float(chances_above(above)[rivals.index(self.best)])
@@ -375,7 +375,7 @@ def forecast(
     Raises
     ------
     EquipoiseError
-        Values out of range, numbers of slots that do not fit, or what planners and dispatchers refuse.
+        Values out of range, numbers of slots that do not fit, or what a planner refuses.
     """
     _check(step_assignments, other_seconds, least_gain, further_steps)
     fit, held = _parts(trace, hold_out)

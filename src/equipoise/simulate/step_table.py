@@ -131,8 +131,8 @@ def drawn_steps(
 def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k: int) -> Floats:
     """Average the times of drawn steps by the part of the recording they come from, ``(parts,)``.
 
-    There are at most as many parts as recorded steps or such batches in the recording, because
-    steps drawn from the same assignments are not independent.
+    There are no more parts than recorded steps, and no more than such batches in the recording,
+    because steps drawn from the same assignments are not independent.
 
     Parameters
     ----------
