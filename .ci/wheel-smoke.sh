@@ -20,6 +20,8 @@ PATH=$work/venv/bin:$PATH
 pip install --quiet --disable-pip-version-check -r "$requirements/run.txt"
 pip install --quiet --disable-pip-version-check --no-deps equipoise-*.whl
 equipoise --version
+equipoise explain | grep -q first-plan
+equipoise explain forecast | head -1
 trace=$(python -c 'import equipoise as eq; print(eq.sample_trace_path())')
 equipoise report "$trace" --ranks 8 >report.txt
 equipoise plan "$trace" --ranks 8 --redundant 8 --for trtllm -o map.yaml >plan.txt

@@ -67,7 +67,8 @@ def test_lines_in_a_pipe_and_a_table_at_the_end(fake, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert err == ""
     assert "\x1b" not in out
-    assert out.startswith("Compiling kernels; half a minute the first time.\nbalance-5m, 2 processes: ")
+    assert out.startswith("Compiling kernels; half a minute the first time.\n")
+    assert "\nbalance-5m, 2 processes: 0 have started, " in out
     assert "  imbalance 1.50  " in out
     table = out.partition("\n\n")[2].splitlines()
     rows = [line.split()[0] for line in table]  # on a busy machine the first look may come late

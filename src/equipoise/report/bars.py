@@ -12,19 +12,19 @@ from rich.text import Text
 BLOCKS, LEFT_BLOCKS = " ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█"
 _MEAN = "┊"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░╌┊▲↑↗→↘↓…", "_..-==##.---===:-|^^/>\\v~")
-_BUSY, _BUSIER = 1.1, 1.25  # times the mean
+_BUSY, _BUSIER = 1.1, 1.25  # loads over the mean from which colours change
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A rank or a layer: its name, and its number, in which 1 is the mean."""
+    """A bar for a rank or a layer: its name, and its load over the mean."""
 
     name: str
     value: float
 
 
 def draw_bars(bars: Sequence[Bar], width: int, rows: int, least_width: int) -> list[Text]:
-    """Draw a line for each bar, or the worst first and the rest in a word, to fit.
+    """Draw one line per bar, in several columns if needed, or only the worst and a summary.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def _bar(bar: Bar, name: int, width: int, top: float) -> Text:
 
 
 def load_style(value: float, floor: float = 1.0) -> str:
-    """The colour of a load over the mean, where chance alone gives ``floor``."""
+    """Choose the colour of a load over the mean, where chance alone gives ``floor``."""
     return "red" if value > floor * _BUSIER else "yellow" if value > floor * _BUSY else "green"
 
 
 def next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]:
-    """Two parts side by side; the right one begins at a column."""
+    """Put two parts side by side; the right one begins at a given column."""
     lines = []
     for number in range(max(len(left), len(right))):
         line = left[number].copy() if number < len(left) else Text()
@@ -89,7 +89,7 @@ def next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]:
 
 
 def fitted(line: Text, width: int) -> Text:
-    """The line, its end left out where it is wider."""
+    """Cut the end of a line that is wider."""
     if line.cell_len > width:
         line = line.copy()
         line.truncate(width, overflow="ellipsis")
@@ -97,7 +97,7 @@ def fitted(line: Text, width: int) -> Text:
 
 
 def in_its_marks(lines: Sequence[Text], options: ConsoleOptions) -> Iterator[Text]:
-    """A picture's lines for rich, in the marks that the terminal has; no newline ends it."""
+    """Yield lines in characters that the terminal can show; no newline ends the last."""
     for number, line in enumerate(lines):
         plain = line.plain.translate(_ASCII) if options.ascii_only else line.plain
         end = "\n" if number < len(lines) - 1 else ""

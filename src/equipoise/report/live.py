@@ -1,6 +1,6 @@
-"""What processes that serve say of themselves, shown on a terminal while they do.
+"""The live view of serving processes on a terminal, drawn from their statuses.
 
-Nothing here reads a clock or a store: equal statuses give equal pictures.
+Nothing here reads a clock or a store, so equal statuses give equal pictures.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from equipoise.report.bars import BLOCKS, Bar, draw_bars, fitted, in_its_marks
 from equipoise.units import duration, size
 
 _RATE_SECONDS = 3.0
-_WIDTH = 80  # columns at most
-_BAR_COLUMNS = 18
+_WIDTH = 80  # most columns of the picture
+_BAR_COLUMNS = 18  # least columns of a bar with its name and number
 _CURVE_COLUMNS = 60
-_LEAST_SPAN = 0.5  # of the curve's scale, or a balanced run would look like a mountain range
-_GAPS, _INDENT = 3, 2
+_LEAST_SPAN = 0.5  # least range of the curve, so that a balanced run looks flat
+_GAPS = 3  # empty lines, where there is room for all
+_INDENT = 2
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A time in which the same processes served one domain on one map.
+    """A period in which the same processes served one domain on one map.
 
-    The time in which layers move belongs to the map that is left.
+    The time in which layers move counts for the old map.
 
     Parameters
     ----------
     began
-        Event with which it begins.
+        Event with which the period begins.
     imbalance
         Mean imbalance that rank 0 published, weighted by the steps of each status.
     """
@@ -50,12 +51,12 @@ class Stretch:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second of all ranks together."""
+        """Tokens per second, all ranks together."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def step_seconds(self) -> float:
-        """Mean time of a step, all that goes on between two of them included."""
+        """Mean time of a step, including everything between two steps."""
         return self.seconds / self.steps if self.steps else 0.0
 
 
@@ -66,9 +67,9 @@ class Summary:
     Parameters
     ----------
     stretches
-        Stretches in the order of time.
+        Stretches in order of time.
     moved_slots, moved_bytes
-        Slots and bytes that balancing has moved, over all ranks.
+        Numbers of slots and bytes that balancing has moved, over all ranks.
     """
 
     stretches: tuple[Stretch, ...]
@@ -76,7 +77,7 @@ class Summary:
     moved_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary for JSON."""
+        """Return the summary for JSON."""
         rows = [
             {
                 "began": s.began,
@@ -97,7 +98,7 @@ class Summary:
         }
 
     def table(self) -> Table:
-        """A row a stretch."""
+        """Make a table with a row for each stretch."""
         table = Table(box=None, header_style="dim", padding=(0, 0, 0, 2))
         table.add_column("from")
         table.add_column("domain")
@@ -118,7 +119,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What rank 0 said, what has come since it spoke last, and what that is part of."""
+    """A status of rank 0, the changes since its last one, and the part they belong to."""
 
     head: Status
     seconds: float
@@ -129,7 +130,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Part:
-    """What stays the same in a stretch, and what it begins with."""
+    """The quantities that are constant in a stretch, and its first event."""
 
     epoch: int
     domain: str
@@ -137,7 +138,7 @@ class _Part:
     began: str
 
     def next(self, head: Status) -> _Part:
-        """The part that a status belongs to."""
+        """Return the part that a status belongs to."""
         domain = head.domain or self.domain
         if head.epoch != self.epoch:
             began = f"epoch {head.epoch}: {_ranks(head)}"
@@ -152,7 +153,7 @@ class _Part:
 
 
 class View:
-    """Follows a run and shows it.
+    """A view that follows a run and shows it.
 
     Parameters
     ----------
@@ -176,12 +177,12 @@ class View:
         return sum(sample.seconds for sample in self._samples)
 
     def wait(self, arrivals: Mapping[str, Arrival]) -> bool:
-        """Take how far each process is before its first step; return whether any is further."""
+        """Take what each process has done before its first step; return whether any is new."""
         before, self._arrivals = self._arrivals, dict(arrivals)
         return self._arrivals != before
 
     def update(self, statuses: Mapping[str, Status]) -> bool:
-        """Take the last status of every process, also of gone ones; return whether any is new."""
+        """Take the last status of every process, including gone ones; return whether any is new."""
         head = _head(statuses)
         last = self._samples[-1] if self._samples else None
         if head is None or (last is not None and _is_old(head, last.head)):
@@ -203,7 +204,7 @@ class View:
         return True
 
     def summary(self) -> Summary:
-        """The summary of the run so far."""
+        """Summarise the run so far."""
         stretches = tuple(
             _stretch(part, list(samples))
             for part, samples in groupby(self._samples[1:], key=lambda sample: sample.part)
@@ -212,7 +213,7 @@ class View:
         return Summary(stretches, moved, self._moved_bytes)
 
     def line(self) -> str:
-        """The present in one line."""
+        """Write the current state in one line."""
         if not self._samples:
             told = ", ".join(f"{number} {what}" for what, number in self._waiting)
             return f"{self._title}, {self._processes} processes: {told}"
@@ -225,11 +226,11 @@ class View:
         )
 
     def render(self) -> RenderableType:
-        """The present as a picture that fits the terminal."""
+        """Draw the current state, in a picture that fits the terminal."""
         return _Picture(self)
 
     def frame(self, width: int, height: int) -> list[Text]:
-        """The picture's lines: no more than ``height``, none wider than ``width``."""
+        """Draw the lines of the picture: at most ``height``, none wider than ``width``."""
         lines = self._serving(width, height) if self._samples else self._getting_ready()
         return [fitted(line, width) for line in lines[: max(height, 1)]]
 
@@ -241,7 +242,7 @@ class View:
         return [title, *parts]
 
     def _serving(self, width: int, height: int) -> list[Text]:
-        """What is always shown; ranks in the lines that are left; gaps if there are still more."""
+        """Draw what is always shown, ranks in the lines that are left, and gaps if some remain."""
         head = self._samples[-1].head
         curve, facts = self._curve(head), self._facts(head)
         room = height - len(curve) - len(facts) - 2
@@ -253,14 +254,14 @@ class View:
 
     @property
     def _waiting(self) -> list[tuple[str, int]]:
-        """What processes do before they serve, and how many have done each part."""
+        """What processes do before they serve, and how many have done each of it."""
         stages = list(Arrival)
         reached = [stages.index(arrival) for arrival in self._arrivals.values()]
         return [(s.value, sum(at >= n for at in reached)) for n, s in enumerate(stages)]
 
     @property
     def _rate(self) -> float:
-        """Tokens a second lately."""
+        """Recent tokens per second."""
         seconds, tokens = 0.0, 0
         for sample in reversed(self._samples):
             seconds, tokens = seconds + sample.seconds, tokens + sample.tokens
@@ -274,14 +275,14 @@ class View:
 
     @property
     def _troubles(self) -> str:
-        """What is wrong with any process; empty if nothing is."""
+        """Faults of any process; empty if there are none."""
         failed = sum(status.failed_requests for status in self._latest.values())
         alarms = {alarm for status in self._latest.values() for alarm in status.alarms}
         told = [f"{failed:,} requests failed"] if failed else []
         return ", ".join([*told, *sorted(alarms)])
 
     def _lasts_of_epochs(self) -> list[Status]:
-        """The last status of each epoch; what was moved is counted from 0 in each."""
+        """Return the last status of each epoch, because each epoch counts moves from 0."""
         by_epoch = {sample.head.epoch: sample.head for sample in self._samples}
         return list(by_epoch.values())
 
@@ -320,7 +321,7 @@ class View:
 
 @dataclass(frozen=True)
 class _Picture:
-    """The present, in the lines and columns of the terminal that it is printed to."""
+    """The current state, drawn for the size of the terminal that it is printed to."""
 
     view: View
 
@@ -330,7 +331,7 @@ class _Picture:
 
 
 def _curve(values: Sequence[float]) -> str:
-    """Values over time in one row, from 1 up."""
+    """Draw values over time in one row, from 1 up."""
     parts = np.array_split(np.asarray(values), min(len(values), _CURVE_COLUMNS))
     means = np.array([part.mean() for part in parts])
     marks = BLOCKS[1:]
@@ -340,7 +341,7 @@ def _curve(values: Sequence[float]) -> str:
 
 
 def _head(statuses: Mapping[str, Status]) -> Status | None:
-    """Rank 0 of the newest epoch that has one, who speaks for all."""
+    """Return the status of rank 0 in the newest epoch that has one; it stands for all."""
     heads = [status for status in statuses.values() if status.rank == 0]
     return max(heads, key=lambda status: status.epoch, default=None)
 
@@ -355,7 +356,7 @@ def _tokens(statuses: Mapping[str, Status]) -> int:
 
 
 def _is_old(head: Status, last: Status) -> bool:
-    """Whether it was seen already."""
+    """Tell whether a status was already seen."""
     return (head.name, head.time) == (last.name, last.time)
 
 
@@ -373,7 +374,7 @@ def _stretch(part: _Part, samples: Sequence[_Sample]) -> Stretch:
 
 
 def _loads(head: Status) -> list[Bar]:
-    """Load of each rank over the mean; nothing if there is no load."""
+    """Compute the load of each rank over the mean; empty if there is no load."""
     load_R = np.array(head.rank_load, dtype=np.float64)
     if not load_R.any():
         return []
