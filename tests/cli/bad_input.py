@@ -675,43 +675,66 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a budget of moves without a map in force",
             "plan run.safetensors --ranks 2 --max-moves 5",
         ),
-        case(
-            "a planner next to the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --planner greedy",
-        ),
+        case("a plan from the map in force", "plan run.safetensors --ranks 2 --from map.json"),
+        case("repair as a planner", "plan run.safetensors --ranks 2 --planner repair"),
+        case("a repair by a planner", "repair map.json run.safetensors --planner greedy"),
+        case("a repair without a recording", "repair map.json"),
+        case("a repair of a recording", "repair run.safetensors run.safetensors"),
+        case("a repair with redundant slots", "repair map.json run.safetensors --redundant 2"),
         case(
             "bytes of moves without those of an expert",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-bytes 100",
+            "repair map.json run.safetensors --max-bytes 100",
         ),
-        case(
-            "fewer moves than none",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-moves -1",
-        ),
+        case("fewer moves than none", "repair map.json run.safetensors --max-moves -1"),
         case(
             "moves in no time",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
-            "--expert-bytes 1 --max-seconds 0",
+            "repair map.json run.safetensors --expert-bytes 1 --max-seconds 0",
         ),
-        case("a negative price of locality", "plan run.safetensors --ranks 2 --locality-price -1"),
-        case("an endless price of locality", "plan run.safetensors --ranks 2 --locality-price inf"),
+        case(
+            "a repaired map with a name of no format",
+            "repair map.json run.safetensors -o map.txt",
+        ),
+        case(
+            "steps of a repair without times",
+            "repair map.json run.safetensors --step-assignments 100",
+        ),
+        case(
+            "a map whose name may be of several formats",
+            "plan run.safetensors --ranks 2 -o new.json",
+        ),
+        case("a map whose name is of no format", "plan run.safetensors --ranks 2 -o new.map"),
+        case("a format without a file", "plan run.safetensors --ranks 2 --for trtllm"),
+        case("a price of locality alone", "plan run.safetensors --ranks 2 --locality-price 0.01"),
+        case(
+            "a negative price of locality",
+            "plan run.safetensors --ranks 2 --planner colocate --locality-price -1",
+        ),
+        case(
+            "an endless price of locality",
+            "plan run.safetensors --ranks 2 --planner colocate --locality-price inf",
+        ),
         case(
             "locality for a dispatcher that follows the load",
-            "plan run.safetensors --ranks 2 --locality-price 0.01 --dispatch minmax",
-        ),
-        case(
-            "locality from the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --locality-price 0.01",
+            "plan run.safetensors --ranks 2 --planner colocate --dispatch minmax",
         ),
         case(
             "locality for copies that must stay",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner survivable "
-            "--locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner colocate --start survivable",
         ),
-        case("locality without tokens", "plan table.csv --ranks 2 --locality-price 0.01"),
+        case("a start without locality", "plan run.safetensors --ranks 2 --start greedy"),
+        case(
+            "locality from locality",
+            "plan run.safetensors --ranks 2 --planner colocate --start colocate",
+        ),
+        case("locality without tokens", "plan table.csv --ranks 2 --planner colocate"),
+        case(
+            "a forecast of locality",
+            "forecast run.safetensors --ranks 2 --planner colocate",
+        ),
         case(
             "locality from an expert twice on a rank",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner greedy "
-            "--allow-same-rank-copies --locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner colocate --start greedy "
+            "--allow-same-rank-copies",
         ),
         case("neither a loss nor other ranks", "failover map.json run.safetensors"),
         case(
@@ -929,9 +952,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "failover map.json run.safetensors --to-ranks 3 --for ascend -o map.json",
         ),
         case(
-            "a plan onto the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
-            "--for equipoise -o map.json",
+            "a repair onto the map in force",
+            "repair map.json run.safetensors --for equipoise -o map.json",
         ),
         case(
             "output onto a folder",
@@ -2218,12 +2240,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a renamed map onto the old one",
             "diff map.json map.yaml --ranks 2 --match --for equipoise -o map.json",
         ),
-        case("a missing map in force", "plan run.safetensors --ranks 2 --from missing.json"),
-        case("a map in force of other slots", "plan run.safetensors --ranks 2 --from map.json"),
-        case(
-            "a map in force of other ranks",
-            "plan run.safetensors --ranks 4 --redundant 4 --from map.json",
-        ),
+        case("a missing map in force", "repair missing.json run.safetensors"),
+        case("a map in force of other ranks", "repair map.json run.safetensors --ranks 4"),
+        case("a map in force whose ranks nobody says", "repair map.yaml run.safetensors"),
         case(
             "a map in force of other experts",
             "failover big.json run.safetensors --lost rank",

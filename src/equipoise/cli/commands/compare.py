@@ -24,17 +24,23 @@ def compare(
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Show maps side by side on a recording: MAP MAP... TRACE, the recording last.
+    """Show several maps side by side on one recording.
 
-    The maps may be of different formats and have different numbers of slots, for the same ranks.
-    Give steps that none of them was made from.
+    Give up to five maps, then the recording. The maps may be of different formats and have
+    different numbers of slots, for the same ranks. Give steps that none of them was made from.
+
+    Examples
+    --------
+        equipoise compare map.json sample
+        equipoise compare old.json new.json sample --dispatch minmax
+        equipoise compare old.json new.json RECORDING --html compare.html
 
     Parameters
     ----------
     files
-        Up to five maps, then a recording.
+        Up to five maps, then a recording; or sample, the one that ships with equipoise.
     dispatch
-        How copies share the load, as for equipoise plan.
+        Dispatcher that shares each batch over the copies of an expert, as for equipoise plan.
     """
     if len(files) < 2:
         raise EquipoiseError("Give one or more maps and, last, a recording.")
