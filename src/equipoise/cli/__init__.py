@@ -30,7 +30,7 @@ app = App(
     name="equipoise",
     help=r"""Balance the load of mixture-of-experts models served with expert parallelism.
 
-    Examples, with the recording that ships as "sample":
+    For example, on the recording that ships as "sample":
 
         equipoise report sample --ranks 8
         equipoise plan sample --ranks 8 --redundant 8 -o map.yaml
@@ -44,7 +44,7 @@ app = App(
 COMMANDS = {
     "report": "Say how unbalanced a recording is, and how much of that is chance.",
     "plan": "Choose copies and places, score them on unseen steps, write the engine's map.",
-    "repair": "Improve the map in force by few moves.",
+    "repair": "Improve the map in force by few moves, score the change, write the new map.",
     "budget": "Say how many redundant slots pay, and in which layers.",
     "forecast": "Say whether balancing would make steps shorter, and how sure that is.",
     "simulate": "Show what users of a server would see, with balancing and without.",

@@ -33,8 +33,8 @@ def bridge(
     The engine is asked whenever Prometheus asks. Needs prometheus-client: pip install
     'equipoise[runtime]'. Ctrl-C ends it.
 
-    Examples
-    --------
+    For example:
+
         equipoise bridge http://127.0.0.1:8000/metrics --for vllm
         equipoise bridge server.log --for sglang --port 9411 --details
         equipoise bridge eplb_stats.jsonl --for vllm --once

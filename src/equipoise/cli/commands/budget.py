@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.cli.options.groups import HARDWARE
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
@@ -40,8 +40,10 @@ def budget(
     up_to: Annotated[int | None, Redundant] = None,
     expert_bytes: Annotated[int | None, ByteCount, Parameter(group=HARDWARE)] = None,
     kv_bytes_per_token: Annotated[int | None, ByteCount, Parameter(group=HARDWARE)] = None,
-    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
-    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)] = 0.2,
+    least_gain: Annotated[
+        float, Parameter(validator=Number(gte=0, lt=1), group=VERDICT)
+    ] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
@@ -54,8 +56,8 @@ def budget(
     Plans are made with more and more redundant slots and scored on unseen steps, up to the number
     where the next slot does not pay.
 
-    Examples
-    --------
+    For example:
+
         equipoise budget sample --ranks 8 --planner greedy
         equipoise budget sample --ranks 8 --planner greedy --up-to 16 --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100

@@ -43,8 +43,8 @@ def calibrate(
     row for each recorded step) and map.json, if experts were not in order without copies;
     equipoise forecast takes the result as --rank-cost. More: equipoise explain timemodel.
 
-    Examples
-    --------
+    For example:
+
         equipoise calibrate kernel_times -o profile.json
         equipoise calibrate run-64 run-256 run-1024 --ranks 8 -o cost.json
         equipoise calibrate run-64 run-256 run-1024 --ranks 8 --dispatch trtllm \

@@ -41,8 +41,8 @@ def capture(
     runs here, which needs torch and transformers: pip install 'equipoise[capture]'. With --url, a
     running server answers.
 
-    Examples
-    --------
+    For example:
+
         equipoise capture MODEL --prompts prompts.txt -o run.safetensors
         equipoise capture MODEL --prompts prompts.txt --token-ids -o run.safetensors
         equipoise capture --url http://127.0.0.1:8000 --prompts prompts.txt \

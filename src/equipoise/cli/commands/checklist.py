@@ -44,8 +44,8 @@ def checklist(
     what that means, whether to keep or change it, and which options of the engine change it. More:
     equipoise explain checklist.
 
-    Examples
-    --------
+    For example:
+
         equipoise checklist sample --ranks 8 --model MODEL/config.json --hardware h100
         equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h100
         equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h200 \

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.page import PageArguments, origin
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import TraceArguments, recording_path
 from equipoise.cli.views.compare import compare_document, print_comparison
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.engines.formats import MapContext
@@ -18,7 +21,7 @@ from equipoise.trace import Trace
 
 
 def compare(
-    *files: Path,
+    *files: Annotated[Path, Parameter(converter=recording_path)],
     dispatch: str = "even",
     page: PageArguments | None = None,
     reading: TraceArguments | None = None,
@@ -29,8 +32,8 @@ def compare(
     Give up to five maps, then the recording. The maps may be of different formats and have
     different numbers of slots, for the same ranks. Give steps that none of them was made from.
 
-    Examples
-    --------
+    For example:
+
         equipoise compare map.json sample
         equipoise compare old.json new.json sample --dispatch minmax
         equipoise compare old.json new.json RECORDING --html compare.html

@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.maps import check_decoder_layers, check_model_key
 from equipoise.cli.options.names import in_options, option_name
 from equipoise.cli.options.output import Output, check_output
-from equipoise.cli.options.recording import Recording, TraceArguments
+from equipoise.cli.options.recording import TraceArguments, recording_path
 from equipoise.cli.views.console import stdout
 from equipoise.cli.views.notes import print_notes
 from equipoise.cli.views.text import one_line
@@ -25,7 +27,7 @@ from equipoise.layer_ids import parse_ids
 
 
 def convert(
-    source: Recording,
+    source: Annotated[Path, Parameter(converter=recording_path)],
     /,
     *,
     to: str,
@@ -37,8 +39,8 @@ def convert(
 ) -> int:
     """Rewrite a recording or a map in another format; say exactly what is lost.
 
-    Examples
-    --------
+    For example:
+
         equipoise convert sample --to trtllm -o dump
         equipoise convert map.json --to trtllm -o map.yaml
         equipoise convert map.json --to sglang --hidden-layers 61 -o location.json

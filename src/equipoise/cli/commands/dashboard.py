@@ -34,8 +34,8 @@ def dashboard(
     hardware and the model; every answer is planned and timed again at once. It answers only to
     127.0.0.1, until Ctrl-C. More: equipoise explain dashboard.
 
-    Examples
-    --------
+    For example:
+
         equipoise dashboard
         equipoise dashboard sample --port 8800
         equipoise dashboard --metrics http://127.0.0.1:9400/metrics

@@ -57,8 +57,8 @@ def diff(
     The maps may be of different formats. With --trace and the options under "Cost of moving", the
     answer is whether moving pays; the exit status is 1 if it does not.
 
-    Examples
-    --------
+    For example:
+
         equipoise diff old.json new.json
         equipoise diff old.yaml new.yaml --ranks 8 --experts 32 --expert-bytes 44M
         equipoise diff OLD NEW --model deepseek-v3 --trace UNSEEN --hardware h100 \

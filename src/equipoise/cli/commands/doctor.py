@@ -39,8 +39,8 @@ def doctor(
     What is deprecated is said, too, and the launch is printed corrected. Nothing is run. The exit
     status is 1 if something will not work or is ignored.
 
-    Examples
-    --------
+    For example:
+
         equipoise doctor "vllm serve deepseek-ai/DeepSeek-V3 --enable-eplb"
         equipoise doctor docker-compose.yml --devices 16 --nodes 2
         equipoise doctor launch.sh --model deepseek-v3 --engine-version 0.11.0

@@ -54,8 +54,8 @@ def failover(
 
     Few slots change: the other ranks keep what they have where possible.
 
-    Examples
-    --------
+    For example:
+
         equipoise failover map.json sample --lost rank
         equipoise failover map.json sample --lost rank --for equipoise -o maps
         equipoise failover map.yaml RECORDING --ranks 32 --to-ranks 24 -o smaller.yaml

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
-from equipoise.cli.options.groups import HARDWARE
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.lists import names, whole_numbers
@@ -54,9 +54,11 @@ def forecast(
     ranks: Annotated[int, Size],
     prior: str | None = None,
     redundant: str | None = None,
-    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)] = 0.2,
     batch_tokens: Annotated[int | None, Amount] = None,
-    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
+    least_gain: Annotated[
+        float, Parameter(validator=Number(gte=0, lt=1), group=VERDICT)
+    ] = LEAST_GAIN,
     cost_error: Annotated[
         float | None, Parameter(validator=Number(gte=0, lte=1), group=HARDWARE)
     ] = None,
@@ -82,8 +84,8 @@ def forecast(
     --rank-cost and --dispatch take several names, as in even,minmax. More: equipoise explain
     forecast.
 
-    Examples
-    --------
+    For example:
+
         equipoise forecast sample --ranks 8 --planner greedy
         equipoise forecast sample --ranks 8 --planner greedy --hardware h100 \
             --phase decode

@@ -45,8 +45,8 @@ def generate_eplb_config(
     plans on all iterations and always writes. equipoise plan holds some iterations out to score the
     map on, and has more options.
 
-    Examples
-    --------
+    For example:
+
         equipoise generate_eplb_config --expert_statistic_path DUMP --num_slots 288 \
             --output_path moe_load_balancer.yaml
         equipoise generate_eplb_config --expert_statistic_path DUMP --num_slots 288 \

@@ -17,8 +17,8 @@ def grafana(*, output: Annotated[Path, Output], json: Json = False) -> int:
 
     They show the metrics that equipoise exports. More: equipoise explain monitoring.
 
-    Examples
-    --------
+    For example:
+
         equipoise grafana -o monitoring
         equipoise grafana --output /etc/equipoise/monitoring
         equipoise grafana -o monitoring --json

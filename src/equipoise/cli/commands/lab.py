@@ -24,8 +24,8 @@ def lab(
     The notebook walks through one hot expert, placing, copying and noise. The six tests fail until
     the functions are filled in. It runs on any machine, without a GPU.
 
-    Examples
-    --------
+    For example:
+
         equipoise lab -o lab
         equipoise lab -o solution --solution
         equipoise lab --output lab --json

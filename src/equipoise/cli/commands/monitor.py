@@ -45,11 +45,11 @@ def monitor(
     On a terminal it fills the screen and obeys keys, which the last line names; Ctrl-C ends it with
     a summary. In a pipe it prints a line for each look.
 
-    Examples
-    --------
+    For example:
+
         equipoise monitor http://127.0.0.1:9400/metrics
         equipoise monitor eplb_stats.jsonl --interval 5
-        equipoise monitor sample --ranks 8 --looks 1
+        equipoise monitor eplb_stats.jsonl --looks 10 --json
 
     Parameters
     ----------

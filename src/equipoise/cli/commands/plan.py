@@ -26,8 +26,8 @@ def plan(
     The plan is compared with no balancing. Where it is not better, by more than chance explains, no
     map is written and the exit status is 1. To change a map that is in force, see equipoise repair.
 
-    Examples
-    --------
+    For example:
+
         equipoise plan sample --ranks 8 --redundant 8
         equipoise plan sample --ranks 8 --redundant 8 -o map.yaml
         equipoise plan RECORDING --ranks 32 --redundant 32 --hardware h100 \

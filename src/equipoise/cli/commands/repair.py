@@ -24,14 +24,14 @@ def repair(
     repairing: RepairArguments | None = None,
     told: StudyArguments | None = None,
 ) -> int:
-    r"""Improve the map in force by few moves, score the change, write the engine's map.
+    r"""Improve the map in force by few moves, score the change, write the new map.
 
     Experts stay in place where possible; those move that gain most. The new map is compared with
     the map in force. Where it is not better, by more than chance explains, no map is written and
     the exit status is 1. equipoise diff OLD NEW --trace decides whether the moves pay.
 
-    Examples
-    --------
+    For example:
+
         equipoise repair old.json sample --max-moves 20
         equipoise repair old.json sample --max-moves 20 -o new.json
         equipoise repair old.yaml RECORDING --ranks 32 --model deepseek-v3 \

@@ -49,8 +49,8 @@ def report(
     The report begins and ends with the verdict of a quick forecast: whether balancing would make
     steps shorter.
 
-    Examples
-    --------
+    For example:
+
         equipoise report sample --ranks 8
         equipoise report sample --ranks 8 --phase decode --html report.html
         equipoise report RECORDING --map map.json

@@ -26,8 +26,8 @@ def report_load_statistics(
     This is the table of TensorRT-LLM's script, to the last digit. Notes on the recording go to
     standard error. equipoise report says more.
 
-    Examples
-    --------
+    For example:
+
         equipoise report_load_statistics --expert_statistic_path DUMP
         equipoise report_load_statistics --expert_statistic_path DUMP --per_expert
         equipoise report_load_statistics --expert_statistic_path DUMP \

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise import __version__
-from equipoise.cli.options.groups import HARDWARE
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
@@ -80,7 +80,9 @@ def simulate(
         float, Parameter(validator=Number(gte=0, lte=1e4), group=HARDWARE)
     ] = 0.0,
     machine: MachineArguments | None = None,
-    hold_out: Annotated[float | None, Parameter(validator=Number(gt=0, lt=1))] = None,
+    hold_out: Annotated[
+        float | None, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)
+    ] = None,
     planning: PlannerArguments | None = None,
     reading: TraceArguments | None = None,
 ) -> int:
@@ -89,8 +91,8 @@ def simulate(
     Requests are served in simulation, by a plan or a map and without balancing. Compared are the
     time to the first token (TTFT), the time for each later token (TPOT), throughput and goodput.
 
-    Examples
-    --------
+    For example:
+
         equipoise simulate sample --ranks 8 --rate 20 --duration 20 \
             --rank-cost h100-deepep-ep8 --planner greedy
         equipoise simulate RECORDING --ranks 32 --redundant 32 --rate 40 \

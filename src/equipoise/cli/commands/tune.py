@@ -93,8 +93,8 @@ def tune(
     charged. Printed are the settings that no other beats in step time, memory and moves at once,
     and one sentence: what to use, or to leave balancing off. More: equipoise explain tune.
 
-    Examples
-    --------
+    For example:
+
         equipoise tune sample --ranks 8 --expert-bytes 1M --kinds static \
             --proposals 1000 --window 8
         equipoise tune RECORDING --ranks 32 --model deepseek-v3 --step-tokens 4096 \

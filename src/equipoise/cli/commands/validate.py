@@ -30,8 +30,8 @@ def validate(
 
     All defects are found in one run. The exit status is 1 if the engine must not load the map.
 
-    Examples
-    --------
+    For example:
+
         equipoise validate map.yaml --ranks 8
         equipoise validate map.yaml --for trtllm --ranks 8 --experts 32 --layers 0-4
         equipoise validate MAP --for sglang --ranks 32 --hidden-layers 61

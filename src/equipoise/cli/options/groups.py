@@ -9,6 +9,7 @@ from cyclopts import Group
 
 _TITLES = (
     "Main options",
+    "Verdict",
     "Limits of the moves",
     "Requests",
     "Serving",
@@ -27,6 +28,7 @@ _TITLES = (
 
 (
     MAIN,
+    VERDICT,
     LIMITS,
     REQUESTS,
     SERVING,

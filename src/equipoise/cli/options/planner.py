@@ -261,7 +261,7 @@ def with_options(
         name,
         [(key, *_argument(of, heading, len(entries) > 1)) for key, of in owners.items()],
         bases=(base,),
-        namespace={"__module__": base.__module__, "__doc__": base.__doc__},
+        namespace={"__module__": __name__, "__doc__": base.__doc__},  # where its hints have names
         frozen=True,
         kw_only=True,
     )

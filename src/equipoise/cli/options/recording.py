@@ -26,7 +26,7 @@ from equipoise.trace import Trace
 _SAMPLE = Path("sample")
 
 
-def _path(kind: Any, tokens: Sequence[Token]) -> Path:
+def recording_path(kind: Any, tokens: Sequence[Token]) -> Path:
     """The path of a recording; that of the recording that ships, for ``sample``."""
     del kind
     path = Path(tokens[-1].value)
@@ -36,7 +36,7 @@ def _path(kind: Any, tokens: Sequence[Token]) -> Path:
 Recording = Annotated[
     Path,
     Parameter(
-        converter=_path,
+        converter=recording_path,
         help="Recording: a file or a folder of any known format; or sample, the one that ships "
         "with equipoise.",
     ),

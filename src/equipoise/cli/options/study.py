@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.options.engine import EngineArguments
-from equipoise.cli.options.groups import TRTLLM
+from equipoise.cli.options.groups import TRTLLM, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Redundant
 from equipoise.cli.options.machine import MachineArguments
@@ -61,8 +61,8 @@ class StudyArguments:
 
     output: Annotated[Path | None, Output] = None
     for_: Annotated[str | None, For] = None
-    hold_out: float = 0.2
-    even_if_worse: bool = False
+    hold_out: Annotated[float, Parameter(group=VERDICT)] = 0.2
+    even_if_worse: Annotated[bool, Parameter(group=VERDICT)] = False
     json: Json = False
     hardware: HardwareArguments = field(default_factory=HardwareArguments)
     serving: ModelArguments = field(default_factory=ModelArguments)
