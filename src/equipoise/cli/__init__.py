@@ -63,6 +63,7 @@ COMMANDS = {
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
     "calibrate": "Fit the time model to measured kernel times, or to runs of your own.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
+    "explain": "Show a page of the documentation.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }
 """The first line of each command's help."""
