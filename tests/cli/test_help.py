@@ -18,6 +18,7 @@ EXAMPLES = {name: _EXAMPLE.findall(command(name).help) for name in SUMMARIES}
 ALL = [(name, example) for name, found in EXAMPLES.items() for example in found]
 QUICK = {
     "budget": (0,), "compare": (0, 1), "convert": (0, 1), "diff": (0, 1), "doctor": (0,),
+    "explain": (0, 2),
     "failover": (0, 1), "grafana": (0,), "lab": (0, 1), "report": (0,),
     "validate": (0, 1),
 }  # fmt: skip

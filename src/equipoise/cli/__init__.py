@@ -56,14 +56,14 @@ COMMANDS = {
     "compare": "Show several maps side by side on one recording.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "monitor": "Watch a running system: imbalance, ranks, layers, experts, events.",
-    "demo": "Serve a small model on several processes and balance it live.",
+    "demo": "Serve a small model on several processes, shift the load, and balance it live.",
     "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
     "grafana": "Write a Grafana dashboard and Prometheus alert rules.",
     "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
     "calibrate": "Fit the time model to measured kernel times, or to runs of your own.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
-    "explain": "Show a page of the documentation.",
+    "explain": "Show a page of the documentation; without a topic, list all pages.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }
 """The first line of each command's help."""

@@ -115,7 +115,7 @@ def report(
         print_json({**document, "forecast": advice})
         return 0
     console = stdout()
-    if advice is not None and advice.verdicts:
+    if advice is not None:
         print_verdicts(console, advice)
         console.print()
     if table is not None:
@@ -124,6 +124,7 @@ def report(
     for sentence in said:
         console.print(f"\n{sentence}")
     if advice is not None:
+        console.print()
         print_basis(console, advice)
         print_verdicts(console, advice)
     return 0

@@ -24,6 +24,7 @@ _TITLES = (
     "What a map file does not say",
     "Reading the recording",
     "Page and pictures",
+    "Metrics",
 )
 
 (
@@ -43,4 +44,5 @@ _TITLES = (
     MAPS,
     READING,
     PAGE,
+    METRICS,
 ) = (Group(title, sort_key=place) for place, title in enumerate(_TITLES))

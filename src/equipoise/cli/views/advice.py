@@ -8,11 +8,14 @@ from equipoise.report.advice import Advice
 
 
 def print_verdicts(console: Console, advice: Advice) -> None:
-    """Print each verdict on a line."""
+    """Print each verdict on a line, or why there is none."""
     for cost, verdict in advice.verdicts.items():
         console.print(f"{cost}: {verdict.text}")
+    if not advice.verdicts:
+        console.print(advice.basis)
 
 
 def print_basis(console: Console, advice: Advice) -> None:
-    """Print what the verdicts rest on, after an empty line."""
-    console.print(f"\n{advice.basis}")
+    """Print what the verdicts rest on, if there are any."""
+    if advice.verdicts:
+        console.print(advice.basis)
