@@ -26,6 +26,7 @@ _CURVE_COLUMNS = 60
 _LEAST_SPAN = 0.5  # least range of the curve, so that a balanced run looks flat
 _GAPS = 3  # empty lines, where there is room for all
 _INDENT = 2
+_ECHO = 2  # columns for the ^C of a terminal, which would begin another line after a full one
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ class _Picture:
     view: View
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, _WIDTH)
+        width = min(options.max_width - _ECHO, _WIDTH)
         yield from in_its_marks(self.view.frame(width, console.height - 1), options)
 
 
