@@ -120,8 +120,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number, status, terminal):
         os.close(ours)
     assert errors.read_text() == ""
     if terminal:
-        has_table = b"tokens/s  imbalance" in rest
-        assert has_table == (number == signal.SIGINT)
+        assert b"seconds" in rest  # a head of the table, which the picture has not
     assert len(started) >= 2
     deadline = time.monotonic() + PATIENCE_SECONDS  # what is killed is not gone at once
     while any(map(_alive, started)):
