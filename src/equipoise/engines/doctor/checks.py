@@ -128,7 +128,7 @@ def _nearest(name: str, known: Iterable[str], parts: Sequence[str]) -> str | Non
 # Switches -----------------------------------------------------------------------------------------
 
 EXPERT_PARALLEL = "enable-expert-parallel"
-"""The flag that engines derived from vLLM's have in common."""
+"""Flag that all engines derived from vLLM have."""
 
 
 def check_balancing_switch(

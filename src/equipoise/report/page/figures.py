@@ -1,7 +1,8 @@
 """The figures of a page, as specifications of Vega-Lite.
 
-Colours are names that start with ``$``; the page or the export replaces them by real ones.
-If the page computes a figure's rows from the reader's selection, the data source is ``rows``.
+Colours are names that start with ``$``; the page or the export replaces them by its theme's.
+If the page computes a figure's rows from the reader's selection, the data source is called
+``rows``.
 """
 
 from __future__ import annotations
