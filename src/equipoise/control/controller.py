@@ -44,9 +44,7 @@ Ints = NDArray[np.int64]
 
 _LONGEST_BACK_OFF = 64  # update intervals
 _REHEARSALS = 2  # the first starts and compiles the planner, the second measures its time
-_ANSWER_EVERY = (
-    4  # steps between two checks whether the planner has answered
-)
+_ANSWER_EVERY = 4  # steps between two checks whether the planner has answered
 
 
 class State(Enum):

@@ -18,7 +18,7 @@ from equipoise.plan import Answer, Outcome, Situation
 
 
 class Then(Enum):
-    """What follows the first change, which is the given map or else the first plan."""
+    """The behaviour after the first change, which is the given map or else the first plan."""
 
     HOLD = "hold"
     BALANCE = "balance"

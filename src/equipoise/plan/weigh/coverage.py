@@ -209,9 +209,7 @@ def _host_sets(hosts_XE: Bools, losses: int) -> Bools:
 def _exact_survival(sets: Bools, losses: int) -> float:
     """Compute the share of combinations that contain none of the sets ``(n, X)``."""
     num_failure_domains = sets.shape[1]
-    unions = {
-        0: 1
-    }  # union of some sets, as bits -> number of positive minus negative terms
+    unions = {0: 1}  # union of some sets, as bits -> number of positive minus negative terms
     for row in sets:
         hosts = sum(1 << int(host) for host in np.flatnonzero(row))
         for union, sign in list(unions.items()):
