@@ -1,4 +1,4 @@
-"""What goes wrong when vllm-ascend is started: vLLM's flags, with a balancer of its own."""
+"""Checks of how vllm-ascend is started: vLLM's flags, with a balancer of its own."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def log2phy_by_token(placement: Placement, rank: int, row: int) -> NDArray[np.in
 
 
 def _pick(placement: Placement, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the slots of copy ``wanted`` of each expert, modulo its number of copies, ``(L, E)``."""
+    """Return the slot of copy ``wanted`` modulo the copies, for each expert, ``(L, E)``."""
     index = wanted[None, :] % placement.copies
     return np.take_along_axis(placement.slots_of_experts(), index[..., None], axis=2)[..., 0]
 

@@ -1,4 +1,4 @@
-"""What goes wrong when TensorRT-LLM is started: facts by release, one check each."""
+"""Checks of how TensorRT-LLM is started, with facts by release."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def check_places(case: Case) -> Iterator[Finding]:
 
 
 def check_needs(case: Case) -> Iterator[Finding]:
-    """What the balancer needs."""
+    """Needs of the balancer."""
     where = place(case)
     if where is None:
         return

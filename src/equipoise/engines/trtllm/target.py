@@ -97,7 +97,7 @@ class TrtllmTarget(MapTarget):
         return replace(flags, command=(*flags.command[:-1], name), files=((name, text),))
 
     def _notes(self, recorded: Placement) -> tuple[str, ...]:
-        """Return notes on effects of the file beyond those of a fixed map of the recorded layers."""
+        """Return notes on effects of the file beyond those of a fixed map of recorded layers."""
         notes = []
         if self.mtp_layers:
             layers = numbered(self._mtp_layer_ids(recorded))

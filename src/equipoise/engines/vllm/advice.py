@@ -1,4 +1,4 @@
-"""What goes wrong when vLLM is started: facts by release, one check each."""
+"""Checks of how vLLM is started, with facts by release."""
 
 from __future__ import annotations
 
