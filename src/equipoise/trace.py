@@ -31,7 +31,7 @@ MAX_COUNT = 1 << 48
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a trace came from, and what its reader found.
+    """The origin of a trace, and the findings of its reader.
 
     Parameters
     ----------

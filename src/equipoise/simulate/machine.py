@@ -139,7 +139,7 @@ class Machine:
 
     @property
     def counts(self) -> str:
-        """What of a step it counts, at the end of a sentence."""
+        """The part of a step that it counts, in words for the end of a sentence."""
         parts = {"exchanges": self.dispatch, "attention and the rest": self.own_work}
         missing = [name for name, part in parts.items() if part is None]
         return (
@@ -152,7 +152,7 @@ class Machine:
         return self._rank_seconds(routed)
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        """Return the seconds of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         return self.step(Routed.expected(slot_load, self.top_k, topology), topology).total
 
     def step(self, routed: Routed, topology: Topology) -> StepParts:

@@ -1,7 +1,7 @@
-"""Our own trace file: one safetensors file, opened by mapping it.
+"""Our own trace file: one safetensors file that is mapped into memory.
 
-Counts are stored in the smallest unsigned type that holds them and stay in the file until they are
-used, so a trace larger than memory opens at once. The layout is in ``equipoise explain traces``.
+Counts are stored in the smallest unsigned type that holds them, and are read only when they are
+used, so a trace larger than memory opens at once. The layout: ``equipoise explain traces``.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ _VERSION = 1
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the header says besides the tensors; JSON under the metadata key ``trace``."""
+    """The header's facts other than tensors: JSON under the metadata key ``trace``."""
 
     layer_ids: tuple[int, ...]
     top_k: int | None
-    labels: dict[str, tuple[str, ...]]  # the values that the codes of ``label.<name>`` stand for
+    labels: dict[str, tuple[str, ...]]  # values of the codes in ``label.<name>``
     provenance: Provenance
 
 
 def matches(path: Path) -> bool:
-    """Whether a file is one of our trace files, of any version, or a damaged safetensors file."""
+    """Tell whether a file is our trace file, of any version, or a damaged safetensors file."""
     if not path.is_file() or not looks_like_tensor_file(path):
         return False
     try:
         return open_tensor_file(path).metadata.get("format") == _FORMAT
     except FormatError:
-        return True  # no other recording is one such file: reading says what is wrong with it
+        return True  # no other recording is a single safetensors file; reading says what is wrong
 
 
 def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
     """Open a trace file; the arrays are read-only views of it.
 
-    The provenance is that of the recording the trace was first read from.
+    The provenance is that of the recording from which the trace was first read.
 
     Raises
     ------
     FormatError
-        Not a trace file, damaged, or of a newer version.
+        A file that is no trace file, is damaged, or has a newer version.
     """
     file = open_tensor_file(path)
     _check_version(file)
@@ -85,12 +85,12 @@ def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
 
 
 def write(trace: Trace, path: Path) -> None:
-    """Write a trace file, whole or not at all.
+    """Write a trace file completely or not at all.
 
     Raises
     ------
     EquipoiseError
-        The file cannot be written, or the path is no place for one.
+        A path that cannot be written.
     """
     tensors: dict[str, NDArray[Any]] = {
         "counts": compact(trace.counts),
@@ -173,7 +173,7 @@ def _labels(file: TensorFile, name: str, values: tuple[str, ...]) -> NDArray[np.
 
 
 def _compact_ids(ids: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Ids in the smallest type; signed where negative ids mark tokens without a choice."""
+    """Convert ids to the smallest type, signed if negative ids mark missing choices."""
     if not ids.size or ids.min() >= 0:
         return compact(ids)
     bound = max(int(ids.max()), -int(ids.min()) - 1)

@@ -1,4 +1,4 @@
-"""How many redundant slots pay, and in which layers. How: ``equipoise explain budget``."""
+"""The number of redundant slots that pay, by layer (method: ``equipoise explain budget``)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Budget:
-    """What more redundant slots gain, and what memory they cost.
+    """The gain of more redundant slots, and their cost in memory.
 
     The first axis, of length ``A``, is the number of redundant slots, starting from the fewest
     slots that hold all experts.  The *time* of a layer in a window is its imbalance (peak over mean
