@@ -47,7 +47,7 @@ def _drop_links_out(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(([^)\s#][^)\s]*)\)", words, source[0])
 
 
-def _add_contents(app: Sphinx, name: str, source: list[str]) -> None:
+def _add_contents(_app: Sphinx, name: str, source: list[str]) -> None:
     """Give the front page the list of all pages, which a reader of the files does not need."""
     if name != root_doc:
         return
@@ -64,6 +64,7 @@ def _add_index(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    """Register what the site needs of its own."""
     app.connect("source-read", _drop_links_out)
     app.connect("source-read", _add_contents)
     app.connect("build-finished", _add_index)

@@ -1,7 +1,7 @@
 """The built site in a real browser, from its folder: pages, links, and the search without a server.
 
-`make site` builds it. Skipped where it is not built; with EQUIPOISE_REQUIRE_SITE=1 in the environment that is
-a failure.
+`make site` builds it. Skipped where it is not built; with EQUIPOISE_REQUIRE_SITE=1 in the
+environment that is a failure.
 """
 
 from __future__ import annotations
