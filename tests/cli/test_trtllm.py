@@ -180,8 +180,8 @@ def test_plan_writes_the_same_kinds_of_files(run, tmp_path):
         ),
         (
             "plan dump --ranks 2 --options-file x.yaml --layer-updates-per-iter 2",
-            "--layer-updates-per-iter, --options-file: only for a map; give --for and --output as "
-            "well.",
+            "--layer-updates-per-iter, --options-file: only for a map; give --output, its "
+            "file, as well.",
         ),
         (
             "plan dump --ranks 2 --for ascend -o new.json --mtp-layers 1",
