@@ -51,7 +51,7 @@ def budget(
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Say how many redundant slots pay, and in which layers.
+    r"""Say how many redundant slots pay, and in which layers.
 
     Plans are made with more and more redundant slots and scored on unseen steps, up to the number
     where the next slot does not pay.
@@ -59,7 +59,8 @@ def budget(
     For example:
 
         equipoise budget sample --ranks 8 --planner greedy
-        equipoise budget sample --ranks 8 --planner greedy --up-to 16 --hardware h100
+        equipoise budget sample --ranks 8 --planner greedy --up-to 16 \
+            --phase decode --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
 
     Parameters
