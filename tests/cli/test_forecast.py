@@ -67,7 +67,7 @@ def test_the_verdict_stands_first_and_last(run, text):
     verdict = f"{COST}: {result.verdict.text}"
     assert (lines[1], lines[-1]) == (verdict, verdict)
     assert "Today ranks wait" in lines[2]
-    assert "attention, communication and the rest of a step are left out" in out
+    assert "against no balancing; expert computation alone." in out
     other = text("forecast", run, *QUICK, "--dispatch", "even", "--other-seconds", 0.5)
     assert "0.5 s of other work in every step" in other
     assert "recommend" not in other

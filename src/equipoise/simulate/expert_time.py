@@ -52,15 +52,10 @@ class ComputeModel(Protocol):
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         ...
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts | None:
-        """What steps are spent on; ``None`` if it counts only the experts.
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts | None:
+        """What steps are spent on, from the load of each slot, ``(T, L, S)``.
 
-        Parameters
-        ----------
-        slot_load
-            Load of each slot, ``(T, L, S)``.
-        fair_load
-            The same with a fair router.
+        All waiting is told as skew; ``split_steps`` tells it apart. ``None`` if it is not known.
         """
         ...
 
@@ -109,9 +104,11 @@ class UncertainCost:
         """Every layer waits for its slowest rank, and layers add up."""
         return slowest_seconds(self.planning_cost, slot_load, topology)
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
-        """Nothing: only the experts are counted."""
-        del slot_load, fair_load, topology
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts:
+        """Experts' computation and the wait for the slowest, all told as skew."""
+        ranks = self.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+        slowest, mean = ranks.max(axis=-1), ranks.mean(axis=-1)
+        return StepParts.of_experts(slowest.sum(axis=-1), mean.sum(axis=-1))
 
     def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
         """Constants of which each is lognormal around the one given."""

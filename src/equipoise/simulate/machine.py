@@ -152,10 +152,10 @@ class Machine:
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
-        return self.step(Routed.expected(slot_load, self.top_k, topology), topology).total
+        return self.parts(slot_load, topology).total
 
     def step(self, routed: Routed, topology: Topology) -> StepParts:
-        """What steps are spent on; all waiting is told as skew, see ``StepParts.beyond``.
+        """What steps are spent on; all waiting is told as skew, see ``split_steps``.
 
         Parameters
         ----------
@@ -182,6 +182,7 @@ class Machine:
             experts=whole.sum(axis=-1),
             rereading=(mean - whole).sum(axis=-1),
             chance=np.zeros(len(whole)),
+            drift=np.zeros(len(whole)),
             skew=(slowest - mean).sum(axis=-1),
             own=own.sum(axis=-1),
             own_wait=(own_slowest - own).sum(axis=-1),
@@ -189,13 +190,9 @@ class Machine:
             hidden=(exchange - exposed).sum(axis=-1),
         )
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts:
-        """What steps are spent on, chance told from skew by a fair router's loads."""
-        recorded, fair = (
-            self.step(Routed.expected(load, self.top_k, topology), topology)
-            for load in (slot_load, fair_load)
-        )
-        return recorded.beyond(fair)
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts:
+        """What steps are spent on, from the load of each slot; all waiting is told as skew."""
+        return self.step(Routed.expected(slot_load, self.top_k, topology), topology)
 
     def draws(self, number: int, seed: int) -> Sequence[Machine]:
         """Machines that may be the true one: each part's times are lognormal around these."""

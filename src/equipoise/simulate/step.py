@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 
 from equipoise.dispatch import Even
 from equipoise.simulate.fair import fair_steps
+from equipoise.simulate.familiar import familiar_steps
+from equipoise.simulate.kinds import kind_names, loaded_steps
 from equipoise.simulate.routed import Routed
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 if TYPE_CHECKING:
-    from equipoise.simulate.expert_time import Layout
+    from equipoise.simulate.expert_time import ComputeModel, Layout
     from equipoise.simulate.machine import Machine
 
 Floats = NDArray[np.float64]
@@ -32,9 +35,12 @@ class StepParts:
     rereading
         What it takes longer in parts: each micro-batch and each chunk reads the weights again.
     chance
-        What ranks wait for the slowest with a fair router as well.
+        What ranks wait for the slowest since every step is a draw, with a fair router as well.
     skew
-        What they wait beyond that.
+        What they wait beyond that on the loads that the copies were made for: what the placement
+        could not mend.
+    drift
+        What they wait beyond both: for loads that moved since.
     own
         Attention and what else a rank does for its own tokens, of the mean rank.
     own_wait
@@ -49,37 +55,109 @@ class StepParts:
     rereading: Floats
     chance: Floats
     skew: Floats
+    drift: Floats
     own: Floats
     own_wait: Floats
     exposed: Floats
     hidden: Floats
 
+    @classmethod
+    def of_experts(cls, slowest: Floats, mean: Floats) -> StepParts:
+        """Steps of which only the experts are counted; all waiting is told as skew."""
+        none = np.zeros(len(mean))
+        return cls(
+            experts=mean,
+            skew=slowest - mean,
+            **dict.fromkeys(_names(but=("experts", "skew")), none),
+        )
+
     @property
     def total(self) -> Floats:
         """What the steps take."""
-        names = (field.name for field in fields(self) if field.name != "hidden")
-        return np.asarray(sum(getattr(self, name) for name in names))
+        return np.asarray(sum(getattr(self, name) for name in _names(but=("hidden",))))
+
+    @property
+    def wait(self) -> Floats:
+        """What ranks wait for the slowest in the experts' computation."""
+        return np.asarray(self.chance + self.skew + self.drift)
 
     @property
     def imbalance(self) -> Floats:
         """The slowest rank over the mean one in the experts' computation: the straggler factor."""
-        work = self.experts + self.rereading
-        return np.asarray(1 + (self.chance + self.skew) / work)
+        return np.asarray(1 + self.wait / (self.experts + self.rereading))
 
-    def beyond(self, fair: StepParts) -> StepParts:
-        """The same with the wait that a fair router has as well, told as chance."""
-        wait = self.chance + self.skew
-        chance = np.minimum(wait, fair.chance + fair.skew)
-        return replace(self, chance=chance, skew=wait - chance)
+    def told_apart(self, luck: Floats, familiar: Floats | None = None) -> StepParts:
+        """The same with the wait split into chance, skew and drift.
+
+        The wait of all steps together is split, and that of each step in the same shares: a single
+        step is a draw, and what one draw waits longer than another is no drift.
+
+        Parameters
+        ----------
+        luck
+            What drawing such steps adds to the wait of a fair router, ``(T,)`` seconds.
+        familiar
+            What ranks wait in such steps of the loads that the copies were made for, ``(T,)``
+            seconds; ``None``: nobody knows those, and nothing is told as drift.
+        """
+        wait = self.wait
+        total = float(wait.sum())
+        chance = min(max(float(luck.sum()), 0.0), total)
+        known = total if familiar is None else min(max(float(familiar.sum()), chance), total)
+        share = wait / total if total > 0 else np.zeros_like(wait)
+        return replace(
+            self,
+            chance=chance * share,
+            skew=(known - chance) * share,
+            drift=(total - known) * share,
+        )
 
     @property
     def means(self) -> dict[str, float]:
         """The mean step, by part."""
-        return {field.name: float(getattr(self, field.name).mean()) for field in fields(self)}
+        return {name: float(getattr(self, name).mean()) for name in _names()}
+
+
+def _names(but: Collection[str] = ()) -> list[str]:
+    return [field.name for field in fields(StepParts) if field.name not in but]
+
+
+def split_steps(
+    load: Floats,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    *,
+    top_k: int,
+    familiar: Floats | None = None,
+    seed: int = 0,
+) -> StepParts | None:
+    """Split steps into what they are spent on; ``None`` if the model does not know.
+
+    Parameters
+    ----------
+    load
+        Assignments, ``(T, L, E)``.
+    familiar
+        Steps of the same sizes, of the loads that the copies were made for; ``None``: nobody knows
+        those, and no wait is told as drift.
+    seed
+        Random seed of the fair router that tells chance.
+    """
+    recorded = model.parts(layout.slot_loads(load), topology)
+    if recorded is None:
+        return None
+    return _told_apart(recorded, load, familiar, layout, topology, model, top_k, seed)
 
 
 def time_steps(
-    trace: Trace, layout: Layout, topology: Topology, machine: Machine, *, seed: int = 0
+    trace: Trace,
+    layout: Layout,
+    topology: Topology,
+    machine: Machine,
+    *,
+    made_for: Trace | None = None,
+    seed: int = 0,
 ) -> StepParts:
     """Split the recorded steps into what they are spent on.
 
@@ -88,15 +166,46 @@ def time_steps(
 
     Parameters
     ----------
+    made_for
+        Steps that the layout was made for, such as earlier ones; ``None``: nobody knows those, and
+        no wait is told as drift.
     seed
-        Random seed of the fair router that tells chance from skew.
+        Random seed of the draws that tell chance, skew and drift apart.
     """
-    counts = trace.counts.astype(np.float64)
-    sizes = counts.sum(axis=-1)
-    fair = fair_steps(sizes, trace.num_experts, machine.top_k, seed)
+    load = trace.counts.astype(np.float64)
     recorded = machine.step(_routed(trace, layout, topology, machine.top_k), topology)
-    expected = Routed.expected(layout.slot_loads(fair), machine.top_k, topology)
-    return recorded.beyond(machine.step(expected, topology))
+    familiar = None
+    if made_for is not None:
+        familiar = np.zeros_like(load)
+        has = loaded_steps(trace)
+        sizes = load[has].sum(axis=-1)
+        familiar[has] = familiar_steps(made_for, kind_names(trace), sizes, seed=seed)
+    return _told_apart(recorded, load, familiar, layout, topology, machine, machine.top_k, seed)
+
+
+def _told_apart(
+    recorded: StepParts,
+    load: Floats,
+    familiar: Floats | None,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    top_k: int,
+    seed: int,
+) -> StepParts:
+    """Steps with their wait told apart by the waits of others in the same sizes."""
+
+    def wait(steps: Floats) -> Floats:
+        parts = model.parts(layout.slot_loads(steps), topology)
+        assert parts is not None  # the model knew those recorded
+        return parts.wait
+
+    sizes, num_experts = load.sum(axis=-1), load.shape[-1]
+    fair = fair_steps(sizes, num_experts, top_k, seed)
+    even = np.broadcast_to(sizes[..., None] / num_experts, load.shape)
+    return recorded.told_apart(
+        luck=wait(fair) - wait(even), familiar=None if familiar is None else wait(familiar)
+    )
 
 
 def _routed(trace: Trace, layout: Layout, topology: Topology, top_k: int) -> Routed:
