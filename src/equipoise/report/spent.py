@@ -27,9 +27,9 @@ def spent(result: Forecast) -> list[str]:
         return []
     best = result.best
     return [
-        f"An unseen step takes {_listed(result.parts)}.",
-        f"Planned, {best.redundant} redundant and {best.dispatch}, it takes "
-        f"{_listed(result.planned_parts)}.",
+        f"An unseen step takes {_listed(result.parts, result.counts)}.",
+        f"Planned, {best.redundant} redundant slots and {best.dispatch} split, it takes "
+        f"{_listed(result.planned_parts, result.counts)}.",
     ]
 
 
@@ -41,8 +41,8 @@ def shares(parts: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _listed(parts: Mapping[str, float]) -> str:
+def _listed(parts: Mapping[str, float], counts: str) -> str:
     total = sum(parts[name] for name in PARTS)
     listed = ", ".join(f"{said} {share:.1%}" for said, share in shares(parts).items())
     hidden = f"; exchanges hidden {1e3 * parts['hidden']:.3f} ms" if parts["hidden"] else ""
-    return f"{1e3 * total:.3f} ms: {listed}{hidden}"
+    return f"{1e3 * total:.3f} ms, {counts}: {listed}{hidden}"

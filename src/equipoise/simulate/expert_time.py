@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 COST_ERROR = 0.15
 """Relative error of published constants on other machines; see ``equipoise explain costs``."""
 
+EXPERTS_ALONE = "expert computation alone"
+"""What a cost of ranks counts of a step."""
+
 _BLOCK_CELLS = 1 << 20  # slot loads held at a time
 
 
@@ -98,7 +101,7 @@ class UncertainCost:
     @property
     def counts(self) -> str:
         """The experts, and nothing else."""
-        return "expert computation alone"
+        return EXPERTS_ALONE
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """Every layer waits for its slowest rank, and layers add up."""

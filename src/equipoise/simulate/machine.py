@@ -44,7 +44,6 @@ FOREIGN_LOG_ERROR = 0.5
 """What a fit from another maker's GPU adds to its own error: assumed, nobody measured it."""
 
 _ASSUMED_RATE_ERROR = 0.5
-_OF_EXPERTS = ("model", "GPU", "experts")
 _SMS = 24  # streaming multiprocessors of a high-throughput exchange, as published timings have
 _PAYLOADS = {"fp8": "fp8", "fp4": "nvfp4", "bfloat16": "bfloat16"}
 
@@ -130,11 +129,6 @@ class Machine:
     def planning_cost(self) -> RankCost:
         """The experts' computation in the constants that planners know."""
         return self.time.rank_cost(self.name)
-
-    @property
-    def expert_facts(self) -> dict[str, str]:
-        """Where the experts' times came from, which planners go by."""
-        return {part: said for part, said in self.facts.items() if part in _OF_EXPERTS}
 
     @property
     def counts(self) -> str:

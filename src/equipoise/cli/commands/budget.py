@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
@@ -29,6 +29,8 @@ from equipoise.layer_ids import format_ids
 from equipoise.plan.weigh.budget import LEAST_GAIN, Budget, Gain, Point
 from equipoise.plan.weigh.budget import budget as weigh
 from equipoise.report.terminal import WholeTable
+from equipoise.simulate.expert_time import EXPERTS_ALONE
+from equipoise.simulate.whole import layer_seconds
 from equipoise.trace import Trace
 
 
@@ -45,11 +47,14 @@ def budget(
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
-    hardware: HardwareArguments | None = None,
+    hardware: StepArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
     """Plan with more and more redundant slots; say where they stop paying, and in which layers.
+
+    With --hardware whole steps decide: experts, exchanges and attention. With --rank-cost it is the
+    experts' computation, without both the balance of loads.
 
     Parameters
     ----------
@@ -72,7 +77,7 @@ def budget(
         Share of the time that each further slot on every rank must take off to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
-    serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
+    serving, hardware = serving or ModelArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     planning = hardware.before_reading(planning)
     planning.check(machine)
@@ -98,16 +103,20 @@ def budget(
             up_to=up_to,
             planner=planning.configured(judge, plans),
             dispatch=judge,
+            whole=None if times is None else layer_seconds(times, topology, judge),
             expert_bytes=expert_bytes,
             kv_bytes_per_token=kv_bytes_per_token,
             least_gain=least_gain,
             progress=plans.begin,
         )
-    facts = {} if times is None else times.expert_facts
+    facts = {} if times is None else times.facts
+    counts = EXPERTS_ALONE if times is None else times.counts
     if json:
-        print_json(_document(result) | {"model": model_document(serving.config), "hardware": facts})
+        print_json(
+            _document(result, counts) | {"model": model_document(serving.config), "hardware": facts}
+        )
     else:
-        _print(stdout(), recording, result)
+        _print(stdout(), recording, result, counts)
         print_facts(stdout(), facts)
         if serving.config is not None:
             stdout().print(slot_text(serving.config, expert_bytes))
@@ -115,7 +124,7 @@ def budget(
     return 0
 
 
-def _document(result: Budget) -> dict[str, object]:
+def _document(result: Budget, counts: str) -> dict[str, object]:
     placement = result.placements[0]
     return {
         "planner": result.planner,
@@ -125,6 +134,7 @@ def _document(result: Budget) -> dict[str, object]:
         "layers": placement.layer_ids,
         "held_out_steps": len(result.mean),
         "least_gain": result.least_gain,
+        "counts": counts,
         "decided": result.is_decided,
         "points": [
             {
@@ -151,15 +161,16 @@ def _numbers(point: Point, first: Point) -> dict[str, object]:
         "mean_imbalance": point.mean_imbalance,
         "relative_step_time": point.relative_step_time,
         "step_seconds": point.step_seconds,
+        "expert_seconds": point.expert_seconds,
         "gain": point.gain_over(first),
     }
 
 
-def _print(console: Console, recording: Trace, result: Budget) -> None:
+def _print(console: Console, recording: Trace, result: Budget, counts: str) -> None:
     console.print(one_line(f"{recording}"))
     for note in recording.provenance.notes:
         console.print(f"  note: {one_line(note)}")
-    what = "Seconds of the slowest ranks in" if result.in_seconds else "Max/mean rank load of"
+    what = f"Seconds, {counts}, of" if result.in_seconds else "Max/mean rank load of"
     console.print(
         f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "
         "what the slots take off, with its standard error: in all, the last step, and if layers "
@@ -179,7 +190,9 @@ def _print_missing_layers(recording: Trace, config: ModelConfig) -> None:
 
 def _table(result: Budget) -> WholeTable:
     table = WholeTable(box=None)
-    scores = ("ms",) if result.in_seconds else ("mean", "time")
+    scores: tuple[str, ...] = ("mean", "time")
+    if result.in_seconds:
+        scores = ("experts ms",) if result.whole is None else ("step ms", "experts ms")
     for name in ("redundant", "GB", "KV tokens", *scores, "in all", "last step", "by layer"):
         table.add_column(name, justify="right", no_wrap=True)
     first = before = result.points[0]
@@ -189,16 +202,17 @@ def _table(result: Budget) -> WholeTable:
             str(point.redundant[0]),
             "" if point.bytes_per_rank is None else f"{point.bytes_per_rank / 1e9:.3f}",
             "" if point.kv_tokens is None else f"{point.kv_tokens:,}",
-            *_scores(point),
+            *_scores(point, len(scores)),
             *("" if point is first else _short(gain) for gain in gains),
         )
         before = point
     return table
 
 
-def _scores(point: Point) -> list[str]:
+def _scores(point: Point, number: int) -> list[str]:
     if point.step_seconds is not None:
-        return [f"{1e3 * point.step_seconds:.3f}"]
+        seconds = (point.step_seconds, point.expert_seconds or 0.0)
+        return [f"{1e3 * value:.3f}" for value in seconds[:number]]
     assert point.mean_imbalance is not None
     assert point.relative_step_time is not None
     return [f"{point.mean_imbalance:.3f}", f"{point.relative_step_time:.3f}"]

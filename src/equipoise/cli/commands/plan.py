@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.cli.options.engine import EngineArguments
-from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.locality import LocalityArguments
 from equipoise.cli.options.machine import MachineArguments
@@ -33,6 +33,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.study import study
 from equipoise.report.page.of_plan import plan_story
+from equipoise.simulate.whole import judged_whole
 from equipoise.trace import Trace
 
 
@@ -52,7 +53,7 @@ def plan(
     machine: MachineArguments | None = None,
     engine: EngineArguments | None = None,
     serving: ModelArguments | None = None,
-    hardware: HardwareArguments | None = None,
+    hardware: StepArguments | None = None,
     layer_updates_per_iter: Annotated[int, Redundant] = 0,
     trtllm: TrtllmArguments | None = None,
     reading: TraceArguments | None = None,
@@ -90,7 +91,7 @@ def plan(
     planning, repairing = planning or PlannerArguments(), repairing or RepairArguments()
     gathering, machine = gathering or LocalityArguments(), machine or MachineArguments()
     serving, trtllm = serving or ModelArguments(), trtllm or TrtllmArguments()
-    hardware, page = hardware or HardwareArguments(), page or PageArguments()
+    hardware, page = hardware or StepArguments(), page or PageArguments()
     target = _target(for_, output, engine, serving, trtllm, layer_updates_per_iter, even_if_worse)
     if target is not None:
         inputs = (trace, reading.run_map, repairing.from_map)
@@ -130,12 +131,14 @@ def plan(
             step_assignments=planning.step_assignments,
             before_search=None if target is None else lambda p: target.rehearse(p, recording),
         )
+    if times is not None:
+        result = judged_whole(result, recording, current, times)
     wanted = result.verdict.is_gain or even_if_worse
     outcome = Outcome(
         study=result,
         model=serving.config,
         expert_bytes=expert_bytes,
-        facts=hardware.facts | ({} if times is None else times.expert_facts),
+        facts={**hardware.facts, **({} if times is None else times.facts)},
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,

@@ -1,0 +1,83 @@
+"""Whole steps by a machine, where a plan, a budget or a move would count the experts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.dispatch import Dispatcher
+from equipoise.migration import Migration
+from equipoise.placement import Placement
+from equipoise.plan.scores import WholeSteps
+from equipoise.plan.study import Study
+from equipoise.plan.weigh.gate import Decision, Gate, step_loads
+from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.machine import Machine
+from equipoise.topology import Topology
+from equipoise.trace import Trace
+
+Floats = NDArray[np.float64]
+
+
+def compare_whole(
+    before: Layout, after: Layout, load: Floats, topology: Topology, machine: Machine
+) -> WholeSteps:
+    """Time the same steps, ``(T, L, E)``, on two layouts."""
+    old, new = (_seconds(layout, load, topology, machine) for layout in (before, after))
+    return WholeSteps(before=old, after=new, counts=machine.counts)
+
+
+def judged_whole(
+    study: Study, recording: Trace, current: Placement | None, machine: Machine
+) -> Study:
+    """The study with the verdict of whole steps: those held out, or all if none were."""
+    scores, topology = study.scores, study.plan.problem.topology
+    before = Layout.unbalanced(recording, topology.num_ranks)
+    if current is not None:
+        before = Layout(placement=current, dispatch=scores.dispatcher)
+    after = Layout(placement=study.plan.placement, dispatch=scores.dispatcher)
+    load = scores.fit if scores.held is None else scores.held
+    whole = compare_whole(before, after, load, topology, machine)
+    return replace(study, scores=replace(scores, whole=whole))
+
+
+def weigh_whole(
+    gate: Gate, migration: Migration, steps: Trace, machine: Machine
+) -> tuple[Decision, WholeSteps]:
+    """Whether a move pays in whole steps, and what it does to them; see ``Gate.decide``."""
+    topology, load = migration.topology, step_loads(steps, migration.new)
+    judge = gate.runs(topology)
+    old, new = (Layout(placement=p, dispatch=judge) for p in (migration.old, migration.new))
+    found = compare_whole(old, new, load, topology, machine)
+    fewer = old.busiest(load) - new.busiest(load)
+    return gate.weigh(migration, found.before[0] - found.after[0], fewer), found
+
+
+def layer_seconds(
+    machine: Machine, topology: Topology, dispatch: Dispatcher
+) -> Callable[[Floats, Placement], Floats]:
+    """A function that says what each layer of whole steps takes, ``(T, L)`` seconds.
+
+    It takes the assignments of the steps, ``(T, L, E)``, and a placement.
+    """
+
+    def seconds(load: Floats, placement: Placement) -> Floats:
+        times = [
+            machine.step_seconds(slots.reshape(-1, 1, slots.shape[-1]), topology)
+            for slots in Layout(placement=placement, dispatch=dispatch).blocks(load)
+        ]
+        return np.concatenate(times).reshape(load.shape[:2])
+
+    return seconds
+
+
+def _seconds(layout: Layout, load: Floats, topology: Topology, machine: Machine) -> Floats:
+    """Steps, and of them the slowest ranks' experts, ``(2, T)``."""
+    blocks = []
+    for slots in layout.blocks(load):
+        parts = machine.parts(slots, topology)
+        blocks.append([parts.total, parts.experts + parts.rereading + parts.wait])
+    return np.concatenate(blocks, axis=1)
