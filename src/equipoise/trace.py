@@ -29,6 +29,10 @@ MAX_COUNT = 1 << 48
 """Counts stay below this, far above any real one, so that their sums fit in 64 bits."""
 
 
+MEMORY = "memory"
+"""Source of what was in no file yet."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a trace came from and what its reader found.
@@ -140,7 +144,7 @@ class Trace:
     source_counts: NDArray[np.integer] | None = None
     tokens: TokenIds | None = None
     labels: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-    provenance: Provenance = Provenance("array", "memory")
+    provenance: Provenance = Provenance("array", MEMORY)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts", _as_counts(self.counts))
@@ -325,7 +329,7 @@ class Trace:
         num_experts: int,
         layer_ids: tuple[int, ...] = (),
         labels: Mapping[str, NDArray[np.str_]] | None = None,
-        provenance: Provenance = Provenance("array", "memory"),
+        provenance: Provenance = Provenance("array", MEMORY),
     ) -> Self:
         """Count the choices of every token, ``ids`` ``(D, L, K)``, by step (see ``TokenIds``).
 

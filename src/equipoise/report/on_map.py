@@ -9,7 +9,7 @@ from pathlib import Path
 
 from equipoise.placement import Placement
 from equipoise.report.summary import TraceSummary, summarise
-from equipoise.trace import Trace
+from equipoise.trace import MEMORY, Trace
 
 _ORIGIN = "trace: "  # before the recording that a map of our format names
 
@@ -47,7 +47,7 @@ def what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
 
 def _is_source_of(trace: Trace, origin: str) -> bool:
     source = trace.provenance.source
-    if trace.provenance.format == "array":  # from memory, as are many others
+    if source == MEMORY:  # as that of many others
         return False
     with suppress(OSError, ValueError):  # a name of a file that is not here, or of none
         return origin == source or Path(origin).samefile(source)
