@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
@@ -85,12 +86,13 @@ def budget(
         raise EquipoiseError(
             "equipoise budget uses the recorded size of every step; leave --step-assignments out."
         )
-    topology = hardware.topology(machine, ranks)
-    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
-    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    reading = reading or TraceArguments()
+    deployed = Deployment.read(
+        trace, lambda: reading.read(trace, ranks=ranks), ranks, machine, hardware, serving
+    )
+    recording, topology, times = deployed.recording, deployed.topology, deployed.machine
     if kv_bytes_per_token is None and serving.config is not None:
         kv_bytes_per_token = serving.config.kv_bytes_per_token or None
-    times = hardware.machine(recording, serving.config, topology)
     planning = planning.by(times)
     fit, held = recording.split(at=1 - hold_out)
     judge = planning.judge(topology, recording.top_k)

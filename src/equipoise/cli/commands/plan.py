@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant, Size
@@ -106,10 +107,10 @@ def plan(
     repairing.check(planning, expert_bytes)
     gathering.check(planning, repairing)
     planning.check(machine, gathering.uses)
-    topology = hardware.topology(machine, ranks)
-    recording = reading.read(trace, ranks=ranks)
-    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
-    times = hardware.machine(recording, serving.config, topology)
+    deployed = Deployment.read(
+        trace, lambda: reading.read(trace, ranks=ranks), ranks, machine, hardware, serving
+    )
+    recording, topology, times = deployed.recording, deployed.topology, deployed.machine
     planning = planning.by(times)
     current = repairing.read(recording, ranks, redundant)
     judge = planning.judge(topology, recording.top_k)
@@ -138,7 +139,7 @@ def plan(
         study=result,
         model=serving.config,
         expert_bytes=expert_bytes,
-        facts={**hardware.facts, **({} if times is None else times.facts)},
+        facts=deployed.facts,
         reach=None if gathering.locality_price is None else result.reach,
         written=target.write(result.plan, recording) if target is not None and wanted else None,
         withheld=target is not None and not wanted,
