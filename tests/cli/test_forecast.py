@@ -149,9 +149,10 @@ def test_the_model_prices_the_slots(run, document, text, tmp_path):
     assert "KV tokens" not in priced
 
 
-def test_decode_steps_of_the_sample_are_left_alone(document):
+@pytest.mark.parametrize("dispatch", [(), ("--dispatch", "even")])
+def test_decode_steps_of_the_sample_are_left_alone(document, dispatch):
     """Below the knee a copy is one more expert to read: even on the tokens that it balances."""
-    options = ("--phase", "decode", "--redundant", 8, "--dispatch", "even", "--planner", "greedy")
+    options = ("--phase", "decode", "--redundant", 8, *dispatch, "--planner", "greedy")
     (answer,) = document(
         "forecast", sample_trace_path(), "--ranks", 8, "--rank-cost", COST, *options
     )

@@ -118,6 +118,8 @@ def tune(
         --hardware is given. All names in equipoise explain costs.
     redundant
         Redundant slots of a layer, as in 0,32; the fewest, one and two a rank more if not given.
+        All layers have the same: no engine loads a map with a number for each layer. What such a
+        map would bring, equipoise budget says.
     dispatch
         Dispatchers, as in even,minmax; those if not given. An engine has its own.
     try_window

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.answer import Answer
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.text import one_line
-from equipoise.engines.formats import Launch
 from equipoise.report.spent import spent
 from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
@@ -21,21 +20,10 @@ from equipoise.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """A forecast, and how to start the engine asked for with what it recommends, if it does.
-
-    Parameters
-    ----------
-    facts
-        Where the times of the hardware came from; empty without hardware.
-    prices
-        Prices of planning and moving that were assumed, as a sentence; nothing if all were given.
-    """
+class Advice(Answer):
+    """A forecast, and how to start the engine with what it recommends, if it does."""
 
     forecast: Forecast
-    facts: Mapping[str, str] = field(default_factory=dict)
-    launch: Launch | None = None
-    prices: str = ""
 
 
 def forecast_document(advice: Advice) -> dict[str, object]:
