@@ -11,6 +11,7 @@ from equipoise.control.findings import Question
 from equipoise.cost import RankCost
 from equipoise.dispatch import Even
 from equipoise.errors import EquipoiseError
+from equipoise.migration import diff
 from equipoise.noise import trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
@@ -188,3 +189,23 @@ def test_plans_go_by_time_where_time_is_not_load():
         answer = advisor(question(current=current, plan_above=0.0), window)
         found.append(evaluate(answer.proposal, window, dispatch=timed).peak.sum())
     assert found[0] < 0.99 * found[1]
+
+
+def test_under_the_min_max_split_the_faster_of_two_plans_is_proposed():
+    """The loads of a copy that few choose are balanced, and its weights are read all the same."""
+    by_time = RankCost(expert_seconds=60e-6, token_seconds=1e-6)
+    window = sample_trace(
+        steady(lognormal(32, sigma=1.5, num_layers=2, seed=1), num_steps=32),
+        num_tokens=400, top_k=4, seed=1,
+    )  # fmt: skip
+    current = Contiguous().plan(Problem(window, TOPOLOGY, 40)).placement
+    gates = [
+        replace(GATE, cost=cost, expert_bytes=0, dispatch="minmax")
+        for cost in (by_time, RankCost(token_seconds=1e-6))
+    ]
+    timed, by_load = (
+        replace(ADVISOR, gate=gate)(question(current=current, plan_above=0.0), window).proposal
+        for gate in gates
+    )
+    better = gates[0].decide(diff(by_load, timed, TOPOLOGY), window)
+    assert better.gain_low > 0

@@ -14,7 +14,7 @@ from equipoise.checks import check_number
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, Shares
+from equipoise.dispatch import Dispatcher, Even, Shares
 from equipoise.dispatch.base import takes
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
@@ -22,7 +22,7 @@ from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
 from equipoise.plan.planners.repair import Repair
-from equipoise.plan.problem import Problem
+from equipoise.plan.problem import Problem, with_mean_step
 from equipoise.plan.weigh.gate import Decision, Gate
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -121,30 +121,47 @@ class GatedRepair:
         fit, held = replace(window, labels={}).split(_PLAN_SHARE)
         size = float(fit.total.sum(axis=1).mean() / fit.num_steps)
         fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
-        cost = self._planning_cost
+        placement = self._placement(current, fit, size)
+        predicted = self.gate.decide(diff(current, placement, self.topology), held)
+        return replace(finding, proposal=placement, predicted=predicted)
+
+    def _placement(self, current: Placement, fit: Trace, size: float) -> Placement:
+        """The repair that the gate's cost has fastest, in steps of ``size`` assignments.
+
+        Where the split follows the load, a search by its times takes ten times as long as one by
+        loads, and what it answers comes too late. Below the knee of an expert's time loads do not
+        tell times, so there a search by the times of an even split is the other candidate: it
+        knows that a copy without load is read all the same.
+        """
+        runs = self.gate.runs(self.topology)
+        is_timed = self._cost_tells_more and takes(runs, "cost")
+        if runs.shares is not Shares.FOLLOWING:
+            return self._repaired(current, fit, runs, size if is_timed else None)
+        by_load = self._repaired(current, fit, runs, None)
+        if not is_timed:
+            return by_load
+        by_time = self._repaired(current, fit, Even(topology=self.topology), size)
+        steps = with_mean_step(fit.counts.astype(np.float64), size)
+        gain = self.gate.decide(diff(by_load, by_time, self.topology), steps).gain_seconds
+        return by_time if gain > 0 else by_load
+
+    def _repaired(
+        self, current: Placement, fit: Trace, runs: Dispatcher, size: float | None
+    ) -> Placement:
+        """One search, by times in steps of ``size`` assignments or by loads."""
         repair = Repair(
             current=current,
-            dispatch=self.gate.runs(self.topology),
-            cost=cost,
-            step_assignments=None if cost is None else size,
+            dispatch=runs,
+            cost=None if size is None else self.gate.cost,
+            step_assignments=size,
             **self.repair,
         )
-        plan = repair.plan(Problem(fit, self.topology, current.num_slots))
-        predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
-        return replace(finding, proposal=plan.placement, predicted=predicted)
+        return repair.plan(Problem(fit, self.topology, current.num_slots)).placement
 
     @property
-    def _planning_cost(self) -> RankCost | None:
-        """The cost to plan by; ``None`` where loads say the same, or nothing knows of times.
-
-        Nor where the split follows the load: by time that search takes ten times as long, and what
-        it answers comes too late.
-        """
-        cost, runs = self.gate.cost, self.gate.runs(self.topology)
-        by_load = not cost.expert_seconds and cost.token_block == 1
-        if by_load or runs.shares is Shares.FOLLOWING or not takes(runs, "cost"):
-            return None
-        return cost
+    def _cost_tells_more(self) -> bool:
+        """Whether times are anything else than loads in another unit."""
+        return self.gate.cost.expert_seconds > 0 or self.gate.cost.token_block > 1
 
 
 def plain_advisor(
