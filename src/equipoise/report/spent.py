@@ -22,7 +22,7 @@ _ALWAYS = ("experts", "chance", "skew", "drift")
 
 
 def spent(result: Forecast) -> list[str]:
-    """What an unseen step takes as things are and with the best plan; nothing if it is unknown."""
+    """Describe the parts of an unseen step, now and with the best plan; nothing if unknown."""
     if result.parts is None or result.planned_parts is None:
         return []
     best = result.best
@@ -34,7 +34,7 @@ def spent(result: Forecast) -> list[str]:
 
 
 def shares(parts: Mapping[str, float]) -> dict[str, float]:
-    """The shares of a step by name, without what such steps do not have."""
+    """Compute the shares of a step by name, without parts that such steps do not have."""
     total = sum(parts[name] for name in PARTS)
     return {
         said: parts[name] / total for name, said in PARTS.items() if name in _ALWAYS or parts[name]

@@ -18,10 +18,9 @@ def familiar_steps(
     of_rows: bool = False,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Steps of given kinds and sizes, with the loads of known ones, ``(T, L, E)``.
+    """Draw steps of given kinds and sizes, with the loads of known steps, ``(T, L, E)``.
 
-    Those of a kind are from known steps of that kind at equal distances, or of all kinds if none
-    is known.
+    Each is from known steps of its kind, at equal distances, or of all kinds if none is of its own.
 
     Parameters
     ----------
@@ -32,8 +31,8 @@ def familiar_steps(
     sizes_TL
         Assignments, ``(T, L)``.
     of_rows
-        Whether each step is drawn from the shares of one row. Else it is gathered from following
-        rows too, until they have as many assignments, so that it has the chance of its size.
+        Flag that each step is drawn from the shares of one row. Otherwise it is gathered from
+        consecutive rows with enough assignments, so that it has the chance of its size.
     """
     rng = np.random.default_rng(seed)
     counts, names = known.counts[loaded_steps(known)], kind_names(known)

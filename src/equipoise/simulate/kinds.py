@@ -11,12 +11,12 @@ _LABELS = ("domain", "phase")
 
 
 def loaded_steps(trace: Trace) -> NDArray[np.bool_]:
-    """Whether each step has any load, ``(T,)``."""
+    """Return whether each step has any load, ``(T,)``."""
     return np.asarray(trace.counts.any(axis=(1, 2)))
 
 
 def kind_names(trace: Trace) -> NDArray[np.str_]:
-    """The kind of each step with load, by its labels."""
+    """Name the kind (domain and phase) of each step with load."""
     values = [trace.labels[name] for name in _LABELS if name in trace.labels]
     if not values:
         return np.full(np.count_nonzero(loaded_steps(trace)), "")
@@ -25,5 +25,5 @@ def kind_names(trace: Trace) -> NDArray[np.str_]:
 
 
 def step_kinds(trace: Trace) -> NDArray[np.int64]:
-    """The same as numbers from 0."""
+    """Number the kinds (domain and phase) of the steps with load, ``(T,)``."""
     return np.unique(kind_names(trace), return_inverse=True)[1].astype(np.int64)

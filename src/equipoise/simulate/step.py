@@ -1,4 +1,4 @@
-"""A step of the whole model, split into what it is spent on."""
+"""The time of a step of the whole model, divided into parts."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepParts:
-    """Seconds of each step, all recorded layers, ``(T,)`` each; all but ``hidden`` add up.
+    """The parts of each step's time, all recorded layers, ``(T,)`` seconds each.
+
+    All parts except ``hidden`` add up to the time of the step.
 
     Parameters
     ----------
     experts
-        Experts' computation of the mean rank: the useful work.
+        Time of the mean rank's experts: the useful work.
     rereading
-        What it takes longer in parts: each micro-batch and each chunk reads the weights again.
+        Further time because each micro-batch and each chunk reads the weights again.
     chance
-        What ranks wait for the slowest since every step is a draw, with a fair router as well.
+        Time that ranks wait for the slowest because a step is a draw, even with a fair router.
     skew
-        What they wait beyond that on the loads that the copies were made for: what the placement
-        could not mend.
+        Time that ranks wait beyond that with the loads that the copies were made for.
     drift
-        What they wait beyond both: for loads that moved since.
+        Time that ranks wait beyond both, because loads have moved since.
     own
-        Attention and what else a rank does for its own tokens, of the mean rank.
+        Time of the mean rank's work for its own tokens, such as attention.
     own_wait
-        What ranks wait there: for those with more tokens of their own, and for slower ones.
+        Time that ranks wait there for ranks with more own tokens, or for slower ranks.
     exposed
-        Exchanges that nothing runs next to.
+        Time of communication that nothing overlaps.
     hidden
-        Exchanges behind computation of the other micro-batch: no time of the step.
+        Time of communication hidden behind the other micro-batch, which takes no time of the step.
     """
 
     experts: Floats
@@ -63,7 +64,7 @@ class StepParts:
 
     @classmethod
     def of_experts(cls, slowest: Floats, mean: Floats) -> StepParts:
-        """Steps of which only the experts are counted; all waiting is told as skew."""
+        """Create steps of which only the experts are included; all waiting is skew."""
         none = np.zeros(len(mean))
         return cls(
             experts=mean,
@@ -73,32 +74,32 @@ class StepParts:
 
     @property
     def total(self) -> Floats:
-        """What the steps take."""
+        """Time of the steps."""
         return np.asarray(sum(getattr(self, name) for name in _names(but=("hidden",))))
 
     @property
     def wait(self) -> Floats:
-        """What ranks wait for the slowest in the experts' computation."""
+        """Time that ranks wait for the slowest in the experts' computation."""
         return np.asarray(self.chance + self.skew + self.drift)
 
     @property
     def imbalance(self) -> Floats:
-        """The slowest rank over the mean one in the experts' computation: the straggler factor."""
+        """Expert time of the slowest rank over that of the mean rank."""
         return np.asarray(1 + self.wait / (self.experts + self.rereading))
 
     def told_apart(self, luck: Floats, familiar: Floats | None = None) -> StepParts:
-        """The same with the wait split into chance, skew and drift.
+        """Divide the wait into chance, skew and drift.
 
-        The wait of all steps together is split, and that of each step in the same shares: a single
-        step is a draw, and what one draw waits longer than another is no drift.
+        The wait of all steps together is divided, and that of each step in the same shares: a
+        single step is a draw, and the difference between two draws is no drift.
 
         Parameters
         ----------
         luck
-            What drawing such steps adds to the wait of a fair router, ``(T,)`` seconds.
+            Time that drawing such steps adds to the wait of a fair router, ``(T,)`` seconds.
         familiar
-            What ranks wait in such steps of the loads that the copies were made for, ``(T,)``
-            seconds; ``None``: nobody knows those, and nothing is told as drift.
+            Time that ranks wait in such steps with the loads that the copies were made for,
+            ``(T,)`` seconds; ``None`` if those are unknown: there is no drift then.
         """
         wait = self.wait
         total = float(wait.sum())
@@ -114,7 +115,7 @@ class StepParts:
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean step, by part."""
+        """Compute the mean step, by part."""
         return {name: float(getattr(self, name).mean()) for name in _names()}
 
 
@@ -132,17 +133,17 @@ def split_steps(
     familiar: Floats | None = None,
     seed: int = 0,
 ) -> StepParts | None:
-    """Split steps into what they are spent on; ``None`` if the model does not know.
+    """Divide the time of steps into parts, drift included; ``None`` if the model cannot.
 
     Parameters
     ----------
     load
         Assignments, ``(T, L, E)``.
     familiar
-        Steps of the same sizes, of the loads that the copies were made for; ``None``: nobody knows
-        those, and no wait is told as drift.
+        Steps of the same sizes with the loads that the copies were made for; ``None`` if those are
+        unknown: there is no drift then.
     seed
-        Random seed of the fair router that tells chance.
+        Random seed of the fair router.
     """
     recorded = model.parts(layout.slot_loads(load), topology)
     if recorded is None:
@@ -159,18 +160,18 @@ def time_steps(
     made_for: Trace | None = None,
     seed: int = 0,
 ) -> StepParts:
-    """Split the recorded steps into what they are spent on.
+    """Divide the time of recorded steps into parts.
 
-    With token ids every choice is followed to its slot; from counts alone, the tokens that ranks
-    receive are expected ones.
+    If the trace has token ids, every choice is followed to its slot. With counts alone, the number
+    of tokens that ranks receive is an expectation.
 
     Parameters
     ----------
     made_for
-        Steps that the layout was made for, such as earlier ones; ``None``: nobody knows those, and
-        no wait is told as drift.
+        Steps that the layout was made for, such as earlier ones; ``None`` if those are unknown:
+        there is no drift then.
     seed
-        Random seed of the draws that tell chance, skew and drift apart.
+        Random seed of the draws that the wait is divided by.
     """
     load = trace.counts.astype(np.float64)
     recorded = machine.step(_routed(trace, layout, topology, machine.top_k), topology)
@@ -193,7 +194,7 @@ def _told_apart(
     top_k: int,
     seed: int,
 ) -> StepParts:
-    """Steps with their wait told apart by the waits of others in the same sizes."""
+    """Divide the wait of steps by the waits of other steps of the same sizes."""
 
     def wait(steps: Floats) -> Floats:
         parts = model.parts(layout.slot_loads(steps), topology)

@@ -1,4 +1,4 @@
-"""Whole steps by a machine, where a plan, a budget or a move would count the experts alone."""
+"""Whole steps by a machine, for plans, budgets and moves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 def compare_whole(
     before: Layout, after: Layout, load: Floats, topology: Topology, machine: Machine
 ) -> WholeSteps:
-    """Time the same steps, ``(T, L, E)``, on two layouts."""
+    """Time the same steps, ``(T, L, E)``, with two layouts."""
     old, new = (_seconds(layout, load, topology, machine) for layout in (before, after))
     return WholeSteps(before=old, after=new, counts=machine.counts)
 
@@ -33,7 +33,7 @@ def compare_whole(
 def judged_whole(
     study: Study, recording: Trace, current: Placement | None, machine: Machine
 ) -> Study:
-    """The study with the verdict of whole steps: those held out, or all if none were."""
+    """Let whole steps decide a study: those held out, or all if none were."""
     scores, topology = study.scores, study.plan.problem.topology
     before = Layout.unbalanced(recording, topology.num_ranks)
     if current is not None:
@@ -47,7 +47,7 @@ def judged_whole(
 def weigh_whole(
     gate: Gate, migration: Migration, steps: Trace, machine: Machine
 ) -> tuple[Decision, WholeSteps]:
-    """Whether a move pays in whole steps, and what it does to them; see ``Gate.decide``."""
+    """Decide by whole steps whether a move pays, and compare them; see ``Gate.decide``."""
     topology, load = migration.topology, step_loads(steps, migration.new)
     judge = gate.runs(topology)
     old, new = (Layout(placement=p, dispatch=judge) for p in (migration.old, migration.new))
@@ -59,7 +59,7 @@ def weigh_whole(
 def layer_seconds(
     machine: Machine, topology: Topology, dispatch: Dispatcher
 ) -> Callable[[Floats, Placement], Floats]:
-    """A function that says what each layer of whole steps takes, ``(T, L)`` seconds.
+    """Return a function that times each layer of whole steps, ``(T, L)`` seconds.
 
     It takes the assignments of the steps, ``(T, L, E)``, and a placement.
     """
@@ -75,7 +75,7 @@ def layer_seconds(
 
 
 def _seconds(layout: Layout, load: Floats, topology: Topology, machine: Machine) -> Floats:
-    """Steps, and of them the slowest ranks' experts, ``(2, T)``."""
+    """Time steps, and of them the slowest ranks' experts, ``(2, T)``."""
     blocks = []
     for slots in layout.blocks(load):
         parts = machine.parts(slots, topology)
