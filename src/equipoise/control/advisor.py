@@ -22,7 +22,7 @@ from equipoise.noise import ALARM_STDS, TraceNoiseFloor, trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
 from equipoise.plan.planners.repair import Repair
-from equipoise.plan.problem import Problem, with_mean_step
+from equipoise.plan.problem import Problem
 from equipoise.plan.weigh.gate import Decision, Gate
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -30,6 +30,7 @@ from equipoise.trace import Trace
 _PLAN_SHARE = 0.8  # share of the window to plan on; the gate judges by the rest
 _PLAN_WINDOWS = 16  # windows for the planner, because single steps are mostly noise
 _LEAST_STEPS = 8  # least steps on either side of a shift, and in a window
+_COPY_SHARE = 0.2  # above it loads do not give times: measured in docs/results/adaptation.md
 _PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower but hardly better
 
 
@@ -127,42 +128,33 @@ class GatedRepair:
         return replace(finding, proposal=placement, predicted=predicted)
 
     def _placement(self, current: Placement, fit: Trace, size: float) -> Placement:
-        """Plan the repair that is fastest by the gate's cost, in steps of ``size`` assignments.
+        """Repair the current placement for steps of ``size`` assignments a layer.
 
-        If the split follows the load, a search by its times takes ten times as long as one by
-        loads, and its plan would come too late. But loads do not give times where an expert takes
-        as long as reading its weights. So a search by the times of an even split makes a second
-        plan, and the faster of the two is taken.
+        Plans by the gate's cost if times differ from loads. If the split follows the load, a search
+        by its times takes ten times as long as one by loads, and its plan would come too late. So
+        small steps, where a copy costs nearly the same whatever its load, are planned by the times
+        of an even split, and large steps by loads.
         """
-        runs = self.gate.runs(self.topology)
-        is_timed = self._cost_tells_more and takes(runs, "cost")
-        if runs.shares is not Shares.FOLLOWING:
-            return self._repaired(current, fit, runs, size if is_timed else None)
-        by_load = self._repaired(current, fit, runs, None)
-        if not is_timed:
-            return by_load
-        by_time = self._repaired(current, fit, Even(topology=self.topology), size)
-        steps = with_mean_step(fit.counts.astype(np.float64), size)
-        gain = self.gate.decide(diff(by_load, by_time, self.topology), steps).gain_seconds
-        return by_time if gain > 0 else by_load
-
-    def _repaired(
-        self, current: Placement, fit: Trace, runs: Dispatcher, size: float | None
-    ) -> Placement:
-        """Search once: by times in steps of ``size`` assignments, or by loads if it is ``None``."""
+        runs, cost = self.gate.runs(self.topology), self.gate.cost
+        timed = (cost.expert_seconds > 0 or cost.token_block > 1) and takes(runs, "cost")
+        if runs.shares is Shares.FOLLOWING and timed:
+            timed = self._copy_share(size, current.num_slots) > _COPY_SHARE
+            runs = Even(topology=self.topology) if timed else runs
         repair = Repair(
             current=current,
             dispatch=runs,
-            cost=None if size is None else self.gate.cost,
-            step_assignments=size,
+            cost=cost if timed else None,
+            step_assignments=size if timed else None,
             **self.repair,
         )
         return repair.plan(Problem(fit, self.topology, current.num_slots)).placement
 
-    @property
-    def _cost_tells_more(self) -> bool:
-        """Return whether times differ from loads in more than the unit."""
-        return self.gate.cost.expert_seconds > 0 or self.gate.cost.token_block > 1
+    def _copy_share(self, size: float, num_slots: int) -> float:
+        """Compute the share of the experts' time that every copy costs whatever its load."""
+        cost = self.gate.cost
+        padding = cost.token_seconds * (cost.token_block - 1) / 2
+        copies = (cost.expert_seconds + padding) * num_slots
+        return copies / (copies + cost.token_seconds * size)
 
 
 def plain_advisor(
