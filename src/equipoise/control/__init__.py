@@ -1,7 +1,7 @@
 """Decisions while serving: when to look at the loads, when to plan, which layers move next.
 
 Needs neither torch nor processes that serve. A simulator, a dashboard and an engine's plug-in drive
-the same controller as the runtime: see ``equipoise explain runtime``, "Deciding".
+the same controller as the runtime: ``equipoise explain live-runtime``, "Deciding".
 
 ==================  ================================================================================
 ``Controller``      Makes one ``Order`` per step from a ``Report`` on the last one.

@@ -20,7 +20,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
 MAX_ROUNDS = 256
-"""Most rounds of the solver. How many batches need: ``equipoise explain dispatch-gpu``."""
+"""Most rounds of the solver. How many batches need: ``equipoise explain gpu``."""
 
 _BLOCK, _TILE, _STEP = 1024, 128, 16  # ids a row of the tally, ids a program, rows summed at a time
 _FAR = 2**30

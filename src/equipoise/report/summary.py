@@ -116,7 +116,7 @@ class ExpertCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSummary:
-    """A whole trace under one layout of experts on ranks. Every key: ``equipoise explain report``.
+    """A whole trace under one layout. Every key: ``equipoise explain report-json``.
 
     Parameters
     ----------
