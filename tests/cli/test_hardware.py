@@ -137,6 +137,11 @@ def test_a_budget_is_in_whole_steps_of_the_hardware(decode, document, text):
         "forecast", decode, "--ranks", 4, *GREEDY, "--hardware", "gb200", "--redundant", "0,4",
         "--dispatch", "even",
     )  # fmt: skip
+    plan = document(
+        "plan", decode, "--ranks", 4, *GREEDY, "--hardware", "gb200", "--redundant", 4, status=1
+    )
+    of_plan = plan["verdict"]["whole_steps"]["experts_after_seconds"]
+    assert answer["points"][1]["expert_seconds"] == pytest.approx(of_plan)
     for point, option in zip(answer["points"], forecast["options"], strict=True):
         assert point["step_seconds"] == pytest.approx(option["step_seconds"])
         assert 0 < point["expert_seconds"] < point["step_seconds"]

@@ -59,25 +59,29 @@ def weigh_whole(
 def layer_seconds(
     machine: Machine, topology: Topology, dispatch: Dispatcher
 ) -> Callable[[Floats, Placement], Floats]:
-    """Return a function that times each layer of whole steps, ``(T, L)`` seconds.
+    """Return a function that times each layer of whole steps, and of it the slowest experts.
 
-    It takes the assignments of the steps, ``(T, L, E)``, and a placement.
+    It takes the assignments of the steps, ``(T, L, E)``, and a placement, and returns ``(2, T, L)``
+    seconds.
     """
 
     def seconds(load: Floats, placement: Placement) -> Floats:
-        times = [
-            machine.step_seconds(slots.reshape(-1, 1, slots.shape[-1]), topology)
-            for slots in Layout(placement=placement, dispatch=dispatch).blocks(load)
+        layout = Layout(placement=placement, dispatch=dispatch)
+        by_layer = [
+            _divided(slots.reshape(-1, 1, slots.shape[-1]), topology, machine)
+            for slots in layout.blocks(load)
         ]
-        return np.concatenate(times).reshape(load.shape[:2])
+        return np.concatenate(by_layer, axis=1).reshape(2, *load.shape[:2])
 
     return seconds
 
 
 def _seconds(layout: Layout, load: Floats, topology: Topology, machine: Machine) -> Floats:
     """Time steps, and of them the slowest ranks' experts, ``(2, T)``."""
-    blocks = []
-    for slots in layout.blocks(load):
-        parts = machine.parts(slots, topology)
-        blocks.append([parts.total, parts.experts + parts.rereading + parts.wait])
+    blocks = [_divided(slots, topology, machine) for slots in layout.blocks(load)]
     return np.concatenate(blocks, axis=1)
+
+
+def _divided(slot_load: Floats, topology: Topology, machine: Machine) -> Floats:
+    parts = machine.parts(slot_load, topology)
+    return np.stack([parts.total, parts.experts + parts.rereading + parts.wait])

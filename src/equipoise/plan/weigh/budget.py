@@ -341,8 +341,9 @@ def budget(
         each window stands for one step.
     whole
         Function of windows ``(T, L, E)`` and a placement that returns the seconds of whole layers,
-        communication and attention included, ``(T, L)``.  Whole steps then decide what pays; the
-        dispatcher needs a cost.  ``None``: the dispatcher's peaks decide.
+        communication and attention included, and their part that experts take, ``(2, T, L)``.
+        Whole steps then decide what pays; the dispatcher needs a cost.  ``None``: the dispatcher's
+        peaks decide.
     expert_bytes
         Bytes of one expert in one layer, scales included, to compute the memory of slots.
     kv_bytes_per_token
@@ -374,7 +375,9 @@ def budget(
     plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
     time = split.peaks if whole is None else whole
-    past = np.stack([time(fewest.load, placement) for placement in placements])
+    past, seen = (np.stack([time(x, p) for p in placements]) for x in (fewest.load, held))
+    if whole is not None:
+        past = past[:, 0]
     if not in_seconds:
         past = _over_mean(past, _mean_rank(fewest.load, topology))
     return Budget(
@@ -382,10 +385,8 @@ def budget(
         added=tuple(p.slots_per_rank - placements[0].slots_per_rank for p in placements),
         least_gain=least_gain,
         planned_time=past.mean(axis=1),
-        peak=np.stack([split.peaks(held, placement) for placement in placements]),
-        whole=None
-        if whole is None
-        else np.stack([whole(held, placement) for placement in placements]),
+        peak=seen if whole is None else seen[:, 1],
+        whole=None if whole is None else seen[:, 0],
         mean=_mean_rank(held, topology),
         planner=plans[0].planner,
         dispatch=split.name,
