@@ -67,7 +67,7 @@ def test_the_verdict_stands_first_and_last(run, text):
     verdict = f"{COST}: {result.verdict.text}"
     assert (lines[1], lines[-1]) == (verdict, verdict)
     assert "Today ranks wait" in lines[2]
-    assert "attention, communication and the rest of a step are left out" in out
+    assert "against no balancing; expert computation alone." in out
     other = text("forecast", run, *QUICK, "--dispatch", "even", "--other-seconds", 0.5)
     assert "0.5 s of other work in every step" in other
     assert "recommend" not in other
@@ -149,9 +149,10 @@ def test_the_model_prices_the_slots(run, document, text, tmp_path):
     assert "KV tokens" not in priced
 
 
-def test_decode_steps_of_the_sample_are_left_alone(document):
+@pytest.mark.parametrize("dispatch", [(), ("--dispatch", "even")])
+def test_decode_steps_of_the_sample_are_left_alone(document, dispatch):
     """Below the knee a copy is one more expert to read: even on the tokens that it balances."""
-    options = ("--phase", "decode", "--redundant", 8, "--dispatch", "even", "--planner", "greedy")
+    options = ("--phase", "decode", "--redundant", 8, *dispatch, "--planner", "greedy")
     (answer,) = document(
         "forecast", sample_trace_path(), "--ranks", 8, "--rank-cost", COST, *options
     )

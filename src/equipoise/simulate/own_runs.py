@@ -206,9 +206,9 @@ class OwnMachine:
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         return self.cost.seconds(slot_load, topology)
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
+    def parts(self, slot_load: Floats, topology: Topology) -> None:
         """Nothing: what the rest of a step is spent on was not timed."""
-        del slot_load, fair_load, topology
+        del slot_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[OwnMachine]:
         """Machines that may be the true one: likely costs, all times longer or shorter at once."""

@@ -7,6 +7,7 @@ used, so a trace larger than memory opens at once. The layout: ``equipoise expla
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from equipoise.engines.files import replacing
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import parse_json
-from equipoise.trace import Provenance, TokenIds, Trace
+from equipoise.trace import MEMORY, Provenance, TokenIds, Trace
 
 _FORMAT = "equipoise.trace"
 _VERSION = 1
@@ -54,7 +55,8 @@ def matches(path: Path) -> bool:
 def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
     """Open a trace file; the arrays are read-only views of it.
 
-    The provenance is that of the recording from which the trace was first read.
+    The provenance is that of the recording from which the trace was first read. A trace that was
+    in no file before has this file as its source.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
             else None,
             tokens=_tokens(file),
             labels={name: _labels(file, name, values) for name, values in head.labels.items()},
-            provenance=head.provenance,
+            provenance=_of_file(head.provenance, path),
         )
 
 
@@ -119,6 +121,10 @@ def write(trace: Trace, path: Path) -> None:
             save_file(contiguous, temporary, metadata)
     except SafetensorError as error:
         raise EquipoiseError(f"{path} cannot be written: {error}.") from error
+
+
+def _of_file(known: Provenance, path: Path) -> Provenance:
+    return replace(known, source=str(path)) if known.source == MEMORY else known
 
 
 def _check_version(file: TensorFile) -> None:
