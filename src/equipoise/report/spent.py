@@ -1,4 +1,4 @@
-"""What a step is spent on, in words."""
+"""The parts of a step in words."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ COST_ERROR = 0.15
 """Relative error of published constants on other machines; see ``equipoise explain costs``."""
 
 EXPERTS_ALONE = "expert computation alone"
-"""What a cost of ranks counts of a step."""
+"""The part of a step that a cost of ranks counts, in words."""
 
 _BLOCK_CELLS = 1 << 20  # slot loads held at a time
 

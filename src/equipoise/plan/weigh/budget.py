@@ -85,7 +85,7 @@ class Point:
     step_seconds
         Time of a window through all layers, mean over windows; ``None`` for loads.
     expert_seconds
-        What the slowest ranks' experts take of it; ``None`` for loads.
+        Part of it that the slowest ranks' experts take; ``None`` for loads.
     times
         Sum over layers for each window, ``(T,)``: of the imbalance, or of seconds.
     """

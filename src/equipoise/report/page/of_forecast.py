@@ -175,7 +175,7 @@ def _options(answer: Forecast, number: int) -> Table:
 
 
 def _parts(answer: Forecast, number: int) -> Table:
-    """What a step is spent on, as things are and with the best plan."""
+    """Return the parts of a step, as things are and with the best plan."""
     assert answer.parts is not None  # known
     assert answer.planned_parts is not None
     return Table(

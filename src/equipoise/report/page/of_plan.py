@@ -118,7 +118,7 @@ def _band(study: Study, expert_bytes: int | None) -> Band:
 
 
 def _whole(verdict: Verdict) -> list[Number]:
-    """What becomes of whole steps, if they were timed."""
+    """Return the numbers of whole steps, if they were timed."""
     if verdict.whole is None:
         return []
     x = verdict.whole.compared
