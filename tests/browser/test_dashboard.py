@@ -17,7 +17,7 @@ from equipoise.control.findings import Balance, Finding
 from equipoise.control.metrics import Metrics
 from equipoise.engines.served_models import served_models
 from equipoise.report.dashboard import Dashboard, DashboardServer
-from equipoise.report.running import RunningGroup
+from equipoise.report.monitor.address import Addresses
 from equipoise.simulate.what_if import Answer, Question, WhatIf
 from equipoise.trace import Trace
 from tests.browser.test_report_page import browser  # noqa: F401  # the fixture
@@ -56,7 +56,7 @@ def metrics() -> tuple[Metrics, str]:
 
 @pytest.fixture(scope="module")
 def server(what_if: WhatIf, metrics: tuple[Metrics, str]) -> Iterator[DashboardServer]:
-    with DashboardServer(Dashboard(what_if, RunningGroup(metrics[1])), 0) as running:
+    with DashboardServer(Dashboard(what_if, Addresses([metrics[1]])), 0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()

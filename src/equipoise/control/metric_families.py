@@ -13,9 +13,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.metrics_core import Metric
 
+from equipoise.control.exposition import PREFIX
 from equipoise.control.measured import Histogram
-
-PREFIX = "equipoise_"
 
 DESCRIPTIONS = {
     "info": "What serves: version of equipoise, model, dispatcher and planner.",

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.report.monitor.exposition import Page, look_at_pages, parse_page
+from equipoise.report.monitor.exposition import Page, look_at_pages
 from equipoise.report.monitor.look import Look, harmless
 
 PATIENCE_SECONDS = 5.0
@@ -64,7 +64,7 @@ class Addresses:
     def _page(self, url: SplitResult) -> Page | str:
         """What an address says, or why that is nothing."""
         try:
-            return parse_page(ask(url, patience_seconds=self._patience))
+            return Page(ask(url, patience_seconds=self._patience))
         except FormatError as error:
             return str(error)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.balance import imbalance
+from equipoise.control.exposition import Buckets
 
 Floats = NDArray[np.float64]
 
@@ -49,14 +50,14 @@ class Counts:
     Parameters
     ----------
     step_buckets
-        Steps by their time: how many took at most the seconds of the key.
+        Steps by their time: upper bounds in seconds, ascending, and how many steps are up to each.
     rebalances
         Attempts to balance, by what became of them.
     """
 
     steps: float = 0.0
     step_seconds: float = 0.0
-    step_buckets: Mapping[float, float] = field(default_factory=dict)
+    step_buckets: Buckets = ()
     stall_seconds: float = 0.0
     tokens: float | None = None
     moved_slots: float | None = None

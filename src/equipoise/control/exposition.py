@@ -1,17 +1,31 @@
-"""Another program's metrics in Prometheus's text format, as numbers to ask for."""
+"""Prometheus's text format, read: the samples of one answer, as numbers to ask for.
+
+Needs no other package, so that whoever only watches installs none.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping
-
-from prometheus_client.parser import text_string_to_metric_families
+from collections.abc import Iterator, Mapping
 
 from equipoise.errors import FormatError
 
+PREFIX = "equipoise_"
+"""What the names of our own metrics begin with."""
+
+Labels = Mapping[str, str]
+
 Buckets = tuple[tuple[float, float], ...]
 """Upper bound of each bucket, ascending, and how many values are up to it."""
+
+_MOST_SAMPLES = 1 << 18
+_MOST = 1e18  # beyond it a number is no measurement
+_QUOTED = 60
+_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t\r]*")
+_LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,[ \t]*|$)')
+_ESCAPE = re.compile(r"\\(.)")
 
 
 class Samples:
@@ -20,35 +34,33 @@ class Samples:
     Parameters
     ----------
     text
-        Prometheus's text format; what is not finite is left out.
-    source
-        Where it is from, for errors.
+        Prometheus's text format; numbers that are not finite, or above 1e18, are left out.
 
     Raises
     ------
     FormatError
-        Something else.
+        A line that is something else, or too many of them.
     """
 
-    def __init__(self, text: str, source: str) -> None:
-        self._by_name: dict[str, list[tuple[Mapping[str, str], float]]] = defaultdict(list)
-        try:
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if math.isfinite(sample.value):
-                        self._by_name[sample.name].append((sample.labels, sample.value))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise FormatError(
-                f"{source} does not answer in Prometheus's text format; give the address of its "
-                "metrics, such as http://127.0.0.1:8000/metrics."
-            ) from error
+    def __init__(self, text: str) -> None:
+        self._by_name: dict[str, list[tuple[Labels, float]]] = defaultdict(list)
+        for number, (name, labels, value) in enumerate(_samples(text)):
+            if number == _MOST_SAMPLES:
+                raise FormatError(f"it has more than {_MOST_SAMPLES:,} samples.")
+            if abs(value) <= _MOST:
+                self._by_name[name].append((labels, value))
 
-    def total(self, name: str, **labels: str) -> float | None:
+    @property
+    def names(self) -> set[str]:
+        """The names that there are."""
+        return set(self._by_name)
+
+    def total(self, name: str, /, **labels: str) -> float | None:
         """Sum of the samples of a name that have these labels; ``None`` of none."""
         values = [value for has, value in self._named(name) if labels.items() <= has.items()]
         return sum(values) if values else None
 
-    def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+    def by(self, name: str, label: str, /, **labels: str) -> dict[str, float]:
         """Sum of the samples that have these labels, for each value of another label."""
         sums: dict[str, float] = defaultdict(float)
         for has, value in self._named(name):
@@ -56,19 +68,19 @@ class Samples:
                 sums[has[label]] += value
         return dict(sums)
 
-    def buckets(self, name: str, **labels: str) -> Buckets:
+    def buckets(self, name: str, /, **labels: str) -> Buckets:
         """The buckets of a histogram, those of all its series together; empty of none."""
         sums: dict[float, float] = defaultdict(float)
         for has, value in self._named(f"{name}_bucket"):
             if labels.items() <= has.items():
-                sums[_bound(has.get("le", ""))] += value
+                sums[_number(has.get("le", ""))] += value
         return tuple(sorted((bound, sums[bound]) for bound in sums if not math.isnan(bound)))
 
     def values(self, name: str, label: str) -> list[str]:
         """The values that a label has in the samples of a name, in the order of the text."""
         return list(dict.fromkeys(has[label] for has, _ in self._named(name) if label in has))
 
-    def _named(self, name: str) -> list[tuple[Mapping[str, str], float]]:
+    def _named(self, name: str) -> list[tuple[Labels, float]]:
         return self._by_name.get(name, [])
 
 
@@ -107,8 +119,38 @@ def quantile(buckets: Buckets, share: float) -> float | None:
     return low
 
 
-def _bound(text: str) -> float:
+def _samples(text: str) -> Iterator[tuple[str, Labels, float]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        labels = _labels(match[2] or "") if match else None
+        if match is None or labels is None or not _is_number(match[3]):
+            raise FormatError(
+                f"line {number} is not in Prometheus's text format: {line[:_QUOTED]!r}."
+            )
+        yield match[1], labels, _number(match[3])
+
+
+def _labels(text: str) -> Labels | None:
+    """The labels between braces; ``None`` if they are damaged."""
+    labels, at = {}, 0
+    while at < len(text):
+        match = _LABEL.match(text, at)
+        if match is None:
+            return None
+        labels[match[1]] = _ESCAPE.sub(lambda e: "\n" if e[1] == "n" else e[1], match[2])
+        at = match.end()
+    return labels
+
+
+def _number(text: str) -> float:
+    """A number as Prometheus writes it; NaN if it is nothing of the kind."""
     try:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _is_number(text: str) -> bool:
+    return text == "NaN" or not math.isnan(_number(text))
