@@ -43,6 +43,7 @@ _HEADERS = {
 }
 _FILES = {
     "/": ("dashboard.html", "text/html; charset=utf-8"),
+    "/palette.css": ("palette.css", "text/css; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
     "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
     "/dashboard-charts.js": ("dashboard-charts.js", "text/javascript; charset=utf-8"),

@@ -66,7 +66,7 @@ def render_page(story: Story) -> str:
             data=Markup(_json_for_html(_data(story, drawn))),
             library=Markup(library),
             behaviour=Markup(behaviour),
-            style=Markup(_source("page.css")),
+            style=Markup(_source("palette.css") + _source("page.css")),
             script_hashes=" ".join(map(_csp_hash, (library, behaviour))),
         )
     )
