@@ -68,6 +68,14 @@ class Samples:
                 sums[has[label]] += value
         return dict(sums)
 
+    def table(self, name: str, row: str, column: str, /) -> dict[str, dict[str, float]]:
+        """Sum of the samples for each value of one label, and of another one in it."""
+        sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for has, value in self._named(name):
+            if row in has and column in has:
+                sums[has[row]][has[column]] += value
+        return {key: dict(cells) for key, cells in sums.items()}
+
     def buckets(self, name: str, /, **labels: str) -> Buckets:
         """The buckets of a histogram, those of all its series together; empty of none."""
         sums: dict[float, float] = defaultdict(float)

@@ -12,7 +12,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore, Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,7 +31,9 @@ _MOST_AT_A_TIME = 16
 _SECONDS = 5.0  # until a caller that says nothing is hung up on
 
 
-def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
+def listen(
+    collector: Collector, port: int, host: str = LOOPBACK, *, asked: Event | None = None
+) -> int:
     """Answer Prometheus until the process ends.
 
     Asked at a loopback address, it answers only what names one: a page in a browser on this
@@ -43,6 +45,9 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
         Collector of the metrics.
     port, host
         Where; port 0 is any that is free.
+    asked
+        Event that is set when somebody sends a POST to ``/look``, to have the loads looked at now;
+        ``None``: nobody may. Pages in a browser may not, nor may other machines.
 
     Returns
     -------
@@ -51,16 +56,22 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
     Raises
     ------
     EquipoiseError
-        An address or a port that cannot be had.
+        An address or a port that cannot be had; ``asked`` at an address that other machines reach.
     """
     registry = CollectorRegistry()
     registry.register(collector)
     try:
-        server = _Server(registry, host, port)
+        server = _Server(registry, host, port, asked)
     except (OSError, OverflowError, UnicodeError) as error:
         raise EquipoiseError(
             f"Port {port} of {host!r} cannot answer Prometheus: {error}."
         ) from error
+    if asked is not None and not server.is_loopback:
+        server.server_close()
+        raise EquipoiseError(
+            f"Looks can be asked for on this machine only, and {host!r} is for others too; leave "
+            "one of the two out."
+        )
     Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)
 
@@ -68,8 +79,10 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self.registry = registry
+    def __init__(
+        self, registry: CollectorRegistry, host: str, port: int, asked: Event | None
+    ) -> None:
+        self.registry, self.asked = registry, asked
         self._free = BoundedSemaphore(_MOST_AT_A_TIME)
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = family
@@ -144,6 +157,18 @@ class _Page(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+    def do_POST(self) -> None:
+        """Have the loads looked at; a browser names the page that asks, and is refused."""
+        if self.server.asked is None or self.path != "/look":
+            self.send_error(404)
+        elif "Origin" in self.headers:
+            self.send_error(403)
+        else:
+            self.server.asked.set()
+            self.send_response(202)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
     def log_message(self, *_: object) -> None:
         """Write no log of who asks."""

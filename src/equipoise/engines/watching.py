@@ -72,6 +72,10 @@ class Recording:
         """The file or folder."""
         return self._path.name
 
+    @property
+    def look_url(self) -> None:
+        """There is none: what is recorded is recorded when it is due."""
+
     def look(self) -> list[Look]:
         """The steps that have been added."""
         with naming(self._path):

@@ -30,6 +30,19 @@ def test_processes_are_added_up_and_rank_0_speaks_for_all():
     assert (seen.num_ranks, seen.counts.tokens) == (4, 1500.0)
 
 
+def test_single_ranks_of_layers_are_a_map_where_all_are_told():
+    cells = {(layer, rank): layer + rank / 10 for layer in (3, 12) for rank in range(4)}
+    lines = [
+        f'equipoise_layer_rank_load{{layer="{layer}",rank="{rank}"}} {value}'
+        for (layer, rank), value in cells.items()
+    ]
+    heat = look("\n".join(lines)).heat
+    assert heat is not None
+    assert heat.layer_ids == (3, 12)
+    assert heat.multiples.tolist() == [[3.0, 3.1, 3.2, 3.3], [12.0, 12.1, 12.2, 12.3]]
+    assert look("\n".join(lines[1:])).heat is None
+
+
 def test_the_floor_is_what_is_left_of_the_excess_where_it_is_not_said():
     text = 'equipoise_imbalance{phase="all"} 1.5\nequipoise_excess{phase="all"} 0.3\n'
     assert look(text).noise_floor == {"all": pytest.approx(1.2)}

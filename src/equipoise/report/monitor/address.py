@@ -51,6 +51,11 @@ class Addresses:
         first, *more = self._urls
         return harmless(first) + (f" and {len(more)} more" if more else "")
 
+    @property
+    def look_url(self) -> SplitResult:
+        """Where the first of them can be asked for fresh figures, if it allows that."""
+        return next(iter(self._urls.values()))._replace(path="/look", query="")
+
     def look(self) -> list[Look]:
         """What all that answer say; ``EquipoiseError`` where none does."""
         with ThreadPoolExecutor(min(len(self._urls), 16)) as pool:

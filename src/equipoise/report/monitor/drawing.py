@@ -11,9 +11,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from equipoise.report.heat import joined, span_text
+from equipoise.report.monitor.look import Heat
 from equipoise.report.monitor.monitor import KEYS
 from equipoise.report.monitor.units import clock
-from equipoise.report.monitor.view import Bar, Event, Heat, HotExpert, Moment, View, squeezed
+from equipoise.report.monitor.view import Bar, Event, HotExpert, Moment, View, squeezed
 from equipoise.report.terminal import heat_cell
 
 _BLOCKS, _LEFT_BLOCKS = " ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from equipoise.control.controller import State
 from equipoise.control.exposition import PREFIX, Buckets, Samples
 from equipoise.errors import FormatError
-from equipoise.report.monitor.look import Counts, Look, harmless
+from equipoise.report.monitor.look import Counts, Heat, Look, harmless
 
+_NUMBER = re.compile("[0-9]{1,5}")
 _STATES = [state.value for state in State]
 
 
@@ -43,8 +46,22 @@ class Page:
     def by_number(self, name: str, label: str) -> dict[int, float]:
         """The same of a label that is a number of a rank or a layer, in its order."""
         found = self.by(name, label)
-        numbers = {text: int(text) for text in found if re.fullmatch("[0-9]{1,5}", text)}
+        numbers = {text: int(text) for text in found if _NUMBER.fullmatch(text)}
         return {number: found[text] for text, number in sorted(numbers.items(), key=lambda n: n[1])}
+
+    def heat(self, name: str) -> Heat | None:
+        """The ranks of layers, if they are told of the same ranks in each."""
+        rows = {
+            int(layer): {int(rank): value for rank, value in row.items() if _NUMBER.fullmatch(rank)}
+            for layer, row in self._samples.table(PREFIX + name, "layer", "rank").items()
+            if _NUMBER.fullmatch(layer)
+        }
+        layers = sorted(rows)
+        ranks = range(len(rows[layers[0]])) if layers else range(0)
+        if not ranks or any(rows[layer].keys() != set(ranks) for layer in layers):
+            return None
+        values = [[rows[layer][rank] for rank in ranks] for layer in layers]
+        return Heat(tuple(layers), np.array(values))
 
     def buckets(self, name: str) -> Buckets:
         """The buckets of that histogram."""
@@ -71,6 +88,7 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
         time=time,
         model=head.said("info", "model"),
         state=_STATES[int(state)] if state is not None and 0 <= state < len(_STATES) else "",
+        epoch=_whole(of("epoch")),
         num_ranks=_whole(of("ranks")),
         map_version=_whole(of("map_version")),
         looked_at=of("last_look_timestamp_seconds"),
@@ -78,6 +96,7 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
         noise_floor=floor | head.by("noise_floor", "phase"),
         rank_load=head.by_number("rank_load", "rank"),
         layer_imbalance=head.by_number("layer_imbalance", "layer"),
+        heat=head.heat("layer_rank_load"),
         counts=_counts(pages, head),
         ttft_p99=max(_known(page.value("ttft_p99") for page in pages), default=None),
         predicted_gain=of("predicted_gain_seconds"),

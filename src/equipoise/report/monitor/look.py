@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import SplitResult
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,14 @@ class Loads:
     load_LR: Floats | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """Load of ranks over the mean of their layer: ``(L, R)``, and the model's layer numbers."""
+
+    layer_ids: tuple[int, ...]
+    multiples: Floats
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """What only grows while a system runs: counted from its start.
@@ -77,6 +86,8 @@ class Look:
         When, in seconds since 1970.
     step
         Number of the step that a recording is at.
+    epoch
+        Number of the agreement on which ranks serve.
     model, state
         What serves, and what its controller does.
     num_ranks, map_version
@@ -91,6 +102,8 @@ class Look:
         Busiest over mean rank of single layers, by layer.
     loads
         Loads of single layers.
+    heat
+        Loads of single ranks of layers, where a system tells them itself.
     counts
         Counters, as far as there are any.
     ttft_p99
@@ -109,6 +122,7 @@ class Look:
     step: int | None = None
     model: str = ""
     state: str = ""
+    epoch: int | None = None
     num_ranks: int | None = None
     map_version: int | None = None
     looked_at: float | None = None
@@ -117,6 +131,7 @@ class Look:
     rank_load: Mapping[int, float] = field(default_factory=dict)
     layer_imbalance: Mapping[int, float] = field(default_factory=dict)
     loads: Loads | None = None
+    heat: Heat | None = None
     counts: Counts = field(default_factory=Counts)
     ttft_p99: float | None = None
     predicted_gain: float | None = None
@@ -175,6 +190,10 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """What the user called it."""
+
+    @property
+    def look_url(self) -> SplitResult | None:
+        """Where fresh figures can be asked for, by a POST; ``None`` if it looks when it is due."""
 
     def look(self) -> list[Look]:
         """What is new since the last time, oldest first; may be nothing.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from equipoise.report.monitor.look import Floats
+from equipoise.report.monitor.look import Heat
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,6 @@ class HotExpert:
     expert: int
     multiple: float
     trend: float
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Load of ranks over the mean of their layer: ``(L, R)``, and the model's layer numbers."""
-
-    layer_ids: tuple[int, ...]
-    multiples: Floats
 
 
 @dataclass(frozen=True)

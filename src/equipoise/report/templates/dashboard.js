@@ -1,4 +1,4 @@
-import { drawBars, drawLines, drawParts, element, short } from "./dashboard-charts.js";
+import { drawBars, drawHeat, drawLines, drawParts, element, short } from "./dashboard-charts.js";
 
 const LIVE_MILLISECONDS = 2000;
 const LIVE_MARKS = 3;
@@ -224,6 +224,7 @@ function tellGroup() {
     ["failures", "Failures", count(now.failures), "", "Planners and transfers that failed since the start; serving went on."],
   ];
   figures(at("live-figures"), entries.filter(([, , value]) => known(value) || typeof value === "string").map(([key, name, after, unit, meaning]) => ({ key, name, before: null, after, unit, meaning })));
+  tellRanks(now.layer_rank_load);
   if (!phase || seen.length < 2) return;
   const values = (of) => seen.map((sight) => of(sight) ?? null);  // null: a gap in the line
   drawLines(at("live-chart"), {
@@ -234,6 +235,17 @@ function tellGroup() {
       { name: "of it chance", style: "floor", kind: "dash", values: values((sight) => sight.noise_floor[phase]) },
     ],
     marks: seen.slice(1).flatMap((sight, i) => (sight.map_version === seen[i].map_version ? [] : [{ at: Math.round(sight.at - seen[0].at), text: `map ${sight.map_version}`, style: "chosen" }])).slice(-LIVE_MARKS),
+  });
+}
+
+function tellRanks(loads) {
+  const layers = Object.keys(loads), values = Object.values(loads);
+  at("live-heat").hidden = !layers.length;
+  if (!layers.length) return;
+  const most = Math.max(...values.flat());
+  drawHeat(at("live-heat"), {
+    label: `Layers by ranks of the running group: the busiest has ${short(most)} times the mean of its layer`,
+    rows: layers, columns: values[0].map((_, rank) => String(rank)), values, xTitle: "rank", yTitle: "layer",
   });
 }
 
