@@ -47,6 +47,7 @@ def demo(
     metrics_port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
     metrics_host: str | None = None,
     metrics_details: Annotated[bool, Parameter(negative=())] = False,
+    metrics_look: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
@@ -78,10 +79,18 @@ def demo(
         lets everybody who reaches the port ask.
     metrics_details
         Tell Prometheus of each rank and layer too.
+    metrics_look
+        Let programs on this machine ask for a look at the loads, by a POST to /look at that port:
+        what the key l of equipoise monitor does.
     """
-    for name, given in (("host", metrics_host is not None), ("details", metrics_details)):
+    asked = {"host": metrics_host is not None, "details": metrics_details, "look": metrics_look}
+    for name, given in asked.items():
         if given and metrics_port is None:
             raise EquipoiseError(f"--metrics-{name} needs --metrics-port; give both.")
+    if metrics_look and metrics_host is not None:
+        raise EquipoiseError(
+            "--metrics-look is for programs on this machine; leave --metrics-host out."
+        )
     ports = _metrics_ports(metrics_port, processes)
     launch, serve = _runtime()
     options = replace(
@@ -102,6 +111,7 @@ def demo(
                 "options": options,
                 "metrics_port": port,
                 "metrics_host": metrics_host or _LOOPBACK,
+                "metrics_look": metrics_look,
             }
             for number, port in enumerate(ports)
         }
