@@ -34,12 +34,12 @@ class Samples:
     Parameters
     ----------
     text
-        Prometheus's text format; numbers that are not finite, or above 1e18, are left out.
+        Samples in Prometheus's text format; those that are not finite, or above 1e18, are left out.
 
     Raises
     ------
     FormatError
-        A line that is something else, or too many of them.
+        A line of another format, or too many samples.
     """
 
     def __init__(self, text: str) -> None:
@@ -52,16 +52,16 @@ class Samples:
 
     @property
     def names(self) -> set[str]:
-        """The names that there are."""
+        """Names of all samples."""
         return set(self._by_name)
 
     def total(self, name: str, /, **labels: str) -> float | None:
-        """Sum of the samples of a name that have these labels; ``None`` of none."""
+        """Add up the samples of a name that have these labels; ``None`` if there are none."""
         values = [value for has, value in self._named(name) if labels.items() <= has.items()]
         return sum(values) if values else None
 
     def by(self, name: str, label: str, /, **labels: str) -> dict[str, float]:
-        """Sum of the samples that have these labels, for each value of another label."""
+        """Add up the samples that have these labels, for each value of another label."""
         sums: dict[str, float] = defaultdict(float)
         for has, value in self._named(name):
             if label in has and labels.items() <= has.items():
@@ -69,7 +69,7 @@ class Samples:
         return dict(sums)
 
     def table(self, name: str, row: str, column: str, /) -> dict[str, dict[str, float]]:
-        """Sum of the samples for each value of one label, and of another one in it."""
+        """Add up the samples for each value of one label, and of another one in it."""
         sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for has, value in self._named(name):
             if row in has and column in has:
@@ -77,7 +77,7 @@ class Samples:
         return {key: dict(cells) for key, cells in sums.items()}
 
     def buckets(self, name: str, /, **labels: str) -> Buckets:
-        """The buckets of a histogram, those of all its series together; empty of none."""
+        """Return the buckets of a histogram, those of all its series together; empty without any."""
         sums: dict[float, float] = defaultdict(float)
         for has, value in self._named(f"{name}_bucket"):
             if labels.items() <= has.items():
@@ -85,7 +85,7 @@ class Samples:
         return tuple(sorted((bound, sums[bound]) for bound in sums if not math.isnan(bound)))
 
     def values(self, name: str, label: str) -> list[str]:
-        """The values that a label has in the samples of a name, in the order of the text."""
+        """Return the values that a label has in the samples of a name, in the order of the text."""
         return list(dict.fromkeys(has[label] for has, _ in self._named(name) if label in has))
 
     def _named(self, name: str) -> list[tuple[Labels, float]]:
@@ -93,14 +93,14 @@ class Samples:
 
 
 def grown(now: float | None, before: float | None) -> float:
-    """How much a counter has grown; all of it where it began again."""
+    """Compute how much a counter has grown: all of it if it began again."""
     if now is None:
         return 0.0
     return now - before if before is not None and before <= now else now
 
 
 def grown_buckets(now: Buckets, before: Buckets) -> Buckets:
-    """The buckets of the values that have come since."""
+    """Return the buckets of the values that have come since."""
     known = dict(before)
     began_again = any(count < known.get(bound, 0.0) for bound, count in now)
     if began_again or known.keys() != dict(now).keys():
@@ -109,9 +109,10 @@ def grown_buckets(now: Buckets, before: Buckets) -> Buckets:
 
 
 def quantile(buckets: Buckets, share: float) -> float | None:
-    """The value that a share of the values do not exceed, even in its bucket; ``None`` of none.
+    """Compute a quantile of a histogram by the rule of Prometheus; ``None`` without values.
 
-    Values above all finite bounds count as the highest of these, as Prometheus has it.
+    Values are taken to be evenly spread within a bucket, and above all finite bounds to be at the
+    highest of these.
     """
     total = buckets[-1][1] if buckets else 0.0
     if total <= 0:
@@ -141,7 +142,7 @@ def _samples(text: str) -> Iterator[tuple[str, Labels, float]]:
 
 
 def _labels(text: str) -> Labels | None:
-    """The labels between braces; ``None`` if they are damaged."""
+    """Read the labels between braces; ``None`` if they are damaged."""
     labels, at = {}, 0
     while at < len(text):
         match = _LABEL.match(text, at)
@@ -153,7 +154,7 @@ def _labels(text: str) -> Labels | None:
 
 
 def _number(text: str) -> float:
-    """A number as Prometheus writes it; NaN if it is nothing of the kind."""
+    """Read a number as Prometheus writes it; NaN for anything else."""
     try:
         return float(text)
     except ValueError:

@@ -74,7 +74,7 @@ class Recording:
 
     @property
     def look_url(self) -> None:
-        """There is none: what is recorded is recorded when it is due."""
+        """No address: a recording grows when its writer decides."""
 
     def look(self) -> list[Look]:
         """The steps that have been added."""

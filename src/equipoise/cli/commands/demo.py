@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.live import Live
 
+from equipoise.cli.options.groups import METRICS
 from equipoise.cli.options.limits import Redundant
 from equipoise.cli.options.output import Json
 from equipoise.cli.views.console import print_json, stdout
@@ -43,14 +44,22 @@ def demo(
     redundant: Annotated[int | None, Redundant] = None,
     dispatch: str = "minmax",
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
-    no_balance: Annotated[bool, Parameter(negative=())] = False,
-    metrics_port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
-    metrics_host: str | None = None,
-    metrics_details: Annotated[bool, Parameter(negative=())] = False,
-    metrics_look: Annotated[bool, Parameter(negative=())] = False,
+    no_balance: bool = False,
+    metrics_port: Annotated[
+        int | None, Parameter(validator=Number(gte=1, lte=65535), group=METRICS)
+    ] = None,
+    metrics_host: Annotated[str | None, Parameter(group=METRICS)] = None,
+    metrics_details: Annotated[bool, Parameter(group=METRICS)] = False,
+    metrics_look: Annotated[bool, Parameter(group=METRICS)] = False,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
+
+    For example:
+
+        equipoise demo
+        equipoise demo --processes 8 --seconds 120
+        equipoise demo --no-balance --metrics-port 9400
 
     Half of the time the prompts are prose, then they are tables, which other experts serve. Needs
     torch, transformers and prometheus-client: pip install 'equipoise[runtime]'. Ctrl-C ends it.

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
-from equipoise.cli.views.text import one_line
+from equipoise.cli.views.notes import print_recording
 from equipoise.engines.formats import Launch
 from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
@@ -110,9 +110,7 @@ def _decision(result: Forecast) -> dict[str, object] | None:
 
 def print_forecast(console: Console, recording: Trace, answers: list[Advice]) -> None:
     """Print forecasts for people, each with its verdict first and last."""
-    console.print(one_line(f"{recording}"))
-    for note in recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
     for advice in answers:
         _print_one(console, advice)
 

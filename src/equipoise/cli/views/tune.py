@@ -10,7 +10,7 @@ from rich.table import Table
 
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
-from equipoise.cli.views.text import one_line
+from equipoise.cli.views.notes import print_recording
 from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.prior import ASSUMED, is_assumed
@@ -89,9 +89,7 @@ def _setting(setting: Setting) -> dict[str, object]:
 def print_tuned(console: Console, answer: Tuned) -> None:
     """Print the answer for people, first and last."""
     study, tuning = answer.study, answer.tuning
-    console.print(one_line(f"{study.held}"))
-    for note in study.held.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, study.held)
     other = study.conditions.other_seconds
     rest = f"{other:g} s of other work in every step" if other else study.conditions.model.counts
     console.print(f"\n{answer.text}\n")

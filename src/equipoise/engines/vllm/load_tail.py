@@ -47,7 +47,7 @@ class Tail:
 
     @property
     def look_url(self) -> None:
-        """There is none: what is recorded is recorded when it is due."""
+        """No address: a recording grows when its writer decides."""
 
     def _begin(self) -> None:
         self._at = 0

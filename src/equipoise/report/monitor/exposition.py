@@ -1,4 +1,4 @@
-"""What our metrics, in Prometheus's text format, say of a serving group."""
+"""The state of a serving group from our metrics, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _STATES = [state.value for state in State]
 
 
 class Page:
-    """The metrics of ours that one process exports, asked for without their prefix.
+    """The metrics of equipoise that one process exports, without their prefix.
 
     Raises
     ------
     FormatError
-        None of ours is on it, or a line is damaged.
+        A page without our metrics, or with a damaged line.
     """
 
     def __init__(self, text: str) -> None:
@@ -35,22 +35,22 @@ class Page:
             )
 
     def value(self, name: str) -> float | None:
-        """The value of that name."""
+        """Return the value of a metric."""
         return self._samples.total(PREFIX + name)
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The values of that name by what a label says."""
+        """Return the values of a metric by the value of a label."""
         found = self._samples.by(PREFIX + name, label)
         return {harmless(text): value for text, value in found.items()}
 
     def by_number(self, name: str, label: str) -> dict[int, float]:
-        """The same of a label that is a number of a rank or a layer, in its order."""
+        """Return the values by a label that is a rank or layer number, in ascending order."""
         found = self.by(name, label)
         numbers = {text: int(text) for text in found if _NUMBER.fullmatch(text)}
         return {number: found[text] for text, number in sorted(numbers.items(), key=lambda n: n[1])}
 
     def heat(self, name: str) -> Heat | None:
-        """The ranks of layers, if they are told of the same ranks in each."""
+        """Return the ranks of layers, if the same ranks are told in each."""
         rows = {
             int(layer): {int(rank): value for rank, value in row.items() if _NUMBER.fullmatch(rank)}
             for layer, row in self._samples.table(PREFIX + name, "layer", "rank").items()
@@ -64,18 +64,18 @@ class Page:
         return Heat(tuple(layers), np.array(values))
 
     def buckets(self, name: str) -> Buckets:
-        """The buckets of that histogram."""
+        """Return the buckets of a histogram."""
         return self._samples.buckets(PREFIX + name)
 
     def said(self, name: str, label: str) -> str:
-        """What a label says first; nothing where there is none."""
+        """Return the first value of a label; empty without one."""
         return harmless(next(iter(self._samples.values(PREFIX + name, label)), ""))
 
 
 def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, str]) -> Look:
-    """What the processes of one serving group say together.
+    """Combine the pages of one serving group's processes.
 
-    Counters are added up; the rest is what the process says that looks at the loads, rank 0.
+    Counters are added up. All else comes from rank 0, which looks at the loads.
     """
     head = max(pages, key=_is_head)
     of = head.value
@@ -116,7 +116,7 @@ def _is_head(page: Page) -> tuple[bool, bool]:
 
 
 def _counts(pages: Sequence[Page], head: Page) -> Counts:
-    """Time is that of rank 0, since all ranks step together; what each did is added up."""
+    """Add up the processes' counters; times come from rank 0, because all ranks step together."""
 
     def total(name: str) -> float | None:
         values = _known(page.value(name) for page in pages)

@@ -1,4 +1,4 @@
-"""What counters say of the time between two looks."""
+"""Rates between two looks, computed from counters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from equipoise.report.monitor.look import Look
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """A system lately; ``None`` stands for what its counters do not say.
+    """The recent rates of a system; ``None`` if its counters do not say.
 
     Parameters
     ----------
     step_seconds
         Mean time of a step.
     step_p50, step_p99
-        Seconds within which half of the steps, and 99 of 100, were done.
+        Median and 99th percentile of the time of a step, in seconds.
     stalled
         Share of the time in which serving waited for balancing.
     """
@@ -30,7 +30,7 @@ class Rates:
 
 
 def rates(first: Look, last: Look) -> Rates:
-    """The rates between two looks at the same run."""
+    """Compute the rates between two looks at the same run."""
     a, b, seconds = first.counts, last.counts, last.time - first.time
     if seconds <= 0:
         return Rates()
