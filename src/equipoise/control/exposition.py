@@ -77,7 +77,7 @@ class Samples:
         return {key: dict(cells) for key, cells in sums.items()}
 
     def buckets(self, name: str, /, **labels: str) -> Buckets:
-        """Return the buckets of a histogram, those of all its series together; empty without any."""
+        """Return the buckets of a histogram, of all its series together; empty without any."""
         sums: dict[float, float] = defaultdict(float)
         for has, value in self._named(f"{name}_bucket"):
             if labels.items() <= has.items():
