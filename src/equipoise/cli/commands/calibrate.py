@@ -22,6 +22,7 @@ from equipoise.simulate.calibrate import calibrate as fit
 from equipoise.simulate.own_runs import fit_runs
 from equipoise.simulate.profiles import Calibration
 from equipoise.topology import Topology
+from equipoise.units import duration
 
 
 def calibrate(
@@ -109,10 +110,11 @@ def _by_runs(
     console = stdout()
     e = cost.experts
     for sentence in (
-        f"A step takes {cost.step_seconds:.3g} s, and {cost.assignment_seconds:.3g} s for each of "
-        "its assignments in a layer, all ranks together.",
-        f"On top, the experts of a rank take {e.token_seconds:.3g} s for each assignment"
-        + (f", and at least {e.expert_seconds:.3g} s for each with load." if e.knee else "."),
+        f"A step takes {duration(cost.step_seconds)}, and "
+        f"{duration(cost.assignment_seconds)} for each of its assignments in a layer, all ranks "
+        "together.",
+        f"On top, the experts of a rank take {duration(e.token_seconds)} for each assignment"
+        + (f", and at least {duration(e.expert_seconds)} for each with load." if e.knee else "."),
         f"A rank's share of a layer varies by {cost.jitter:.0%} by chance, each rank's on its own.",
         f"The mean steps of the {len(runs)} runs are {found.error:.1%} apart from that.",
         f"{output}: written. Give it to equipoise forecast as --rank-cost.",

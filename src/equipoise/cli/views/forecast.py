@@ -17,6 +17,7 @@ from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.online_trial import InTime
 from equipoise.trace import Trace
+from equipoise.units import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def _print_one(console: Console, advice: Advice) -> None:
     result = advice.forecast
     other = result.counts
     if result.other_seconds:
-        other = f"{result.other_seconds:g} s of other work in every step"
+        other = f"{duration(result.other_seconds)} of other work in every step"
     elif result.parts is None:
         other = "attention, communication and the rest of a step are left out"
     console.print(f"\n{result.model}: {result.verdict.text}\n")

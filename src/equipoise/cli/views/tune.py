@@ -15,6 +15,7 @@ from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
+from equipoise.units import duration
 
 _WIDTH, _HEIGHT = 56, 10
 _MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -90,8 +91,9 @@ def print_tuned(console: Console, answer: Tuned) -> None:
     """Print the answer for people, first and last."""
     study, tuning = answer.study, answer.tuning
     print_recording(console, study.held)
-    other = study.conditions.other_seconds
-    rest = f"{other:g} s of other work in every step" if other else study.conditions.model.counts
+    rest = study.conditions.model.counts
+    if study.conditions.other_seconds:
+        rest = f"{duration(study.conditions.other_seconds)} of other work in every step"
     console.print(f"\n{answer.text}\n")
     print_facts(console, answer.facts)
     if answer.prices:
