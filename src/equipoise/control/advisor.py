@@ -77,13 +77,15 @@ class GatedRepair:
         window = replace(window, top_k=self.top_k or window.top_k)
         imbalance, above, margin = self._measure(window, question.current)
         since = _last_shift(above)
+        load_LR = self._rank_load(window, question.current)
         finding = Finding(
             number=question.number,
             balance=_by_phase(window, imbalance, above),
             sure_excess=_sure_excess(above[since:], margin[since:]),
             assignments=int(window.counts.sum(dtype=np.int64)),
             achieved=self._achieved(question, window),
-            rank_load=self._rank_load(window, question.current),
+            rank_load=_over_mean(load_LR.sum(axis=0)),
+            layer_rank_load=dict(zip(window.layer_ids, map(_over_mean, load_LR), strict=True)),
             layer_imbalance=_by_layer(window, imbalance),
         )
         recent = window.select(steps=np.arange(since, window.num_steps))
@@ -108,11 +110,9 @@ class GatedRepair:
         imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
         return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
 
-    def _rank_load(self, window: Trace, placement: Placement) -> tuple[float, ...]:
-        """Compute the load of each rank over the mean, all layers and steps together."""
-        split = self.gate.runs(self.topology).split(window.total, placement)
-        load_R = split.rank_loads.sum(axis=0)
-        return tuple((load_R / max(load_R.mean(), 1)).tolist())
+    def _rank_load(self, window: Trace, placement: Placement) -> NDArray[np.float64]:
+        """Compute the load of each rank in each layer, all steps together, ``(L, R)``."""
+        return self.gate.runs(self.topology).split(window.total, placement).rank_loads
 
     def _achieved(self, question: Question, window: Trace) -> Decision | None:
         if question.previous is None:
@@ -197,6 +197,11 @@ def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> T
     # Twice the variance: the drawn batches are noisy, and so are the served ones.
     std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
     return TraceNoiseFloor(1 + chance, std)
+
+
+def _over_mean(load_R: NDArray[np.float64]) -> tuple[float, ...]:
+    """Loads over their mean; zeros where there is none."""
+    return tuple((load_R / max(load_R.mean(), 1)).tolist())
 
 
 def _by_phase(

@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from equipoise.control.advisor import plain_advisor
+from equipoise.control.exposition import PREFIX, Samples
 from equipoise.control.findings import Question
 from equipoise.control.metric_families import (
     DESCRIPTIONS,
-    PREFIX,
     counter,
     details,
     gauge,
@@ -29,12 +29,11 @@ from equipoise.control.metric_families import (
 from equipoise.control.metrics import FRESH_SECONDS
 from equipoise.control.settings import Settings
 from equipoise.dispatch import dispatcher
-from equipoise.engines._shared.exposition import Samples
 from equipoise.engines._shared.live import Latency, Live, Seen
 from equipoise.engines.files import check_readable
 from equipoise.engines.replay.http import Server
 from equipoise.engines.trace_io import read_trace
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 from equipoise.report.measured import aligned, contiguous, source_ranks
 from equipoise.topology import Topology
@@ -64,12 +63,17 @@ class Address:
         base = url.rstrip("/").removesuffix("/metrics")
         self._server = Server(base, _SECONDS, most_bytes=_MOST_ANSWER_BYTES)
         self._live = live
-        self._before = Samples("", url)
+        self._before = Samples("")
 
     def __call__(self) -> tuple[float, Seen]:
         """See ``Source``."""
         text = self._server.send("/metrics").decode(errors="replace")
-        now = Samples(text, f"{self._server.url}/metrics")
+        try:
+            now = Samples(text)
+        except FormatError as error:
+            raise FormatError(
+                f"{self._server.url}/metrics does not answer with metrics: {error}"
+            ) from error
         before, self._before = self._before, now
         return time.time(), self._live.metrics(now, before)
 

@@ -72,6 +72,10 @@ class Recording:
         """Path of the file or folder."""
         return self._path.name
 
+    @property
+    def look_url(self) -> None:
+        """No address: a recording grows when its writer decides."""
+
     def look(self) -> list[Look]:
         """Return a look for each added step."""
         with naming(self._path):

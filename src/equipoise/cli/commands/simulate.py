@@ -22,6 +22,7 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments, silent
 from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.requests import RequestArguments
@@ -35,6 +36,7 @@ from equipoise.cli.views.simulate import (
     print_comparison,
     print_sweep,
 )
+from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext, given
 from equipoise.engines.map_io import read_map
 from equipoise.engines.server_costs import cache_of, server_costs
@@ -43,8 +45,10 @@ from equipoise.placement import Placement
 from equipoise.plan import Planner
 from equipoise.plan.problem import Problem
 from equipoise.plan.study import hold_out_steps
+from equipoise.report.page.of_simulate import simulation_story
 from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.metrics import metrics_text
 from equipoise.simulate.named_cost import cost_model
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
@@ -69,6 +73,8 @@ def simulate(
     map: Path | None = None,
     redundant: str | None = None,
     sweep: Path | None = None,
+    metrics: Path | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
     requesting: RequestArguments | None = None,
     serving: ServingArguments | None = None,
@@ -115,6 +121,9 @@ def simulate(
     sweep
         File of results: all combinations of --rate, --redundant and --dispatch are tried and kept
         there. A sweep that was stopped continues where it was.
+    metrics
+        File for what the map or plan would tell Prometheus at the end, under the names of a real
+        server; all ranks together.
     other_seconds
         Seconds of a step besides what --hardware or --rank-cost counts.
     hold_out
@@ -131,8 +140,8 @@ def simulate(
     serving.check(hardware.serve)
     if map is not None:
         _refuse_planning(planning, redundant, hold_out)
-    if sweep is not None:
-        check_output(sweep, trace, map, reading.run_map, requesting.requests)
+    page = page or PageArguments()
+    _check_outputs(page, metrics, sweep, trace, map, reading.run_map, requesting.requests)
     planning = replace(hardware.before_reading(planning), dispatch=None)
     planning.check(machine)
     if planning.cost is None:
@@ -209,6 +218,18 @@ def simulate(
     if sweep is None:
         with progress_bar("simulating") as bar:
             result = run(cases[0], bar)
+        if metrics is not None:
+            write_text(metrics, metrics_text(result.after, _served(about, model, cases[0])))
+        page.write(
+            lambda: simulation_story(
+                stage.decoded,
+                result,
+                about.name,
+                origin(recording, {"map": placement}),
+                num_ranks=ranks,
+                notes=[about.cache_note] if about.cache_note else [],
+            )
+        )
         if json:
             print_json(comparison_document(about, result))
         else:
@@ -232,6 +253,31 @@ def simulate(
     else:
         print_sweep(stdout(), about, rows)
     return 0
+
+
+def _check_outputs(
+    page: PageArguments, metrics: Path | None, sweep: Path | None, *inputs: Path | None
+) -> None:
+    """Refuse, before any long work, files that cannot be written, or are of a single case."""
+    if sweep is not None and (metrics, page) != (None, PageArguments()):
+        raise EquipoiseError(
+            "--metrics, --html and --figure are of one simulation; leave them, or --sweep, out."
+        )
+    if metrics is not None:
+        check_output(metrics, *inputs)
+    page.check(*inputs, other=metrics)
+    if sweep is not None:
+        check_output(sweep, *inputs)
+
+
+def _served(about: Simulation, model: ModelArguments, case: Mapping[str, Any]) -> dict[str, str]:
+    """What was simulated, for the metric that says what serves."""
+    return {
+        "version": __version__,
+        "model": str(model.model or about.recording.provenance.source),
+        "dispatch": case["dispatch"],
+        "planner": about.name,
+    }
 
 
 def _costs(

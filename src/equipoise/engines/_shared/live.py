@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from equipoise.engines._shared.exposition import (
+from equipoise.control.exposition import (
     Buckets,
     Samples,
     grown,

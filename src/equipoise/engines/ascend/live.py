@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from equipoise.engines._shared.exposition import Samples
+from equipoise.control.exposition import Samples
 from equipoise.engines._shared.live import Live, Seen, layer_of
 from equipoise.engines.vllm.live import metrics as metrics_of_vllm
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines._shared.exposition import Samples, grown_buckets
+from equipoise.control.exposition import Samples, grown_buckets
 from equipoise.engines._shared.live import (
     Live,
     Seen,

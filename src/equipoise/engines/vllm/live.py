@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from equipoise.engines._shared.exposition import Samples
+from equipoise.control.exposition import Samples
 from equipoise.engines._shared.live import Live, Seen, latency, of_balancedness
 
 _LINE = re.compile(r"EPLB step: .{0,200}\bbalancedness=(\d\.\d+)")

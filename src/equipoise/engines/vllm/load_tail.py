@@ -45,6 +45,10 @@ class Tail:
         """The file."""
         return self._path.name
 
+    @property
+    def look_url(self) -> None:
+        """No address: a recording grows when its writer decides."""
+
     def _begin(self) -> None:
         self._at = 0
         self._meta: Meta | None = None
