@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.integration.processes import answers_of_ranks
 
 RANKS, LAYERS, EXPERTS, SLOTS = 4, 4, 32, 40
 STEPS = 10
@@ -82,60 +83,14 @@ def serve(
     """
     import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
 
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    ranks = [
-        fork.Process(
-            target=_run_rank,
-            args=(
-                rank_class or Rank,
-                rank,
-                folder,
-                options,
-                rebalances,
-                use_async,
-                change,
-                answers,
-            ),
-            daemon=True,
-        )
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        found = dict(answers.get(timeout=170) for _ in ranks)
-    finally:
-        for process in ranks:
-            process.terminate()
-            process.join()
-        for left in Path("/dev/shm").glob(f"{os.getpid()}_{folder.name}*"):
-            left.unlink()  # vLLM's memory shared by ranks, which no process removes that is ended
-    for answer in found.values():
-        if isinstance(answer, str):
-            raise AssertionError(answer)
-    found[0].wrong = sum(answer.wrong for answer in found.values())
-    return found[0]
-
-
-def _run_rank(
-    rank_class: type[Rank], rank: int, folder: Path, options: str | None, *rest: Any
-) -> None:
-    *how, answers = rest
-    os.environ["VLLM_DIST_IDENT"] = (
-        f"{os.getppid()}_{folder.name}"  # as vLLM's worker for CPUs does
-    )
-    try:
+    def serve_rank(rank: int) -> Served:
         if options is not None:
             os.environ["EQUIPOISE_VLLM"] = options
-        answers.put((rank, rank_class(rank, folder).serve(*how)))
-    except BaseException as error:  # the test has to hear of it
-        import traceback
+        return (rank_class or Rank)(rank, folder).serve(rebalances, use_async, change)
 
-        answers.put((rank, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
-    answers.close()
-    answers.join_thread()
-    os._exit(0)  # the process groups of the others may be gone
+    found = answers_of_ranks(RANKS, serve_rank, folder.name)
+    found[0].wrong = sum(answer.wrong for answer in found)
+    return found[0]
 
 
 class Rank:
