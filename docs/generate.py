@@ -23,24 +23,24 @@ END = "<!-- The end of what docs/generate.py writes. -->"
 
 
 def commands_page() -> str:
-    """`docs/commands.md`, from the commands' own signatures and docstrings."""
+    """`docs/reference/commands.md`, from the commands' own signatures and docstrings."""
     text = app.generate_docs(output_format="markdown", recursive=True)
     return "<!-- Written by docs/generate.py; do not edit. -->\n" + text.rstrip() + "\n"
 
 
 def dispatch_page() -> str:
-    """`docs/dispatch.md` with the table of dispatchers as the registry has it."""
-    return _with_table("dispatch.md", dispatchers_table())
+    """`docs/reference/dispatch.md` with the table of dispatchers as the registry has it."""
+    return _with_table("reference/dispatch.md", dispatchers_table())
 
 
 def planners_page() -> str:
-    """`docs/planners.md` with the table of planners as the registry has it."""
-    return _with_table("planners.md", planners_table())
+    """`docs/reference/planners.md` with the table of planners as the registry has it."""
+    return _with_table("reference/planners.md", planners_table())
 
 
 def engine_options_page() -> str:
-    """`docs/engine-options.md` with the tables of the engines' options."""
-    return _with_table("engine-options.md", engine_options_tables())
+    """`docs/reference/engine-options.md` with the tables of the engines' options."""
+    return _with_table("reference/engine-options.md", engine_options_tables())
 
 
 def engine_options_tables() -> str:
@@ -53,8 +53,8 @@ def engine_options_tables() -> str:
 
 
 def lab_notebook() -> str:
-    """`docs/lab.md` as a notebook: blocks to run, drawings to draw, nothing of what they print."""
-    page = (DOCS / "lab.md").read_text(encoding="utf-8")
+    """The lab's page as a notebook: blocks to run, drawings to draw, nothing of what they print."""
+    page = (DOCS / "tutorial" / "lab.md").read_text(encoding="utf-8")
     page = re.sub(r"(?ms)^```text\n.*?^```\n", "", page)
     # A drawing that the block before it makes needs no cell of its own.
     page = re.sub(r"(plot\.\w+\(\)\n```\n)\n!\[.*\n", r"\1", page)
@@ -135,8 +135,8 @@ def _here(option: Option) -> str:
 
 
 if __name__ == "__main__":
-    (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
-    (DOCS / "dispatch.md").write_text(dispatch_page(), encoding="utf-8")
-    (DOCS / "engine-options.md").write_text(engine_options_page(), encoding="utf-8")
-    (DOCS / "planners.md").write_text(planners_page(), encoding="utf-8")
+    (DOCS / "reference" / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (DOCS / "reference" / "dispatch.md").write_text(dispatch_page(), encoding="utf-8")
+    (DOCS / "reference" / "engine-options.md").write_text(engine_options_page(), encoding="utf-8")
+    (DOCS / "reference" / "planners.md").write_text(planners_page(), encoding="utf-8")
     NOTEBOOK.write_text(lab_notebook(), encoding="utf-8")

@@ -4,12 +4,14 @@
     torchrun --nproc-per-node 4 examples/serve.py --keep map.json   # the map it came to
     torchrun --nproc-per-node 4 examples/serve.py --map map.json    # starts from it, and stays
 
-    torchrun --nproc-per-node 4 examples/serve.py --metrics-port 9400   # see docs/monitor.md
+    torchrun --nproc-per-node 4 examples/serve.py --metrics-port 9400   # see docs/howto/monitor.md
 
 EXPERT_STATISTIC_ITER_RANGE=100-200 in the environment records those forward passes, a file for each
-process in EXPERT_STATISTIC_PATH, see docs/trtllm.md; --unbalanced serves the experts in order.
+process in EXPERT_STATISTIC_PATH, see docs/howto/trtllm.md; --unbalanced serves the experts in
+order.
 
-With the balancing options of an engine, as its manual writes them (docs/engine-options.md):
+With the balancing options of an engine, as its manual writes them
+(docs/reference/engine-options.md):
 
     ... examples/serve.py --additional-config '{"dynamic_eplb": true}'       # vllm-ascend
     ... examples/serve.py --eplb-config '{"num_redundant_experts": 8}'       # vLLM

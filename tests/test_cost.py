@@ -72,7 +72,9 @@ def test_refuses_unknown_names_and_shapes():
 
 
 def test_the_page_lists_every_published_cost():
-    page = (Path(__file__).parents[1] / "docs" / "costs.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "costs.md").read_text(
+        encoding="utf-8"
+    )
     for name, cost in RANK_COSTS.items():
         micro = [1e6 * x for x in (cost.fixed_seconds, cost.expert_seconds, cost.token_seconds)]
         row = f"| `{name}` | {micro[0]:.1f} | {micro[1]:.2f} | {micro[2]:.3f} | {cost.knee:.0f} |"

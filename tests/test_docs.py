@@ -13,30 +13,32 @@ from equipoise.engines.registry import map_formats, trace_formats
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
-FORMATS = "\n".join(p.read_text(encoding="utf-8") for p in sorted((DOCS / "formats").glob("*.md")))
+FORMATS = "\n".join(
+    p.read_text(encoding="utf-8") for p in sorted((DOCS / "reference" / "formats").glob("*.md"))
+)
 
 
 def test_the_command_page_is_current():
     page = runpy.run_path(str(DOCS / "generate.py"))["commands_page"]()
-    current = (DOCS / "commands.md").read_text(encoding="utf-8")
+    current = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     assert current == page, "run: python docs/generate.py"
 
 
 def test_the_table_of_dispatchers_is_current():
     page = runpy.run_path(str(DOCS / "generate.py"))["dispatch_page"]()
-    current = (DOCS / "dispatch.md").read_text(encoding="utf-8")
+    current = (DOCS / "reference" / "dispatch.md").read_text(encoding="utf-8")
     assert current == page, "run: python docs/generate.py"
 
 
 def test_the_table_of_planners_is_current():
     page = runpy.run_path(str(DOCS / "generate.py"))["planners_page"]()
-    current = (DOCS / "planners.md").read_text(encoding="utf-8")
+    current = (DOCS / "reference" / "planners.md").read_text(encoding="utf-8")
     assert current == page, "run: python docs/generate.py"
 
 
 def test_the_tables_of_engines_options_are_current():
     page = runpy.run_path(str(DOCS / "generate.py"))["engine_options_page"]()
-    current = (DOCS / "engine-options.md").read_text(encoding="utf-8")
+    current = (DOCS / "reference" / "engine-options.md").read_text(encoding="utf-8")
     assert current == page, "run: python docs/generate.py"
     assert "| `num_wait_worker_iterations` |" in page
 
@@ -48,7 +50,7 @@ def test_the_notebook_of_the_lab_is_current():
 
 
 def test_every_option_has_a_help_text():
-    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     bare = [line for line in page.splitlines() if re.match(r"\* `.*`:\s*(\*\[.*)?$", line)]
     assert bare == []
 
@@ -59,7 +61,7 @@ def test_every_format_is_documented(known):
 
 
 def test_the_commands_name_every_format_that_they_write():
-    page = " ".join((DOCS / "commands.md").read_text(encoding="utf-8").split())
+    page = " ".join((DOCS / "reference" / "commands.md").read_text(encoding="utf-8").split())
     maps = ", ".join(known.name for known in map_formats() if known.write is not None)
     traces = ", ".join(known.name for known in trace_formats() if known.write is not None)
     assert page.count(f"Format of the map: {maps}.") == 1
@@ -87,7 +89,7 @@ def test_the_index_names_every_page():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     for page in DOCS.rglob("*.md"):
         name = page.relative_to(DOCS).as_posix()
-        if name != "README.md" and not name.startswith("decisions/"):
+        if name != "README.md" and not name.startswith("dev/decisions/"):
             assert f"({name})" in index, name
 
 
@@ -102,7 +104,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_commands_in_the_readme_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^equipoise (\w+) ", text, re.MULTILINE))
     assert len(named) >= 6
     assert {name for name in named if f"\n## equipoise {name}\n" not in page} == set()

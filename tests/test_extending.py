@@ -1,4 +1,4 @@
-"""The steps of `docs/extending.md`, taken on a copy of the package: a planner and an engine."""
+"""The steps of `docs/dev/extending.md`, taken on a copy of the package: a planner and an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "dev" / "extending.md").read_text(encoding="utf-8")
 BLOCK = re.compile(
     r"^```python\n# (src/\S+?)(?:, below: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )

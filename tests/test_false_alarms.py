@@ -22,7 +22,7 @@ SHORT = Path(__file__).parent / "cases" / "short_recordings"
 SHIFT, STEPS = 512, 640
 WINDOW = 64
 NOTICED_WITHIN = 48
-"""Steps after a shift; docs/field.md says so."""
+"""Steps after a shift; docs/results/field.md says so."""
 
 
 def routed(popularity: np.ndarray, num_steps: int, seed: int) -> eq.Trace:

@@ -1,4 +1,4 @@
-"""Every row of ``docs/what-breaks.md``, planted: the command that it names says what it quotes."""
+"""Every row of the page what-breaks, planted: the command that it names says what it quotes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from equipoise.control.settings import Settings
 from equipoise.control.watchdog import Watchdog
 from equipoise.placement import Placement
 
-PAGE = Path(__file__).parents[1] / "docs" / "what-breaks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "what-breaks.md"
 LAYERS = (7, 9)
 FAIR = np.full((6, 2, 64), 1000)
 

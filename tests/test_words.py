@@ -42,12 +42,16 @@ NAMES = {
 }
 """Names retired everywhere, as patterns, and what they are now."""
 
-SEARCH = ("src/equipoise/plan/search/", "src/equipoise/plan/planners/", "docs/robust.md")
+SEARCH = (
+    "src/equipoise/plan/search/",
+    "src/equipoise/plan/planners/",
+    "docs/explanation/robust.md",
+)
 ONLY_IN = {
     r"\b[Rr]ounds?\b(?![(.]|[ -]robin)": ("sweep, stage", SEARCH),
     r"(?<!ime\s)(?<!ove\s)(?<!emory\s)\bbudgets?\b": (
         "time budget, move budget, memory budget",
-        (*SEARCH, "docs/repair.md"),
+        (*SEARCH, "docs/howto/repair.md"),
     ),
     r"(?<!ailure\s)\bdomains?\b": (
         "failure domain",
@@ -58,7 +62,7 @@ ONLY_IN = {
         (
             "src/equipoise/plan/planners/robust.py",
             "src/equipoise/plan/planners/repair.py",
-            "docs/robust.md",
+            "docs/explanation/robust.md",
         ),
     ),
 }

@@ -1,4 +1,6 @@
-"""The quantities of the field, each defined once. Symbols and units: ``docs/concepts.md``.
+"""The quantities of the field, each defined once.
+
+Symbols and units: ``equipoise explain concepts``.
 
 Loads are counted in assignments, one for each (token, chosen expert) pair. Every function takes
 lists or arrays, changes none of them, and returns float64: an array, or a scalar for a single row.

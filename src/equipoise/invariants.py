@@ -4,7 +4,7 @@ A router gives every token ``K`` different experts, in every MoE layer. So the `
 token differ, all MoE layers of a step carry the same number of assignments, ids lie within the
 model, and two ranks count the same only if they saw the same tokens. What cannot be routing is
 refused, what is certainly padding is left out with a note, and what is merely odd is said.
-The rules, one by one: ``docs/formats/invariants.md``.
+The rules, one by one: ``equipoise explain invariants``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Load balancing in small, to experiment with: devices, capacity, placing, copying.
 
 Here a device may hold any number of experts; the planners that engines use fill equal numbers of
-slots. Functions take lists or arrays and change none of them. ``docs/lab.md`` walks through all.
+slots. Functions take lists or arrays and change none of them. ``equipoise explain lab`` walks
+through all.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class TraceNoiseFloor:
 def noise_floor(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -> NoiseFloor:
     """The imbalance that chance alone gives a step of this size.
 
-    From ``FORMULA_FROM`` mean assignments per rank by formula (``docs/concepts.md``), below it
+    From ``FORMULA_FROM`` mean assignments per rank by formula (``equipoise explain concepts``),
+    below it
     by simulating 50 to 2,000 steps with a fixed seed (by formula throughout where experts x ranks
     exceed 2^18). Ranks are taken to have equal expected load, whether or not they divide ``E``;
     where they outnumber the experts, as if each had an expert of its own.

@@ -33,7 +33,7 @@ class Placement:
         ``E``.
     layer_ids
         The model's own number of each MoE layer, ascending, ``L`` of them; ``None`` numbers the
-        rows from 0. Engines disagree on layer numbering: see ``docs/formats``.
+        rows from 0. Engines disagree on layer numbering: see ``docs/reference/formats``.
 
     Raises
     ------

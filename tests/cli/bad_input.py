@@ -1,6 +1,7 @@
 """Damaged files and wrong arguments, and what the command says to each.
 
-``python -m tests.cli.bad_input`` runs this catalogue and writes ``docs/bad-input.md``: the answers,
+``python -m tests.cli.bad_input`` runs this catalogue and writes ``tests/cli/bad-input.md``: the
+answers,
 word for word, which the tests compare.
 """
 
@@ -30,7 +31,7 @@ from equipoise.cli import main
 from equipoise.engines._shared import torch_archive
 from tests.cli.samples import MAPS, SLOTS, TRACES, write_sample
 
-PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
+PAGE = Path(__file__).with_name("bad-input.md")
 
 Build = Callable[[Path], object]
 """Makes files in a folder."""

@@ -17,7 +17,7 @@ from equipoise.control.watchdog import ALARMS
 from tests.control.advisors import decision
 from tests.control.test_controller import SETTINGS, START, finding
 
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 DECODE = Balance(imbalance=1.5, excess=0.25, balancedness=0.7)
 ALL = Balance(imbalance=1.25, excess=0.125, balancedness=0.75)
 

@@ -14,7 +14,7 @@ from equipoise.engines.transformers.config import read_model_config
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "launch.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "launch.md"
 LAUNCHERS = {engine.folder: launcher(engine) for engine in ENGINES if engine.launch}
 VERSIONS = [(engine, version) for engine, found in LAUNCHERS.items() for version in found.versions]
 PLACEMENT = Placement([[0, 1, 2, 0], [2, 1, 0, 2]], num_ranks=2, num_experts=3, layer_ids=[3, 4])

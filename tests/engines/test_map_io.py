@@ -313,7 +313,7 @@ def test_notes_tell_what_is_beyond_the_placement(tmp_path):
 
 def test_the_documentation_lists_every_format_and_every_rule():
     root = Path(__file__).parents[2]
-    page = (root / "docs" / "formats" / "maps.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "reference" / "formats" / "maps.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| ([NTSXAW]\d) \|", page, flags=re.MULTILINE))
     folder = root / "src" / "equipoise" / "engines"
     sources = [path for path in folder.glob("*/*.py") if path.stem in MODULES]

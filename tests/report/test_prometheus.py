@@ -24,7 +24,7 @@ def metrics_of(expression: str) -> set[str]:
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
-    page = (DOCS / "runbooks.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto" / "runbooks.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", page, flags=re.MULTILINE) == [a.name for a in ALERTS]
     for alert in ALERTS:
         section = page.partition(f"## {alert.name}\n")[2].partition("\n## ")[0]

@@ -5,14 +5,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAM, *_ = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8"), re.DOTALL
+    r"```python\n(.*?)```",
+    (ROOT / "docs" / "howto" / "runtime.md").read_text(encoding="utf-8"),
+    re.DOTALL,
 )
 
 
 def run(group):
     names = {}
     program = PROGRAM.replace('"models/', f'"{ROOT}/models/')
-    exec(compile(program, "docs/runtime.md", "exec"), names)
+    exec(compile(program, "docs/howto/runtime.md", "exec"), names)
     outcome, new = names["moving"].outcome, names["new"]
     return (
         outcome.failures,

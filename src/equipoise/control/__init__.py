@@ -1,7 +1,7 @@
 """Deciding while serving: when to look at the loads, when to plan, what moves next.
 
 Needs neither torch nor processes that serve. A simulator, a dashboard and an engine's plug-in drive
-the same controller as the runtime: see ``docs/runtime.md``, "Deciding".
+the same controller as the runtime: see ``equipoise explain runtime``, "Deciding".
 
 ==================  ================================================================================
 ``Controller``      Makes an ``Order`` a step, out of a ``Report`` of what came of the last.

@@ -41,7 +41,7 @@ class Metrics(Collector):
 
     Register it with a ``prometheus_client`` registry, or print ``text``. All ranks can have one;
     what comes from looking at the loads only rank 0 knows, and only it has those series. No gauge
-    outlives what it tells of: see docs/metrics.md.
+    outlives what it tells of: see equipoise explain metrics.
 
     Parameters
     ----------

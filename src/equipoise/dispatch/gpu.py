@@ -20,7 +20,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
 MAX_ROUNDS = 256
-"""Rounds after which the solver stops; see ``docs/dispatch-gpu.md`` for how many batches need."""
+"""Most rounds of the solver. How many batches need: ``equipoise explain dispatch-gpu``."""
 
 _BLOCK, _TILE, _STEP = 1024, 128, 16  # ids a row of the tally, ids a program, rows summed at a time
 _FAR = 2**30

@@ -12,7 +12,7 @@ AHEAD = 4
 """Assignments a slot may be ahead of its share at any time, to keep tokens on fewer ranks.
 
 At 1 the copies take turns. Measured on real tokens 4 saves nearly the same ranks as no limit at all
-(``docs/tokens.md``), under which a batch that is cut short may be far from its quotas.
+(``equipoise explain tokens``), under which a batch that is cut short may be far from its quotas.
 """
 
 _MOST_ASSIGNMENTS = 2**31  # of a layer: their products with quotas stay below 2**63

@@ -158,7 +158,7 @@ class Finding:
     Parameters
     ----------
     code
-        The rule in ``docs/formats/maps.md`` (``T4``).
+        The rule in ``equipoise explain maps`` (``T4``).
     message, remedy
         What was found, and what to do.
     severity
@@ -315,7 +315,7 @@ class LaunchOptions:
     Parameters
     ----------
     version
-        The engine's release as people write it, or a build listed in ``docs/launch.md``.
+        The engine's release as people write it, or a build listed in ``equipoise explain launch``.
     model
         The model's configuration, from which notes on its architecture, its quantisation and its
         speculative layers are made; any engine.

@@ -175,7 +175,7 @@ def validate_map(
     context
         What the deployment knows; what is missing limits the checks, and a warning says so.
     format
-        A name in ``docs/formats/maps.md``; found by content if not given.
+        A name in ``equipoise explain maps``; found by content if not given.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def read_map(
         What the file does not say: the ranks for nearly every format, the model's layer ids for
         those that number layers from 0.
     format
-        A name in ``docs/formats/maps.md``; found by content if not given.
+        A name in ``equipoise explain maps``; found by content if not given.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def write_map(
     path
         Path of the file; its suffix must be one of the format's.
     format
-        Name of the format, from ``docs/formats/maps.md``.
+        Name of the format, from ``equipoise explain maps``.
     context
         Facts of the deployment; SGLang's map needs ``num_hidden_layers``.
 

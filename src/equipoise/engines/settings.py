@@ -81,7 +81,7 @@ def read_options(
     layer_ids: tuple[int, ...] | None = None,
     **ours: Any,
 ) -> EngineOptions:
-    """What the options of an engine mean here; ``docs/engine-options.md`` has all of them.
+    """What the options of an engine mean here; all: ``equipoise explain engine-options``.
 
     Parameters
     ----------

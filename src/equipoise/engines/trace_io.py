@@ -100,7 +100,7 @@ def read_trace(
     options
         What the recording leaves unsaid; one that its format does not use is refused.
     format
-        A name in ``docs/formats/traces.md``; detected from the content if ``None``.
+        A name in ``equipoise explain traces``; detected from the content if ``None``.
     progress
         Called with (done, total) while a long file is read.
 

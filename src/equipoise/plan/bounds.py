@@ -1,4 +1,7 @@
-"""How good any placement could be, and what stands in the way. Formulas: ``docs/planners.md``."""
+"""How good any placement could be, and what stands in the way.
+
+Formulas: ``equipoise explain planners``.
+"""
 
 from __future__ import annotations
 
@@ -370,7 +373,7 @@ def _load_per_copy(load_NE: Floats, num_slots: int, most_copies: int) -> Floats:
 
 
 def _slot_prefix_bound(slots: Floats, num_ranks: int) -> Floats:
-    """B5 of ``docs/planners.md`` on descending slot loads ``(L, S)``."""
+    """B5 of ``equipoise explain planners`` on descending slot loads ``(L, S)``."""
     num_layers, num_slots = slots.shape
     size = num_slots // num_ranks
     heaviest = np.cumsum(slots, axis=1)
@@ -385,7 +388,7 @@ def _slot_prefix_bound(slots: Floats, num_ranks: int) -> Floats:
 
 
 def _pigeonhole_bound(slots: Floats, num_ranks: int) -> Floats:
-    """B6 of ``docs/planners.md`` on descending slot loads ``(L, S)``."""
+    """B6 of ``equipoise explain planners`` on descending slot loads ``(L, S)``."""
     size = slots.shape[1] // num_ranks
     bound = np.zeros(len(slots))
     for q in range(1, size):

@@ -1,4 +1,4 @@
-"""A Grafana dashboard over the metrics of docs/metrics.md."""
+"""A Grafana dashboard over the metrics that ``equipoise explain metrics`` lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alert rules for Prometheus over the metrics of docs/metrics.md."""
+"""Alert rules for Prometheus over the metrics that ``equipoise explain metrics`` lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from equipoise.control.settings import Settings
 EXCESS = 2 * Settings().excess_on
 """Excess worth an alert: twice what the balancer itself lets pass before it plans."""
 
-_RUNBOOKS = "docs/runbooks.md"
+_RUNBOOKS = "docs/howto/runbooks.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Alert:
     Parameters
     ----------
     name
-        Name of the alert, and of its section in docs/runbooks.md.
+        Name of the alert, and of its section in ``equipoise explain runbooks``.
     expression
         PromQL that has a result while something is wrong.
     lasting

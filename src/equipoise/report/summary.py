@@ -116,7 +116,7 @@ class ExpertCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSummary:
-    """A whole trace under one layout of experts on ranks. Every key: ``docs/report.md``.
+    """A whole trace under one layout of experts on ranks. Every key: ``equipoise explain report``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Serving with expert parallelism on ``torch.distributed``: ``docs/runtime.md``.
+"""Serving with expert parallelism on ``torch.distributed``: ``equipoise explain runtime``.
 
 Needs torch: ``pip install equipoise[runtime]``.
 """

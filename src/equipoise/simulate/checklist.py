@@ -1,7 +1,7 @@
 """The decisions of whoever serves a model, in order, with the numbers of one deployment.
 
 Load balancing is the last of them: what comes before moves more, and changes what is left for it.
-How each number is found: ``docs/checklist.md``.
+How each number is found: ``equipoise explain checklist``.
 """
 
 from __future__ import annotations

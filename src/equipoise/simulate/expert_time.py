@@ -21,7 +21,7 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 COST_ERROR = 0.15
-"""Relative error of published constants on other machines; see ``docs/costs.md``."""
+"""Relative error of published constants on other machines; see ``equipoise explain costs``."""
 
 _BLOCK_CELLS = 1 << 20  # slot loads held at a time
 

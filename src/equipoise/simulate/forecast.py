@@ -1,6 +1,7 @@
 """Whether balancing would help a deployment, by how much, and how sure that is.
 
-As far as the model counts: the experts' computation, or whole steps. How: ``docs/forecast.md``.
+As far as the model counts: the experts' computation, or whole steps. How: ``equipoise explain
+forecast``.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_every_metric_has_a_description(tmp_path):
     PlanRecord(tmp_path / "status.json").add(asked(), decided())
     families = PlanMetrics(tmp_path / "status.json").collect()
     assert {family.name.removeprefix("equipoise_") for family in families} == set(DESCRIPTIONS)
-    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "howto" / "plugins.md").read_text(encoding="utf-8")
     assert all(f"`equipoise_{name}" in page for name in DESCRIPTIONS)
 
 

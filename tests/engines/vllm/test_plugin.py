@@ -62,7 +62,7 @@ def test_options_left_out_have_their_defaults():
 
 
 def test_the_page_has_every_option():
-    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "howto" / "plugins.md").read_text(encoding="utf-8")
     assert all(f"| `{option.name}` |" in page for option in fields(PluginOptions))
 
 

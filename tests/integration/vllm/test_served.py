@@ -37,7 +37,7 @@ def rearrangements(answers):
 
 
 def test_tokens_are_the_same_whoever_balances(served, capfd):
-    with capfd.disabled():  # the table of docs/plugins.md
+    with capfd.disabled():  # the table of docs/howto/plugins.md
         print()
         for name, run in served.items():
             print(f"{name}: {rearrangements(run)} rearrangements")

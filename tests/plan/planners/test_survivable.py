@@ -253,7 +253,7 @@ def test_real_routing_outlives_a_node_at_little_cost():
 
 
 def test_the_page_runs():
-    page = (Path(__file__).parents[3] / "docs" / "failure.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "failure.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(block, "failure.md", "exec"), names)

@@ -41,7 +41,7 @@ def calibrate(
     GPU.json for each GPU that has no profile of its own. Runs: three folders or more, of different
     batch sizes, each with a recording named trace, step_seconds.csv (a column seconds, a row for
     each recorded step) and map.json if experts were not in order without copies; forecast takes
-    the result as --rank-cost. docs/timemodel.md.
+    the result as --rank-cost. equipoise explain timemodel.
 
     Parameters
     ----------

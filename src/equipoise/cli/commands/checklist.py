@@ -41,7 +41,8 @@ def checklist(
 
     Wide expert parallelism or not, token budget, concurrency, chunked prefill, kernel mode, overlap
     of two micro-batches, buffers, and load balancing last: what was found here, what it means,
-    whether to keep or change it, and the options of the engine that move it. docs/checklist.md.
+    whether to keep or change it, and the options of the engine that move it. equipoise explain
+    checklist.
 
     Parameters
     ----------

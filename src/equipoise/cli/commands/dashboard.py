@@ -33,7 +33,7 @@ def dashboard(
 
     Sliders set the skew of the router, the batch, the ranks, the copies, the dispatcher, the
     hardware and the model; every answer is planned and timed again at once. It answers only to
-    127.0.0.1, until Ctrl-C. docs/dashboard.md.
+    127.0.0.1, until Ctrl-C. equipoise explain dashboard.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ def forecast(
     it is timed by all published constants for this number of ranks. With --online our controller
     is tried next to plans that stay. --rank-cost and --dispatch take
     several names, separated by commas; without --dispatch even, minmax and the rule of the engine
-    that --for names are tried. docs/forecast.md.
+    that --for names are tried. equipoise explain forecast.
 
     Parameters
     ----------
@@ -96,7 +96,8 @@ def forecast(
     hold_out
         Share of the steps, the latest of each domain, to measure on.
     cost_error
-        Relative error of each constant of the rank cost, 0.15 if not given; see docs/costs.md. With
+        Relative error of each constant of the rank cost, 0.15 if not given; see equipoise explain
+        costs. With
         --hardware the profiles and fits say how far off they may be.
     other_seconds
         What a step takes besides what is timed: with --rank-cost attention, communication, the

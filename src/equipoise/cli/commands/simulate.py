@@ -133,7 +133,8 @@ def simulate(
     planning.check(machine)
     if planning.cost is None:
         raise EquipoiseError(
-            "What steps take is not known; give --hardware, or --rank-cost (docs/costs.md)."
+            "What steps take is not known; give --hardware, or --rank-cost "
+            "(equipoise explain costs)."
         )
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}
     some = requests[cases[0]["rate"]]

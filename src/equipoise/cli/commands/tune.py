@@ -95,7 +95,7 @@ def tune(
     Plans a first map on the earlier steps and replays the later ones with every setting: nothing,
     that map kept, the engine's way of planning again, our controller. Planning takes time and moves
     are charged. Prints the settings that no other beats in step time, memory and moves at once, and
-    one sentence: what to use, or to leave it off. docs/tune.md.
+    one sentence: what to use, or to leave it off. equipoise explain tune.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def tune(
     rank_cost
         What ranks take, by published constants of this name, or by a file that equipoise calibrate
         wrote from timed runs; the first published ones for this number of ranks if neither this nor
-        --hardware is given. All names in docs/costs.md.
+        --hardware is given. All names in equipoise explain costs.
     redundant
         Redundant slots of a layer, as in 0,32; the fewest, one and two a rank more if not given.
     dispatch

@@ -20,7 +20,8 @@ class EngineArguments:
     Parameters
     ----------
     engine_version
-        The engine's release, such as 1.3.0rc5; the newest known if not given, see docs/launch.md.
+        The engine's release, such as 1.3.0rc5; the newest known if not given, see equipoise
+        explain launch.
     hidden_layers
         All decoder layers of the model, dense ones included; SGLang maps have a row for each.
         --model says it as well.

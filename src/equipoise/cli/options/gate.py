@@ -39,7 +39,7 @@ class GateArguments:
         A recording that needs no options to be read, one row a step.
     rank_cost
         With --trace: what ranks take, published constants of this name, such as h100-deepep-ep32;
-        all names in docs/costs.md. Or give --hardware.
+        all names in equipoise explain costs. Or give --hardware.
     dispatch
         With --trace: the dispatcher that runs, as for equipoise plan.
     dwell_steps

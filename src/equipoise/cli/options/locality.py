@@ -30,7 +30,8 @@ class LocalityArguments:
     ----------
     locality_price
         Move the planner's copies so that tokens go to fewer ranks and nodes: share by which the
-        busiest rank may rise for it, such as 0.005, see docs/locality.md. Needs a recording of
+        busiest rank may rise for it, such as 0.005, see equipoise explain locality. Needs a
+        recording of
         single tokens.
     """
 

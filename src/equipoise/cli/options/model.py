@@ -21,9 +21,9 @@ class ModelArguments:
     Parameters
     ----------
     model
-        The model's config.json, its folder, or the name of a public model such as deepseek-v3, all
-        in docs/budget.md: says what an expert and a token of KV cache take, in place of
-        --expert-bytes.
+        The model's config.json, its folder, or the name of a public model such as deepseek-v3
+        (equipoise explain budget lists them). It says what an expert and a token of KV cache take,
+        in place of --expert-bytes.
     """
 
     model: Path | None = None

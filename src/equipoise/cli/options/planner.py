@@ -33,7 +33,9 @@ from equipoise.topology import Topology
 
 _PER_MILLE = 1000  # steps of a progress bar
 
-_Planner = Parameter(help=f"The planner: {', '.join(planner_names())}; see docs/planners.md.")
+_Planner = Parameter(
+    help=f"The planner: {', '.join(planner_names())}; see equipoise explain planners."
+)
 
 
 def dispatch_help() -> str:
@@ -45,7 +47,8 @@ def dispatch_help() -> str:
     return (
         "How copies share each batch, for the scores and for what a search plans for; even if not "
         "given, minmax for a fixed graph, which is made for it. What a copy of an expert gets, by "
-        f"{'; '.join(named)}. See docs/dispatch.md, and docs/tokens.md for the engines' rules."
+        f"{'; '.join(named)}. See equipoise explain dispatch, "
+        "and equipoise explain tokens for the engines' rules."
     )
 
 
@@ -58,7 +61,7 @@ class _PlannerChoice:
     rank_cost
         Score the time that ranks take, which robust, survivable and repair then balance, by
         published constants of this name, such as h100-deepep-ep32, or by a file that equipoise
-        calibrate wrote from timed runs; all names in docs/costs.md.
+        calibrate wrote from timed runs; all names in equipoise explain costs.
     step_assignments
         With --rank-cost or --hardware: assignments of one step in a layer, all ranks together;
         those of the mean recorded step if not given.

@@ -36,7 +36,7 @@ class _MapInForce:
     Parameters
     ----------
     from_map
-        The map in force: plan from it with few moves, see docs/repair.md.
+        The map in force: plan from it with few moves, see equipoise explain repair.
     """
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None

@@ -27,13 +27,13 @@ def architecture_notes(
     if config is None or config.architecture is None:
         return (
             f"The model's architecture was not checked: {engine} balances those that "
-            f"docs/launch.md lists, and with any other {otherwise}.",
+            f"equipoise explain launch lists, and with any other {otherwise}.",
         )
     if config.architecture in balanced:
         return ()
     return (
         f"{config.architecture} is not among the architectures that {engine} balances (listed in "
-        f"docs/launch.md): {otherwise}.",
+        f"equipoise explain launch): {otherwise}.",
     )
 
 

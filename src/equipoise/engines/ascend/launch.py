@@ -104,7 +104,8 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
         "Give no other balancing switch: a static map needs no DYNAMIC_EPLB, and "
         "expert_map_record_path turns dynamic balancing on.",
         f"To go on from this map with plans of this package: its plug-in ({VARIABLE}='{{}}', "
-        "dynamic_eplb and eplb_policy_type 2; docs/plugins.md), in 0.13, 0.18, 0.23 and 0.30.",
+        "dynamic_eplb and eplb_policy_type 2; equipoise explain plugins), in 0.13, 0.18, 0.23 "
+        "and 0.30.",
     ]
     if placement.num_redundant:
         notes.append("In 0.30, devices of the A2 series take no redundant experts.")

@@ -1,6 +1,6 @@
 """vllm-ascend's ``expert_map.json`` and the tables its ranks derive from it.
 
-Model Runner V1 only; V2 has no map file. Rules A1 to A8: ``docs/formats/maps.md``.
+Model Runner V1 only; V2 has no map file. Rules A1 to A8: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Lplb(EngineRule):
     499, they all go to the same copy.
 
     The shares are the exact optimum here. LPLB takes five steps of an interior-point method on
-    chosen topologies, which ends above it or falls back to halves (``docs/dispatch.md``).
+    chosen topologies, which ends above it or falls back to halves (``equipoise explain dispatch``).
     """
 
     name: ClassVar[str] = "lplb"

@@ -1,6 +1,6 @@
 """Megatron's router traces: ``router_trace_rank<number>.jsonl``, a line a step, layer and rank.
 
-Layout and traps: ``docs/formats/traces-sglang-vllm.md``.
+Layout and traps: ``equipoise explain traces-sglang-vllm``.
 """
 
 from __future__ import annotations

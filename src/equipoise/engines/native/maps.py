@@ -1,6 +1,6 @@
 """The neutral placement file: JSON that says everything about a placement and proves it.
 
-Rules N1 to N7: ``docs/formats/maps.md``.
+Rules N1 to N7: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

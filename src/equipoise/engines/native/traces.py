@@ -1,7 +1,7 @@
 """Our own trace file: one safetensors file, opened by mapping it.
 
 Counts are stored in the smallest unsigned type that holds them and stay in the file until they are
-used, so a trace larger than memory opens at once. The layout is in ``docs/formats/traces.md``.
+used, so a trace larger than memory opens at once. The layout is in ``equipoise explain traces``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Logged answers of a server that returns the routing of its tokens, ``routed_experts``.
 
-Where the engines put it, and what else an answer says: ``docs/formats/traces-sglang-vllm.md``.
+Where the engines put it, and what else an answer says: ``equipoise explain traces-sglang-vllm``.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def _notes(
         "physical_to_logical_map; SGLang accepts a wrong number of rows and fails later.",
         "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes, "
         "by this package's plans if --eplb-algorithm is equipoise, from 0.5.16 on "
-        "(docs/plugins.md).",
+        "(equipoise explain plugins).",
         f"To see what the map does, add {release.report_flag}.",
         f"Attention data parallelism, should you use it, is {release.attention_flag} in this "
         "release.",

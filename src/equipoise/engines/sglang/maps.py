@@ -1,6 +1,6 @@
 """SGLang's expert location: the file ``--init-expert-location`` names, as a map.
 
-A row per decoder layer, dense ones included. Rules S1 to S6: ``docs/formats/maps.md``.
+A row per decoder layer, dense ones included. Rules S1 to S6: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

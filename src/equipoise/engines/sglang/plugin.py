@@ -1,6 +1,7 @@
 """The entry point that SGLang calls in each of its processes; it plans nothing until it is asked.
 
-``docs/plugins.md``. The hooks are in place in any case, since at this moment nobody knows which
+``equipoise explain plugins``. The hooks are in place in any case, since at this moment nobody
+knows which
 algorithm SGLang will ask for. Where it asks for another one they pass on what they get, and no
 planner is imported.
 """

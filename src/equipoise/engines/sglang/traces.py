@@ -1,6 +1,6 @@
 """Dumps of SGLang's expert distribution recorder, in any of its modes.
 
-Layout and traps: ``docs/formats/traces-sglang-vllm.md``.
+Layout and traps: ``equipoise explain traces-sglang-vllm``.
 """
 
 from __future__ import annotations

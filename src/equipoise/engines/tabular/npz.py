@@ -1,6 +1,6 @@
 """NumPy archives, understood by the names of their arrays: counts, or the tokens' own choices.
 
-The conventions are in ``docs/formats/traces.md``. Every array's declared size is checked against
+The conventions are in ``equipoise explain traces``. Every array's declared size is checked against
 the archive's directory before a byte of it is unpacked, and nothing is ever unpickled.
 """
 

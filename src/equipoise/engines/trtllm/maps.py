@@ -1,6 +1,6 @@
 """TensorRT-LLM's placement file: the YAML that ``moe_config.load_balancer`` names or holds.
 
-Rules T1 to T7: ``docs/formats/maps.md``.
+Rules T1 to T7: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

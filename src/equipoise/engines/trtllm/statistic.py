@@ -1,6 +1,6 @@
 """TensorRT-LLM's way to ask for a recording, by two environment variables, for our own server.
 
-The files are in the released layout (V1 in ``docs/formats/traces.md``). As in the engine, what is
+The files are in the released layout (V1 in ``equipoise explain traces``). As in the engine, what is
 counted are slots: the experts, as long as the model is served without redundant ones and in order.
 """
 

@@ -1,6 +1,7 @@
 """TensorRT-LLM's expert statistics: one file a rank, one vector for each iteration and layer.
 
-Five layouts exist (V0 to V4 in ``docs/formats/traces.md``). All become one cube of counts by source
+Five layouts exist (V0 to V4 in ``equipoise explain traces``). All become one cube of counts by
+source
 rank, because each rank file counts the tokens that started on that rank.
 """
 

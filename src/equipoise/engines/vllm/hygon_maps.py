@@ -1,7 +1,7 @@
 """The map files of HYGON's plug-in for vLLM, which record a layout and load it at start; read only.
 
 Version 1 holds one map, version 2 a map for each model (the drafter has its own) and, with pipeline
-parallelism, each stage. Rules X1 to X7: ``docs/formats/maps.md``.
+parallelism, each stage. Rules X1 to X7: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

@@ -193,7 +193,8 @@ def _notes(
             f"vLLM {version} reads no map: these flags do not load {map_name}. They set aside the "
             "slots, and the engine's own policy fills them. In a release only a policy plug-in "
             "(entry point vllm.general_plugins) can place experts; this package has one for 0.32 "
-            "and 0.33, see docs/plugins.md. Maps are read by builds of the proposals in pull "
+            "and 0.33, see equipoise explain plugins. Maps are read by builds of the proposals in "
+            "pull "
             "requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, pr-53022)."
         )
     else:

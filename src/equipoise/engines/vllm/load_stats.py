@@ -1,6 +1,6 @@
 """vLLM's EPLB load statistics (JSONL), as proposed in its pull request 41141, revisions A and B.
 
-Layout and traps: ``docs/formats/traces-sglang-vllm.md``.
+Layout and traps: ``equipoise explain traces-sglang-vllm``.
 """
 
 from __future__ import annotations

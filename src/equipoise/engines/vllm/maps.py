@@ -1,7 +1,7 @@
 """The placement files proposed for vLLM. No release reads one; each proposal has its own format.
 
 Named by pull request: 41141 (a JSONL record), 49572 and 53022 (JSON lists of the same form that
-count layers differently). Rules X1 to X7: ``docs/formats/maps.md``.
+count layers differently). Rules X1 to X7: ``equipoise explain maps``.
 """
 
 from __future__ import annotations

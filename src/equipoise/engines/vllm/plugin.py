@@ -1,6 +1,7 @@
 """The entry point that vLLM calls in each of its processes; it does nothing until it is asked to.
 
-``docs/plugins.md``. Whoever has not set the environment variable gets no import of numpy from here.
+``equipoise explain plugins``. Whoever has not set the environment variable gets no import of numpy
+from here.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _MAP = Option(
     read=path,
 )
 _TOLD = "the metric equipoise_balancedness always tells it, and the log does not"
-_STATISTICS = "loads are recorded with a recorder, see docs/runtime.md"
+_STATISTICS = "loads are recorded with a recorder, see equipoise explain runtime"
 
 
 def together(found: Found, by: Mapping[str, str]) -> Found:

@@ -1,4 +1,7 @@
-"""Experts that tokens use together on the same ranks and nodes. How: ``docs/locality.md``."""
+"""Experts that tokens use together on the same ranks and nodes.
+
+How: ``equipoise explain locality``.
+"""
 
 from __future__ import annotations
 

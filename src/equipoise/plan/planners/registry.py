@@ -152,7 +152,7 @@ PLANNERS: dict[str, PlannerEntry] = {
             name="robust",
             home="equipoise.plan.planners.robust:Robust",
             summary="by default: balances the windows of the recording, not their sum; see "
-            "[robust.md](robust.md)",
+            "[robust.md](../explanation/robust.md)",
             time="0.1 to 0.6 s (two cores, GLM-5.2)",
             options=_SEARCH,
             told=_TOLD,
@@ -161,7 +161,7 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="survivable",
             home="equipoise.plan.planners.survivable:Survivable",
-            summary="where ranks or nodes may be lost; see [failure.md](failure.md)",
+            summary="where ranks or nodes may be lost; see [failure.md](../howto/failure.md)",
             time="as `Robust`",
             options=(
                 *_SEARCH,
@@ -220,7 +220,8 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="repair",
             home="equipoise.plan.planners.repair:Repair",
-            summary="where a placement is in force and moves cost; see [repair.md](repair.md)",
+            summary="where a placement is in force and moves cost; see "
+            "[repair.md](../howto/repair.md)",
             time="as `Robust`",
             options=(
                 *_SEARCH,
@@ -237,7 +238,8 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="colocate",
             home="equipoise.plan.planners.colocate:Colocate",
-            summary="where traffic between ranks or nodes is dear; see [locality.md](locality.md)",
+            summary="where traffic between ranks or nodes is dear; see "
+            "[locality.md](../howto/locality.md)",
             time="as `Robust`, and a second",
             options=(
                 Option("price", name="locality_price", limits={"gte": 0}),

@@ -1,4 +1,4 @@
-"""A better placement a few moves away from the one in force. How: ``docs/repair.md``."""
+"""A better placement a few moves away from the one in force. How: ``equipoise explain repair``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A plan from many windows at once, for the dispatcher that will run. How: ``docs/robust.md``."""
+"""A plan from many windows at once, for the dispatcher that will run.
+
+How: ``equipoise explain robust``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plans that outlive lost ranks or nodes, and are balanced too. How: ``docs/failure.md``."""
+"""Plans that outlive lost ranks or nodes, and are balanced too.
+
+How: ``equipoise explain failure``.
+"""
 
 from __future__ import annotations
 

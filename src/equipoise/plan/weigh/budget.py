@@ -1,4 +1,4 @@
-"""How many redundant slots pay, and in which layers. How: ``docs/budget.md``."""
+"""How many redundant slots pay, and in which layers. How: ``equipoise explain budget``."""
 
 from __future__ import annotations
 

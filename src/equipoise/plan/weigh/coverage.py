@@ -1,4 +1,7 @@
-"""What a lost rank or node takes: where each expert lives, and the odds. ``docs/failure.md``."""
+"""What a lost rank or node takes: where each expert lives, and the odds.
+
+``equipoise explain failure``.
+"""
 
 from __future__ import annotations
 

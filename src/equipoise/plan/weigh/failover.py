@@ -1,4 +1,7 @@
-"""Maps for fewer or more ranks, made from the one in force with few moves. ``docs/failure.md``."""
+"""Maps for fewer or more ranks, made from the one in force with few moves.
+
+``equipoise explain failure``.
+"""
 
 from __future__ import annotations
 

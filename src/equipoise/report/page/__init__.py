@@ -1,1 +1,4 @@
-"""One HTML file that needs nothing else: no network, fonts or foreign hosts. ``docs/report.md``."""
+"""One HTML file that needs nothing else: no network, fonts or foreign hosts.
+
+``equipoise explain report``.
+"""
