@@ -27,7 +27,7 @@ class PluginOptions:
     gate
         Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
     time_budget_seconds
-        Seconds that the search for one plan may take.
+        Seconds that the search may take where experts are missing or ranks have changed.
     """
 
     max_moves_share: float = 0.5
@@ -38,18 +38,12 @@ class PluginOptions:
         """Slots that one rebalance may change, of all of these."""
         return int(self.max_moves_share * num_slots)
 
-    def planner(self, **search: Any) -> Planner:
+    def planner(self) -> Planner:
         """What plans from the slots in force.
 
-        ``plan_ahead`` for an even split over the copies, which is how the engines split, on one
-        thread, since they have use for the others.
-
-        Parameters
-        ----------
-        search
-            Further arguments of ``plan_ahead``.
+        ``plan_ahead``, on one thread, since engines have use for the others.
         """
-        return partial(plan_ahead, dispatch="even", num_threads=1, least_gain=self.gate, **search)
+        return partial(plan_ahead, num_threads=1, least_gain=self.gate)
 
 
 Reader = Callable[[str, Any], Any]
