@@ -25,6 +25,7 @@ END = "<!-- The end of what docs/generate.py writes. -->"
 def commands_page() -> str:
     """`docs/reference/commands.md`, from the commands' own signatures and docstrings."""
     text = app.generate_docs(output_format="markdown", recursive=True)
+    text = text.replace("# equipoise\n", "# Commands\n", 1)
     return "<!-- Written by docs/generate.py; do not edit. -->\n" + text.rstrip() + "\n"
 
 

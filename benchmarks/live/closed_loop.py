@@ -2,26 +2,28 @@
 
     python -m benchmarks.live.closed_loop [--settings 5] [--work 320] [--json FILE]
 
-Protocol: one process a core, one thread each, over gloo, decode batches of `models/balance-5m`,
-experts that compute every row `--work` times over, as in `pays`.
+Protocol: one process a core, kept on it, one thread each, over gloo, decode batches of
+`models/balance-5m`, experts that compute every row `--work` times over, as in `pays`.
 
-1. Calibrate: three batch sizes without balancing and two with the experts of most load on one rank,
-   in turns of 8 steps, 96 steps each, prose and code. `fit_runs` explains their times by what they
-   routed. A sixth run is served by the min-max split: by how much its steps are longer than the
-   fit is what the split itself takes.
+1. Calibrate: three batch sizes without balancing, two with the experts of most load on one rank and
+   two with copies planned for the min-max split, in turns of 8 steps, 160 steps each, prose and
+   code. `fit_runs` explains their times by what they routed.
 2. Forecast, for each setting (a mix of domains, a batch size, a number of redundant slots): 192
-   steps are served without balancing and recorded, the first 144 are planned on, and the later
-   ones are timed by the fitted costs under every policy; "online" starts from the experts in order
-   and is replayed with the controller itself. All forecasts are written down here.
+   steps are served without balancing, recorded and timed; the fit is set to their level. The first
+   144 are planned on, and the later ones are timed by the fitted costs under every policy; "online"
+   starts from the experts in order and is replayed with the controller itself. All forecasts are
+   written down here.
 3. Measure: the policies serve further prompts of the same mix in turns of 8 steps, each time
-   another one first, 192 steps of each policy.
+   another one first, 256 steps of each policy.
 
-Tokens a second are all generated tokens over the seconds of the policy's turns. The interval is
-80 %, of what a run of that length shows. Three things are in it: machines that fit the calibration
-about as well, the recorded steps drawn again, and the noise of turns. That noise is by how much the
-turns of the calibration differed from the fit, drawn again; policies that take turns share what the
-machine did meanwhile, so both runs of a change take it from the same turn. The change is against
-"no balancing" in the same turns; its sign counts where the interval excludes zero.
+Tokens a second are all generated tokens over the seconds of the policy's turns. The interval is 80
+%, of what a run of that length shows. Four things are in it: machines that fit the calibration
+about as well, the recorded steps drawn again, the machine's speed, and the noise of turns. The
+speed changes from one part of the protocol to the next as it did so far: a Student t of the changes
+seen. The noise is by how much the turns of the calibration differed from the fit, drawn again;
+policies that take turns share what the machine did meanwhile, so both runs of a change take it from
+the same turn. The change is against "no balancing" in the same turns; its sign counts where the
+interval excludes zero.
 """
 
 from __future__ import annotations
@@ -68,12 +70,13 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 CALIBRATION_BATCHES = (4, 12, 32)
-SKEWED_BATCHES = (12, 32)
+OTHER_BATCHES = (12, 32)  # of the placements that are skewed, and balanced
 DRAWS = 400
-CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 96, 192, 144, 192
+CALIBRATION_STEPS, RECORDED, PLANNED, MEASURED = 160, 192, 144, 256
 EXPERT_BYTES = 3 * 160 * 56 * 4  # of the model's experts in float32
-ONLINE, STATIC = "online, min-max", "static, min-max"
+PLAIN, ONLINE, STATIC = "no balancing", "online, min-max", "static, min-max"
 PLAN_SECONDS = 2.0  # of a plan for five layers next to a rank that computes, as logs of `pays` show
+START_SECONDS = 14.0  # of the planner's start and rehearsal, of what serving leaves of the cores
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ CALIBRATED_ON = {"docs": 1.0, "code": 1.0}
 
 def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> None:
     torch.set_num_threads(1)
+    keep_on_core(rank)
     ranks = options.ranks
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     calibrated = calibrate(options)
@@ -114,21 +118,29 @@ def serve(rank: int, store: str, options: argparse.Namespace, results: str) -> N
     told = []
     for setting in SETTINGS[: options.settings]:
         recorded = record(setting, options)
-        layouts = _shared([layouts_of(recorded, setting, ranks)] if rank == 0 else [None])
-        forecasts = forecast(calibrated, recorded, layouts, setting, ranks)
+        layouts = _shared([layouts_of(recorded[0], setting, ranks)] if rank == 0 else [None])
+        calibrated = calibrated.at_level_of(*recorded)
+        forecasts = forecast(calibrated, recorded[0], layouts, setting, ranks)
         if rank == 0:  # written down before anything is measured
             Path(results).write_text(json.dumps([*told, {"forecast": forecasts}]))
         measured = measure(layouts, setting, options)
+        calibrated = calibrated.after(forecasts[PLAIN]["tokens"] / measured[PLAIN])
         told.append({"setting": setting.name, "forecast": forecasts, "measured": measured})
         if rank == 0:
             print(table(told[-1:]), flush=True)
     if rank == 0:
         error = f"{fit.error:.1%} apart from the fit"
         print(f"\nCalibrated: {fit.cost}; means of the calibration runs are {error}.")
-        print(f"The min-max split adds {calibrated.split_seconds * 1e3:.2f} ms a step.\n")
+        print()
         Path(results).write_text(json.dumps(told))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def keep_on_core(number: int) -> None:
+    """Keep this process's threads on one core: steps then vary less."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {number})
 
 
 @dataclass(frozen=True)
@@ -138,16 +150,38 @@ class Calibrated:
     Parameters
     ----------
     machine
-        The fitted costs.
+        The costs, fitted and set to the speed last seen.
     noise
         Time of each turn over what is fitted, relative to the run's mean, ``(runs, turns)``.
-    split_seconds
-        What the min-max split adds to a step.
+    changes
+        Logarithms of how much longer steps took from one part of the protocol to the next.
     """
 
     machine: OwnMachine
     noise: Floats
-    split_seconds: float
+    changes: tuple[float, ...] = ()
+
+    def after(self, slower: float) -> Calibrated:
+        """The machine after its times have changed by a factor."""
+        machine = replace(
+            self.machine,
+            cost=self.machine.cost.slower(slower),
+            likely=tuple(one.slower(slower) for one in self.machine.likely),
+        )
+        return replace(self, machine=machine, changes=(*self.changes, float(np.log(slower))))
+
+    def at_level_of(self, recorded: Trace, seconds: Floats) -> Calibrated:
+        """The machine at the speed of recorded steps."""
+        start = _start(dist.get_world_size())
+        load = Layout(placement=start).slot_loads(np.asarray(recorded.counts, dtype=np.float64))
+        said = self.machine.step_seconds(load, Topology(start.num_ranks)).mean()
+        return self.after(float(seconds.mean() / said))
+
+    def speed_changes(self, number: int, seed: int) -> Floats:
+        """Factors by which times may change until the next part."""
+        spread = np.sqrt(np.mean(np.square(self.changes)))
+        drawn = np.random.default_rng(seed).standard_t(len(self.changes), size=number)
+        return np.asarray(np.exp(np.clip(spread * drawn, -1, 1)))
 
 
 def calibrate(options: argparse.Namespace) -> Calibrated:
@@ -156,10 +190,11 @@ def calibrate(options: argparse.Namespace) -> Calibrated:
     start = Layout(placement=_start(options.ranks))
     first = _service("", start, options, prompts, CALIBRATION_BATCHES[0])
     first.play(0, 4 * TURN)
-    skewed = Layout(placement=_skewed(_decode_steps(first)[0], options.ranks))
+    seen = _decode_steps(first)[0]
+    skewed = Layout(placement=_skewed(seen, options.ranks))
+    balanced = _shared([_planned(seen, 2, "minmax", options.ranks)])
     asked = [(start, batch) for batch in CALIBRATION_BATCHES]
-    asked += [(skewed, batch) for batch in SKEWED_BATCHES]
-    asked += [(_copied(options.ranks, 2), CALIBRATION_BATCHES[1])]
+    asked += [(layout, batch) for layout in (skewed, balanced) for batch in OTHER_BATCHES]
     services = [_service("", layout, options, prompts, batch) for layout, batch in asked]
     take_turns(services, 0, CALIBRATION_STEPS)
     runs = []
@@ -174,41 +209,39 @@ def calibrate(options: argparse.Namespace) -> Calibrated:
                 step_seconds=seconds,
             )
         )
-    mine = fit_runs(runs[:-1])
+    mine = fit_runs(runs)
     fitted = [mine.step_seconds(run.slot_load, run.topology) for run in runs]
     turns = CALIBRATION_STEPS // TURN
     apart = [run.seconds / said for run, said in zip(runs, fitted, strict=True)]
     by_turn = [np.array([part.mean() for part in np.array_split(one, turns)]) for one in apart]
-    return Calibrated(
-        machine=mine,
-        noise=np.stack([one / one.mean() for one in by_turn]),
-        split_seconds=max(0.0, float(np.median(runs[-1].seconds) - np.median(fitted[-1]))),
-    )
+    return Calibrated(machine=mine, noise=np.stack([one / one.mean() for one in by_turn]))
 
 
-def record(setting: Setting, options: argparse.Namespace) -> Trace:
-    """Steps served without balancing."""
+def record(setting: Setting, options: argparse.Namespace) -> tuple[Trace, Floats]:
+    """Steps served without balancing, and what each took."""
     service = _service(
         "", Layout(placement=_start(options.ranks)), options, setting.prompts(2), setting.batch
     )
     service.play(0, RECORDED)
-    return _decode_steps(service)[0]
+    return _decode_steps(service)
 
 
 def layouts_of(recorded: Trace, setting: Setting, ranks: int) -> dict[str, Layout]:
     """Where the copies are under every policy, planned on the earlier steps."""
-    problem = Problem(
-        _part(recorded, slice(None, PLANNED)), Topology(ranks), EXPERTS + setting.redundant
-    )
-    even, minmax = (
-        Robust(dispatch=name, num_threads=1).plan(problem).placement for name in ("even", "minmax")
-    )
+    earlier = _part(recorded, slice(None, PLANNED))
     return {
-        "no balancing": Layout(placement=_start(ranks)),
-        "static, even": Layout(placement=even, dispatch=dispatcher("even")),
-        STATIC: Layout(placement=minmax, dispatch=dispatcher("minmax")),
+        PLAIN: Layout(placement=_start(ranks)),
+        "static, even": _planned(earlier, setting.redundant, "even", ranks),
+        STATIC: _planned(earlier, setting.redundant, "minmax", ranks),
         ONLINE: _copied(ranks, setting.redundant),
     }
+
+
+def _planned(steps: Trace, redundant: int, dispatch: str, ranks: int) -> Layout:
+    """A plan for the steps and the way to split that serves it."""
+    problem = Problem(steps, Topology(ranks), EXPERTS + redundant)
+    plan = Robust(dispatch=dispatch, num_threads=1).plan(problem)
+    return Layout(placement=plan.placement, dispatch=dispatcher(dispatch))
 
 
 def forecast(
@@ -222,33 +255,30 @@ def forecast(
     mine, noise = calibrated.machine, calibrated.noise
     held = np.asarray(recorded.counts[PLANNED:], dtype=np.float64)
     topology, tokens = Topology(ranks), setting.batch * ranks
-    split = dict.fromkeys((STATIC, ONLINE), calibrated.split_seconds)
     fixed = {name: layout for name, layout in layouts.items() if name != ONLINE}
     loads = {name: layout.slot_loads(held) for name, layout in fixed.items()}
-    best = {
-        name: float(mine.step_seconds(load, topology).mean()) + split.get(name, 0.0)
-        for name, load in loads.items()
-    }
-    best[ONLINE] = _online_seconds(mine, held, layouts[ONLINE], topology) + split[ONLINE]
+    best = {name: float(mine.step_seconds(load, topology).mean()) for name, load in loads.items()}
+    best[ONLINE] = _online_seconds(mine, held, layouts[ONLINE], topology)
     rng = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {name: [] for name in layouts}
-    for likely in mine.draws(DRAWS, seed=0):
+    levels = calibrated.speed_changes(DRAWS, seed=1).tolist()
+    for likely, level in zip(mine.draws(DRAWS, seed=0), levels, strict=True):
         steps = rng.integers(len(held), size=len(held))
         turns = rng.integers(noise.shape[1], size=MEASURED // TURN)
         runs = rng.permutation(len(noise))
         for run, (name, load) in zip(runs, loads.items(), strict=False):
-            seconds = likely.step_seconds(load[steps], topology).mean() + split.get(name, 0.0)
-            drawn[name].append(float(seconds * noise[run, turns].mean()))
+            seconds = likely.step_seconds(load[steps], topology).mean()
+            drawn[name].append(float(level * seconds * noise[run, turns].mean()))
         while_static = drawn[STATIC][-1] / noise[runs[list(loads).index(STATIC)], turns].mean()
         online = while_static * best[ONLINE] / best[STATIC]  # the same machine, other maps
         drawn[ONLINE].append(float(online * noise[runs[len(loads)], turns].mean()))
     ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    plain = np.array(drawn["no balancing"])
+    plain = np.array(drawn[PLAIN])
     return {
         name: {
             "tokens": tokens / seconds,
             "interval": np.quantile(tokens / np.array(drawn[name]), ends).tolist(),
-            "change": best["no balancing"] / seconds - 1,
+            "change": best[PLAIN] / seconds - 1,
             "change_interval": np.quantile(plain / np.array(drawn[name]) - 1, ends).tolist(),
         }
         for name, seconds in best.items()
@@ -261,7 +291,11 @@ def _online_seconds(mine: OwnMachine, held: Floats, start: Layout, topology: Top
     conditions = Conditions(
         topology=topology, model=mine, expert_bytes=EXPERT_BYTES, interference=1.0
     )
-    policy = controlled(conditions, "minmax", OURS, dwell_steps=10_000, plan_seconds=PLAN_SECONDS)
+    waits = round(START_SECONDS / float(mine.step_seconds(start.slot_loads(held), topology).mean()))
+    settings = replace(OURS, warm_up_steps=waits, wait_steps=max(OURS.wait_steps, waits))
+    policy = controlled(
+        conditions, "minmax", settings, dwell_steps=10_000, plan_seconds=PLAN_SECONDS
+    )
     served = replay(Trace(counts=repeated), start, policy, conditions)
     return float(served.seconds.mean())
 
@@ -356,7 +390,7 @@ def table(told: list[dict[str, Any]]) -> str:
             "| policy | tokens/s said | 80 % | measured | change said | 80 % | measured |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
-        plain = one["measured"]["no balancing"]
+        plain = one["measured"][PLAIN]
         for name, said in one["forecast"].items():
             tokens = one["measured"][name]
             low, high = said["interval"]
@@ -375,9 +409,9 @@ def score(told: list[dict[str, Any]]) -> str:
     for one, name in forecasts:
         said, tokens = one["forecast"][name], one["measured"][name]
         inside += said["interval"][0] <= tokens <= said["interval"][1]
-        change = tokens / one["measured"]["no balancing"] - 1
+        change = tokens / one["measured"][PLAIN] - 1
         low, high = said["change_interval"]
-        if name != "no balancing":
+        if name != PLAIN:
             changed += low <= change <= high
             if low > 0 or high < 0:
                 sure += 1

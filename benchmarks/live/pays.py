@@ -186,7 +186,11 @@ def take_turns(services: list[Service], round_: int, steps: int = STEPS) -> None
             service.signal_planners(signal.SIGCONT)
             service.play(round_, TURN)
             known = [planner for one in services for planner in one.planners]
-            service.planners += [one for one in active_children() if one not in known]
+            for planner in active_children():
+                if planner not in known:
+                    service.planners.append(planner)
+                    assert planner.pid is not None
+                    os.sched_setaffinity(planner.pid, range(os.cpu_count() or 1))
             service.signal_planners(signal.SIGSTOP)
 
 

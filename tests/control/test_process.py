@@ -65,6 +65,23 @@ class Scripted:
         )
 
 
+@dataclass(frozen=True)
+class Priority:
+    """An advisor that says how it is scheduled."""
+
+    def __call__(self, asked: Question, _window: Trace) -> Failure:
+        return Failure(number=asked.number, text=f"policy {os.sched_getscheduler(0)}")
+
+
+def test_the_worker_gets_what_others_leave() -> None:
+    planner = PlanningProcess(Priority())
+    try:
+        assert ask(planner, 0).text == f"policy {os.SCHED_IDLE}"
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    finally:
+        planner.close()
+
+
 @pytest.fixture(scope="module")
 def planner() -> Iterator[PlanningProcess]:
     planner = PlanningProcess(Scripted(), silence_seconds=20)
@@ -72,7 +89,7 @@ def planner() -> Iterator[PlanningProcess]:
     planner.close()
 
 
-def wait(planner: PlanningProcess, seconds: float = 60) -> Finding | Failure:
+def wait(planner: PlanningProcess, seconds: float = 300) -> Finding | Failure:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         answer = planner.poll()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,47 @@ def test_equal_seeds_give_equal_draws() -> None:
     runs = runs_of()
     assert fit_runs(runs, num_draws=4, seed=1) == fit_runs(runs, num_draws=4, seed=1)
     assert fit_runs(runs, num_draws=4, seed=1) != fit_runs(runs, num_draws=4, seed=2)
+
+
+def varying_run(step_tokens: int, jitter: float, *, spread: float, seed: int) -> Run:
+    """Steps of equal experts whose two ranks vary by chance, each on its own.
+
+    The first rank has ``spread`` times the assignments of the second.
+    """
+    rng = np.random.default_rng((seed, step_tokens))
+    share = np.repeat([spread, 1.0], EXPERTS // 2)
+    counts = rng.poisson(2 * step_tokens * share / share.sum(), size=(STEPS, LAYERS, EXPERTS))
+    placement = Placement(
+        slots=np.tile(np.arange(EXPERTS), (LAYERS, 1)), num_ranks=2, num_experts=EXPERTS
+    )
+    load = Layout(placement=placement).slot_loads(counts.astype(np.float64))
+    ranks = TRUE.experts.rank_seconds(load, 2)
+    ranks = ranks * (1 + jitter * rng.standard_normal(ranks.shape))
+    return Run(
+        name=f"{step_tokens} tokens",
+        trace=Trace(counts=counts),
+        layout=Layout(placement=placement),
+        topology=Topology(2),
+        step_seconds=TRUE.step_seconds + ranks.max(axis=-1).sum(axis=-1),
+    )
+
+
+def test_ranks_that_vary_are_told_and_make_balancing_win_less() -> None:
+    sizes = [(size, spread) for size in (128, 256, 512) for spread in (1.0, 1.2, 1.6)]
+    runs = [varying_run(size, 0.2, spread=spread, seed=1) for size, spread in sizes]
+    found = fit_runs(runs, num_draws=16)
+    assert 0.1 <= found.cost.jitter <= 0.3
+    test = {spread: varying_run(384, 0.2, spread=spread, seed=2) for spread in (1.0, 1.2)}
+    said, fixed = (
+        {
+            spread: machine.seconds(run.slot_load, run.topology).mean()
+            for spread, run in test.items()
+        }
+        for machine in (found.cost, replace(found.cost, jitter=0.0))
+    )
+    true = test[1.2].seconds.mean() / test[1.0].seconds.mean() - 1
+    assert said[1.2] / said[1.0] - 1 == pytest.approx(true, abs=0.02)
+    assert fixed[1.2] / fixed[1.0] - 1 > true + 0.03
 
 
 def test_two_runs_are_too_few() -> None:

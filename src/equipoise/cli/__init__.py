@@ -69,6 +69,7 @@ for _name, _help in {
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
     "calibrate": "Fit the time model to tables of measured kernel times.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
+    "explain": "Show a page of the documentation.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
 }.items():
     app.command(

@@ -178,6 +178,7 @@ class _Worker:
             target=_work, args=(theirs, advisor), name="equipoise-planner", daemon=True
         )
         process.start()
+        _let_others_first(process.pid)  # at once: its imports alone take seconds of a core
         theirs.close()  # or the death of the worker would not close the pipe
         return cls(process, ours)
 
@@ -187,11 +188,18 @@ class _Worker:
         self.connection.close()
 
 
+def _let_others_first(process_id: int | None) -> None:
+    """Give a process only what the processes that serve leave.
+
+    On a machine without idle cores that is the time in which they wait for each other.
+    """
+    assert process_id is not None, "it has started"
+    with suppress(ProcessLookupError):  # it has ended; whoever asks it will be told
+        os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
     """The worker process: answer until the other end is gone."""
-    # The processes that serve come first: it gets what they leave, on a machine without idle cores
-    # while they wait for each other.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
     busy, one_at_a_time = Event(), Lock()
     Thread(target=_beat, args=(connection, busy, one_at_a_time), daemon=True).start()

@@ -3,7 +3,7 @@
 Tables of kernel times exist for few machines. Whoever can serve can time steps instead, at several
 batch sizes: ``step + token * tokens + sum over layers of the slowest rank's experts``, where a
 rank's experts take ``sum over slots with load of max(expert, assignment * load)`` as in
-``RankCost``. The constants are fitted to all steps together.
+``RankCost``, and vary by chance from rank to rank. The constants are fitted to all steps together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from equipoise.checks import as_array, brief, check_number, check_type, check_wh
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import head_keys, read_json
-from equipoise.simulate.expert_time import Layout, slowest_seconds
+from equipoise.simulate.expert_time import Layout, speeds
+from equipoise.simulate.jitter import expected_slowest
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -34,6 +35,7 @@ _LEAST_RANGE = (
     2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
 )
 _KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # assignments of an expert
+_JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 _ROBUST_STEPS = 8  # of reweighting
 _HUBER = 1.345  # standard deviations from which on a step counts less
 _BLOCKS = 8  # of a run, resampled as wholes since the machine's speed drifts
@@ -98,11 +100,6 @@ class Run:
         """Assignments of every slot, ``(T, L, S)``."""
         return self.layout.slot_loads(np.asarray(self.trace.counts, dtype=np.float64))
 
-    def expert_loads(self, knee: float) -> Floats:
-        """What the experts of every step take, ``(T,)``, in times of one assignment."""
-        unit = RankCost(expert_seconds=knee, token_seconds=1.0)
-        return slowest_seconds(unit, self.slot_load, self.topology)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCost:
@@ -116,21 +113,27 @@ class OwnCost:
         What every step takes besides, whatever it routes.
     assignment_seconds
         What each of its assignments in a layer takes besides, all ranks together.
+    jitter
+        Standard deviation of a rank's share of a layer, relative to its mean: by how much ranks
+        differ by chance, each on its own. See ``expected_slowest``.
     """
 
     experts: RankCost
     step_seconds: float
     assignment_seconds: float
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         check_type("experts", self.experts, RankCost)
         check_number("step_seconds", self.step_seconds, low=0, high=1e6)
         check_number("assignment_seconds", self.assignment_seconds, low=0, high=1e6)
+        check_number("jitter", self.jitter, low=0, high=1)
 
     def slower(self, factor: float) -> OwnCost:
         """The same with every time multiplied."""
         e = self.experts
-        return OwnCost(
+        return replace(
+            self,
             experts=replace(
                 e,
                 fixed_seconds=e.fixed_seconds * factor,
@@ -145,7 +148,16 @@ class OwnCost:
         """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         assignments = slot_load.sum(axis=-1).mean(axis=-1)
         others = self.step_seconds + self.assignment_seconds * assignments
-        return np.asarray(slowest_seconds(self.experts, slot_load, topology) + others)
+        experts = _experts_seconds(self.experts, self.jitter, slot_load, topology)
+        return np.asarray(others + experts)
+
+
+def _experts_seconds(
+    cost: RankCost, jitter: float, slot_load: Floats, topology: Topology
+) -> Floats:
+    """What the slowest rank's experts take, summed over layers, ``(T,)``."""
+    ranks = cost.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+    return np.asarray(expected_slowest(ranks, jitter).sum(axis=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,39 +285,76 @@ def fit_runs(
     """
     _check_range(runs)
     check_whole("num_draws", num_draws, low=0, high=_MOST_DRAWS)
-    sizes = [run.step_assignments for run in runs]
-    expert_loads = {knee: [run.expert_loads(knee) for run in runs] for knee in _KNEES}
-    seconds = [run.seconds for run in runs]
-
-    def fit(chosen: Sequence[NDArray[np.int64]]) -> tuple[OwnCost, bool]:
-        def picked(columns: Sequence[Floats]) -> Floats:
-            return np.concatenate([column[i] for column, i in zip(columns, chosen, strict=True)])
-
-        size, time = picked(sizes), picked(seconds)
-        tries = [(*_fit(size, picked(expert_loads[k]), time), k) for k in _KNEES]
-        _, terms, knee = min(tries, key=lambda one: one[0])
-        least = _LEAST_SHARE * float(time.mean() / picked(expert_loads[knee]).mean())
-        return _cost(terms, knee, least), bool(terms[2] > least)
-
-    best, is_told = fit([np.arange(len(one)) for one in seconds])
-    if not is_told:
+    steps = _Steps(runs)
+    rng = np.random.default_rng(seed)
+    drawn = [steps.fit(steps.drawn_again(rng)) for _ in range(num_draws)]
+    # One set of steps hardly tells how much ranks vary; the middle of many does.
+    middle = sorted(one.jitter for one in drawn)[len(drawn) // 2 : len(drawn) // 2 + 1]
+    best = steps.fit(steps.all, middle or _JITTERS)
+    if best.experts.token_seconds <= steps.least_seconds:
         raise EquipoiseError(
             "Steps of these runs take no longer when a rank has more to compute, so its cost "
             "cannot be told; time runs with larger batches, or without other work on the machine."
         )
-    rng = np.random.default_rng(seed)
-    drawn = [[_drawn_again(len(one), rng) for one in seconds] for _ in range(num_draws)]
-    draws = tuple(fit(chosen)[0] for chosen in drawn)
-    return OwnMachine(name=name, cost=best, likely=draws, error=_error(best, runs))
+    return OwnMachine(name=name, cost=best, likely=tuple(drawn), error=_error(best, runs))
 
 
-def _cost(terms: Floats, knee: float, least: float) -> OwnCost:
-    step, assignment, expert = terms.tolist()
-    expert = max(expert, least)
-    cost = RankCost(
-        expert_seconds=knee * expert, token_seconds=expert, source="timed runs of one's own"
-    )
-    return OwnCost(experts=cost, step_seconds=step, assignment_seconds=assignment)
+class _Steps:
+    """The steps of all runs, as columns of the terms of a step."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._columns: dict[tuple[float, float], Floats] = {}
+        self._size = np.concatenate([run.step_assignments for run in runs])
+        self._seconds = np.concatenate([run.seconds for run in runs])
+        self.least_seconds = _LEAST_SHARE * float(
+            self._seconds.mean() / self._expert_load(0.0, 0.0).mean()
+        )
+
+    @property
+    def all(self) -> NDArray[np.int64]:
+        """Every step once."""
+        return np.arange(len(self._seconds))
+
+    def drawn_again(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Steps of every run, in blocks drawn with replacement."""
+        first, parts = 0, []
+        for run in self._runs:
+            number = len(run.seconds)
+            parts.append(first + _drawn_again(number, rng))
+            first += number
+        return np.concatenate(parts)
+
+    def fit(self, steps: NDArray[np.int64], jitters: Sequence[float] = _JITTERS) -> OwnCost:
+        """The cost that explains the steps best: the knee first, then how much ranks vary."""
+        size, seconds = self._size[steps], self._seconds[steps]
+
+        def tried(knee: float, jitter: float) -> tuple[float, Floats]:
+            return _fit(size, self._expert_load(knee, jitter)[steps], seconds)
+
+        knee = min(_KNEES, key=lambda one: tried(one, jitters[0])[0])
+        jitter = min(jitters, key=lambda one: tried(knee, one)[0])
+        step, assignment, expert = tried(knee, jitter)[1].tolist()
+        expert = max(expert, self.least_seconds)
+        return OwnCost(
+            experts=RankCost(
+                expert_seconds=knee * expert,
+                token_seconds=expert,
+                source="timed runs of one's own",
+            ),
+            step_seconds=step,
+            assignment_seconds=assignment,
+            jitter=jitter,
+        )
+
+    def _expert_load(self, knee: float, jitter: float) -> Floats:
+        """What the experts of every step take, ``(T,)``, in times of one assignment."""
+        if (knee, jitter) not in self._columns:
+            unit = RankCost(expert_seconds=knee, token_seconds=1.0)
+            self._columns[knee, jitter] = np.concatenate([
+                _experts_seconds(unit, jitter, run.slot_load, run.topology) for run in self._runs
+            ])  # fmt: skip
+        return self._columns[knee, jitter]
 
 
 def _fit(size: Floats, expert_load: Floats, seconds: Floats) -> tuple[float, Floats]:

@@ -95,7 +95,8 @@ def _by_runs(
         "expert_assignment": cost.experts.token_seconds,
     }
     if json:
-        print_json({"output": str(output), "seconds": terms, "error": found.error})
+        answer = {"output": str(output), "seconds": terms, "jitter": cost.jitter}
+        print_json({**answer, "error": found.error})
         return 0
     console = stdout()
     e = cost.experts
@@ -104,6 +105,7 @@ def _by_runs(
         "its assignments in a layer, all ranks together.",
         f"On top, the experts of a rank take {e.token_seconds:.3g} s for each assignment"
         + (f", and at least {e.expert_seconds:.3g} s for each with load." if e.knee else "."),
+        f"A rank's share of a layer varies by {cost.jitter:.0%} by chance, each rank's on its own.",
         f"The mean steps of the {len(runs)} runs are {found.error:.1%} apart from that.",
         f"{output}: written. Give it to equipoise forecast as --rank-cost.",
     ):
