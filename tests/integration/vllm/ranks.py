@@ -61,42 +61,11 @@ class Served:
     log: list[str] = field(default_factory=list)
 
 
-def serve(
-    folder: Path,
-    *,
-    options: str | None,
-    rebalances: int,
-    use_async: bool = False,
-    change: Callable[[], None] | None = None,
-    rank_class: type[Rank] | None = None,
-) -> Served:
-    """Serve until there were this number of rebalances.
-
-    Parameters
-    ----------
-    options
-        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
-    change
-        What a rank does after vLLM has loaded its plug-ins.
-    rank_class
-        What a rank does then, if not the usual.
-    """
-    import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
-
-    def serve_rank(rank: int) -> Served:
-        if options is not None:
-            os.environ["EQUIPOISE_VLLM"] = options
-        return (rank_class or Rank)(rank, folder).serve(rebalances, use_async, change)
-
-    found = answers_of_ranks(RANKS, serve_rank, folder.name)
-    found[0].wrong = sum(answer.wrong for answer in found)
-    return found[0]
-
-
 class Rank:
     """A rank that serves its share, with this number of slots of all ranks together."""
 
     slots = SLOTS
+    variable = "EQUIPOISE_VLLM"
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
@@ -107,7 +76,6 @@ class Rank:
         import torch
         from vllm.config import set_current_vllm_config
         from vllm.distributed import parallel_state
-        from vllm.distributed.eplb.eplb_state import EplbState
         from vllm.plugins import load_general_plugins
 
         from tests.integration.vllm import stand_ins
@@ -126,14 +94,25 @@ class Rank:
             )
             parallel_state.initialize_model_parallel(RANKS, backend="gloo")
             self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, self.slots)
-            self.state = EplbState(config.parallel_config, torch.device("cpu"))
-            self.state.device_index = 0
+            self.state = self.new_state(config.parallel_config)
             self.state.add_model(self.model, stand_ins.ModelConfig())
             self._time_policy()
             self.state.step(is_profile=True)
             self.state.start_async_loop()
             self.run(rebalances)
         return self.served
+
+    def new_state(self, config: Any) -> Any:
+        """The state that balances, from vLLM's configuration of ranks."""
+        import torch
+        from vllm.distributed.eplb.eplb_state import EplbState
+
+        state = EplbState(config, torch.device("cpu"))
+        state.device_index = 0
+        return state
+
+    def begin_step(self) -> None:
+        """Do what a model runner does before a forward pass, for the state."""
 
     def run(self, rebalances: int) -> None:
         """Serve up to the step before one rebalance more would begin."""
@@ -177,6 +156,7 @@ class Rank:
             share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
             chosen = torch.from_numpy(tokens.multinomial(TOKENS, share))
             before = model.physical_to_logical_map.clone()
+            self.begin_step()
             stand_ins.record(model.expert_load_pass, before, chosen)
             load += model.expert_load_pass
             self._wait_for_background(model)
@@ -208,6 +188,38 @@ class Rank:
         by_rank = load.reshape(LAYERS, group.world_size, -1).sum(dim=-1)
         mean, most = _compute_eplb_load_stats(by_rank)
         self.served.balancedness.append(float(mean / most))
+
+
+def serve(
+    folder: Path,
+    *,
+    options: str | None,
+    rebalances: int,
+    use_async: bool = False,
+    change: Callable[[], None] | None = None,
+    rank_class: type[Rank] = Rank,
+) -> Served:
+    """Serve until there were this number of rebalances.
+
+    Parameters
+    ----------
+    options
+        Value of the rank's ``variable``; ``None``: not set.
+    change
+        What a rank does after vLLM has loaded its plug-ins.
+    rank_class
+        What a rank does then.
+    """
+    import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
+
+    def serve_rank(rank: int) -> Served:
+        if options is not None:
+            os.environ[rank_class.variable] = options
+        return rank_class(rank, folder).serve(rebalances, use_async, change)
+
+    found = answers_of_ranks(RANKS, serve_rank, folder.name)
+    found[0].wrong = sum(answer.wrong for answer in found)
+    return found[0]
 
 
 class _Lines(logging.Handler):

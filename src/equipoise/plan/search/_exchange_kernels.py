@@ -66,7 +66,7 @@ def _root(x: float) -> float:
 def _best(layer: Layer, price: float) -> Exchange:
     """The best exchange of the busiest rank; one of no value if none is worth its price."""
     held, home, load, share = layer.held, layer.home, layer.load, layer.share
-    r = load.argmax()
+    r = int(load.argmax())
     total = 0.0
     for q in range(load.size):
         total += _power(load[q])
