@@ -138,7 +138,15 @@ def test_otherwise_it_plans_as_replan_does(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"slots": START[:2]}, {"slots": START + E}, {"load": -SKEWED}, {"num_ranks": 3}]
+    "changes",
+    [
+        {"slots": START[:2]},
+        {"slots": START + E},
+        {"load": -SKEWED},
+        {"num_ranks": 3},
+        {"max_moves": -1},
+        {"max_moves": 1.5},
+    ],
 )
 def test_what_does_not_fit_together_is_refused(changes):
     with pytest.raises(EquipoiseError):

@@ -19,7 +19,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, as_ids, as_loads, check_number
+from equipoise.checks import as_array, as_ids, as_loads, check_number, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.migration import keep_slots, ordinal_on_rank, with_slots
 from equipoise.placement import Placement
@@ -63,7 +63,9 @@ def plan_ahead(
     old = _complete(situation, expected)
     if old is None or not expected.any():
         return replan(situation, num_threads=num_threads)
-    most = old.slots.size if situation.max_moves is None else situation.max_moves
+    most = old.slots.size
+    if situation.max_moves is not None:
+        most = check_whole("max_moves", situation.max_moves)
     copied = with_copies_by_load(old, expected, most_moves=most // 2)
     new = _with_exchanges(copied, old, expected, most)
     return _worth_it(old, new, expected, least_gain)
@@ -213,9 +215,7 @@ def _placement(slots: Ints, situation: Situation, load: Floats) -> Placement:
 
 def _worth_it(old: Placement, new: Placement, load: Floats, least_gain: float) -> Answer:
     moves = int((new.slots != old.slots).sum())
-    before, after = (
-        evaluate(placement, load[None], dispatch="even").mean_imbalance for placement in (old, new)
-    )
+    before, after = (evaluate(placement, load[None]).mean_imbalance for placement in (old, new))
     peaks = f"the mean peak goes from {before:.3f} to {after:.3f} mean rank loads."
     if moves and before - after <= least_gain:
         return Answer(
