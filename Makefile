@@ -7,7 +7,7 @@ DEV := .venv-dev/bin
 ENGINES := .venv-engines/bin
 ASCEND := 0.13.0 0.18.0 0.23.0.post1 0.30.0rc2
 
-.PHONY: demo test test-long test-engines lint types contracts check format bench clean
+.PHONY: demo test test-long test-engines site lint types contracts check format clean
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(RUN):$$PATH" sh examples/demo.sh
@@ -25,6 +25,12 @@ test-engines: .venv-engines/ready $(ASCEND:%=.venv-engines/vllm-ascend/%/ready)
 
 check: lint types contracts
 
+# The documentation as a folder of pages, open site/index.html; any warning fails.
+site: .venv-docs/ready
+	rm -rf site
+	.venv-docs/bin/python -m sphinx -q -W --keep-going -b html docs site
+	rm -rf site/.doctrees site/.buildinfo
+
 lint: .venv-dev/ready
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
@@ -40,7 +46,7 @@ format: .venv-dev/ready
 	$(DEV)/ruff format .
 
 clean:
-	rm -rf .venv .venv-dev .venv-engines build dist demo-output
+	rm -rf .venv .venv-dev .venv-docs .venv-engines build dist demo-output site
 
 .venv/ready: requirements/build.txt requirements/run.txt requirements/serve.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -52,6 +58,12 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv-docs/ready: requirements/build.txt requirements/docs.txt pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/docs.txt
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without,

@@ -14,6 +14,8 @@ cd "$work"
 size=$(stat -c %s equipoise-*.whl)
 test "$size" -lt 4000000 || { echo "the wheel is $size bytes; models must stay out of it"; exit 1; }
 venv/bin/equipoise --version
+venv/bin/equipoise explain | grep -q first-plan
+venv/bin/equipoise explain forecast | head -1
 trace=$(venv/bin/python -c 'import equipoise as eq; print(eq.sample_trace_path())')
 venv/bin/equipoise report "$trace" --ranks 8 >report.txt
 venv/bin/equipoise plan "$trace" --ranks 8 --redundant 8 --for trtllm -o map.yaml >plan.txt

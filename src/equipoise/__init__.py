@@ -1,7 +1,7 @@
 """Load balancing for mixture-of-experts models served with expert parallelism.
 
-The public surface. A name loads its module on first use, so that ``import equipoise`` costs nothing
-and a planner's compiler is loaded only by those who plan.
+This module is the public surface. Each name loads its module on first use, so ``import equipoise``
+is fast and the planners' compiler (numba) is loaded only when a planner is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quantities of the field, each defined once.
+"""Measures of load and imbalance, each defined once.
 
 Symbols and units: ``equipoise explain concepts``.
 
@@ -19,19 +19,26 @@ from equipoise.placement import Placement
 
 
 def expert_loads(topk_ids: ArrayLike, num_experts: int) -> NDArray[np.int64]:
-    """Assignments each expert receives from the tokens' choices.
+    """Count the assignments that each expert receives from the tokens' choices.
 
-    A token that names an expert twice counts twice; an id outside ``[0, E)`` (padding, no choice)
-    counts for nothing.
+    A token that names an expert twice counts twice. An id outside ``[0, E)`` marks padding or a
+    missing choice and is not counted.
 
     Parameters
     ----------
     topk_ids
-        Integer expert ids of any shape, usually ``(D, K)``: a row a token.
+        Integer expert ids of any shape, usually ``(D, K)``: one row per token. Not changed.
+    num_experts
+        Number of logical experts, ``E``.
 
     Returns
     -------
-    ``(E,)`` int64.
+    Assignments per expert, ``(E,)`` int64.
+
+    Raises
+    ------
+    EquipoiseError
+        Ids that are not integers, or a ``num_experts`` that is not a positive whole number.
     """
     num_experts = check_count("num_experts", num_experts)
     ids = as_ids(topk_ids, "Expert ids")
@@ -40,33 +47,54 @@ def expert_loads(topk_ids: ArrayLike, num_experts: int) -> NDArray[np.int64]:
 
 
 def imbalance(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
-    """Max over mean along ``axis``: the straggler factor, >= 1; 1 where there is no load."""
+    """Compute max / mean along ``axis``: the straggler factor gamma.
+
+    A value of 1.3 says that the busiest rank has 30 % more load than the average one.
+
+    Parameters
+    ----------
+    loads
+        Loads in any unit, finite and >= 0, of any shape; not changed.
+    axis
+        Axis over which ranks (or experts, or slots) are compared. It is removed from the result.
+
+    Returns
+    -------
+    float64 >= 1, and 1 where there is no load: an array, or a scalar for a single row.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads that are empty, negative or not finite, or an axis they do not have.
+    """
     peak, mean = _peak_and_mean(loads, axis)
     return _divide(peak, mean, where_empty=1.0)
 
 
 def imbalance_ratio(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
-    """(Max - mean) over mean along ``axis``, >= 0: ``imbalance - 1``; 0 where there is no load."""
+    """Compute (max - mean) / mean along ``axis``: ``imbalance - 1``, and 0 without load."""
     peak, mean = _peak_and_mean(loads, axis)
     return _divide(peak - mean, mean, where_empty=0.0)
 
 
 def balancedness(loads: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
-    """Mean over max along ``axis``, in (0, 1]: ``1 / imbalance``; 1 where there is no load."""
+    """Compute mean / max along ``axis``: ``1 / imbalance``, in (0, 1], and 1 without load."""
     peak, mean = _peak_and_mean(loads, axis)
     return _divide(mean, peak, where_empty=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BarrierAverages:
-    """Many barriers in single numbers. Averages do not convert into each other: name the one shown.
+    """Averages over many barriers, in all conventions of the field.
+
+    One average cannot be computed from another, so always say which one is shown.
 
     Parameters
     ----------
     mean_imbalance
         Mean of max/mean over the barriers.
     max_imbalance
-        The worst of them.
+        Largest max/mean of any barrier.
     mean_imbalance_ratio
         Mean of (max - mean)/mean.
     mean_balancedness
@@ -74,9 +102,9 @@ class BarrierAverages:
     ratio_of_sums
         Sum of the means over sum of the maxima: the share of device time that does work.
     num_barriers
-        Barriers with load, which all of the above are about.
+        Number of barriers with load. Only these enter the averages above.
     num_without_load
-        Barriers left out because nothing was routed there.
+        Number of barriers left out because nothing was routed there.
     """
 
     mean_imbalance: float
@@ -89,7 +117,7 @@ class BarrierAverages:
 
     @property
     def relative_step_time(self) -> float:
-        """Sum of the maxima over sum of the means: 1.3 means a step 30 % longer than balanced."""
+        """Sum of the maxima over sum of the means: 1.3 is a step 30 % longer than balanced."""
         return 1.0 / self.ratio_of_sums
 
     @property
@@ -99,14 +127,20 @@ class BarrierAverages:
 
 
 def average_over_barriers(loads: ArrayLike) -> BarrierAverages:
-    """Average over layers and steps, each a barrier of its own; those without load are left out.
+    """Average imbalance over barriers: each layer of each step is one barrier.
 
-    Without any load at all everything reads as balanced and ``num_barriers`` is 0.
+    Barriers without load are left out. If no barrier has load, every average is that of perfect
+    balance and ``num_barriers`` is 0.
 
     Parameters
     ----------
     loads
-        Assignments per rank, ``(L, R)``, ``(T, L, R)`` or one row ``(R,)``.
+        Assignments per rank, ``(L, R)``, ``(T, L, R)`` or one row ``(R,)``; not changed.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads that are empty, negative or not finite.
     """
     x = as_loads(loads)
     rows = x.reshape(-1, x.shape[-1])
@@ -126,16 +160,23 @@ def average_over_barriers(loads: ArrayLike) -> BarrierAverages:
 
 
 def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-    """Assignments on each rank when every copy of an expert takes an equal share.
+    """Compute the load of each rank when every copy of an expert takes an equal share.
 
     Parameters
     ----------
     load
         Assignments per expert, ``(L, E)`` or ``(T, L, E)``; not changed.
+    placement
+        Placement that says which ranks hold which experts.
 
     Returns
     -------
-    ``(L, R)`` or ``(T, L, R)`` float64.
+    Assignments per rank, ``(L, R)`` or ``(T, L, R)`` float64.
+
+    Raises
+    ------
+    EquipoiseError
+        Loads whose layers or experts are not those of the placement.
     """
     x = _as_loads_of(placement, load)
     of_copy = x / placement.copies
@@ -147,20 +188,23 @@ def rank_loads(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
 
 
 def active_experts(load: ArrayLike, placement: Placement) -> NDArray[np.int64]:
-    """Slots of each rank whose expert receives anything; the most over ranks drives decode.
+    """Count the slots of each rank whose expert receives at least one assignment.
 
-    In decode a rank spends its time reading the weights of its active experts, however few
-    assignments each has. An expert with fewer assignments than copies cannot use all of them, so
-    for it this is an upper bound.
+    In decode a rank spends its time on reading the weights of its active experts, however few
+    assignments each has. The rank with the most active experts therefore sets the pace. An expert
+    with fewer assignments than copies cannot use all its copies; for it the count is an upper
+    bound.
 
     Parameters
     ----------
     load
-        Assignments per expert, ``(L, E)`` or ``(T, L, E)``.
+        Assignments per expert, ``(L, E)`` or ``(T, L, E)``; not changed.
+    placement
+        Placement that says which ranks hold which experts.
 
     Returns
     -------
-    ``(L, R)`` or ``(T, L, R)`` int64.
+    Active slots per rank, ``(L, R)`` or ``(T, L, R)`` int64.
     """
     used = _as_loads_of(placement, load) > 0
     slots: NDArray[np.int64] = np.einsum(
@@ -170,19 +214,21 @@ def active_experts(load: ArrayLike, placement: Placement) -> NDArray[np.int64]:
 
 
 def peak_tokens(load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-    """Most assignments a rank receives in any one step: what its buffers must hold.
+    """Compute the largest load of any rank in any step, which a rank's buffers must hold.
 
-    The unit is assignments under an even split, not tokens: a token that chose two experts of one
-    rank counts twice.
+    Every copy of an expert takes an equal share. The unit is assignments, not tokens: a token that
+    chose two experts of one rank counts twice.
 
     Parameters
     ----------
     load
-        Assignments per expert, ``(T, L, E)``, or ``(L, E)`` for a single step.
+        Assignments per expert, ``(T, L, E)``, or ``(L, E)`` for a single step; not changed.
+    placement
+        Placement that says which ranks hold which experts.
 
     Returns
     -------
-    ``(L,)``.
+    Assignments per layer, ``(L,)`` float64.
     """
     on_rank = rank_loads(load, placement)
     return np.asarray(on_rank.reshape(-1, *on_rank.shape[-2:]).max(axis=(0, 2)))
@@ -213,4 +259,4 @@ def _divide(
 ) -> NDArray[np.float64]:
     ratio = np.full(under.shape, where_empty)
     np.divide(over, under, out=ratio, where=under > 0)
-    return ratio[()]  # of a single row a scalar, which rounds and prints like a number
+    return ratio[()]  # a single row becomes a scalar, which rounds and prints like a number

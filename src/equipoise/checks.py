@@ -1,7 +1,8 @@
-"""What callers pass, as numbers; or a sentence that says what came and what was expected.
+"""Checks of arguments: each returns the value in a known type or raises ``EquipoiseError``.
 
-Arrays may be lists, numpy's, or torch's, which is known by its methods and never imported. Nothing
-is rounded, cut or read from behind a mask, and numpy has no chance to warn.
+The error says what came and what was expected. Arrays may be lists, numpy arrays or torch tensors.
+A tensor is recognised by its methods, so torch is never imported. Values are never rounded or
+truncated, masked entries are refused, and numpy never prints a warning.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from equipoise.errors import EquipoiseError
 Kind = TypeVar("Kind")
 
 MAX_COUNT = 65_536
-"""Experts or devices beyond this are taken for a mistake, before memory is asked for."""
+"""Largest accepted number of experts or devices. More is a mistake, refused before allocation."""
 
 MAX_WHOLE = (1 << 63) - 1
-"""The largest whole number of 64 bits: seeds, bytes, steps."""
+"""Largest signed 64-bit integer: the limit of seeds, bytes and steps."""
 
 _MAX_NESTING = 8  # lists within lists; arrays here have four axes at most
 
@@ -31,7 +32,7 @@ _quote.maxlevel = 2
 
 
 def brief(value: object) -> str:
-    """A value as a message quotes it: a short line, whatever it is."""
+    """Quote any value for an error message, on one line of at most 100 characters."""
     try:
         text = _quote.repr(value.item() if isinstance(value, np.generic) else value)
     except Exception:  # a value's own repr may fail in any way; so do whole numbers of 4,301 digits
@@ -41,36 +42,36 @@ def brief(value: object) -> str:
 
 
 def check_type(name: str, value: object, kind: type[Kind]) -> Kind:
-    """The value; ``EquipoiseError`` unless it is of that class."""
+    """Return the value; raise ``EquipoiseError`` unless it is an instance of ``kind``."""
     if not isinstance(value, kind):
         raise EquipoiseError(f"{name} is {brief(value)}; expected a {kind.__name__}.")
     return value
 
 
 def check_collection(name: str, values: Collection[Any]) -> list[Any]:
-    """The values as a list; ``EquipoiseError`` unless they are a tuple, a set or similar."""
+    """Return the values as a list; raise ``EquipoiseError`` for a single value or a text."""
     single = isinstance(values, (str, bytes)) or not isinstance(values, Collection)
-    if single or not getattr(values, "shape", True):  # an array of no axis is a single number
+    if single or not getattr(values, "shape", True):  # a 0-d array is a single number
         raise EquipoiseError(f"{name} is {brief(values)}; expected several, as a list.")
     return list(values)
 
 
 def check_flag(name: str, value: object) -> bool:
-    """The value; ``EquipoiseError`` unless it is true or false."""
+    """Return the value as a bool; raise ``EquipoiseError`` unless it is ``True`` or ``False``."""
     if not isinstance(value, (bool, np.bool_)):
         raise EquipoiseError(f"{name} is {brief(value)}; expected True or False.")
     return bool(value)
 
 
 def check_count(name: str, value: int) -> int:
-    """The value as an int; ``EquipoiseError`` unless a whole number from 1 to ``MAX_COUNT``."""
+    """Return the value as an int; raise ``EquipoiseError`` unless it is 1 to ``MAX_COUNT``."""
     return check_whole(name, value, low=1, high=MAX_COUNT)
 
 
 def check_whole(name: str, value: int, *, low: int = 0, high: int = MAX_WHOLE) -> int:
-    """The value as an int; ``EquipoiseError`` unless a whole number from ``low`` to ``high``.
+    """Return the value as an int; raise ``EquipoiseError`` unless it is ``low`` to ``high``.
 
-    A float is none, whatever its value, and neither are true and false.
+    Floats are refused even when their value is whole, and so are booleans.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise EquipoiseError(f"{name} is {brief(value)}; expected a whole number.")
@@ -81,7 +82,7 @@ def check_whole(name: str, value: int, *, low: int = 0, high: int = MAX_WHOLE) -
 
 
 def check_number(name: str, value: float, *, low: float, high: float) -> float:
-    """The value as a float; ``EquipoiseError`` unless finite and from ``low`` to ``high``."""
+    """Return the value as a float; raise ``EquipoiseError`` unless ``low`` to ``high``, finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise EquipoiseError(f"{name} is {brief(value)}; expected a number.")
     number = _as_float(value)
@@ -92,40 +93,42 @@ def check_number(name: str, value: float, *, low: float, high: float) -> float:
 
 
 def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
-    """Real numbers, or true and false, of any shape; the caller's own array where it is one.
+    """Return real numbers or booleans of any shape as a numpy array.
 
     Parameters
     ----------
+    values
+        Numbers as a list, numpy array or tensor. A numpy array is returned itself, not copied.
     what
-        Their name at the start of a sentence: ``"Loads"``.
+        Plural name of the values, which begins the error message: ``"Loads"``.
 
     Raises
     ------
     EquipoiseError
-        Rows of different lengths, masked entries, a tensor that cannot be read; text, complex
-        numbers, dates, records and other objects.
+        Rows of different lengths, masked entries, a tensor that cannot be read, or values that are
+        not real numbers (text, complex numbers, dates, records, other objects).
     """
     array = _as_numpy(values, what)
     if array.dtype.kind not in "biuf":
         raise EquipoiseError(f"{what} have type {str(array.dtype)[:60]}; expected numbers.")
-    # The half type overflows where it is compared or added up; all it can hold, single can.
+    # float16 overflows in sums and comparisons; float32 holds every value that it can.
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def as_loads(loads: ArrayLike) -> NDArray[np.float64]:
-    """Loads as float64, of any shape but empty; the caller's own array where it is one.
+    """Return loads of any non-empty shape as float64; a float64 array is not copied.
 
-    True is a load of 1, as in ``loads > 0``: one assignment for each active expert.
+    ``True`` is a load of 1, so that ``loads > 0`` means one assignment for each active expert.
 
     Raises
     ------
     EquipoiseError
-        Unless all are finite numbers >= 0 whose sum is finite as well.
+        An empty array, a number that is negative or not finite, or a sum that is not finite.
     """
     array = as_array(loads, "Loads")
     if array.ndim == 0 or not array.size:
         raise EquipoiseError(f"Loads have shape {array.shape}; expected at least one number.")
-    with np.errstate(over="ignore"):  # a float of 80 bits can be beyond one of 64
+    with np.errstate(over="ignore"):  # an 80-bit float may be beyond the range of float64
         x = array.astype(np.float64, copy=False)
     largest = x.max()
     if not (x.min() >= 0 and largest < np.inf):  # also false for NaN
@@ -133,7 +136,7 @@ def as_loads(loads: ArrayLike) -> NDArray[np.float64]:
         raise EquipoiseError(
             f"The load at {list(index)} is {x[index]}; expected finite numbers >= 0."
         )
-    if largest > _LARGEST / x.size:  # else the sum is finite whatever the others are
+    if largest > _LARGEST / x.size:  # below this the sum is certainly finite
         with np.errstate(over="ignore"):
             if x.sum() == np.inf:
                 raise EquipoiseError("Loads add up to infinity; scale them down.")
@@ -144,7 +147,7 @@ _LARGEST = float(np.finfo(np.float64).max) / 2
 
 
 def as_ids(ids: ArrayLike, what: str) -> NDArray[np.integer]:
-    """Integers of any shape, as they came; an empty list is one of no integers."""
+    """Return integers of any shape in their own integer type; an empty list is accepted."""
     array = as_array(ids, what)
     if array.size and array.dtype.kind not in "iu":
         raise EquipoiseError(f"{what} have type {array.dtype}; expected integers.")
@@ -152,7 +155,7 @@ def as_ids(ids: ArrayLike, what: str) -> NDArray[np.integer]:
 
 
 def as_names(names: ArrayLike, what: str) -> NDArray[np.str_]:
-    """Text of any shape; whole numbers are names as well."""
+    """Return names of any shape as an array of text; whole numbers become text."""
     array = _as_numpy(names, what)
     is_text = array.dtype.kind in "UTiu"
     if not is_text and not (array.dtype == object and all(isinstance(x, str) for x in array.flat)):
@@ -161,7 +164,7 @@ def as_names(names: ArrayLike, what: str) -> NDArray[np.str_]:
 
 
 def _as_float(value: Any) -> float:
-    """As float64; a whole number or a wider float beyond it becomes infinity."""
+    """Convert to float64; a number beyond its range becomes infinity."""
     try:
         with np.errstate(over="ignore"):
             return float(value)
@@ -170,7 +173,7 @@ def _as_float(value: Any) -> float:
 
 
 def _as_numpy(values: Any, what: str) -> NDArray[Any]:
-    """The values as numpy sees them, with what it would read past taken care of."""
+    """Convert the values to a numpy array, and refuse what numpy would misread in silence."""
     try:
         return np.asarray(_plain(values, what))
     except EquipoiseError:
@@ -180,7 +183,7 @@ def _as_numpy(values: Any, what: str) -> NDArray[Any]:
 
 
 def _plain(values: Any, what: str, depth: int = 0) -> Any:
-    """The values without masks and tensors, which numpy reads past or cannot read."""
+    """Replace masked arrays and tensors, which numpy would misread, by plain arrays."""
     if type(values) is np.ndarray:
         return values
     if isinstance(values, np.ma.MaskedArray):
@@ -197,7 +200,7 @@ def _plain(values: Any, what: str, depth: int = 0) -> Any:
 
 
 def _from_dlpack(values: Any, what: str) -> NDArray[Any]:
-    """The numbers of an array of another library, where they are on the host."""
+    """Read another library's array through DLPack, if it is in host memory."""
     try:
         array: NDArray[Any] = np.from_dlpack(values)
     except Exception as error:  # on a device, of a type that numpy lacks: each fails in its own way
@@ -209,10 +212,10 @@ def _from_dlpack(values: Any, what: str) -> NDArray[Any]:
 
 
 def _from_tensor(tensor: Any, what: str) -> NDArray[Any]:
-    """A torch tensor's numbers: without its gradient, from its device, small floats widened."""
+    """Copy a torch tensor to the host without its gradient; bfloat16 and float16 become float32."""
     try:
         tensor = tensor.detach().cpu()
-        if tensor.is_floating_point() and tensor.element_size() < 4:  # bfloat16 is not numpy's
+        if tensor.is_floating_point() and tensor.element_size() < 4:  # numpy has no bfloat16
             tensor = tensor.float()
         array: NDArray[Any] = np.asarray(tensor.numpy())
     except Exception as error:  # sparse, quantised, without storage: each fails in its own way

@@ -1,4 +1,7 @@
-"""Who is told that kernels are being compiled. Without numba, which takes long to import."""
+"""Notices that a kernel is about to be compiled.
+
+Apart from the kernels, so that whoever listens need not import numba, which takes long.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ _told: list[Callable[[bool], None]] = []
 def telling_of_compiling(tell: Callable[[bool], None]) -> Iterator[None]:
     """Call ``tell`` whenever a kernel is about to be compiled while the body runs.
 
-    ``tell`` is given whether what is compiled is kept for later runs; kernels that were kept are
-    loaded, and nobody is told.
+    ``tell`` receives one flag: whether the compiled code is cached for later runs. A kernel that
+    is loaded from the cache causes no call.
     """
     _told.append(tell)
     try:
@@ -23,6 +26,6 @@ def telling_of_compiling(tell: Callable[[bool], None]) -> Iterator[None]:
 
 
 def begins(is_kept: bool) -> None:
-    """A kernel is about to be compiled."""
+    """Tell every listener that a kernel is about to be compiled."""
     for tell in tuple(_told):
         tell(is_kept)

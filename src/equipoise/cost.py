@@ -1,4 +1,4 @@
-"""What a rank's share of a MoE layer takes, in seconds."""
+"""The time that a rank needs for its share of an MoE layer, in seconds."""
 
 from __future__ import annotations
 
@@ -20,29 +20,35 @@ from equipoise.checks import (
 from equipoise.errors import EquipoiseError, argument
 from equipoise.showing import differing
 
-_SHORTEST, _LONGEST = 1e-100, 1e100  # seconds: so that no sum or ratio of times overflows
+_SHORTEST, _LONGEST = 1e-100, 1e100  # seconds; within these no sum or ratio overflows
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankCost:
-    """Time of the grouped expert computation on one rank.
+    """A model of the time that one rank's experts take in one layer (a grouped GEMM).
 
-    ``fixed + sum over slots with load of max(expert, token * padded load)``: below the knee an
-    expert takes what reading its weights takes, above it what its tokens take.
+    The time is ``fixed + sum(max(expert, token * padded_load))``, where the sum is over the slots
+    with load. An expert with few assignments takes as long as reading its weights; one with many
+    (above the ``knee``) takes as long as computing them.
 
     Parameters
     ----------
     fixed_seconds
-        Once a layer.
+        Time spent once per layer, whatever the load.
     expert_seconds
-        Reading the weights of one expert that has load.
+        Time to read the weights of one expert that has load.
     token_seconds
-        Computing one assignment.
+        Time to compute one assignment; above 0.
     token_block
-        Assignments of an expert are padded to a multiple of this: 128 for contiguous grouped
+        Multiple to which the kernel pads the assignments of an expert: 128 for contiguous grouped
         GEMM (prefill), 1 for masked decode.
     source
-        Where the constants are from.
+        Text that says where the constants come from.
+
+    Raises
+    ------
+    EquipoiseError
+        Times that are negative or not finite, or a ``token_seconds`` of 0.
     """
 
     fixed_seconds: float = 0.0
@@ -69,20 +75,31 @@ class RankCost:
 
     @property
     def knee(self) -> float:
-        """Assignments of one expert from which on its tokens, not its weights, take the time."""
+        """Assignments above which an expert's tokens, not its weights, determine its time."""
         return self.expert_seconds / self.token_seconds
 
     def slot_seconds(self, load: ArrayLike) -> NDArray[np.float64]:
-        """Time of each slot, of the shape of its load in assignments; 0 without load."""
+        """Compute the time of each slot from its load in assignments; 0 where there is no load.
+
+        The result has the shape of ``load``.
+        """
         x = _as_slot_loads(load)
         padded = np.ceil(x / self.token_block) * self.token_block if self.token_block > 1 else x
         seconds = np.maximum(self.expert_seconds, self.token_seconds * padded)
         return np.where(x > 0, seconds, 0.0)
 
     def rank_seconds(self, slot_load: ArrayLike, num_ranks: int) -> NDArray[np.float64]:
-        """Time of each rank at speed 1, ``(..., R)``, from the load of each slot, ``(..., S)``.
+        """Compute the time of each rank at speed 1, ``(..., R)``.
 
-        A layer lasts as long as the slowest: the maximum of this over its ranks' speeds.
+        Divide by the ranks' relative speeds where they differ. A layer lasts as long as its
+        slowest rank: the maximum over ranks.
+
+        Parameters
+        ----------
+        slot_load
+            Assignments per slot, ``(..., S)``; not changed.
+        num_ranks
+            Number of ranks; it divides ``S``.
         """
         x = _as_slot_loads(slot_load)
         check_whole("num_ranks", num_ranks, low=1)
@@ -95,7 +112,10 @@ class RankCost:
 
 
 def _as_slot_loads(load: ArrayLike) -> NDArray[np.float64]:
-    """Loads as float64, of any shape, a single number too; what is below 0 by rounding is none."""
+    """Return loads of any shape, also a single number, as float64.
+
+    Negative loads are accepted: they are rounding errors, and count as no load.
+    """
     x = np.asarray(as_array(load, "Loads"), dtype=np.float64)
     if x.size and not x.max() < np.inf:  # also false for NaN
         raise EquipoiseError("Slot loads hold NaN or infinity; expected finite numbers.")
@@ -129,11 +149,11 @@ RANK_COSTS: Mapping[str, RankCost] = MappingProxyType(
         "gb200-cutlass-ep32": _published("GB200, WideEP cutlass, NVFP4, EP 32", 53.2, 3.54, 0.055),
     }
 )
-"""Published constants by name; calibrate your own before trusting them to the last percent."""
+"""Published constants by name. They are approximate: calibrate your own for exact times."""
 
 
 def costs_for(ranks: int) -> tuple[str, ...]:
-    """Names of the published constants for a number of ranks; ``EquipoiseError`` without any."""
+    """Name the published constants for a number of ranks; raise ``EquipoiseError`` if none are."""
     found = tuple(name for name in RANK_COSTS if name.endswith(f"-ep{ranks}"))
     if not found:
         raise EquipoiseError(
@@ -144,7 +164,13 @@ def costs_for(ranks: int) -> tuple[str, ...]:
 
 
 def rank_cost(name: str) -> RankCost:
-    """The published constants of that name; ``EquipoiseError`` if there are none."""
+    """Look up published constants by name, a key of ``RANK_COSTS``.
+
+    Raises
+    ------
+    EquipoiseError
+        An unknown name; the message lists the known ones.
+    """
     if not isinstance(name, str) or name not in RANK_COSTS:
         raise EquipoiseError(
             f"There is no rank cost {brief(name)}; use one of {', '.join(RANK_COSTS)}."

@@ -1,32 +1,35 @@
-"""Errors that a user can act on, and messages that name the arguments they are about."""
+"""Errors that a user can act on, and messages that name the arguments they advise on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_MARK = "\N{INFORMATION SEPARATOR ONE}"  # on either side of an argument; text has no use for it
+_MARK = "\N{INFORMATION SEPARATOR ONE}"  # encloses an argument's name; never part of a text
 
 
 def argument(name: str) -> str:
-    """A parameter as a ``Message`` names it, for f-strings: ``f"give {argument('num_ranks')}"``."""
+    """Mark a parameter's name for use in a ``Message``: ``f"give {argument('num_ranks')}"``."""
     return f"{_MARK}{name}{_MARK}"
 
 
 class Message(str):
-    """Text about arguments: it names them as Python does, and can name them as a caller does.
+    """A text that mentions arguments, by their Python names or by names of the caller's choice.
+
+    ``str()`` of it has the Python names; ``named`` replaces them, for instance by the options of
+    the command.
 
     Parameters
     ----------
     text
-        The text, with ``argument(name)`` wherever it names one.
+        Text with ``argument(name)`` wherever it mentions an argument.
     """
 
     __slots__ = ("parts",)
     parts: tuple[str, ...]
-    """Text and names of arguments in turn, text first."""
+    """Alternating texts and names of arguments; the first is a text."""
 
     def __new__(cls, text: str) -> Message:
-        """Take a text, or a message as it is."""
+        """Split a text at its marked arguments; return a message unchanged."""
         if isinstance(text, Message):
             return text
         parts = tuple(text.split(_MARK))
@@ -36,42 +39,42 @@ class Message(str):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The parameters it names, in order."""
+        """The names of the arguments that it mentions, in order."""
         return self.parts[1::2]
 
     @property
     def marked(self) -> str:
-        """The text as it was given, to be part of another message."""
+        """The text with its marks, for use as part of another message."""
         return _MARK.join(self.parts)
 
     def named(self, names: Mapping[str, str]) -> str:
-        """The text with other names for the arguments, such as the command's options."""
+        """Return the text with other names for its arguments, such as the command's options."""
         return "".join(
             names.get(part, part) if i % 2 else part for i, part in enumerate(self.parts)
         )
 
 
 def named(text: str, names: Mapping[str, str]) -> str:
-    """A text with other names for the arguments it is about, if it is a ``Message``."""
+    """Replace the names of arguments in a ``Message``; return any other text unchanged."""
     return text.named(names) if isinstance(text, Message) else text
 
 
 def marked(text: str) -> str:
-    """A text to be part of another message, which is then about the same arguments."""
+    """Return a text with its marks, so that a message built from it knows the arguments."""
     return text.marked if isinstance(text, Message) else text
 
 
 class EquipoiseError(ValueError):
-    """The caller's mistake, told in one or two sentences: what came, what was expected, what to do.
+    """A mistake of the caller. Its message says what came, what was expected and what to do.
 
-    A ``ValueError``, so that library users need no import to catch it. The command prints the
+    It is a ``ValueError``, so library users can catch it without an import. The command prints the
     message without a traceback and exits with status 2.
 
     Parameters
     ----------
     text
-        The sentences, with ``argument(name)`` where they name a parameter: ``str(error)`` has
-        Python's name of it, and the command puts its option there.
+        One or two sentences, with ``argument(name)`` where they mention a parameter. ``str(error)``
+        shows the Python name of the parameter; the command shows its option instead.
     """
 
     def __init__(self, text: str) -> None:
@@ -80,4 +83,4 @@ class EquipoiseError(ValueError):
 
 
 class FormatError(EquipoiseError):
-    """A file or document that is not what its format promises. The message names the file."""
+    """A file or document that breaks the rules of its format. The message names the file."""

@@ -1,4 +1,4 @@
-"""Tables of results as data frames, for those who have pandas or polars."""
+"""Tables of results as data frames, if pandas or polars is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LIBRARIES = ("pandas", "polars")
 
 
 def data_frame(columns: Mapping[str, Sequence[object] | NDArray[Any]]) -> Any:
-    """A ``DataFrame`` of pandas, or of polars where only that is installed.
+    """Make a pandas ``DataFrame`` from columns, or a polars one if only polars is installed.
 
     Raises
     ------

@@ -1,10 +1,11 @@
-"""What is true of all routing, and what a recording that breaks it probably is.
+"""Checks that a recording can be MoE routing at all.
 
-A router gives every token ``K`` different experts, in every MoE layer. So the ``K`` choices of a
-token differ, all MoE layers of a step carry the same number of assignments, ids lie within the
-model, and two ranks count the same only if they saw the same tokens. What cannot be routing is
-refused, what is certainly padding is left out with a note, and what is merely odd is said.
-The rules, one by one: ``equipoise explain invariants``.
+In every MoE layer a router gives each token ``K`` different experts. Four facts follow: the ``K``
+choices of a token differ; all MoE layers of a step have the same number of assignments; every id
+is an expert of the model; and two ranks have equal counts only if they saw the same tokens.
+
+Data that cannot be routing is refused. Data that is certainly padding is left out, with a note.
+Data that is merely unusual gets a note. ``equipoise explain invariants`` lists the rules.
 """
 
 from __future__ import annotations
@@ -20,31 +21,32 @@ from equipoise.layer_ids import format_ids
 from equipoise.trace import Trace
 
 NO_CHOICE = -1
-"""What stands for an expert where a token chose none."""
+"""The id that marks a missing choice."""
 
-_CHUNK_CELLS = 1 << 24  # ids looked at together, so that memory stays bounded
-_UNEQUAL = 0.005  # layers whose assignments differ by less are the same: approximate recorders
-_EXPECTED = 30  # assignments an expert should have before their absence means anything
-_EVIDENCE = 20.0  # assignments of difference to expect before equal counts mean anything
+_CHUNK_CELLS = 1 << 24  # ids processed at a time, to bound memory
+_UNEQUAL = 0.005  # layers may differ by this share: some recorders are approximate
+_EXPECTED = 30  # mean assignments per expert from which an expert without any is no chance
+_EVIDENCE = 20.0  # expected difference, in assignments, from which equal counts are no chance
 _ROWS = 8  # layers compared at once
-_CLEAR = 1000.0  # assignments of difference to expect before a search ends early
-_NEAR_TIE = 0.05  # of the difference that independent tokens would make
+_CLEAR = 1000.0  # expected difference, in assignments, from which a comparison may end early
+_NEAR_TIE = 0.05  # share of the difference between independent tokens that near ties may cause
 
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What tokens chose, without the rows that are no choices.
+    """The experts that tokens chose, without padding tokens and dense layers.
 
     Parameters
     ----------
     ids
-        ``(D', L', K)``: kept tokens and layers; ``NO_CHOICE`` where a kept token has none.
+        Expert ids of the kept tokens and layers, ``(D', L', K)``; ``NO_CHOICE`` marks a missing
+        choice.
     tokens
-        Which of the ``D`` tokens were kept, ``(D,)`` bool.
+        Mask of the tokens that were kept, ``(D,)`` bool.
     layers
         Rows of the layers that were kept, ``(L',)``.
     notes
-        What was left out, one sentence each.
+        Sentences about what was left out.
     """
 
     ids: NDArray[np.integer]
@@ -56,24 +58,24 @@ class Choices:
 def clean_choices(
     ids: NDArray[np.integer], *, num_experts: int | None = None, keep_layers: bool = False
 ) -> Choices:
-    """Leave out dense layers and padding of choices ``(D, L, K)``; refuse what is no routing.
+    """Leave dense layers and padding tokens out of recorded choices.
 
-    A row of ``K`` equal ids is no choice, since choices differ: engines fill dense layers, and the
-    last token of a request, with zeros.
+    Engines fill dense layers, and the last token of a request, with zeros. A row of ``K`` equal
+    ids is therefore taken as padding: the choices of a token always differ.
 
     Parameters
     ----------
     ids
-        Expert ids as recorded; not changed.
+        Expert ids as recorded, ``(D, L, K)``; not changed.
     num_experts
-        ``E`` if known: tells an 8-bit or 16-bit -1 from an expert.
+        Number of experts ``E``, if known. It tells an 8-bit or 16-bit -1 from an expert.
     keep_layers
-        Keep layers without any choice: the user numbered them.
+        Flag to keep layers without any choice, for users who numbered the layers themselves.
 
     Raises
     ------
     EquipoiseError
-        A token that names an expert twice, ids that wrapped, or no choice at all.
+        A token that names an expert twice, ids that overflowed their type, or no choice at all.
     """
     ids, notes = _without_wrapped(ids, num_experts)
     blank = blank_rows(ids)
@@ -95,7 +97,7 @@ def clean_choices(
     if not tokens.all():
         notes.append(
             f"{int((~tokens).sum())} of {len(tokens)} tokens hold no choice in any layer, as the "
-            "last token of a request; left out."
+            "last token of a request often does; they were left out."
         )
     kept = ids[tokens][:, layers]
     holes = blank[tokens][:, layers]
@@ -103,7 +105,7 @@ def clean_choices(
     if holes[:, recorded].any():
         notes.append(
             f"{int(holes[:, recorded].sum())} of {holes[:, recorded].size} choices of a token in "
-            "a layer are missing; they count for nothing."
+            "a layer are missing; they are not counted."
         )
     if holes.any():
         kept = kept.astype(np.result_type(kept.dtype, np.int8), copy=False)
@@ -114,7 +116,7 @@ def clean_choices(
 def _without_wrapped(
     ids: NDArray[np.integer], num_experts: int | None
 ) -> tuple[NDArray[np.integer], list[str]]:
-    """The ids with -1 for every one that is a wrapped or negative number, and notes."""
+    """Replace ids that are negative, or a -1 stored as unsigned, by -1; also return notes."""
     if ids.dtype == np.int8 and ids.size and ids.min() < NO_CHOICE:
         raise EquipoiseError(
             f"Ids go down to {ids.min()} in 8 signed bits: ids above 127 wrapped. "
@@ -132,16 +134,20 @@ def _without_wrapped(
     signed = ids.astype(np.int32)
     signed[odd] = NO_CHOICE
     value = f"{ids[odd].min()}" if ids.dtype.kind == "i" else f"{ids[odd].max()}, a wrapped -1"
-    return signed, [f"{int(odd.sum())} ids are {value}, no expert; they count for nothing."]
+    return signed, [f"{int(odd.sum())} ids are {value}, which is no expert; they are not counted."]
 
 
 def blank_rows(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where a token has no choice in a layer, ``(D, L)``: negative ids, or ``K`` equal ones.
+    """Find the tokens without a choice in a layer: all ids are negative, or all ``K`` are equal.
+
+    Returns
+    -------
+    Mask over tokens and layers, ``(D, L)``.
 
     Raises
     ------
     EquipoiseError
-        A token names an expert twice, but others as well.
+        A token that names one expert twice and others as well.
     """
     D, L, K = ids.shape
     blank = np.zeros((D, L), dtype=bool)
@@ -179,20 +185,20 @@ def _nothing_captured(ids: NDArray[np.integer]) -> str:
 
 
 def same_tokens(by_rank: NDArray[np.integer]) -> list[tuple[int, ...]]:
-    """Groups of ranks that counted the same tokens, near ties included.
+    """Group the ranks that counted the same tokens.
 
-    Counts of independent tokens differ by about the square root of their sum in every cell. Ranks
-    of a tensor-parallel group see the same tokens and differ, if at all, where two experts nearly
-    tie.
+    Ranks of a tensor-parallel group see the same tokens. Their counts differ only where two experts
+    nearly tie. Counts of independent tokens differ much more: in every cell by about the square
+    root of their sum.
 
     Parameters
     ----------
     by_rank
-        Counts by source rank, ``(T, R, L, E)``.
+        Assignments by source rank, ``(T, R, L, E)``; not changed.
 
     Returns
     -------
-    Ascending ranks of each group, groups by their first rank. Ranks without load are alone.
+    Groups of ascending ranks, ordered by their first rank. A rank without load is its own group.
     """
     groups: list[list[int]] = []
     for rank in range(by_rank.shape[1]):
@@ -220,29 +226,29 @@ def _saw_the_same(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:
 
 
 def same_tokens_note(groups: Sequence[tuple[int, ...]]) -> str:
-    """The sentence for groups of which each was counted once."""
+    """Write the note that says which groups of ranks were counted once."""
     shared = [f"ranks {format_ids(group)}" for group in groups if len(group) > 1]
     named = shared[:4] + (["more"] if len(shared) > 4 else [])
     return (
         f"The {' and the '.join(named)} recorded the same counts, as without attention data "
-        "parallelism; each group was counted once, and where tokens came from is not known."
+        "parallelism; each group was counted once, and the source rank of a token is not known."
     )
 
 
 def checked(trace: Trace, *, layers_given: bool = False, experts_given: bool = False) -> Trace:
-    """The trace without empty layers and padded experts, and with a note for whatever is odd.
+    """Leave empty layers and padding experts out of a trace, and note whatever is unusual.
 
     Parameters
     ----------
     trace
-        A recording as read; not changed.
+        Recording as read; not changed.
     layers_given, experts_given
-        The user stated the layers or the number of experts, so none is left out.
+        Flags that the user stated the layers, or the number of experts; then none is left out.
 
     Raises
     ------
     EquipoiseError
-        ``top_k`` above the number of experts, or a layer that has fewer experts than others.
+        A ``top_k`` above the number of experts, or a layer with fewer experts than the others.
     """
     if trace.top_k is not None and not 1 <= trace.top_k <= trace.num_experts:
         raise EquipoiseError(
@@ -261,7 +267,7 @@ def checked(trace: Trace, *, layers_given: bool = False, experts_given: bool = F
 
 
 def _counted_once(trace: Trace) -> Trace:
-    """Ranks that saw the same tokens counted once; where tokens came from is then not known."""
+    """Count ranks that saw the same tokens once; the result has no counts by source rank."""
     if trace.source_counts is None:
         return trace
     groups = same_tokens(trace.source_counts)
@@ -274,7 +280,7 @@ def _counted_once(trace: Trace) -> Trace:
 
 
 def _without_blank_layers(trace: Trace, *, keep: bool) -> Trace:
-    """Layers without load, and those whose tokens all chose one expert ``K`` times, left out."""
+    """Leave out layers without load, and layers in which one expert has all the load."""
     total = trace.total
     loaded: NDArray[np.bool_] = np.logical_or.reduce(total > 0, axis=1)
     if not loaded.any() or keep:
@@ -312,7 +318,7 @@ def _without_blank_layers(trace: Trace, *, keep: bool) -> Trace:
 
 
 def _without_padded_experts(trace: Trace, *, keep: bool) -> Trace:
-    """Experts behind the last one that any layer ever chose, where that cannot be chance."""
+    """Leave out the last experts if no layer ever chose them and chance cannot explain it."""
     total = trace.total
     used: NDArray[np.bool_] = np.logical_or.reduce(total > 0, axis=0)
     E, real = trace.num_experts, int(np.flatnonzero(used).max(initial=-1)) + 1
@@ -329,7 +335,7 @@ def _without_padded_experts(trace: Trace, *, keep: bool) -> Trace:
 
 
 def _unequal_layers(trace: Trace) -> list[str]:
-    """All MoE layers of a step route the same tokens, so they carry the same assignments."""
+    """Note the layers whose number of assignments differs from that of the others."""
     load = trace.counts.sum(axis=2, dtype=np.int64)  # (T, L)
     load = load[:, load.any(axis=0)]
     ids = np.array(trace.layer_ids)[trace.total.any(axis=1)]
@@ -378,7 +384,7 @@ def _odd_layer(ids: NDArray[np.int64], share: NDArray[np.float64], row: int) -> 
 
 
 def _more_than_tokens(trace: Trace) -> list[str]:
-    """No expert gets more assignments than there are tokens, ``1 / K`` of all assignments."""
+    """Note experts with more assignments than there are tokens (``1 / K`` of all assignments)."""
     if trace.top_k is None or trace.top_k == 1:
         return []
     load = trace.counts.sum(axis=2, dtype=np.int64)
@@ -396,12 +402,12 @@ def _more_than_tokens(trace: Trace) -> list[str]:
 
 
 def _never_chosen(trace: Trace, experts_given: bool) -> list[str]:
-    """Experts that a layer, or every layer, never chose though chance would have.
+    """Note experts that were never chosen, where chance cannot explain it.
 
     Raises
     ------
     EquipoiseError
-        A layer in which exactly the last two or more experts are missing: it has fewer.
+        A layer that uses all experts but the last two or more: it seems to have fewer experts.
     """
     total = trace.total
     enough = total.sum(axis=1) >= _EXPECTED * trace.num_experts

@@ -1,8 +1,8 @@
-"""JSON that anybody may have written: no key is lost, no depth and no number ends the process.
+"""Safe reading of JSON from untrusted sources.
 
-Python's parser and msgspec keep the last of two equal keys and say nothing. ijson makes a longer
-prefix at every level, and its whole numbers of more than 4,300 digits end the process unless they
-are read as floating point.
+Duplicate keys, deep nesting and huge numbers all raise ``FormatError``. Other parsers are less
+careful: Python's and msgspec keep the last of two equal keys in silence, and ijson crashes on whole
+numbers of more than 4,300 digits and makes ever longer prefixes of nested keys.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ _HEAD_BYTES = 1 << 16
 _HEAD_NESTING = 64
 _BUFFER_BYTES = 1 << 18
 _LONGEST_WORD = 16
-"""Characters of the longest word or escape that the end of a buffer may cut in two."""
+"""Length of the longest word or escape that the end of a buffer may cut in two."""
 
 
 def read_json(path: Path) -> Any:
-    """The document in a file.
+    """Read the JSON document in a file.
 
     Raises
     ------
     FormatError
-        No JSON in UTF-8, one key twice in the same object, too deep nesting, or a number of
-        thousands of digits.
+        Text that is not UTF-8 or not JSON, a key that stands twice in one object, nesting that is
+        too deep, or a number of thousands of digits.
     """
     return parse_json(path.read_bytes(), str(path))
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The document in ``data``; raises as ``read_json``, and the message begins with ``where``."""
+    """Read the document in ``data``; errors are those of ``read_json`` and begin with ``where``."""
     try:
         text = data.decode("utf-8-sig")
         document = _DECODER.decode(text)
-        if "\\ud" in text or "\\uD" in text:  # half a character may be written as an escape
+        if "\\ud" in text or "\\uD" in text:  # an escape may be a lone surrogate
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except (ValueError, RecursionError) as error:
@@ -49,12 +49,12 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def parse_text(text: str, where: str) -> Any:
-    """The document in a text; raises as ``parse_json``."""
+    """Read the document in a text; errors are those of ``parse_json``."""
     return parse_json(text.encode("utf-8", "surrogatepass"), where)
 
 
 def explained(error: Exception, where: str) -> FormatError:
-    """What an error of Python's decoder, or of one here, means to whoever has the file."""
+    """Explain a decoder's error to whoever has the file."""
     match error:
         case FormatError():
             return FormatError(f"{where}: {error}")
@@ -71,9 +71,9 @@ def explained(error: Exception, where: str) -> FormatError:
 
 
 def head_keys(path: Path) -> list[str]:
-    """The keys of a JSON object that begin in the head of its file; none of any other file.
+    """List the top-level keys of a JSON object that stand in the first 64 KiB of a file.
 
-    A key whose value is ``null`` says nothing and is left out.
+    Keys with the value ``null`` are left out. The list is empty if the file is no JSON object.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
@@ -81,7 +81,7 @@ def head_keys(path: Path) -> list[str]:
     depth = 0
     if not head.lstrip().startswith(b"{"):
         return keys
-    import ijson  # here, since a map has no use for it
+    import ijson  # imported here because reading a map does not need it
 
     try:
         for event, value in ijson.basic_parse(head, use_float=True):
@@ -93,17 +93,17 @@ def head_keys(path: Path) -> list[str]:
             elif depth == 1 and event == "null":
                 keys.pop()
     except (ijson.JSONError, ValueError):
-        pass  # where the head ends, or the JSON
+        pass  # the head was cut off, or the file is no JSON
     return keys
 
 
 def stream_items(file: BinaryIO, key: str, where: str) -> Iterator[Any]:
-    """The items of the list under a key of the root object, one in memory at a time.
+    """Yield the items of the list under a key of the root object, with one in memory at a time.
 
     Raises
     ------
     FormatError
-        As ``read_json``, where the fault is met.
+        The faults that ``read_json`` refuses, raised when reading reaches them.
     """
     text = _Text(file)
     try:
@@ -125,7 +125,7 @@ def stream_items(file: BinaryIO, key: str, where: str) -> Iterator[Any]:
 
 
 class _Text:
-    """The text of a file from which values are taken one by one."""
+    """The text of a file, read value by value."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -134,7 +134,7 @@ class _Text:
         self._at = 0
 
     def names(self) -> Iterator[str]:
-        """The keys of the object that comes next; whoever asks for another has taken its value."""
+        """Yield the keys of the next object; the caller takes each value before the next key."""
         self._take("{")
         while self._next() != "}":
             name = self.value()
@@ -147,7 +147,7 @@ class _Text:
         self._take("}")
 
     def items(self) -> Iterator[Any]:
-        """The items of the list that comes next."""
+        """Yield the items of the next list."""
         self._take("[")
         while self._next() != "]":
             yield self.value()
@@ -156,7 +156,7 @@ class _Text:
         self._take("]")
 
     def value(self) -> Any:
-        """The value that comes next."""
+        """Take the next value."""
         self._next()
         while True:
             try:
@@ -167,7 +167,7 @@ class _Text:
                 if not (cut and self._more()):
                     raise
             else:
-                # Else a number may go on: the text "0." holds a 0 that is none.
+                # At the end of the buffer a number may continue: "0." is not a complete 0.
                 if end + _LONGEST_WORD < len(self._text) or not self._more():
                     self._at += length
                     return value
@@ -178,7 +178,7 @@ class _Text:
             raise JSONDecodeError("Extra data", self._text, self._at)
 
     def _next(self) -> str:
-        """The next character that is no space; nothing at the end."""
+        """Skip whitespace and return the next character, or an empty text at the end."""
         while True:
             while self._text[self._at : self._at + 1] in _SPACES:
                 self._at += 1
@@ -191,7 +191,7 @@ class _Text:
         self._at += 1
 
     def _more(self) -> bool:
-        """Read on, twice as far each time that one value is not enough; False at the end."""
+        """Read more text, twice the buffer while a value does not fit; return False at the end."""
         rest = self._text[self._at :]
         data = self._file.read(max(_BUFFER_BYTES, len(rest)))
         self._text, self._at = rest + self._utf8.decode(data, final=not data), 0

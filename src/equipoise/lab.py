@@ -1,8 +1,8 @@
-"""Load balancing in small, to experiment with: devices, capacity, placing, copying.
+"""Small functions to learn load balancing with: load, capacity, placing and copying of experts.
 
-Here a device may hold any number of experts; the planners that engines use fill equal numbers of
-slots. Functions take lists or arrays and change none of them. ``equipoise explain lab`` walks
-through all.
+Here a device may hold any number of experts, whereas the maps that engines load give every device
+the same number of slots. The functions take lists or arrays and do not change them. ``equipoise
+explain lab`` walks through all of them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ from equipoise.errors import EquipoiseError
 def device_loads(
     loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """Assignments on each device when every expert lives on one of them.
+    """Add up the load of each device when every expert is on exactly one of them.
+
+    For experts with copies see ``rank_loads``.
 
     Parameters
     ----------
     loads
         Assignments per expert, ``(E,)`` or ``(..., E)``.
+    num_devices
+        Number of devices, ``D``.
     placement
-        The device of each expert, ``(E,)``; ``None`` deals them out: expert ``e`` on
-        ``e % num_devices``. For experts with copies see ``rank_loads``.
+        Device of each expert, ``(E,)``; ``None`` puts expert ``e`` on device ``e % num_devices``.
 
     Returns
     -------
-    ``(D,)`` or ``(..., D)``, ``D`` devices.
+    Assignments per device, ``(D,)`` or ``(..., D)`` float64.
+
+    Raises
+    ------
+    EquipoiseError
+        A placement of another size, or with a device that does not exist.
     """
     x = as_loads(loads)
     num_devices = check_count("num_devices", num_devices)
@@ -45,14 +53,15 @@ def device_loads(
 def ep_step_time(
     loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """Load of the busiest device, in assignments: what the step takes, as all wait for it.
+    """Compute the load of the busiest device, which all other devices wait for.
 
-    Arguments are those of ``device_loads``. Rows are layers, each a barrier: a step through all of
-    them takes the sum of the result, never the busiest device of the summed loads.
+    Arguments are those of ``device_loads``. Each row of loads is one layer, and each layer is a
+    barrier. A step through several layers therefore takes the sum of the result, not the busiest
+    device of the summed loads.
 
     Returns
     -------
-    A scalar, or ``(...)`` for loads ``(..., E)``.
+    Assignments: a scalar, or ``(...)`` float64 for loads of shape ``(..., E)``.
     """
     busiest: NDArray[np.float64] = device_loads(loads, num_devices, placement).max(axis=-1)
     return busiest
@@ -61,50 +70,60 @@ def ep_step_time(
 def parallel_efficiency(
     loads: ArrayLike, num_devices: int, placement: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """Share of the devices' time that does work, in (0, 1]: sum / (devices x max); 1 without load.
+    """Compute the share of the devices' time that is spent on work: mean load / max load.
 
     Arguments are those of ``device_loads``.
+
+    Returns
+    -------
+    Shares in (0, 1], and 1 without load: a scalar, or ``(...)`` for loads of shape ``(..., E)``.
     """
     return balancedness(device_loads(loads, num_devices, placement))
 
 
 def dropped_tokens(loads: ArrayLike, capacity_factor: float) -> NDArray[np.float64]:
-    """Assignments beyond their expert's capacity, which a training system would drop.
+    """Count the assignments beyond the experts' capacity, which a training system would drop.
 
-    The capacity of every expert is ``ceil(capacity_factor * assignments / E)``. Serving must never
-    drop: a dropped assignment corrupts the output.
+    The capacity of every expert is ``ceil(capacity_factor * assignments / E)``. A serving system
+    must not drop any: a dropped assignment changes the output.
 
     Parameters
     ----------
     loads
         Assignments per expert, ``(E,)`` or ``(..., E)``.
+    capacity_factor
+        Capacity of an expert over the mean load of an expert, >= 0.
+
+    Returns
+    -------
+    Dropped assignments: a scalar, or ``(...)`` float64 for loads of shape ``(..., E)``.
     """
     x = as_loads(loads)
     capacity_factor = check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
     with np.errstate(over="ignore"):  # a capacity of infinity drops nothing
         share = capacity_factor * x.mean(axis=-1, keepdims=True)
-        # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
+        # Round first: 2.1 * (10 / 3) = 7.000000000000001 must not become a capacity of 8.
         capacity = np.ceil(np.where(share < 2**53, np.round(share, 9), share))
     beyond: NDArray[np.float64] = np.maximum(x - capacity, 0).sum(axis=-1)
     return beyond
 
 
 def best_placement(loads: ArrayLike, num_devices: int) -> NDArray[np.int64]:
-    """Put each expert, heaviest first, on the device that is lightest so far.
+    """Put each expert, heaviest first, on the device with the least load so far.
 
-    Longest processing time first (Graham, 1969): the busiest device is at most 4/3 of the optimum.
-    Equal loads go in order of expert, equal devices in order of device.
+    This is the rule "longest processing time first" (Graham, 1969). The busiest device has at most
+    4/3 of the load that the best possible placement gives it. Ties go to the lower number.
 
     Parameters
     ----------
     loads
         Assignments per expert, ``(E,)``.
     num_devices
-        Devices to fill; each may hold any number of experts.
+        Number of devices to fill; each may hold any number of experts.
 
     Returns
     -------
-    The device of each expert, ``(E,)`` int64, as ``ep_step_time`` takes it.
+    Device of each expert, ``(E,)`` int64, which ``ep_step_time`` takes as ``placement``.
     """
     x = _as_row(loads)
     check_count("num_devices", num_devices)
@@ -122,20 +141,21 @@ def add_copies(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Give extra copies, one by one, to the expert with the most load per copy.
 
-    Every copy of an expert takes an equal share of its load. What comes back can be placed like
-    experts; whoever puts two copies of one expert on the same device has wasted one.
+    Every copy of an expert takes an equal share of its load. ``best_placement`` can place the
+    copies like experts. Two copies of one expert on the same device are no better than one.
 
     Parameters
     ----------
     loads
         Assignments per expert, ``(E,)``.
     num_copies
-        ``X``, extra copies in all.
+        Number of extra copies in all, ``X``.
 
     Returns
     -------
-    The load of each copy, ``(E + X,)`` float64, and the expert it is a copy of, ``(E + X,)``
-    int64: first every expert, then the extra copies in the order given out.
+    Two arrays: the load of each copy, ``(E + X,)`` float64, and its expert, ``(E + X,)`` int64. The
+    first ``E`` entries are the experts in order; the extra copies follow in the order they were
+    given.
     """
     x = _as_row(loads)
     check_count("num_copies", num_copies)

@@ -10,11 +10,11 @@ from equipoise.checks import brief, check_collection, check_whole
 from equipoise.errors import EquipoiseError
 
 MAX_LAYER = 999_999
-"""No model numbers its layers beyond this."""
+"""Largest accepted layer number; no model has more layers."""
 
 
 def check_layer_ids(layer_ids: Collection[int], num_layers: int) -> tuple[int, ...]:
-    """The ids as ints; ``EquipoiseError`` unless each layer has one, ascending and not negative."""
+    """Return the ids as ints; raise ``EquipoiseError`` unless ascending, >= 0, one per layer."""
     given = check_collection("layer_ids", layer_ids)
     if len(given) != num_layers:
         raise EquipoiseError(f"{len(given)} layer ids for {num_layers} layers; expected one each.")
@@ -27,7 +27,7 @@ def check_layer_ids(layer_ids: Collection[int], num_layers: int) -> tuple[int, .
 
 
 def format_ids(ids: Sequence[int]) -> str:
-    """Ascending ids as ranges: ``3-60, 62``."""
+    """Write ascending ids as ranges: ``3-60, 62``."""
     runs: list[list[int]] = []
     for i in ids:
         if runs and i == runs[-1][1] + 1:
@@ -38,7 +38,7 @@ def format_ids(ids: Sequence[int]) -> str:
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
-    """Layer numbers from ranges as ``format_ids`` prints them: ``3-60`` or ``3, 5, 7-9``."""
+    """Read layer numbers from ranges as ``format_ids`` writes them: ``3-60`` or ``3, 5, 7-9``."""
     ids: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)

@@ -1,4 +1,4 @@
-"""From one placement to the next: what every slot receives, from where and when."""
+"""Changing one placement into another: what each slot receives, from which rank, and when."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from equipoise.topology import Topology
 
 
 class Receive(IntEnum):
-    """Where a slot of the new placement gets its expert, cheapest first; the first that fits.
+    """Where a slot of the new placement gets its expert from.
 
-    ======================  ===========================================================
-    ``UNCHANGED``           The slot holds the expert already.
-    ``SAME_RANK``           Another slot of the rank held it: a copy within the device.
-    ``FREE_RIDER``          An earlier slot of the rank fetches it: again a local copy.
-    ``SAME_NODE``           A rank of the node held it: one transfer on the fast fabric.
-    ``CROSS_NODE``          The node did not hold it: one transfer between nodes.
-    ======================  ===========================================================
+    The kinds are ordered from cheap to expensive; a slot has the first kind that applies.
+
+    ======================  ============================================================
+    ``UNCHANGED``           The slot already holds the expert.
+    ``SAME_RANK``           Another slot of the rank holds it: a copy within the device.
+    ``FREE_RIDER``          An earlier slot of the rank fetches it: a copy afterwards.
+    ``SAME_NODE``           A rank of the same node holds it: a transfer within the node.
+    ``CROSS_NODE``          No rank of the node holds it: a transfer between nodes.
+    ======================  ============================================================
     """
 
     UNCHANGED = 0
@@ -41,20 +43,20 @@ class Receive(IntEnum):
 class Migration:
     """What each slot of a new placement receives, from which rank, over which link, and when.
 
-    A *move* is a slot whose content changes. A *transfer* is an expert that crosses a wire to a
-    rank: at most one a move, and exactly one where slots are kept (``keep_slots``) and no rank
-    holds an expert twice.
+    A *move* is a slot whose content changes. A *transfer* is an expert that is sent from one rank
+    to another. Some moves are local copies and need no transfer. If experts that stay keep their
+    slots (``keep_slots``) and no rank holds an expert twice, each move is exactly one transfer.
 
     Parameters
     ----------
     old, new
-        The placements, of equal shape.
+        Placements before and after, of equal shape.
     topology
-        The devices both are for.
+        Topology that both are for.
     receive
-        The ``Receive`` of every slot, ``(L, S)``.
+        Kind of each slot, ``(L, S)``: a ``Receive``.
     source
-        The rank that sends the slot its expert, -1 where nothing crosses a wire, ``(L, S)``.
+        Rank that sends each slot its expert, ``(L, S)``; -1 where nothing is transferred.
     """
 
     old: Placement
@@ -65,34 +67,34 @@ class Migration:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Slots of each layer by ``Receive``, ``(L, 5)``."""
+        """Number of slots of each ``Receive`` kind in each layer, ``(L, 5)``."""
         counts: NDArray[np.int64] = (self.receive[:, :, None] == np.array(Receive)).sum(axis=1)
         return counts
 
     @property
     def moves(self) -> int:
-        """Slots whose content changes, all layers together."""
+        """Number of slots whose content changes, all layers together."""
         return int((self.receive != Receive.UNCHANGED).sum())
 
     @property
     def transfers(self) -> NDArray[np.bool_]:
-        """Slots whose expert crosses a wire, ``(L, S)``."""
+        """Mask of the slots whose expert comes from another rank, ``(L, S)``."""
         return np.greater_equal(self.source, 0)
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """Slots whose expert only dead ranks held: load it from storage, ``(L, S)``."""
+        """Mask of the slots whose expert only dead ranks held, ``(L, S)``: load it from storage."""
         return np.asarray((self.receive == Receive.CROSS_NODE) & ~self.transfers)
 
     @property
     def received(self) -> NDArray[np.int64]:
-        """Experts that each rank fetches from another, each over the wire once, ``(L, R)``."""
+        """Number of experts that each rank receives from other ranks, ``(L, R)``."""
         received: NDArray[np.int64] = self.transfers.reshape(self.new.by_rank.shape).sum(axis=2)
         return received
 
     @property
     def sent(self) -> NDArray[np.int64]:
-        """Experts that each rank sends to others, ``(L, R)``."""
+        """Number of experts that each rank sends to other ranks, ``(L, R)``."""
         sent = np.zeros((self.new.num_layers, self.new.num_ranks), dtype=np.int64)
         layer, slot = np.nonzero(self.transfers)
         np.add.at(sent, (layer, self.source[layer, slot]), 1)
@@ -100,15 +102,15 @@ class Migration:
 
     @cached_property
     def round(self) -> NDArray[np.int64]:
-        """The round of each slot's transfer, from 0; -1 without transfer, ``(L, S)``.
+        """Round of each slot's transfer, from 0, ``(L, S)``; -1 without a transfer.
 
-        In a round no rank sends or receives more than one expert.  The number of rounds of a
-        layer is that of the experts its busiest rank sends or receives, the least possible (König).
+        In one round no rank sends more than one expert or receives more than one. The number of
+        rounds is the least possible (König): what the busiest rank of the layer sends or receives.
         """
         round_LS = np.full(self.new.slots.shape, -1, dtype=np.int64)
         for layer, row in enumerate(self.transfers):
             slots = np.flatnonzero(row)
-            # Transfers between nodes first: they tend to share rounds, which leaves others short.
+            # Transfers between nodes come first: then they share rounds, and others are short.
             slots = slots[np.argsort(-self.receive[layer, slots], kind="stable")]
             pairs = zip(
                 self.source[layer, slots].tolist(),
@@ -120,30 +122,30 @@ class Migration:
 
     @property
     def num_rounds(self) -> NDArray[np.int64]:
-        """Rounds of each layer, ``(L,)``."""
+        """Number of rounds of each layer, ``(L,)``."""
         return np.asarray(self.round.max(axis=1) + 1)
 
     def bytes(self, expert_bytes: int) -> int:
-        """Bytes that cross a wire, all layers together.
+        """Compute the bytes that ranks send to each other, all layers together.
 
         Parameters
         ----------
         expert_bytes
-            All tensors of one expert in one layer, scales included.
+            Size of all tensors of one expert in one layer, scales included.
         """
         return int(self.transfers.sum()) * check_whole("expert_bytes", expert_bytes)
 
     def bytes_by_link(self, expert_bytes: int) -> dict[str, int]:
-        """The same by link: ``"node"``, within nodes, and ``"network"``, between them."""
+        """Split ``bytes`` by link: ``"node"`` (within nodes) and ``"network"`` (between nodes)."""
         network = self.transfers & (self.receive == Receive.CROSS_NODE)
         total, between = self.bytes(expert_bytes), int(network.sum()) * int(expert_bytes)
         return {"node": total - between, "network": between}
 
     def layer_seconds(self, expert_bytes: int) -> NDArray[np.float64]:
-        """Time to move each layer, round after round, ``(L,)``.
+        """Compute the seconds that each layer's transfers take, round after round, ``(L,)``.
 
-        A round takes latency and one expert's bytes on the slowest link it uses.  Copies within a
-        rank take no time, experts that are ``lost`` are not counted.
+        A round takes the latency and the time for one expert's bytes on the slowest link it uses.
+        Copies within a rank count as free. Loading ``lost`` experts from storage is not included.
         """
         expert_bytes = check_whole("expert_bytes", expert_bytes)
         slowest = np.zeros((len(self.round), int(self.num_rounds.max())))
@@ -157,7 +159,7 @@ class Migration:
         return np.asarray(slowest.sum(axis=1))
 
     def seconds(self, expert_bytes: int) -> float:
-        """Time to move all layers, one after the other."""
+        """Compute the seconds that the transfers of all layers take, layer after layer."""
         return float(self.layer_seconds(expert_bytes).sum())
 
     def __repr__(self) -> str:
@@ -169,21 +171,26 @@ class Migration:
 def diff(
     old: Placement, new: Placement, topology: Topology, *, dead_ranks: Collection[int] = ()
 ) -> Migration:
-    """What changing one placement for another moves.
+    """Find what has to move to change one placement into another.
 
-    Classes as in SGLang's expert relocation, with the node taken from the topology.  A rank of the
-    same node sends where there is one, and among those that may send, the busiest sends as little
-    as possible.
+    The kinds of moves are those of SGLang's expert relocation, with nodes taken from the topology.
+    An expert comes from a rank of the same node if one holds it. Among the possible senders, the
+    transfers are shared so that the busiest sender sends as little as possible.
 
     Parameters
     ----------
+    old, new
+        Placements before and after, of equal shape; not changed.
+    topology
+        Topology that both are for.
     dead_ranks
-        Ranks that neither send nor receive; what they hold or should hold is left out.
+        Ranks that can neither send nor receive. Their slots count as unchanged.
 
     Raises
     ------
     EquipoiseError
-        Placements of different shapes, a topology of other ranks, dead ranks it does not have.
+        Placements of different shapes, a topology with another number of ranks, or a dead rank
+        that does not exist.
     """
     _check_same_shape(old, new)
     _check_ranks(new, topology)
@@ -206,16 +213,17 @@ def diff(
 
 
 def match_ranks(old: Placement, new: Placement, topology: Topology) -> Placement:
-    """The new placement with its ranks renamed, layer by layer, so that most experts stay.
+    """Renumber the ranks of a new placement, layer by layer, so that most experts stay in place.
 
-    An assignment problem on what the ranks hold.  Nodes are kept whole: ranks are matched within
-    every pair of nodes, then the nodes.  Only ranks of equal speed and room change places, so the
-    loads of the ranks are the same but for their order.  Slots are kept as by ``keep_slots``.
+    An assignment problem is solved for each layer: ranks are matched within every pair of nodes,
+    then the nodes are matched. The ranks of a node stay together. Only ranks of equal speed and
+    room change places, so rank loads change their order and nothing else. Slots within ranks are
+    ordered as by ``keep_slots``. The arguments are not changed.
 
     Raises
     ------
     EquipoiseError
-        Placements of different shapes, or a topology of other ranks.
+        Placements of different shapes, or a topology with another number of ranks.
     """
     _check_same_shape(old, new)
     _check_ranks(new, topology)
@@ -223,17 +231,17 @@ def match_ranks(old: Placement, new: Placement, topology: Topology) -> Placement
     by_rank = np.empty_like(new.by_rank)
     for layer in range(new.num_layers):
         stays = _common(new.copies_on_rank[layer], old.copies_on_rank[layer])
-        # No gain makes up for an exchange of unlike ranks: leaving all as they are is better.
+        # This penalty exceeds any gain, so ranks of different speed or room are never exchanged.
         stays = np.where(equal, stays, -new.num_slots - 1)
         by_rank[layer, _match_nodes(stays, topology.num_nodes)] = new.by_rank[layer]
     return keep_slots(old, with_slots(new, by_rank))
 
 
 def keep_slots(old: Placement, new: Placement) -> Placement:
-    """The new placement with every expert that stays on its rank in the slot it had.
+    """Reorder the slots within each rank so that experts that stay on a rank keep their slots.
 
-    Reorders slots within ranks only.  Old slots are served in order; what is new on a rank fills
-    the slots left over, in ascending order.  The rule of vLLM; Ascend's runtime requires it.
+    Experts that are new on a rank fill the other slots in ascending order. vLLM follows this rule,
+    and Ascend's runtime requires it. The arguments are not changed.
 
     Raises
     ------
@@ -252,7 +260,7 @@ def keep_slots(old: Placement, new: Placement) -> Placement:
 
 
 def with_slots(like: Placement, slots: NDArray[np.int64]) -> Placement:
-    """Another placement of the same shape, from slots ``(L, S)`` or ``(L, R, S / R)``."""
+    """Make a placement like another one from new slots, ``(L, S)`` or ``(L, R, S / R)``."""
     return Placement(
         slots.reshape(like.slots.shape),
         num_ranks=like.num_ranks,
@@ -262,7 +270,7 @@ def with_slots(like: Placement, slots: NDArray[np.int64]) -> Placement:
 
 
 def ordinal_on_rank(by_rank_LRC: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many earlier slots of the rank hold the same expert, ``(L, R, S / R)``."""
+    """Count the earlier slots of the same rank that hold the same expert, ``(L, R, S / R)``."""
     same = by_rank_LRC[..., :, None] == by_rank_LRC[..., None, :]
     ordinal: NDArray[np.int64] = np.tril(same, k=-1).sum(axis=-1)
     return ordinal
@@ -274,7 +282,7 @@ def _sources(
     holds_LRE: NDArray[np.bool_],
     topology: Topology,
 ) -> NDArray[np.int64]:
-    """The sender of every transfer, of its node if any of it can send; -1 elsewhere, ``(L, S)``."""
+    """Choose the sender of every transfer, ``(L, S)``, in the same node if possible; else -1."""
     source = np.full(receive_LS.shape, -1, dtype=np.int64)
     node_of_slot = topology.node_of_rank[new.rank_of_slot]
     for layer, receive in enumerate(receive_LS):
@@ -289,10 +297,11 @@ def _sources(
 
 
 def _share(options: list[list[int]], num_ranks: int) -> list[int]:
-    """A sender for every transfer, of those that may send it; the busiest sends least.
+    """Choose a sender for every transfer so that the busiest sender sends as little as possible.
 
-    One transfer after the other, each along the shortest chain of changed senders that ends at the
-    least busy rank it can reach: an optimal semi-matching (Harvey et al., J. Algorithms 2006).
+    Transfers are added one after the other. Each may change the senders of earlier ones, along the
+    shortest chain that ends at the least busy rank within reach. The result is an optimal
+    semi-matching (Harvey et al., J. Algorithms 2006).
     """
     sender = [-1] * len(options)
     given: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -316,10 +325,10 @@ def _share(options: list[list[int]], num_ranks: int) -> list[int]:
 
 
 def _rounds(pairs: list[tuple[int, int]]) -> list[int]:
-    """A round for every transfer ``(sender, receiver)``, in no more rounds than the largest degree.
+    """Choose a round for every transfer ``(sender, receiver)``, in the fewest rounds possible.
 
-    Edge colouring of a bipartite multigraph: where sender and receiver have no common free round,
-    the chain of transfers that alternates between two rounds changes them (König, 1916).
+    This is edge colouring of a bipartite multigraph (König, 1916). Where sender and receiver have
+    no free round in common, two rounds are swapped along a chain of earlier transfers.
     """
     busiest = max((max(Counter(end).values()) for end in zip(*pairs, strict=True)), default=0)
     sends: dict[tuple[int, int], int] = {}  # (rank, round): the transfer
@@ -348,13 +357,13 @@ def _rounds(pairs: list[tuple[int, int]]) -> list[int]:
 
 
 def _first_free(limit: int, *ends: tuple[dict[tuple[int, int], int], int]) -> int:
-    """The first round in which all these ends are free; the limit if there is none before."""
+    """Find the first round in which all these ends are free, or return the limit."""
     free = (at for at in range(limit) if all((rank, at) not in taken for taken, rank in ends))
     return next(free, limit)
 
 
 def _common(a_RE: NDArray[np.int64], b_RE: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Slots that can stay if rank ``i`` of ``a`` becomes rank ``j`` of ``b``, ``(R, R)``."""
+    """Count the slots that can stay if rank ``i`` of ``a`` becomes rank ``j`` of ``b``."""
     common = np.zeros((len(a_RE), len(b_RE)))
     for copy in range(int(max(a_RE.max(), b_RE.max()))):
         common += (a_RE > copy).astype(np.float64) @ (b_RE > copy).T
@@ -362,7 +371,7 @@ def _common(a_RE: NDArray[np.int64], b_RE: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def _match_nodes(gain_RR: NDArray[np.float64], num_nodes: int) -> NDArray[np.int64]:
-    """The new name of each rank, ``(R,)``: best gain in sum, every node within one node."""
+    """Choose each rank's new number, ``(R,)``, for the largest total gain; nodes stay whole."""
     from scipy.optimize import linear_sum_assignment  # takes long to import
 
     size = len(gain_RR) // num_nodes
@@ -377,7 +386,7 @@ def _match_nodes(gain_RR: NDArray[np.float64], num_nodes: int) -> NDArray[np.int
 
 
 def _same_ranks(topology: Topology) -> NDArray[np.bool_]:
-    """Which ranks may take each other's name: those of equal speed and room, ``(R, R)``."""
+    """Tell which ranks may be exchanged: those of equal speed and room, ``(R, R)``."""
     equal = np.ones((topology.num_ranks, topology.num_ranks), dtype=bool)
     for values in (topology.speed, topology.room):
         if values is not None:

@@ -1,8 +1,8 @@
-"""The noise floor: the imbalance a perfectly fair router shows, because batches are finite.
+"""The noise floor: the imbalance that even a perfectly fair router shows on finite batches.
 
-A fair router sends every token to ``K`` of ``E`` experts picked evenly and without replacement.
-Even so some rank is busiest in every step. What an observed imbalance has above this floor is
-skew; the rest is no placement's fault.
+A fair router sends every token to ``K`` of ``E`` experts, drawn uniformly without replacement. In
+every step some rank still gets more than the others, by chance. Only the imbalance above this floor
+is skew that a placement can remove.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 FORMULA_FROM = 8.0
-"""Mean assignments per rank from which the formula is used; below it a simulation.
+"""Mean assignments per rank from which the formula is used; smaller steps are simulated.
 
-Measured against 1,000 simulated steps for 10 combinations of 8 to 256 experts, top-1 to top-8 and
-2 to 256 ranks: from 8 the formula's mean is within 0.01 (at 4: 0.04, at 1: 0.3).
+The formula was compared with 1,000 simulated steps for 10 combinations of 8 to 256 experts, top-1
+to top-8 and 2 to 256 ranks. From 8 assignments per rank its mean is within 0.01 (at 4: within 0.04,
+at 1: within 0.3).
 """
 
 ALARM_STDS = 4.0
-"""How far above the floor an imbalance must be before it is called more than chance."""
+"""Standard deviations above the floor's mean from which an imbalance is more than chance."""
 
-_TABLE_WORK = 10**8  # array elements touched for one table of small steps: about a second
+_TABLE_WORK = 10**8  # array elements processed for one table of small steps: about a second
 _MAX_TABLE = 2**18  # experts x ranks
-_MAX_CHOICES = 2 * 10**10  # random numbers: some minutes
+_MAX_CHOICES = 2 * 10**10  # random numbers that one simulation may draw: a few minutes
 _BLOCK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Mean and standard deviation of the imbalance (max/mean over ranks) of a fair router."""
+    """Mean and standard deviation of a fair router's imbalance (max/mean over ranks)."""
 
     mean: float
     std: float
@@ -48,15 +49,15 @@ class NoiseFloor:
 
     @property
     def alarm_level(self) -> float:
-        """The imbalance a fair router exceeds in fewer than 1 % of steps."""
+        """Imbalance that a fair router exceeds in fewer than 1 % of steps."""
         return self.mean + ALARM_STDS * self.std
 
 
 @dataclass(frozen=True, eq=False)
 class TraceNoiseFloor:
-    """The noise floor of every step and layer of a trace, each ``(T, L)``.
+    """Noise floor of every step and layer of a trace; both arrays are ``(T, L)``.
 
-    Steps without load have mean 1 and standard deviation 0.
+    A step without load has mean 1 and standard deviation 0.
     """
 
     mean: NDArray[np.float64]
@@ -66,25 +67,25 @@ class TraceNoiseFloor:
 
     @property
     def alarm_level(self) -> NDArray[np.float64]:
-        """The imbalance a fair router exceeds in fewer than 1 % of steps, ``(T, L)``."""
+        """Imbalance that a fair router exceeds in fewer than 1 % of steps, ``(T, L)``."""
         return self.mean + ALARM_STDS * self.std
 
 
 def noise_floor(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -> NoiseFloor:
-    """The imbalance that chance alone gives a step of this size.
+    """Compute the imbalance that chance alone causes in a step of this size.
 
-    From ``FORMULA_FROM`` mean assignments per rank by formula (``equipoise explain concepts``),
-    below it
-    by simulating 50 to 2,000 steps with a fixed seed (by formula throughout where experts x ranks
-    exceed 2^18). Ranks are taken to have equal expected load, whether or not they divide ``E``;
-    where they outnumber the experts, as if each had an expert of its own.
+    A formula (``equipoise explain concepts``) is used where ranks have at least ``FORMULA_FROM``
+    assignments on average.
+    Smaller steps are simulated 50 to 2,000 times with a fixed seed, unless experts x ranks exceed
+    2^18. All ranks are assumed to have the same expected load, also where ``R`` does not divide
+    ``E``. If there are more ranks than experts, each rank counts as having one expert.
 
     Parameters
     ----------
     num_tokens
-        Tokens in the step, all ranks together; 0 gives a floor of 1.
+        Number of tokens in the step, all ranks together; 0 gives a floor of 1.
     num_experts, top_k, num_ranks
-        ``E``, ``K`` and ``R``.
+        Numbers of experts ``E``, choices per token ``K`` and ranks ``R``.
 
     Raises
     ------
@@ -99,11 +100,11 @@ def noise_floor(num_tokens: int, num_experts: int, top_k: int, num_ranks: int) -
 
 
 def trace_noise_floor(trace: Trace, num_ranks: int) -> TraceNoiseFloor:
-    """The floor of each step and layer of a trace on ``num_ranks`` ranks.
+    """Compute the noise floor of each step and layer of a trace on ``num_ranks`` ranks.
 
-    Tokens per step are its assignments over ``trace.top_k``. A trace that does not know its
-    ``top_k`` is read as independent assignments, which puts the floor slightly too high: the
-    choices of one token cannot fall on the same expert.
+    The number of tokens of a step is its assignments over ``trace.top_k``. If the trace has no
+    ``top_k``, its assignments count as independent. The floor is then slightly too high, because
+    the choices of one token never fall on the same expert.
     """
     top_k = check_type("trace", trace, Trace).top_k or 1
     *_, num_ranks = _checked_router(0, trace.num_experts, top_k, num_ranks)
@@ -122,25 +123,32 @@ def simulate_noise_floor(
     num_draws: int = 400,
     seed: int = 0,
 ) -> NoiseFloor:
-    """The floor from ``num_draws`` simulated steps of a fair router.
+    """Estimate the noise floor from simulated steps of a fair router.
+
+    Give either ``num_ranks`` or ``placement``. Equal arguments give equal results on every machine.
 
     Parameters
     ----------
+    num_tokens
+        Number of tokens in a step, all ranks together.
+    num_experts, top_k
+        Numbers of experts ``E`` and choices per token ``K``.
     num_ranks
-        Puts the experts in equal contiguous stretches on this many ranks; where the ranks do not
-        divide them, assignments to an expert on a border fall on either side by chance.
+        Number of ranks, each with an equal contiguous share of the experts. If it does not divide
+        ``E``, each assignment to an expert on a border goes to one of the two ranks by chance.
     placement
-        Instead of ``num_ranks``: ranks and copies as placed, every copy taking an equal share. The
-        floor then includes what the placement itself adds under fair routing. The mean and
-        standard deviation are over steps and layers.
+        Placement whose copies take equal shares. The floor then includes the imbalance of the
+        placement itself under fair routing. Mean and standard deviation are over steps and layers.
+    num_draws
+        Number of simulated steps, 2 or more.
     seed
-        Equal arguments give equal results on every machine.
+        Random seed.
 
     Raises
     ------
     EquipoiseError
-        Numbers that are not positive, a placement of other experts, both or neither of
-        ``num_ranks`` and ``placement``, or a simulation of more than some minutes.
+        Numbers that are not positive, a placement with another number of experts, both or neither
+        of ``num_ranks`` and ``placement``, or a simulation that would take more than minutes.
     """
     if (num_ranks is None) == (placement is None):
         raise EquipoiseError(
@@ -171,21 +179,28 @@ def simulate_noise_floor(
 
 
 def excess(observed: ArrayLike, floor: NoiseFloor | TraceNoiseFloor) -> NDArray[np.float64]:
-    """Observed imbalance above the floor; around 0, either sign, for a fair router.
+    """Subtract the floor's mean from an observed imbalance; for a fair router this is about 0.
 
-    Trigger on this and not on the imbalance: call it more than chance where ``observed`` exceeds
-    ``floor.alarm_level``.
+    Use this, not the imbalance itself, to decide whether balancing can help. An imbalance above
+    ``floor.alarm_level`` is more than chance.
+
+    Parameters
+    ----------
+    observed
+        Imbalance (max/mean over ranks), a number or an array; not changed.
+    floor
+        Noise floor of the same steps.
     """
     if not isinstance(floor, (NoiseFloor, TraceNoiseFloor)):
-        raise EquipoiseError(f"floor is {brief(floor)}; expected the answer of noise_floor.")
-    row: Any = [observed]  # one axis more, so that a single number passes as well
+        raise EquipoiseError(f"floor is {brief(floor)}; expected what noise_floor returns.")
+    row: Any = [observed]  # adds an axis, because as_loads takes no single number
     above: NDArray[np.float64] = as_loads(row)[0] - floor.mean
     return above
 
 
 @lru_cache(maxsize=256)
 def expected_maximum(num_ranks: int) -> tuple[float, float]:
-    """Mean and standard deviation of the largest of ``R`` standard normal numbers."""
+    """Compute mean and standard deviation of the largest of ``R`` standard normal numbers."""
     m1, m2, _, _ = _maximum_moments(num_ranks)
     return m1, max(m2 - m1 * m1, 0.0) ** 0.5
 
@@ -201,7 +216,7 @@ def _maximum_moments(num_ranks: int) -> tuple[float, float, float, float]:
             density = num_ranks * np.exp((num_ranks - 1) * log_ndtr(z) - z * z / 2)
             return float(z**power * density / np.sqrt(2 * np.pi))
 
-        # Beyond 12 standard deviations nothing is left; the peak lies between 0 and 5.
+        # The density is 0 beyond 12 standard deviations; its peak lies between 0 and 5.
         return float(quad(integrand, -12, 12, points=[0, 2.5, 5], limit=200)[0])
 
     return moment(1), moment(2), moment(3), moment(4)
@@ -211,7 +226,7 @@ def _floors(
     num_tokens: NDArray[np.float64], num_experts: int, top_k: int, num_ranks: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation for each number of tokens, by formula or simulation."""
-    num_experts = max(num_experts, num_ranks)  # ranks in excess share experts
+    num_experts = max(num_experts, num_ranks)  # as if every rank had an expert
     tokens = np.maximum(num_tokens, 1)
     mean, std = _formula(tokens, num_experts, top_k, num_ranks)
     small = tokens * top_k < FORMULA_FROM * num_ranks
@@ -226,12 +241,13 @@ def _floors(
 def _formula(
     num_tokens: NDArray[np.float64], num_experts: int, top_k: int, num_ranks: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The floor from the largest of ``R`` normals with the variance and skewness of rank loads.
+    """Compute the floor as the largest of ``R`` normals with the variance and skew of rank loads.
 
-    A token's choices on a rank are hypergeometric. Loads of ranks add up to a constant, so they
-    are ``R`` independent numbers less their mean; that is worth ``R / (R - 1)`` in variance before
-    the subtraction and ``1 / R`` in the variance of the maximum. Skewness enters to first order,
-    as Cornish and Fisher (1938) do: a normal ``z`` becomes ``z + skew / 6 (z^2 - 1)``.
+    The number of a token's choices on one rank is hypergeometric. The rank loads add up to a
+    constant, so they are modelled as ``R`` independent numbers minus their mean. This raises the
+    variance by ``R / (R - 1)`` before the subtraction, and lowers that of the maximum by ``1 / R``.
+    Skewness enters to first order (Cornish and Fisher, 1938): a normal ``z`` becomes
+    ``z + skew / 6 (z^2 - 1)``.
     """
     E, K, R, D = num_experts, top_k, num_ranks, num_tokens
     if R == 1 or K == E:
@@ -250,7 +266,7 @@ def _formula(
 def _small_step_table(
     num_experts: int, top_k: int, num_ranks: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Simulated mean and standard deviation for 1, 2, ... tokens, up to ``FORMULA_FROM``.
+    """Simulate mean and standard deviation for 1, 2, ... tokens, up to ``FORMULA_FROM``.
 
     One simulated sequence of tokens serves all sizes: its first ``d`` tokens are a step of ``d``.
     """
@@ -272,13 +288,13 @@ def _small_step_table(
 def _fair_choices(
     rng: np.random.Generator, num_tokens: int, num_experts: int, top_k: int
 ) -> NDArray[np.int64]:
-    """``K`` different experts for each token, evenly, ``(D, K)``."""
+    """Draw ``K`` different experts for each token uniformly, ``(D, K)``."""
     keys = rng.random((num_tokens, num_experts), dtype=np.float32)
     return np.argpartition(keys, top_k - 1, axis=1)[:, :top_k]
 
 
 def _blocks(num_tokens: int) -> list[int]:
-    """Sizes of blocks of tokens that keep the random keys in memory small."""
+    """Divide tokens into blocks whose random keys fit in memory; return their sizes."""
     full, rest = divmod(num_tokens, _BLOCK_TOKENS)
     return [_BLOCK_TOKENS] * full + [rest] * (rest > 0)
 
@@ -286,7 +302,7 @@ def _blocks(num_tokens: int) -> list[int]:
 def _contiguous_rank(
     rng: np.random.Generator, expert: NDArray[np.int64], num_experts: int, num_ranks: int
 ) -> NDArray[np.int64]:
-    """The rank of each choice: equal stretches of experts, borders within an expert by chance."""
+    """Find the rank of each choice; an expert that two ranks share goes to either by chance."""
     if num_experts % num_ranks == 0:
         return expert // (num_experts // num_ranks)
     position = (expert + rng.random(expert.shape)) * (num_ranks / num_experts)
@@ -294,7 +310,7 @@ def _contiguous_rank(
 
 
 def _placed_shares(placement: Placement, num_experts: int) -> NDArray[np.float64]:
-    """The share of each expert that falls to each rank, ``(L, R, E)``: even over its copies."""
+    """Compute each rank's share of each expert, ``(L, R, E)``: equal over the expert's copies."""
     if check_type("placement", placement, Placement).num_experts != num_experts:
         raise EquipoiseError(
             f"The placement is for {placement.num_experts} experts; the router has {num_experts}."
@@ -305,7 +321,7 @@ def _placed_shares(placement: Placement, num_experts: int) -> NDArray[np.float64
 def _checked_router(
     num_tokens: int, num_experts: int, top_k: int, num_ranks: int
 ) -> tuple[int, int, int, int]:
-    """The same numbers as plain ints, which do not wrap as numpy's do."""
+    """Check the numbers and return them as Python ints, which do not overflow."""
     num_experts = check_count("num_experts", num_experts)
     top_k = check_count("top_k", top_k)
     num_ranks = check_count("num_ranks", num_ranks)

@@ -1,4 +1,4 @@
-"""Which expert every slot holds."""
+"""A placement: which expert every slot holds."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Placement:
     Parameters
     ----------
     slots
-        Expert ids, ``(L, S)`` integers in ``[0, E)``; every expert has a slot in every layer.
-        Copied, and read-only afterwards.
+        Expert ids, ``(L, S)`` integers in ``[0, E)``; every expert has a slot in every layer. The
+        array is copied; the copy is read-only.
     num_ranks
-        ``R``; divides ``S``.
+        Number of ranks, ``R``; it divides ``S``.
     num_experts
-        ``E``.
+        Number of logical experts, ``E``.
     layer_ids
-        The model's own number of each MoE layer, ascending, ``L`` of them; ``None`` numbers the
-        rows from 0. Engines disagree on layer numbering: see ``docs/reference/formats``.
+        Layer numbers of the model, ascending, ``L`` of them; ``None`` numbers the rows from 0.
+        Engines number layers differently: see ``docs/reference/formats``.
 
     Raises
     ------
     EquipoiseError
-        An invalid placement; the message names the layer, the slot and the expert.
+        A placement that is not valid; the message names the layer, the slot and the expert.
     """
 
     slots: NDArray[np.int64]
@@ -81,54 +81,54 @@ class Placement:
 
     @property
     def num_layers(self) -> int:
-        """``L``."""
+        """Number of MoE layers, ``L``."""
         return int(self.slots.shape[0])
 
     @property
     def num_slots(self) -> int:
-        """``S``."""
+        """Number of slots of a layer, all ranks together, ``S``."""
         return int(self.slots.shape[1])
 
     @property
     def slots_per_rank(self) -> int:
-        """``S / R``."""
+        """Number of slots of a layer on each rank, ``S / R``."""
         return self.num_slots // self.num_ranks
 
     @property
     def num_redundant(self) -> int:
-        """``S - E``, redundant slots of a layer over all ranks."""
+        """Number of redundant slots of a layer, all ranks together, ``S - E``."""
         return self.num_slots - self.num_experts
 
     @property
     def rank_of_slot(self) -> NDArray[np.int64]:
-        """``(S,)``."""
+        """Rank that each slot belongs to, ``(S,)``."""
         return np.arange(self.num_slots, dtype=np.int64) // self.slots_per_rank
 
     @property
     def by_rank(self) -> NDArray[np.int64]:
-        """A view of the slots, ``(L, R, S / R)``."""
+        """Slots by rank, ``(L, R, S / R)``: a view."""
         return self.slots.reshape(self.num_layers, self.num_ranks, self.slots_per_rank)
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """Slots that hold each expert, ``(L, E)``."""
+        """Number of slots that hold each expert, ``(L, E)``."""
         return self._count_per_layer(self.slots, self.num_experts)
 
     @cached_property
     def copies_on_rank(self) -> NDArray[np.int64]:
-        """Slots of each rank that hold each expert, ``(L, R, E)``."""
+        """Number of slots of each rank that hold each expert, ``(L, R, E)``."""
         cell = self.rank_of_slot * self.num_experts + self.slots
         counts = self._count_per_layer(cell, self.num_ranks * self.num_experts)
         return counts.reshape(self.num_layers, self.num_ranks, self.num_experts)
 
     def _count_per_layer(self, keys: NDArray[np.int64], num_keys: int) -> NDArray[np.int64]:
-        """How often each key occurs in each row of ``keys`` ``(L, S)``, ``(L, num_keys)``."""
+        """Count each key in each row of ``keys`` ``(L, S)``; the result is ``(L, num_keys)``."""
         offset = np.arange(self.num_layers)[:, None] * num_keys
         counts = np.bincount((offset + keys).ravel(), minlength=self.num_layers * num_keys)
         return counts.reshape(self.num_layers, num_keys)
 
     def rows(self, rows: Sequence[int]) -> Placement:
-        """Some layers of it, by their rows."""
+        """Return the placement of some layers only, chosen by their row numbers."""
         return Placement(
             self.slots[list(rows)],
             num_ranks=self.num_ranks,
@@ -138,15 +138,15 @@ class Placement:
 
     @property
     def duplicates(self) -> NDArray[np.int64]:
-        """Slots wasted on a second copy of an expert on its own rank, ``(L,)``."""
+        """Number of slots wasted on a further copy of an expert on the same rank, ``(L,)``."""
         wasted: NDArray[np.int64] = np.maximum(self.copies_on_rank - 1, 0).sum(axis=(1, 2))
         return wasted
 
     def slots_of_experts(self) -> NDArray[np.int64]:
-        """Ascending slots of every expert, ``(L, E, X)`` padded with -1; ``X`` = most copies."""
+        """List the ascending slots of each expert, ``(L, E, X)``, padded with -1 to ``X`` slots."""
         width = int(self.copies.max())
         table = np.full((self.num_layers, self.num_experts, width), -1, dtype=np.int64)
-        small = self.slots.astype(np.min_scalar_type(self.num_experts))  # which numpy radix-sorts
+        small = self.slots.astype(np.min_scalar_type(self.num_experts))  # numpy radix-sorts these
         order = np.argsort(small, axis=1, kind="stable")
         expert = np.take_along_axis(self.slots, order, axis=1)
         first = np.cumsum(self.copies, axis=1) - self.copies
@@ -156,7 +156,7 @@ class Placement:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over shape and content: two placements agree exactly when theirs do."""
+        """SHA-256 of shape and content; equal placements have equal checksums."""
         head = f"{self.num_ranks},{self.num_experts},{self.layer_ids},{self.slots.shape};"
         return hashlib.sha256(head.encode() + self.slots.astype("<i8").tobytes()).hexdigest()
 
@@ -197,13 +197,13 @@ def _as_slots(slots: ArrayLike) -> NDArray[np.int64]:
         raise EquipoiseError(f"Slots have type {array.dtype}; expected integer expert ids.")
     if array.max() > MAX_WHOLE:
         raise EquipoiseError(f"The slots hold {array.max()}; expected expert ids.")
-    array = array.astype(np.int64, order="C")  # always a copy: the caller's array stays his own
+    array = array.astype(np.int64, order="C")  # always a copy: the caller may change his array
     array.flags.writeable = False
     return array
 
 
 def check_slot_count(num_slots: int, *, num_ranks: int, num_experts: int) -> None:
-    """Raise ``EquipoiseError`` unless ``S >= E`` and ``R`` divides ``S``."""
+    """Check that ``S >= E`` and that ``R`` divides ``S``; raise ``EquipoiseError`` otherwise."""
     check_whole("num_slots", num_slots)
     if not check_whole("num_ranks", num_ranks) or not check_whole("num_experts", num_experts):
         raise EquipoiseError(

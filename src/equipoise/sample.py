@@ -1,4 +1,4 @@
-"""What ships with the package: a recording, and the lab."""
+"""Files that ship with the package: a sample recording, and the lab."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from pathlib import Path
 _DATA = Path(__file__).parent / "data"
 
 LAB_FOLDER = _DATA / "lab"
-"""The lab's notebook, its exercise and the solution."""
+"""Folder with the lab's notebook, its exercise and the solution."""
 
 
 def sample_trace_path() -> Path:
-    """Routing of the project's own small model over several text domains, prefill and decode.
+    """Return the path of the sample recording that ships with the package.
 
-    Recorded by ``equipoise capture``; how, and what the model is: ``models/README.md``.
+    It is the routing of the project's own small model on several kinds of text, in prefill and
+    decode, recorded by ``equipoise capture``. ``models/README.md`` describes the model.
     """
     return _DATA / "sample.trace.safetensors"
 
 
 def lab_files(*, solution: bool) -> dict[str, Path]:
-    """The files that somebody works with in the lab: each one's name there, and where it is.
+    """List the files of the lab: the name of each in a learner's folder, and its path here.
 
     Parameters
     ----------
     solution
-        Whether the exercise is the one filled in, with answers to the questions next to it.
+        Flag to include the solved exercise, and the answers to the questions, instead of the
+        exercise with gaps.
     """
     names = ["README.md", "exercise.py", "lab.ipynb", "plots.py", "test_exercise.py"]
     files = {name: LAB_FOLDER / name for name in names}

@@ -1,6 +1,6 @@
-"""How nouns show themselves: in a line of text, and in a notebook with a small heat map.
+"""Short ``repr`` texts and small heat maps in notebooks, for the package's classes.
 
-Needs numpy only, so that every noun may use it; larger drawings are in ``report``.
+This module needs only numpy, so that every class can use it. Larger drawings are in ``report``.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _LONGEST_NAME = 90
-_FEW = 4  # numbers of a tuple that a line holds
+_FEW = 4  # longest tuple that is shown in full
 _MOST_ROWS, _MOST_COLUMNS = 32, 64
 _CELL = 8  # pixels
 _SHADES = ("#f3f1ec", "#f2ddc9", "#eec3a0", "#e8a67b", "#de875b", "#cb6742", "#a94a30", "#7d3124")
 
 
 def differing(noun: DataclassInstance) -> str:
-    """The call that makes a dataclass, with only the fields that are not their defaults."""
+    """Write the call that makes this dataclass, without the fields that have their defaults."""
     return _call(noun, repr)
 
 
 def in_short(noun: DataclassInstance) -> str:
-    """The same in one short line: arrays by their shapes, long tuples by their size."""
+    """Write that call in one short line: arrays as their shapes, long tuples as their lengths."""
     return _call(noun, _short)
 
 
 def short_name(name: str) -> str:
-    """The name of a source on one line, its middle left out where it is long."""
+    """Shorten the name of a source to one line; the middle of a long name is left out."""
     line = " ".join(name.split())
     if len(line) <= _LONGEST_NAME:
         return line
@@ -45,17 +45,17 @@ def short_name(name: str) -> str:
 
 
 def heat_html(line: str, matrix: ArrayLike, caption: str) -> str:
-    """A noun's line over a small heat map of its numbers, as HTML of its own.
+    """Draw a small heat map under a line of text, as HTML that needs nothing else.
 
     Parameters
     ----------
     line
-        The noun's ``repr``.
+        Text above the map: the object's ``repr``.
     matrix
-        Finite numbers, one row of cells for each of the first axis. More than 32 rows or 64 columns
-        are joined with their neighbours; the largest of them gives the colour.
+        Finite numbers, ``(rows, columns)``. If there are more than 32 rows or 64 columns,
+        neighbours share a cell, which shows the largest of them.
     caption
-        What rows, columns and colours are; the range of the numbers follows it.
+        Sentence on what rows, columns and colours are. The range of the numbers is added to it.
     """
     cells = _joined(_joined(np.asarray(matrix, dtype=np.float64), _MOST_ROWS, 0), _MOST_COLUMNS, 1)
     low, high = float(cells.min()), float(cells.max())
@@ -98,7 +98,7 @@ def _joined(matrix: NDArray[np.float64], at_most: int, axis: int) -> NDArray[np.
 
 
 def _svg(cells: NDArray[np.float64], low: float, high: float, label: str) -> str:
-    """One path for each shade, of a square for each cell."""
+    """Draw the cells as squares; all cells of one shade are one path, which keeps the SVG small."""
     part = (cells - low) / (high - low) if high > low else np.zeros_like(cells)
     shade = np.minimum((part * len(_SHADES)).astype(int), len(_SHADES) - 1)
     paths = (

@@ -1,4 +1,4 @@
-"""The devices experts live on, and the wires between them."""
+"""The devices that hold the experts, and the links between them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from equipoise.errors import EquipoiseError, argument
 _LONGEST_SECONDS = 1e9
 _MOST_BYTES = 1e30  # a second
 _LOWEST_SPEED, _HIGHEST_SPEED = 1e-100, 1e100
-_MOST_UNEQUAL = 1e12  # times as fast as another rank; more, and sums of both lose the slower
+_MOST_UNEQUAL = 1e12  # largest ratio of speeds; beyond it a sum of both loses the smaller
 
 
 @dataclass(frozen=True)
 class Link:
-    """A wire: every message costs its latency, every byte its share of the bandwidth.
+    """A link between ranks. A message takes the latency plus its bytes over the bandwidth.
 
     Parameters
     ----------
     latency_seconds
-        Time one message takes besides its bytes.
+        Time that each message takes in addition to its bytes.
     bytes_per_second
-        Bandwidth of one rank, in each direction; infinity where bytes take no time.
+        Bandwidth of one rank in each direction; infinity if bytes take no time.
     """
 
     latency_seconds: float
@@ -42,37 +42,41 @@ class Link:
 
 
 NODE_LINK = Link(1e-6, 400e9)
-"""Between ranks of a node: NVLink-like, the constants of NVIDIA's Wide-EP series."""
+"""Link between ranks of a node: like NVLink, with the constants of NVIDIA's Wide-EP series."""
 
 NETWORK_LINK = Link(20e-6, 25e9)
-"""Between nodes: one 400 Gbit/s adapter a rank at half its rate, from the same source."""
+"""Link between nodes: one 400 Gbit/s adapter per rank at half its rate, from the same source."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """``R`` expert-parallel ranks in nodes of equal size, ranks numbered node by node.
+    """The ``R`` expert-parallel ranks, grouped into nodes of equal size.
+
+    Ranks are numbered node by node: the first ``ranks_per_node`` ranks are node 0.
 
     Parameters
     ----------
     num_ranks
-        ``R``, the devices that share the experts of a layer.
+        Number of ranks ``R``: the devices that share the experts of a layer.
     ranks_per_node
-        Ranks behind one fast interconnect, which also fail together; ``None`` puts all ranks in
-        one node.
+        Number of ranks that share one fast interconnect and fail together; ``None`` puts all ranks
+        in one node.
     speed
-        Relative speed of each rank, ``R`` numbers: work of one unit takes ``1 / speed``. ``None``:
-        all equal.
+        Relative speed of each rank, ``R`` numbers: a unit of work takes ``1 / speed``. ``None`` for
+        equal speeds.
     room
-        Experts of one layer whose weights fit into each rank's memory, ``R`` numbers. A rank with
-        less room than slots repeats experts it has, which takes no memory. ``None``: every slot.
+        Number of experts of one layer that fit into each rank's memory, ``R`` numbers. A rank with
+        less room than slots holds some experts in several slots, which takes no extra memory.
+        ``None`` if all slots fit.
     node_link, network_link
-        The wires within a node and between nodes.
+        Links within a node and between nodes.
 
     Raises
     ------
     EquipoiseError
-        Counts that are not whole and positive, nodes that do not divide the ranks, speeds or room
-        that are not one positive number a rank, a rank 1e12 times as fast as another.
+        Numbers that are not positive and whole, a ``ranks_per_node`` that does not divide
+        ``num_ranks``, a ``speed`` or ``room`` without one positive number per rank, or speeds that
+        differ by more than a factor of 1e12.
     """
 
     num_ranks: int
@@ -120,7 +124,7 @@ class Topology:
             raise EquipoiseError(
                 f"{argument('room')} is {brief(values)}; expected whole numbers of experts."
             )
-        # A rank holds no more experts than there are, so that more room than any count is the same.
+        # No layer has more than MAX_COUNT experts, so more room than that makes no difference.
         return tuple(np.minimum(room, MAX_COUNT).astype(np.int64).tolist())
 
     def _one_a_rank(self, name: str, values: ArrayLike) -> NDArray[Any]:
@@ -129,18 +133,18 @@ class Topology:
         if not fits or not (numbers.min() > 0 and numbers.max() < np.inf):  # false for NaN as well
             raise EquipoiseError(
                 f"{argument(name)} is {brief(values)}; "
-                f"expected {self.num_ranks} numbers above 0, one a rank."
+                f"expected {self.num_ranks} numbers above 0, one for each rank."
             )
         return numbers
 
     @property
     def num_nodes(self) -> int:
-        """``N``, the nodes."""
+        """Number of nodes, ``N``."""
         return 1 if self.ranks_per_node is None else self.num_ranks // self.ranks_per_node
 
     @property
     def node_of_rank(self) -> NDArray[np.int64]:
-        """The node of each rank, ``(R,)``."""
+        """Node that each rank is in, ``(R,)``."""
         return np.arange(self.num_ranks, dtype=np.int64) * self.num_nodes // self.num_ranks
 
     def __repr__(self) -> str:
@@ -151,13 +155,13 @@ class Topology:
         return f"Topology({', '.join(said)})"
 
     def distinct_experts(self, slots_per_rank: int) -> NDArray[np.int64]:
-        """Different experts of a layer that each rank's slots can hold, ``(R,)``."""
+        """Count the different experts of a layer that each rank can hold, ``(R,)``."""
         room = np.full(self.num_ranks, slots_per_rank, dtype=np.int64)
         return room if self.room is None else np.minimum(room, self.room)
 
     @property
     def relative_speed(self) -> NDArray[np.float64]:
-        """Speed of each rank over their mean, ``(R,)``: ones where all are equal."""
+        """Speed of each rank over the mean speed, ``(R,)``; all 1 where speeds are equal."""
         if self.speed is None:
             return np.ones(self.num_ranks)
         speed = np.array(self.speed, dtype=np.float64)

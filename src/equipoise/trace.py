@@ -1,4 +1,4 @@
-"""What was routed: assignments per step, layer and logical expert."""
+"""A trace of routing: assignments per step, layer and logical expert."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ from equipoise.layer_ids import check_layer_ids, format_ids
 from equipoise.showing import heat_html, short_name
 
 MAX_COUNT = 1 << 48
-"""Counts stay below this, far above any real one, so that their sums fit in 64 bits."""
+"""Upper limit of a count. It is far above any real count and keeps sums within 64 bits."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a trace came from and what its reader found.
+    """Where a trace came from, and what its reader found.
 
-    ``notes`` are sentences for the user: what was dropped, folded, assumed or missing.
+    Parameters
+    ----------
+    format
+        Name of the format it was read in.
+    source
+        Path or description of the source.
+    notes
+        Sentences for the user about what was left out, merged, assumed or missing.
     """
 
     format: str
@@ -41,11 +48,11 @@ class Provenance:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Files may hold half characters, which nothing can print or write.
+        # Text from a file may hold lone surrogates, which cannot be printed or written.
         object.__setattr__(self, "notes", tuple(map(_without_halves, self.notes)))
 
     def named(self, names: Mapping[str, str]) -> Self:
-        """The same with other names for the arguments that notes advise on, as ``Message`` does."""
+        """Return a copy whose notes use other names for arguments; see ``Message.named``."""
         return replace(self, notes=tuple(dict.fromkeys(named(note, names) for note in self.notes)))
 
 
@@ -57,14 +64,20 @@ def _without_halves(note: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TokenIds:
-    """The experts each token chose, tokens grouped by step.
+    """The experts that each token chose. Tokens are stored step after step.
 
     Parameters
     ----------
     ids
-        Expert ids, ``(D, L, K)`` integers; an id outside ``[0, E)`` marks no choice.
+        Expert ids, ``(D, L, K)`` integers; an id outside ``[0, E)`` marks a missing choice.
     offsets
-        Tokens ``offsets[t]`` to ``offsets[t + 1]`` belong to step ``t``, ``(T + 1,)``.
+        Position of each step's first token, and the end, ``(T + 1,)``: step ``t`` has the tokens
+        ``offsets[t]`` to ``offsets[t + 1] - 1``.
+
+    Raises
+    ------
+    EquipoiseError
+        Ids of another shape, or offsets that do not ascend from 0 to the number of tokens.
     """
 
     ids: NDArray[np.integer]
@@ -76,7 +89,7 @@ class TokenIds:
             raise EquipoiseError(
                 f"Token ids have shape {ids.shape}; expected (tokens, layers, top_k)."
             )
-        # Ends are compared, not differences: those of unsigned numbers are never below 0.
+        # Neighbours are compared, not subtracted: differences of unsigned numbers are never < 0.
         ordered = offsets.ndim == 1 and len(offsets) and (offsets[1:] >= offsets[:-1]).all()
         if not ordered or offsets[0] != 0 or offsets[-1] != len(ids):
             raise EquipoiseError(
@@ -87,11 +100,11 @@ class TokenIds:
         object.__setattr__(self, "offsets", offsets.astype(np.int64, copy=False))
 
     def of_step(self, step: int) -> NDArray[np.integer]:
-        """The ids of one step, a view ``(tokens, L, K)``."""
+        """Return the ids of one step, ``(tokens, L, K)``: a view."""
         return self.ids[self.offsets[step] : self.offsets[step + 1]]
 
     def take_steps(self, steps: NDArray[np.int64]) -> TokenIds:
-        """The tokens of the chosen steps, in that order."""
+        """Return the tokens of the given steps, in the given order."""
         sizes = np.diff(self.offsets)[steps]
         parts = [self.of_step(int(t)) for t in steps]
         ids = np.concatenate(parts) if parts else self.ids[:0]
@@ -105,32 +118,33 @@ class TokenIds:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
-    """Assignments each logical expert received: one (token, choice) pair counts one.
+    """The assignments that each logical expert received, by step and layer.
+
+    One assignment is one token and one expert that it chose.
 
     Parameters
     ----------
     counts
-        ``(T, L, E)`` integers >= 0.
+        Assignments, ``(T, L, E)`` integers >= 0. ``(L, E)`` is taken as a single step.
     layer_ids
-        The model's own number of each MoE layer, ascending; empty numbers them from 0.
+        Layer numbers of the model, ascending; empty numbers the layers from 0.
     step_ids
-        The engine's number of each step (iteration, pass, window), ``(T,)``; ``None``
-        counts from 0.
+        Step numbers of the engine (iteration, pass, window), ``(T,)``; ``None`` counts from 0.
     top_k
-        ``K``, choices per token; ``None`` if the source does not say.
+        Number of experts each token chooses, ``K``; ``None`` if the source does not say.
     source_counts
-        The same assignments by the rank their token was on, ``(T, R, L, E)``, if recorded.
+        Assignments by the rank that the token was on, ``(T, R, L, E)``, if recorded.
     tokens
-        The tokens' own choices, if recorded.
+        Choices of each token, if recorded.
     labels
-        Per-step labels such as ``phase`` or ``domain``: name to ``(T,)`` strings.
+        Labels of the steps, such as ``phase`` or ``domain``: name to ``(T,)`` strings.
     provenance
-        Where this came from.
+        Origin of the trace, and notes on how it was read.
 
     Raises
     ------
     EquipoiseError
-        Shapes that disagree, negative or non-integer counts.
+        Shapes that do not match each other, or counts that are negative or not whole.
     """
 
     counts: NDArray[np.integer] = field(kw_only=False)
@@ -172,28 +186,28 @@ class Trace:
 
     @property
     def num_steps(self) -> int:
-        """``T``."""
+        """Number of steps, ``T``."""
         return int(self.counts.shape[0])
 
     @property
     def num_layers(self) -> int:
-        """``L``."""
+        """Number of MoE layers, ``L``."""
         return int(self.counts.shape[1])
 
     @property
     def num_experts(self) -> int:
-        """``E``."""
+        """Number of logical experts, ``E``."""
         return int(self.counts.shape[2])
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """The engine's number of each step, ``(T,)``."""
+        """Number that the engine gave each step, ``(T,)``."""
         assert self.step_ids is not None  # set in __post_init__
         return self.step_ids
 
     @cached_property
     def total(self) -> NDArray[np.int64]:
-        """Assignments over all steps, ``(L, E)``; read-only, and added up once."""
+        """Assignments summed over all steps, ``(L, E)`` int64; read-only."""
         total: NDArray[np.int64] = self.counts.sum(axis=0, dtype=np.int64)
         total.flags.writeable = False
         return total
@@ -205,21 +219,21 @@ class Trace:
         steps: ArrayLike | None = None,
         **labels: str | Sequence[str],
     ) -> Self:
-        """A trace of the chosen layers and steps.
+        """Return a trace with only the chosen layers and steps.
 
         Parameters
         ----------
         layers
-            The model's layer numbers to keep.
+            Layer numbers (the model's) to keep; ``None`` keeps all.
         steps
-            Positions along the step axis, or a boolean mask ``(T,)``.
+            Positions along the step axis, or a boolean mask ``(T,)``; ``None`` keeps all.
         labels
-            ``phase="decode"``, ``domain=["code", "math"]``: keep steps with one of the values.
+            Label values to keep, such as ``phase="decode"`` or ``domain=["code", "math"]``.
 
         Raises
         ------
         EquipoiseError
-            A layer, label or value the trace does not have, or nothing left.
+            A layer, label or value that the trace does not have, or no step left.
         """
         keep = np.ones(self.num_steps, dtype=bool)
         for name, wanted in labels.items():
@@ -234,15 +248,24 @@ class Trace:
         return chosen_trace if layers is None else chosen_trace._take_layers(layers)
 
     def split(self, at: float = 0.8, *, within: str | None = "domain") -> tuple[Self, Self]:
-        """Fit and held-out parts: the later steps are held out, separately within each label value.
+        """Split into a part to fit on and a held-out part: the later steps are held out.
 
         Parameters
         ----------
         at
-            Share of the steps to fit on, in (0, 1); at least one step goes to each side.
+            Share of the steps to fit on, in (0, 1); each part gets at least one step.
         within
-            Label whose values are split one by one, so that every domain is on both sides; a trace
-            without it is split as one sequence.
+            Label whose values are split separately, so that both parts have steps of each value. A
+            trace without this label is split as one sequence.
+
+        Returns
+        -------
+        The trace to fit on and the held-out trace.
+
+        Raises
+        ------
+        EquipoiseError
+            A share that is not between 0 and 1, or a label value with fewer than two steps.
         """
         if not (isinstance(at, (float, np.floating)) and 0 < at < 1):
             raise EquipoiseError(f"Cannot split at {brief(at)}; expected a share between 0 and 1.")
@@ -264,9 +287,10 @@ class Trace:
         return self._take_steps(order[0]), self._take_steps(order[1])
 
     def windows(self, size: int) -> Self:
-        """Sum blocks of ``size`` consecutive steps; a shorter last block is kept.
+        """Add up blocks of ``size`` consecutive steps; each block becomes one step.
 
-        A block never crosses a change of label. Step ids become those of each block's first step.
+        A block ends early where a label changes, and at the end of the trace. It gets the step id
+        of its first step.
         """
         size = check_whole("The size of a window", size, low=1)
         starts = self._block_starts(size)
@@ -284,12 +308,12 @@ class Trace:
         )
 
     def with_notes(self, *notes: str) -> Self:
-        """The same trace with sentences added to its provenance."""
+        """Return a copy of the trace with notes added to its provenance."""
         provenance = replace(self.provenance, notes=(*self.provenance.notes, *notes))
         return replace(self, provenance=provenance)
 
     def first_experts(self, num_experts: int) -> Self:
-        """The same trace with ``num_experts`` experts: columns cut off the end, or added empty."""
+        """Return a copy with ``num_experts`` experts: the last are cut off, or empty ones added."""
         source = self.source_counts
         return replace(
             self,
@@ -298,7 +322,7 @@ class Trace:
         )
 
     def with_layers(self, layer_ids: Sequence[int]) -> Self:
-        """The same trace with exactly these layers: others cut, missing ones added empty."""
+        """Return a copy with exactly these layers: others are left out, missing ones are empty."""
         known = [i for i in layer_ids if i in self.layer_ids]
         cut = self._take_layers(known) if known else self
         if tuple(layer_ids) == cut.layer_ids:
@@ -327,9 +351,19 @@ class Trace:
         labels: Mapping[str, NDArray[np.str_]] | None = None,
         provenance: Provenance = Provenance("array", "memory"),
     ) -> Self:
-        """Count the choices of every token, ``ids`` ``(D, L, K)``, by step (see ``TokenIds``).
+        """Make a trace by counting the choices of tokens.
 
-        An expert named twice by one token counts twice; ids outside ``[0, E)`` count for nothing.
+        An expert that one token names twice counts twice. Ids outside ``[0, E)`` are not counted.
+
+        Parameters
+        ----------
+        ids, offsets
+            Expert ids ``(D, L, K)`` and the position of each step's first token ``(T + 1,)``, as
+            in ``TokenIds``.
+        num_experts
+            Number of logical experts, ``E``.
+        layer_ids, labels, provenance
+            Fields of ``Trace``.
         """
         num_experts = check_count("num_experts", num_experts)
         tokens = TokenIds(ids, offsets)  # type: ignore[arg-type]  # which makes arrays of them
@@ -344,14 +378,14 @@ class Trace:
 
     @classmethod
     def merge(cls, traces: Sequence[Trace]) -> Trace:
-        """One trace of the steps of all, in the order given.
+        """Join the steps of several traces into one, in the given order.
 
-        Source counts, tokens and labels survive where every trace has them.
+        Source counts, tokens and each label are kept only if every trace has them.
 
         Raises
         ------
         EquipoiseError
-            No trace, or traces of different layers or experts.
+            No trace, or traces with different layers or numbers of experts.
         """
         traces = [
             check_type("A trace to merge", t, Trace) for t in check_collection("traces", traces)
@@ -473,7 +507,7 @@ def _as_counts(counts: ArrayLike) -> NDArray[np.integer]:
         if not (whole == array).all():
             raise EquipoiseError("Counts hold fractions; expected whole numbers of assignments.")
         array = whole
-    elif array.itemsize == 8:  # smaller ones cannot be too large, and may lie in a file
+    elif array.itemsize == 8:  # smaller types cannot be too large; reading a mapped file is slow
         _check_size(array)
     if array.dtype.kind == "i" and (array < 0).any():
         step, layer, expert = np.argwhere(array < 0)[0]
@@ -522,16 +556,16 @@ def _expect(name: str, got: object, wanted: object) -> None:
 
 
 def _sum_blocks(counts: NDArray[np.integer], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums along the step axis of the blocks that begin at ``starts``.
+    """Sum the blocks of steps that begin at ``starts``.
 
-    Block by block, since ``np.add.reduceat`` would first widen a copy of everything.
+    ``np.add.reduceat`` would first make a wider copy of the whole array.
     """
     blocks = np.split(counts, starts[1:])
     return np.stack([block.sum(axis=0, dtype=np.int64) for block in blocks])
 
 
 def _resized(counts: NDArray[np.integer], num_experts: int) -> NDArray[np.integer]:
-    """The last axis cut, or padded with zeros, to ``num_experts``."""
+    """Cut the last axis to ``num_experts``, or pad it with zeros."""
     more = num_experts - counts.shape[-1]
     if more <= 0:
         return counts[..., :num_experts]
@@ -541,7 +575,7 @@ def _resized(counts: NDArray[np.integer], num_experts: int) -> NDArray[np.intege
 def _rows_or(
     array: NDArray[np.integer], index: NDArray[np.int64], axis: int, fill: int
 ) -> NDArray[np.integer]:
-    """``array`` taken along ``axis``; ``fill`` where the index is -1."""
+    """Take rows of ``array`` along ``axis``, and ``fill`` where the index is -1."""
     taken = np.take(array, np.maximum(index, 0), axis=axis)
     if fill < 0:
         taken = taken.astype(np.result_type(taken.dtype, np.int8), copy=False)
@@ -552,7 +586,7 @@ def _rows_or(
 
 
 def _count_by_step(tokens: TokenIds, num_experts: int) -> NDArray[np.int64]:
-    """Choices per step, layer and expert, ``(T, L, E)``."""
+    """Count choices per step, layer and expert, ``(T, L, E)``."""
     L = tokens.ids.shape[1]
     counts = np.zeros((len(tokens.offsets) - 1, L, num_experts), dtype=np.int64)
     base = np.arange(L)[None, :, None] * num_experts

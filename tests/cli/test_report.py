@@ -16,7 +16,7 @@ from equipoise.cli import main
 from equipoise.report.attention import Attention
 from tests.cli.samples import write_sample
 
-DOCS = Path(__file__).parents[2] / "docs" / "howto" / "report.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "report-json.md"
 LONG = ("a-domain-with-a-long-name-that-goes-on/customer-0001/", ("code", "mathematics"))
 
 

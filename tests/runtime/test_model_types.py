@@ -176,8 +176,8 @@ def test_several_files_with_an_index_are_read_as_one(saved, tmp_path):
 
 
 def test_every_type_is_in_the_table_of_the_documentation():
-    text = (Path(__file__).parents[2] / "docs" / "howto" / "runtime.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|", text.partition("### Model types")[2], re.MULTILINE)
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "model-types.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert rows[: len(MODEL_TYPES)] == list(MODEL_TYPES)
 
 

@@ -1,17 +1,17 @@
-"""Deciding while serving: when to look at the loads, when to plan, what moves next.
+"""Decisions while serving: when to look at the loads, when to plan, which layers move next.
 
 Needs neither torch nor processes that serve. A simulator, a dashboard and an engine's plug-in drive
-the same controller as the runtime: see ``equipoise explain runtime``, "Deciding".
+the same controller as the runtime: ``equipoise explain live-runtime``, "Deciding".
 
 ==================  ================================================================================
-``Controller``      Makes an ``Order`` a step, out of a ``Report`` of what came of the last.
-``Follower``        What a rank knows of the orders.
-``GatedRepair``     An ``Advisor``: answers a ``Question`` about the loads with a ``Finding``.
-``PlanningProcess`` Has an advisor answer in a process of its own; a ``Failure`` is an answer too.
-``Settings``        When, and how much at a time.
-``Watchdog``        Notices what would go wrong in silence, and says so in ``Alarms``.
-``Metrics``         What Prometheus is told (needs prometheus-client).
-``Status``          What a serving process says of itself, to whoever looks on.
+``Controller``      Makes one ``Order`` per step from a ``Report`` on the last one.
+``Follower``        Keeps track of the orders on each rank.
+``GatedRepair``     Answers a ``Question`` about the loads with a ``Finding`` (an ``Advisor``).
+``PlanningProcess`` Runs an advisor in its own process; a ``Failure`` is an answer too.
+``Settings``        Says when to look and plan, and how much to move at a time.
+``Watchdog``        Notices faults that would stay silent, and reports them in ``Alarms``.
+``Metrics``         Exports metrics to Prometheus (needs prometheus-client).
+``Status``          Describes a serving process to monitors.
 ==================  ================================================================================
 
 A name loads its module on first use.

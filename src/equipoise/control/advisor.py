@@ -1,4 +1,4 @@
-"""Who answers: measures the loads, compares placements, and plans where the excess is sure."""
+"""The advisor: measures loads, compares placements, and plans if the imbalance is certain."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ from equipoise.plan.weigh.gate import Decision, Gate
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
-_PLAN_SHARE = 0.8  # of the window; the gate judges by the rest
-_PLAN_WINDOWS = 16  # that the planner looks at; steps one by one are mostly noise
-_LEAST_STEPS = 8  # on either side of a shift; the least window
-_PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower and hardly better
+_PLAN_SHARE = 0.8  # share of the window to plan on; the gate judges by the rest
+_PLAN_WINDOWS = 16  # windows for the planner, because single steps are mostly noise
+_LEAST_STEPS = 8  # least steps on either side of a shift, and in a window
+_PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower but hardly better
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedRepair:
-    """The advisor to use: plans with ``Repair`` on the earlier steps, asks ``Gate`` on the later.
+    """The standard advisor: plans with ``Repair`` on the earlier steps, and lets ``Gate`` decide.
 
-    Where the balance shifts within a window, other traffic has begun, and only the steps since then
-    tell what comes: they alone are planned on.
+    The gate judges the plan on the later steps. If the balance shifts within a window, the traffic
+    has changed; then only the steps after the shift are used.
 
     Parameters
     ----------
     topology
-        The devices.
+        Ranks to plan for.
     gate
-        What a move costs and how long its gain lasts; names the dispatcher.
+        Rule that decides on moves. It knows their costs, how long a gain lasts, and the dispatcher.
     repair
         Limits on a plan: fields of ``Repair`` by name, such as ``max_moves``.
     least_assignments
-        An expert has to have on average in the layer with fewest, or no plan is made.
+        Mean assignments per expert, in the layer with the fewest, below which no plan is made.
     top_k
-        ``K``, for the noise floor; ``None``: unknown, which puts it a little too high.
+        Number of choices per token, ``K``, for the noise floor; ``None`` if unknown, which makes
+        the floor slightly too high.
     """
 
     topology: Topology
@@ -71,7 +72,7 @@ class GatedRepair:
             )
 
     def __call__(self, question: Question, window: Trace) -> Finding:
-        """Measure; compare with the previous placement if asked; plan if the excess is enough."""
+        """Measure the balance, compare with the previous placement if asked, and plan if needed."""
         window = replace(window, top_k=self.top_k or window.top_k)
         imbalance, above, margin = self._measure(window, question.current)
         since = _last_shift(above)
@@ -93,9 +94,9 @@ class GatedRepair:
     def _measure(
         self, window: Trace, placement: Placement
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Imbalance, that above the floor, and the floor's standard deviation, ``(T, L)``.
+        """Compute imbalance, excess above the floor, and the floor's deviation, ``(T, L)`` each.
 
-        NaN where a layer had no load.
+        They are NaN where a layer had no load.
         """
         known = self.gate.runs(self.topology)
         if known.shares is Shares.FOLLOWING:
@@ -107,7 +108,7 @@ class GatedRepair:
         return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
 
     def _rank_load(self, window: Trace, placement: Placement) -> tuple[float, ...]:
-        """Load of each rank over the mean rank's, all layers and steps together."""
+        """Compute the load of each rank over the mean, all layers and steps together."""
         split = self.gate.runs(self.topology).split(window.total, placement)
         load_R = split.rank_loads.sum(axis=0)
         return tuple((load_R / max(load_R.mean(), 1)).tolist())
@@ -135,10 +136,11 @@ class GatedRepair:
 
     @property
     def _planning_cost(self) -> RankCost | None:
-        """The cost to plan by; ``None`` where loads say the same, or nothing knows of times.
+        """Return the cost to plan with, or ``None`` to plan by loads.
 
-        Nor where the split follows the load: by time that search takes ten times as long, and what
-        it answers comes too late.
+        Loads are used if they give the same plans, or if times are unknown. They are also used if
+        the dispatcher follows the load, because a search by time would take ten times as long and
+        its plan would come too late.
         """
         cost, runs = self.gate.cost, self.gate.runs(self.topology)
         by_load = not cost.expert_seconds and cost.token_block == 1
@@ -150,12 +152,12 @@ class GatedRepair:
 def plain_advisor(
     dispatch: Dispatcher, settings: Settings, topology: Topology, num_slots: int
 ) -> GatedRepair:
-    """An advisor that moves experts wherever the gain is sure, whatever moving costs.
+    """Make an advisor that moves experts whenever the gain is certain, whatever moving costs.
 
     Small layers are searched for a shorter time than large ones.
 
-    Counts an assignment as a microsecond, so its gains compare with each other only. Give an
-    advisor with a ``Gate`` of your own to weigh the costs of your machine.
+    It counts an assignment as one microsecond, so its gains are comparable only with each other.
+    Use an advisor with your own ``Gate`` to include the costs of your machine.
     """
     gate = Gate(
         cost=RankCost(token_seconds=1e-6, source="one microsecond an assignment"),
@@ -173,17 +175,18 @@ def plain_advisor(
 
 
 def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> TraceNoiseFloor:
-    """What chance alone does to batches that are split each for itself, which evens out much of it.
+    """Estimate the noise floor for a dispatcher that splits each batch by itself.
 
-    Batches of the sizes in the window, drawn from its mean load, are worse balanced than that mean
-    load by chance only. Drawn with a fixed seed.
+    Such a dispatcher evens out much of the noise. The floor is the imbalance of batches that are
+    drawn from the window's mean load, with the sizes in the window, minus that of the mean load.
+    The seed is fixed.
     """
     total_LE = window.total
     share_LE = total_LE / np.maximum(total_LE.sum(axis=1, keepdims=True), 1)
     drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
     mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
     chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
-    # Twice the variance: what was drawn has its own chance, on top of that of what was served.
+    # Twice the variance: the drawn batches are noisy, and so are the served ones.
     std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
     return TraceNoiseFloor(1 + chance, std)
 
@@ -208,7 +211,7 @@ def _by_phase(
 
 
 def _by_layer(window: Trace, imbalance: NDArray[np.float64]) -> dict[int, float]:
-    """Mean over the steps in which a layer had load; without layers that had none."""
+    """Average each layer over the steps with load; leave out layers without load."""
     return {
         layer: float(np.nanmean(values))
         for layer, values in zip(window.layer_ids, imbalance.T, strict=True)
@@ -217,10 +220,10 @@ def _by_layer(window: Trace, imbalance: NDArray[np.float64]) -> dict[int, float]
 
 
 def _last_shift(above: NDArray[np.float64]) -> int:
-    """The step of the window from which on its balance is another one; 0 if there is none such.
+    """Find the step of the window at which its balance last shifted; 0 if it did not.
 
-    The step that splits the means of both sides best, if they differ by more than ``ALARM_STDS``
-    of what the scatter of the steps explains; then again after it.
+    The step is chosen that separates the means of both sides best. It counts if they differ by more
+    than ``ALARM_STDS`` standard errors. Then the steps after it are searched in the same way.
     """
     loaded = np.flatnonzero(np.isfinite(above).any(axis=1))
     means = np.nanmean(above[loaded], axis=1)
@@ -230,7 +233,7 @@ def _last_shift(above: NDArray[np.float64]) -> int:
         n = len(part)
         first = np.arange(_LEAST_STEPS, n - _LEAST_STEPS + 1)  # steps before the split
         before = part.cumsum()[first - 1] / first
-        after = -before * first / (n - first)  # all of them add up to 0
+        after = -before * first / (n - first)  # because all deviations add up to 0
         between = first * before**2 + (n - first) * after**2
         scatter = np.maximum((part @ part - between) / (n - 2), np.finfo(np.float64).tiny)
         clear = np.abs(after - before) / np.sqrt(scatter * (1 / first + 1 / (n - first)))
@@ -242,9 +245,9 @@ def _last_shift(above: NDArray[np.float64]) -> int:
 
 
 def _sure_excess(above: NDArray[np.float64], margin: NDArray[np.float64]) -> float:
-    """The least excess of both halves, less ``ALARM_STDS`` of what chance does to their means.
+    """Return the smaller excess of both halves, minus ``ALARM_STDS`` standard errors of its mean.
 
-    0 where a half has no load.
+    It is 0 if a half has no load.
     """
     halves = []
     for part in (slice(None, len(above) // 2), slice(len(above) // 2, None)):

@@ -1,4 +1,4 @@
-"""Which layers take their turn in which step: TensorRT-LLM's rule, kept for those who know it."""
+"""The layers that move in each step, by TensorRT-LLM's rule."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from equipoise.checks import check_count
 
 
 def layers_by_step(num_layers: int, layers_per_step: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of the layers of each step: all layers in the fewest steps of ``layers_per_step``.
+    """Distribute the layers over the fewest steps with at most ``layers_per_step`` each.
 
-    As TensorRT-LLM does: of ``n`` steps, layer ``l`` has its turn in step ``l mod n``.  Where all
-    steps have equally many layers an empty one follows, in which nothing is updated.
+    As in TensorRT-LLM, layer ``l`` belongs to step ``l mod n`` of ``n`` steps.  If all steps have
+    the same number of layers, an empty step follows, in which nothing is updated.
 
     Raises
     ------

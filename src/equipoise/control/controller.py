@@ -1,7 +1,7 @@
-"""When to look at the loads, when to plan, and which layers move in which step.
+"""The controller: when to look at the loads, when to plan, and which layers move in which step.
 
-A state machine. Rank 0 has it and makes one ``step`` a forward pass; the order that comes out is
-broadcast, and every rank, rank 0 too, acts on it::
+It is a state machine on rank 0, which makes one ``step`` per forward pass. The resulting order is
+broadcast, and every rank, rank 0 included, acts on it::
 
     order = broadcast(controller.step(report) if rank == 0 else None)
     follower.follow(order)                      # refuses an order out of turn
@@ -15,8 +15,8 @@ broadcast, and every rank, rank 0 too, acts on it::
         case Action.COMMIT: ...                 # exchange a layer if it has arrived everywhere
         case Action.ABORT: ...                  # drop the question or the transfer under way
 
-What came of it is the next report. Nothing here talks to other processes, reads a clock or
-draws random numbers: equal reports give equal orders.
+The next report says what came of it. The controller does not talk to other processes, read a clock
+or draw random numbers, so equal reports give equal orders.
 """
 
 from __future__ import annotations
@@ -43,17 +43,15 @@ from equipoise.placement import Placement
 Ints = NDArray[np.int64]
 
 _LONGEST_BACK_OFF = 64  # update intervals
-_REHEARSALS = 2  # the first starts and compiles the planner, the second shows what a plan takes
-_ANSWER_EVERY = (
-    4  # steps: so often, and not after each, ranks hear whether the planner has answered
-)
+_REHEARSALS = 2  # the first starts and compiles the planner, the second measures its time
+_ANSWER_EVERY = 4  # steps between two checks whether the planner has answered
 
 
 class State(Enum):
-    """What the controller is at; each leads to the next, the last to ``OBSERVE``.
+    """The states of the controller. Each leads to the next, and the last to ``OBSERVE``.
 
-    From ``PLAN`` and ``MOVE`` it goes back to ``OBSERVE`` if nothing is to move, or a move fails;
-    from ``SETTLE`` to ``MOVE`` to take a change back.
+    ``PLAN`` and ``MOVE`` lead back to ``OBSERVE`` if nothing is to move or a move fails. ``SETTLE``
+    leads to ``MOVE`` if a change is undone.
     """
 
     WARM_UP = "warm-up"
@@ -64,7 +62,7 @@ class State(Enum):
 
 
 class Action(Enum):
-    """What all ranks do after a forward pass."""
+    """The action of all ranks after a forward pass."""
 
     NOTHING = "nothing"
     REHEARSE = "rehearse"
@@ -76,7 +74,7 @@ class Action(Enum):
 
 
 class Outcome(Enum):
-    """What became of an attempt to balance."""
+    """The outcome of an attempt to balance."""
 
     KEPT = "kept"
     UNPROVEN = "unproven"
@@ -87,31 +85,30 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Order:
-    """What every rank is to do next.
+    """An order: what every rank does next.
 
     Parameters
     ----------
     number
-        Counts steps from 1, without gaps.
+        Number of the step, counted from 1 without gaps.
     action, state
-        What to do, and what the controller is at from now on.
+        Action of the ranks, and state of the controller from now on.
     version
-        Version of the placement that is moved to, or served last: counts changes of the map.
+        Version of the placement that is moved to, or else served: the number of changes of the map.
     layers, slots
-        Layers to move by the model's numbers, and what their slots are to hold,
+        Layers to move, by the model's numbers, and the new content of their slots,
         ``(len(layers), S)``.
     serving
-        Checksum of the placement that all ranks serve when they get this.
+        Checksum of the placement that all ranks serve when they receive the order.
     outcome
-        Outcome of the attempt that ended with this order.
+        Outcome of the attempt that ended with this order, if one did.
     note
-        A sentence for the log; empty if nothing of interest happened.
+        Sentence for the log; empty if nothing of interest happened.
     quiet_until
-        Orders with a number below this one, if more of them follow, say nothing new. That holds as
-        long as the planner's answer, if one is awaited, is not reported before the step of this
-        number.
+        Number of the next order that may ask for an action; orders before it can be skipped. This
+        holds if no answer of the planner is reported before that step.
     wait_steps
-        Steps after which an answer of the planner is overdue.
+        Number of steps after which an answer of the planner is overdue.
     """
 
     number: int
@@ -129,16 +126,16 @@ class Order:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """What has happened since the last step.
+    """A report: what has happened since the last step.
 
     Parameters
     ----------
     answer
-        Answer of the planner; or a failure to count what it was to look at.
+        Answer of the planner, or a failure to count the loads that it was to look at.
     moved
-        Layers that serve what the last ``MOVE`` ordered, on all ranks, by the model's numbers.
+        Layers, by the model's numbers, that now serve the slots of the last ``MOVE`` on all ranks.
     failures
-        Why layers that were to move did not, a sentence each. The others are not touched.
+        Sentences on why layers did not move as ordered. They still serve their old slots.
     """
 
     answer: Finding | Failure | None = None
@@ -147,24 +144,24 @@ class Report:
 
 
 class Controller:
-    """Makes the orders.
+    """The state machine that makes the orders.
 
     Parameters
     ----------
     placement
-        The one that is served.
+        Placement that is served.
     settings
-        When, and how much at a time.
+        Settings that say when to look and plan, and how much to move at a time.
     expert_bytes
-        All tensors of one expert in one layer, for ``max_bytes_per_step``.
+        Size of all tensors of one expert in one layer, for ``max_bytes_per_step``.
     rehearse
-        Whether the planner is asked to rehearse in the warm-up, which then lasts until it has
-        answered. Without a warm-up, or where nothing will ever move, it is not.
+        Flag to rehearse a plan during the warm-up, which then lasts until the planner has answered.
+        It has no effect without a warm-up, or if nothing may ever move.
 
     Raises
     ------
     EquipoiseError
-        A limit on bytes without the bytes of an expert.
+        A ``max_bytes_per_step`` without ``expert_bytes``.
     """
 
     def __init__(
@@ -182,7 +179,7 @@ class Controller:
         self._settings = settings
         self._expert_bytes = expert_bytes or 0
         self._serve(placement)
-        self._before: Placement | None = None  # the last change, until it is judged
+        self._before: Placement | None = None  # placement before the last change, until judged
         self._state = State.WARM_UP
         self._number = 0
         self._version = 0
@@ -193,38 +190,38 @@ class Controller:
         self._move: _Move | None = None
         self._finished = settings.layers_per_step == 0
         rehearse &= settings.warm_up_steps > 0 and not self._finished
-        self._rehearsals = _REHEARSALS if rehearse else 0  # still to come
+        self._rehearsals = _REHEARSALS if rehearse else 0  # number that is left
 
     @property
     def state(self) -> State:
-        """What it is at."""
+        """Current state."""
         return self._state
 
     @property
     def placement(self) -> Placement:
-        """What all ranks serve, layers that have moved included."""
+        """Placement that all ranks serve, with the layers that have moved."""
         return self._placement
 
     @property
     def question(self) -> Question:
-        """What to ask the planner after an order to look or to rehearse.
+        """Question for the planner, after an order to look or to rehearse.
 
         Raises
         ------
         EquipoiseError
-            Nothing was asked, or it is answered.
+            No open question.
         """
         if self._question is None:
             raise EquipoiseError("There is no question; ask after an order to look.")
         return self._question
 
     def step(self, report: Report | None = None) -> Order:
-        """The next order; takes no time worth mentioning.
+        """Make the next order. This is fast: it never plans or waits.
 
         Raises
         ------
         EquipoiseError
-            A report that layers have moved which were not ordered to.
+            A report of moved layers that were not ordered to move.
         """
         report = report or Report()
         self._take(report.moved)
@@ -239,7 +236,7 @@ class Controller:
         return at[self._state](report)
 
     def _warm_up(self, report: Report) -> Order:
-        """The steps that count for nothing, and more while the planner still rehearses."""
+        """Wait for the end of the warm-up, and of the planner's rehearsals."""
         note = ""
         if self._question is not None:
             answer = self._answer(report)
@@ -300,12 +297,12 @@ class Controller:
             return self._order() if answer is None else self._judge(answer)
         if self._number < self._next_look:
             return self._order()
-        if self._before is None:  # a change that was taken back is not judged
+        if self._before is None:  # an undone change is not judged
             return self._observe_again()
         return self._look(math.inf)
 
     def _judge(self, answer: Finding | Failure) -> Order:
-        """Whether the last change was for the better; if it was for the worse, undo it."""
+        """Judge the last change, and undo it if it made things worse."""
         before, self._before = self._before, None
         assert before is not None
         if isinstance(answer, Failure) or answer.achieved is None:
@@ -333,7 +330,7 @@ class Controller:
         return self._order(action)
 
     def _answer(self, report: Report) -> Finding | Failure | None:
-        """The answer to the open question; a failure once it is late. Others do not count."""
+        """Return the answer to the open question, or a failure if it is late; ignore others."""
         assert self._question is not None
         number, answer = self._question.number, report.answer
         taken = self._number - number
@@ -341,7 +338,7 @@ class Controller:
             if taken <= self._wait.steps:
                 return None
             answer = Failure(number=number, text=self._wait.give_up())
-        elif isinstance(answer, Finding) and not self._rehearsals:  # else it had to start first
+        elif isinstance(answer, Finding) and not self._rehearsals:  # a rehearsal includes the start
             self._wait.see(taken)
         self._question = None
         return answer
@@ -354,7 +351,7 @@ class Controller:
         note: str = "",
         keep: bool = True,
     ) -> Order:
-        """Begin to move elsewhere; ``keep`` what was served, to be compared and gone back to."""
+        """Begin to move to a placement; ``keep`` the old one, to compare it and perhaps return."""
         self._before = self._placement if keep else None
         self._move = _Move.plan(self._placement, target, self._settings.layers_per_step)
         self._version += 1
@@ -362,7 +359,7 @@ class Controller:
         return self._next_layers(outcome, note)
 
     def _next_layers(self, outcome: Outcome | None = None, note: str = "") -> Order:
-        """The next layers, as soon as the bytes allow."""
+        """Order the next layers to move, as soon as the limit on bytes allows."""
         move, limit = self._move, self._settings.max_bytes_per_step
         assert move is not None
         move.saved_bytes += limit or 0
@@ -377,7 +374,7 @@ class Controller:
         return self._order(Action.MOVE, layers=layers, slots=slots, outcome=outcome, note=note)
 
     def _take(self, moved: tuple[int, ...]) -> None:
-        """Remember what is served now."""
+        """Record that these layers have moved."""
         if not moved:
             return
         under_way = self._move.under_way if self._move else set()
@@ -390,7 +387,7 @@ class Controller:
 
     def _serve(self, placement: Placement) -> None:
         self._placement = placement
-        self._serving = placement.checksum  # every order has it: worked out once a placement
+        self._serving = placement.checksum  # computed once, because every order contains it
 
     def _give_up(self, outcome: Outcome, note: str, *, action: Action = Action.NOTHING) -> Order:
         self._alarm.back_off(self._number)
@@ -428,7 +425,7 @@ class Controller:
 
     @property
     def _quiet_until(self) -> int:
-        """The number of the next order that may be something else than nothing."""
+        """Return the number of the next order that may ask for an action."""
         if self._question is not None:
             asked = self._question.number
             waited = self._number - asked
@@ -440,12 +437,12 @@ class Controller:
 
 
 class Follower:
-    """What a rank knows of the orders: the last one, and what it serves itself.
+    """A rank's record of the orders: the last one, and the placement that it serves.
 
     Parameters
     ----------
     placement
-        The one that is served.
+        Placement that is served.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -456,12 +453,12 @@ class Follower:
 
     @property
     def placement(self) -> Placement:
-        """What this rank serves."""
+        """Placement that this rank serves."""
         return self._placement
 
     @property
     def version(self) -> int:
-        """Of the last move it was ordered to."""
+        """Version of the last move that was ordered."""
         return self._version
 
     def follow(self, order: Order) -> None:
@@ -496,11 +493,11 @@ class Follower:
             self._target = {}
 
     def target(self) -> Placement:
-        """What is to be served once the layers under way have moved."""
+        """Placement that is served once the layers under way have moved."""
         return self._with(tuple(self._target))
 
     def commit(self, layers: tuple[int, ...]) -> None:
-        """These layers serve what was ordered from now on.
+        """Record that these layers serve the ordered slots from now on.
 
         Raises
         ------
@@ -512,7 +509,7 @@ class Follower:
             del self._target[layer]
 
     def agrees(self, order: Order) -> bool:
-        """Whether this rank serves what rank 0 thinks all do."""
+        """Tell whether this rank serves the placement that rank 0 expects."""
         return self._serving == order.serving
 
     def _serve(self, placement: Placement) -> None:
@@ -530,10 +527,10 @@ class Follower:
 
 
 class _Alarm:
-    """Whether the excess is worth a plan: two thresholds, and patience after what did not help.
+    """The decision whether an excess is worth a plan, with two thresholds and a back-off.
 
-    After an attempt that brought nothing the excess is put up with for a time that doubles with
-    every such attempt, unless it grows by more than the distance of the thresholds.
+    After an attempt without success, no plan is made for a time that doubles with every such
+    attempt, unless the excess grows by more than the distance between the thresholds.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -546,27 +543,27 @@ class _Alarm:
         self._quiet_until = 0
 
     def threshold(self, number: int) -> float:
-        """Excess from which to plan at this step."""
+        """Return the excess from which to plan at this step."""
         level = self._off if self._raised else self._on
         if number >= self._quiet_until:
             return level
         return max(level, self._tolerated + self._on - self._off)
 
     def see(self, excess: float) -> None:
-        """Take note of the excess."""
+        """Record the excess."""
         self._last = excess
         self._raised = excess > (self._off if self._raised else self._on)
         if not self._raised:
             self.calm()
 
     def calm(self) -> None:
-        """An attempt has helped, or nothing is wrong: be patient no longer."""
+        """End the back-off: an attempt has helped, or nothing is wrong."""
         self._failed, self._quiet_until = 0, 0
 
     def back_off(self, number: int) -> None:
-        """An attempt has brought nothing: wait twice as long as the last time."""
+        """Back off after an attempt without success, twice as long as the last time."""
         wait = min(2**self._failed, _LONGEST_BACK_OFF) * self._interval
-        # One interval passes in any case before the next look.
+        # One interval passes before the next look anyway.
         self._quiet_until = number + self._interval + wait
         self._failed += 1
         self._tolerated = self._last
@@ -577,9 +574,9 @@ class _Move:
     """A move under way."""
 
     target: Placement
-    steps: deque[tuple[int, ...]]  # rows still to be ordered, those of one step together
-    under_way: set[int]  # layers ordered and not yet reported to have moved
-    saved_bytes: int = 0  # that might have moved until now and have not
+    steps: deque[tuple[int, ...]]  # rows that are still to be ordered, step by step
+    under_way: set[int]  # layers that were ordered but have not moved yet
+    saved_bytes: int = 0  # unused part of the limit on bytes so far
 
     @classmethod
     def plan(cls, old: Placement, target: Placement, layers_per_step: int) -> _Move:

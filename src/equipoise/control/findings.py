@@ -1,4 +1,4 @@
-"""What is asked about the loads, and what is answered."""
+"""Questions about the loads, and their answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from equipoise.placement import Placement
 from equipoise.plan.weigh.gate import Decision
 from equipoise.trace import Trace
 
-_MOST_CHARACTERS = 300  # of an error that is told
+_MOST_CHARACTERS = 300  # longest text of an error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Question:
-    """What the controller wants to know of the loads.
+    """A question of the controller about the loads.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class Question:
     current
         Placement that is served.
     previous
-        Placement served before, to be compared; ``None``: no comparison.
+        Placement served before, to compare with; ``None`` for no comparison.
     plan_above
-        Excess from which a plan is wanted; infinite: none.
+        Excess from which a plan is wanted; infinite for no plan.
     """
 
     number: int
@@ -38,16 +38,16 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """How well a placement serves some steps, means over steps and layers with load.
+    """The balance of a placement on some steps: means over steps and layers with load.
 
     Parameters
     ----------
     imbalance
-        Peak over mean of the ranks.
+        Peak over mean of the rank loads.
     excess
-        The same above the noise floor.
+        Imbalance above the noise floor.
     balancedness
-        Mean over peak.
+        Mean over peak of the rank loads.
     """
 
     imbalance: float
@@ -57,28 +57,28 @@ class Balance:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finding:
-    """What a look at the loads has shown.
+    """The answer to a question: what a look at the loads has shown.
 
     Parameters
     ----------
     number
         Number of the question.
     balance
-        Balance of the steps of each phase, and under ``""`` of all steps.
+        Balance of the steps of each phase; the key ``""`` is all steps together.
     sure_excess
-        Excess that both halves of the window show, less what chance may have added.
+        Excess that both halves of the window show, minus the possible effect of chance.
     assignments
-        Assignments in the window.
+        Number of assignments in the window.
     achieved
-        What the current placement gains on the previous one, where that was asked.
+        Gain of the current placement over the previous one, if it was asked for.
     proposal, predicted
-        A placement to move to, and whether the gate would; ``None`` if no plan was wanted.
+        Placement to move to, and the gate's decision on it; ``None`` if no plan was made.
     seconds
-        It took, as the process that asked has seen it.
+        Time until the answer, measured by the process that asked.
     rank_load
-        Load of each rank over that of the mean rank, in the window as a whole; empty if unknown.
+        Load of each rank over the mean rank's, in the whole window; empty if unknown.
     layer_imbalance
-        Peak over mean of the ranks by layer, mean over steps with load; empty if unknown.
+        Imbalance of each layer, mean over steps with load; empty if unknown.
     """
 
     number: int
@@ -95,7 +95,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why there is no finding, in a sentence."""
+    """The answer to a question that could not be answered, with the reason as a sentence."""
 
     number: int
     text: str
@@ -103,18 +103,18 @@ class Failure:
 
 
 class Advisor(Protocol):
-    """Answers questions. Has to be picklable: it travels to the worker process."""
+    """The protocol of advisors, which answer questions. They must be picklable for the worker."""
 
     def __call__(self, question: Question, window: Trace) -> Finding:
-        """Look at the loads and, if they are out of balance, plan. Errors become failures."""
+        """Look at the loads, and plan if they are out of balance. Errors become failures."""
         ...
 
 
 def said(error: Exception) -> str:
-    """An error in a line; one that is not meant for users with its type."""
+    """Write an error in a line, with its type unless it is meant for users."""
     return one_line(str(error) if isinstance(error, EquipoiseError | OSError) else repr(error))
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, cut where it is long."""
+    """Remove line breaks from a text and cut it if it is long."""
     return " ".join(text.split())[:_MOST_CHARACTERS]

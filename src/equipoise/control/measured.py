@@ -1,6 +1,6 @@
-"""Values as they come in: counted in buckets, and the last ones kept for a while.
+"""Histograms and recent values of measurements.
 
-One thread writes and the one that answers Prometheus reads: every reader works on a copy.
+One thread writes, and the thread that answers Prometheus reads. Every reader works on a copy.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the buckets of every histogram of seconds: two to three a decade."""
+"""Upper bounds of the buckets of all histograms of seconds, two to three per decade."""
 
 
 class Histogram:
-    """Counts values in buckets, since the start.
+    """A histogram of all values since the start.
 
     Parameters
     ----------
     bounds
-        Upper bounds of the buckets, ascending; a last one without bound is added.
+        Upper bounds of the buckets, ascending; a last bucket without a bound is added.
     """
 
     def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
@@ -35,7 +35,7 @@ class Histogram:
         self.sum += float(value)
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper bound of each bucket, and how many values are up to it."""
+        """Return the upper bound of each bucket, and the number of values up to it."""
         bounds = (*map(str, self._bounds), "+Inf")
         total, rows = 0, []
         for bound, count in zip(bounds, tuple(self._counts), strict=True):
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class Recent:
-    """The last values and when they came.
+    """The last values, with their times.
 
     Parameters
     ----------
@@ -61,15 +61,15 @@ class Recent:
         self._kept.append((time, float(value)))
 
     def since(self, time: float) -> list[tuple[float, float]]:
-        """Times and values from a time on, in the order in which they came."""
+        """Return times and values from a time on, in the order they came."""
         return [kept for kept in self._kept.copy() if kept[0] >= time]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; ``None`` of no values."""
+    """Compute the mean; ``None`` for no values."""
     return sum(values) / len(values) if values else None
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    """The least value that at least this share of the values do not exceed; ``None`` of none."""
+    """Compute a quantile: the least value that at least this share of values do not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else None

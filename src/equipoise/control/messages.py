@@ -1,7 +1,7 @@
-"""What processes tell each other: data, in MessagePack, never objects that do something when read.
+"""Messages between processes: plain data in MessagePack, which runs no code when it is read.
 
-The reader names the type, and what is not of it is refused. So whoever gets a message to us, by
-whatever way, makes us read numbers and text, and runs nothing.
+The reader names the type that it expects and refuses anything else. So a message from an attacker
+can only be refused or read as numbers and text.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 
 
 class PeerError(RuntimeError):
-    """A collective that did not come about: another rank is gone, or sends what is no message."""
+    """A collective operation failed: another rank is gone, or sent something that is no message."""
 
 
 def encode(value: object) -> bytes:
-    """A message: dataclasses, enumerations, numpy's arrays and numbers, and what JSON has."""
+    """Encode dataclasses, enumerations, numpy arrays and numbers, and JSON types as a message."""
     return msgspec.msgpack.encode(value, enc_hook=_plain)
 
 
 def decode(data: bytes, kind: Any) -> Any:
-    """The message as a value of a type.
+    """Decode a message to a value of the given type.
 
     Raises
     ------
     PeerError
-        It is none.
+        Data that is no message of this type.
     """
     try:
         return msgspec.msgpack.decode(data, type=kind, dec_hook=_made)
-    except (msgspec.MsgspecError, ValueError) as error:  # a ValueError is a check of the type's own
+    except (msgspec.MsgspecError, ValueError) as error:  # the type's own checks raise ValueError
         raise PeerError(f"What was sent is no message: {error}") from error
 
 
@@ -44,7 +44,7 @@ def _plain(value: object) -> object:
 
 
 def _made(kind: Any, told: Any) -> object:
-    """An array, of the number format that its type names."""
+    """Make an array with the dtype that its annotation names."""
     assert get_origin(kind) is np.ndarray
     shape, data = msgspec.convert(told, tuple[tuple[int, ...], bytes])
     (number,) = get_args(get_args(kind)[1])

@@ -1,4 +1,4 @@
-"""The names of all metrics, what each means, and how one becomes what Prometheus's client wants."""
+"""The names and meanings of all metrics, and helpers that make Prometheus metrics of values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ DETAILS = {
     "rank_load": "Load of a rank over that of the mean rank, in the last window.",
     "layer_imbalance": "Busiest rank over mean rank of a layer, mean over the last window.",
 }
-"""Metrics of single ranks and layers, told only where they are asked for."""
+"""Metrics of single ranks and layers, exported only on request."""
 
 BRIDGED = {
     "bridge_up": "1 while the bridge's source can be read, else 0.",
@@ -68,23 +68,23 @@ BRIDGED = {
 """Metrics that only a bridge has."""
 
 MOST_DETAILS = 128
-"""Most ranks, and most layers, that have a series of their own."""
+"""Largest number of ranks, and of layers, that have their own series."""
 
-_MOST_LETTERS = 100  # of a label: names of models and processes come from outside
+_MOST_LETTERS = 100  # longest label, because names of models and processes come from outside
 
 
 def label(text: str) -> str:
-    """A text from outside as the value of a label: printable, valid in UTF-8 and not long."""
+    """Make a label value of a text from outside: printable, valid UTF-8 and short."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_LETTERS])
 
 
 def gauge(name: str, value: float) -> Metric:
-    """A gauge without labels."""
+    """Make a gauge without labels."""
     return GaugeMetricFamily(*_head(name), value=float(value))
 
 
 def gauges(name: str, key: str, values: Mapping[str, float]) -> Metric:
-    """A gauge for each value of one label."""
+    """Make a gauge for each value of one label."""
     family = GaugeMetricFamily(*_head(name), labels=[key])
     for value, number in values.items():
         family.add_metric([value], float(number))
@@ -92,12 +92,12 @@ def gauges(name: str, key: str, values: Mapping[str, float]) -> Metric:
 
 
 def counter(name: str, value: float) -> Metric:
-    """A counter without labels."""
+    """Make a counter without labels."""
     return CounterMetricFamily(*_head(name), value=float(value))
 
 
 def counters(name: str, key: str, values: Mapping[str, float]) -> Metric:
-    """A counter for each value of one label."""
+    """Make a counter for each value of one label."""
     family = CounterMetricFamily(*_head(name), labels=[key])
     for value, number in values.items():
         family.add_metric([value], float(number))
@@ -105,19 +105,19 @@ def counters(name: str, key: str, values: Mapping[str, float]) -> Metric:
 
 
 def histogram(name: str, seen: Histogram) -> Metric:
-    """A histogram without labels."""
+    """Make a histogram without labels."""
     return HistogramMetricFamily(*_head(name), buckets=seen.buckets(), sum_value=seen.sum)
 
 
 def info(labels: Mapping[str, str]) -> Metric:
-    """The one series that says what serves."""
+    """Make the one series whose labels describe the service."""
     family = InfoMetricFamily(PREFIX.rstrip("_"), DESCRIPTIONS["info"])
     family.add_metric([], {key: label(text) for key, text in labels.items()})
     return family
 
 
 def details(name: str, key: str, values: Iterable[tuple[object, float]]) -> Metric:
-    """A gauge for each rank or layer, the first ``MOST_DETAILS`` of them."""
+    """Make a gauge for each rank or layer, for at most ``MOST_DETAILS`` of them."""
     family = GaugeMetricFamily(PREFIX + name, DETAILS[name], labels=[key])
     for value, number in islice(values, MOST_DETAILS):
         family.add_metric([str(value)], float(number))

@@ -1,4 +1,4 @@
-"""What a rank tells Prometheus: the same series whatever the size of the model."""
+"""The metrics of a rank for Prometheus: the same series whatever the size of the model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PHASES = ("prefill", "decode")
 STATUSES = ("answered", "failed")
 
 FRESH_SECONDS = 300.0
-"""What requests and looks have shown is told for so long, looks for three intervals at least."""
+"""Seconds for which results of requests and looks are exported; looks at least 3 intervals."""
 
-_STEPS = 256  # lately
-_REQUESTS = 1024  # lately
+_STEPS = 256  # number of recent steps that are kept
+_REQUESTS = 1024  # number of recent requests that are kept
 
 
 class Metrics(Collector):
-    """Numbers of one rank, told the way Prometheus asks for them.
+    """A Prometheus collector with the numbers of one rank.
 
     Register it with a ``prometheus_client`` registry, or print ``text``. All ranks can have one;
     what comes from looking at the loads only rank 0 knows, and only it has those series. No gauge
@@ -46,7 +46,7 @@ class Metrics(Collector):
     Parameters
     ----------
     with_details
-        Whether ranks and layers have series of their own.
+        Flag to export series of single ranks and layers.
     clock
         Function that returns the time in seconds since 1970.
     """
@@ -84,32 +84,32 @@ class Metrics(Collector):
     # --- what happens ----------------------------------------------------------------------------
 
     def take_info(self, **labels: str) -> None:
-        """Note what serves: ``version`` of equipoise, ``model``, ``dispatch``, ``planner``."""
+        """Record what serves: ``version`` of equipoise, ``model``, ``dispatch``, ``planner``."""
         self._labels |= labels
 
     def take_settings(self, settings: Settings) -> None:
-        """Note how often the loads are to be looked at."""
+        """Record how often the loads are looked at."""
         self._look_steps = max(settings.update_interval, settings.settle_steps)
 
     def take_step(self, seconds: float, *, tokens: int = 0, stall_seconds: float = 0.0) -> None:
-        """A forward pass has taken so long and made tokens; serving then waited for balancing."""
+        """Record a forward pass: its seconds, its tokens, and the stall by balancing after it."""
         self._steps.add(seconds)
         self._stalls.add(stall_seconds)
         self._last_steps.add(self._clock(), seconds if tokens else 0.0)
         self._tokens += tokens
 
     def take_first_token(self, seconds: float) -> None:
-        """A request has its first token, so long after it was taken."""
+        """Record a request's first token, and the seconds since the request was taken."""
         self._ttft.add(seconds)
         self._last_ttft.add(self._clock(), seconds)
 
     def take_later_tokens(self, seconds_per_token: float) -> None:
-        """A request has all its tokens; those after the first took so long each."""
+        """Record a finished request, and the seconds for each token after the first."""
         self._tpot.add(seconds_per_token)
         self._last_tpot.add(self._clock(), seconds_per_token)
 
     def take_order(self, order: Order) -> None:
-        """An order has come."""
+        """Record an order."""
         self._state, self._version = order.state, order.version
         self._wait_steps = order.wait_steps
         if order.outcome is not None:
@@ -117,7 +117,7 @@ class Metrics(Collector):
             self._failures += order.outcome is Outcome.FAILED
 
     def take_answer(self, answer: Finding | Failure) -> None:
-        """The planner has answered."""
+        """Record an answer of the planner."""
         self._planner_seconds = answer.seconds
         if isinstance(answer, Failure):
             return
@@ -128,65 +128,65 @@ class Metrics(Collector):
             self._achieved = answer.achieved.gain_seconds
 
     def take_move(self, slots: int, moved_bytes: int) -> None:
-        """Layers serve their new placement; this rank has received so much for it."""
+        """Record that layers have moved: the slots and bytes that this rank received."""
         self._last_move = self._clock()
         self._moved_slots += slots
         self._moved_bytes += moved_bytes
 
     def take_answered(self, status: str) -> None:
-        """A request was answered: one of ``STATUSES``."""
+        """Record an answered request with its status, one of ``STATUSES``."""
         self._requests[status] += 1
 
     def take_failure(self) -> None:
-        """Something failed of which no order tells."""
+        """Record a failure that no order reports."""
         self._failures += 1
 
     def take_ranks(
         self, ranks: int, seconds: float, *, wanted: int, process: str, rank: int
     ) -> None:
-        """Note who serves from now on; what was found out about those before is forgotten.
+        """Record the ranks that serve from now on, and forget results of the ranks before.
 
         Parameters
         ----------
         ranks, wanted
-            Number of ranks that serve together, and that were to at the start.
+            Number of ranks that serve together, and number at the start.
         seconds
-            Time since the last step until they do.
+            Time without serving: from the last step until these ranks serve.
         process, rank
-            Name of this process, and its rank among them.
+            Name and rank of this process.
         """
         self._ranks, self._recovery_seconds = ranks, seconds
         self._ranks_wanted, self._rank = wanted, {label(process): rank}
         self._last_look = self._predicted = self._achieved = self._planner_seconds = None
 
     def take_alarms(self, alarms: frozenset[str]) -> None:
-        """These watchdogs bark."""
+        """Record the alarms that are on."""
         self._alarms = {name: name in alarms for name in ALARMS}
 
     @property
     def moved_bytes(self) -> int:
-        """Of experts that have arrived on this rank."""
+        """Bytes of experts that this rank has received."""
         return self._moved_bytes
 
     @property
     def failed_requests(self) -> int:
-        """Requests that this rank could not serve."""
+        """Number of requests that this rank could not serve."""
         return self._requests["failed"]
 
     # --- what is told ----------------------------------------------------------------------------
 
     def listen(self, port: int, host: str = LOOPBACK) -> int:
-        """Answer Prometheus until the process ends, and return the port; see ``metrics_page``."""
+        """Serve the metrics over HTTP until the process ends; return the port."""
         return listen(self, port, host)
 
     def text(self) -> str:
-        """All of it in Prometheus's text format."""
+        """Write all metrics in Prometheus's text format."""
         registry = CollectorRegistry()
         registry.register(self)
         return generate_latest(registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus's client asks for."""
+        """Yield all metrics, as Prometheus's client requires."""
         now = self._clock()
         yield info(self._labels)
         yield gauges("rank", "process", self._rank)
@@ -231,7 +231,7 @@ class Metrics(Collector):
         yield from _known(ttft_p99=quantile(ttft, 0.99), tpot_avg=mean(tpot))
 
     def _of_looks(self, now: float) -> Iterator[Metric]:
-        """What the last look has shown, unless that is too long ago."""
+        """Yield the results of the last look, unless it is too long ago."""
         if self._last_look is None:
             return
         when, finding = self._last_look
@@ -246,7 +246,7 @@ class Metrics(Collector):
 
     @property
     def _look_interval(self) -> float | None:
-        """Seconds in which there is to be another look, from how long steps take lately."""
+        """Estimate the seconds between two looks from the recent step time."""
         steps = self._last_steps.since(0.0)
         if self._look_steps is None or len(steps) < 2:
             return None
@@ -255,7 +255,7 @@ class Metrics(Collector):
 
 
 def _of_balance(balance: Mapping[str, Balance]) -> Iterator[Metric]:
-    """By phase; all together where phases were not recorded."""
+    """Yield the balance by phase, or of all steps if phases were not recorded."""
     known = {phase: balance[phase] for phase in PHASES if phase in balance}
     total = balance.get("")
     if total is not None:
@@ -268,5 +268,5 @@ def _of_balance(balance: Mapping[str, Balance]) -> Iterator[Metric]:
 
 
 def _known(**values: float | None) -> Iterator[Metric]:
-    """A gauge for each value that there is."""
+    """Yield a gauge for each value that is not ``None``."""
     return (gauge(name, value) for name, value in values.items() if value is not None)

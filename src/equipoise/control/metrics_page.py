@@ -1,7 +1,7 @@
-"""Metrics over HTTP: one page, for whoever may reach the port, and nothing else.
+"""One HTTP page with the metrics.
 
-Whoever asks costs little: a request is read up to a few kilobytes, waited for a few seconds, and
-a handful are answered at a time.
+Callers cannot use up resources: at most a few kilobytes of a request are read, for a few seconds,
+and only a few requests are answered at a time.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ LOOPBACK = "127.0.0.1"
 
 _MOST_REQUEST_BYTES = 1 << 14
 _MOST_AT_A_TIME = 16
-_SECONDS = 5.0  # until a caller that says nothing is hung up on
+_SECONDS = 5.0  # time after which a silent caller is disconnected
 
 
 def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
-    """Answer Prometheus until the process ends.
+    """Serve the metrics over HTTP until the process ends.
 
-    Asked at a loopback address, it answers only what names one: a page in a browser on this
-    machine that has another site's name for that address is refused.
+    On a loopback address, a request must also name a loopback host. This refuses web pages in a
+    browser on this machine that reach the address through another host name (DNS rebinding).
 
     Parameters
     ----------
     collector
         Collector of the metrics.
     port, host
-        Where; port 0 is any that is free.
+        Port and address to listen at; port 0 takes any free port.
 
     Returns
     -------
-    The port.
+    The port that is listened at.
 
     Raises
     ------
     EquipoiseError
-        An address or a port that cannot be had.
+        An address or a port that cannot be used.
     """
     registry = CollectorRegistry()
     registry.register(collector)
@@ -82,7 +82,7 @@ class _Server(ThreadingMixIn, HTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; hang up where too many wait already."""
+        """Answer in a thread, or disconnect if too many requests are open."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -96,7 +96,7 @@ class _Server(ThreadingMixIn, HTTPServer):
             self._free.release()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of a caller that has hung up, but all of a metric that cannot be told."""
+        """Ignore callers that have disconnected, but log a metric that cannot be computed."""
         if not isinstance(sys.exc_info()[1], OSError):
             logger.exception("Prometheus got no answer.")
 
@@ -109,12 +109,12 @@ class _Page(BaseHTTPRequestHandler):
     raw_requestline: bytes
 
     def setup(self) -> None:
-        """Read no more than a request may have."""
+        """Limit the bytes that are read of a request."""
         super().setup()
         self.rfile: Any = _Bounded(self.rfile)
 
     def parse_request(self) -> bool:
-        """Refuse what is too long, has a body, or names another machine."""
+        """Refuse a request that is too long, has a body, or names another machine."""
         if not self.raw_requestline.endswith(b"\n"):
             self.requestline = self.request_version = self.command = ""
             self.send_error(414)
@@ -133,7 +133,7 @@ class _Page(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        """Answer with all metrics, in the form that is asked for."""
+        """Answer with all metrics, in the format that the request accepts."""
         if urlsplit(self.path).path not in ("/", "/metrics"):
             self.send_error(404)
             return
@@ -146,7 +146,7 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """Write no log of who asks."""
+        """Do not log requests."""
 
 
 class _Bounded:
@@ -169,7 +169,7 @@ class _Bounded:
 
 
 def _name(host: str) -> str:
-    """The host of a header ``Host``, without its port."""
+    """Return the host of a header ``Host``, without its port."""
     try:
         return urlsplit(f"//{host}").hostname or LOOPBACK
     except ValueError:
@@ -177,7 +177,7 @@ def _name(host: str) -> str:
 
 
 def _is_loopback(name: str) -> bool:
-    """Whether it names this machine only."""
+    """Tell whether a host name or address is this machine's loopback."""
     try:
         return ip_address(name).is_loopback
     except ValueError:

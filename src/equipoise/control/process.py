@@ -1,8 +1,8 @@
 """An advisor in a process next to the one that serves.
 
-Nothing here lets serving wait: ``PlanningProcess.ask`` hands a question to a thread, ``poll`` looks
-whether that has put an answer down. The thread talks to the worker process, and kills it where it
-is silent or late. Whatever the worker does, dying included, is an answer.
+Serving never waits for it. ``PlanningProcess.ask`` hands a question to a thread, and ``poll`` looks
+whether the thread has an answer. The thread talks to the worker process and kills it if it is
+silent or late. Whatever the worker does, even if it dies, there is an answer.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _Reply = TypeVar("_Reply", Finding, Failure)
 
 
 class PlanningProcess:
-    """An advisor in a worker process, which is started when first asked and again if it dies.
+    """An advisor in a worker process, which starts at the first question and restarts if it dies.
 
-    The worker is a spawned process: a script that makes one needs the usual
-    ``if __name__ == "__main__"``. It ends with the process that made it, however that ends.
+    The worker is a spawned process, so a script that uses it needs the usual
+    ``if __name__ == "__main__"``. The worker ends with the process that made it, however that ends.
 
     Parameters
     ----------
     advisor
-        Who answers.
+        Advisor that answers.
     deadline_seconds
-        After which a question is given up and the worker killed, its start included.
+        Time after which a question is given up and the worker is killed; it includes the start.
     silence_seconds
-        The same for a worker that has started and gives no sign of life, one of which a second
-        is expected of it.
+        Time without a sign of life after which a started worker is killed. The worker gives one
+        every second.
 
     Raises
     ------
@@ -68,20 +68,20 @@ class PlanningProcess:
         self._deadline, self._silence = deadline_seconds, silence_seconds
         self._answers: SimpleQueue[Finding | Failure] = SimpleQueue()
         self._asked: int | None = None
-        self._turn = Lock()  # one question at a time, also after one was dropped
+        self._turn = Lock()  # one question at a time, even after one was dropped
         self._worker: _Worker | None = None
         self._closed = False
 
     def ask(self, question: Question, window: Trace) -> None:
-        """Hand in a question; does not wait. One that was not answered yet is dropped."""
+        """Hand in a question without waiting. An earlier question without an answer is dropped."""
         self._hand_in(question, lambda: window)
 
     def rehearse(self, question: Question, num_steps: int) -> None:
-        """Hand in a question about made-up loads of this number of steps; does not wait either."""
+        """Hand in a question about made-up loads of this number of steps, without waiting."""
         self._hand_in(question, partial(rehearsal_window, question.current, num_steps))
 
     def poll(self) -> Finding | Failure | None:
-        """The answer to the last question, once; ``None`` as long as there is none."""
+        """Return the answer to the last question once; ``None`` until there is one."""
         try:
             answer = self._answers.get_nowait()
         except Empty:
@@ -92,9 +92,9 @@ class PlanningProcess:
         return answer
 
     def drop(self) -> None:
-        """Give up a question that was not answered yet, and the worker that is at it."""
+        """Give up an open question, and kill the worker that is working on it."""
         if self._asked is not None and self._worker is not None:
-            self._worker.process.kill()  # the thread that waits for it tidies up
+            self._worker.process.kill()  # the thread that waits for it cleans up
             self._worker = None
         self._asked = None
 
@@ -114,7 +114,7 @@ class PlanningProcess:
         Thread(target=self._consult, args=(question, window), daemon=True).start()
 
     def _consult(self, question: Question, window: Callable[[], Trace]) -> None:
-        """The thread: one question, one answer."""
+        """Get the answer to one question, in a thread."""
         with self._turn:
             started = time.monotonic()
             answer: Finding | Failure
@@ -122,14 +122,14 @@ class PlanningProcess:
                 if self._asked != question.number:
                     return
                 answer = _checked(self._reply(question, window()), question)
-            except Exception as error:  # whatever it is, serving goes on and is told
+            except Exception as error:  # any error becomes an answer, and serving continues
                 answer = Failure(number=question.number, text=said(error))
             self._answers.put(replace(answer, seconds=time.monotonic() - started))
 
     def _reply(self, question: Question, window: Trace) -> object:
-        """What the worker answers, unchecked."""
+        """Return the worker's reply, unchecked."""
         started, worker = time.monotonic(), self._living()
-        # Killing the worker ends every wait for it, that for room in the pipe too.
+        # Killing the worker ends every wait for it, also the wait for room in the pipe.
         timer = Timer(self._deadline, worker.process.kill)
         timer.daemon = True
         timer.start()
@@ -164,7 +164,7 @@ class PlanningProcess:
 
 @dataclass(eq=False)
 class _Worker:
-    """The process, our end of the pipe to it, and whether anything has come through."""
+    """The worker process, our end of the pipe, and whether anything has been received."""
 
     process: BaseProcess
     connection: Connection[Any, Any]
@@ -179,7 +179,7 @@ class _Worker:
         )
         process.start()
         _let_others_first(process.pid)  # at once: its imports alone take seconds of a core
-        theirs.close()  # or the death of the worker would not close the pipe
+        theirs.close()  # otherwise the pipe would stay open if the worker dies
         return cls(process, ours)
 
     def end(self) -> None:
@@ -189,17 +189,14 @@ class _Worker:
 
 
 def _let_others_first(process_id: int | None) -> None:
-    """Give a process only what the processes that serve leave.
-
-    On a machine without idle cores that is the time in which they wait for each other.
-    """
+    """Give a process the lowest priority, so that it uses only the time that others leave."""
     assert process_id is not None, "it has started"
     with suppress(ProcessLookupError):  # it has ended; whoever asks it will be told
         os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
-    """The worker process: answer until the other end is gone."""
+    """Answer questions in the worker process until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves
     busy, one_at_a_time = Event(), Lock()
     Thread(target=_beat, args=(connection, busy, one_at_a_time), daemon=True).start()
@@ -219,17 +216,17 @@ def _work(connection: Connection[Any, Any], advisor: Advisor) -> None:
 
 
 def _send(connection: Connection[Any, Any], reply: object, question: Question) -> None:
-    """Send an answer, or say that it cannot be sent."""
+    """Send an answer, or the error if it cannot be sent."""
     try:
         connection.send(reply)
     except OSError:
         raise
-    except Exception as error:  # of pickling, before anything was sent
+    except Exception as error:  # pickling failed, so nothing was sent yet
         connection.send(Failure(number=question.number, text=said(error)))
 
 
 def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) -> None:
-    """Signs of life while there is work; with nobody to see them, end the process."""
+    """Give signs of life while there is work; end the process if nobody receives them."""
     while busy.wait():
         time.sleep(_BEAT_SECONDS)
         try:
@@ -241,9 +238,9 @@ def _beat(connection: Connection[Any, Any], busy: Event, one_at_a_time: Lock) ->
 
 
 def _checked(reply: object, question: Question) -> Finding | Failure:
-    """The reply, if it is one to this question and its placement can be served.
+    """Return the reply if it answers this question and its placement can be served.
 
-    All of it is made again: what arrives through a pipe has not passed its checks.
+    All objects are made again, because unpickled objects have not passed their checks.
     """
     if not isinstance(reply, Finding | Failure) or reply.number != question.number:
         raise EquipoiseError(f"The planner answered {type(reply).__name__}, not the question.")
@@ -263,7 +260,7 @@ def _checked(reply: object, question: Question) -> Finding | Failure:
 
 
 def _typed(reply: _Reply) -> _Reply:
-    """The same with every field of the type that it is declared with."""
+    """Return a copy whose fields all have their declared types."""
     try:
         typed: _Reply = decode(encode(reply), type(reply))
     except (PeerError, TypeError, NotImplementedError, ValueError) as error:
@@ -273,7 +270,7 @@ def _typed(reply: _Reply) -> _Reply:
 
 
 def _figures(finding: Finding) -> Iterator[float]:
-    """What is acted upon, or told."""
+    """Yield the numbers that are acted on or reported."""
     for balance in finding.balance.values():
         yield from (balance.imbalance, balance.excess, balance.balancedness)
     yield from finding.rank_load

@@ -1,4 +1,4 @@
-"""Loads to rehearse on: planning starts and compiles before there is anything to plan for."""
+"""Made-up loads for a rehearsal, so that the planner is started and compiled before it is used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import numpy as np
 from equipoise.placement import Placement
 from equipoise.trace import Trace
 
-_LEAST, _MOST = 20, 200  # assignments of an expert in a step: enough to be planned for
+_LEAST, _MOST = 20, 200  # assignments of an expert in a step: enough for a plan
 
 
 def rehearsal_window(placement: Placement, num_steps: int) -> Trace:
-    """Loads of the size that a look at this placement gives, drawn with a fixed seed.
+    """Draw loads of the size of a real window for this placement, with a fixed seed.
 
-    Every expert of a layer has a load of its own in all steps, so that there is something to even
-    out.
+    Every expert has its own load, the same in all steps, so that the loads are out of balance.
     """
     rng = np.random.default_rng(0)
     shape = placement.num_layers, placement.num_experts

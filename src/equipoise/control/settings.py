@@ -1,4 +1,4 @@
-"""What a user may set about balancing live."""
+"""The settings of live balancing."""
 
 from __future__ import annotations
 
@@ -19,43 +19,45 @@ _MAY_BE_NONE = ("max_bytes_per_step", "cool_down_steps")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """When to look, when to plan, how much to move at a time.
+    """The settings of live balancing: when to look, when to plan, how much to move at a time.
 
-    A step is a forward pass. Shares are of the mean rank's load.
+    A step is a forward pass.
 
     Parameters
     ----------
     num_redundant
-        Slots of a layer beyond one for each expert, all ranks together.
+        Number of redundant slots of a layer, all ranks together.
     window
-        Steps whose loads are looked at, the last ones.
+        Number of latest steps whose loads are looked at.
     update_interval
-        Steps from one look at the loads to the next.
+        Number of steps from one look at the loads to the next.
     wait_steps
-        Steps the planner may take; nothing waits for it. It gets more where it needs more, and in
-        any case until the next look is due: see ``Wait``.
+        Number of steps that the planner may take; serving does not wait for it. It gets more steps
+        if planning was seen to take longer, and at least until the next look is due: see ``Wait``.
     layers_per_step
-        Most layers that move in a step; 0 measures and moves nothing, which needs a map.
+        Largest number of layers that move in a step. With 0 nothing moves and loads are only
+        measured, which needs a map.
     max_bytes_per_step
-        What may move in a step on average, all ranks together; ``None``: no limit.
+        Mean number of bytes that may move in a step, all ranks together; ``None`` for no limit.
     warm_up_steps
-        First steps that count for nothing. In them the planner starts, compiles and shows how many
-        steps a plan takes; without them it starts when it is first asked.
+        Number of first steps whose loads are ignored. In this time the planner starts, compiles and
+        measures how many steps a plan takes. With 0 it starts at its first question.
     cool_down_steps
-        Steps after a move until it is judged and loads are looked at again; ``None``: the window.
+        Number of steps after a move until it is judged and loads are looked at again; ``None`` for
+        the window.
     excess_on, excess_off
-        Imbalance above the noise floor that raises the alarm, and below which it falls again.
+        Imbalance above the noise floor that turns the alarm on, and below which it turns off.
     background
-        Move while serving; otherwise serving waits for every move.
+        Flag to move while serving; otherwise serving waits for every move.
     once
-        Stop balancing after the first change that was completed.
+        Flag to stop balancing after the first completed change.
     map_path
-        A map to start from.
+        Path of a map to start from.
 
     Raises
     ------
     EquipoiseError
-        Values out of range, or that contradict each other.
+        Values that are out of range or contradict each other.
     """
 
     num_redundant: int = 0
@@ -87,17 +89,17 @@ class Settings:
 
     @property
     def settle_steps(self) -> int:
-        """Steps after a move until it is judged."""
+        """Number of steps after a move until it is judged."""
         return self.window if self.cool_down_steps is None else self.cool_down_steps
 
     def num_slots(self, num_experts: int, num_ranks: int) -> int:
-        """Slots of a layer, all ranks together.
+        """Compute the number of slots of a layer, all ranks together.
 
         Raises
         ------
         EquipoiseError
-            One rank only, slots that the ranks cannot share equally (the message names the nearest
-            redundancy that they can), or more than one for every expert on every rank.
+            A single rank, slots that the ranks cannot share equally (the message names the nearest
+            numbers that they can), or more than ``E * R`` slots.
         """
         if num_ranks == 1:
             raise EquipoiseError("There is one rank, so nothing to balance; serve with more.")
@@ -111,7 +113,7 @@ class Settings:
         return slots
 
     def rounded_slots(self, num_experts: int, num_ranks: int) -> int:
-        """Slots of a layer on other ranks than expected: rounded up to what they share equally."""
+        """Compute the slots for a changed number of ranks, rounded up to a multiple of it."""
         slots_per_rank = -(-(num_experts + self.num_redundant) // num_ranks)
         return min(slots_per_rank, num_experts) * num_ranks
 
@@ -156,5 +158,5 @@ class Settings:
 def _is_file(path: str | Path) -> bool:
     try:
         return Path(path).is_file()
-    except OSError:  # such as a name longer than any file can have
+    except OSError:  # for instance, the name is too long for a file
         return False

@@ -1,4 +1,4 @@
-"""How fast ranks compute, from what they did and how long it took."""
+"""Estimates of the ranks' speeds, from their work and the time it took."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_STEP = 1.25  # speeds are powers of this: smaller differences are noise
-_LEAST_STEPS = 2  # from the median that a rank has to be to count as different
+_STEP = 1.25  # speeds are powers of this, because smaller differences are noise
+_LEAST_STEPS = 2  # least distance from the median, in powers, of a rank that counts as different
 
 
 def in_steps(work: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Speeds of ranks, relative to the median, from the rows, active experts and seconds of each.
+    """Estimate the speeds of ranks relative to the median rank.
 
-    Speeds are powers of 1.25. A rank has 1 if it is less than two such steps from the median, or
-    had nothing to do.
+    Speeds are powers of 1.25. A rank has speed 1 if it is less than two such powers from the
+    median, or had no work.
 
-    Depending on the rows of an expert, the time goes with the rows or with the active experts. A
-    rank counts as slow, or fast, only as far as both say so: few rows on many experts look slow
-    per row and are not.
+    The time of a rank depends on its rows or on its active experts, whichever dominates. A rank
+    counts as slow or fast only as far as both measures agree: few rows on many experts are slow per
+    row without a slow rank.
+
+    Parameters
+    ----------
+    work
+        Rows, active experts and seconds of each rank.
     """
     table = np.array(work, dtype=np.float64)
     idle = np.asarray((table <= 0).any(axis=1))

@@ -1,4 +1,4 @@
-"""What a serving process says of itself, several times a second, to whoever looks on."""
+"""The status that a serving process publishes for monitors, several times a second."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from equipoise.errors import EquipoiseError
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process said last; what concerns all of them is to be read from rank 0.
+    """The latest status of one process. Read what concerns all processes from rank 0.
 
     Parameters
     ----------
     name, rank, members, epoch
-        Who it is, who serves together in the order of ranks, and how often that has changed.
+        Name and rank of the process, names of all serving processes by rank, and number of changes
+        of the members so far.
     time
-        Seconds since it started.
+        Seconds since the process started.
     step, step_seconds
-        Forward passes so far, and what one takes lately.
+        Number of forward passes so far, and recent time of one.
     tokens
-        Tokens that it has generated so far.
+        Number of tokens that the process has generated so far.
     domain
-        Domain of the text it is at; empty if it has none.
+        Domain of the text that it serves now; empty if there is none.
     rank_load
-        Assignments that each rank computed lately, ``(R,)``.
+        Assignments that each rank computed recently, ``(R,)``.
     imbalance
-        Busiest over mean rank, mean over layers and steps lately.
+        Recent imbalance (max/mean over ranks), mean over layers and steps.
     state, version
         State of the controller, and version of the placement.
     moved_slots, moved_bytes
-        Slots of all ranks that have received an expert, and bytes that this one has received.
+        Number of slots on all ranks that received an expert, and bytes that this process received.
     log
-        Last lines.
+        Latest lines of the log.
     failed_requests
-        Requests that it could not serve.
+        Number of requests that the process could not serve.
     alarms
-        Names of what is wrong.
+        Names of the alarms that are on.
     """
 
     name: str
@@ -58,17 +59,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     alarms: tuple[str, ...] = ()
 
     def encode(self) -> str:
-        """The same as JSON, for a store or a file."""
+        """Encode the status as JSON, for a store or a file."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
     def decode(cls, text: str | bytes) -> Status:
-        """What ``encode`` made.
+        """Decode a status from JSON.
 
         Raises
         ------
         EquipoiseError
-            Something else.
+            Data that is no status.
         """
         try:
             return msgspec.json.decode(text, type=cls)
@@ -77,5 +78,5 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status_key(name: str) -> str:
-    """Where in the store the process of that name publishes."""
+    """Return the key in the store under which a process publishes its status."""
     return f"status/{name}"

@@ -1,4 +1,4 @@
-"""Notices what would go wrong in silence. Each alarm is a metric and a line in the log."""
+"""The watchdog: it notices faults that would stay silent, and raises alarms."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ logger = logging.getLogger("equipoise.runtime")
 
 
 class Alarms:
-    """What is wrong now. Each is a line in the log when it begins, and one when it ends."""
+    """The alarms that are on. Each writes a line to the log when it begins and when it ends."""
 
     def __init__(self) -> None:
         self._on: set[str] = set()
 
     @property
     def names(self) -> frozenset[str]:
-        """Those of ``ALARMS`` that are on."""
+        """Names of the alarms that are on, of those in ``ALARMS``."""
         return frozenset(self._on)
 
     def say(self, alarm: str, wrong: bool, text: str = "") -> None:
-        """Whether something is wrong, and what."""
+        """Turn an alarm on or off, with a text for the log."""
         if wrong and alarm not in self._on:
             self._on.add(alarm)
             logger.warning("%s: %s", alarm, text)
@@ -36,21 +36,21 @@ class Alarms:
 
 
 class Watchdog:
-    """Looks on, on every rank, and barks once when something begins and once when it ends.
+    """A watchdog on every rank. It raises an alarm when a fault begins and clears it when it ends.
 
     ====================  ==========================================================
     ``balancing_stopped`` No look at the loads was answered and no layer has moved for
                           twice the time that may pass between them.
     ``nothing_counted``   Tokens were served, and the recorder has counted none.
-    ``maps_disagree``     This rank serves another placement than rank 0 thinks.
+    ``maps_disagree``     This rank serves another placement than rank 0 expects.
     ====================  ==========================================================
 
     Parameters
     ----------
     settings
-        Say how long may pass.
+        Settings, which determine how long may pass.
     alarms
-        Where it barks.
+        Alarms to turn on and off; its own if ``None``.
     """
 
     def __init__(self, settings: Settings, alarms: Alarms | None = None) -> None:
@@ -61,11 +61,11 @@ class Watchdog:
 
     @property
     def alarms(self) -> frozenset[str]:
-        """Names of those that bark."""
+        """Names of the alarms that are on."""
         return self._alarms.names
 
     def see_order(self, order: Order, follower: Follower) -> None:
-        """After every order has been followed."""
+        """Check the state after an order has been followed."""
         if self._goes_on(order):
             self._last = order.number
         self._order = order
@@ -83,7 +83,7 @@ class Watchdog:
         )
 
     def see_counts(self, counted: int, served: int) -> None:
-        """After every look: assignments counted in the window, and tokens served meanwhile."""
+        """Check the assignments counted in a window against the tokens served meanwhile."""
         self._alarms.say(
             NOTHING_COUNTED,
             served > 0 and counted == 0,
@@ -91,9 +91,9 @@ class Watchdog:
         )
 
     def _goes_on(self, order: Order) -> bool:
-        """Whether it warms up, a layer has moved since the last order, or a question was answered.
+        """Tell whether balancing makes progress: a warm-up, a moved layer, or an answered question.
 
-        Warming up takes longer than was set where the planner is still rehearsing.
+        The warm-up takes longer than set if the planner is still rehearsing.
         """
         last = self._order
         if last is None or order.state is State.WARM_UP:

@@ -1,4 +1,4 @@
-"""Which copy serves an assignment: one batch's load shared over the copies."""
+"""Dispatching: sharing one batch's load over the copies of each expert."""
 
 from __future__ import annotations
 

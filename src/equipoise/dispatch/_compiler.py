@@ -1,4 +1,4 @@
-"""numba's compiler as all kernels use it: it says when it works, and does without a cache."""
+"""The numba compiler that all kernels use. It reports its work and needs no writable cache."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _not_kept: list[object] = []
 
 
 def njit(**options: Any) -> Callable[[Function], Function]:
-    """``numba.njit`` with these options; what is compiled is kept wherever it can be.
+    """Decorate with ``numba.njit`` and these options, and cache the compiled code if possible.
 
-    numba keeps it in ``NUMBA_CACHE_DIR``, next to the kernels or in the user's cache, and gives up
-    where none of them can be written; here the kernels are then compiled in every run.
+    numba writes its cache to ``NUMBA_CACHE_DIR``, next to the kernels or to the user's cache, and
+    raises an error if it can write to none of them. In that case the kernels are compiled in every
+    run.
     """
 
     def compiled(function: Function) -> Function:
         try:
             kernel: Function = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder to keep it in
+        except RuntimeError:  # no cache folder can be written
             _not_kept.append(function)
             kernel = numba.njit(**options)(function)
         return kernel

@@ -1,4 +1,4 @@
-"""The rule that takes the least time, layer by layer."""
+"""A dispatcher that chooses the fastest rule for each layer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AutoSplit(Split):
-    """A split that says which rule each layer follows.
+    """A split that also says which rule each layer follows.
 
     Parameters
     ----------
     rules
-        The rule each layer follows, ``L`` names of ``Auto.rules``.
+        Rule of each layer, ``L`` names of ``Auto.rules``.
     rule_seconds
-        What the slowest rank would take by each rule, ``(L,)``.
+        Seconds of the slowest rank under each rule, ``(L,)``.
     """
 
     rules: tuple[str, ...]
@@ -39,25 +39,25 @@ class AutoSplit(Split):
 
     @property
     def status(self) -> str:
-        """One or two sentences of advice."""
+        """Advice in one or two sentences."""
         layers = ", ".join(f"{self.rules.count(rule)} {rule}" for rule in self.rule_seconds)
         return f"{super().status} Layers by rule: {layers}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """Follow, in each layer, the rule by which the slowest rank is done first.
+    """A dispatcher that follows, in each layer, the rule whose slowest rank finishes first.
 
-    Where the hottest slots are below the knee of ``cost`` that is the one for active experts, far
-    above it the one for tokens, and in between it depends on the batch. So all rules are tried and
-    timed: never slower than any of them, by that cost.
+    Where the hottest slots are below the knee of ``cost``, the best rule minimises active experts;
+    far above the knee, it balances tokens; in between it depends on the batch. So all rules are
+    computed and timed, and by this cost the result is never slower than any of them.
 
     Parameters
     ----------
     cost
-        What a rank's share takes.
+        Cost of a rank's share.
     topology
-        Speeds of the ranks, and nodes for batches by source rank; ``None``: all equal.
+        Speeds of the ranks, and nodes for batches by source rank; ``None`` for equal ranks.
     """
 
     name: ClassVar[str] = "auto"
@@ -71,9 +71,10 @@ class Auto:
 
     @property
     def rules(self) -> Mapping[str, Even | FewestExperts | MinMax]:
-        """What is tried, by name: of equals the first is taken.
+        """Rules that are tried, by name; among equals the first is taken.
 
-        ``minmax`` evens out tokens and ``time`` seconds; ``fewest`` is for active experts.
+        ``minmax`` balances tokens, ``time`` balances seconds, and ``fewest`` minimises active
+        experts.
         """
         return {
             "minmax": MinMax(topology=self.topology),
@@ -85,19 +86,21 @@ class Auto:
     def split(self, load: ArrayLike | Batch, placement: Placement) -> AutoSplit:
         """Share a batch over the copies.
 
-        Times are those of whole assignments where all loads are whole, and ``shares`` are then
-        whole as well; else they are those of the fractional shares.
+        If all loads are whole, the shares are whole too, and times are those of whole assignments.
+        Otherwise shares are fractional, and times are theirs.
 
         Parameters
         ----------
         load
             Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Raises
         ------
         EquipoiseError
-            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``; a topology of another number of ranks.
+            Loads that are negative, not finite or not of the placement's shape, or whose sum in a
+            layer reaches ``2**53``; a topology with another number of ranks.
         """
         batch = checked_batch(load, placement)
         splits = {name: rule.split(batch, placement) for name, rule in self.rules.items()}
@@ -120,12 +123,14 @@ class Auto:
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks of many batches.
+        """Compute the peaks of many batches, to score a placement.
 
         Parameters
         ----------
         load
             Assignments ``(T, L, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Returns
         -------
@@ -134,14 +139,14 @@ class Auto:
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            Whatever ``split`` refuses.
         """
         steps = checked_load(load, placement, steps=True)
         return np.stack([self.split(Batch(step), placement).peak for step in steps])
 
 
 def _served(split: Split) -> NDArray[np.float64]:
-    """What each slot serves, ``(L, S)``: whole assignments if whole ones came."""
+    """Return the load of each slot, ``(L, S)``: whole assignments if the batch is whole."""
     came = split.load if split.source_load is None else split.source_load
     whole = bool((came == np.floor(came)).all())
     return split.quotas.astype(np.float64) if whole else split.shares

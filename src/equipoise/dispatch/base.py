@@ -1,4 +1,4 @@
-"""What a dispatcher is: what it declares of itself, what it answers, which batches it takes."""
+"""The protocol of dispatchers: what they declare, what they return, which batches they accept."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ from equipoise.placement import Placement
 from equipoise.topology import Topology
 
 TOO_MUCH_LOAD = 2**53
-"""Assignments a layer must stay below: from here on float64 cannot tell each from the next."""
+"""Upper limit of a layer's assignments: float64 cannot count beyond it."""
 
 
 class Shares(Enum):
     """How the copies of an expert share its load."""
 
     EVEN = "even"
-    """The same for all copies, always."""
+    """Every copy takes an equal share, always."""
     NEAREST = "nearest"
-    """Copies near the source take what comes from there."""
+    """Copies near a token's source serve the tokens from there."""
     FOLLOWING = "following the load"
-    """Chosen for each batch so that the slowest rank is fast."""
+    """Shares are chosen for each batch so that the slowest rank is fast."""
     OTHER = "other"
-    """By a rule of its own; a search takes it for even."""
+    """The dispatcher has a rule of its own; a search treats it as even."""
 
 
 class Dispatcher(Protocol):
-    """What every dispatcher is: a frozen, keyword-only dataclass that splits batches.
+    """The protocol of dispatchers: frozen, keyword-only dataclasses that split batches.
 
-    It declares what it is, and nobody recognises it by its name. Those to which the ranks' speeds
-    or nodes matter have a field ``topology``, those to which time matters a field ``cost``, and
-    those that count tokens a field ``top_k``; the others declare ``None`` as a class attribute.
+    A dispatcher declares its properties, so that no code depends on its name. It has a field
+    ``topology`` if the ranks' speeds or nodes matter to it, a field ``cost`` if times matter, and a
+    field ``top_k`` if it counts tokens. Otherwise the class attribute of that name is ``None``.
     """
 
     name: ClassVar[str]
 
     @property
     def topology(self) -> Topology | None:
-        """Speeds and nodes of the ranks; ``None``: all equal, one node."""
+        """Speeds and nodes of the ranks; ``None`` for equal ranks on one node."""
         ...
 
     @property
     def cost(self) -> RankCost | None:
-        """What a rank's share takes; ``None``: peaks are loads over speeds."""
+        """Cost of a rank's share; ``None`` if peaks are loads over speeds."""
         ...
 
     @property
     def shares(self) -> Shares:
-        """How the copies of an expert share its load: what bounds hold, and how to search."""
+        """Way in which copies share a load. It decides which bounds hold and how to search."""
         ...
 
     @property
     def scale_free(self) -> bool:
         """Whether twice the load has twice the peaks, so that the unit of loads does not matter.
 
-        ``False`` where that is not sure.
+        ``False`` if that is not certain.
         """
         ...
 
     def split(self, load: ArrayLike, placement: Placement) -> Split:
         """Share a batch, ``(L, E)`` or by source rank ``(L, R, E)``, over the copies.
 
-        Deterministic; changes nothing it is given.
+        Equal arguments give equal results; no argument is changed.
         """
         ...
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks of batches ``(T, L, E)``, as ``split`` would have them, ``(T, L)``."""
+        """Compute the peaks, ``(T, L)``, that ``split`` has for batches ``(T, L, E)``."""
         ...
 
 
@@ -82,7 +82,7 @@ _DECLARED = ("name", "topology", "cost", "shares", "scale_free", "split", "peaks
 
 
 def check_dispatcher(value: Dispatcher) -> Dispatcher:
-    """The dispatcher; ``EquipoiseError`` unless it declares all that a dispatcher does."""
+    """Return the dispatcher; raise ``EquipoiseError`` unless it declares all of ``Dispatcher``."""
     missing = [name for name in _DECLARED if not hasattr(value, name)]
     if missing:
         raise EquipoiseError(
@@ -95,20 +95,22 @@ def check_dispatcher(value: Dispatcher) -> Dispatcher:
 
 
 def takes(dispatch: object, option: str) -> bool:
-    """Whether it or its class is configured by that option, such as ``cost``: has it as a field."""
+    """Tell whether a dispatcher or its class has a field of that name, such as ``cost``."""
     return is_dataclass(dispatch) and any(field.name == option for field in fields(dispatch))
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch that was checked against its placement: a rule used by another takes it as it is.
+    """A batch that was already checked against its placement.
+
+    A dispatcher that uses another passes it on, so that the check is not repeated.
 
     Parameters
     ----------
     load
         Assignments ``(L, E)``, contiguous.
     source_load
-        The same by source rank, ``(L, R, E)``; ``None`` if unknown.
+        Assignments by source rank, ``(L, R, E)``; ``None`` if unknown.
     """
 
     load: NDArray[np.float64]
@@ -116,7 +118,7 @@ class Batch:
 
 
 def checked_batch(load: ArrayLike | Batch, placement: Placement) -> Batch:
-    """A batch ``(L, E)`` or ``(L, R, E)``, checked unless it was; its arrays are copies.
+    """Check a batch ``(L, E)`` or ``(L, R, E)`` unless it was checked; its arrays are copies.
 
     Raises
     ------
@@ -141,20 +143,20 @@ def checked_batch(load: ArrayLike | Batch, placement: Placement) -> Batch:
         )
     source_LRE, total_LE, good = _near_kernels.add_sources(np.ascontiguousarray(x))
     if not good:
-        as_loads(x)  # says which is not, and why
+        as_loads(x)  # raises an error that names the wrong load
     _check_total(total_LE, placement)
     return Batch(total_LE, source_LRE)
 
 
 def _can_be_added(load: ArrayLike) -> bool:
-    """Whether it is an array of sources as live layers give it, which is checked while added up."""
-    if not isinstance(load, np.ndarray) or type(load) is not np.ndarray:  # subclasses mask entries
+    """Tell whether this is a float or int array by source, which is checked while it is summed."""
+    if not isinstance(load, np.ndarray) or type(load) is not np.ndarray:  # subclasses may be masked
         return False
     return load.ndim == 3 and load.dtype in (np.int64, np.float64)
 
 
 def checked_load(load: ArrayLike, placement: Placement, *, steps: bool) -> NDArray[np.float64]:
-    """The load as contiguous float64, ``(L, E)`` or with ``steps`` ``(T, L, E)``.
+    """Return the load as contiguous float64, ``(L, E)`` or with ``steps`` ``(T, L, E)``.
 
     Raises
     ------
@@ -168,7 +170,7 @@ def checked_load(load: ArrayLike, placement: Placement, *, steps: bool) -> NDArr
 def _fitting(
     loads: NDArray[np.float64], placement: Placement, *, steps: bool
 ) -> NDArray[np.float64]:
-    """Loads that are numbers, contiguous, if they fit the placement."""
+    """Return checked loads as a contiguous array if they fit the placement."""
     x = np.ascontiguousarray(loads)
     wanted = (placement.num_layers, placement.num_experts)
     if x.ndim != 2 + steps or x.shape[-2:] != wanted:
@@ -181,7 +183,7 @@ def _fitting(
 
 
 def _check_total(x: NDArray[np.float64], placement: Placement) -> None:
-    with np.errstate(over="ignore"):  # infinity is too much as well
+    with np.errstate(over="ignore"):  # an overflow to infinity is refused below
         total = x.sum(axis=-1)
     if total.max() >= TOO_MUCH_LOAD:
         row = np.argwhere(total >= TOO_MUCH_LOAD)[0][-1]

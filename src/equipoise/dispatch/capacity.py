@@ -1,6 +1,6 @@
-"""Capacity limits of training systems: which choices an expert has no room for.
+"""Capacity limits of training systems: the choices that an expert has no room for.
 
-Serving must never drop: a dropped choice corrupts the output.
+A serving system must not drop any choice, because that changes the output.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from equipoise.errors import EquipoiseError
 
 
 def expert_capacity(num_assignments: int, num_experts: int, capacity_factor: float) -> int:
-    """Assignments every expert has room for: ``ceil(capacity_factor * assignments / E)``."""
+    """Compute the capacity of every expert: ``ceil(capacity_factor * assignments / E)``."""
     check_number("capacity_factor", capacity_factor, low=0, high=np.inf)
-    # Rounded first, or 2.1 * (10 / 3) = 7.000000000000001 would become a capacity of 8.
+    # Round first: 2.1 * (10 / 3) = 7.000000000000001 must not become a capacity of 8.
     return math.ceil(round(capacity_factor * (num_assignments / num_experts), 9))
 
 
 def dropped_choices(
     topk_ids: ArrayLike, num_experts: int, capacity_factor: float
 ) -> NDArray[np.bool_]:
-    """The choices that come when their expert is full already; first come, first served.
+    """Find the choices that come when their expert is already full: first come, first served.
 
-    Their number is that of ``dropped_tokens``. Tokens are served in order, and each in the
-    order of its choices.
+    Tokens are served in order, and each token's choices in their order. ``dropped_tokens`` gives
+    the number of these choices.
 
     Parameters
     ----------
     topk_ids
         Expert ids of one layer, ``(D, K)`` integers; ids outside ``[0, E)`` (padding) take no room
-        and are not dropped.
+        and are not dropped. Not changed.
     num_experts
-        ``E``.
+        Number of logical experts, ``E``.
     capacity_factor
-        1 gives every expert room for the mean.
+        Capacity of an expert over the mean load of an expert, >= 0.
 
     Returns
     -------
-    ``(D, K)``.
+    Mask of the dropped choices, ``(D, K)``.
 
     Raises
     ------

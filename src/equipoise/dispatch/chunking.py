@@ -1,4 +1,4 @@
-"""A step's tokens in several waves, so that what a rank receives fits its buffers."""
+"""Chunks: a step's tokens sent in several waves, so that each rank's buffers suffice."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from equipoise.placement import Placement
 
 _EVEN = Even()
 _MOST_CHUNKS = 65_536
-_MOST_TOKENS = 2**40  # of a rank: their sum fits in 64 bits
+_MOST_TOKENS = 2**40  # largest number of tokens of a rank; sums fit in 64 bits
 
 
 def num_chunks(tokens_per_rank: ArrayLike, max_num_tokens: int) -> int:
-    """Chunks of a step, the same on all ranks: its tokens over ``max_num_tokens``, rounded up.
+    """Compute the number of chunks of a step: its tokens over ``max_num_tokens``, rounded up.
 
-    The rule of TensorRT-LLM (``moe_max_num_tokens``).
+    This is the rule of TensorRT-LLM (``moe_max_num_tokens``). All ranks use the same number.
 
     Parameters
     ----------
     tokens_per_rank
-        ``(R,)`` whole numbers.
+        Number of tokens of each rank, ``(R,)`` whole numbers.
     max_num_tokens
-        Tokens of one chunk, all ranks together.
+        Largest number of tokens in one chunk, all ranks together.
 
     Returns
     -------
-    0 for a step without tokens.
+    Number of chunks; 0 for a step without tokens.
     """
     tokens = _checked_tokens(tokens_per_rank)
     whole = isinstance(max_num_tokens, (int, np.integer)) and not isinstance(max_num_tokens, bool)
@@ -41,15 +41,15 @@ def num_chunks(tokens_per_rank: ArrayLike, max_num_tokens: int) -> int:
 
 
 def chunk_tokens(tokens_per_rank: ArrayLike, max_num_tokens: int) -> NDArray[np.int64]:
-    """Tokens of each rank in each chunk, ``(R, num_chunks)``: equal parts, the first ones larger.
+    """Divide each rank's tokens into chunks, ``(R, num_chunks)``: equal parts, the first larger.
 
-    A chunk may exceed ``max_num_tokens`` by up to one token a rank, as every rank rounds by itself.
+    Every rank rounds by itself, so a chunk may exceed ``max_num_tokens`` by one token per rank.
     Parameters are those of ``num_chunks``.
 
     Raises
     ------
     EquipoiseError
-        What ``num_chunks`` refuses, and more than 65,536 chunks.
+        Whatever ``num_chunks`` refuses, or more than 65,536 chunks.
     """
     tokens = _checked_tokens(tokens_per_rank)
     chunks = num_chunks(tokens, max_num_tokens)
@@ -62,7 +62,7 @@ def chunk_tokens(tokens_per_rank: ArrayLike, max_num_tokens: int) -> NDArray[np.
 def busiest_shares(
     load: ArrayLike, placement: Placement, *, dispatch: Dispatcher = _EVEN
 ) -> NDArray[np.float64]:
-    """The part of a layer's assignments that its busiest rank gets, in each batch.
+    """Compute the share of a layer's assignments that its busiest rank gets, in each batch.
 
     Parameters
     ----------
@@ -98,28 +98,29 @@ def advised_max_tokens(
     rank_assignments: int,
     dispatch: Dispatcher = _EVEN,
 ) -> int:
-    """The most tokens a chunk can have if no rank is to receive more than its buffers hold.
+    """Compute the largest chunk for which no rank receives more than its buffers hold.
 
-    From the recorded batch and layer whose busiest rank has the largest part of all assignments; a
-    chunk is taken to be like the batch it is from. A step is not split at all while it has no more
-    tokens than this.
+    It follows from the recorded batch and layer whose busiest rank has the largest share of the
+    assignments. A chunk is assumed to be like the batch that it is from. A step with no more tokens
+    than this is not divided.
 
     Parameters
     ----------
     load
         Recorded batches, assignments ``(T, L, E)``; not changed.
     top_k
-        ``K``, choices per token.
+        Number of choices per token, ``K``.
     rank_assignments
-        What a rank can hold. A token that chose two experts of one rank counts twice.
+        Number of assignments that a rank's buffers hold. A token that chose two experts of one rank
+        counts twice.
     dispatch
-        How copies share the load.
+        Dispatcher that shares the load over the copies.
 
     Raises
     ------
     EquipoiseError
-        Loads that do not fit the placement or are all zero, counts below 1, buffers that do not
-        hold a single token of the worst batch.
+        Loads that do not fit the placement or are all zero, counts below 1, or buffers that cannot
+        hold one token of the worst batch.
     """
     check_count("top_k", top_k)
     check_number("rank_assignments", rank_assignments, low=1, high=np.inf)
@@ -137,7 +138,7 @@ def _checked_tokens(tokens_per_rank: ArrayLike) -> NDArray[np.int64]:
     tokens = as_integers(tokens_per_rank, "Tokens per rank")
     if tokens.ndim != 1 or not tokens.size:
         raise EquipoiseError(
-            f"Tokens per rank have shape {tokens.shape}; expected one number a rank."
+            f"Tokens per rank have shape {tokens.shape}; expected one number for each rank."
         )
     if not 0 <= tokens.min() <= tokens.max() < _MOST_TOKENS:
         raise EquipoiseError(

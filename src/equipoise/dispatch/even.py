@@ -1,4 +1,4 @@
-"""Equal shares for all copies, whatever else their ranks carry."""
+"""A dispatcher that gives all copies of an expert equal shares."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Even:
-    """Give each copy of an expert the same: what most engines aim at, blind to the batch.
+    """A dispatcher that gives every copy of an expert the same share, as most engines intend.
 
-    Its bound is that of the best split over the same copies, so ``gap`` is what ``MinMax`` gains.
+    It ignores what else the ranks carry. ``bound`` is that of the best split over the same copies,
+    so ``gap`` is what ``MinMax`` would gain.
 
     Parameters
     ----------
     topology
-        Speeds and nodes of the ranks, which tell peaks and places of sources but change no share.
+        Speeds and nodes of the ranks. They change peaks and ``source_quotas``, but no share.
     cost
-        What a rank's share takes; peaks are then in seconds.
+        Cost of a rank's share, which makes peaks seconds.
     """
 
     name: ClassVar[str] = "even"
@@ -44,24 +45,26 @@ class Even:
 
     @property
     def scale_free(self) -> bool:
-        """Without a cost: shares and loads of ranks are proportional to the load."""
+        """Whether there is no cost: then shares and rank loads are proportional to the load."""
         return self.cost is None
 
     def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
-        In ``quotas`` the lower slots of an expert get the odd assignments.
+        If a load does not divide evenly, the lower slots of the expert get one more in ``quotas``.
 
         Parameters
         ----------
         load
             Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Raises
         ------
         EquipoiseError
-            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``; a topology of another number of ranks.
+            Loads that are negative, not finite or not of the placement's shape, or whose sum in a
+            layer reaches ``2**53``; a topology with another number of ranks.
         """
         batch = checked_batch(load, placement)
         load_LE = batch.load
@@ -79,21 +82,23 @@ class Even:
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks of many batches, without their splits: to score a placement.
+        """Compute the peaks of many batches without their splits, to score a placement.
 
         Parameters
         ----------
         load
             Assignments ``(T, L, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
+        Time of the slowest rank, ``(T, L)``: the load of the busiest if all ranks are equal.
 
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            Whatever ``split`` refuses.
         """
         x = checked_load(load, placement, steps=True)
         if self.cost is None:

@@ -1,4 +1,4 @@
-"""The split in which the ranks read the weights of as few experts as the copies allow."""
+"""A dispatcher for decode: ranks read the weights of as few experts as possible."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from equipoise.topology import Topology
 class FewestExpertsSplit(Split):
     """A split that serves each expert by one copy, with a proof that no rank could serve fewer.
 
-    ``bound`` and ``gap`` stay those of the load, as in every split.
+    ``bound`` and ``gap`` are about loads, as in every split.
 
     Parameters
     ----------
     active
-        The split of one assignment for each expert with load. Its ``bottleneck_experts`` and
-        ``bottleneck_ranks`` are the proof of ``active_bound``.
+        Split of one assignment for each expert with load. Its ``bottleneck_experts`` and
+        ``bottleneck_ranks`` prove ``active_bound``.
     """
 
     active: Split
 
     @cached_property
     def active_experts(self) -> NDArray[np.int64]:
-        """Slots with load on each rank, ``(L, R)``."""
+        """Number of slots with load on each rank, ``(L, R)``."""
         return active_slots(self.shares, self.placement.num_ranks)
 
     @property
     def active_bound(self) -> NDArray[np.int64]:
-        """The fewest active experts the busiest rank can have over these copies, ``(L,)``."""
+        """Least possible number of active experts on the busiest rank, ``(L,)``."""
         return np.ceil(self.active.bound).astype(np.int64)
 
     @property
     def status(self) -> str:
-        """One or two sentences of advice."""
+        """Advice in one or two sentences."""
         if not self.load.any():
             return super().status
         even = -(-np.count_nonzero(self.load, axis=1) // self.placement.num_ranks)
@@ -67,19 +67,20 @@ class FewestExpertsSplit(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class FewestExperts:
-    """Serve each expert by one copy, so that the busiest rank has the fewest active experts.
+    """A dispatcher that serves each expert by one copy, with the fewest active experts per rank.
 
-    For decode: with few tokens an expert takes what reading its weights takes. The number is exact,
-    a maximum flow of one assignment for each expert with load. Among such splits it looks for one
-    whose slowest rank has little load, by a local search; that part is a heuristic.
+    It is for decode, where an expert with few tokens takes as long as reading its weights. The
+    number of active experts on the busiest rank is the least possible (a maximum flow of one
+    assignment for each expert with load). Among such splits, a local search, which is a heuristic,
+    looks for one whose slowest rank has little load.
 
     Parameters
     ----------
     topology
-        Speeds of the ranks, by which their loads are compared, and nodes for batches by source
-        rank; active experts are counted, however fast the rank is.
+        Speeds of the ranks, by which loads are compared, and nodes for batches by source rank.
+        Speeds do not enter the number of active experts.
     cost
-        What a rank's share takes, which changes no share; peaks are then in seconds.
+        Cost of a rank's share, which makes peaks seconds. It changes no share.
     """
 
     name: ClassVar[str] = "fewest"
@@ -98,12 +99,14 @@ class FewestExperts:
         ----------
         load
             Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Raises
         ------
         EquipoiseError
-            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``; a topology of another number of ranks.
+            Loads that are negative, not finite or not of the placement's shape, or whose sum in a
+            layer reaches ``2**53``; a topology with another number of ranks.
         """
         from equipoise.dispatch import _fewest_kernels  # numba takes long to import
 
@@ -133,27 +136,29 @@ class FewestExperts:
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks of many batches.
+        """Compute the peaks of many batches, to score a placement.
 
         Parameters
         ----------
         load
             Assignments ``(T, L, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
+        Time of the slowest rank, ``(T, L)``: the load of the busiest if all ranks are equal.
 
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            Whatever ``split`` refuses.
         """
         steps = checked_load(load, placement, steps=True)
         return np.stack([self.split(Batch(step), placement).peak for step in steps])
 
 
 def active_slots(slot_load: NDArray[np.number], num_ranks: int) -> NDArray[np.int64]:
-    """Slots with load on each rank, ``(..., R)``, from the load of each slot, ``(..., S)``."""
+    """Count the slots with load on each rank, ``(..., R)``, from slot loads ``(..., S)``."""
     by_rank = slot_load.reshape(*slot_load.shape[:-1], num_ranks, -1)
     return np.asarray(np.count_nonzero(by_rank, axis=-1))

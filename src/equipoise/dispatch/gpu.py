@@ -1,8 +1,8 @@
-"""Min-max dispatch on the device: counts, quotas and slots without waiting for the host.
+"""Min-max dispatch on a GPU: counts, quotas and slots without waiting for the host.
 
-``GpuPlacement`` holds a map on the device, ``GpuMinMax`` dispatches batches over it, on a GPU with
-the kernels in ``_triton_kernels.py``. Elsewhere the functions at the end of this file do the same
-with torch, integer for integer; they look at their progress on the host.
+``GpuPlacement`` holds a placement on the device, and ``GpuMinMax`` dispatches batches over it with
+the kernels in ``_triton_kernels.py``. On other devices the functions at the end of this file give
+the same integers with torch; they check their progress on the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
 MAX_ROUNDS = 256
-"""Most rounds of the solver. How many batches need: ``equipoise explain dispatch-gpu``."""
+"""Most rounds of the solver. How many batches need: ``equipoise explain gpu``."""
 
 _BLOCK, _TILE, _STEP = 1024, 128, 16  # ids a row of the tally, ids a program, rows summed at a time
 _FAR = 2**30
@@ -35,15 +35,15 @@ Ints = NDArray[np.int64]
 
 
 class GpuQuotas(NamedTuple):
-    """How a batch's counts of one layer are shared over its slots; nothing here was copied back.
+    """The quotas of one layer's slots for a batch. Both tensors are on the device.
 
     Parameters
     ----------
     quotas
         Assignments of each slot, ``(S,)`` int32; over the slots of an expert they sum to its count.
     status
-        ``(3,)`` int32: what no split over these copies can be below, the load of the busiest rank,
-        and the rounds it took. The split is optimal where the first two are equal.
+        Proven lower bound of the peak, peak, and number of rounds, ``(3,)`` int32. If the first two
+        are equal, the split is optimal.
     """
 
     quotas: torch.Tensor
@@ -51,33 +51,33 @@ class GpuQuotas(NamedTuple):
 
 
 class GpuPlacement:
-    """A placement on a device, as tables whose shapes depend on ``(L, S, E, R)`` only.
+    """A placement on a device, as tables whose shapes depend only on ``(L, S, E, R)``.
 
-    ``host`` is the placement itself.
+    Its attribute ``host`` is the placement itself.
 
     Parameters
     ----------
     placement
-        Any number of copies of any expert, also several on one rank.
+        Placement with any number of copies, also several of an expert on one rank.
     device
-        Where the batches are.
+        Device that the batches are on.
 
     Raises
     ------
     EquipoiseError
-        There is no such device.
+        A device that does not exist.
     """
 
     def __init__(self, placement: Placement, device: torch.device | str = "cuda") -> None:
         self.host = placement
         try:
             self.tables = _tables(placement, device)
-        except (RuntimeError, AssertionError) as error:  # as torch refuses devices
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a wrong device
             raise EquipoiseError(f"Device {device} cannot be used here: {error}") from error
         self.device = self.tables["listed"].device
 
     def replace(self, placement: Placement) -> None:
-        """Hold another placement from now on, in the same memory: captured graphs follow.
+        """Replace the placement in the same memory, so that captured CUDA graphs use the new one.
 
         Raises
         ------
@@ -97,24 +97,25 @@ class GpuPlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuMinMax:
-    """``MinMax`` and the choice of slots for batches on a device, one layer a call.
+    """``MinMax``, and the choice of slots, for batches on a device; one layer per call.
 
-    The split is the one with the least peak that whole numbers allow, as ``MinMax().split(...)``
-    finds it on the host, if ``status`` says so. Otherwise ``max_rounds`` were not enough: quotas
-    sum to the counts all the same, and ``status`` tells how far they can be from the best.
-    All ranks are taken to be equally fast. Assignments of a layer times the most copies of an
-    expert must stay below 2**31.
+    If ``status`` says that the split is optimal, its peak is the least that whole numbers allow, as
+    that of ``MinMax().split(...)`` on the host. Otherwise ``max_rounds`` was too small: quotas
+    still sum to the counts, and ``status`` bounds their distance from the optimum.
+
+    All ranks are assumed to be equally fast. The assignments of a layer times the most copies of an
+    expert must be below 2**31.
 
     Parameters
     ----------
     placement
-        The copies.
+        Placement on the device.
     max_rounds
-        Limit of the solver.
+        Largest number of rounds of the solver.
     backend
-        ``"triton"``: no call waits for the host, and all may be captured in a CUDA graph once each
-        has run before. ``"torch"``: the same answers without Triton; waits for the host. ``None``:
-        Triton on a GPU, torch elsewhere.
+        Implementation. ``"triton"`` never waits for the host, and all calls can be captured in a
+        CUDA graph after each has run once. ``"torch"`` gives the same results without Triton, but
+        waits for the host. ``None`` is Triton on a GPU and torch elsewhere.
     """
 
     placement: GpuPlacement
@@ -129,7 +130,7 @@ class GpuMinMax:
 
     @property
     def _triton(self) -> Any:
-        """The kernels, or ``None`` where torch does the work."""
+        """The Triton kernels, or ``None`` if torch does the work."""
         on_gpu = self.placement.device.type == "cuda"
         if self.backend == "torch" or (self.backend is None and not on_gpu):
             return None
@@ -145,23 +146,23 @@ class GpuMinMax:
         return _triton_kernels
 
     def counts(self, topk_ids: torch.Tensor) -> torch.Tensor:
-        """Assignments of each expert, ``(E,)`` int32, from ids ``(D, K)``."""
+        """Count the assignments of each expert, ``(E,)`` int32, from ids ``(D, K)``."""
         return self._tally(self._checked_ids(topk_ids)).sum(0, dtype=torch.int32)
 
     def quotas(self, counts: torch.Tensor, layer: int) -> GpuQuotas:
-        """The split of a batch with the least peak.
+        """Compute the split of a batch with the least peak.
 
         Parameters
         ----------
         counts
-            Assignments ``(E,)``, or rows of them ``(X, E)`` to be summed, int32.
+            Assignments ``(E,)`` int32, or rows ``(X, E)`` to be summed.
         layer
             Row of the placement.
 
         Raises
         ------
         EquipoiseError
-            Counts that are not on the device or of that shape or type; no such layer.
+            Counts of another device, shape or type, or a layer that does not exist.
         """
         self._check_layer(layer)
         rows = self._checked_counts(counts)
@@ -181,8 +182,9 @@ class GpuMinMax:
     ) -> torch.Tensor:
         """Send every choice of every token to a slot of its expert, each slot up to its quota.
 
-        An expert's assignments are numbered, those of lower sources first, then in the order of
-        ``topk_ids``; the first go to its lowest slot until that has its quota, and so on.
+        An expert's assignments are numbered: those of lower sources first, then in the order of
+        ``topk_ids``. The first fill the quota of its lowest slot, the next that of the next slot,
+        and so on.
 
         Parameters
         ----------
@@ -193,9 +195,9 @@ class GpuMinMax:
         layer
             Row of the placement.
         counts
-            Assignments of all sources, ``(sources, E)`` int32; ``None``: these tokens are all.
+            Assignments of all sources, ``(sources, E)`` int32; ``None`` if these are all tokens.
         source
-            The row of these tokens in ``counts``.
+            Row of these tokens in ``counts``.
 
         Returns
         -------
@@ -204,8 +206,7 @@ class GpuMinMax:
         Raises
         ------
         EquipoiseError
-            Tensors that are not on the device or not of those shapes or types; no such layer or
-            source.
+            Tensors of another device, shape or type, or a layer or source that does not exist.
         """
         ids = self._checked_ids(topk_ids)
         return self._assign(ids, self._tally(ids), quotas, layer, counts, source)
@@ -218,10 +219,10 @@ class GpuMinMax:
         counts: torch.Tensor | None = None,
         source: int = 0,
     ) -> torch.Tensor:
-        """``quotas`` and ``assign`` in one: expert ids ``(D, K)`` in, slots ``(D, K)`` out.
+        """Call ``quotas`` and ``assign``: turn expert ids ``(D, K)`` into slots ``(D, K)``.
 
-        With several sources, gather the ``counts`` of all first: every source then finds the same
-        quotas, and sends its own tokens to its own part of them.
+        With several sources, first gather the ``counts`` of all. Every source then computes the
+        same quotas and sends its tokens to its own part of them.
         """
         ids = self._checked_ids(topk_ids)
         table = self._tally(ids)
@@ -258,7 +259,7 @@ class GpuMinMax:
         return GpuQuotas(quotas, status)
 
     def _tally(self, ids: torch.Tensor) -> torch.Tensor:
-        """Assignments of each expert in each block of ids, ``(blocks, E)``, at least one block."""
+        """Count the assignments of each expert in each block of ids, ``(blocks, E)``."""
         E = self.placement.host.num_experts
         if self._triton is None:
             return _tally(ids.flatten(), E)
@@ -355,7 +356,7 @@ def _current(tensor: torch.Tensor) -> AbstractContextManager[None]:
 
 
 def _power(least: int) -> int:
-    """The lowest power of two that is not less."""
+    """Return the lowest power of two that is at least this number."""
     return 1 << (least - 1).bit_length()
 
 
@@ -364,7 +365,7 @@ def _shape(p: Placement) -> tuple[int, int, int, int]:
 
 
 def _tables(p: Placement, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """What the kernels read of a placement; ``_triton_kernels.py`` tells what each table is."""
+    """Make the tables that the kernels read; ``_triton_kernels.py`` describes each of them."""
     copies = np.take_along_axis(p.copies, p.slots, axis=1)
     before = np.zeros((p.num_layers, 1), np.int64)
     tables = {

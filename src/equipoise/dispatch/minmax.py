@@ -1,4 +1,4 @@
-"""The split whose slowest rank is as fast as the copies allow."""
+"""A dispatcher whose slowest rank is as fast as the copies allow."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
-    """Share every batch so that the slowest rank takes as little time as possible.
+    """A dispatcher that shares every batch so that the slowest rank takes the least time.
 
-    Exact without a cost: a maximum flow between experts and ranks, with the level of the ranks
-    raised by discrete Newton steps until it is feasible. With a cost, spreading an expert takes
-    time too, and the split is the best of several that local moves have improved; ``gap`` tells
-    how far it can be from the best. The first call compiles, or loads from numba's cache.
+    Without a cost the result is optimal. It is a maximum flow between experts and ranks, in which
+    discrete Newton steps raise the level of the ranks until the flow is feasible. With a cost,
+    spreading an expert over more slots takes time too, and the split is the best of several that
+    local moves have improved; ``gap`` bounds its distance from the optimum. The first call compiles
+    the kernels or loads them from numba's cache.
 
     Parameters
     ----------
     topology
-        Speeds of the ranks, and their nodes for batches by source rank; ``None``: all equal.
+        Speeds of the ranks, and nodes for batches by source rank; ``None`` for equal ranks.
     cost
-        What a rank's share takes; peaks are then in seconds. ``None``: load over speed.
+        Cost of a rank's share, which makes peaks seconds; ``None`` for load over speed.
     """
 
     name: ClassVar[str] = "minmax"
@@ -48,26 +49,28 @@ class MinMax:
 
     @property
     def scale_free(self) -> bool:
-        """Without a cost: shares and loads of ranks are proportional to the load."""
+        """Whether there is no cost: then shares and rank loads are proportional to the load."""
         return self.cost is None
 
     def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
-        ``quotas`` of the answer have the least peak whole numbers allow; where all ranks are equal
-        that is ``ceil(bound)``. Among those they keep most on the source's own rank, then on its
-        node, if the batch is given by source rank. With a cost the shares of whole loads are whole.
+        The ``quotas`` of the split have the least peak that whole numbers allow; if all ranks are
+        equal, it is ``ceil(bound)``. If the batch is given by source rank, they keep as much as
+        possible on the source's rank, then on its node. With a cost, whole loads have whole shares.
 
         Parameters
         ----------
         load
             Assignments ``(L, E)``, or by source rank ``(L, R, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Raises
         ------
         EquipoiseError
-            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``; a topology of another number of ranks.
+            Loads that are negative, not finite or not of the placement's shape, or whose sum in a
+            layer reaches ``2**53``; a topology with another number of ranks.
         """
         batch = checked_batch(load, placement)
         load_LE = batch.load
@@ -91,21 +94,23 @@ class MinMax:
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> Floats:
-        """Peaks of many batches, without their splits: to score a placement.
+        """Compute the peaks of many batches without their splits, to score a placement.
 
         Parameters
         ----------
         load
             Assignments ``(T, L, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
+        Time of the slowest rank, ``(T, L)``: the load of the busiest if all ranks are equal.
 
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            Whatever ``split`` refuses.
         """
         from equipoise.dispatch import _kernels  # numba takes long to import
 
@@ -127,10 +132,10 @@ def bottleneck_ranks(
     topology: Topology | None = None,
     cost: RankCost | None = None,
 ) -> NDArray[np.bool_]:
-    """The ranks that prove the least peak over these copies, ``(L, R)``, for loads ``(L, E)``.
+    """Find the ranks that prove the least peak over these copies, ``(L, R)``, for loads ``(L, E)``.
 
-    With a cost, of two sets the one that proves more: where unsplit experts spread to perfection
-    take longest, and where each rank reads the weights of most experts.
+    With a cost there are two candidates, and the one that proves more is taken: the ranks where
+    perfectly spread experts take longest, and the ranks that read the most experts' weights.
     """
     if cost is None:
         return _even_out(load, placement, topology)[1]
@@ -145,7 +150,7 @@ def _slowest_ranks(
     topology: Topology | None,
     cost: RankCost,
 ) -> NDArray[np.bool_]:
-    """Of the ranks that prove most of the work, and of reading, those that prove more."""
+    """Choose the ranks that prove more: by the work, or by reading weights."""
     reading = _even_out((load > 0).astype(np.float64), placement, topology)[1]
     proven = [least_times(load, placement, ranks, topology, cost) for ranks in (work, reading)]
     return np.where((proven[0] >= proven[1])[:, None], work, reading)
@@ -154,7 +159,7 @@ def _slowest_ranks(
 def _even_out(
     load: Floats, placement: Placement, topology: Topology | None
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """The shares ``(L, S)`` with the least peak, and the ranks ``(L, R)`` that prove it."""
+    """Compute the shares ``(L, S)`` with the least peak, and the ranks ``(L, R)`` that prove it."""
     from equipoise.dispatch import _kernels  # numba takes long to import
 
     return _kernels.minmax(load, placement.slots, rank_speeds(topology, placement.num_ranks))
@@ -163,10 +168,10 @@ def _even_out(
 def _even_out_work(
     load: Floats, placement: Placement, topology: Topology | None, cost: RankCost
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """As ``_even_out``, of the time each expert takes unsplit, on ranks that take some at once.
+    """Do the same as ``_even_out`` for the experts' unsplit times, plus a fixed time on each rank.
 
-    What a rank takes at once is the load of one more expert, which is only there. Times are counted
-    in assignments beyond the knee, so that they are as far from 0 and infinity as loads.
+    The fixed time is modelled as one more expert that is only on that rank. Times are counted in
+    assignments beyond the knee, so that they are in the range of loads.
     """
     L, R = placement.num_layers, placement.num_ranks
     fixed = np.tile(placement.num_experts + np.arange(R), (L, 1))
@@ -197,11 +202,11 @@ def _fastest_shares(
     topology: Topology | None,
     cost: RankCost,
 ) -> Floats:
-    """Shares that take little time, ``(L, S)``: whole if all loads are, no slower than min-max.
+    """Find shares that take little time, ``(L, S)``: whole if loads are, no slower than min-max.
 
-    Starts are improved move by move and the best is kept, the first of equals: the least peak in
-    assignments; ``work``, unsplit seconds spread to perfection, the best where every part of an
-    expert is beyond the knee; and chunks just beyond it spread as whole, the best where none is.
+    Three starts are improved by local moves, and the best result is kept: the split with the least
+    peak in assignments; the split of ``work`` (unsplit seconds), which is best if every part of an
+    expert is beyond the knee; and a split of chunks just beyond the knee, best if none is.
     """
     from equipoise.dispatch import _time_kernels  # numba takes long to import
 

@@ -1,4 +1,4 @@
-"""The split that keeps every assignment as near to its token as the copies allow."""
+"""A dispatcher that keeps every assignment as near to its token as the copies allow."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """Serve a token by copies on its own rank, else on its own node, else by all, evenly.
+    """A dispatcher that serves a token by copies on its own rank, else its node, else by all.
 
-    Blind to the batch, as engines' static rules are; ``gap`` is the balance it costs.
+    Copies at the same distance share equally. The rule ignores the batch, as engines' static rules
+    do; ``gap`` is the balance that it costs.
 
     Parameters
     ----------
     topology
-        Which ranks share a node, and their speeds, which tell peaks but change no share; ``None``:
-        one node, all equal.
+        Nodes of the ranks, and their speeds, which change peaks but no share; ``None`` for equal
+        ranks on one node.
     cost
-        What a rank's share takes, which changes no share; peaks are then in seconds.
+        Cost of a rank's share, which makes peaks seconds. It changes no share.
     """
 
     name: ClassVar[str] = "nearest"
@@ -43,26 +44,28 @@ class Nearest:
 
     @property
     def scale_free(self) -> bool:
-        """Without a cost: shares and loads of ranks are proportional to the load."""
+        """Whether there is no cost: then shares and rank loads are proportional to the load."""
         return self.cost is None
 
     def split(self, load: ArrayLike | Batch, placement: Placement) -> Split:
         """Share a batch over the copies.
 
-        In ``quotas`` every source deals its own assignments, and the copy that gets the first odd
-        one moves on from source to source. Without source ranks they are the shares rounded.
+        In ``quotas`` every source deals out its own assignments in turn, and each source starts one
+        copy later than the one before. Without source ranks, quotas are the rounded shares.
 
         Parameters
         ----------
         load
-            Assignments by source rank, ``(L, R, E)``; or ``(L, E)``, of which every rank is taken
-            to be the source of an equal part. Not changed.
+            Assignments by source rank, ``(L, R, E)``; or ``(L, E)``, where every rank counts as the
+            source of an equal part. Not changed.
+        placement
+            Placement that says where the copies are.
 
         Raises
         ------
         EquipoiseError
-            Loads that are NaN, infinite, negative or not of the placement's shape, or whose sum in
-            a layer reaches ``2**53``; a topology of another number of ranks.
+            Loads that are negative, not finite or not of the placement's shape, or whose sum in a
+            layer reaches ``2**53``; a topology with another number of ranks.
         """
         from equipoise.dispatch import _near_kernels  # numba takes long to import
 
@@ -87,21 +90,23 @@ class Nearest:
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks of many batches, whose sources are taken as equal: to score a placement.
+        """Compute the peaks of many batches with equal sources, to score a placement.
 
         Parameters
         ----------
         load
             Assignments ``(T, L, E)``; not changed.
+        placement
+            Placement that says where the copies are.
 
         Returns
         -------
-        What the slowest rank takes, ``(T, L)``: the load of the busiest where all are equal.
+        Time of the slowest rank, ``(T, L)``: the load of the busiest if all ranks are equal.
 
         Raises
         ------
         EquipoiseError
-            As ``split``.
+            Whatever ``split`` refuses.
         """
         load_TLE = checked_load(load, placement, steps=True)
         shares = np.take_along_axis(load_TLE, placement.slots[None], axis=2)
@@ -111,7 +116,7 @@ class Nearest:
 
 
 def _weights(placement: Placement, topology: Topology | None) -> NDArray[np.float64]:
-    """The part of its expert's load each slot gets from equal sources, ``(L, S)``."""
+    """Compute the share of its expert's load that each slot gets from equal sources, ``(L, S)``."""
     from equipoise.dispatch import _near_kernels  # numba takes long to import
 
     R, nodes = placement.num_ranks, nodes_of_ranks(topology, placement.num_ranks)
@@ -121,9 +126,9 @@ def _weights(placement: Placement, topology: Topology | None) -> NDArray[np.floa
 
 
 def _dealt(split: Split) -> NDArray[np.int64]:
-    """Each source's assignments dealt over the copies it uses; sources without a copy take turns.
+    """Deal each source's assignments in turn to the copies that it uses.
 
-    A turn later the first odd assignment goes to the next copy.
+    Each source without a copy of its own starts one copy later than the one before.
     """
     from equipoise.dispatch import _near_kernels  # numba takes long to import
 
@@ -133,7 +138,7 @@ def _dealt(split: Split) -> NDArray[np.int64]:
 
 
 def _rounded(split: Split) -> NDArray[np.int64]:
-    """Shares added up copy by copy, each sum rounded: no quota is off by one or more."""
+    """Round the running sums of the shares, so that every quota is within 1 of its share."""
     slots = split.placement.slots_of_experts()
     rows, held = np.arange(len(slots))[:, None, None], slots >= 0
     load = split.load[:, :, None]

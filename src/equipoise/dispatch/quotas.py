@@ -1,4 +1,4 @@
-"""From fractional shares to whole assignments that sum exactly to the loads."""
+"""Quotas: whole assignments, made from fractional shares, that sum exactly to the loads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from equipoise.dispatch.times import nodes_of_ranks, rank_speeds
 
 
 def even_quotas(split: Split) -> NDArray[np.int64]:
-    """``load // copies`` for each slot, one more for the lowest slots while a remainder lasts.
+    """Give each slot ``load // copies`` assignments, and the lowest slots one more for the rest.
 
-    Largest remainder where all remainders are equal. Ranks that hold many lower slots collect up
-    to one assignment more for each expert.
+    A rank with many such lower slots may therefore get up to one assignment more for each expert.
 
     Returns
     -------
-    ``(L, S)`` int64.
+    Assignments per slot, ``(L, S)`` int64.
     """
     placement = split.placement
     copies, load = (
@@ -31,21 +30,22 @@ def even_quotas(split: Split) -> NDArray[np.int64]:
 
 
 def whole_shares(split: Split) -> NDArray[np.int64]:
-    """Quotas of a split whose shares are whole already, ``(L, S)``."""
+    """Return the quotas of a split whose shares are whole already, ``(L, S)``."""
     return split.shares.astype(np.int64)
 
 
 def minmax_quotas(split: Split) -> NDArray[np.int64]:
-    """With the least peak that whole numbers allow, near the shares or near the sources.
+    """Compute quotas with the least peak that whole numbers allow.
 
-    Shares are rounded down, the rest goes to the ranks soonest done, and chains of single
-    assignments relieve ranks above that peak. Integral capacities admit an integral flow, so it is
-    reached: where all ranks are equal, the bound rounded up. If sources are known, a minimum-cost
-    flow then finds, of all whole splits with that peak, one that keeps most on its rank and node.
+    Shares are rounded down, the rest goes to the ranks that finish first, and chains of single
+    assignments relieve ranks above the least peak. This peak is always reached, because integral
+    capacities admit an integral flow; if all ranks are equal, it is the bound rounded up. If
+    sources are known, a minimum-cost flow finds the split with this peak that keeps the most
+    assignments on their rank and node.
 
     Returns
     -------
-    ``(L, S)`` int64.
+    Assignments per slot, ``(L, S)`` int64.
     """
     from equipoise.dispatch import _kernels, _near_kernels  # numba takes long to import
 

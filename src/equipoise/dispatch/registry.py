@@ -1,7 +1,8 @@
-"""Every dispatcher by name: ours, and what engines do.
+"""The registry of dispatchers: our own, and the rules of engines.
 
-A new one is one class and one entry here; the command, the documentation's table and the family's
-tests then have it. Classes are named, not imported: those of the engines are further out.
+A new dispatcher is one class and one entry here; then the command, the documentation and the tests
+of all dispatchers include it. Classes are named, not imported, because those of engines are in an
+outer layer of the package.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A dispatcher that can be named.
+    """A dispatcher that has a name.
 
     Parameters
     ----------
     where
-        Its class, ``"module:Class"``.
+        Class as ``"module:Class"``.
     summary
-        What each copy of an expert gets, in one line.
+        Line that says what each copy of an expert gets.
     engine
-        The engine whose rule it describes; ``None``: ours, by which the runtime can serve.
+        Engine whose rule it is; ``None`` for our own, which the runtime can serve by.
     needs_cost
-        Whether it times what it does and cannot be named without a cost.
+        Flag that it cannot be made without a cost.
     """
 
     where: str
@@ -39,7 +40,7 @@ class Entry:
 
     @property
     def kind(self) -> type[Dispatcher]:
-        """The class, imported now."""
+        """Import and return the class."""
         module, name = self.where.split(":")
         found: type[Dispatcher] = getattr(import_module(module), name)
         return found
@@ -108,7 +109,7 @@ DISPATCHERS: dict[str, Entry] = {
         engine="DeepSeek's LPLB",
     ),
 }
-"""All that ``dispatcher`` finds, in the order in which they are listed."""
+"""All dispatchers by name, in the order in which help and documentation list them."""
 
 
 def dispatcher(
@@ -118,25 +119,24 @@ def dispatcher(
     cost: RankCost | None = None,
     top_k: int | None = None,
 ) -> Dispatcher:
-    """The dispatcher of that name, told of the machines, the cost and the router.
+    """Make the dispatcher of a name, for given ranks, cost and router.
 
     Parameters
     ----------
     dispatch
-        A name of ``DISPATCHERS``; or an instance, which brings its own topology and ``top_k``.
+        Name in ``DISPATCHERS``, or a dispatcher object, which keeps its own topology and ``top_k``.
     topology
-        Speeds and nodes of the ranks, for a name.
+        Speeds and nodes of the ranks, used with a name.
     cost
-        What a rank's share takes; peaks are then in seconds. ``None``: that of the instance, or
-        none.
+        Cost of a rank's share, which makes peaks seconds; ``None`` for the object's own, or none.
     top_k
-        Choices per token, for a name whose rule goes by rows; the rule's own if ``None``.
+        Number of choices per token, used with a name whose rule needs it; ``None`` for its default.
 
     Raises
     ------
     EquipoiseError
-        There is none of that name, or it lacks what ``Dispatcher`` lists; a cost for one that knows
-        no times, or none for one that needs it.
+        An unknown name, an object that is no ``Dispatcher``, a cost for a dispatcher without times,
+        or a missing cost for one that needs it.
     """
     if not isinstance(dispatch, str):
         known = check_dispatcher(dispatch)
@@ -159,14 +159,14 @@ def dispatcher(
 
 
 def needs_cost(dispatch: str | Dispatcher) -> bool:
-    """Whether that is a name which is refused without a cost."""
+    """Tell whether this is the name of a dispatcher that needs a cost."""
     return isinstance(dispatch, str) and _entry(dispatch).needs_cost
 
 
 def check_serving(name: str) -> None:
-    """Raise ``EquipoiseError`` unless the runtime can serve by the dispatcher of that name.
+    """Raise ``EquipoiseError`` unless the runtime can serve by the dispatcher of this name.
 
-    It serves by ours that need nothing but a name; of engines it is only known what they do.
+    It can serve by our own dispatchers that need no cost. The rules of engines are only models.
     """
     able = [x for x, entry in DISPATCHERS.items() if not entry.engine and not entry.needs_cost]
     if name not in able:

@@ -1,4 +1,4 @@
-"""Load that may go to any rank: a shared expert, or one whose copies are everywhere."""
+"""Sharing of load that may go to any rank: a shared expert, or one with copies everywhere."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ def pour(
     *,
     candidates: ArrayLike | None = None,
 ) -> Floats:
-    """Share an amount so that the slowest rank is as fast as possible: as water finds its level.
+    """Share an amount over ranks so that the slowest is as fast as possible (water filling).
 
-    Of all ways to share it, the ranks that get any are level afterwards, in load over speed, and no
-    candidate that gets none is below them. That is optimal for the given loads; and for the
-    placement too, if they are those of a min-max split and every rank is a candidate.
+    Afterwards all ranks that received something have the same load over speed, and no other
+    candidate is below them. This is optimal for the given loads. It is also optimal for the
+    placement if the loads are those of a min-max split and every rank is a candidate.
 
     Parameters
     ----------
     base
-        What the ranks carry already, ``(..., R)``: e.g. ``split.rank_loads``.
+        Load that the ranks already have, ``(..., R)``, e.g. ``split.rank_loads``; not changed.
     amount
-        What there is to share, one number or ``(...)``.
+        Amount to share, one number or ``(...)``.
     speed
-        Speed of each rank, ``(R,)``; ``None``: all equal.
+        Speed of each rank, ``(R,)``; ``None`` for equal speeds.
     candidates
-        Ranks that may get some, bool ``(R,)`` or ``(..., R)``; ``None``: all.
+        Mask of the ranks that may receive load, ``(R,)`` or ``(..., R)``; ``None`` for all.
 
     Returns
     -------
-    ``(..., R)`` float64, which sums to the amount.
+    Load added to each rank, ``(..., R)`` float64, which sums to the amount.
 
     Raises
     ------
     EquipoiseError
-        Loads or amounts that are NaN, infinite or negative, speeds that are not positive, shapes
-        that do not fit, an amount without a candidate.
+        Loads or amounts that are negative or not finite, speeds that are not positive, shapes that
+        do not fit, or an amount without a candidate.
     """
     load, wanted, v, allowed = _checked(base, amount, speed, candidates)
     time = np.where(allowed, load / v, np.inf)
     order = np.argsort(time, axis=-1, kind="stable")
     level = _levels(load, wanted, v, allowed, order)
     room = np.where(allowed, np.maximum(0.0, level[..., None] * v - load), 0.0)
-    # Filled in that order to where the sum is the amount: rounding neither adds nor loses any.
+    # Filled in order until the sum is the amount, so that rounding neither adds nor loses load.
     filled = np.minimum(np.cumsum(np.take_along_axis(room, order, axis=-1), axis=-1), wanted)
     part = np.diff(filled, axis=-1, prepend=0.0)
     part[..., 0] += wanted[..., 0] - filled[..., -1]
@@ -69,18 +69,19 @@ def pour_whole(
     *,
     candidates: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """As ``pour``, in whole assignments, with the least peak that these allow.
+    """Share an amount like ``pour``, but in whole assignments, with the least possible peak.
 
-    Rounded down, then one by one to the rank that is done with it soonest, the lowest of equals.
+    Shares are rounded down; the rest goes one by one to the rank that finishes it first. Parameters
+    are those of ``pour``.
 
     Returns
     -------
-    ``(..., R)`` int64, which sums to the amount.
+    Load added to each rank, ``(..., R)`` int64, which sums to the amount.
 
     Raises
     ------
     EquipoiseError
-        As ``pour``; amounts that are not whole or reach ``2**53``.
+        Whatever ``pour`` refuses, or amounts that are not whole or reach ``2**53``.
     """
     load, wanted, v, allowed = _checked(base, amount, speed, candidates)
     if (wanted != np.floor(wanted)).any() or wanted.max() >= TOO_MUCH_LOAD:
@@ -102,7 +103,7 @@ def pour_whole(
 def _levels(
     load: Floats, wanted: Floats, v: Floats, allowed: NDArray[np.bool_], order: NDArray[np.int64]
 ) -> Floats:
-    """Water levels, ``(...)``: the least over how many ranks, soonest first, share the amount."""
+    """Compute the water levels, ``(...)``: the least over the number of ranks that share."""
     below = np.cumsum(np.take_along_axis(np.where(allowed, load, 0.0), order, axis=-1), axis=-1)
     speed = np.cumsum(np.take_along_axis(np.where(allowed, v, 0.0), order, axis=-1), axis=-1)
     level = np.divide(wanted + below, speed, out=np.zeros_like(below), where=speed > 0)
@@ -112,7 +113,7 @@ def _levels(
 def _checked(
     base: ArrayLike, amount: ArrayLike, speed: ArrayLike | None, candidates: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Loads ``(..., R)``, amounts ``(..., 1)``, speeds ``(R,)`` and candidates ``(..., R)``."""
+    """Check and return loads ``(..., R)``, amounts ``(..., 1)``, speeds and candidates."""
     load = as_loads(base)
     rows, num_ranks = load.shape[:-1], load.shape[-1]
     v = np.ones(num_ranks) if speed is None else as_loads(speed)
@@ -127,7 +128,7 @@ def _checked(
     except ValueError as error:
         raise EquipoiseError(
             f"Amounts of shape {np.shape(given)} and the candidates do not fit loads of shape "
-            f"{load.shape}; expected one amount a row and one candidate a rank."
+            f"{load.shape}; expected one amount for each row and one candidate for each rank."
         ) from error
     if allowed.dtype != np.bool_:
         raise EquipoiseError(f"Candidates have type {allowed.dtype}; expected true or false.")

@@ -1,4 +1,4 @@
-"""How one batch is shared over the copies, with a proof of how good that is."""
+"""A split: how one batch is shared over the copies, with a proof of how good that is."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from equipoise.placement import Placement
 from equipoise.topology import Topology
 
 PROVEN = 1e-9
-"""Relative gap up to which a split counts as optimal: what rounding leaves, and no more."""
+"""Relative gap up to which a split counts as optimal: the size of rounding errors."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
     """How one batch's load is shared over the copies, with a proof of how good that is.
 
-    The proof is a set of ranks in each layer, the bottleneck. Experts all of whose copies are on
-    these ranks can go nowhere else; so however they are shared, some rank of the set takes at least
-    as long as if their load were spread over the set to perfection, and no split over these copies
-    has a lower peak. All numbers here follow from the fields by plain arithmetic.
+    The proof is a set of ranks in each layer, the bottleneck. Some experts have all their copies on
+    these ranks. However their load is shared, some bottleneck rank takes at least as long as if the
+    load were spread perfectly over all of them. So no split over these copies has a lower peak. All
+    numbers follow from the fields by plain arithmetic.
 
-    Peaks, bounds and ``rank_times`` are in *times*: without a cost, rank loads over the ranks'
-    relative speeds, so assignments where all ranks are equal; with a cost, seconds.
+    Peaks, bounds and ``rank_times`` are *times*. Without a cost, a time is a rank's load over its
+    relative speed; if all ranks are equal, that is assignments. With a cost, times are seconds.
 
     Parameters
     ----------
     placement
-        The copies.
+        Placement that says where the copies are.
     load
-        The batch, assignments ``(L, E)``. The arrays become read-only.
+        Assignments of the batch, ``(L, E)``. The arrays become read-only.
     shares
-        Assignments of each slot, fractional, ``(L, S)``.
+        Assignments of each slot, possibly fractional, ``(L, S)``.
     bottleneck_ranks
-        ``(L, R)`` bool, at least one rank a layer.
+        Mask of the ranks that prove the bound, ``(L, R)``, at least one in each layer.
     dispatch
         Name of the dispatcher.
     rounding
-        How this dispatcher makes its shares whole.
+        Function by which this dispatcher makes its shares whole.
     topology
-        Speeds and nodes of the ranks; ``None``: all equal, one node.
+        Speeds and nodes of the ranks; ``None`` for equal ranks on one node.
     cost
-        What a rank's share takes, in seconds at speed 1; ``None``: time is proportional to load.
+        Cost of a rank's share at speed 1; ``None`` if time is proportional to load.
     source_load
-        The batch by the rank each token is on, assignments ``(L, R, E)``; ``None`` if unknown.
+        Assignments by the rank that each token is on, ``(L, R, E)``; ``None`` if unknown.
     exact
-        The dispatcher looks for the least peak: what is above the bound is rounding.
+        Flag that the dispatcher finds the least peak, so that any gap is a rounding error.
     """
 
     placement: Placement
@@ -81,7 +81,7 @@ class Split:
 
     @cached_property
     def quotas(self) -> NDArray[np.int64]:
-        """Whole assignments of each slot, ``(L, S)``; an expert's sum to its load.
+        """Whole assignments of each slot, ``(L, S)`` int64; those of an expert sum to its load.
 
         Raises
         ------
@@ -106,11 +106,11 @@ class Split:
 
     @cached_property
     def source_quotas(self) -> NDArray[np.int64]:
-        """Whole assignments from each source rank to each slot, ``(L, R, S)``.
+        """Whole assignments from each source rank to each slot, ``(L, R, S)`` int64.
 
-        Over sources they sum to ``quotas``, over the slots of an expert to what the source has.
-        Of all ways to fill the quotas none keeps more on the source's own rank, and none more on
-        its own node; what is left goes from low ranks to low slots.
+        Over sources they sum to ``quotas``; over the slots of an expert they sum to the source's
+        load. The quotas are filled so that the most assignments stay on the source's rank and node.
+        The rest goes from low ranks to low slots.
 
         Raises
         ------
@@ -141,12 +141,12 @@ class Split:
 
     @cached_property
     def rank_times(self) -> NDArray[np.float64]:
-        """What each rank takes, ``(L, R)``, in the unit of ``peak``."""
+        """Time of each rank, ``(L, R)``, in the unit of ``peak``."""
         return rank_times(self.shares, self.placement.num_ranks, self.topology, self.cost)
 
     @property
     def peak(self) -> NDArray[np.float64]:
-        """What the slowest rank takes, ``(L,)``: the busiest rank's load if all are equal."""
+        """Time of the slowest rank, ``(L,)``: the busiest rank's load if all are equal."""
         return np.asarray(self.rank_times.max(axis=1))
 
     @cached_property
@@ -156,10 +156,11 @@ class Split:
 
     @cached_property
     def bound(self) -> NDArray[np.float64]:
-        """What no split over these copies can be below, ``(L,)``, in the unit of ``peak``.
+        """Proven lower bound of the peak of any split over these copies, ``(L,)``.
 
-        The bottleneck experts' load over the summed speed of the bottleneck ranks. With a cost,
-        what they take unsplit, or, if that is more, reading the weights of each of them once.
+        It is the load of the bottleneck experts over the summed speed of the bottleneck ranks. With
+        a cost it is their unsplit time, or the time to read each one's weights once if that is
+        more.
         """
         return least_times(
             self.load, self.placement, self.bottleneck_ranks, self.topology, self.cost
@@ -167,13 +168,13 @@ class Split:
 
     @property
     def gap(self) -> float:
-        """How far the summed peaks are above the summed bounds: 0.02 means at most 2 % to gain."""
+        """Distance of the summed peaks from the summed bounds: 0.02 is at most 2 % to gain."""
         bound = float(self.bound.sum())
         return max(0.0, float(self.peak.sum()) / bound - 1.0) if bound > 0 else 0.0
 
     @property
     def status(self) -> str:
-        """One or two sentences of advice."""
+        """Advice in one or two sentences."""
         if not self.load.any():
             return "No layer has load; there is nothing to share."
         if self.gap > PROVEN and self.cost is not None:

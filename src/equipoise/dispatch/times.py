@@ -1,4 +1,4 @@
-"""What ranks take for their shares, and what some ranks take at least."""
+"""Times of ranks for their shares, and lower bounds of these times."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from equipoise.topology import Topology
 def rank_speeds(
     topology: Topology | None, num_ranks: int, cost: RankCost | None = None
 ) -> NDArray[np.float64]:
-    """What rank loads are divided by to become times, ``(R,)``.
+    """Return the speeds that rank loads are divided by to become times, ``(R,)``.
 
-    Without a cost the ranks' speeds over their mean: times are then the assignments that a rank of
-    mean speed serves meanwhile, and their least possible maximum on average is the mean load. With
-    a cost, whose seconds are those of speed 1, the speeds as they are.
+    Without a cost they are relative to the mean speed. A time is then the number of assignments
+    that a rank of mean speed serves meanwhile, and perfect balance takes the mean load. With a
+    cost, whose seconds are for speed 1, they are the speeds as given.
 
     Raises
     ------
     EquipoiseError
-        A topology of another number of ranks.
+        A topology with another number of ranks.
     """
     if topology is None:
         return np.ones(num_ranks)
@@ -34,7 +34,7 @@ def rank_speeds(
 
 
 def nodes_of_ranks(topology: Topology | None, num_ranks: int) -> NDArray[np.int64]:
-    """The node of each rank, ``(R,)``; one node if there is no topology."""
+    """Return the node of each rank, ``(R,)``; one node if there is no topology."""
     if topology is None:
         return np.zeros(num_ranks, np.int64)
     check_ranks(topology, num_ranks)
@@ -42,7 +42,7 @@ def nodes_of_ranks(topology: Topology | None, num_ranks: int) -> NDArray[np.int6
 
 
 def check_ranks(topology: Topology, num_ranks: int) -> None:
-    """Raise ``EquipoiseError`` unless the topology has that many ranks."""
+    """Raise ``EquipoiseError`` unless the topology has this number of ranks."""
     if topology.num_ranks != num_ranks:
         raise EquipoiseError(
             f"The topology has {topology.num_ranks} ranks, the placement {num_ranks}; "
@@ -56,9 +56,9 @@ def rank_times(
     topology: Topology | None = None,
     cost: RankCost | None = None,
 ) -> NDArray[np.float64]:
-    """What each rank takes, ``(..., R)``, from the load of each slot, ``(..., S)``.
+    """Compute the time of each rank, ``(..., R)``, from the load of each slot, ``(..., S)``.
 
-    Loads over relative speeds; with a cost, seconds over speeds.
+    It is the load over the relative speed; with a cost, the seconds over the speed.
     """
     if cost is None:
         work = slot_load.reshape(*slot_load.shape[:-1], num_ranks, -1).sum(axis=-1)
@@ -70,7 +70,7 @@ def rank_times(
 def confined_experts(
     load: NDArray[np.float64], placement: Placement, ranks: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Experts with load whose copies are all on the given ranks ``(L, R)``, ``(L, E)``."""
+    """Find the experts with load whose copies are all on the given ranks ``(L, R)``, ``(L, E)``."""
     outside = ~ranks[:, placement.rank_of_slot]
     confined = load > 0
     confined[np.nonzero(outside)[0], placement.slots[outside]] = False
@@ -84,10 +84,10 @@ def least_times(
     topology: Topology | None = None,
     cost: RankCost | None = None,
 ) -> NDArray[np.float64]:
-    """What the slowest of the given ranks ``(L, R)`` takes at least, ``(L,)``.
+    """Compute the least time of the slowest of the given ranks ``(L, R)``, ``(L,)``.
 
-    The experts that are on these ranks only, shared to perfection. With a cost the larger of two:
-    each expert takes at least what it takes unsplit, and at least one slot is active for it.
+    The experts that are only on these ranks are shared perfectly. With a cost, two bounds hold and
+    the larger counts: an expert takes at least its unsplit time, and at least one slot is active.
     """
     confined = confined_experts(load, placement, ranks)
     speed = rank_speeds(topology, placement.num_ranks, cost)
@@ -104,13 +104,13 @@ def least_times(
 
 
 def _least_active(number: int, speed: NDArray[np.float64], cost: RankCost) -> float:
-    """Least time in which ranks of these speeds read the weights of a number of experts."""
+    """Compute the least time in which ranks of these speeds read a number of experts' weights."""
     if not number or not cost.expert_seconds:
         return 0.0
     if (speed == speed[0]).all():
         most = -(-number // speed.size)
         return float((cost.fixed_seconds + most * cost.expert_seconds) / speed[0])
-    # Shared to perfection; ranks that each round down fall short of it by less than one expert.
+    # Start from perfect sharing; each rank rounds down, so less than one expert per rank is left.
     level = (number * cost.expert_seconds + speed.size * cost.fixed_seconds) / speed.sum()
     most = (level * speed.max() - cost.fixed_seconds) / cost.expert_seconds + speed.size
     ordinal = np.arange(1, min(number, int(most) + 1) + 1)[:, None]

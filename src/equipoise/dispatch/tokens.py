@@ -1,4 +1,4 @@
-"""From quotas to tokens: which slot serves each (token, choice) pair."""
+"""The slot that serves each choice of each token, made from quotas."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
 AHEAD = 4
-"""Assignments a slot may be ahead of its share at any time, to keep tokens on fewer ranks.
+"""Number of assignments that a slot may be ahead of its share, to keep tokens on fewer ranks.
 
 At 1 the copies take turns. Measured on real tokens 4 saves nearly the same ranks as no limit at all
 (``equipoise explain tokens``), under which a batch that is cut short may be far from its quotas.
 """
 
-_MOST_ASSIGNMENTS = 2**31  # of a layer: their products with quotas stay below 2**63
+_MOST_ASSIGNMENTS = 2**31  # limit of a layer, so that products with quotas are below 2**63
 
 
 def assign_tokens(
     topk_ids: ArrayLike, quotas: ArrayLike, placement: Placement
 ) -> NDArray[np.int64]:
-    """Send every choice of every token to a slot of its expert, each slot exactly its quota.
+    """Choose a slot for every choice of every token, so that each slot gets exactly its quota.
 
-    No random numbers, no communication: a rank that knows its own tokens and its own quotas
-    (``split.source_quotas[:, rank]``) needs nothing else. Any first part of the tokens is near the
-    quotas as well: no slot is ever more than ``AHEAD`` assignments ahead of its share of what its
-    expert has received. Within these limits the choices of a token share ranks where they can, as
-    a token is sent once to a rank however many of its experts are there.
+    A rank needs only its own tokens and its own quotas (``split.source_quotas[:, rank]``); there
+    are no random numbers and no communication. The quotas also hold approximately for the first
+    part of the tokens: no slot is ever more than ``AHEAD`` assignments ahead of its share of what
+    its expert has received. Within these limits, the choices of a token go to the same ranks where
+    possible, because a token is sent to a rank once, however many of its experts are there.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def assign_tokens(
     Raises
     ------
     EquipoiseError
-        Shapes that are not the placement's, quotas that do not sum to an expert's assignments.
+        Shapes that do not fit the placement, or quotas that do not sum to an expert's assignments.
     """
     from equipoise.dispatch import _token_kernels  # numba takes long to import
 
@@ -57,12 +57,12 @@ def assign_tokens(
 
 
 def ranks_per_token(slots: ArrayLike, placement: Placement) -> NDArray[np.int64]:
-    """Ranks each token is sent to, its own included if it is one of them.
+    """Count the ranks that each token is sent to, its own included if it is one of them.
 
     Parameters
     ----------
     slots
-        Slots from ``assign_tokens``, ``(D, L, K)`` or ``(D, K)``; -1 is served nowhere.
+        Slots from ``assign_tokens``, ``(D, L, K)`` or ``(D, K)``; -1 marks padding.
 
     Returns
     -------
@@ -84,9 +84,9 @@ def ranks_per_token(slots: ArrayLike, placement: Placement) -> NDArray[np.int64]
 
 
 def expected_ranks_per_token(topk_ids: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-    """Ranks each token is sent to on average when each choice takes any copy at random.
+    """Compute the mean number of ranks of each token if each choice goes to a random copy.
 
-    What a dispatcher saves that looks at tokens is below this.
+    The difference to ``ranks_per_token`` is what a dispatcher saves by looking at tokens.
 
     Parameters
     ----------
@@ -109,12 +109,12 @@ def expected_ranks_per_token(topk_ids: ArrayLike, placement: Placement) -> NDArr
 
 
 def checked_ids(topk_ids: ArrayLike, placement: Placement) -> NDArray[np.int64]:
-    """Expert ids as ``(D, L, K)`` int64; one layer may be given as ``(D, K)``.
+    """Return expert ids as ``(D, L, K)`` int64; one layer may be given as ``(D, K)``.
 
     Raises
     ------
     EquipoiseError
-        Ids that are not integers, or not of the placement's layers.
+        Ids that are not integers, or do not fit the placement's layers.
     """
     ids = as_integers(topk_ids, "Expert ids")
     L, shape = placement.num_layers, ids.shape
@@ -129,7 +129,7 @@ def checked_ids(topk_ids: ArrayLike, placement: Placement) -> NDArray[np.int64]:
 
 
 def expert_counts(ids_DLK: NDArray[np.int64], num_experts: int) -> NDArray[np.int64]:
-    """Assignments of each expert in each layer, ``(L, E)``, from ids ``(D, L, K)``."""
+    """Count the assignments of each expert in each layer, ``(L, E)``, from ids ``(D, L, K)``."""
     L = ids_DLK.shape[1]
     cell = ids_DLK + np.arange(L)[:, None] * num_experts
     known = (ids_DLK >= 0) & (ids_DLK < num_experts)
@@ -137,7 +137,7 @@ def expert_counts(ids_DLK: NDArray[np.int64], num_experts: int) -> NDArray[np.in
 
 
 def as_integers(values: ArrayLike, what: str) -> NDArray[np.integer]:
-    """Values as an array; ``EquipoiseError`` unless they form one and are integers."""
+    """Return integers as an array; raise ``EquipoiseError`` for anything else."""
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -148,7 +148,7 @@ def as_integers(values: ArrayLike, what: str) -> NDArray[np.integer]:
 
 
 def earlier_equal(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many earlier entries of a flat array are equal to each entry: 0 for the first."""
+    """Count, for each entry of a flat array, the earlier entries that are equal."""
     order = np.argsort(keys, kind="stable")
     arranged = keys[order]
     earlier = np.empty_like(keys)
@@ -183,6 +183,6 @@ def _checked_quotas(
         row, expert = wrong[0]
         raise EquipoiseError(
             f"Layer {placement.layer_ids[row]}, expert {expert}: quotas of {quota_LE[row, expert]} "
-            f"for {counts_LE[row, expert]} assignments; split the counts of these very tokens."
+            f"for {counts_LE[row, expert]} assignments; split the counts of exactly these tokens."
         )
     return quota_LS

@@ -1,4 +1,4 @@
-"""Which copies, and where: planners, bounds and scoring."""
+"""Planning: which experts get copies and where each copy goes; bounds and scores of plans."""
 
 from __future__ import annotations
 

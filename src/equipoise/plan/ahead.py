@@ -1,14 +1,14 @@
-"""New slots for the loads to come: a forecast, the copies it asks for, then exchanges of experts.
+"""Re-planning for the loads to come: forecast them, adapt the copies, then exchange experts.
 
-A search that starts from the slots in force keeps their copies, since a copy more here and one
-less there pays only once other experts have moved as well. And many placements balance one window
-equally well; on the next one those are better whose hottest experts have the most copies, since
-the loads of these change most, and copies spread the change over ranks. So the copies come first:
-those that ``Greedy`` would make, at a move for each.
+The copies are adapted first, to those that ``Greedy`` would make, for two reasons. A search that
+starts from the slots in force tends to keep their copies, because changing a copy pays only after
+other experts have moved too. And of the placements that balance one window equally well, those with
+more copies of the hottest experts do better on the next window: the loads of hot experts change
+most, and copies spread that change over ranks.
 
-Then the busiest rank exchanges an expert with another rank, again and again. That is better than
-annealing here: the loads to come are not known to the last percent, and what is left to do is a few
-exchanges on a few ranks, which a search by chance takes long to hit upon.
+Then the busiest rank exchanges an expert with another rank, again and again. Annealing is no better
+here, and a hundred times slower: what is left to do is a few exchanges on a few ranks, which random
+proposals take long to hit, and the next loads differ from the forecast by more than it could gain.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ Ints = NDArray[np.int64]
 _LEAST_GAIN = 5e-4  # mean rank loads that a move has to gain, as ``Repair`` has it
 
 _KEPT = (1.0, 0.9, 0.8, 0.65, 0.5)
-"""Weights of a window, as shares of the next one's, that a forecast chooses from."""
+"""Smoothing factors that a forecast chooses from: a window's weight over the next one's."""
 
 
 def plan_ahead(
     situation: Situation, *, least_gain: float = 0.0, num_threads: int | None = None
 ) -> Answer:
-    """Slots for the loads that are to be expected under an even split, with few moves.
+    """Find new slots for the expected loads under an even split, a few moves from those in force.
 
-    As ``replan`` does, where nothing is in force, experts are missing or ranks have come or gone;
-    else it is a matter of milliseconds, and the same on every machine.
+    It is plain ``replan`` where nothing is in force, experts are missing, or ranks have come or
+    gone. Otherwise it takes milliseconds, and answers the same on every machine.
 
     Parameters
     ----------
     situation
-        What an engine knows; loads as windows ``(T, L, E)`` are taken to be in the order of time.
+        Loads, slots and limits as an engine knows them; windows ``(T, L, E)`` in order of time.
     least_gain
-        Mean rank loads that the mean peak of the layers has to sink by; otherwise nothing moves.
+        Smallest drop of the layers' mean peak, in mean rank loads, for which anything moves.
     num_threads
-        Threads of ``replan``.
+        Parameter of ``replan``.
 
     Raises
     ------
     EquipoiseError
-        As ``replan``.
+        Whatever ``replan`` refuses.
     """
     check_number("least_gain", least_gain, low=0, high=np.inf)
     expected = forecast(situation.load)
@@ -72,11 +72,21 @@ def plan_ahead(
 
 
 def forecast(loads: ArrayLike) -> Floats:
-    """The loads to expect after the last window, ``(L, E)``; a sum ``(L, E)`` is its own forecast.
+    """Forecast the loads of the next window by exponential smoothing.
 
-    Exponential smoothing: each window weighs a share of what the next one does. The share is the
-    one that has foretold the windows best, each from those before it; if all do so equally well,
-    the windows count the same. In no particular unit; windows without load in a layer say nothing.
+    The smoothing factor is the one that best predicts each recorded window from those before it. If
+    all factors do equally well, all windows weigh the same. A window without load in a layer is
+    ignored for that layer.
+
+    Parameters
+    ----------
+    loads
+        Loads by window, ``(T, L, E)``, in order of time; not changed. A sum ``(L, E)`` is returned
+        as it is.
+
+    Returns
+    -------
+    Expected loads, ``(L, E)`` float64. Only their ratios within a layer have a meaning.
 
     Raises
     ------
@@ -93,7 +103,7 @@ def forecast(loads: ArrayLike) -> Floats:
 
 
 def _smoothed(windows_TLE: Floats, kept: float) -> tuple[float, Floats]:
-    """How far each window was from what those before it let expect, and the smoothed loads."""
+    """Compute the error of predicting each window from those before it, and the smoothed loads."""
     sums, error = np.zeros(windows_TLE.shape[1:]), 0.0
     for window in windows_TLE:
         size, known = window.sum(axis=1, keepdims=True), sums.sum(axis=1, keepdims=True)
@@ -108,18 +118,21 @@ def _smoothed(windows_TLE: Floats, kept: float) -> tuple[float, Floats]:
 def with_copies_by_load(
     placement: Placement, load: Floats, *, most_moves: int | None = None
 ) -> Placement:
-    """The placement with the copies of each expert that ``Greedy`` would make, a move for each.
+    """Change a placement so that each expert has as near as possible the copies ``Greedy`` makes.
 
-    A copy too many gives its slot to the expert that lacks one and has the most load per copy, on
-    the rank where that evens the loads most. A change that would raise the load per copy is not
-    made.
+    Each change takes one move: a surplus copy gives its slot to the expert that lacks a copy and
+    has the most load per copy, on the rank where this balances the loads best. Changes that would
+    raise the load per copy are left out.
 
     Parameters
     ----------
+    placement
+        Placement to start from; not changed.
     load
         Loads, ``(L, E)``; layers without load stay as they are.
     most_moves
-        Slots that may change, all layers together, the first layers first; ``None``: any number.
+        Largest number of slots to change, all layers together, counted from the first layer;
+        ``None`` for no limit.
     """
     from equipoise.plan.search import _packing_kernels as kernels  # numba takes long to import
 
@@ -140,7 +153,7 @@ def with_copies_by_load(
 
 
 def _give_copies(row_RC: Ints, load: Floats, wanted: Ints, left: int) -> int:
-    """Change a layer's slots; returns how many it did."""
+    """Change a layer's slots in place; return the number of changes."""
     copies = np.bincount(row_RC.ravel(), minlength=len(load))
     held = np.zeros((len(row_RC), len(load)), dtype=np.bool_)
     held[np.arange(len(row_RC))[:, None], row_RC] = True
@@ -190,14 +203,14 @@ def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves:
 
 
 def _complete(situation: Situation, load: Floats) -> Placement | None:
-    """The slots in force, if they are all there is to start from."""
+    """Return the slots in force if they are complete and all ranks serve, else ``None``."""
     if situation.slots is None or not _all_serve(situation):
         return None
     slots = as_ids(situation.slots, "The slots in force").astype(np.int64)
     try:
         return _placement(slots, situation, load)
     except EquipoiseError:
-        return None  # ``replan`` completes them, or says what is wrong
+        return None  # ``replan`` completes them or refuses them
 
 
 def _all_serve(situation: Situation) -> bool:

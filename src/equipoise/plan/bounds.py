@@ -1,4 +1,4 @@
-"""How good any placement could be, and what stands in the way.
+"""Bounds: how good any placement could be, and what limits it.
 
 Formulas: ``equipoise explain planners``.
 """
@@ -21,19 +21,26 @@ from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
 
-_ROUNDING = 1e-9  # relative: bounds that differ by less are equal
-_GAIN = 0.02  # relative: what is worth advice
+_ROUNDING = 1e-9  # relative difference below which bounds count as equal
+_GAIN = 0.02  # relative gain from which advice is given
 
 
 @dataclass(frozen=True)
 class Binding:
     """The constraint that keeps a layer's peak from being lower.
 
-    ``kind`` is ``mean`` (nothing binds: the bounds do not exclude perfect balance), ``experts``
-    (the heaviest experts have too few copies), ``copies`` (an even split over the copies),
-    ``slots`` (that, and the places of the copies) or ``weights`` (reading the weights of the active
-    experts); ``text`` says it to a person: "layer 17: expert 203 alone is 4.10x the mean; only more
-    copies can lower it".
+    Parameters
+    ----------
+    layer
+        Layer number of the model.
+    kind
+        ``mean``: no constraint, the bounds do not exclude perfect balance. ``experts``: the
+        heaviest experts have too few copies. ``copies``: copies share the load equally. ``slots``:
+        copies share equally and have to be placed. ``weights``: the weights of active experts have
+        to be read.
+    text
+        Sentence for a person, such as "layer 17: expert 203 alone is 4.10x the mean; only more
+        copies can lower it".
     """
 
     layer: int
@@ -44,29 +51,32 @@ class Binding:
 def peak_lower_bound(
     load_LE: ArrayLike, num_ranks: int, num_slots: int, *, speed: ArrayLike | None = None
 ) -> Floats:
-    """The least peak any placement of the loads can have, whatever the dispatcher.
+    """Compute the least peak that any placement can have, whatever the dispatcher.
 
-    For the ``j`` heaviest experts at most ``j + S - E`` slots exist, so they are on some ``x``
-    ranks, ``x`` at most that many. Of the ``x S / R`` slots there, all but ``S - E`` are the only
-    or last copies of an expert each; so besides the ``j``, the ranks carry at least the
-    ``x S / R - j - (S - E)`` lightest. The bound is the least share over ``x`` of the worst ``j``.
+    The ``j`` heaviest experts have at most ``j + S - E`` slots, so they are on ``x <= j + S - E``
+    ranks. These ranks have ``x S / R`` slots, of which at most ``S - E`` are redundant. They
+    therefore also hold at least ``x S / R - j - (S - E)`` other experts, which weigh at least as
+    much as the lightest. The bound of ``j`` is the least share of one of these ranks over all
+    ``x``; the result is the largest bound over all ``j``.
 
     Parameters
     ----------
     load_LE
         Assignments per layer and expert, ``(L, E)``; not changed.
+    num_ranks, num_slots
+        Number of ranks ``R``, and of slots per layer on all ranks together ``S``.
     speed
-        Speed of each rank, ``(R,)``; only ratios count. ``None``: all equal.
+        Speed of each rank, ``(R,)``; only the ratios count. ``None`` for equal speeds.
 
     Returns
     -------
-    ``(L,)`` float64: assignments on the busiest rank; with speeds, on the slowest over its relative
-    speed.
+    Assignments on the busiest rank, ``(L,)`` float64. With speeds, those of the slowest rank over
+    its relative speed.
 
     Raises
     ------
     EquipoiseError
-        Loads that are no finite numbers >= 0, slots or speeds that do not fit.
+        Loads that are not finite numbers >= 0, or slots or speeds that do not fit.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
@@ -76,13 +86,13 @@ def peak_lower_bound(
 
 
 def even_split_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
-    """The least peak any placement can have when all copies of an expert share its load equally.
+    """Compute the least peak of any placement whose copies share an expert's load equally.
 
-    Some rank holds a copy of the expert with the largest load per copy.  That largest quotient is
-    least when each redundant slot goes to the largest load per copy, as in Adams' method of
-    apportionment; copies beyond one a rank lower nothing.
+    Some rank holds a copy of the expert with the largest load per copy. This largest quotient is
+    smallest when each redundant slot goes to the largest load per copy (Adams' method of
+    apportionment), with at most one copy per rank.
 
-    Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
+    Parameters and result are those of ``peak_lower_bound``, for ranks of equal speed.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
@@ -91,13 +101,13 @@ def even_split_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -
 
 
 def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Floats:
-    """The least peak of any even split, by counts and places together: the best bound there is.
+    """Compute the best bound for an even split, from the copies and their places together.
 
-    To stay below a level, an expert needs its load over the level in copies; that leaves some
-    slots to spare. With these copies in place of experts, and the spare slots in place of the
-    redundant ones, the argument of ``peak_lower_bound`` may prove that the level cannot be kept.
+    To keep the peak below a level, each expert needs at least load / level copies. The argument of
+    ``peak_lower_bound``, with these copies in place of experts and the remaining slots in place of
+    redundant ones, may prove that the level is impossible. The bound is the highest such level.
 
-    Parameters and result as for ``peak_lower_bound``, ranks of equal speed.
+    Parameters and result are those of ``peak_lower_bound``, for ranks of equal speed.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=num_ranks, num_experts=load.shape[1])
@@ -105,13 +115,13 @@ def joint_lower_bound(load_LE: ArrayLike, num_ranks: int, num_slots: int) -> Flo
 
 
 def active_lower_bound(load_LE: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
-    """The fewest active experts the busiest rank can have, whatever placement and dispatcher.
+    """Compute the least number of active experts on the busiest rank, for any placement.
 
-    Every expert with load is active somewhere.
+    Every expert with load is active on some rank, whatever the dispatcher.
 
     Returns
     -------
-    ``(L,)`` int64.
+    Number of experts, ``(L,)`` int64.
     """
     check_count("num_ranks", num_ranks)
     active: NDArray[np.int64] = -(-np.count_nonzero(_as_load(load_LE), axis=1) // num_ranks)
@@ -121,20 +131,20 @@ def active_lower_bound(load_LE: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
 def time_lower_bound(
     load_LE: ArrayLike, topology: Topology, num_slots: int, cost: RankCost
 ) -> Floats:
-    """The least time of a layer, whatever placement and dispatcher.
+    """Compute the least time of a layer, whatever the placement and the dispatcher.
 
-    ``peak_lower_bound`` with the time an expert takes unsplit for its load, and the fixed time on
-    every rank: splitting never takes less. And at least what the ranks take to read the weights of
-    every active expert once.
+    Two bounds are combined. The first is ``peak_lower_bound`` with each expert's unsplit time in
+    place of its load, plus the fixed time; splitting an expert never takes less time in total. The
+    second is the time to read the weights of every active expert once.
 
     Returns
     -------
-    Seconds, ``(L,)``.
+    Seconds, ``(L,)`` float64.
 
     Raises
     ------
     EquipoiseError
-        As ``peak_lower_bound``.
+        Whatever ``peak_lower_bound`` refuses.
     """
     load = _as_load(load_LE)
     check_slot_count(num_slots, num_ranks=topology.num_ranks, num_experts=load.shape[1])
@@ -144,16 +154,17 @@ def time_lower_bound(
 
 
 def packing_lower_bound(load_LE: ArrayLike, copies_LE: ArrayLike, num_ranks: int) -> Floats:
-    """The least peak of an even split over given copies, wherever they are placed.
+    """Compute the least peak of an even split over given copies, wherever they are placed.
 
-    The larger of two bounds on slots sorted by their load, ``S / R`` of them on each rank.  The
-    ``j`` heaviest occupy some number of ranks, whose remaining slots hold at least the lightest
-    loads.  Of the ``qR + 1`` heaviest some rank holds ``q + 1``, and at least the lightest besides.
+    The result is the larger of two bounds for slots sorted by load, with ``S / R`` on each rank.
+    First, the ``j`` heaviest slots are on some ranks, whose other slots hold at least the lightest
+    loads. Second, some rank holds ``q + 1`` of the ``qR + 1`` heaviest slots, and otherwise at
+    least the lightest.
 
     Parameters
     ----------
     load_LE, copies_LE
-        Assignments and copies per layer and expert, ``(L, E)``; every expert has a copy.
+        Assignments and numbers of copies per layer and expert, ``(L, E)``; at least one copy each.
 
     Returns
     -------
@@ -175,10 +186,10 @@ def packing_lower_bound(load_LE: ArrayLike, copies_LE: ArrayLike, num_ranks: int
 def hierarchy_lower_bound(
     load_LE: ArrayLike, num_ranks: int, num_expert_groups: int, num_nodes: int
 ) -> Floats:
-    """The least peak when each expert group lives on one node and all nodes hold equally many.
+    """Compute the least peak if each expert group stays on one node, the same number on each.
 
-    The node of the heaviest expert group holds at least the lightest ones too, and no node has less
-    than the busiest rank's share of its load.
+    The node with the heaviest expert group also holds others, at least the lightest. Its busiest
+    rank has at least an equal share of the node's load.
 
     Returns
     -------
@@ -187,7 +198,7 @@ def hierarchy_lower_bound(
     Raises
     ------
     EquipoiseError
-        Expert groups that do not divide the experts, or nodes that do not divide the groups.
+        Expert groups that do not divide the experts, or nodes that do not divide the expert groups.
     """
     load = _as_load(load_LE)
     check_expert_groups(load.shape[1], num_expert_groups, num_nodes)
@@ -195,7 +206,7 @@ def hierarchy_lower_bound(
 
 
 def on_nodes(load: Floats, num_ranks: int, num_expert_groups: int, num_nodes: int) -> Floats:
-    """``hierarchy_lower_bound`` of checked loads and expert groups."""
+    """Compute ``hierarchy_lower_bound`` for loads and expert groups that were checked."""
     groups = np.sort(load.reshape(len(load), num_expert_groups, -1).sum(axis=2), axis=1)
     others = groups[:, : num_expert_groups // num_nodes - 1].sum(axis=1)
     node: Floats = np.maximum(groups.sum(axis=1) / num_nodes, groups[:, -1] + others)
@@ -204,22 +215,25 @@ def on_nodes(load: Floats, num_ranks: int, num_expert_groups: int, num_nodes: in
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What no placement can be below, row by row of some loads, and by which argument.
+    """Lower bounds on the peak of each of ``N`` rows of loads, one for each argument.
+
+    All are in the same unit: assignments over relative speed, or seconds if there is a cost.
 
     Parameters
     ----------
     work
-        What each expert adds to its ranks if they share it to perfection, ``(N, E)``.
+        Work of each expert in total, ``(N, E)``.
     spread
-        Share of a rank if the ``j + 1`` heaviest experts spread as far as they can, ``(N, E)``.
+        Bound from the ``j + 1`` heaviest experts, spread over the most ranks possible,
+        ``(N, E)``.
     per_copy
-        What a rank takes for one even copy of each expert; 0 for other dispatchers, ``(N, E)``.
+        Bound from one copy of each expert under an even split, ``(N, E)``; 0 for other dispatchers.
     joint
-        Even copies and their places together; 0 where there is no such bound, ``(N,)``.
+        Bound from even copies and their places together, ``(N,)``; 0 where there is none.
     reading
-        Reading the weights of the active experts; 0 without a cost, ``(N,)``.
+        Bound from reading the weights of the active experts, ``(N,)``; 0 without a cost.
     num_ranks, num_slots
-        ``R`` and ``S``.
+        Number of ranks ``R`` and of slots ``S``.
     """
 
     work: Floats
@@ -232,25 +246,25 @@ class Limits:
 
     @property
     def mean(self) -> Floats:
-        """Everything spread over everything, ``(N,)``."""
+        """Peak of perfect balance, ``(N,)``."""
         return self.spread[:, -1]
 
     @cached_property
     def too_few_copies(self) -> Floats:
-        """The best of those that more copies may lower, ``(N,)``."""
+        """Largest of the bounds that more copies can lower, ``(N,)``."""
         rows = (self.spread.max(axis=1), self.per_copy.max(axis=1), self.joint)
         bound: Floats = np.max(rows, axis=0)
         return bound
 
     @cached_property
     def bound(self) -> Floats:
-        """The best of all, ``(N,)``; read-only."""
+        """Largest of all bounds, ``(N,)``; read-only."""
         bound: Floats = np.maximum(self.too_few_copies, self.reading)
         bound.flags.writeable = False
         return bound
 
     def by_layer(self, num_layers: int) -> Sums:
-        """Means over steps, of rows that are steps times layers."""
+        """Average over steps, where the rows are steps x layers."""
 
         def mean(rows: Floats) -> Floats:
             over_steps: Floats = rows.reshape(-1, num_layers).mean(axis=0)
@@ -261,7 +275,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Layer by layer, ``(L,)`` each: the bound, the mean, and what too few copies make of it."""
+    """Means over steps of ``bound``, ``mean`` and ``too_few_copies`` of ``Limits``, ``(L,)``."""
 
     bound: Floats
     mean: Floats
@@ -271,14 +285,18 @@ class Sums:
 def limits(
     load_NE: Floats, num_slots: int, topology: Topology, *, cost: RankCost | None, even: bool
 ) -> Limits:
-    """All bounds on the peaks of a dispatcher, for checked loads.
+    """Compute all bounds on the peaks of a dispatcher, for loads that were checked.
 
     Parameters
     ----------
+    load_NE
+        Assignments of each row and expert, ``(N, E)``.
+    num_slots, topology
+        Slots per layer on all ranks together, and the ranks.
     cost
-        What a rank's share takes; bounds are then in seconds, else in assignments over speed.
+        Cost of a rank's share, which makes the bounds seconds; ``None`` for assignments over speed.
     even
-        Whether the copies of an expert share its load equally.
+        Flag that the copies of an expert share its load equally.
     """
     num_ranks = topology.num_ranks
     work, reading = load_NE, np.zeros(len(load_NE))
@@ -288,8 +306,8 @@ def limits(
         work = cost.slot_seconds(load_NE)
         spread, reading = _times(load_NE, num_slots, topology, cost)
     per_copy, joint = np.zeros_like(load_NE), np.zeros(len(load_NE))
-    if even:  # copies that take unequal shares are bound by their experts alone
-        # A fast rank may take several copies of an expert: there, none of them is useless.
+    if even:  # where copies take unequal shares, these bounds do not hold
+        # With unequal speeds several copies on one fast rank may help, so they are not limited.
         most_copies = num_ranks if topology.speed is None else num_slots
         per_copy = _load_per_copy(load_NE, num_slots, most_copies)
         if cost is not None:
@@ -302,7 +320,7 @@ def limits(
 
 
 def bindings(of: Limits, layer_ids: Sequence[int], where: str = "") -> tuple[Binding, ...]:
-    """What makes the bound of each row; ``where`` says in which step, if not in all together."""
+    """Name the constraint behind the bound of each row; ``where`` names the step, if any."""
     named = [(layer, *_binding(of, row)) for row, layer in enumerate(layer_ids)]
     return tuple(
         Binding(layer, kind, f"layer {layer}{where}: {text}") for layer, kind, text in named
@@ -310,7 +328,7 @@ def bindings(of: Limits, layer_ids: Sequence[int], where: str = "") -> tuple[Bin
 
 
 def check_expert_groups(num_experts: int, num_expert_groups: int, num_nodes: int) -> None:
-    """Raise ``EquipoiseError`` unless expert groups divide the experts, and nodes these groups."""
+    """Check that expert groups divide the experts and nodes divide the expert groups."""
     check_count("num_expert_groups", num_expert_groups)
     check_count("num_nodes", num_nodes)
     if num_experts % num_expert_groups:
@@ -333,7 +351,7 @@ def _as_load(load_LE: ArrayLike) -> Floats:
 
 
 def _spread(work_NE: Floats, num_slots: int, speed: Floats, fixed: float) -> Floats:
-    """Least share of a rank of what the ``j + 1`` heaviest experts bring, ``(N, E)``."""
+    """Compute the bound from the ``j + 1`` heaviest experts for each ``j``, ``(N, E)``."""
     from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     spread: Floats = _kernels.spread(
@@ -345,18 +363,18 @@ def _spread(work_NE: Floats, num_slots: int, speed: Floats, fixed: float) -> Flo
 def _times(
     load_NE: Floats, num_slots: int, topology: Topology, cost: RankCost
 ) -> tuple[Floats, Floats]:
-    """``_spread`` in seconds; what reading the active experts' weights takes, ``(N,)``."""
+    """Compute ``_spread`` in seconds, and the time to read the active weights, ``(N,)``."""
     speed = rank_speeds(topology, topology.num_ranks, cost)
     spread = _spread(cost.slot_seconds(load_NE), num_slots, speed, cost.fixed_seconds)
     done = cost.fixed_seconds + cost.expert_seconds * np.arange(load_NE.shape[1] + 1)
-    # When the ranks end each number of reads, in order; nothing to read comes first.
+    # Times at which ranks finish 1, 2, ... reads, sorted: entry n is the least time for n reads.
     reads = np.sort((done[1:, None] / speed).ravel())
     times = np.concatenate([[done[0] / speed.min()], reads])
     return spread, times[np.count_nonzero(load_NE, axis=1)]
 
 
 def _joint(load_NE: Floats, bound_N: Floats, num_slots: int, num_ranks: int) -> Floats:
-    """The bounds, raised where even copies and their places together prove more."""
+    """Raise the bounds where the copies and their places together prove more."""
     from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     raised: Floats = _kernels.raise_even_bound(load_NE, bound_N, num_slots, num_ranks)
@@ -364,7 +382,7 @@ def _joint(load_NE: Floats, bound_N: Floats, num_slots: int, num_ranks: int) -> 
 
 
 def _load_per_copy(load_NE: Floats, num_slots: int, most_copies: int) -> Floats:
-    """Load per copy under the counts that make its maximum least, ``(N, E)``."""
+    """Compute load per copy, ``(N, E)``, for the copies that make its maximum smallest."""
     from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     useful = min(num_slots, load_NE.shape[1] * most_copies)
@@ -373,7 +391,7 @@ def _load_per_copy(load_NE: Floats, num_slots: int, most_copies: int) -> Floats:
 
 
 def _slot_prefix_bound(slots: Floats, num_ranks: int) -> Floats:
-    """B5 of ``equipoise explain planners`` on descending slot loads ``(L, S)``."""
+    """Compute B5 of ``equipoise explain planners`` for descending slot loads ``(L, S)``."""
     num_layers, num_slots = slots.shape
     size = num_slots // num_ranks
     heaviest = np.cumsum(slots, axis=1)
@@ -388,7 +406,7 @@ def _slot_prefix_bound(slots: Floats, num_ranks: int) -> Floats:
 
 
 def _pigeonhole_bound(slots: Floats, num_ranks: int) -> Floats:
-    """B6 of ``equipoise explain planners`` on descending slot loads ``(L, S)``."""
+    """Compute B6 of ``equipoise explain planners`` for descending slot loads ``(L, S)``."""
     size = slots.shape[1] // num_ranks
     bound = np.zeros(len(slots))
     for q in range(1, size):
@@ -399,10 +417,10 @@ def _pigeonhole_bound(slots: Floats, num_ranks: int) -> Floats:
 
 
 def _binding(of: Limits, row: int) -> tuple[str, str]:
-    """Kind and text of what makes the bound of a row.
+    """Return kind and text of the constraint behind the bound of a row.
 
-    The text claims what the bound proves: that nothing on these slots is below it. Whether some
-    placement is as good as the bound, no bound says.
+    The text claims only what the bound proves: no placement on these slots is below it. It does not
+    claim that some placement reaches the bound.
     """
     mean, bound, almost = of.mean[row], of.bound[row], of.bound[row] * (1 - _ROUNDING)
     if bound <= mean * (1 + _ROUNDING):
@@ -433,7 +451,7 @@ def _mean_text(mean: float) -> str:
 
 
 def _experts_text(of: Limits, row: int, heavy: int) -> str:
-    """The heaviest experts, and what confines them; a ratio to the mean is to follow."""
+    """Describe the heaviest experts and their limit; the caller adds a ratio to the mean."""
     num_experts, extra = of.work.shape[1], of.num_slots - of.work.shape[1]
     order = np.argsort(-of.work[row], kind="stable")[:heavy]
     reach = min(of.num_ranks, heavy + extra)
@@ -448,20 +466,20 @@ def _experts_text(of: Limits, row: int, heavy: int) -> str:
 
 
 def advice(peak: Floats, of: Sums, *, dispatch: str, together: bool, in_seconds: bool) -> str:
-    """How far from perfect, how far from possible, and what may help.
+    """Write how far a plan is from the mean and from the bound, and what may help.
 
     Parameters
     ----------
     peak
-        What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``.
+        Load of the busiest rank, or time of the slowest, in each layer, ``(L,)``.
     of
-        The bounds of the same layers, in the same unit.
+        Bounds of the same layers, in the same unit.
     dispatch
         Name of the dispatcher.
     together
-        Whether all steps count as one; otherwise peaks and bounds are means over steps.
+        Flag that all steps were summed; otherwise peaks and bounds are means over steps.
     in_seconds
-        Whether the unit is seconds.
+        Flag that the unit is seconds.
     """
     bound, mean = of.bound.sum(), of.mean.sum()
     gap = 1 - bound / peak.sum()
@@ -488,5 +506,5 @@ def advice(peak: Floats, of: Sums, *, dispatch: str, together: bool, in_seconds:
 
 
 def _at_most(share: float) -> str:
-    """A share in tenths of a percent, rounded up: nothing is above it."""
+    """Write a share as tenths of a percent, rounded up, so that "at most" holds."""
     return f"{max(1, np.ceil(round(share * 1000, 6))) / 1000:.1%}"

@@ -1,4 +1,4 @@
-"""What a placement does on loads, seen or unseen."""
+"""Scoring of a placement on loads, seen or unseen."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """Rank loads of every step and layer, in two numbers each.
+    """Peak and mean rank load of every step and layer.
 
-    A step whose layer has no load counts as balanced, 1, and is left out of every summary.
+    A layer without load in a step has imbalance 1, and is left out of all averages.
 
     Parameters
     ----------
     peak
-        Assignments on the busiest rank, ``(T, L)``, or the time of the slowest: the dispatcher's
-        unit.
+        Load of the busiest rank, ``(T, L)``, in the dispatcher's unit: assignments, or seconds if
+        the dispatcher has a cost.
     mean
-        The same of the mean rank, ``(T, L)``.
+        Load of the mean rank, ``(T, L)``, in the same unit.
     dispatch
-        The dispatcher that shared the load over the copies.
+        Name of the dispatcher that shared the load over the copies.
     layer_ids
-        The model's numbers of the layers; empty numbers them from 0.
+        Layer numbers of the model; empty numbers them from 0.
     """
 
     peak: NDArray[np.float64]
@@ -53,22 +53,22 @@ class Evaluation:
 
     @property
     def mean_imbalance(self) -> float:
-        """Mean over steps and layers with load."""
+        """Mean imbalance over steps and layers with load."""
         return float(self._loaded.mean())
 
     @property
     def p95_imbalance(self) -> float:
-        """What 95 % of steps and layers with load stay below (linear interpolation)."""
+        """95th percentile of the imbalance over steps and layers with load."""
         return float(np.quantile(self._loaded, 0.95))
 
     @property
     def worst_imbalance(self) -> float:
-        """The largest of any step and layer."""
+        """Largest imbalance of any step and layer."""
         return float(self._loaded.max())
 
     @property
     def relative_step_time(self) -> float:
-        """Summed peaks over summed means: every layer waits for its busiest rank."""
+        """Sum of the peaks over sum of the means: 1.3 is a step 30 % longer than balanced."""
         mean = self.mean.sum()
         return float(self.peak.sum() / mean) if mean > 0 else 1.0
 
@@ -79,7 +79,7 @@ class Evaluation:
         return float(self.peak[loaded].mean()) if loaded.any() else 0.0
 
     def to_frame(self) -> Any:
-        """A row for each step and layer, as a ``DataFrame`` of pandas or else of polars.
+        """Make a ``DataFrame`` with a row for each step and layer, in pandas or else in polars.
 
         Columns: ``step`` (its position), ``layer``, ``peak``, ``mean`` and ``imbalance``.
 
@@ -123,23 +123,29 @@ class Evaluation:
 def evaluate(
     placement: Placement, load: Trace | ArrayLike, *, dispatch: str | Dispatcher = "even"
 ) -> Evaluation:
-    """Score a placement on loads, e.g. on steps that were held out of planning.
+    """Score a placement on loads, for instance on steps that were held out of planning.
 
     Parameters
     ----------
+    placement
+        Placement to score.
     load
-        A trace of the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``.
+        Trace with the placement's layers, or assignments ``(L, E)`` or ``(T, L, E)``; not changed.
     dispatch
-        How copies share an expert's load: ``"even"``, equally; ``"minmax"``, so that the busiest
-        rank of every step and layer gets as little as possible; any other name of ``DISPATCHERS``,
-        told of the trace's ``top_k``; or a dispatcher that knows the ranks' speeds or a cost: then
-        peaks and means are its times.
+        Dispatcher that shares an expert's load over its copies, by name or as an object. ``"even"``
+        shares equally; ``"minmax"`` keeps the busiest rank of every step and layer as low as
+        possible; ``DISPATCHERS`` lists the others. A dispatcher by name is given the trace's
+        ``top_k``. If a dispatcher object has speeds or a cost, peaks and means are times.
+
+    Returns
+    -------
+    Peak and mean of every step and layer, with summaries.
 
     Raises
     ------
     EquipoiseError
-        Layers or experts that are not the placement's, loads that are NaN, infinite or negative,
-        an unknown dispatcher.
+        Layers or experts other than the placement's, loads that are negative or not finite, or an
+        unknown dispatcher.
     """
     if isinstance(load, Trace) and load.layer_ids != placement.layer_ids:
         raise EquipoiseError(
@@ -159,25 +165,27 @@ def evaluate(
 def evaluate_without_balancing(
     load: Trace | ArrayLike, topology: Topology, *, dispatch: str | Dispatcher = "even"
 ) -> Evaluation:
-    """Score what runs before any balancing: every expert once, in order, none copied.
+    """Score the layout without balancing: every expert once, in order, without copies.
 
-    Where the ranks do not divide the experts, the first ``E mod R`` ranks hold one more, as in the
-    engines; no ``Placement`` can say that, since its ranks have equal slots. Nothing is split, so
-    dispatchers differ in speeds and costs only.
+    If ``R`` does not divide ``E``, the first ``E mod R`` ranks hold one expert more, as in the
+    engines. A ``Placement`` cannot express that, because its ranks have equal numbers of slots.
+    No expert has copies, so dispatchers differ only in speeds and costs.
 
     Parameters
     ----------
     load, dispatch
-        Arguments of ``evaluate``; a dispatcher by name is told of the topology.
+        Parameters of ``evaluate``; a dispatcher by name is given the topology.
+    topology
+        Ranks that the experts are on.
 
     Raises
     ------
     EquipoiseError
-        Loads that are NaN, infinite or negative, an unknown dispatcher.
+        Loads that are negative or not finite, or an unknown dispatcher.
     """
     num_ranks = check_type("topology", topology, Topology).num_ranks
     loads, known = _steps(load), dispatcher(dispatch, topology)
-    with np.errstate(over="ignore"):  # infinity is too much as well
+    with np.errstate(over="ignore"):  # an overflow to infinity is refused below
         if loads.sum(axis=-1).max() >= TOO_MUCH_LOAD:
             raise EquipoiseError(
                 "A layer has 2**53 assignments or more in a step; give the counts of one batch, or "
@@ -199,24 +207,24 @@ def evaluate_without_balancing(
 
 
 def ranks_without_balancing(num_experts: int, num_ranks: int) -> NDArray[np.int64]:
-    """The rank of every expert without balancing, ``(E,)``: the first ranks hold one more."""
+    """Find each expert's rank without balancing, ``(E,)``; the first ranks may hold one more."""
     least, more = divmod(num_experts, num_ranks)
     return np.repeat(np.arange(num_ranks), least + (np.arange(num_ranks) < more))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One way to place experts against another, on the same steps.
+    """Two placements compared on the same steps.
 
     Parameters
     ----------
     before, after
-        What the busiest rank carries, or the slowest takes: mean over steps and layers with load.
+        Mean peak over steps and layers with load, in the dispatcher's unit.
     noise
-        What chance may make of ``before - after``, either way, in 95 of 100 recordings like this;
-        ``None`` for a single step, which tells nothing of chance.
+        Half width of the 95 % confidence interval of ``before - after``; ``None`` for a single
+        step, from which no interval follows.
     num_steps
-        Steps compared.
+        Number of steps compared.
     """
 
     before: float
@@ -226,12 +234,12 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """Share that ``after`` is below ``before``; negative if it is above."""
+        """Gain of ``after`` as a share of ``before``; negative if ``after`` is higher."""
         return (self.before - self.after) / self.before if self.before > 0 else 0.0
 
     @property
     def is_sure(self) -> bool:
-        """Whether ``after`` is lower, by more than chance explains."""
+        """Whether ``after`` is lower by more than chance explains."""
         return self.noise is not None and self.before - self.after > self.noise
 
     __repr__ = in_short
@@ -250,11 +258,10 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def _noise(saved_TL: NDArray[np.float64]) -> float | None:
-    """Half the 95 % confidence interval of the mean; ``None`` for a single step.
+    """Compute half the 95 % confidence interval of the mean; ``None`` for a single step.
 
-    Steps that follow each other are similar, so what varies is blocks of them; their length is the
-    cube root of the number of steps. Layers may vary each by itself or all together: the larger
-    error is taken.
+    Neighbouring steps are similar, so the error is estimated from blocks of steps; a block has the
+    cube root of their number. Layers may vary independently or together; the larger error counts.
     """
     steps, layers = saved_TL.shape
     if steps == 1:
@@ -269,18 +276,18 @@ def _noise(saved_TL: NDArray[np.float64]) -> float | None:
 
 
 def _students_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, within 1.5 %, by its series in 1 / freedom."""
+    """Compute the 97.5 % quantile of Student's t within 1.5 %, by its series in 1 / freedom."""
     return float(np.polyval([3.0, 2.56, 2.82, 2.37, 1.96], 1 / freedom))
 
 
 def _steps(load: Trace | ArrayLike) -> NDArray[np.float64]:
-    """Checked loads, ``(T, L, E)``."""
+    """Check the loads and return them as ``(T, L, E)``."""
     loads = as_loads(load.counts if isinstance(load, Trace) else load)
     return loads[None] if loads.ndim == 2 else loads
 
 
 def _mean(load_TLE: NDArray[np.float64], known: Dispatcher, num_ranks: int) -> NDArray[np.float64]:
-    """What a rank takes if all share everything to perfection, ``(T, L)``."""
+    """Compute the load or time of a rank under perfect balance, ``(T, L)``."""
     cost = known.cost
     if cost is None:
         return np.asarray(load_TLE.sum(axis=-1) / num_ranks)

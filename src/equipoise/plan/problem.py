@@ -1,4 +1,4 @@
-"""What a planner is asked."""
+"""A problem: the input of a planner."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Problem:
     Parameters
     ----------
     load
-        A ``Trace``, or assignments ``(L, E)`` or ``(T, L, E)``: non-negative finite numbers with a
-        finite sum. Copied, and read-only afterwards.
+        Trace, or assignments ``(L, E)`` or ``(T, L, E)``: finite numbers >= 0 with a finite sum.
+        They are copied; the copy is read-only.
     topology
-        The devices.
+        Ranks to place experts on.
     num_slots
-        ``S``, all ranks together, redundant ones included; ``R`` divides it.
+        Number of slots per layer ``S``, all ranks together, redundant ones included; a multiple of
+        ``R``.
     layer_ids
-        The model's numbers of the layers; those of the trace if ``None``.
+        Layer numbers of the model; those of the trace if ``None``.
     traffic_groups
-        Kind of traffic of each step, ``(T,)`` strings; a trace's label ``domain`` if ``None``.
-        ``Robust`` balances each traffic group; the other planners look at the sum.
+        Kind of traffic of each step, ``(T,)`` strings; the trace's label ``domain`` if ``None``.
+        ``Robust`` balances each traffic group; the other planners use the sum.
     top_k
-        Choices per token, for dispatchers by name whose rule goes by tokens; the trace's if
-        ``None``.
+        Number of choices per token, which some dispatchers by name need; the trace's if ``None``.
 
     Raises
     ------
     EquipoiseError
-        Loads that are NaN, negative or all zero, or whose sums leave the range of float64; slots or
-        traffic groups that do not fit.
+        Loads that are negative, not finite or all zero, sums beyond the range of float64, or slots
+        or traffic groups that do not fit.
     """
 
     load: NDArray[np.float64]
@@ -81,12 +81,12 @@ class Problem:
 
     @property
     def num_layers(self) -> int:
-        """``L``."""
+        """Number of MoE layers, ``L``."""
         return int(self.load.shape[1])
 
     @property
     def num_experts(self) -> int:
-        """``E``."""
+        """Number of logical experts, ``E``."""
         return int(self.load.shape[2])
 
     @property
@@ -96,7 +96,7 @@ class Problem:
         return total
 
     def of_steps(self, assignments: float | None) -> Problem:
-        """The same with this number of assignments in a layer's mean step; itself if ``None``."""
+        """Scale the loads to this number of assignments in a layer's mean step, unless ``None``."""
         if assignments is None:
             return self
         return Problem(
@@ -109,12 +109,12 @@ class Problem:
         )
 
     def on(self, topology: Topology, num_slots: int) -> Problem:
-        """The same loads, not copied, on other devices or in another number of slots.
+        """Return a problem with the same loads (not copied) for other ranks or numbers of slots.
 
         Raises
         ------
         EquipoiseError
-            Slots that do not fit, or loads out of the range of numbers on ranks as slow as these.
+            Slots that do not fit, or loads that leave the range of float64 at these ranks' speeds.
         """
         check_slot_count(num_slots, num_ranks=topology.num_ranks, num_experts=self.num_experts)
         _check_range(self.load, self.layer_ids, topology)
@@ -124,7 +124,7 @@ class Problem:
         return other
 
     def difference(self, placement: Placement) -> str | None:
-        """Which of layers, experts, slots and ranks is first to differ; ``None`` if none does."""
+        """Name the first of layers, experts, slots and ranks that differs, or return ``None``."""
         for what, there, here in (
             ("layers", placement.layer_ids, self.layer_ids),
             ("experts", placement.num_experts, self.num_experts),
@@ -145,7 +145,7 @@ class Problem:
         )
 
     def placement(self, slots: ArrayLike) -> Placement:
-        """A placement of this problem's shape from ``(L, S)`` expert ids."""
+        """Make a placement for this problem from expert ids ``(L, S)``."""
         return Placement(
             slots,
             num_ranks=self.topology.num_ranks,
@@ -155,7 +155,7 @@ class Problem:
 
 
 def with_mean_step(load_TLE: NDArray[np.float64], assignments: float) -> NDArray[np.float64]:
-    """Loads of which the mean step of every layer with load has this number of assignments."""
+    """Scale loads so that the mean step of every layer with load has this many assignments."""
     mean = load_TLE.sum(axis=2).mean(axis=0)
     scale = np.divide(assignments, mean, out=np.zeros_like(mean), where=mean > 0)
     return np.asarray(load_TLE * scale[:, None])
@@ -174,7 +174,7 @@ def _as_traffic_groups(traffic_groups: ArrayLike | None, num_steps: int) -> NDAr
 
 
 def _as_load(load: ArrayLike) -> NDArray[np.float64]:
-    array = np.abs(as_loads(load))  # a copy, whose zeros have no sign
+    array = np.abs(as_loads(load))  # makes a copy, and -0.0 becomes 0.0
     array.flags.writeable = False
     if array.ndim == 2:
         array = array[None]
@@ -191,9 +191,9 @@ def _as_load(load: ArrayLike) -> NDArray[np.float64]:
 def _check_range(
     load_TLE: NDArray[np.float64], layer_ids: tuple[int, ...], topology: Topology
 ) -> None:
-    """Raise ``EquipoiseError`` where sums of loads, or their shares, would not be numbers any more.
+    """Raise ``EquipoiseError`` if sums or shares of the loads would overflow or vanish.
 
-    Planners scale a layer to its largest load, so this is all they ask for.
+    Planners scale each layer by its largest load, so they need no other check.
     """
     total = load_TLE.sum(axis=(0, 2))
     for layer, sum_of_loads in zip(layer_ids, total, strict=True):

@@ -1,7 +1,6 @@
-"""From what an engine's balancing hook is given to new slots, in one call.
+"""New slots in one call, from what an engine's balancing hook is given.
 
-The steps are those of ``replan``.  Whoever calls it from inside an engine catches
-``EquipoiseError`` and keeps the old slots.
+A caller inside an engine catches ``EquipoiseError`` and keeps the old slots.
 """
 
 from __future__ import annotations
@@ -35,30 +34,30 @@ _NONE = -1
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Situation:
-    """What an engine knows when it asks for new slots.
+    """The state of an engine that asks for new slots.
 
     Parameters
     ----------
     load
-        Assignments per expert, a sum ``(L, E)`` or windows ``(T, L, E)``; all zero before there is
-        traffic.
+        Assignments per expert, as a sum ``(L, E)`` or windows ``(T, L, E)``; all zero before there
+        is traffic.
     num_slots
-        Slots of a layer, all ranks together, ``S``.
+        Number of slots per layer ``S``, all ranks together.
     num_ranks
-        Ranks that the slots belong to, ``R``, in equal contiguous blocks.
+        Number of ranks ``R``; each has an equal contiguous block of slots.
     num_nodes
-        Nodes of the ranks.  Nodes that would not be equal count as one.
+        Number of nodes.  If it does not divide the ranks, they count as one node.
     slots
-        Expert ids in force, ``(L, S)``, -1 for a slot without a known expert.  Another width says
-        that ranks came or went at the end: every rank has the number of slots it had.  ``None``:
-        nothing is in force.
+        Expert ids in force, ``(L, S)``; -1 marks a slot without a known expert.  Another number of
+        columns means that ranks were added or removed at the end; the slots per rank stay the same.
+        ``None`` if nothing is in force.
     alive
-        Which ranks serve, ``(R,)``; ``None``: all.
+        Mask of the ranks that serve, ``(R,)``; ``None`` for all.
     max_moves
-        Slots whose content may change, all layers together; ``None``: any number.  What missing
-        experts need is done in any case.
+        Largest number of slots whose content may change, all layers together; ``None`` for no
+        limit.  Missing experts are always placed, beyond the limit if necessary.
     time_budget_seconds
-        Seconds that the search may take; ``None``: until all proposals are made.
+        Longest time that the search may take; ``None`` for all proposals.
     """
 
     load: ArrayLike
@@ -74,7 +73,7 @@ class Situation:
 
 
 class Outcome(Enum):
-    """What became of the slots in force."""
+    """What happened to the slots in force."""
 
     KEPT = "kept"
     REPAIRED = "repaired"
@@ -84,19 +83,19 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Answer:
-    """New slots, and why.
+    """New slots, and the reason for them.
 
     Parameters
     ----------
     slots
         Expert ids ``(L, S)``; -1 on ranks that are not alive.  Every expert has a slot on a rank
-        that is.
+        that is alive.
     moves
-        Slots of ranks that are alive whose content changes, all layers together.
+        Number of slots whose content changes, on ranks that are alive, all layers together.
     outcome
-        What became of the slots in force.
+        Fate of the slots in force.
     reason
-        The same in words.
+        Sentences for a person that explain the outcome.
     """
 
     slots: Ints
@@ -115,14 +114,14 @@ def replan(
     seed: int = 0,
     num_threads: int | None = None,
 ) -> Answer:
-    """The best slots that few moves reach, whatever the engine has now.
+    """Find the best slots within few moves, whatever state the engine is in.
 
     Parameters
     ----------
     dispatch
         Dispatcher that will run, as for ``Repair``.
     proposals
-        Proposals per layer, as for ``Repair``.
+        Number of proposals per layer, as for ``Repair``.
     seed
         Random seed of the search.
     num_threads
@@ -157,7 +156,7 @@ def replan(
 def _planner(
     case: _Case, dispatch: str | Dispatcher, proposals: int, seed: int, num_threads: int | None
 ) -> Planner:
-    """What plans where nothing is in force: by the windows, or by the sum if that is all."""
+    """Choose the planner for an empty start: ``Robust`` for windows, ``Greedy`` for a sum."""
     if case.idle:
         return Contiguous()
     if len(case.problem.load) == 1:
@@ -172,10 +171,10 @@ def _planner(
 
 
 class _Case:
-    """A situation, checked, on the ranks that are alive.
+    """A checked situation, reduced to the ranks that are alive.
 
-    ``held`` is what their slots hold, ``(L, R, C)``; ``None`` if nothing is in force.  ``refitted``
-    are the slots that had to change since experts or ranks were missing.
+    ``held`` is the content of their slots, ``(L, R, C)``, or ``None`` if nothing is in force.
+    ``refitted`` is the number of slots that had to change because experts or ranks were missing.
     """
 
     refitted = 0
@@ -195,11 +194,11 @@ class _Case:
 
     @property
     def slots_per_rank(self) -> int:
-        """``C``."""
+        """Number of slots on each rank, ``C``."""
         return self.situation.num_slots // self.num_ranks
 
     def complete(self) -> Placement:
-        """What is in force, or if experts are missing or slots are empty, the least beyond it."""
+        """Return the placement in force, with missing experts placed and empty slots filled."""
         assert self.held is not None
         if (self.held >= 0).all() and self._has_all_experts():
             return self.problem.placement(self.held.reshape(len(self.held), -1))
@@ -213,18 +212,18 @@ class _Case:
         return placement
 
     def moves_left(self) -> int | None:
-        """What may still move once no expert is missing."""
+        """Return the number of moves that are left after missing experts were placed."""
         if self.situation.max_moves is None:
             return None
         return max(0, self.situation.max_moves - self.refitted)
 
     def seconds_left(self, clock: Clock) -> float | None:
-        """What is left of the time budget."""
+        """Return the seconds that are left of the time budget."""
         budget = self.situation.time_budget_seconds
         return None if budget is None else max(0.0, budget - clock.seconds)
 
     def answer(self, placement: Placement, reason: str) -> Answer:
-        """The placement on the ranks that are alive as slots of all ranks."""
+        """Expand a placement on the ranks that are alive to the slots of all ranks."""
         slots = np.full(
             (placement.num_layers, self.num_ranks, self.slots_per_rank), _NONE, dtype=np.int64
         )
@@ -240,7 +239,7 @@ class _Case:
         )
 
     def _alive(self) -> Ints:
-        """The ranks that serve, ascending."""
+        """Return the ranks that serve, ascending."""
         given = self.situation.alive
         if given is None:
             return np.arange(self.num_ranks)
@@ -264,7 +263,7 @@ class _Case:
         return Problem(load, self._topology(), self.slots_per_rank * len(self.alive))
 
     def _topology(self) -> Topology:
-        """The ranks that are alive; one node unless all nodes have the same number of them."""
+        """Describe the ranks that are alive; they are one node if nodes differ in size."""
         num_nodes = check_count("num_nodes", self.situation.num_nodes)
         survivors = len(self.alive)
         node = self.alive * num_nodes // self.num_ranks
@@ -273,7 +272,7 @@ class _Case:
         return Topology(survivors, int(sizes[0]) if equal else None)
 
     def _held(self) -> Ints | None:
-        """What the slots of the ranks that are alive hold, -1 where that is not known."""
+        """Return the content of the slots of ranks that are alive; -1 where it is not known."""
         if self.situation.slots is None:
             return None
         slots = as_ids(self.situation.slots, "The slots in force")

@@ -1,4 +1,4 @@
-"""What a planner answers: a placement, and the bound that it is measured by."""
+"""A plan: the output of a planner, with the bound that it is measured against."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """A placement, and the bound that says how much better any other could be.
+    """A placement, with a bound that says how much better any other placement could be.
 
-    Numbers and advice follow from the fields and are worked out when first asked for. They are of
-    the load summed over windows where the dispatcher's answer does not depend on the unit of loads.
-    Where it does, as with a cost, a sum of steps says nothing of a step: then they are means over
-    the windows, each taken as one step. Peaks and bounds are in assignments; where ranks have
-    speeds, in those that a rank of mean speed serves meanwhile; where the dispatcher has a cost, in
-    seconds. Arrays are read-only.
+    Peaks, bounds and advice are computed on first use. They describe the load summed over windows,
+    unless the dispatcher's result depends on the size of a step, as it does with a cost. Then they
+    are means over the windows, each taken as one step.
+
+    The unit is assignments. If ranks have different speeds, it is the assignments that a rank of
+    mean speed would serve in the same time. If the dispatcher has a cost, the unit is seconds.
+    Arrays are read-only.
 
     Parameters
     ----------
     placement
-        What to load.
+        Placement to load.
     planner
-        The planner as configured, e.g. ``Greedy(allow_same_rank_copies=False)``.
+        Text of the planner with its parameters, e.g. ``Greedy(allow_same_rank_copies=False)``.
     problem
-        What it was made for.
+        Problem that the plan was made for.
     dispatcher
-        The dispatcher it was made for.
+        Dispatcher that the plan was made for.
     note
-        What the planner has to say of this plan, before the advice.
+        Sentences of the planner about this plan, which precede the advice.
     """
 
     placement: Placement
@@ -50,32 +51,32 @@ class Plan:
 
     @property
     def dispatch(self) -> str:
-        """The dispatcher's name."""
+        """Name of the dispatcher."""
         return self.dispatcher.name
 
     @cached_property
     def load(self) -> NDArray[np.float64]:
-        """The load summed over windows, ``(L, E)``."""
+        """Load summed over windows, ``(L, E)``."""
         return _read_only(self.problem.total)
 
     @cached_property
     def peak(self) -> NDArray[np.float64]:
-        """What the busiest rank carries, or the slowest takes, in each layer, ``(L,)``."""
+        """Load of the busiest rank, or time of the slowest, in each layer, ``(L,)``."""
         return _read_only(self._peaks(self._rows).mean(axis=0))
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The same of the mean rank, ``(L,)``."""
+        """Load or time of the mean rank in each layer, ``(L,)``."""
         return self._sums.mean
 
     @property
     def bound(self) -> NDArray[np.float64]:
-        """What no placement on these slots can be below, ``(L,)``."""
+        """Proven lower bound on the peak of any placement on these slots, ``(L,)``."""
         return self._sums.bound
 
     @cached_property
     def dispatch_bound(self) -> NDArray[np.float64]:
-        """What no dispatcher can be below on this placement, ``(L,)``."""
+        """Proven lower bound on the peak of any dispatcher on this placement, ``(L,)``."""
         best = MinMax(topology=self.dispatcher.topology, cost=self.dispatcher.cost)
         splits = [best.split(np.ldexp(row, -self._exponent), self.placement) for row in self._rows]
         bounds = np.stack([split.bound for split in splits])
@@ -83,22 +84,22 @@ class Plan:
 
     @cached_property
     def binding(self) -> tuple[Binding, ...]:
-        """Per layer, the constraint behind the bound; where windows count, of their mean load."""
+        """Constraint behind the bound of each layer, for the summed or mean load of windows."""
         typical = self._rows.mean(axis=0)
         where = "" if self._is_sum else ", in a step of mean loads"
         return bindings(self._limits_of(typical), self.problem.layer_ids, where)
 
     @property
     def gap(self) -> float:
-        """How far the summed peaks are above the summed bounds: 0.02 means at most 2 % to gain."""
+        """Distance of the summed peaks from the summed bounds: 0.02 is at most 2 % to gain."""
         return float(self.peak.sum() / self.bound.sum() - 1.0)
 
     @cached_property
     def window_gap(self) -> float:
-        """As ``gap``, over the windows of the problem one by one instead of their sum.
+        """Distance as in ``gap``, for the single windows of the problem instead of their sum.
 
-        A placement has to serve all windows, each bound looks at one: no placement makes the mean
-        peak less, but perhaps none comes as close.
+        Each bound is for one window, but one placement has to serve all windows. So the bound
+        holds, but it may be that no placement comes close to it.
         """
         loads = self.problem.load
         least = self._limits_of(loads.reshape(-1, loads.shape[2]))
@@ -106,7 +107,7 @@ class Plan:
 
     @cached_property
     def status(self) -> str:
-        """The planner's note, and some sentences of advice that claim what the bound proves."""
+        """The planner's note, followed by advice that claims only what the bound proves."""
         said = advice(
             self.peak,
             self._sums,
@@ -136,12 +137,12 @@ class Plan:
 
     @property
     def _is_sum(self) -> bool:
-        """Whether all windows count as one, which is so where the unit of loads does not matter."""
+        """Whether all windows are summed, as they are if the unit of loads does not matter."""
         return self.dispatcher.scale_free
 
     @cached_property
     def _rows(self) -> NDArray[np.float64]:
-        """The steps that count, ``(T, L, E)``."""
+        """Steps that the numbers describe, ``(T, L, E)``."""
         return self.load[None] if self._is_sum else self.problem.load
 
     @cached_property
@@ -164,7 +165,7 @@ class Plan:
 
     @property
     def _exponent(self) -> int:
-        """A power of two that brings loads into a dispatcher's range; 0 where it would matter."""
+        """Power of two that brings loads into a dispatcher's range; 0 if scaling would matter."""
         return int(np.frexp(self.load.max())[1]) if self._is_sum else 0
 
     def _peaks(self, load_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,10 +174,10 @@ class Plan:
 
 
 class Planner(Protocol):
-    """What every planner is: a frozen, keyword-only dataclass that answers problems."""
+    """The protocol of planners: frozen, keyword-only dataclasses that make a plan for a problem."""
 
     def plan(self, problem: Problem) -> Plan:
-        """Choose copies and places. Deterministic; changes nothing of the problem."""
+        """Choose copies and places. Equal problems give equal plans; none is changed."""
         ...
 
 
@@ -188,14 +189,20 @@ def certify(
     dispatch: str | Dispatcher = "even",
     note: str = "",
 ) -> Plan:
-    """The plan with this placement, which bounds itself.
+    """Make a plan from slots, so that a planner need not compute bounds.
 
     Parameters
     ----------
+    problem
+        Problem that the slots are for.
+    slots_LS
+        Expert ids of the slots, ``(L, S)``; not changed.
+    planner
+        Text of the planner with its parameters.
     dispatch
-        The dispatcher it was made for; by name, it is told of the problem's topology.
+        Dispatcher that the plan was made for; by name, it is given the problem's topology.
     note
-        What the planner has to say, before the advice.
+        Sentences of the planner, which precede the advice.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a plan does on steps it was made from and on others, and whether that is a gain."""
+"""Scores of a plan on the steps it was made from and on others, and whether it is a gain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 LAYOUTS = {"plain": "no balancing", "current": "map in force", "plan": "this plan"}
-"""What is scored, by the names that ``Scores`` and ``Verdict`` use."""
+"""Names of the layouts that ``Scores`` and ``Verdict`` compare."""
 
 _THAN = {"plain": "without balancing", "current": "on the map in force"}
 
@@ -32,17 +32,17 @@ _THAN = {"plain": "without balancing", "current": "on the map in force"}
 class Scores:
     """Imbalance without balancing, on the map in force and with the plan, by one dispatcher.
 
-    That of rank loads, or of the times they take if the dispatcher has a cost.
+    It is the imbalance of rank loads, or of rank times if the dispatcher has a cost.
 
     Parameters
     ----------
     fit, held
-        Steps planned on, and those held out, ``(T, L, E)``; ``None`` if none were.
+        Loads of the steps planned on and of the held-out steps, ``(T, L, E)``, or ``None``.
     seen, unseen
-        Evaluations on the two, by the names of ``LAYOUTS``.
+        Evaluations on these steps, by the names of ``LAYOUTS``.
     chance_held
-        Noise floor of the unseen steps, what is left of a perfect even split: known for loads of
-        ranks that are equal.
+        Noise floor of the unseen steps: the imbalance that a fair router would show. ``None`` for
+        times, or for unequal ranks.
     """
 
     dispatcher: Dispatcher
@@ -61,11 +61,11 @@ class Scores:
 
     @property
     def of_times(self) -> bool:
-        """Whether peaks are seconds."""
+        """Whether peaks are in seconds."""
         return self.dispatcher.cost is not None
 
     def with_plan(self, placement: Placement) -> Scores:
-        """The same with the plan among what is scored."""
+        """Return scores that include this plan."""
         seen = {**self.seen, "plan": evaluate(placement, self.fit, dispatch=self.dispatcher)}
         unseen = dict(self.unseen)
         if self.held is not None:
@@ -74,7 +74,7 @@ class Scores:
 
     @property
     def verdict(self) -> Verdict:
-        """The plan against leaving things as they are."""
+        """Comparison of the plan with the layout in force (or without balancing)."""
         steps = self.unseen or self.seen
         against = "current" if "current" in steps else "plain"
         return Verdict(
@@ -88,20 +88,20 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether to load the plan or to leave things as they are, in a sentence that says all.
+    """The decision whether to load a plan, with the figures behind it.
 
     Parameters
     ----------
     compared
-        The plan after what it is compared with.
+        Comparison of the layout before with the plan.
     against
-        What that is, a name of ``LAYOUTS``.
+        Layout before, a name of ``LAYOUTS``.
     unseen
-        Whether the steps were held out of planning.
+        Flag that the steps were held out of planning.
     in_seconds
-        Whether the figures are seconds, not assignments.
+        Flag that the figures are seconds, not assignments.
     dispatch
-        The dispatcher of both.
+        Name of the dispatcher of both.
     """
 
     compared: Comparison
@@ -117,9 +117,9 @@ class Verdict:
 
     @property
     def is_gain(self) -> bool:
-        """Whether the plan is better than leaving things as they are.
+        """Whether the plan is better than the layout before.
 
-        Where nothing tells chance from gain, a single unseen step or none, it is taken at its word.
+        With at most one unseen step, chance cannot be estimated; then any lower peak is a gain.
         """
         if self.unseen and self.compared.noise is not None:
             return self.compared.is_sure
@@ -127,7 +127,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """The answer, the figures, and what they are of."""
+        """Decision and figures, in a few sentences."""
         if not self.unseen:
             return f"{self._answer}Nothing was verified, as no step was held out. {self._figures}"
         if self.compared.noise is None:
@@ -168,12 +168,12 @@ def score_before(
     current: Placement | None,
     step_assignments: float | None,
 ) -> Scores:
-    """Score what there is before any plan: no balancing, and the map in force if there is one.
+    """Score the layouts before any plan: no balancing, and the map in force if there is one.
 
     Parameters
     ----------
     step_assignments
-        Scale the steps so that this is their mean in every layer.
+        Mean number of assignments of a step in a layer, to which the steps are scaled.
     """
     steps = [_steps(part, step_assignments) for part in (fit, held) if part is not None]
 
@@ -195,11 +195,11 @@ def score_before(
 
 
 def _steps(trace: Trace, step_assignments: float | None) -> NDArray[np.float64]:
-    """Loads of the steps, ``(T, L, E)``, with this number of assignments in a layer's mean step."""
+    """Scale the steps, ``(T, L, E)``, to this number of assignments in a layer's mean step."""
     load = trace.counts.astype(np.float64)
     return load if step_assignments is None else with_mean_step(load, step_assignments)
 
 
 def _chance(held: Trace, ranks: int) -> float:
-    """Mean imbalance that a fair router would show in steps of these sizes."""
+    """Compute the mean imbalance that a fair router would show in steps of these sizes."""
     return float(trace_noise_floor(held, ranks).mean[held.counts.any(axis=2)].mean())

@@ -21,20 +21,19 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
-    """A plan, what it does next to leaving things as they are, and what it takes to get there.
+    """A plan, its scores next to the layouts before it, and the moves that it takes.
 
     Parameters
     ----------
     plan
-        The placement, its bound and its status, certified for the steps and the dispatcher that the
-        scores are of.
+        Placement, bound and status, for the steps and the dispatcher of the scores.
     scores
         Imbalance without balancing, on the map in force and with the plan, on steps planned on and
-        on steps held out.
+        on held-out steps.
     migration
-        What moves from the map in force; ``None`` if there is none.
+        Moves from the map in force to the plan; ``None`` if no map is in force.
     held
-        The steps held out; ``None`` if none were.
+        Trace of the held-out steps; ``None`` if there are none.
     """
 
     plan: Plan
@@ -44,7 +43,7 @@ class Study:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether to load the plan, and why."""
+        """Decision whether to load the plan, with the reasons."""
         return self.scores.verdict
 
     def __repr__(self) -> str:
@@ -52,7 +51,7 @@ class Study:
 
     @cached_property
     def reach(self) -> Reach | None:
-        """Where tokens of the held-out steps go; ``None`` if none were held out.
+        """Count the ranks and nodes that held-out tokens go to; ``None`` without held-out steps.
 
         Raises
         ------
@@ -80,27 +79,32 @@ def study(
 
     Parameters
     ----------
+    trace
+        Recording to plan on and to score on; not changed.
+    topology
+        Ranks to place the experts on.
     num_slots
-        ``S``, all ranks together, redundant ones included; ``R`` divides it.
+        Number of slots per layer ``S``, all ranks together, redundant ones included; a multiple of
+        ``R``.
     planner
-        The planner; or a function that makes it from the steps to plan on, as ``Colocate`` needs
-        their tokens.
+        Planner, or a function that makes it from the steps to plan on (``Colocate`` needs their
+        tokens).
     dispatch
-        Dispatcher that scores, by name or as configured.
+        Dispatcher of the scores, by name or as an object.
     hold_out
-        Share of the steps, the latest of each domain, to score on; 0 plans on all of them.
+        Share of the steps to score on, the latest of each domain; 0 plans on all steps.
     current
-        The placement in force: what the plan is compared with, and what moves are counted from.
+        Placement in force. The plan is compared with it, and moves are counted from it.
     step_assignments
-        Assignments of a mean step in a layer to score with; those recorded if ``None``.
+        Number of assignments of a mean step in a layer, for the scores; as recorded if ``None``.
     before_search
-        Function that gets the problem just before the search: the last place to refuse.
+        Function that receives the problem before the search starts, and may refuse it.
 
     Raises
     ------
     EquipoiseError
-        A share that holds out nothing or all; what the problem, the planner or the dispatcher
-        refuse; a placement in force of other layers or experts.
+        A ``hold_out`` that leaves no step on one side, a placement in force with other layers or
+        experts, or whatever the problem, the planner or the dispatcher refuses.
     """
     check_type("trace", trace, Trace)
     check_type("topology", topology, Topology)
@@ -125,12 +129,12 @@ def study(
 
 
 def hold_out_steps(trace: Trace, share: float) -> tuple[Trace, Trace | None]:
-    """The earlier steps to plan on, and the later ones to score on; all and ``None`` for 0.
+    """Split into earlier steps to plan on and later ones to score on; all and ``None`` for 0.
 
     Raises
     ------
     EquipoiseError
-        A share below 0 or not below 1; a trace, or a domain of it, of a single step.
+        A share outside [0, 1), or a trace (or a domain of it) with a single step.
     """
     check_type("trace", trace, Trace)
     if share == 0:

@@ -1,1 +1,1 @@
-"""Showing it: tables, pages, JSON."""
+"""Presentation of results: tables, pages, JSON."""

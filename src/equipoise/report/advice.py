@@ -1,4 +1,4 @@
-"""Whether balancing would help, at the end of a report: a forecast that takes seconds."""
+"""Advice at the end of a report: a quick forecast whether balancing would help."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from equipoise.simulate.forecast import Verdict, forecast
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
-_MOST_CELLS = 1 << 18  # loads of steps, layers and experts that take a few seconds
+_MOST_CELLS = 1 << 18  # largest number of steps x layers x experts, for a few seconds of work
 _FEWEST_LAYERS = 4
 _MOST_STEPS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What a forecast says, as ``equipoise forecast --planner greedy`` would.
+    """The verdicts of a forecast like ``equipoise forecast --planner greedy``.
 
     Parameters
     ----------
     verdicts
-        One for each of the published costs of this number of ranks, by its name.
+        Verdict for each published cost of this number of ranks, by name.
     basis
-        What they rest on, in a sentence.
+        Sentence on what the verdicts are based on.
     """
 
     verdicts: dict[str, Verdict]
@@ -44,16 +44,16 @@ def advise(
     current: Placement | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    """Forecast by the quickest planner; on some layers and steps, evenly spaced, of a long trace.
+    """Forecast with the fastest planner; a long trace is reduced to some layers and steps.
 
-    A trace that no forecast can be made from is insufficient evidence.
+    If no forecast can be made from a trace, the verdict is "insufficient evidence".
 
     Parameters
     ----------
     current
-        The map in force, if it is of these layers and experts.
+        Map in force, if it has these layers and experts.
     progress
-        Function that is told how many costs are done, of how many.
+        Function that is called with the number of costs done and of all.
     """
     try:
         names = costs_for(num_ranks)
@@ -89,19 +89,19 @@ def _verdict(trace: Trace, num_ranks: int, cost: str, current: Placement | None)
             planner=_quickest,
             current=current,
         )
-    except EquipoiseError as error:  # too few steps, or none with load
+    except EquipoiseError as error:  # too few steps, or no load
         return Verdict(kind="insufficient evidence", why=str(error))
     return answer.verdict
 
 
 def _quickest(dispatch: str) -> Planner:
-    """The same plan for every dispatcher: this planner knows none."""
+    """Return the planner for any dispatcher: this one does not depend on it."""
     del dispatch
     return Greedy()
 
 
 def _some(trace: Trace) -> Trace:
-    """Evenly spaced steps and layers of a trace that is too long; else the trace itself."""
+    """Take evenly spaced steps and layers of a trace if it is too long."""
     T, L, E = trace.counts.shape
     steps = min(T, _MOST_STEPS)
     layers = min(L, max(_FEWEST_LAYERS, _MOST_CELLS // (steps * E)))
@@ -112,5 +112,5 @@ def _some(trace: Trace) -> Trace:
 
 
 def _spaced(number: int, chosen: int) -> list[int]:
-    """Positions evenly apart, the last one among them."""
+    """Choose evenly spaced positions, including the last."""
     return [number - 1 - i * number // chosen for i in reversed(range(chosen))]

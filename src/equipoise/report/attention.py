@@ -1,4 +1,4 @@
-"""How unevenly requests are spread over the ranks, where each rank has attention of its own."""
+"""Imbalance of requests over ranks, for data-parallel attention."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _WORTH_SAYING = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Tokens that ranks bring to a step: with data parallelism attention waits for the fullest.
+    """The imbalance of the ranks' own tokens; data-parallel attention waits for the fullest rank.
 
     Parameters
     ----------
     imbalance
-        Tokens of the rank with most over the mean rank, mean over the steps.
+        Largest number of own tokens on a rank over the mean rank's, mean over steps.
     busiest_rank
-        The rank with most tokens over all steps.
+        Rank with the most tokens over all steps.
     """
 
     imbalance: float
@@ -32,7 +32,7 @@ class Attention:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """A sentence, where it is uneven."""
+        """Return a sentence if requests are spread unevenly."""
         if self.imbalance < _WORTH_SAYING:
             return ()
         return (
@@ -43,7 +43,7 @@ class Attention:
 
 
 def measure_attention(trace: Trace) -> Attention | None:
-    """Compare the source ranks; ``None`` where they are not recorded."""
+    """Compare the source ranks; return ``None`` if they were not recorded."""
     if trace.source_counts is None:
         return None
     brought = trace.source_counts.sum(axis=3, dtype=np.float64).max(axis=2)  # (T, R)

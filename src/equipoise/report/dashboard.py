@@ -1,8 +1,8 @@
 """The dashboard's server: what-if questions and the live view of a group, for this machine only.
 
-It answers a fixed list of addresses, so that no path leads to a file; only to programs that call it
-by a name of this machine, so that a foreign page cannot ask through the reader's browser; and only
-to questions of a few kilobytes.
+Three limits make it safe. It answers a fixed list of addresses, so no path leads to a file. It
+answers only requests that name this machine as host, so a foreign page cannot use the reader's
+browser to ask. And it reads only a few kilobytes of a question.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from equipoise.simulate.what_if import Question, WhatIf
 
 LOOPBACK = "127.0.0.1"
 MOST_BODY_BYTES = 1 << 12
-"""Bytes of a question at most."""
+"""Largest size of a question in bytes."""
 
 _HOSTS = {"127.0.0.1", "localhost", "::1"}
 _JSON = "application/json; charset=utf-8"
-_SECONDS = 10.0  # that a connection may be silent
+_SECONDS = 10.0  # longest time for which a connection may be silent
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -49,7 +49,7 @@ _FILES = {
 
 
 class Reply(NamedTuple):
-    """An answer: status, type and content."""
+    """An HTTP answer: status, content type and content."""
 
     status: HTTPStatus
     kind: str
@@ -63,14 +63,14 @@ class _Route:
 
 
 class Dashboard:
-    """What the server answers, without HTTP.
+    """The answers of the server, without HTTP.
 
     Parameters
     ----------
     what_if
-        Who answers what-if questions.
+        Service that answers what-if questions.
     group
-        The running group to show; ``None``: there is no live view.
+        Running group to show; ``None`` for no live view.
     """
 
     def __init__(self, what_if: WhatIf, group: RunningGroup | None = None) -> None:
@@ -84,7 +84,7 @@ class Dashboard:
         self._routes |= {path: _Route("GET", _file(*file)) for path, file in _FILES.items()}
 
     def refusal(self, method: str, path: str, headers: Message) -> Reply | None:
-        """Why a request is not answered; ``None`` if it is."""
+        """Return the refusal of a request, or ``None`` if it is answered."""
         if _hostname(f"//{headers.get('Host', '')}") not in _HOSTS:
             return _refuse(
                 HTTPStatus.FORBIDDEN, "This server answers to 127.0.0.1 and localhost only."
@@ -99,7 +99,7 @@ class Dashboard:
         return None
 
     def reply(self, path: str, body: bytes) -> Reply:
-        """The answer to a request that is not refused."""
+        """Answer a request that is not refused."""
         try:
             return self._routes[path].answer(body)
         except EquipoiseError as error:
@@ -122,24 +122,24 @@ class Dashboard:
             )
         try:
             return _json(asdict(self._group.look()))
-        except EquipoiseError as error:  # what there is to see, so no failure of this server
+        except EquipoiseError as error:  # the group cannot be read; this server has not failed
             return _json({"error": str(error)})
 
 
 class DashboardServer(ThreadingHTTPServer):
-    """Serves a dashboard to this machine.
+    """An HTTP server of a dashboard, for this machine.
 
     Parameters
     ----------
     dashboard
-        What to serve.
+        Dashboard to serve.
     port
-        Port of 127.0.0.1; 0 is any that is free.
+        Port on 127.0.0.1; 0 takes any free port.
 
     Raises
     ------
     EquipoiseError
-        A port that cannot be had.
+        A port that cannot be used.
     """
 
     daemon_threads = True
@@ -155,7 +155,7 @@ class DashboardServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is read."""
+        """Address of the dashboard."""
         return f"http://{LOOPBACK}:{self.server_port}/"
 
     def serve_until_interrupted(self) -> None:
@@ -180,10 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond("POST")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the terminal is the reader's."""
+        """Do not log requests, because the terminal belongs to the user."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The errors of the protocol, in the form of all others and without an echo."""
+        """Send errors of the protocol like all others, without repeating the request."""
         del message, explain
         self._send(_refuse(HTTPStatus(code), f"{HTTPStatus(code).phrase}."))
 
@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _refused_body(headers: Message) -> Reply | None:
-    """Why a body is not read; a page of another site can send none of this type unasked."""
+    """Refuse a body that another site's page could send without asking, or that is too long."""
     origin = headers.get("Origin")
     if origin is not None and _hostname(origin) not in _HOSTS:
         return _refuse(HTTPStatus.FORBIDDEN, "Only the dashboard's own page may ask this.")

@@ -1,4 +1,4 @@
-"""How the experts' loads move between windows and between kinds of traffic."""
+"""Drift: how the experts' loads change between windows and between kinds of traffic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from equipoise.report.labels import label_groups
 from equipoise.showing import in_short
 from equipoise.trace import Trace
 
-_MOST_WINDOWS = 256  # compared with each other: bounds memory on long recordings
-_CALM_WINDOW = 32  # assignments per expert; fewer, and chance hides how a load vector moves
+_MOST_WINDOWS = 256  # largest number of windows that are compared, to bound memory
+_CALM_WINDOW = 32  # assignments per expert in a window; with fewer, chance hides the drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +29,23 @@ class LabelDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """How the experts' loads move from one window to the next.
+    """The change of the experts' loads from one window to the next.
 
     Parameters
     ----------
     window_steps
-        Steps summed into a window, so that most experts are seen often enough to compare.
+        Number of steps summed into a window, enough for most experts to be compared.
     num_windows
         Number of windows; no window mixes labels.
     correlation
         Mean Pearson correlation of a layer's load vectors in consecutive windows of equal labels.
     total_variation
-        Mean share of the load that moved to other experts between such windows, 0 to 1.
+        Mean share of the load that goes to other experts in the next window, 0 to 1.
     chance_variation
-        Value of ``total_variation`` if only chance moved load.
+        Value that ``total_variation`` would have by chance alone.
     labels
-        Similarity of the values of every label that has two or more. Where ``between`` is far below
-        ``within``, a plan made for one value does not serve another.
+        Similarity within and between the values of each label with two or more values. If
+        ``between`` is far below ``within``, a plan made for one value does not suit another.
     """
 
     window_steps: int
@@ -59,7 +59,7 @@ class Drift:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """A sentence for each label between whose values the hot experts change."""
+        """Return a sentence for each label whose values have different hot experts."""
         return tuple(
             f"Hot experts differ by {name}: loads correlate {x.within:.2f} within one {name} and "
             f"{x.between:.2f} between two, so a plan made for one may not fit another."
@@ -69,7 +69,7 @@ class Drift:
 
 
 def measure_drift(trace: Trace) -> Drift:
-    """Compare windows of equal labels one after another, and all windows by label."""
+    """Compare consecutive windows with equal labels, and all windows by label."""
     per_expert = trace.counts.sum(dtype=np.float64) / trace.counts.size
     calm = max(_CALM_WINDOW / per_expert, trace.num_steps / _MOST_WINDOWS)
     size = int(np.clip(np.ceil(calm), 1, max(1, trace.num_steps // 2)))
@@ -98,7 +98,7 @@ def measure_drift(trace: Trace) -> Drift:
 
 
 def unit_vectors(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Centred load vectors of length 1, whose products are correlations; 0 where all are equal."""
+    """Centre load vectors and scale them to length 1, so that products are correlations."""
     centred = counts - counts.mean(axis=-1, keepdims=True)
     length = np.linalg.norm(centred, axis=-1, keepdims=True)
     unit: NDArray[np.float64] = np.zeros_like(centred)
@@ -109,10 +109,10 @@ def unit_vectors(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 def _variation(
     a_LE: NDArray[np.integer], b_LE: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Total variation of two windows in each layer with load in both, and its chance level.
+    """Compute the total variation of two windows in each layer with load, and its chance level.
 
     The chance level is that of two Poisson samples of the pooled loads: the mean distance of two
-    normals of variance ``v`` in all is ``sqrt(2 v / pi)``.
+    normals with total variance ``v`` is ``sqrt(2 v / pi)``.
     """
     size_a, size_b = a_LE.sum(axis=1, dtype=np.float64), b_LE.sum(axis=1, dtype=np.float64)
     known = (size_a > 0) & (size_b > 0)
@@ -140,7 +140,7 @@ def _label_drift(windows: Trace, unit: NDArray[np.float64]) -> dict[str, LabelDr
 
 
 def _pair_products(unit: NDArray[np.float64]) -> tuple[float, int]:
-    """Sum of the correlations of all pairs of windows over all layers, and how many there are.
+    """Sum the correlations of all pairs of windows over all layers; also return their number.
 
     The square of a sum of unit vectors is their number plus twice the products of their pairs.
     """

@@ -9,8 +9,8 @@ from typing import Any
 from equipoise.control.controller import State
 from equipoise.report.prometheus import EXCESS
 
-_SCHEMA = 39  # Grafana 11; newer ones migrate it when they read it
-_WIDTH = 24  # of Grafana's grid
+_SCHEMA = 39  # of Grafana 11; newer versions migrate it when they read it
+_WIDTH = 24  # columns of Grafana's grid
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _OURS = '{job=~"$job"}'
 _STATES = ("#8e8e8e", "#73bf69", "#5794f2", "#ff9830", "#b877d9")
@@ -18,20 +18,20 @@ _STATES = ("#8e8e8e", "#73bf69", "#5794f2", "#ff9830", "#b877d9")
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """A panel: where it is follows from its size and its turn.
+    """A panel. Its place follows from its size and its order.
 
     Parameters
     ----------
     queries
-        Legend of each line and its PromQL; ``#`` stands for the filter by job.
+        PromQL of each line by its legend; ``#`` stands for the filter by job.
     unit
-        Grafana's name of the unit.
+        Unit, by Grafana's name.
     about
-        Sentence that explains it.
+        Sentence that explains the panel.
     warn
-        Value from which it is red.
+        Value from which the panel is red.
     options, custom
-        What only this kind of panel has.
+        Settings of this kind of panel.
     """
 
     title: str
@@ -57,7 +57,7 @@ def _stat(title: str, query: str, about: str, **more: Any) -> _Panel:
 
 
 def _quantiles(metric: str) -> dict[str, str]:
-    """The median and the 99th of a hundred of a histogram."""
+    """Write queries for the median and the 99th percentile of a histogram."""
     return {
         f"p{share}": f"histogram_quantile({share / 100}, "
         f"sum by (le) (rate({metric}_bucket#[$__rate_interval])))"
@@ -181,7 +181,7 @@ _PANELS = (
 
 
 def dashboard() -> str:
-    """The dashboard as a file that Grafana imports."""
+    """Write the dashboard as a file that Grafana imports."""
     return json.dumps(
         {
             "title": "equipoise",
@@ -220,7 +220,7 @@ _REBALANCES = {
 
 
 def _placed() -> list[dict[str, Any]]:
-    """The panels from left to right, a new row where one does not fit."""
+    """Place the panels from left to right, with a new row where one does not fit."""
     left = top = height = 0
     placed = []
     for number, panel in enumerate(_PANELS, start=1):

@@ -1,4 +1,4 @@
-"""The matrix behind a heat map of layers and ranks, made small enough to show."""
+"""The matrix of a heat map of layers and ranks, reduced to a size that can be shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equipoise.report.summary import TraceSummary
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What each rank carries in one step of twenty, neighbours joined where there are too many.
+    """The 95th percentile of each rank's load, by layer; neighbours share cells if there are many.
 
     Parameters
     ----------
@@ -23,11 +23,11 @@ class HeatMap:
     ranks
         First and last rank of each column.
     multiples
-        A row of numbers for each entry of ``layers``, one for each of ``ranks``: the 95th
-        percentile over steps of load over mean, and of the cells joined the largest, because it is
-        the busiest rank that others wait for.
+        Rows of numbers, one row for each entry of ``layers`` and one number for each of ``ranks``:
+        the 95th percentile over steps of load over mean. A shared cell has the largest of its
+        numbers, because others wait for the busiest rank.
     imbalance
-        For each entry of ``layers`` the imbalance, of those joined the largest; ``None`` without
+        Imbalance of each entry of ``layers``, the largest if several share it; ``None`` without
         load.
     """
 
@@ -38,7 +38,7 @@ class HeatMap:
 
     @property
     def joined(self) -> str:
-        """What shares cells with its neighbours: ``layers and ranks``, either, or nothing."""
+        """Name of what shares cells: ``layers and ranks``, either one, or nothing."""
         parts = []
         if max(b - a for a, b in self.layers):
             parts.append("layers")
@@ -48,7 +48,7 @@ class HeatMap:
 
 
 def heat_map(summary: TraceSummary, *, max_rows: int, max_columns: int) -> HeatMap:
-    """The rank loads of a summary in at most ``max_rows`` x ``max_columns`` cells."""
+    """Make a heat map of rank loads with at most ``max_rows`` x ``max_columns`` cells."""
     return joined(
         np.array(summary.rank_p95),
         [layer.layer for layer in summary.layers],
@@ -66,7 +66,7 @@ def joined(
     max_rows: int,
     max_columns: int,
 ) -> HeatMap:
-    """A matrix of layers and ranks, and each layer's imbalance, in at most that number of cells."""
+    """Reduce a matrix of layers and ranks, and the layers' imbalance, to a number of cells."""
     rows = starts(multiples.shape[0], max_rows)
     columns = starts(multiples.shape[1], max_columns)
     cells = np.maximum.reduceat(np.maximum.reduceat(multiples, rows, axis=0), columns, axis=1)
@@ -82,16 +82,16 @@ def joined(
 
 
 def span_text(span: tuple[int, int]) -> str:
-    """``3`` or ``3-5``."""
+    """Write a span as ``3`` or ``3-5``."""
     return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
 def starts(size: int, at_most: int) -> list[int]:
-    """Where each of at most ``at_most`` runs of neighbours starts."""
+    """Divide ``size`` neighbours into at most ``at_most`` runs; return where each starts."""
     return list(range(0, size, -(-size // at_most)))
 
 
 def spans(first: Sequence[int], ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """First and last id of each run that starts at one of ``first``."""
+    """Return the first and last id of each run that starts at one of ``first``."""
     ends = [*first[1:], len(ids)]
     return tuple((ids[a], ids[b - 1]) for a, b in zip(first, ends, strict=True))

@@ -1,4 +1,4 @@
-"""The labels of steps, as far as they name kinds of traffic."""
+"""Labels of steps that name kinds of traffic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from equipoise.trace import Trace
 
-_MOST_VALUES = 32  # of a label, beyond which it names steps rather than kinds of traffic
+_MOST_VALUES = 32  # a label with more values names steps, not kinds of traffic
 
 
 def without_fine_labels(trace: Trace) -> tuple[Trace, list[str]]:
-    """The trace without labels of too many values, and a note about each."""
+    """Remove labels with too many values from a trace; return a note about each."""
     notes = [
         f"The label {name} has {len(set(values.tolist()))} values and is not broken down."
         for name, values in trace.labels.items()
@@ -24,7 +24,7 @@ def without_fine_labels(trace: Trace) -> tuple[Trace, list[str]]:
 
 
 def label_groups(trace: Trace) -> NDArray[np.int64]:
-    """A number for each step, equal where all labels are, ``(T,)``."""
+    """Number the steps so that steps with equal labels have equal numbers, ``(T,)``."""
     if not trace.labels:
         return np.zeros(trace.num_steps, dtype=np.int64)
     table = np.stack([np.unique(v, return_inverse=True)[1] for v in trace.labels.values()], axis=1)

@@ -1,6 +1,6 @@
-"""What processes that serve say of themselves, shown on a terminal while they do.
+"""The live view of serving processes on a terminal, drawn from their statuses.
 
-Nothing here reads a clock or a store: equal statuses give equal pictures.
+Nothing here reads a clock or a store, so equal statuses give equal pictures.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from equipoise.control.status import Status
 _RATE_SECONDS = 3.0
 _COLUMNS = 60
 _MARKS, _ASCII_MARKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
-_LEAST_SPAN = 0.5  # of the curve's scale, or a balanced run would look like a mountain range
-_BUSY, _BUSIER = 1.1, 1.25  # times the mean
+_LEAST_SPAN = 0.5  # least range of the curve, so that a balanced run looks flat
+_BUSY, _BUSIER = 1.1, 1.25  # loads over the mean from which colours change
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A time in which the same processes served one domain on one map.
+    """A period in which the same processes served one domain on one map.
 
-    The time in which layers move belongs to the map that is left.
+    The time in which layers move counts for the old map.
 
     Parameters
     ----------
     began
-        Event with which it begins.
+        Event with which the period begins.
     imbalance
         Mean imbalance that rank 0 published, weighted by the steps of each status.
     """
@@ -49,12 +49,12 @@ class Stretch:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second of all ranks together."""
+        """Tokens per second, all ranks together."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def step_seconds(self) -> float:
-        """Mean time of a step, all that goes on between two of them included."""
+        """Mean time of a step, including everything between two steps."""
         return self.seconds / self.steps if self.steps else 0.0
 
 
@@ -65,9 +65,9 @@ class Summary:
     Parameters
     ----------
     stretches
-        Stretches in the order of time.
+        Stretches in order of time.
     moved_slots, moved_bytes
-        Slots and bytes that balancing has moved, over all ranks.
+        Numbers of slots and bytes that balancing has moved, over all ranks.
     """
 
     stretches: tuple[Stretch, ...]
@@ -75,7 +75,7 @@ class Summary:
     moved_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary for JSON."""
+        """Return the summary for JSON."""
         rows = [
             {
                 "began": s.began,
@@ -96,7 +96,7 @@ class Summary:
         }
 
     def table(self) -> Table:
-        """A row a stretch."""
+        """Make a table with a row for each stretch."""
         table = Table(box=None, header_style="dim", padding=(0, 0, 0, 2))
         table.add_column("from")
         table.add_column("domain")
@@ -117,7 +117,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What rank 0 said, what has come since it spoke last, and what that is part of."""
+    """A status of rank 0, the changes since its last one, and the part they belong to."""
 
     head: Status
     seconds: float
@@ -128,7 +128,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Part:
-    """What stays the same in a stretch, and what it begins with."""
+    """The quantities that are constant in a stretch, and its first event."""
 
     epoch: int
     domain: str
@@ -136,7 +136,7 @@ class _Part:
     began: str
 
     def next(self, head: Status) -> _Part:
-        """The part that a status belongs to."""
+        """Return the part that a status belongs to."""
         domain = head.domain or self.domain
         if head.epoch != self.epoch:
             began = f"epoch {head.epoch}: {_ranks(head)}"
@@ -151,7 +151,7 @@ class _Part:
 
 
 class View:
-    """Follows a run and shows it.
+    """A view that follows a run and shows it.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class View:
         return sum(sample.seconds for sample in self._samples)
 
     def update(self, statuses: Mapping[str, Status]) -> bool:
-        """Take the last status of every process, also of gone ones; return whether any is new."""
+        """Take the last status of every process, including gone ones; return whether any is new."""
         head = _head(statuses)
         last = self._samples[-1] if self._samples else None
         if head is None or (last is not None and _is_old(head, last.head)):
@@ -194,7 +194,7 @@ class View:
         return True
 
     def summary(self) -> Summary:
-        """The summary of the run so far."""
+        """Summarise the run so far."""
         stretches = tuple(
             _stretch(part, list(samples))
             for part, samples in groupby(self._samples[1:], key=lambda sample: sample.part)
@@ -203,7 +203,7 @@ class View:
         return Summary(stretches, moved, self._moved_bytes)
 
     def line(self) -> str:
-        """The present in one line."""
+        """Write the current state in one line."""
         if not self._samples:
             return self._waiting
         head = self._samples[-1].head
@@ -215,7 +215,7 @@ class View:
         )
 
     def render(self) -> RenderableType:
-        """The present as a picture."""
+        """Draw the current state."""
         if not self._samples:
             return Text(self._waiting)
         head = self._samples[-1].head
@@ -241,7 +241,7 @@ class View:
 
     @property
     def _rate(self) -> float:
-        """Tokens a second lately."""
+        """Recent tokens per second."""
         seconds, tokens = 0.0, 0
         for sample in reversed(self._samples):
             seconds, tokens = seconds + sample.seconds, tokens + sample.tokens
@@ -255,14 +255,14 @@ class View:
 
     @property
     def _troubles(self) -> str:
-        """What is wrong with any process; empty if nothing is."""
+        """Faults of any process; empty if there are none."""
         failed = sum(status.failed_requests for status in self._latest.values())
         alarms = {alarm for status in self._latest.values() for alarm in status.alarms}
         told = [f"{failed:,} requests failed"] if failed else []
         return ", ".join([*told, *sorted(alarms)])
 
     def _lasts_of_epochs(self) -> list[Status]:
-        """The last status of each epoch; what was moved is counted from 0 in each."""
+        """Return the last status of each epoch, because each epoch counts moves from 0."""
         by_epoch = {sample.head.epoch: sample.head for sample in self._samples}
         return list(by_epoch.values())
 
@@ -298,14 +298,14 @@ class View:
 
 
 class _Curve:
-    """Values over time in one row, from 1 up."""
+    """A curve of values over time in one row, from 1 up."""
 
     def __init__(self, values: Sequence[float]) -> None:
         parts = np.array_split(np.asarray(values), min(len(values), _COLUMNS))
         self._means = np.array([part.mean() for part in parts])
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the row, in marks that the terminal has."""
+        """Yield the row, in characters that the terminal can show."""
         marks = _ASCII_MARKS if options.ascii_only else _MARKS
         top = max(self._means.max(), 1 + _LEAST_SPAN)
         levels = (self._means - 1) / (top - 1) * (len(marks) - 1)
@@ -314,7 +314,7 @@ class _Curve:
 
 
 def _head(statuses: Mapping[str, Status]) -> Status | None:
-    """Rank 0 of the newest epoch that has one, who speaks for all."""
+    """Return the status of rank 0 in the newest epoch that has one; it stands for all."""
     heads = [status for status in statuses.values() if status.rank == 0]
     return max(heads, key=lambda status: status.epoch, default=None)
 
@@ -329,7 +329,7 @@ def _tokens(statuses: Mapping[str, Status]) -> int:
 
 
 def _is_old(head: Status, last: Status) -> bool:
-    """Whether it was seen already."""
+    """Tell whether a status was already seen."""
     return (head.name, head.time) == (last.name, last.time)
 
 
@@ -347,7 +347,7 @@ def _stretch(part: _Part, samples: Sequence[_Sample]) -> Stretch:
 
 
 def _multiples(head: Status) -> list[float]:
-    """Load of each rank over the mean; nothing if there is no load."""
+    """Compute the load of each rank over the mean; empty if there is no load."""
     load_R = np.array(head.rank_load, dtype=np.float64)
     return [] if not load_R.any() else (load_R / load_R.mean()).tolist()
 

@@ -1,4 +1,4 @@
-"""Which placement a report measures."""
+"""The layout that a report measures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Uneven:
-    """Every expert once, in order, on ranks that do not divide them, which no placement can hold.
+    """A layout of every expert once, in order, for ranks that do not divide the experts.
 
-    The first ``E mod R`` ranks hold one more, as in the engines. Its attributes are called as those
-    of a ``Placement``.
+    The first ``E mod R`` ranks hold one expert more, as in the engines; a ``Placement`` cannot
+    express that. The attributes have the names of those of ``Placement``.
     """
 
     num_layers: int
@@ -30,12 +30,12 @@ class Uneven:
 
     @property
     def num_slots(self) -> int:
-        """A slot an expert."""
+        """Number of slots: one for each expert."""
         return self.num_experts
 
     @property
     def copies_on_rank(self) -> NDArray[np.int64]:
-        """Whether each rank holds each expert, the same in all layers, ``(L, R, E)``."""
+        """Number of slots of each rank that hold each expert, 0 or 1, ``(L, R, E)``."""
         rank_E = ranks_without_balancing(self.num_experts, self.num_ranks)
         held_RE = (rank_E == np.arange(self.num_ranks)[:, None]).astype(np.int64)
         return np.broadcast_to(held_RE, (self.num_layers, *held_RE.shape))
@@ -45,7 +45,7 @@ Layout = Placement | Uneven
 
 
 def rank_loads(load_TLE: NDArray[Any], layout: Layout) -> NDArray[np.float64]:
-    """Assignments on each rank, copies taking equal shares, ``(T, L, R)``."""
+    """Compute the load of each rank if copies take equal shares, ``(T, L, R)``."""
     if isinstance(layout, Placement):
         return loads_of_placement(load_TLE, layout)
     loads: NDArray[np.float64] = load_TLE.astype(np.float64) @ layout.copies_on_rank[0].T
@@ -53,12 +53,12 @@ def rank_loads(load_TLE: NDArray[Any], layout: Layout) -> NDArray[np.float64]:
 
 
 def contiguous(trace: Trace, num_ranks: int) -> Placement:
-    """Every expert once, ``E / R`` to a rank in ascending order: how engines start.
+    """Place every expert once, ``E / R`` on each rank in ascending order, as engines start.
 
     Raises
     ------
     EquipoiseError
-        The ranks do not divide the experts.
+        A number of ranks that does not divide the experts.
     """
     if num_ranks < 1 or trace.num_experts % num_ranks:
         raise EquipoiseError(
@@ -75,7 +75,7 @@ def contiguous(trace: Trace, num_ranks: int) -> Placement:
 
 
 def unbalanced(trace: Trace, num_ranks: int) -> Layout:
-    """Every expert once, in ascending order, as equally as the ranks can: how engines start."""
+    """Place every expert once, in ascending order, as evenly as possible, as engines start."""
     if num_ranks >= 1 and trace.num_experts % num_ranks:
         return Uneven(
             num_layers=trace.num_layers, num_experts=trace.num_experts, num_ranks=num_ranks
@@ -84,12 +84,12 @@ def unbalanced(trace: Trace, num_ranks: int) -> Layout:
 
 
 def aligned(placement: Placement, trace: Trace, num_ranks: int | None = None) -> Placement:
-    """The rows of a placement for the layers of a trace, in their order.
+    """Select the rows of a placement for the layers of a trace, in their order.
 
     Raises
     ------
     EquipoiseError
-        Another number of experts or ranks, or a layer the placement does not have.
+        Another number of experts or ranks, or a layer that the placement does not have.
     """
     if num_ranks not in (None, placement.num_ranks):
         raise EquipoiseError(
@@ -119,5 +119,5 @@ def aligned(placement: Placement, trace: Trace, num_ranks: int | None = None) ->
 
 
 def source_ranks(trace: Trace) -> int | None:
-    """The ranks that recorded the trace, if it says so."""
+    """Return the number of ranks that recorded the trace, if it is known."""
     return None if trace.source_counts is None else int(trace.source_counts.shape[1])

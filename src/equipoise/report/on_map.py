@@ -1,4 +1,4 @@
-"""A recording on a map, and whether that proves anything."""
+"""The summary of a recording on a map, and what it proves."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
 
 def _is_source_of(trace: Trace, origin: str) -> bool:
     source = trace.provenance.source
-    if trace.provenance.format == "array":  # from memory, as are many others
+    if trace.provenance.format == "array":  # a trace from memory has no name of its own
         return False
-    with suppress(OSError, ValueError):  # a name of a file that is not here, or of none
+    with suppress(OSError, ValueError):  # the name may be that of a missing file, or of no file
         return origin == source or Path(origin).samefile(source)
     return False

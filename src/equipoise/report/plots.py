@@ -1,4 +1,4 @@
-"""The drawings of a summary on matplotlib, which is loaded when the first is made."""
+"""Plots of a summary with matplotlib, which is imported when the first is made."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BLUE, _RED, _GREY = "#33658a", "#c8553d", "#9aa5b1"
 
 @dataclass(frozen=True, repr=False)
 class Plots:
-    """What a summary looks like: ``summary.plot.heat()`` and so on.
+    """The plots of a summary: ``summary.plot.heat()`` and so on.
 
-    Every drawing goes into the axes given, or else into a new figure, and returns the axes, so that
-    a title or a limit can be set afterwards. All raise ``EquipoiseError`` without matplotlib.
+    Every plot is drawn into the given axes, or into a new figure, and returns the axes, so that a
+    title or a limit can be set afterwards. All raise ``EquipoiseError`` without matplotlib.
     """
 
     summary: TraceSummary
@@ -31,12 +31,12 @@ class Plots:
         return "Plots(heat(), layers(), experts(), drift())"
 
     def heat(self, ax: Axes | None = None) -> Axes:
-        """Load of every rank over the mean, layers down and ranks across: p95 over steps.
+        """Plot the load of every rank over the mean, by layer: the 95th percentile over steps.
 
         Raises
         ------
         EquipoiseError
-            A summary without ranks.
+            A summary without ranks, or matplotlib is missing.
         """
         if not self.summary.rank_p95:
             raise EquipoiseError(
@@ -51,9 +51,10 @@ class Plots:
         return axes
 
     def layers(self, ax: Axes | None = None) -> Axes:
-        """Imbalance of every layer, over the band that chance explains; of experts without ranks.
+        """Plot the imbalance of every layer, over the band that chance explains.
 
-        The band is the noise floor and two standard deviations of a step.
+        The band is the noise floor plus or minus two standard deviations of a step. Without ranks,
+        the imbalance of experts is shown.
         """
         axes = _axes(ax)
         layers = self.summary.layers
@@ -76,7 +77,7 @@ class Plots:
         return axes
 
     def experts(self, ax: Axes | None = None) -> Axes:
-        """Experts from hottest to coldest: the median layer, 8 of 10 layers, the steepest one."""
+        """Plot experts from hottest to coldest: median layer, 8 of 10 layers, steepest layer."""
         axes = _axes(ax)
         curves = self.summary.expert_curves
         place = np.arange(1, len(curves.median) + 1)
@@ -91,7 +92,7 @@ class Plots:
         return axes
 
     def drift(self, ax: Axes | None = None) -> Axes:
-        """How similar loads are: from one window to the next, within and between labels."""
+        """Plot the similarity of loads: between windows, within labels and between labels."""
         axes = _axes(ax)
         drift = self.summary.drift
         bars = {"next window": drift.correlation}
@@ -109,7 +110,7 @@ class Plots:
 
 
 def _axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure, which a notebook shows by itself."""
+    """Return the given axes, or those of a new figure, which a notebook shows by itself."""
     if ax is not None:
         return ax
     try:

@@ -9,27 +9,27 @@ import yaml
 from equipoise.control.settings import Settings
 
 EXCESS = 2 * Settings().excess_on
-"""Excess worth an alert: twice what the balancer itself lets pass before it plans."""
+"""Excess from which an alert is raised: twice that from which the balancer plans."""
 
 _RUNBOOKS = "docs/howto/runbooks.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """A rule.
+    """An alert rule.
 
     Parameters
     ----------
     name
         Name of the alert, and of its section in ``equipoise explain runbooks``.
     expression
-        PromQL that has a result while something is wrong.
+        PromQL expression that has a result while something is wrong.
     lasting
-        For how long that has to be so.
+        Time for which the expression must have a result.
     severity
-        ``warning``: in working hours; ``critical``: now.
+        Urgency: ``warning`` for working hours, ``critical`` for now.
     summary
-        Sentence for whoever gets the alert; ``$value`` and labels as in Prometheus's templates.
+        Sentence for the person on call, with ``$value`` and labels as Prometheus's templates have.
     """
 
     name: str
@@ -83,7 +83,7 @@ ALERTS = (
 
 
 def alert_rules() -> str:
-    """The rules as a file for Prometheus's ``rule_files``."""
+    """Write the rules as a file for Prometheus's ``rule_files``."""
     rules = [
         {
             "alert": alert.name,

@@ -1,4 +1,4 @@
-"""How unevenly ranks share the work of a trace."""
+"""The balance of ranks on a trace."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from equipoise.showing import in_short
 from equipoise.trace import Trace
 
 _STEPS_AT_ONCE = 64
-_MOST_STEPS = 256  # of which a rank's 95th percentile is taken: bounds memory on long recordings
+_MOST_STEPS = 256  # largest number of steps for a rank's 95th percentile, to bound memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """How unevenly ranks share the work of some layers and steps, each (step, layer) a barrier.
+    """The balance of ranks over some layers and steps; each layer of each step is a barrier.
 
-    Barriers without load are left out. Averages do not convert into each other.
+    Barriers without load are left out. One average cannot be computed from another.
 
     Parameters
     ----------
     imbalance
         Mean of max/mean over the barriers, >= 1.
     imbalance_ratio
-        Mean of (max - mean)/mean: the imbalance less 1.
+        Mean of (max - mean)/mean: the imbalance minus 1.
     balancedness
         Mean of mean/max, in (0, 1].
     p95, worst
         95th percentile and largest max/mean.
     of_window
-        Max/mean of the load summed over the steps, averaged over layers. Never above the mean
-        over equal steps: hot spots that move cancel in a sum, but every step waits for its own.
+        Max/mean of the load summed over steps, mean over layers. For steps of equal size it is
+        never above ``imbalance``, because moving hot spots cancel in the sum, but every step waits
+        for its own hot spot.
     floor, floor_std
-        Mean and standard deviation of max/mean that chance alone gives steps of this size.
+        Mean and standard deviation of max/mean by chance alone, for steps of this size.
     excess
-        ``imbalance - floor``: what skew adds.
+        Imbalance above the floor, caused by skew: ``imbalance - floor``.
     beyond_chance
-        Share of the barriers that are more unbalanced than chance allows a fair router: it exceeds
-        that level in fewer than 1 % of them.
+        Share of the barriers whose imbalance is more than chance: a level that a fair router
+        exceeds in fewer than 1 % of barriers.
     """
 
     imbalance: float
@@ -61,7 +62,7 @@ class Balance:
 
     @property
     def chance_share(self) -> float:
-        """The part of ``imbalance - 1`` that chance alone explains, 0 to 1."""
+        """Share of ``imbalance - 1`` that chance alone explains, 0 to 1."""
         if self.imbalance <= 1.0:
             return 1.0
         return min(1.0, (self.floor - 1.0) / (self.imbalance - 1.0))
@@ -69,7 +70,7 @@ class Balance:
 
 @dataclass(frozen=True, eq=False)
 class RankView:
-    """Loads of ranks, reduced to what balance needs."""
+    """The loads of ranks, reduced to the numbers that balance needs."""
 
     peak: NDArray[np.float64]  # (T, L)
     mean: NDArray[np.float64]  # (T, L)
@@ -81,7 +82,7 @@ class RankView:
 
     @classmethod
     def of(cls, trace: Trace, layout: Layout) -> RankView:
-        """Lay the experts of a trace out on ranks."""
+        """Compute the loads of ranks for a trace and a layout."""
         group = label_groups(trace)
         rank_load = np.zeros((int(group.max()) + 1, layout.num_layers, layout.num_ranks))
         peak = np.empty((trace.num_steps, trace.num_layers))
@@ -108,7 +109,7 @@ class RankView:
     def balance(
         self, *, layer: int | None = None, steps: NDArray[np.bool_] | None = None
     ) -> Balance | None:
-        """Balance of some barriers; ``None`` if nothing was routed there."""
+        """Compute the balance of some barriers; ``None`` if they have no load."""
         pick = np.ix_(
             np.arange(len(self.mean)) if steps is None else np.flatnonzero(steps),
             np.arange(self.mean.shape[1]) if layer is None else np.array([layer]),
@@ -134,16 +135,16 @@ class RankView:
         )
 
     def busiest(self, layer: int) -> int:
-        """The rank with most load of a layer over all steps."""
+        """Find the rank with the most load of a layer over all steps."""
         return int(self.rank_load[:, layer].sum(axis=0).argmax())
 
     def multiples(self) -> NDArray[np.float64]:
-        """Loads over all steps as multiples of the mean rank, ``(L, R)``."""
+        """Compute loads over all steps as multiples of the mean rank's, ``(L, R)``."""
         return over_mean(self.rank_load.sum(axis=0))
 
 
 def over_mean(loads: NDArray[np.number]) -> NDArray[np.float64]:
-    """Loads as multiples of their row's mean; 0 where the row is empty."""
+    """Divide loads by their row's mean; 0 where the row has no load."""
     x = loads.astype(np.float64)
     mean = x.mean(axis=-1, keepdims=True)
     multiple: NDArray[np.float64] = np.zeros_like(x)
@@ -152,12 +153,12 @@ def over_mean(loads: NDArray[np.number]) -> NDArray[np.float64]:
 
 
 def _evenly_apart(size: int, at_most: int) -> NDArray[np.int64]:
-    """Some of ``size`` indices, from the first to the last."""
+    """Choose evenly spaced indices, from the first to the last."""
     return np.linspace(0, size - 1, min(size, at_most)).astype(np.int64)
 
 
 def _p95(share_TLR: NDArray[np.float32], busy_TL: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Over the steps in which a layer has load; 0 where it has none."""
+    """Compute the 95th percentile over the steps in which a layer has load; 0 without any."""
     p95 = np.zeros(share_TLR.shape[1:])
     for layer, busy in enumerate(busy_TL.T):
         if busy.any():

@@ -1,4 +1,4 @@
-"""A running group as its /metrics address tells of it, for the live view of the dashboard."""
+"""The state of a running group, read from its /metrics address, for the dashboard's live view."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ _QUOTED = 120
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Ask only the address that was given."""
+    """A handler that refuses redirects, so that only the given address is asked."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-"""Without the proxies of the environment: a group to watch stands in the same network."""
+"""Opener that ignores proxies of the environment, because the group is in the same network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """What a group says of itself at one moment; ``None`` is what it does not say.
+    """The state of a group at one moment; ``None`` for what it does not say.
 
     Parameters
     ----------
     imbalance, excess
-        Busiest rank over the mean, and how far that is above chance, by phase.
+        Imbalance, and imbalance above chance, by phase.
     state
-        What the controller does, in a word.
+        State of the controller.
     ranks
-        Ranks that serve together.
+        Number of ranks that serve together.
     steps, step_seconds
-        Forward passes since the start, and the time they took.
+        Number of forward passes since the start, and their total time.
     stall_seconds, moved_bytes, failures
         Totals since the start.
     outcomes, requests
-        Attempts to balance and requests, by what became of them.
+        Numbers of attempts to balance and of requests, by outcome.
     alarms
-        Names of the alarms that last.
+        Names of the alarms that are on.
     """
 
     imbalance: dict[str, float]
@@ -70,19 +70,19 @@ class Sight:
 
 @dataclass(frozen=True)
 class RunningGroup:
-    """A group by the address of its metrics.
+    """A running group, read at the address of its metrics.
 
     Parameters
     ----------
     url
-        The address, such as ``http://127.0.0.1:9400/metrics``.
+        Address, such as ``http://127.0.0.1:9400/metrics``.
     timeout_seconds
-        The longest wait for an answer.
+        Longest wait for an answer.
 
     Raises
     ------
     EquipoiseError
-        No such address, or prometheus-client is not installed.
+        A text that is no address, or prometheus-client is not installed.
     """
 
     url: str
@@ -109,12 +109,12 @@ class RunningGroup:
             ) from error
 
     def look(self) -> Sight:
-        """Ask the group.
+        """Ask the group for its state.
 
         Raises
         ------
         EquipoiseError
-            No answer, an error, one that is too long, or one without metrics of equipoise.
+            No answer, an error, or an answer that is too long or without metrics of equipoise.
         """
         return sight_of(self._text(), self.url)
 
@@ -137,7 +137,7 @@ class RunningGroup:
         return data.decode("utf-8", "replace")
 
     def _read(self, answer: HTTPResponse) -> bytes:
-        """The whole answer; a server that sends it drop by drop is not waited for."""
+        """Read the whole answer within the deadline, even if the server sends it slowly."""
         give_up = time.monotonic() + self.timeout_seconds
         data = b""
         while part := answer.read1(_PART_BYTES):
@@ -152,12 +152,12 @@ class RunningGroup:
 
 
 def sight_of(text: str, where: str) -> Sight:
-    """What metrics in Prometheus's text format say; raises as ``RunningGroup.look``.
+    """Read the state from metrics in Prometheus's text format; errors as ``RunningGroup.look``.
 
     Parameters
     ----------
     where
-        Where they are from, for messages.
+        Source of the metrics, for messages.
     """
     samples = list(_samples(text, where))
     if not samples:
@@ -196,7 +196,7 @@ def sight_of(text: str, where: str) -> Sight:
 
 
 def _samples(text: str, where: str) -> Iterable[tuple[str, dict[str, str], float]]:
-    """Name without its prefix, labels and value of each finite sample of equipoise."""
+    """Yield name (without prefix), labels and value of each finite sample of equipoise."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -204,7 +204,7 @@ def _samples(text: str, where: str) -> Iterable[tuple[str, dict[str, str], float
             for sample in family.samples:
                 if sample.name.startswith(_PREFIX) and isfinite(sample.value):
                     yield sample.name.removeprefix(_PREFIX), sample.labels, sample.value
-    except Exception as error:  # whatever the parser raises on what is not the format
+    except Exception as error:  # the parser may raise anything on other formats
         raise EquipoiseError(
             f"{where} answers with something else than Prometheus's text format."
         ) from error

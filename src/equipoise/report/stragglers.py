@@ -1,4 +1,4 @@
-"""Ranks that are slow for what they have to do."""
+"""Detection of ranks that are slow for their load."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from equipoise.trace import Trace
 
 
 def straggler_text(trace: Trace, layout: Layout, seconds: Sequence[float]) -> str:
-    """Which ranks are slow for their load, in a sentence, and the speeds to plan with.
+    """Write which ranks are slow for their load, and the speeds to plan with.
 
     Parameters
     ----------
     trace
-        What was routed meanwhile.
+        Trace of the routing during the measurement.
     layout
-        Where the experts were.
+        Layout of the experts during the measurement.
     seconds
-        What each rank computed experts for, ``R`` numbers.
+        Time that each rank spent on experts, ``R`` numbers.
 
     Raises
     ------
     EquipoiseError
-        Another number of ranks, times that are not above 0.
+        Another number of ranks, or times that are not above 0.
     """
     ranks = layout.num_ranks
     if len(seconds) != ranks:

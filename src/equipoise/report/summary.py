@@ -1,4 +1,4 @@
-"""What a trace says about balance, in numbers that stand on their own."""
+"""The summary of a trace: its balance in numbers."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _MOSTLY_CHANCE = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One layer.
+    """The summary of one layer.
 
     Parameters
     ----------
     layer
         Layer number of the model.
     assignments
-        Assignments over all steps.
+        Number of assignments over all steps.
     used_experts
-        Experts with any assignment at all.
+        Number of experts with any assignment.
     active_experts
-        Mean over steps of the experts with an assignment in that step.
+        Mean number of experts with an assignment in a step.
     expert_imbalance
         Load of the hottest expert over the mean expert, over all steps; 1 without load.
     busiest_rank
-        The rank with most load over all steps; ``None`` without load or ranks.
+        Rank with the most load over all steps; ``None`` without load or ranks.
     balance
         Balance over ranks; ``None`` without load or ranks.
     """
@@ -67,11 +67,11 @@ class HotExpert:
     Parameters
     ----------
     multiple
-        Its load over the mean expert of its layer, over all steps.
+        Load over the mean expert of the layer, over all steps.
     share
-        Its part of the layer's assignments.
+        Share of the layer's assignments.
     ranks
-        The ranks that hold it; empty where ranks are unknown.
+        Ranks that hold the expert; empty if ranks are unknown.
     """
 
     layer: int
@@ -85,7 +85,7 @@ class HotExpert:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSummary:
-    """The steps that carry one value of a label, such as phase ``decode``."""
+    """The summary of the steps with one value of a label, such as phase ``decode``."""
 
     label: str
     value: str
@@ -116,38 +116,39 @@ class ExpertCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSummary:
-    """A whole trace under one layout of experts on ranks. Every key: ``equipoise explain report``.
+    """A whole trace under one layout. Every key: ``equipoise explain report-json``.
 
     Parameters
     ----------
     source, format, notes
-        Where the trace came from and what its reader, and this summary, found.
+        Source and format of the trace, and notes of its reader and of this summary.
     num_ranks
-        Number of ranks; ``None`` if neither the caller nor the trace says it: then there are only
-        experts and no balance.
+        Number of ranks; ``None`` if neither the caller nor the trace gives it. Then only experts
+        are compared, and there is no balance.
     layout
-        ``contiguous`` (each expert once, in order), ``placement``, or ``experts`` without ranks.
+        Kind of layout: ``contiguous`` (each expert once, in order), ``placement``, or ``experts``
+        without ranks.
     num_slots
-        ``S`` of the layout; ``None`` without ranks.
+        Number of slots ``S`` of the layout; ``None`` without ranks.
     tokens, tokens_per_step
-        Tokens in the fullest layer: all, and (fewest, mean, most) per step; ``None`` without
+        Number of tokens in the fullest layer, and (fewest, mean, most) per step; ``None`` without
         ``top_k``.
     balance
         Balance over all layers and steps.
     relative_step_time
-        Sum of the busiest ranks' loads over the sum of the means: 1.3 is 30 % longer than balanced.
+        Sum of the busiest ranks' loads over the sum of the means; 1.3 is 30 % longer than balanced.
     idle_share
         Share of device time spent waiting for the busiest rank.
     attention
-        How unevenly requests are spread over the ranks; ``None`` where it is not recorded.
+        Imbalance of requests over the ranks; ``None`` if it was not recorded.
     worst_layers
         Numbers of the layers with load, worst first, at most ten.
     rank_p95
-        95th percentile over steps of each rank's load over the mean of its step and layer: what it
-        carries, or more, in one step of twenty. Four decimals, ``L`` rows of ``R``; of 256 steps
-        evenly apart if there are more.
+        95th percentile over steps of each rank's load over the mean of its step and layer, ``L``
+        rows of ``R`` numbers with four decimals. Long traces use 256 evenly spaced steps.
     rank_multiples
-        The same of the loads summed over all steps, in which hot spots that move cancel.
+        Loads summed over all steps over the mean rank's, ``L`` rows of ``R`` numbers. Moving hot
+        spots cancel in the sum.
     """
 
     source: str
@@ -182,7 +183,7 @@ class TraceSummary:
         return Plots(self)
 
     def to_frame(self) -> Any:
-        """A row for each layer, as a ``DataFrame`` of pandas or else of polars.
+        """Make a ``DataFrame`` with a row for each layer, in pandas or else in polars.
 
         Columns are the fields of ``LayerSummary``, with those of its balance in place of it.
 
@@ -224,12 +225,12 @@ class TraceSummary:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """The result in a few plain sentences."""
+        """Result in a few plain sentences."""
         attention = () if self.attention is None else self.attention.headline
         return (*_headline(self), *attention, *self.drift.headline)
 
     def to_json(self) -> bytes:
-        """The summary as one JSON object with the keys above."""
+        """Write the summary as one JSON object whose keys are the fields."""
         return msgspec.json.encode(self)
 
 
@@ -241,17 +242,17 @@ def summarise(
     Parameters
     ----------
     trace
-        Steps are taken as they are; sum them with ``Trace.windows`` first to ask about longer ones.
+        Trace to measure, step by step; not changed. Use ``Trace.windows`` first to sum steps.
     num_ranks
-        ``R`` for a contiguous layout of the experts; the recorded source ranks if ``None``, and a
-        view of experts only where there are none.
+        Number of ranks ``R`` for a contiguous layout of the experts. ``None`` takes the number of
+        recorded source ranks; without these, only experts are compared.
     placement
-        The layout to measure instead, every copy of an expert taking an equal share.
+        Placement to measure instead; copies of an expert take equal shares.
 
     Raises
     ------
     EquipoiseError
-        The trace is empty; a placement of other experts, ranks or layers.
+        An empty trace, or a placement with other experts, ranks or layers.
     """
     if not trace.counts.any():
         raise EquipoiseError(
@@ -362,7 +363,7 @@ def _notes(trace: Trace, layout: Layout | None, placement: Placement | None) -> 
 
 
 def _tokens_per_step(trace: Trace) -> NDArray[np.float64] | None:
-    """Tokens in the fullest layer of each step, ``(T,)``."""
+    """Count the tokens in the fullest layer of each step, ``(T,)``."""
     if trace.top_k is None:
         return None
     fullest: NDArray[np.float64] = trace.counts.sum(axis=2, dtype=np.float64).max(axis=1)

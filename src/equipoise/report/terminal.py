@@ -1,4 +1,4 @@
-"""A summary as text for a terminal, or for a pipe."""
+"""The text of a summary for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from equipoise.report.ranks import Balance
 from equipoise.report.summary import TraceSummary
 
 _HEAT_ROWS = 26
-_HEAT_COLUMNS = 128  # of a pipe, which has room for any number
+_HEAT_COLUMNS = 128  # columns of a heat map in a pipe, whose width is not limited
 _LABELS = 12
-_WORDS = 16  # columns of a terminal that words of a file may take before they are folded
+_WORDS = 16  # columns that words from a file may take before they are wrapped
 _ANY_WIDTH = 1 << 20
 _UNITS = ("", "k", "M", "G", "T", "P")
 
-# Upper edges of the classes of load over mean, the mark of each class and its colours. The marks
-# alone carry the meaning, for pipes and for eyes that do not tell red from green.
+# Upper edges of the classes of load over mean, and the character and colours of each class. The
+# characters alone carry the meaning, for pipes and for colour-blind readers.
 _EDGES = (0.5, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0)
 _MARKS = " .:-=+*#@"
 _STYLES = (
@@ -40,24 +40,24 @@ _STYLES = (
 
 
 class SummaryView:
-    """What ``console.print`` shows of a summary: notes, headline, tables and heat map.
+    """A summary for ``console.print``: notes, headline, tables and heat map.
 
-    As wide as the console, but never so narrow that a word or number is cut; without colour or
-    escape codes where the console has none.
+    It is as wide as the console, but never so narrow that a word or number is cut. It has no
+    colours or escape codes if the console has none.
     """
 
     def __init__(self, summary: TraceSummary) -> None:
         self.summary = summary
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the parts, an empty line between two of them."""
+        """Yield the parts, with an empty line between two of them."""
         for number, part in enumerate(self._parts(options)):
             if number:
                 yield Text()
             yield part
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Any width from 40 columns up."""
+        """Accept any width from 40 columns up."""
         return Measurement(min(40, options.max_width), options.max_width)
 
     def _parts(self, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -203,13 +203,13 @@ def _heat(summary: TraceSummary, width: int) -> RenderableType:
 
 
 def heat_cell(multiple: float, width: int) -> Text:
-    """A cell of a heat map: a load over the mean, in a mark and a colour."""
+    """Draw a cell of a heat map: a character and a colour for a load over the mean."""
     level = bisect_right(_EDGES, multiple)
     return Text(_MARKS[level] * width, style=_STYLES[level])
 
 
 def _cell(summary: TraceSummary) -> str:
-    """What a cell of the heat map is."""
+    """Explain the cells of the heat map."""
     load = "Load of each rank over the mean of its step"
     if summary.num_steps == 1:
         return load
@@ -225,7 +225,7 @@ def _legend() -> Text:
 
 
 def _axis(heat: HeatMap, cell: int) -> str:
-    """The first and last rank over the ends of the rows."""
+    """Write the first and last rank above the ends of the rows."""
     width = cell * len(heat.ranks)
     first, last = str(heat.ranks[0][0]), f"rank {heat.ranks[-1][1]}"
     if len(first) + len(last) >= width:
@@ -234,18 +234,18 @@ def _axis(heat: HeatMap, cell: int) -> str:
 
 
 def _section(title: str, *lines: str | Text) -> RenderableType:
-    """A bold title over indented lines."""
+    """Write a bold title above indented lines."""
     body = Group(*(line if isinstance(line, Text) else _plain(line) for line in lines))
     return Group(Text(title, style="bold"), Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def _plain(words: str) -> Text:
-    """Words of a file as they are: no markup, and nothing a terminal would obey."""
+    """Show words from a file unchanged, without markup and control characters."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))
 
 
 def _short(number: int) -> str:
-    """Three digits and a unit: ``108M``."""
+    """Write a number with three digits and a unit: ``108M``."""
     size, unit = float(number), 0
     while size >= 999.5 and unit < len(_UNITS) - 1:
         size, unit = size / 1000, unit + 1
@@ -253,13 +253,13 @@ def _short(number: int) -> str:
 
 
 class WholeTable(Table):
-    """A table that is never narrower than its words and numbers; a terminal wraps the rest.
+    """A table that is never narrower than its words and numbers.
 
-    Columns of numbers do not wrap, those of words fold: nothing is cut.
+    Columns of words are wrapped and columns of numbers are not, so nothing is cut.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the rows, wider than the console where they have to be."""
+        """Yield the rows, wider than the console if necessary."""
         least = self.__rich_measure__(console, options.update(max_width=_ANY_WIDTH)).minimum
         yield from super().__rich_console__(
             console, options.update(max_width=max(options.max_width, least))

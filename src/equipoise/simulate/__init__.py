@@ -1,1 +1,1 @@
-"""Routing and serving that never happened: synthetic traces, and requests served step by step."""
+"""Simulation: synthetic traces, and requests that are served step by step."""

@@ -1,4 +1,4 @@
-"""Requests that nobody sent: when they arrive, and how long they are. Equal seeds, equal requests.
+"""Synthetic requests: arrival times and lengths. Equal seeds give equal requests.
 
 arrival = poisson(1000, requests_per_second=20, seed=1)
 prompt = lognormal_tokens(1000, median=400, sigma=1.0, highest=8192, seed=2)
@@ -14,9 +14,9 @@ from equipoise.checks import check_number, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.requests import MAX_REQUESTS, MAX_TOKENS, Requests
 
-_CALM_RATE, _CALM_SECONDS = 0.5, 30.0  # of the mean rate
+_CALM_RATE, _CALM_SECONDS = 0.5, 30.0  # rate between bursts over the mean rate, mean duration
 _BURST_RATE, _BURST_SECONDS = 2.5, 10.0
-_LONGEST = 8  # times the median of lengths that differ
+_LONGEST = 8  # longest length over the median, where lengths differ
 _RARELY, _OFTEN = 1e-6, 1e6
 _MAX_PHASES = 1 << 24
 
@@ -31,17 +31,29 @@ def synthetic(
     in_bursts: bool = False,
     seed: int = 0,
 ) -> Requests:
-    """Requests of about that many seconds.
+    """Make requests that arrive over about a number of seconds.
 
     Parameters
     ----------
     requests_per_second
-        Mean rate. As a Poisson process; in bursts it is 2.5 times the rate for ten seconds on
-        average, after half of it for thirty.
+        Mean rate of arrivals.
+    seconds
+        Time over which requests arrive, approximately.
     prompt_tokens, output_tokens
-        Length of all, or the median of lognormal lengths, none more than eight times as long.
+        Median number of tokens of prompts and answers. Lengths are lognormal, and at most eight
+        times the median.
     spread
-        Standard deviation of the logarithm of lengths; 0: all are equal.
+        Standard deviation of the logarithm of lengths; 0 for equal lengths.
+    in_bursts
+        Flag for bursts: 2.5 times the mean rate for ten seconds on average, after half the mean
+        rate for thirty. Otherwise arrivals are a Poisson process.
+    seed
+        Random seed.
+
+    Raises
+    ------
+    EquipoiseError
+        Numbers out of range, or too few or too many requests.
     """
     rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
     expected = rate * check_number("seconds", seconds, low=_RARELY, high=1e9)
@@ -78,14 +90,14 @@ def synthetic(
 
 
 def evenly(num_requests: int, *, requests_per_second: float) -> NDArray[np.float64]:
-    """Arrivals at equal intervals, the first at 0, ``(N,)`` seconds."""
+    """Make arrivals at equal intervals, the first at 0, ``(N,)`` seconds."""
     check_whole("num_requests", num_requests, low=1, high=MAX_REQUESTS)
     rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
     return np.arange(num_requests) / rate
 
 
 def poisson(num_requests: int, *, requests_per_second: float, seed: int = 0) -> NDArray[np.float64]:
-    """Arrivals independent of each other at a constant mean rate, ``(N,)`` seconds."""
+    """Draw arrivals of a Poisson process with a constant rate, ``(N,)`` seconds."""
     rate = check_number("requests_per_second", requests_per_second, low=_RARELY, high=_OFTEN)
     return _unit_poisson(num_requests, np.random.default_rng(check_whole("seed", seed))) / rate
 
@@ -99,16 +111,16 @@ def bursts(
     burst_seconds: float,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Arrivals of a Markov-modulated Poisson process of two rates, calm first, ``(N,)`` seconds.
+    """Draw arrivals of a Markov-modulated Poisson process with two rates, ``(N,)`` seconds.
 
     Parameters
     ----------
     calm_requests_per_second
-        Mean rate while it is calm; 0: nothing arrives.
+        Mean rate in calm times, with which the process starts; 0 for no arrivals.
     burst_requests_per_second
         Mean rate during a burst.
     calm_seconds, burst_seconds
-        Mean duration of each, exponentially distributed.
+        Mean duration of calm times and bursts, exponentially distributed.
     """
     rates = np.array(
         [
@@ -125,7 +137,7 @@ def bursts(
         ]
     )
     rng = np.random.default_rng(check_whole("seed", seed))
-    expected = _unit_poisson(num_requests, rng)  # arrivals of rate 1, to be stretched
+    expected = _unit_poisson(num_requests, rng)  # arrivals at rate 1, stretched below
     cycles = int(2 * expected[-1] / (rates @ lasting)) + 32
     if 2 * cycles > _MAX_PHASES:
         raise EquipoiseError(
@@ -150,9 +162,14 @@ def lognormal_tokens(
     lowest: int = 1,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Lengths ``median * exp(sigma * z)``, ``z`` standard normal, rounded and clipped, ``(N,)``.
+    """Draw lengths ``median * exp(sigma * z)``, ``z`` standard normal, rounded and clipped.
 
-    Give prompts and answers different seeds, or the longest prompts have the longest answers.
+    Give prompts and answers different seeds. With equal seeds, the longest prompts would have the
+    longest answers.
+
+    Returns
+    -------
+    Tokens ``(N,)`` int64, from ``lowest`` to ``highest``.
     """
     check_whole("num_requests", num_requests, low=1, high=MAX_REQUESTS)
     check_number("median", median, low=1, high=MAX_TOKENS)

@@ -1,4 +1,4 @@
-"""Steps of any size, drawn from what was recorded in steps of another."""
+"""Steps of a given size, drawn from a recording with steps of another size."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from equipoise.trace import Provenance, TokenIds, Trace
 
 Ints = NDArray[np.int64]
 
-_MOST_TOKENS = 1 << 28  # of all steps together
+_MOST_TOKENS = 1 << 28  # largest number of tokens of all steps together
 _DECODE = "decode"
 
 
 def virtual_steps(trace: Trace, *, step_tokens: int, num_steps: int, seed: int = 0) -> Trace:
-    """Steps with this number of tokens each, as a server would see them.
+    """Draw steps with this number of tokens each, as a server would see them.
 
-    Where the trace has the tokens' own choices, each of its steps is taken for a request, as
-    recordings of single tokens are read. Requests come in random order, and again in another one
-    when all have come, and what their tokens have in common stays together. Prompts follow each
-    other whole, cut only where a step is full, and go on in the next. In decode, ``step_tokens``
-    requests run at a time, each from a random one of its tokens on if it is there at the start, and
-    give a token a step; where one ends the next begins.
+    If the trace has the choices of its tokens, each of its steps counts as one request, and the
+    tokens of a request stay together. Requests come in random order; when all have come, they come
+    again in another order. Prompts follow each other whole; a prompt is cut only where a step is
+    full, and continues in the next step. In decode, ``step_tokens`` requests run at a time and each
+    gives one token per step. When a request ends, the next begins. The first requests begin at a
+    random token.
 
-    Where it has counts only, the steps go through its rows in order, and their assignments are
-    drawn at random from the row's shares, independent of each other: what tokens of a request have
-    in common is lost.
+    If the trace has only counts, the steps go through its rows in order. Assignments are drawn
+    independently from a row's shares, so what the tokens of a request have in common is lost.
 
     Parameters
     ----------
+    trace
+        Recording to draw from; not changed.
     step_tokens
-        Tokens of a step, all ranks together; sequences that decode at a time.
+        Number of tokens of a step, all ranks together; in decode, the number of sequences.
+    num_steps
+        Number of steps to draw.
+    seed
+        Random seed.
 
     Raises
     ------
     EquipoiseError
-        No load, prompts and decode in one trace, counts whose ``top_k`` is not known.
+        A trace without load, with both prefill and decode, or with counts but no ``top_k``.
     """
     check_type("trace", trace, Trace)
     size = check_count("step_tokens", step_tokens) * check_count("num_steps", num_steps)
@@ -86,7 +91,7 @@ def _from_counts(trace: Trace, step_tokens: int, num_steps: int, rng: np.random.
     total = load.sum(axis=-1, keepdims=True)
     even = np.full_like(load, 1 / load.shape[-1])
     share = np.divide(load, total, out=even, where=total > 0)
-    size = np.where(total[..., 0] > 0, step_tokens * trace.top_k, 0)  # empty layers stay empty
+    size = np.where(total[..., 0] > 0, step_tokens * trace.top_k, 0)  # layers without load stay so
     return np.asarray(rng.multinomial(size, share))
 
 
@@ -102,7 +107,7 @@ def _is_decode(trace: Trace) -> bool:
 def _in_a_row(
     starts: Ints, lengths: Ints, step_tokens: int, num_steps: int, rng: np.random.Generator
 ) -> Ints:
-    """Positions of the tokens of each step, ``(num_steps, step_tokens)``: requests in a row."""
+    """Choose the tokens of each step, ``(num_steps, step_tokens)``: one request after the other."""
     size = step_tokens * num_steps
     parts, have = [], 0
     while have < size:
@@ -117,7 +122,7 @@ def _in_a_row(
 def _decoded(
     starts: Ints, lengths: Ints, sequences: int, num_steps: int, rng: np.random.Generator
 ) -> Ints:
-    """The same where every sequence gives a token a step."""
+    """Choose the tokens of each step where every sequence gives one token per step."""
     index = np.empty((num_steps, sequences), np.int64)
     queue: list[int] = []
     for place in range(sequences):
@@ -134,7 +139,7 @@ def _decoded(
 
 
 def _counted(tokens: TokenIds, index_TD: Ints, num_experts: int) -> Ints:
-    """Assignments ``(T, L, E)`` of the tokens at these positions."""
+    """Count the assignments ``(T, L, E)`` of the tokens at these positions."""
     num_layers = tokens.ids.shape[1]
     counts = np.empty((len(index_TD), num_layers, num_experts), np.int64)
     for t, index in enumerate(index_TD):

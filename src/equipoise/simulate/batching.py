@@ -1,13 +1,13 @@
-"""Continuous batching on a pool of ranks that step together, simulated step by step.
+"""Step-by-step simulation of continuous batching on a pool of ranks that step together.
 
-Before a step, waiting requests are admitted in the order of their arrival: each to the rank with
-the fewest sequences among those with room for it (ties: the lowest rank). The first one that no
-rank has room for holds up all behind it. A request keeps room for its whole prompt and answer from
-its admission to its end, so nothing is ever preempted; real engines take room as answers grow, and
-preempt when it runs out.
+Before a step, waiting requests are admitted in order of arrival. Each goes to the rank with the
+fewest sequences among those with room for it (ties: the lowest rank). A request that no rank has
+room for holds up all requests behind it. A request reserves room for its whole prompt and answer
+until it ends, so nothing is ever preempted. Real engines take room as answers grow, and preempt
+when it runs out.
 
-A sequence gets one token a step, so the step that ends it is known when it starts. The simulator
-therefore touches a request when it is admitted, computed and done, and not in between.
+A sequence gets one token per step, so its last step is known when it starts. The simulator
+therefore handles a request only when it is admitted, when its prompt is computed and when it ends.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 NO_LIMIT = 1 << 40
-"""Tokens of a cache that nothing fills."""
+"""Size of a cache, in tokens, that never fills."""
 
 _LIMITS = {"max_sequences": MAX_TOKENS, "max_tokens": MAX_TOKENS, "kv_tokens": NO_LIMIT}
 _STEPS_UNTOLD = 1 << 10
-_SHORTEST_STEP = 1e-6  # seconds; shorter ones would be lost in the rounding of late arrivals
+_SHORTEST_STEP = 1e-6  # seconds; shorter steps would vanish in the rounding of late times
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pool:
-    """Ranks that step together, and the limits of each.
+    """A pool of ranks that step together, and the limits of each rank.
 
     Parameters
     ----------
     step_time
-        What a step takes.
+        Model of a step's time.
     num_ranks
-        Ranks with sequences of their own (attention data parallelism); 1 where all ranks share
+        Number of ranks with their own sequences (attention data parallelism); 1 if all ranks share
         every sequence.
     max_sequences
-        Sequences of a rank, those whose prompt is being computed included.
+        Largest number of sequences on a rank, including those whose prompt is being computed.
     max_tokens
-        Tokens of a rank in one step: one for each sequence, and those of prompts.
+        Largest number of tokens of a rank in one step: one for each sequence, plus prompt tokens.
     kv_tokens
-        Tokens that the key-value cache of a rank holds.
+        Number of tokens that the key-value cache of a rank holds.
     chunked_prefill
-        True: a step gives every sequence its token, and what is left of ``max_tokens`` to prompts,
-        which it may cut. False: prompts are computed whole, and sequences wait meanwhile, those of
-        all ranks.
+        Flag for chunked prefill: every sequence gets its token in each step, and prompts get the
+        rest of ``max_tokens`` and may be cut. Otherwise prompts are computed whole, and the
+        sequences of all ranks wait meanwhile.
     """
 
     step_time: StepTime
@@ -81,18 +81,19 @@ class Pool:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Work:
-    """What a pool does for each request, in the order of their arrival; whole numbers, ``(N,)``.
+    """The work of a pool for each of ``N`` requests, in order of arrival.
 
     Parameters
     ----------
     arrival_seconds
-        When each is there, ascending, ``(N,)``.
+        Arrival times, ascending, ``(N,)``.
     cached_tokens
-        Tokens whose keys and values come with the request.
+        Number of tokens whose keys and values arrive with each request, ``(N,)``.
     prompt_tokens
-        Tokens to compute before the first token of the answer; 0 where it came with the request.
+        Number of tokens to compute before each answer's first token, ``(N,)``; 0 if the first token
+        arrives with the request.
     decode_steps
-        Tokens of the answer that the pool makes after the first.
+        Number of tokens of each answer that the pool makes after the first, ``(N,)``.
     """
 
     arrival_seconds: Floats
@@ -102,20 +103,20 @@ class Work:
 
     @property
     def kv_tokens(self) -> Ints:
-        """Room that each needs; the last token of an answer is never read again."""
+        """Cache tokens that each request needs; the last token of an answer needs none."""
         return self.cached_tokens + self.prompt_tokens + self.decode_steps
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Steps:
-    """The steps that a pool took, ``(T,)`` each.
+    """The steps of a pool; all arrays are ``(T,)``.
 
     Parameters
     ----------
     start, seconds
-        When each began, and how long it took.
+        Start time and duration of each step, in seconds.
     prefill_tokens, sequences
-        Tokens of prompts computed, and sequences that got a token; sums over the ranks.
+        Numbers of computed prompt tokens and of sequences that got a token, summed over ranks.
     """
 
     start: Floats
@@ -126,14 +127,14 @@ class Steps:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Timeline:
-    """What a pool did: seconds ``(N,)`` of each request, and its steps.
+    """The result of a simulated pool: times of each request, ``(N,)`` seconds, and the steps.
 
     Parameters
     ----------
     admitted, prompt_done, finished
-        When each request left the queue, had its prompt computed, and left the pool.
+        Times at which each request left the queue, had its prompt computed, and left the pool.
     steps
-        The pool's steps.
+        Steps of the pool.
     """
 
     admitted: Floats
@@ -143,17 +144,19 @@ class Timeline:
 
 
 def run(pool: Pool, work: Work, progress: Progress | None = None) -> Timeline:
-    """Serve all requests.
+    """Simulate a pool until all requests are served.
 
     Parameters
     ----------
+    pool, work
+        Pool of ranks, and the requests that it serves.
     progress
-        Function that is told now and then how many requests are done, of how many.
+        Function that is called now and then with the number of requests done and of all.
 
     Raises
     ------
     EquipoiseError
-        A request that never fits, or a step of less than a microsecond or without end.
+        A request that never fits, or a step time that is too short, too long or no number.
     """
     _check_fits(pool, work)
     ranks = _Ranks(pool, work)
@@ -194,7 +197,7 @@ def run(pool: Pool, work: Work, progress: Progress | None = None) -> Timeline:
 
 @dataclass(slots=True)
 class _Batch:
-    """What one step computes: chunks of prompts (rank, request, tokens), and what ranks do."""
+    """The work of one step: chunks of prompts (rank, request, tokens), and numbers by rank."""
 
     chunks: list[tuple[int, int, int]]
     prefill: Ints
@@ -205,7 +208,7 @@ class _Batch:
 
 
 class _Ranks:
-    """The queue, and what runs on each rank."""
+    """The state of the simulation: the queue, and the requests on each rank."""
 
     def __init__(self, pool: Pool, work: Work) -> None:
         num_requests, num_ranks = len(work.arrival_seconds), pool.num_ranks
@@ -221,38 +224,38 @@ class _Ranks:
         self._rank = [0] * num_requests
         self._num_admitted = self.num_finished = 0
 
-        self._members = [0] * num_ranks  # requests on each rank
+        self._members = [0] * num_ranks  # number of requests on each rank
         self._bit = [1 << rank for rank in range(num_ranks)]
-        self._most = min(pool.max_sequences, num_requests)  # requests of a rank at a time
-        self._ranks_with = [0] * (self._most + 1)  # by number of requests, a bit each
+        self._most = min(pool.max_sequences, num_requests)  # largest number of requests on a rank
+        self._ranks_with = [0] * (self._most + 1)  # for each number of requests, its ranks as bits
         self._ranks_with[0] = (1 << num_ranks) - 1
-        self._fewest = 0  # no rank has less
+        self._fewest = 0  # smallest number of requests on any rank
         self._room = [pool.kv_tokens] * num_ranks
         self._prompts: list[deque[int]] = [deque() for _ in range(num_ranks)]
-        self._computing: set[int] = set()  # ranks with prompts
+        self._computing: set[int] = set()  # ranks that compute prompts
         self._sequences = np.zeros(num_ranks, np.int64)
         self._context = np.zeros(num_ranks, np.int64)
-        # Views of these two: single numbers are read and written several times as fast.
+        # memoryviews of these two, because single numbers are several times faster there.
         self._sequences_of = self._sequences.data
         self._context_of = self._context.data
         self._num_sequences = 0
         self._nothing = np.zeros(num_ranks, np.int64)
-        self._num_decoded = 0  # steps that gave sequences a token
-        self._last: defaultdict[int, list[int]] = defaultdict(list)  # who ends with which of them
+        self._num_decoded = 0  # number of steps so far that gave sequences a token
+        self._last: defaultdict[int, list[int]] = defaultdict(list)  # requests by their last step
 
     @property
     def is_done(self) -> bool:
         return self.num_finished == len(self._arrival)
 
     def next_start(self, now: float) -> float:
-        """When the next step can begin: now, or when something arrives."""
+        """Return the start of the next step: now, or the next arrival."""
         if self._num_admitted > self.num_finished:
             return now
         arrival: float = self._arrival[self._num_admitted]
         return max(now, arrival)
 
     def admit(self, now: float) -> None:
-        """Take in what has arrived and fits, first come first served."""
+        """Admit requests that have arrived and fit, first come first served."""
         while self._num_admitted < len(self._arrival):
             request = self._num_admitted
             if self._arrival[request] > now:
@@ -272,7 +275,7 @@ class _Ranks:
                 self._begin_answer(request, now)
 
     def next_batch(self) -> _Batch:
-        """What the next step computes."""
+        """Make the batch of the next step."""
         chunks = self._chunks()
         pauses = bool(chunks) and not self._pool.chunked_prefill
         sequences = self._nothing if pauses else self._sequences
@@ -288,7 +291,7 @@ class _Ranks:
         return _Batch(chunks, prefill, sequences, context, num_computed, num_sequences)
 
     def finish(self, batch: _Batch, now: float) -> None:
-        """End a step: count its tokens, and let go of the requests that are done."""
+        """End a step: count its tokens and release the requests that are done."""
         if batch.num_sequences:
             self._num_decoded += 1
             self._context += self._sequences
@@ -304,7 +307,7 @@ class _Ranks:
                 self._begin_answer(request, now)
 
     def _emptiest(self, tokens: int) -> int | None:
-        """The rank with the fewest requests of those with room."""
+        """Find the rank with the fewest requests among those with room."""
         while not self._ranks_with[self._fewest]:
             self._fewest += 1
         for members in range(self._fewest, self._most):
@@ -318,14 +321,14 @@ class _Ranks:
         return None
 
     def _join(self, rank: int) -> None:
-        """Count a request more on a rank."""
+        """Count one more request on a rank."""
         members, bit = self._members[rank], self._bit[rank]
         self._members[rank] = members + 1
         self._ranks_with[members] ^= bit
         self._ranks_with[members + 1] |= bit
 
     def _part(self, rank: int) -> None:
-        """Count a request less on a rank."""
+        """Count one request less on a rank."""
         members, bit = self._members[rank], self._bit[rank]
         self._members[rank] = members - 1
         self._ranks_with[members] ^= bit
@@ -334,7 +337,7 @@ class _Ranks:
             self._fewest = members - 1
 
     def _chunks(self) -> list[tuple[int, int, int]]:
-        """Parts of prompts for the next step, in the order of their arrival on each rank."""
+        """Choose the parts of prompts for the next step, in order of arrival on each rank."""
         chunks = []
         for rank in self._computing:
             left = self._pool.max_tokens
@@ -349,7 +352,7 @@ class _Ranks:
         return chunks
 
     def _begin_answer(self, request: int, now: float) -> None:
-        """The prompt is computed, which gives the first token."""
+        """Record that a prompt is computed, which gives the first token."""
         self.prompt_done[request] = now
         if not self._decode_steps[request]:
             self._leave(request, now)
@@ -376,7 +379,7 @@ class _Ranks:
 
 
 def _check_fits(pool: Pool, work: Work) -> None:
-    """Refuse requests that would wait for ever."""
+    """Refuse requests that would wait forever."""
     most = int(work.kv_tokens.max())
     if most > pool.kv_tokens:
         raise EquipoiseError(

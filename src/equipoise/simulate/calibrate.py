@@ -1,8 +1,8 @@
 """Fitting kernel costs to published tables, and predicting the cells of a table.
 
-Least squares on the logarithms of times, with a loss that outliers cannot dominate. What a time of
-a cell is, its table's kind says: the loads are drawn again as there, the slowest rank is taken,
-and the fit compares the middle of the draws with the one measured. Deterministic.
+The fit is least squares on the logarithms of times, with a loss that outliers cannot dominate. The
+loads of each cell are drawn again by the recipe of its table, and the slowest rank of each draw is
+taken. The fit compares the mean over draws with the measured time. Equal tables give equal fits.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from equipoise.simulate.profiles import (
 from equipoise.simulate.tables import MEANINGS, Meaning, Table, read_compute, read_exchange
 
 NUM_DRAWS = 20
-"""Draws a cell while fitting: a multiple of five, the most that one time averages."""
+"""Number of draws per cell; a multiple of five, because some times are means of five draws."""
 
-_SMALL_LOAD = 32.0  # mean load from which on wide-EP kernels take wide tiles
-_LOSS_SCALE = 0.1  # deviations of the logarithm beyond this count less than squared
+_SMALL_LOAD = 32.0  # mean load from which wide-EP kernels use wide tiles
+_LOSS_SCALE = 0.1  # larger deviations of the logarithm count less than quadratically
 _MOST_EVALUATIONS = 40
 _PREFILL_TILE = 128  # rows of one tile of the contiguous kernel
-_ROBUST = 1.4826  # from the median absolute deviation to a standard deviation
+_ROBUST = 1.4826  # standard deviation over median absolute deviation, for a normal distribution
 
 _Bounds = Mapping[str, tuple[float, float, float]]
 
@@ -73,7 +73,7 @@ _FREE: Mapping[tuple[str, str], _Bounds] = MappingProxyType(
         },
     }
 )
-"""What is fitted, by kind of table and phase: least, first guess, most."""
+"""Fitted parameters by kind of table and phase: least value, first guess, largest value."""
 
 _EXCHANGE_FREE: _Bounds = {
     "fixed_seconds": (1e-7, 10e-6, 1e-3),
@@ -89,16 +89,16 @@ _COPIES: Mapping[str, Copies] = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """Times of cells: the middle of what the draws give, ``(cells,)`` each.
+    """Predicted times of cells; arrays are ``(cells,)``.
 
     Parameters
     ----------
     seconds
-        Geometric mean over draws.
+        Geometric mean over draws, in seconds.
     log_draw
-        Standard deviation of the logarithm over draws: how much of a time is luck.
+        Standard deviation of the logarithm over draws: the effect of chance.
     log_error
-        The same of the model's own error.
+        Standard deviation of the logarithm of the model's error.
     """
 
     seconds: NDArray[np.float64]
@@ -106,14 +106,14 @@ class Forecast:
     log_error: float
 
     def interval(self, deviations: float = 1.28) -> NDArray[np.float64]:
-        """Least and most, ``(2, cells)``; 1.28 deviations are 80 % of a normal distribution."""
+        """Compute a confidence interval, ``(2, cells)``; 1.28 deviations give 80 %."""
         spread = np.hypot(self.log_draw, self.log_error) * deviations
         return np.stack([self.seconds * np.exp(-spread), self.seconds * np.exp(spread)])
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Cells of one shape and number of slots a rank: one call computes all their draws."""
+    """Cells with the same expert shape and slots per rank, which are computed in one call."""
 
     cells: NDArray[np.intp]
     shape: ExpertShape
@@ -128,9 +128,9 @@ class DrawnTable:
     Parameters
     ----------
     kind
-        ``wideep`` or ``deepep``, which says what a time means.
+        Kind of table, ``wideep`` or ``deepep``, which says what a time means.
     shares
-        One for each row.
+        Drawn share of the slowest rank for each row.
     """
 
     kind: str
@@ -139,16 +139,16 @@ class DrawnTable:
 
     @property
     def meaning(self) -> Meaning:
-        """What one time is."""
+        """Meaning of a time in this table."""
         return MEANINGS[self.kind]
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> DrawnTable:
-        """The chosen rows, with their draws."""
+        """Return the chosen rows with their draws."""
         rows = np.arange(len(self.table))[chosen]
         return DrawnTable(self.kind, self.table.where(rows), tuple(self.shares[i] for i in rows))
 
     def groups(self) -> list[_Group]:
-        """The cells in groups whose arrays have the same shape."""
+        """Group the cells whose arrays have the same shape."""
         by_draws: dict[tuple[object, ...], list[int]] = {}
         shapes = _shapes(self.table)
         for row, share in enumerate(self.shares):
@@ -164,7 +164,7 @@ class DrawnTable:
         ]
 
     def _tokens(self, row: int) -> NDArray[np.float64]:
-        """Tokens that the timed rank handles, for each draw."""
+        """Return the tokens that the timed rank handles, for each draw."""
         share = self.shares[row]
         if self.meaning.counts_distinct:
             return share.tokens.astype(np.float64)
@@ -172,7 +172,7 @@ class DrawnTable:
 
 
 def draw(table: Table, kind: str, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> DrawnTable:
-    """Draw the loads of every cell; cells that differ only in what was timed share them."""
+    """Draw the loads of every cell; cells that differ only in the kernel share them."""
     rounding = MEANINGS[kind].rounding
     columns = ("num_experts", "top_k", "ep_size", "num_slots", "eplb", "tokens_global", "alpha")
     known: dict[tuple[Any, ...], Share] = {}
@@ -203,12 +203,12 @@ def draw(table: Table, kind: str, *, num_draws: int = NUM_DRAWS, seed: int = 0) 
 def predict(
     cost: KernelCost, device: Device, drawn: DrawnTable, log_error: float = 0.0
 ) -> Forecast:
-    """Times of the cells of a table from a kernel's cost."""
+    """Predict the times of a table's cells from a kernel's cost."""
     return _Predictor(drawn)(cost, device, log_error)
 
 
 class _Predictor:
-    """Predicts the same cells again and again: their draws are grouped once."""
+    """A predictor for the same cells with different costs; their draws are grouped once."""
 
     def __init__(self, drawn: DrawnTable) -> None:
         self.num_averaged = drawn.meaning.num_averaged
@@ -230,7 +230,7 @@ class _Predictor:
 
 
 def _shapes(table: Table) -> list[ExpertShape]:
-    """The expert's shape of every row; equal rows share one."""
+    """Return the expert shape of every row; equal shapes are one object."""
     columns = ("hidden_size", "inter_size", "num_experts", "top_k", "dtype")
     known: dict[tuple[object, ...], ExpertShape] = {}
     rows = list(zip(*(table[name].tolist() for name in columns), strict=True))
@@ -241,7 +241,7 @@ def _shapes(table: Table) -> list[ExpertShape]:
 
 
 def fit_kernel(drawn: DrawnTable, device: Device) -> tuple[KernelCost, float]:
-    """The cost of one kernel, and the deviation of its logarithms that draws do not explain.
+    """Fit the cost of one kernel; also return the log deviation that draws do not explain.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def fit_kernel(drawn: DrawnTable, device: Device) -> tuple[KernelCost, float]:
 def _minimise(
     residuals: Callable[[Mapping[str, float]], NDArray[np.float64]], free: _Bounds
 ) -> dict[str, float]:
-    """Positive parameters that make residuals least, searched by their logarithms."""
+    """Find positive parameters that minimise the residuals, on a logarithmic scale."""
     low, first, high = np.log(np.array(list(free.values()))).T
 
     def named(logs: NDArray[np.float64]) -> dict[str, float]:
@@ -301,7 +301,7 @@ def _minimise(
 
 
 def fit_exchange(table: Table, near: Link) -> tuple[ExchangeCost, float]:
-    """The cost of one exchange of one kernel, as ``fit_kernel``; the table has balanced loads."""
+    """Fit the cost of one exchange, like ``fit_kernel``, for a table with balanced loads."""
     kernel = str(table["kernel"][0])
     if kernel not in _COPIES:
         raise EquipoiseError(
@@ -327,7 +327,7 @@ def fit_exchange(table: Table, near: Link) -> tuple[ExchangeCost, float]:
 
 
 def predict_exchange(cost: ExchangeCost, near: Link, table: Table) -> NDArray[np.float64]:
-    """Times of the rows of an exchange table, all ranks within one node or domain."""
+    """Predict the times of an exchange table's rows, with all ranks on one fast network."""
     seconds = np.empty(len(table))
     columns = ("num_experts", "top_k", "ep_size", "hidden_size", "dtype", "op", "sms")
     for (experts, top_k, ranks, width, dtype, op, sms), rows in table.groups(*columns):
@@ -345,19 +345,26 @@ def predict_exchange(cost: ExchangeCost, near: Link, table: Table) -> NDArray[np
 
 
 def payload_dtype(op: str, dtype: str) -> str:
-    """Format of what an operation moves: results come back in bfloat16 unless it says otherwise."""
+    """Return the number format that an operation sends; results are bfloat16 unless it says so."""
     return "bfloat16" if op == "combine" else dtype
 
 
 def calibrate(folder: Path, *, source: str = "") -> Calibration:
     """Fit every kernel and exchange of the tables in a folder.
 
-    A GPU that has no profile of its own needs one in the folder: ``GPU.json``.
+    A GPU without a built-in profile needs one in the folder: ``GPU.json``.
 
     Parameters
     ----------
+    folder
+        Folder with the tables.
     source
-        What the tables are; their folder's name if not given.
+        Description of the tables; the folder's name if empty.
+
+    Raises
+    ------
+    EquipoiseError
+        A folder without tables, or with a table that cannot be read.
     """
     kernels: list[FittedKernel] = []
     exchanges: list[FittedExchange] = []
@@ -419,7 +426,7 @@ def fit_exchanges(table: Table, folder: Path) -> list[FittedExchange]:
 
 
 def hardware_of(gpu: str, folder: Path) -> HardwareProfile:
-    """The hardware that tables call so: a profile that ships, or ``GPU.json`` in their folder."""
+    """Find a GPU's hardware profile: a built-in one, or ``GPU.json`` in the tables' folder."""
     own = folder / f"{gpu}.json"
     if gpu.lower() not in names("hardware") and Path(gpu).name == gpu and own.is_file():
         return hardware(own)

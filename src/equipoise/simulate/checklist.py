@@ -1,6 +1,6 @@
-"""The decisions of whoever serves a model, in order, with the numbers of one deployment.
+"""A checklist of decisions for serving a model, with the numbers of one deployment.
 
-Load balancing is the last of them: what comes before moves more, and changes what is left for it.
+Load balancing is the last decision: the earlier ones matter more, and change what is left for it.
 How each number is found: ``equipoise explain checklist``.
 """
 
@@ -31,20 +31,20 @@ Topic = Literal[
 ]  # fmt: skip
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 Verdict = Literal["keep", "change", "set"]
-"""Leave it, change it, or set it to the number that is given."""
+"""Advice on a decision: leave it, change it, or set it to the given number."""
 
 CLOSING = "Change one thing at a time, and measure again after every change."
 
 TILE = 128
-"""Rows to which grouped products of prefill are padded, expert by expert."""
+"""Number of rows to which grouped GEMM kernels pad each expert in prefill."""
 
 _PREFILL: Exchange = "high-throughput"
-_MEMORY_SHARE = 0.9  # of a GPU's memory that engines take
+_MEMORY_SHARE = 0.9  # share of a GPU's memory that engines use
 _WORTH = 0.05  # share of a layer's time below which nothing is changed
-_HEADROOM = 1.1  # of the time of a token in the longest chunk
+_HEADROOM = 1.1  # accepted time per token over that in the longest chunk
 _LONGEST_CHUNK = 1 << 15
-_MOST_SEQUENCES = 1024  # of a rank, which no step of decode exceeds
-_COPIES_PAY = 0.05  # imbalance that lasts, or that comes and goes, from which it is worth balancing
+_MOST_SEQUENCES = 1024  # largest number of sequences of a rank in a decode step
+_COPIES_PAY = 0.05  # lasting or varying imbalance from which balancing is worthwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +54,15 @@ class Item:
     Parameters
     ----------
     topic
-        What is decided.
+        Subject of the decision.
     found
-        The numbers of this deployment, in a sentence or two.
+        Sentences with the numbers of this deployment.
     means
-        What follows from them.
+        Sentences on what follows from them.
     verdict
-        Whether to keep things as they are, to change them, or to set them to what is given.
+        Advice to keep a setting, to change it, or to set it to a given number.
     numbers
-        The numbers by name, with their unit last; for programs.
+        Numbers by name, with the unit last in each name, for programs.
     """
 
     topic: Topic
@@ -74,16 +74,16 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Checklist:
-    """All decisions in their order.
+    """All decisions, in order.
 
     Parameters
     ----------
     items
-        The decisions.
+        Decisions with their numbers.
     step_tokens
-        Tokens of a mean step, all ranks together, that the numbers are of.
+        Number of tokens of the mean step that the numbers are for, all ranks together.
     source
-        What the times rest on.
+        Source of the times.
     """
 
     items: tuple[Item, ...]
@@ -100,28 +100,28 @@ def checklist(
     step_tokens: float | None = None,
     seed: int = 0,
 ) -> Checklist:
-    """Go through the decisions for one deployment.
+    """Make the checklist for one deployment.
 
     Parameters
     ----------
     trace
-        Recorded loads. Experts are taken to stand in order, as engines start.
+        Recorded loads. Experts are assumed to be placed in order, without copies.
     layer
-        The model's layer on the ranks.
+        Model of the time of a layer on the ranks.
     num_layers
-        MoE layers of the model.
+        Number of MoE layers of the model.
     kv_bytes_per_token
-        What a token of KV cache takes on a rank; ``None``: not known.
+        Bytes of a token's KV cache on a rank; ``None`` if unknown.
     step_tokens
-        Tokens of a mean step, all ranks together; every row of the trace is then one step of about
-        that size, drawn at random. The rows as they are if ``None``.
+        Number of tokens of a mean step, all ranks together. Each row of the trace then becomes one
+        step of about this size, drawn at random. ``None`` takes the rows as they are.
     seed
-        Seed of that draw.
+        Random seed of the draw.
 
     Raises
     ------
     EquipoiseError
-        Other experts than the model has, no load, values out of range.
+        A trace without load or with other experts than the model, or values out of range.
     """
     shape = layer.shape
     if trace.num_experts != shape.num_experts:
@@ -162,7 +162,7 @@ def checklist(
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """A deployment, and what is asked about it more than once."""
+    """A deployment, with the quantities that several decisions need."""
 
     layer: LayerTime
     steps: Trace
@@ -176,50 +176,50 @@ class _Case:
 
     @cached_property
     def rank_load(self) -> Floats:
-        """Assignments of each slot of each rank, ``(T, L, R, S / R)``."""
+        """Assignments of each slot by rank, ``(T, L, R, S / R)``."""
         slots = Layout.unbalanced(self.steps, self.layer.num_ranks).slot_loads(self.load)
         return slots.reshape(*slots.shape[:2], self.layer.num_ranks, -1)
 
     @property
     def rank_seconds(self) -> Floats:
-        """Experts' time of each rank, ``(T, L, R)``."""
+        """Time of each rank's experts, ``(T, L, R)``."""
         slots = self.rank_load.reshape(*self.rank_load.shape[:2], -1)
         return self.layer.machines[self.mode].rank_seconds(slots, self.layer.num_ranks)
 
     @property
     def tokens(self) -> float:
-        """Tokens of a rank in a mean step."""
+        """Number of tokens of a rank in a mean step."""
         return float(self.load.sum(axis=2).mean()) / self.layer.shape.top_k / self.layer.num_ranks
 
     @property
     def mean_load(self) -> float:
-        """Assignments of an active expert in a mean step."""
+        """Mean number of assignments of an active expert in a step."""
         return float(self.load.sum() / np.count_nonzero(self.load))
 
     @property
     def mode(self) -> Exchange:
-        """The kernels with which a mean step is faster."""
+        """Kernel mode with which a mean step is faster."""
         return self.layer.faster_mode(self.tokens)
 
     @property
     def layer_seconds(self) -> float:
-        """Time of a layer of a mean step, all experts equally popular."""
+        """Time of a layer in a mean step if all experts have equal load."""
         return self.layer.layer_seconds(self.tokens, self.mode)
 
     @property
     def rank_bytes(self) -> float:
-        """Bytes of a rank's experts, all layers."""
+        """Bytes of a rank's experts in all layers."""
         slots = self.rank_load.shape[-1]
         return float(slots * self.layer.shape.expert_bytes * self.num_layers)
 
     @property
     def memory(self) -> float:
-        """Bytes of a GPU's memory that an engine takes."""
+        """Bytes of a GPU's memory that an engine uses."""
         return _MEMORY_SHARE * self.layer.hardware.memory_bytes.value
 
 
 def _wide_ep(case: _Case) -> Item:
-    """Whether more ranks should share the experts."""
+    """Decide whether more ranks should share the experts."""
     layer, shape = case.layer, case.layer.shape
     total = shape.expert_bytes * shape.num_experts * case.num_layers
     fewest = int(np.ceil(total / case.memory))
@@ -265,7 +265,7 @@ def _wide_ep(case: _Case) -> Item:
 
 
 def _token_budget(case: _Case) -> Item:
-    """How many tokens a step should have."""
+    """Decide how many tokens a step should have."""
     layer, shape = case.layer, case.layer.shape
     at_knee = layer.knee(case.mode) * shape.num_experts / shape.top_k / layer.num_ranks
     double = 2 * case.tokens
@@ -286,7 +286,7 @@ def _token_budget(case: _Case) -> Item:
 
 
 def _concurrency(case: _Case) -> Item:
-    """How many sequences fit."""
+    """Decide how many sequences fit."""
     free = max(case.memory - case.rank_bytes, 0.0)
     numbers = {"free_bytes_per_rank": free}
     if case.kv_bytes is None:
@@ -320,7 +320,7 @@ def _concurrency(case: _Case) -> Item:
 
 
 def _chunked_prefill(case: _Case) -> Item:
-    """How long a chunk of a prompt should be."""
+    """Decide how long a chunk of a prompt should be."""
     layer = case.layer
     sizes = [1 << n for n in range(4, _LONGEST_CHUNK.bit_length())]
     by_token = [layer.even_seconds(size, _PREFILL) / size for size in sizes]
@@ -349,7 +349,7 @@ def _chunked_prefill(case: _Case) -> Item:
 
 
 def _kernel_mode(case: _Case) -> Item:
-    """Low latency or high throughput."""
+    """Decide between low-latency and high-throughput kernels."""
     layer, tokens = case.layer, case.tokens
     low, high = (layer.layer_seconds(tokens, mode) for mode in MODES)
     crossover = layer.crossover()
@@ -372,7 +372,7 @@ def _kernel_mode(case: _Case) -> Item:
 
 
 def _overlap(case: _Case) -> Item:
-    """Whether two micro-batches should hide each other's exchanges."""
+    """Decide whether two micro-batches should hide each other's communication."""
     layer, mode = case.layer, case.mode
     exchange, plain = layer.exchange_seconds(case.tokens, mode), case.layer_seconds
     overlapped = layer.overlapped_seconds(case.tokens)
@@ -404,7 +404,7 @@ def _overlap(case: _Case) -> Item:
 
 
 def _buffers(case: _Case) -> Item:
-    """What the fullest rank has to hold."""
+    """Decide how large the buffers of the fullest rank must be."""
     layer, shape = case.layer, case.layer.shape
     of_rank = case.rank_load.sum(axis=-1)
     mean = of_rank.mean(axis=-1, keepdims=True)
@@ -437,7 +437,7 @@ def _buffers(case: _Case) -> Item:
 
 
 def _load_balancing(case: _Case) -> Item:
-    """What is left for a balancer, and which kind of it."""
+    """Decide whether to balance, and how."""
     of_rank = case.rank_load.sum(axis=-1)
     every_step = float(imbalance(of_rank[of_rank.any(axis=2)]).mean())
     total = of_rank.sum(axis=0)
@@ -469,7 +469,7 @@ def _load_balancing(case: _Case) -> Item:
 
 
 def _what_balances(excess: float, lasting: float, varying: float, idle: float) -> tuple[str, bool]:
-    """Whether to balance, and with what."""
+    """Say whether to balance and with what; return whether something should change."""
     if idle < _WORTH:
         return "Leave it off: ranks hardly wait, whatever their tokens.", False
     if excess < _COPIES_PAY:
@@ -484,7 +484,7 @@ def _what_balances(excess: float, lasting: float, varying: float, idle: float) -
 
 
 def _padding(load: Floats) -> float:
-    """Rows added by padding every expert's to whole tiles, over all rows."""
+    """Compute the share of rows added by padding every expert to whole tiles."""
     return float((np.ceil(load / TILE) * TILE).sum() / load.sum() - 1)
 
 

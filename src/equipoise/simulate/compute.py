@@ -1,9 +1,9 @@
-"""Time of a rank's share of a MoE layer, from what a GPU can do and how well a kernel does it.
+"""The time of a rank's share of an MoE layer, from the GPU's peak rates and a kernel's efficiency.
 
-``RankCost`` has three constants that hold for one shape on one machine. Here they follow from the
-expert's bytes and operations, so that a fit carries over to other shapes, ranks and GPUs, and the
-terms that the planners leave out are added: the knee is smooth, tokens cost memory traffic besides
-their matrix products, and a slot costs a little even without load.
+``RankCost`` has three constants that hold for one expert shape on one machine. Here they are
+derived from the expert's bytes and operations, so that a fit carries over to other shapes, numbers
+of ranks and GPUs. The model also has terms that planners leave out: the knee is smooth, tokens
+cause memory traffic in addition to matrix products, and a slot costs a little even without load.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from equipoise.checks import as_loads, brief, check_count, check_number, check_t
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError
 
-_HOST_SHARPNESS = 8  # host and device run at the same time: close to the longer of the two
+_HOST_SHARPNESS = 8  # host and device run at the same time: about the longer of the two counts
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of one stored weight, its share of the scales included, and the units that multiply."""
+    """A weight format: bytes per weight with its share of the scales, and the compute units."""
 
     weight_bytes: float
     units: str
@@ -43,7 +43,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertShape:
-    """An expert of three matrices (gate, up, down), and the router's choice."""
+    """The shape of an expert with three matrices (gate, up, down), and the router's numbers."""
 
     hidden_size: int
     inter_size: int
@@ -67,20 +67,20 @@ class ExpertShape:
 
     @property
     def assignment_flops(self) -> float:
-        """Operations of one token in one expert."""
+        """Floating-point operations of one token in one expert."""
         return 6.0 * self.hidden_size * self.inter_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a GPU can do at most.
+    """The peak rates of a GPU.
 
     Parameters
     ----------
     memory_bytes_per_second
         Bandwidth of its memory.
     flops_per_second
-        Dense operations, by units: ``bfloat16``, ``fp8``, ``fp4``.
+        Dense operations per second by format: ``bfloat16``, ``fp8``, ``fp4``.
     """
 
     memory_bytes_per_second: float
@@ -92,7 +92,7 @@ class Device:
             check_number(f"flops_per_second of {units}", flops, low=1e6, high=1e24)
 
     def flops(self, dtype: str) -> float:
-        """Dense operations a second for a weight format; ``EquipoiseError`` if unknown."""
+        """Return the operations per second for a weight format; ``EquipoiseError`` if unknown."""
         units = PRECISIONS[dtype].units
         if units not in self.flops_per_second:
             raise EquipoiseError(
@@ -104,37 +104,37 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCost:
-    """How well one kernel uses a device; with a device and a shape it becomes seconds.
+    """The efficiency of a kernel. With a device and an expert shape it gives seconds.
 
     Parameters
     ----------
     fixed_seconds
-        Launches and all else that neither load nor shape changes, once a layer.
+        Time per layer that depends on neither load nor shape, such as launches.
     host_seconds
-        What the host takes to launch a layer, while the device works; 0 in a CUDA graph.
+        Time of the host to launch a layer while the device works; 0 in a CUDA graph.
     depth_seconds
-        Once a layer for each element of ``hidden_size + inter_size``: the products of one tile
-        follow each other along the model width, however small the batch.
+        Time per layer for each element of ``hidden_size + inter_size``. The products of one tile
+        follow each other along the model width, however small the batch is.
     slot_seconds
-        For each slot of the rank, loaded or not: its place in the kernel's lists.
+        Time for each slot of the rank, with or without load: its entry in the kernel's lists.
     memory_share
         Share of the memory bandwidth at which weights are read.
     flops_share
         Share of the peak rate that the matrix products reach.
     small_flops_share
-        The same while the mean load of an expert is below ``small_load``: kernels choose narrow
-        tiles by the mean, which a hot expert then pays for.
+        Share of the peak rate while the mean load of an expert is below ``small_load``. Kernels
+        choose narrow tiles by the mean load, which makes hot experts slow.
     small_load
-        That mean load, in assignments; 0 if the kernel makes no such choice.
+        Mean load, in assignments, below which tiles are narrow; 0 if the kernel has one tile size.
     assignment_passes
-        Reads or writes of activations for each assignment, in elements of
-        ``hidden_size + 2 inter_size`` of 2 bytes: permuting, quantising, activation, summing up.
+        Number of reads and writes of activations per assignment, of ``hidden_size + 2 inter_size``
+        elements of 2 bytes: permuting, quantising, activation, summing up.
     token_passes
-        The same for each token handled, in elements of ``hidden_size``.
+        Number of reads and writes per token handled, of ``hidden_size`` elements of 2 bytes.
     sharpness
-        Exponent of the knee between reading weights and computing; large is ``max``.
+        Exponent of the knee between reading weights and computing; a large one gives ``max``.
     token_block
-        Assignments of an expert are padded to a multiple of this.
+        Multiple to which the assignments of an expert are padded.
     """
 
     fixed_seconds: float
@@ -163,7 +163,7 @@ class KernelCost:
         object.__setattr__(self, "token_block", check_count("token_block", self.token_block))
 
     def on(self, device: Device, shape: ExpertShape) -> RankTime:
-        """The kernel's constants in seconds, for experts of a shape on a device."""
+        """Compute the kernel's constants in seconds, for a device and an expert shape."""
         check_type("device", device, Device)
         memory = device.memory_bytes_per_second
         flops = device.flops(shape.dtype)
@@ -209,16 +209,16 @@ class RankTime:
     token_block: int
 
     def seconds(self, load: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
-        """Time of ranks, ``(...)``.
+        """Compute the time of ranks, ``(...)`` seconds.
 
         Parameters
         ----------
         load
             Assignments of each slot of a rank, ``(..., S / R)``.
         tokens
-            Tokens that the rank handles, ``(...)``: those with a choice on it, each counted once.
+            Number of tokens with a choice on the rank, ``(...)``, each counted once.
         """
-        x, handled = as_loads(load), as_loads(np.asarray(tokens)[None])[0]  # or a single number
+        x, handled = as_loads(load), as_loads(np.asarray(tokens)[None])[0]  # maybe a single number
         padded = np.ceil(x / self.token_block) * self.token_block if self.token_block > 1 else x
         is_small = np.asarray(handled < self.small_tokens)
         product = np.where(is_small, self.small_product_seconds, self.product_seconds)
@@ -238,7 +238,7 @@ class RankTime:
         return np.asarray(device * (1 + host**_HOST_SHARPNESS) ** (1 / _HOST_SHARPNESS))
 
     def rank_cost(self, source: str = "") -> RankCost:
-        """The planners' three constants: the sharp knee, all that a token costs in one number."""
+        """Reduce to the three constants of planners: a sharp knee, and one time per assignment."""
         return RankCost(
             fixed_seconds=self.fixed_seconds,
             expert_seconds=self.expert_seconds + self.slot_seconds,

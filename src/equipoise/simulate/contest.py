@@ -1,4 +1,4 @@
-"""A server that serves requests on one placement or another, with the routing of a recording.
+"""Simulated servers that serve the same requests on different placements.
 
 server = Server(num_ranks=32, kv_tokens=400_000)
 costs = ServingCosts.of_ranks(UncertainCost.published("h100-deepep-ep32"), other_seconds=0.01)
@@ -43,23 +43,23 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Ranks and their limits.
+    """The ranks of a server, and their limits.
 
     Parameters
     ----------
     num_ranks
-        Ranks that share the experts; those that decode if there are others for prompts.
+        Number of ranks that share the experts; if prompts have their own ranks, those that decode.
     kv_tokens
-        Tokens that the cache of a rank holds without redundant experts.
+        Number of tokens that the cache of a rank holds without redundant experts.
     token_bytes, slot_bytes
-        Bytes of a token's keys and values and of one slot, both in all layers: what a further slot
-        takes of the cache.
+        Bytes of a token's keys and values and of one slot, both in all layers. They determine how
+        much cache a further slot takes.
     max_sequences, max_tokens, chunked_prefill
         Limits of a rank, see ``Pool``.
     prefill_ranks
-        Ranks of a pool of its own that computes prompts; 0: the same ranks do.
+        Number of ranks in a separate pool that computes prompts; 0 if the same ranks do.
     hand_over
-        What it takes to bring a request from those ranks to the others.
+        Time to send a request from the prefill ranks to the others.
     """
 
     num_ranks: int
@@ -85,11 +85,11 @@ class Server:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the largest step of the ranks that decode."""
+        """Largest number of tokens in a step of the ranks that decode."""
         return self.num_ranks * (self.max_sequences if self.prefill_ranks else self.max_tokens)
 
     def kv_tokens_with(self, more_slots: int) -> int:
-        """Tokens that the cache of a rank holds next to further slots; raises as ``kv_tokens``."""
+        """Compute the tokens that a rank's cache holds with further slots; errors if none fit."""
         return kv_tokens(
             self.kv_tokens * self.token_bytes,
             token_bytes=self.token_bytes,
@@ -98,7 +98,7 @@ class Server:
         )
 
     def pool(self, num_ranks: int, step_time: StepTime, kv_tokens: int) -> Pool:
-        """Some of the ranks, with the limits."""
+        """Make a pool of some ranks with these limits."""
         return Pool(
             step_time=step_time,
             num_ranks=num_ranks,
@@ -111,7 +111,7 @@ class Server:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Timed:
-    """A placement, and what steps of every size take on it."""
+    """A placement, with the times of steps of all sizes on it."""
 
     layout: Layout
     table: Table
@@ -119,7 +119,7 @@ class Timed:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Served:
-    """A placement, and what became of requests on it."""
+    """A placement, with the result of serving requests on it."""
 
     timed: Timed
     result: ServingResult
@@ -127,21 +127,21 @@ class Served:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """All that a simulation needs besides requests and a placement.
+    """Everything that a simulation needs in addition to requests and a placement.
 
     Parameters
     ----------
     server, topology
-        The ranks that share the experts, and their limits.
+        Ranks that share the experts, and their limits.
     trace
-        Recording whose routing the batches have. With ranks for prompts only, its steps of the
-        phases ``prefill`` and ``decode`` are used apart, if it tells them.
+        Recording whose routing the batches have. If prompts have their own ranks, its steps of the
+        phases ``prefill`` and ``decode`` are used separately, if it has these labels.
     top_k
-        Assignments of a token in a layer.
+        Number of choices of a token in a layer.
     costs
-        What steps take.
+        Costs of steps.
     layers_factor
-        MoE layers of the model over those recorded: the recorded ones stand for all.
+        Number of MoE layers of the model over the recorded number; recorded layers stand for all.
     seed
         Random seed of the batches.
     """
@@ -163,17 +163,17 @@ class Stage:
 
     @cached_property
     def decoded(self) -> Trace:
-        """The steps that batches of the ranks that decode are drawn from."""
+        """Return the steps from which batches of the decoding ranks are drawn."""
         return self._of("decode") if self.server.prefill_ranks else self.trace
 
     def timed(self, layout: Layout, progress: Progress | None = None) -> Timed:
-        """Time batches of all sizes on a placement, the same on each."""
+        """Time batches of all sizes on a placement; the batches are the same for each placement."""
         seconds = layout_seconds(layout, self.topology, self.costs.model)
         table = self._table(self.decoded, seconds, self.server.most_tokens, progress)
         return Timed(layout=layout, table=table)
 
     def prefill_time(self, progress: Progress | None = None) -> StepTime | None:
-        """Time of the steps of the ranks for prompts only, without balancing; ``None`` without."""
+        """Compute the step times of separate prefill ranks, without balancing, if there are any."""
         ranks = self.server.prefill_ranks
         if not ranks:
             return None
@@ -185,7 +185,7 @@ class Stage:
         return TabulatedStepTime(by_tokens=table, rest=self.costs.prefill_rest)
 
     def kv_tokens(self, layout: Layout) -> int:
-        """Tokens that the cache of a rank holds next to its slots."""
+        """Compute the tokens that a rank's cache holds next to its slots."""
         fewest = -(-self.trace.num_experts // self.server.num_ranks)
         return self.server.kv_tokens_with(layout.placement.slots_per_rank - fewest)
 
@@ -202,7 +202,7 @@ class Stage:
         Parameters
         ----------
         prefill
-            ``prefill_time``.
+            Step times of separate prefill ranks, from ``prefill_time``.
         """
         ranks, kv_tokens = self.server, self.kv_tokens(timed.layout)
         step_time = TabulatedStepTime(by_tokens=timed.table, rest=self.costs.rest)
@@ -248,35 +248,35 @@ class Stage:
         )
 
     def _of(self, phase: str) -> Trace:
-        """The steps of a phase; all if the recording does not tell phases."""
+        """Return the steps of a phase, or all if the recording has no phases."""
         phases = self.trace.labels.get("phase")
         return self.trace if phases is None else self.trace.select(phase=phase)
 
 
 def in_such_nodes(topology: Topology, num_ranks: int) -> Topology:
-    """Other ranks in nodes of the same size, or all in one if they are no more than that.
+    """Describe another number of ranks, in nodes of the same size, or in one node if they fit.
 
     Raises
     ------
     EquipoiseError
-        They do not fill such nodes.
+        A number of ranks that does not fill such nodes.
     """
     size = topology.ranks_per_node
     return Topology(num_ranks, None if size is None or num_ranks <= size else size)
 
 
 class Contest:
-    """Placements against no balancing on the same requests; nothing is computed twice.
+    """A comparison of placements with no balancing on the same requests, with cached results.
 
     Parameters
     ----------
     stage
-        What they are simulated on.
+        Stage of the simulations.
     layout
-        Function that gives the placement for a number of redundant slots and a dispatcher, and is
-        told where to say how far it is.
+        Function that makes the placement for a number of redundant slots and a dispatcher. Its
+        third argument is a function to report progress to.
     slo
-        Limits that requests shall stay within.
+        Limits that requests should stay within.
     """
 
     def __init__(
@@ -316,6 +316,6 @@ class Contest:
         key = redundant, dispatch
         if key not in self._timed:
             layout = self._layout(redundant, dispatch, planning)
-            self._stage.kv_tokens(layout)  # refuses before the long work
+            self._stage.kv_tokens(layout)  # raises an error before the long work
             self._timed[key] = self._stage.timed(layout, timing)
         return self._timed[key]

@@ -1,8 +1,8 @@
 """Loads drawn the way published kernel tables draw them, and the share of the slowest rank.
 
-A table names a distribution (uniform, or a power law with an exponent), not the loads themselves:
-one random draw, or the mean of five, stands behind each time. Drawing again, many times, gives
-what a time of that cell can be, and how much of it is luck.
+A table names a distribution (uniform, or a power law with an exponent) but not the loads: each time
+is that of one random draw, or the mean of five. Many new draws show which times are possible in a
+cell, and how large the effect of chance is.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from equipoise.checks import check_count, check_number
 from equipoise.errors import EquipoiseError
 
 Rounding = Literal["smallest", "by rank"]
-"""Who gets the assignments that clipping and rounding leave over: the experts with the smallest
-loads, or the ranks in turn, each for its least loaded expert."""
+"""Rule for the assignments that clipping and rounding leave over. They go to the experts with the
+smallest loads, or to the ranks in turn, each for its least loaded expert."""
 
-_FULL = np.inf  # a rank with all its slots taken
+_FULL = np.inf  # load that marks a rank without a free slot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """How many experts, choices, ranks and slots; ``is_balanced`` places by the drawn loads."""
+    """Numbers of experts, choices, ranks and slots; ``is_balanced`` places by the drawn loads."""
 
     num_experts: int
     top_k: int
@@ -55,14 +55,14 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Share:
-    """What the slowest rank got in each draw.
+    """The share of the slowest rank in each draw.
 
     Parameters
     ----------
     load
-        Assignments of each of its slots, ``(draws, S / R)``.
+        Assignments of each slot of the rank, ``(draws, S / R)``.
     tokens
-        Distinct tokens with a choice on it, ``(draws,)``.
+        Number of different tokens with a choice on the rank, ``(draws,)``.
     """
 
     load: NDArray[np.float64]
@@ -78,18 +78,26 @@ def power_law_share(
     num_draws: int,
     seed: int = 0,
 ) -> Share:
-    """Draw power-law loads and give the slowest rank's share (NVIDIA aiconfigurator's recipe).
+    """Draw power-law loads and return the slowest rank's share (NVIDIA aiconfigurator's recipe).
 
-    Equal arguments give equal draws; whether copies are placed does not change the loads, so that
-    two placements compare on the same luck.
+    Equal arguments give equal draws. The loads do not depend on the placement, so that placements
+    can be compared on the same draws.
 
     Parameters
     ----------
     tokens
-        Tokens of all ranks together.
+        Number of tokens, all ranks together.
     alpha
-        Exponent, not 1. Popularity has density ``x ** -alpha`` from 1 to 0.8 times the tokens;
-        from 0.01 to 2 where there are no more assignments than experts.
+        Exponent, other than 1. Popularity has density ``x ** -alpha`` from 1 to 0.8 times the
+        tokens, or from 0.01 to 2 if there are no more assignments than experts.
+    deployment
+        Numbers of experts, choices, ranks and slots.
+    rounding
+        Rule for the assignments that clipping and rounding leave over.
+    num_draws
+        Number of draws.
+    seed
+        Random seed.
     """
     check_count("num_draws", num_draws)
     check_number("alpha", alpha, low=0, high=10)
@@ -109,11 +117,11 @@ def power_law_share(
 
 
 def uniform_share(tokens: int, deployment: Deployment, *, tile: int = 1) -> Share:
-    """The same load for every expert; a single draw, since nothing is random.
+    """Give every expert the same load. This is a single draw, because nothing is random.
 
-    With too few tokens for that, one assignment for each of the first experts. With a
-    tile the rows of a rank are packed without padding, so a tile holds rows of several experts
-    and is computed with the weights of one.
+    If there are fewer assignments than experts, the first experts get one each. With a ``tile``,
+    the rows of a rank are packed without padding, so that a tile has rows of several experts and is
+    computed with the weights of one.
     """
     local = deployment.num_experts // deployment.num_ranks
     assignments = tokens * deployment.top_k
@@ -131,10 +139,11 @@ def uniform_share(tokens: int, deployment: Deployment, *, tile: int = 1) -> Shar
 
 
 def slowest_rank(counts: NDArray[np.int64], tokens: int, deployment: Deployment) -> Share:
-    """The share of the rank with most assignments, from the loads of all experts, ``(draws, E)``.
+    """Find the rank with the most assignments, from the loads of all experts, ``(draws, E)``.
 
-    Unbalanced, experts are on ranks in order. Balanced, each further slot goes to the expert with
-    most load a copy, and slots go from the heaviest on to the least loaded rank with room.
+    Without balancing, experts are on ranks in order. With balancing, each redundant slot goes to
+    the expert with the largest load per copy; then slots, heaviest first, go to the least loaded
+    rank with room.
     """
     ranks = deployment.num_ranks
     if deployment.is_balanced:
@@ -158,7 +167,7 @@ def slowest_rank(counts: NDArray[np.int64], tokens: int, deployment: Deployment)
 def _place_greedily(
     counts: NDArray[np.int64], deployment: Deployment
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Load and rank of each slot, ``(draws, S)`` each; whole assignments, none lost."""
+    """Compute load and rank of each slot, ``(draws, S)`` each, in whole assignments."""
     num_draws, num_slots, ranks = len(counts), deployment.num_slots, deployment.num_ranks
     row = np.arange(num_draws)
     copies = np.ones(counts.shape, np.int64)
@@ -179,7 +188,7 @@ def _place_greedily(
 
 
 def _whole(load: NDArray[np.float64], total: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Loads rounded down, and what is missing added where most was cut off."""
+    """Round loads down, and add the rest where the most was cut off."""
     whole = np.floor(load)
     missing = total - whole.sum(axis=1)
     order = np.argsort(whole - load, axis=1, kind="stable")
@@ -191,10 +200,10 @@ def _whole(load: NDArray[np.float64], total: NDArray[np.int64]) -> NDArray[np.in
 def _distinct_tokens(
     load: NDArray[np.int64], mine: NDArray[np.int64], tokens: int
 ) -> NDArray[np.int64]:
-    """Tokens with a choice in the rank's slots, ``(draws,)``.
+    """Count the tokens with a choice in the rank's slots, ``(draws,)``.
 
-    Slots take tokens in turn, the heaviest first and around the batch, so each holds an interval
-    of tokens on a circle: the size of the union of the rank's intervals.
+    Slots take tokens in turn around the batch, the heaviest slot first. So each slot has an
+    interval of tokens on a circle, and the count is the size of the union of the rank's intervals.
     """
     order = np.argsort(-load, axis=1, kind="stable")
     by_weight = np.take_along_axis(load, order, axis=1)
@@ -214,7 +223,7 @@ def _distinct_tokens(
 def _settle_smallest(
     counts: NDArray[np.int64], tokens: int, deployment: Deployment
 ) -> NDArray[np.int64]:
-    """Clip at the tokens and make the sum exact; the smallest loads give and take."""
+    """Clip loads at the number of tokens; change the smallest loads to make the sum exact."""
     target = tokens * deployment.top_k
     over = np.maximum(counts - tokens, 0).sum(axis=1)
     counts = np.minimum(counts, tokens)
@@ -236,7 +245,7 @@ def _settle_smallest(
 
 
 def _ascending(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Experts from the smallest load on, the last of equals first, and their loads."""
+    """Sort experts by ascending load, the last of equals first; also return their loads."""
     last = counts.shape[1] - 1
     order = last - np.argsort(counts[:, ::-1], axis=1, kind="stable")
     return order, np.take_along_axis(counts, order, axis=1)
@@ -245,7 +254,7 @@ def _ascending(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.
 def _settle_by_rank(
     counts: NDArray[np.int64], tokens: int, deployment: Deployment
 ) -> NDArray[np.int64]:
-    """Clip at the tokens and make the sum exact; ranks give and take in turn."""
+    """Clip loads at the number of tokens; change the ranks in turn to make the sum exact."""
     by_rank = (len(counts), deployment.num_ranks, -1)
     over = np.maximum(counts - tokens, 0).sum(axis=1)
     counts = np.minimum(counts, tokens)
@@ -262,13 +271,13 @@ def _settle_by_rank(
 
 
 def _in_turn(number: NDArray[np.int64], num_ranks: int) -> NDArray[np.int64]:
-    """Assignments for each rank if they are given out one at a time, ``(draws, R)``."""
+    """Deal assignments to the ranks one at a time, ``(draws, R)``."""
     each, rest = np.divmod(number, num_ranks)
     return np.asarray(each[:, None] + (np.arange(num_ranks) < rest[:, None]))
 
 
 def _raise_lowest(counts: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Add assignments one at a time to the least of the last axis, all at once."""
+    """Compute the effect of adding assignments one at a time to the least of the last axis."""
     order = np.argsort(counts, axis=-1, kind="stable")
     ascending = np.take_along_axis(counts, order, axis=-1)
     ordinal = np.arange(1, counts.shape[-1] + 1)
@@ -286,5 +295,5 @@ def _raise_lowest(counts: NDArray[np.int64], number: NDArray[np.int64]) -> NDArr
 
 
 def _lower_highest(counts: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Take assignments one at a time from the largest of the last axis, all at once."""
+    """Compute the effect of taking assignments one at a time from the largest of the last axis."""
     return -_raise_lowest(-counts, number)

@@ -1,4 +1,4 @@
-"""What steps take on given copies, by a model of the ranks: of their experts, or of all they do."""
+"""Step times on a placement, by a model of the experts' time or of the whole step."""
 
 from __future__ import annotations
 
@@ -23,64 +23,64 @@ Floats = NDArray[np.float64]
 COST_ERROR = 0.15
 """Relative error of published constants on other machines; see ``equipoise explain costs``."""
 
-_BLOCK_CELLS = 1 << 20  # slot loads held at a time
+_BLOCK_CELLS = 1 << 20  # slot loads in memory at a time
 
 
 class ComputeModel(Protocol):
-    """What ranks and steps take, and how far that may be from the truth."""
+    """The protocol of time models, which know their own error."""
 
     @property
     def name(self) -> str:
-        """What it is called in an answer."""
+        """Name of the model in results."""
         ...
 
     @property
     def planning_cost(self) -> RankCost:
-        """The cost that planners and dispatchers go by."""
+        """Cost that planners and dispatchers use."""
         ...
 
     @property
     def counts(self) -> str:
-        """What of a step it counts, at the end of a sentence."""
+        """Parts of a step that the model includes, as the end of a sentence."""
         ...
 
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
-        """Experts' time of each rank at speed 1, ``(..., R)``, from slots' loads ``(..., S)``."""
+        """Compute the experts' time of ranks at speed 1, ``(..., R)``, from loads ``(..., S)``."""
         ...
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        """Compute the time of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         ...
 
     def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts | None:
-        """What steps are spent on; ``None`` if it counts only the experts.
+        """Divide the time of steps into parts; ``None`` if the model includes only the experts.
 
         Parameters
         ----------
         slot_load
             Load of each slot, ``(T, L, S)``.
         fair_load
-            The same with a fair router.
+            Load of each slot with a fair router, ``(T, L, S)``.
         """
         ...
 
     def draws(self, number: int, seed: int) -> Sequence[ComputeModel]:
-        """Models that may be the true one; none if this one is taken for it."""
+        """Draw models that may be the true one; none if this model is taken to be exact."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class UncertainCost:
-    """A ``RankCost`` whose three times are known to a relative error each.
+    """A ``RankCost`` whose three times each have a relative error.
 
     Parameters
     ----------
     name
-        What it is called in an answer.
+        Name of the model in results.
     planning_cost
-        The constants.
+        Constants of the model.
     error
-        Standard deviation of the logarithm of each, 0.15 for about 15 %; 0: they are exact.
+        Standard deviation of each logarithm: 0.15 for about 15 %, 0 for exact constants.
     """
 
     name: str
@@ -93,28 +93,28 @@ class UncertainCost:
 
     @classmethod
     def published(cls, name: str, error: float = COST_ERROR) -> UncertainCost:
-        """The published constants of that name; ``EquipoiseError`` if there are none."""
+        """Make a model of published constants; raise ``EquipoiseError`` for an unknown name."""
         return cls(name=name, planning_cost=rank_cost(name), error=error)
 
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
-        """As ``RankCost`` has it."""
+        """Compute ``RankCost.rank_seconds``."""
         return self.planning_cost.rank_seconds(slot_load, num_ranks)
 
     @property
     def counts(self) -> str:
-        """The experts, and nothing else."""
+        """Text that only the experts are included."""
         return "expert computation alone"
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """Every layer waits for its slowest rank, and layers add up."""
+        """Add up the layers, each of which waits for its slowest rank."""
         return slowest_seconds(self.planning_cost, slot_load, topology)
 
     def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
-        """Nothing: only the experts are counted."""
+        """Return ``None``, because the model includes only the experts."""
         del slot_load, fair_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
-        """Constants of which each is lognormal around the one given."""
+        """Draw constants, each lognormal around the given one."""
         if not self.error:
             return ()
         z = np.random.default_rng(seed).standard_normal((number, 3))
@@ -137,14 +137,14 @@ class UncertainCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Copies, and who shares batches over them.
+    """A placement, with the dispatcher that shares batches over it.
 
     Parameters
     ----------
     placement
-        The copies; empty slots hold experts that the model does not have, which nothing goes to.
+        Placement. Empty slots hold experts beyond the model's, which never get load.
     dispatch
-        The dispatcher; ``None``: nothing is copied, so there is nothing to share.
+        Dispatcher; ``None`` if no expert has copies.
     """
 
     placement: Placement
@@ -152,11 +152,11 @@ class Layout:
 
     @classmethod
     def unbalanced(cls, trace: Trace, num_ranks: int) -> Layout:
-        """Every expert once, in order, as engines start."""
+        """Make the layout without balancing: every expert once, in order."""
         return cls(placement=placement_without_balancing(trace, num_ranks))
 
     def slot_loads(self, load_TLE: Floats) -> Floats:
-        """Assignments of every slot, ``(T, L, S)``."""
+        """Compute the assignments of every slot, ``(T, L, S)``."""
         if self.dispatch is not None and self.dispatch.shares is not Shares.EVEN:
             return np.stack([self.dispatch.split(step, self.placement).shares for step in load_TLE])
         missing = self.placement.num_experts - load_TLE.shape[-1]
@@ -165,13 +165,13 @@ class Layout:
         return np.take_along_axis(padded, slots, axis=-1)
 
     def blocks(self, load_TLE: Floats) -> Iterator[Floats]:
-        """Loads of every slot, ``(T', L, S)``, block by block of steps, to save memory."""
+        """Yield the loads of every slot, ``(T', L, S)``, in blocks of steps, to save memory."""
         block = max(1, _BLOCK_CELLS // self.placement.slots.size)
         for start in range(0, len(load_TLE), block):
             yield self.slot_loads(load_TLE[start : start + block])
 
     def busiest(self, load_TLE: Floats) -> float:
-        """Assignments of the busiest ranks of a mean step, summed over layers."""
+        """Compute the busiest ranks' assignments in a mean step, summed over layers."""
         ranks = self.placement.num_ranks
         peaks = [
             loads.reshape(*loads.shape[:2], ranks, -1).sum(axis=-1).max(axis=-1).sum(axis=-1)
@@ -182,7 +182,7 @@ class Layout:
     def step_seconds(
         self, load_TLE: Floats, topology: Topology, models: Sequence[ComputeModel]
     ) -> Floats:
-        """What each step takes by each model, ``(M, T)``."""
+        """Compute the time of each step by each model, ``(M, T)``."""
         blocks = (
             np.stack([model.step_seconds(loads, topology) for model in models])
             for loads in self.blocks(load_TLE)
@@ -190,7 +190,7 @@ class Layout:
         return np.concatenate(list(blocks), axis=1)
 
     def idle_share(self, load_TLE: Floats, topology: Topology, model: ComputeModel) -> float:
-        """Share of the experts' time in which ranks wait for the slowest of a layer."""
+        """Compute the share of the experts' time that ranks wait for the slowest of a layer."""
         slowest = mean = 0.0
         for loads in self.blocks(load_TLE):
             seconds = model.rank_seconds(loads, topology.num_ranks) / speeds(topology)
@@ -200,11 +200,11 @@ class Layout:
 
 
 def speeds(topology: Topology) -> Floats:
-    """Relative speed of each rank, ``(R,)``, as given."""
+    """Return the relative speed of each rank, ``(R,)``, as given."""
     return np.ones(topology.num_ranks) if topology.speed is None else np.array(topology.speed)
 
 
 def slowest_seconds(cost: RankCost, slot_load: Floats, topology: Topology) -> Floats:
-    """What the experts of steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+    """Compute the experts' time of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
     ranks = cost.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
     return np.asarray(ranks.max(axis=-1).sum(axis=-1))

@@ -1,4 +1,4 @@
-"""Steps of a fair router, of the sizes that were recorded: what chance alone does."""
+"""Steps of a fair router with recorded sizes, which show the effect of chance alone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from numpy.typing import NDArray
 
 from equipoise.simulate.routers import sample_topk
 
-_MOST_KEYS = 1 << 17  # tokens x experts of a layer that are drawn one by one
+_MOST_KEYS = 1 << 17  # tokens x experts up to which a layer is drawn token by token
 
 
 def fair_steps(
     assignments_TL: NDArray[np.float64], num_experts: int, top_k: int, seed: int
 ) -> NDArray[np.float64]:
-    """Assignments of each expert if every token chose ``K`` of ``E`` evenly, ``(T, L, E)``.
+    """Draw the assignments of each expert if tokens choose ``K`` of ``E`` uniformly, ``(T, L, E)``.
 
-    Small steps are drawn token by token. Of large ones only mean and variance of the choices are
-    kept: a token's choices fall on different experts, which takes ``(E - K) / (E - 1)`` off the
-    variance of independent ones.
+    Small steps are drawn token by token. Large steps are drawn with the right mean and variance
+    only. A token's choices are different experts, so the variance is ``(E - K) / (E - 1)`` times
+    that of independent choices.
 
     Parameters
     ----------
     assignments_TL
-        Size of each step and layer, ``(T, L)``; rounded to whole tokens.
+        Number of assignments of each step and layer, ``(T, L)``; rounded to whole tokens.
+    num_experts, top_k
+        Numbers of experts ``E`` and choices per token ``K``.
+    seed
+        Random seed.
     """
     rng = np.random.default_rng(seed)
     narrower = np.sqrt((num_experts - top_k) / max(num_experts - 1, 1))

@@ -1,7 +1,7 @@
-"""Whether balancing would help a deployment, by how much, and how sure that is.
+"""A forecast: whether balancing would help a deployment, by how much, and how certain that is.
 
-As far as the model counts: the experts' computation, or whole steps. How: ``equipoise explain
-forecast``.
+The time model includes either the experts' computation or whole steps. The method:
+``equipoise explain forecast``.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 Kind = Literal["recommend", "not now", "insufficient evidence"]
 
-_SURE = 0.05  # chance below which a gain is called one, as for a budget
-_MODELS = 32  # that may be the true one
+_SURE = 0.05  # probability of chance below which a gain counts, as for a budget
+_MODELS = 32  # number of drawn models that may be the true one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """What ranks wait for the slowest, as a share of the experts' time.
+    """The time that ranks wait for the slowest, as a share of the experts' time.
 
     Parameters
     ----------
     steps
-        Which steps: those of a phase, or all.
+        Name of the steps: those of a phase, or all.
     share
-        What was recorded.
+        Share in the recorded steps.
     chance
-        What a fair router shows in steps of the same sizes.
+        Share with a fair router in steps of the same sizes.
     """
 
     steps: str
@@ -78,39 +78,39 @@ class Idle:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Option:
-    """A redundancy and a dispatcher, and what they do to unseen steps.
+    """One option: a number of redundant slots and a dispatcher, with the result on unseen steps.
 
     Parameters
     ----------
     redundant
-        ``S - E``.
+        Number of redundant slots of a layer, ``S - E``.
     dispatch
         Name of the dispatcher.
     can_run
-        Whether the engine asked for shares batches so.
+        Flag that the given engine can run this dispatcher.
     step_seconds
-        Mean unseen step.
+        Time of the mean unseen step.
     plain_seconds
-        The same without balancing.
+        Time of the mean unseen step without balancing.
     gain
-        Share of the step's time that it takes off; negative if steps take longer.
+        Share of the step's time that is saved; negative if steps take longer.
     interval
-        Its ends for this plan, at ``CONFIDENCE``; ``None`` for a single step.
+        Interval of the gain for this plan, at ``CONFIDENCE``; ``None`` for a single step.
     replanned
-        The same for a plan made again from other steps of such traffic.
+        Confidence interval for a plan made again from other steps of similar traffic.
     needed
-        Share that it must take off to pay, the more the more slots it has.
+        Share that must be saved to be worth it; it rises with the number of slots.
     bytes_per_rank, kv_tokens
         Memory of the slots beyond the fewest on each rank, and the tokens of KV cache that would
         fit there; ``None`` if not known.
     placement
-        The plan, made from the earlier steps.
+        Plan, made from the earlier steps.
     above_needed
-        What each unseen step gets shorter by, beyond what is needed, ``(T,)`` seconds.
+        Time saved in each unseen step beyond what is needed, ``(T,)`` seconds.
     moves
-        Slots that our controller moved from the plan on; ``None``: the plan stays.
+        Number of slots that our controller moved after the plan; ``None`` if the plan stays.
     over_static
-        Interval of what our controller takes off the steps of the best plan that stays.
+        Confidence interval of the controller's gain over the best plan that stays.
     """
 
     redundant: int
@@ -131,23 +131,23 @@ class Option:
 
     @property
     def is_online(self) -> bool:
-        """Whether our controller keeps it balanced."""
+        """Whether our controller keeps balancing after the plan."""
         return self.moves is not None
 
     @property
     def throughput(self) -> float:
-        """Share of throughput that it adds, where the step's time decides it."""
+        """Relative gain in throughput, if the step's time determines it."""
         return self.gain / (1 - self.gain)
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """Name of the option in words."""
         text = f"{self.redundant} redundant slots a layer with {self.dispatch} split"
         return f"{text}, kept balanced by our controller" if self.is_online else text
 
     @property
     def change(self) -> str:
-        """What becomes of a step, with the interval, in words."""
+        """Change of a step's time, with the interval, in words."""
         text = f"a step gets {_shorter(self.gain)}"
         if self.interval is None:
             return text
@@ -157,25 +157,25 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The answer, and why, in one sentence."""
+    """The verdict, with the reason in a sentence."""
 
     kind: Kind
     why: str
 
     @property
     def text(self) -> str:
-        """The sentence."""
+        """Verdict and reason in a sentence."""
         return f"{self.kind}: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moving:
-    """What moving from the map in force costs; see ``Gate``.
+    """The cost of moving from the map in force; see ``Gate``.
 
     Parameters
     ----------
     expert_bytes, dwell_steps, stall_seconds, interference, delay_steps
-        The fields of ``Gate``.
+        Fields of ``Gate``.
     """
 
     expert_bytes: int
@@ -187,36 +187,36 @@ class Moving:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Forecast:
-    """What balancing would do to steps like those recorded.
+    """The result of a forecast: the effect of balancing on steps like the recorded ones.
 
     Parameters
     ----------
     model
         Name of the compute model.
     planned_steps, unseen_steps
-        Steps planned on, and those that everything is measured on.
+        Number of steps planned on, and of steps that everything is measured on.
     against
-        What gains are counted from: no balancing, or the map in force.
+        Layout that gains are measured against: no balancing, or the map in force.
     counts
-        What of a step the model counts.
+        Parts of a step that the model includes.
     other_seconds
-        What a step takes besides.
+        Time of a step that the model does not include.
     least_gain
-        Share of a step's time that a change must take off to pay.
+        Share of a step's time that a change must save to be worth it.
     today
-        Idle shares as things are, of each phase if the steps have some.
+        Idle shares of the current layout, for each phase if the steps have phases.
     parts
-        What a mean unseen step is spent on as things are, in seconds by part; ``None`` if only the
-        experts are counted.
+        Seconds of a mean unseen step with the current layout, by part; ``None`` if only the experts
+        are included.
     options
-        What was tried: plans that stay, then each with our controller, if it was asked for.
+        Options that were tried: plans that stay, then each with our controller if asked for.
     in_time
-        How steps were served for the controller; ``None`` if it was not asked for.
+        Conditions of serving for the controller; ``None`` if it was not asked for.
     assumed
-        Whether nobody recorded the steps.
+        Flag that the routing is assumed, not recorded.
     decision
-        Whether moving from the map in force pays; ``None`` without one, without prices, or if the
-        best option has another number of slots.
+        Decision on moving from the map in force. ``None`` without such a map or without costs of
+        moving, or if the best option has another number of slots.
     """
 
     model: str
@@ -235,21 +235,22 @@ class Forecast:
 
     @cached_property
     def best(self) -> Option:
-        """What takes most off a step beyond what its slots must, of what can run.
+        """Best option that can run: the one that saves the most beyond what its slots need.
 
-        Our controller only where it surely takes as much off the best plan that stays as pays.
+        An option with our controller counts only if its gain over the best plan that stays is
+        surely large enough.
         """
         return best_option(self.options, self.least_gain)
 
     @property
     def online(self) -> Option | None:
-        """The best with our controller, worth it or not; ``None`` if it was not asked for."""
+        """Best option with our controller, worth it or not; ``None`` if not asked for."""
         tried = [o for o in self.options if o.is_online]
         return max(tried, key=_beyond_needed) if tried else None
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Whether to do it."""
+        """Verdict whether to balance."""
         found = self._of_steps
         if not self.assumed:
             return found
@@ -261,7 +262,7 @@ class Forecast:
 
     @property
     def _of_steps(self) -> Verdict:
-        """What the steps say, recorded or not."""
+        """Judge by the steps, whether they are recorded or assumed."""
         if self.unseen_steps < LEAST_WINDOWS:
             return Verdict(
                 kind="insufficient evidence",
@@ -278,7 +279,7 @@ class Forecast:
         )
 
     def _judged(self, best: Option) -> tuple[Kind, str]:
-        """What to say of the best option, and why."""
+        """Return the kind of verdict on the best option, and the reason."""
         assert best.interval is not None  # of several steps
         low, high = best.interval
         pays = f"the {best.needed:.1%} that would pay"
@@ -300,12 +301,12 @@ class Forecast:
 
     @property
     def _than(self) -> str:
-        """What changes are counted from, and of what."""
+        """Say what changes are measured against, and what is included."""
         return f"with {self.against}{'' if self.other_seconds else f', {self.counts}'}"
 
     @property
     def _chance(self) -> float:
-        """How often the best option would look as good if it were only just what is needed."""
+        """Compute the probability that an option just not worth it looks as good as the best."""
         rivals = [option for option in self.options if option.can_run]
         above = np.stack([option.above_needed for option in rivals])
         return float(chances_above(above)[rivals.index(self.best)])
@@ -338,42 +339,43 @@ def forecast(
     Parameters
     ----------
     redundant
-        Redundant slots to try, all ranks together; the fewest, one and two a rank more if ``None``.
+        Numbers of redundant slots to try, all ranks together; ``None`` for the fewest, and one and
+        two more per rank.
     dispatch
-        Dispatchers to try, by name.
+        Names of the dispatchers to try.
     engine_dispatch
-        The only one of them that can be recommended; any if ``None``.
+        Dispatcher of the engine, the only one that can be recommended; ``None`` for any.
     planner
         Function that makes the planner for a dispatcher, by name; ``Robust`` if ``None``.
     hold_out
-        Share of the steps, the latest of each domain, to measure on.
+        Share of the steps to measure on, the latest of each domain.
     step_assignments
-        Assignments of a mean step in a layer: every row is then one step of about that size, drawn
-        at random from what the row has. The rows as they are if ``None``.
+        Number of assignments of a mean step in a layer. Every row then becomes a step of about that
+        size, drawn at random from the row. ``None`` takes the rows as they are.
     other_seconds
-        What a step takes besides what the model counts.
+        Time of a step that the model does not include.
     least_gain
-        Share of a step's time that a change, and each further slot on every rank, must take off.
+        Share of a step's time that a change, and each further slot on every rank, must save.
     further_steps
-        Steps of the run that is forecast: fewer of them differ more by chance. The number of
-        those measured on if ``None``.
+        Number of steps of the run that is forecast; a shorter run varies more by chance. ``None``
+        for the number of steps measured on.
     current
-        The map in force: what gains are counted from.
+        Map in force, against which gains are measured.
     moving
-        What moving from there costs.
+        Costs of moving from the map in force.
     online
-        What planning and moving cost our controller, which is then tried on every plan as well.
+        Costs of planning and moving for our controller, which is then tried on every plan too.
     slot_bytes
-        What a slot of every layer takes of a rank's memory.
+        Bytes of a rank's memory for one slot in every layer.
     kv_bytes_per_token
-        What a token of KV cache takes there.
+        Bytes of a rank's memory for the KV cache of one token.
     progress
-        Function that is told before each plan how many are made, of how many.
+        Function that is called before each plan with the number of plans made and of all.
 
     Raises
     ------
     EquipoiseError
-        Values out of range, numbers of slots that do not fit, what planners and dispatchers refuse.
+        Values out of range, numbers of slots that do not fit, or what a planner refuses.
     """
     _check(step_assignments, other_seconds, least_gain, further_steps)
     fit, held = _parts(trace, hold_out)
@@ -449,9 +451,10 @@ def forecast(
 
 
 def best_option(options: Sequence[Option], least_gain: float) -> Option:
-    """What takes most off a step beyond what its slots must, of what can run.
+    """Choose the option that can run and saves the most beyond what its slots need.
 
-    With our controller only if that surely takes the least gain off the best plan that stays.
+    An option with our controller counts only if it surely gains ``least_gain`` over the best plan
+    that stays.
     """
     worth = (o for o in options if o.over_static is None or o.over_static[0] >= least_gain)
     return max((o for o in worth if o.can_run), key=_beyond_needed)
@@ -463,7 +466,7 @@ def _beyond_needed(option: Option) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Terms:
-    """What turns the times of a trial into an option."""
+    """The quantities that turn the times of a trial into an option."""
 
     plain_seconds: float
     fewest_slots: int
@@ -477,7 +480,7 @@ class _Terms:
     seed: int
 
     def option(self, trial: Trial, can_run: bool) -> Option:
-        """The option that was tried."""
+        """Make the option of a trial."""
         old, new = trial.old[0], trial.new[0]
         added = trial.placement.slots_per_rank - self.fewest_slots
         needed = self.least_gain * max(added, 1)
@@ -502,7 +505,7 @@ class _Terms:
     def interval(
         self, old: Floats, new: Floats, *, spread: float = 0.0
     ) -> tuple[float, float] | None:
-        """Interval of the gain of some seconds over others, ``(M, T)`` each."""
+        """Compute the confidence interval of a gain from times ``(M, T)`` before and after."""
         return gain_interval(
             old,
             new,
@@ -522,7 +525,7 @@ def _online_options(
     judges: Mapping[str, Dispatcher],
     plain: Layout,
 ) -> tuple[Option, ...]:
-    """Each plan again with our controller, next to the best plan that stays, on equal steps."""
+    """Try each plan with our controller, against the best plan that stays, on equal steps."""
     best = best_option(static, terms.least_gain)
     of_plain = float(in_time.static(plain)[0].mean())
     best_stays = in_time.static(Layout(placement=best.placement, dispatch=judges[best.dispatch]))
@@ -550,7 +553,7 @@ def _online_options(
 
 
 def _lasting(trace: Trace) -> int:
-    """Recorded steps that resemble each other."""
+    """Estimate the number of recorded steps for which loads stay similar."""
     loaded = trace.counts.any(axis=(1, 2))
     return lasting_steps(trace.counts[loaded].astype(np.float64), step_kinds(trace))
 
@@ -563,7 +566,7 @@ def _today(
     step_assignments: float | None,
     seed: int,
 ) -> tuple[Idle, ...]:
-    """Idle shares of each phase, or of all steps if none has a name."""
+    """Compute the idle shares of each phase, or of all steps if they have no phases."""
     phases = trace.labels.get("phase")
     names = [] if phases is None else list(dict.fromkeys(phases.tolist()))
     parts = {name: trace.select(phase=name) for name in names} or {"all steps": trace}
@@ -591,7 +594,7 @@ def _parts_of(
     top_k: int | None,
     seed: int,
 ) -> Mapping[str, float] | None:
-    """What some of the steps are spent on, on average."""
+    """Divide the mean time of some of the steps into parts."""
     load = unseen[some_steps(len(unseen))]
     fair = fair_steps(load.sum(axis=-1), load.shape[-1], min(top_k or 1, load.shape[-1]), seed)
     parts = model.parts(layout.slot_loads(load), layout.slot_loads(fair), topology)
@@ -606,7 +609,7 @@ def _decide(
     judge: Dispatcher,
     cost: RankCost,
 ) -> Decision | None:
-    """Whether the move to a trial's plan pays, by the times of the model at hand."""
+    """Decide whether the move to a trial's plan is worth it, by the times of the first model."""
     if current is None or moving is None or len(bench.load) < 2:
         return None
     if trial.placement.num_slots != current.num_slots:
@@ -620,7 +623,7 @@ def _decide(
 
 
 def _parts(trace: Trace, hold_out: float) -> tuple[Trace, Trace]:
-    """The earlier steps, and those to measure on."""
+    """Split into the earlier steps and the steps to measure on."""
     if check_type("trace", trace, Trace).num_steps == 1:
         raise EquipoiseError(
             "The recording has one step, and a forecast takes some to plan on and others to "
@@ -648,7 +651,7 @@ def _check_can_run(engine_dispatch: str | None, judges: Collection[str]) -> None
 def _redundancies(
     trace: Trace, num_ranks: int, redundant: Sequence[int] | None, current: Placement | None
 ) -> list[int]:
-    """Redundant slots to try, ascending; those of the map in force too."""
+    """List the numbers of redundant slots to try, ascending, with that of the map in force."""
     fewest = -trace.num_experts % num_ranks
     most = trace.num_experts * (num_ranks - 1)
     if redundant is None:

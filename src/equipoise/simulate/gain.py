@@ -1,4 +1,4 @@
-"""What a change takes off a step, and how sure that is."""
+"""The time that a change saves in a step, and how certain that is."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CONFIDENCE = 0.8
 
 _RESAMPLED = 1000
 _MOST_RESAMPLED_BLOCKS = 5
-_MOST_BLOCKS = 16  # whose signs are drawn
+_MOST_BLOCKS = 16  # largest number of blocks whose signs are drawn
 
 
 def gain(old_T: Floats, new_T: Floats) -> float:
-    """Share of the old time that is saved; negative if the new one is longer."""
+    """Compute the share of the old time that is saved; negative if the new time is longer."""
     return float(1 - new_T.mean() / old_T.mean())
 
 
@@ -35,29 +35,30 @@ def gain_interval(
     spread: float = 0.0,
     seed: int,
 ) -> tuple[float, float] | None:
-    """Where the gain of further steps lies, at ``CONFIDENCE``; ``None`` for a single step.
+    """Compute the confidence interval of the gain in future steps; ``None`` for a single step.
 
-    Three things may move it: the steps that happened to be recorded, by resampling circular blocks
-    of them; which model is the true one; and, if the plan is made again, the steps that happen to
-    be planned on. Few blocks vary less among each other than what they are drawn from, and a finite
-    run varies as well: the first part is widened for both.
+    The level is ``CONFIDENCE``. Three sources of uncertainty enter: which steps happened to be
+    recorded (by resampling circular blocks), which model is the true one, and, if the plan is made
+    again, which steps it is made from. The first part is widened, because few blocks vary too
+    little among each other and because a finite run varies too.
 
     Parameters
     ----------
     old_MT, new_MT
-        Seconds of each step by ``M`` models, ``(M, T)``. The first is the one at hand, the others
-        are those that may be true; by itself the first is taken for true.
+        Seconds of each step without and with the change, by ``M`` models, ``(M, T)``. The first
+        model is the best guess and the others may be true; a single model is taken to be exact.
     strata
-        Kind of each step, ``(T,)``: further steps are of the same kinds in the same numbers, so
-        each is resampled by itself. If one has a single step, all are taken for one kind.
+        Kind of each step, ``(T,)``. Future steps have the same kinds in the same numbers, so each
+        kind is resampled by itself. If a kind has a single step, all count as one kind.
     further_steps
-        Steps of the run that is forecast.
+        Number of steps of the run that is forecast.
     lasting
-        Steps that resemble each other, such as those of a request: blocks are twice as long, as far
-        as two of them fit.
+        Number of consecutive steps that are similar, such as those of a request. Blocks are twice
+        as long if at least two of them fit.
     spread
-        Standard deviation of the gain between plans, see ``planning_spread``; 0 for the plan at
-        hand.
+        Standard deviation of the gain between plans, from ``planning_spread``; 0 for a given plan.
+    seed
+        Random seed of the resampling.
     """
     T = old_MT.shape[1]
     if T == 1:
@@ -78,19 +79,19 @@ def gain_interval(
 
 
 def planning_spread(twin_gains: Sequence[tuple[float, float]]) -> float:
-    """Standard deviation of a gain between plans from other steps of the same traffic.
+    """Estimate the standard deviation of a gain between plans made from different steps.
 
-    Of two plans from half the steps each the gains differ by ``sqrt(2)`` of their deviation, and
-    that is ``sqrt(2)`` of the deviation of plans from all steps.
+    The gains of two plans, each made from half the steps, differ by ``sqrt(2)`` times their
+    deviation. That deviation is ``sqrt(2)`` times the deviation of plans made from all steps.
     """
     apart = [(a - b) / 2 for a, b in twin_gains]
     return float(np.sqrt(np.mean(np.square(apart)))) if apart else 0.0
 
 
 def chances_above(saved_AT: Floats) -> Floats:
-    """How often chance would show the best of some savings as large as each, ``(A,)``.
+    """Compute the probability that the best of several chance savings is as large as each.
 
-    ``chances`` of blocks of neighbours, of which there are 16 at most.
+    This is ``chances`` on at most 16 blocks of neighbouring steps.
     """
     parts = np.array_split(saved_AT, min(saved_AT.shape[1], _MOST_BLOCKS), axis=1)
     return chances(np.stack([part.mean(axis=1) for part in parts], axis=1))
@@ -104,10 +105,10 @@ def _further_means(
     wider: float,
     seed: int,
 ) -> Floats:
-    """Means that further steps may have, ``(M, draws)``; equal seeds draw equal steps.
+    """Draw the means that future steps may have, ``(M, draws)``; equal seeds draw equal steps.
 
-    Resampled deviations of a part with ``b`` blocks are ``sqrt(1 - 1 / b)`` of the true ones, and
-    normal where Student's t is known.
+    Resampled deviations of a part with ``b`` blocks are too small by ``sqrt(1 - 1 / b)``, and
+    normal instead of following Student's t. Both are corrected.
     """
     lengths = [_block_steps(len(part), lasting) for part in parts]
     blocks = [len(part) / length for part, length in zip(parts, lengths, strict=True)]
@@ -126,13 +127,13 @@ def _further_means(
 
 
 def _block_steps(num_steps: int, lasting: int) -> int:
-    """Steps of a block: few blocks, and of twice what lasts, so that neighbours share little."""
+    """Choose the length of a block: twice what lasts, so that neighbouring blocks differ."""
     few = max(block_length(num_steps), round(num_steps / _MOST_RESAMPLED_BLOCKS))
     return max(few, min(2 * lasting, num_steps // 2))
 
 
 def _student_over_normal(freedom: float) -> float:
-    """The end of the interval of Student's t over that of a normal number."""
+    """Compute the width of the confidence interval of Student's t over that of a normal."""
     from scipy.special import ndtri, stdtrit
 
     end = (1 + CONFIDENCE) / 2

@@ -1,4 +1,4 @@
-"""For how many steps a router's taste lasts: requests, and what they are about."""
+"""The number of steps for which routing stays similar, as it does within a request or topic."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _SOME_LAYERS = 8
 
 
 def lasting_steps(load_TLE: Floats, kinds_T: NDArray[np.int64]) -> int:
-    """Steps after which the loads of a kind of steps no longer resemble each other.
+    """Estimate the number of steps after which loads are no longer similar.
 
-    That is where the autocorrelation of the experts' shares, all experts of some layers and all
-    kinds together, has fallen to nothing. Many series tell it better than the one of a step's time.
-    1 where no step resembles the next.
+    It is the lag at which the autocorrelation of the experts' shares has fallen to 0, for some
+    layers and all kinds of steps together. Many series of experts give a better estimate than the
+    one series of step times. The result is 1 if no step resembles the next.
 
     Parameters
     ----------
     load_TLE
         Assignments of consecutive steps, ``(T, L, E)``.
     kinds_T
-        Kind of each step; each is a sequence by itself.
+        Kind of each step; each kind is a separate sequence.
     """
     layers = np.unique(np.linspace(0, load_TLE.shape[1] - 1, _SOME_LAYERS).astype(int))
-    size = -(-len(load_TLE) // _MOST_WINDOWS)  # steps summed, to save time where there are many
+    size = -(-len(load_TLE) // _MOST_WINDOWS)  # steps per window, more than 1 to save time
     together = np.zeros(0)
     for kind in np.unique(kinds_T):
         steps = load_TLE[kinds_T == kind]
@@ -39,7 +39,7 @@ def lasting_steps(load_TLE: Floats, kinds_T: NDArray[np.int64]) -> int:
 
 
 def _windows(load_TE: Floats, size: int) -> Floats:
-    """Shares of the experts in windows of that many steps, ``(W, E)``."""
+    """Compute the experts' shares in windows of several steps, ``(W, E)``."""
     starts = np.arange(0, len(load_TE), size)
     summed = np.add.reduceat(load_TE, starts)
     total = summed.sum(axis=-1, keepdims=True)
@@ -47,7 +47,7 @@ def _windows(load_TE: Floats, size: int) -> Floats:
 
 
 def _autocovariance(series_WE: Floats) -> Floats:
-    """Sum over lags' pairs and series of the products of deviations, ``(W,)``, by lag."""
+    """Compute the autocovariance for each lag, summed over series, ``(W,)``."""
     W = len(series_WE)
     spectrum = np.fft.rfft(series_WE - series_WE.mean(axis=0), 2 * W, axis=0)
     return np.asarray(np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=1), 2 * W)[:W])

@@ -1,4 +1,4 @@
-"""Time of a MoE layer of one deployment: what ``Machine`` says of experts and exchanges."""
+"""The time of an MoE layer in one deployment: experts and communication, by ``Machine``."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from equipoise.topology import Topology
 Floats = NDArray[np.float64]
 
 MODES: tuple[Exchange, ...] = get_args(Exchange)
-"""Kernels that answer soon, and those that carry much: of the exchanges and of the experts."""
+"""Kernel modes of communication and experts: low latency and high throughput."""
 
 MOST_TOKENS = 8192
-"""Tokens of a rank up to which exchanges are compared."""
+"""Largest number of tokens of a rank for which exchanges are compared."""
 
 _PHASES: Mapping[Exchange, Phase] = {"low-latency": "decode", "high-throughput": "prefill"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
-    """A MoE layer of a model on some ranks of some GPU, without attention.
+    """An MoE layer of a model on ranks with a given GPU, without attention.
 
     Parameters
     ----------
     shape
-        Its experts.
+        Shape and number of the experts.
     hardware
-        The GPU.
+        Profile of the GPU.
     num_ranks
-        ``R``, expert-parallel ranks; no more than experts.
+        Number of expert-parallel ranks ``R``, at most the number of experts.
     ranks_per_node
-        Ranks behind one fast link.
+        Number of ranks that share one fast link.
     link
         Link between nodes.
     framework
-        Whose kernels are taken where several were timed, ``sglang`` or ``trtllm``.
+        Framework whose kernels are used if several were timed, ``sglang`` or ``trtllm``.
     """
 
     shape: ExpertShape
@@ -66,17 +66,17 @@ class LayerTime:
 
     @cached_property
     def topology(self) -> Topology:
-        """The ranks in their nodes; in one if they fit."""
+        """The ranks in nodes, or in a single node if they fit."""
         return Topology(self.num_ranks, min(self.ranks_per_node, self.num_ranks))
 
     @cached_property
     def machines(self) -> Mapping[Exchange, Machine]:
-        """What times a layer, with the kernels of each mode."""
+        """The machine for each kernel mode."""
         return {mode: self._machine(mode, phase) for mode, phase in _PHASES.items()}
 
     @property
     def source(self) -> str:
-        """What the times rest on, and their error, in a sentence."""
+        """Sentences on the source of the times and their error."""
         machines = self.machines.values()
         error = max(m.errors.products for m in machines)
         experts, exchanges = (
@@ -86,43 +86,43 @@ class LayerTime:
         return f"Times of experts: {experts}, good to {error:.0%}. Of exchanges: {exchanges}."
 
     def on(self, num_ranks: int) -> LayerTime:
-        """The same on another number of ranks, in nodes as full as now if whole ones do not fit."""
+        """Return the same layer on another number of ranks."""
         size = self.ranks_per_node
         if num_ranks > size and num_ranks % size:
             size = min(size, self.num_ranks)
         return replace(self, num_ranks=num_ranks, ranks_per_node=size)
 
     def knee(self, mode: Exchange) -> float:
-        """Assignments of an expert from which on its products take longer than its weights."""
+        """Compute the assignments above which an expert's products take longer than its weights."""
         time = self.machines[mode].time
         return time.expert_seconds / time.product_seconds
 
     def even_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
-        """Time of a rank's experts if all are equally popular and every rank has these tokens."""
+        """Compute the time of a rank's experts if all experts have equal load."""
         parts = self._parts(tokens_per_rank, self.machines[mode])
         return float(parts.experts[0] + parts.skew[0])
 
     def exchange_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
-        """Time of dispatch and combine of such experts."""
+        """Compute the time of dispatch and combine if all experts have equal load."""
         return float(self._parts(tokens_per_rank, self.machines[mode]).exposed[0])
 
     def layer_seconds(self, tokens_per_rank: float, mode: Exchange) -> float:
-        """Time of both, one after the other."""
+        """Compute the time of experts and communication, one after the other."""
         return float(self._parts(tokens_per_rank, self.machines[mode]).total[0])
 
     def overlapped_seconds(self, tokens_per_rank: float) -> float:
-        """Time of both in two micro-batches, with the kernels that make it shorter."""
+        """Compute the time with two overlapping micro-batches, in the faster kernel mode."""
         halved = (replace(m, micro_batches=2) for m in self.machines.values())
         return min(float(self._parts(tokens_per_rank, m).total[0]) for m in halved)
 
     def faster_mode(self, tokens_per_rank: float) -> Exchange:
-        """The kernels with which such a layer takes less time."""
+        """Return the kernel mode with which the layer takes less time."""
         return min(MODES, key=lambda mode: self.layer_seconds(tokens_per_rank, mode))
 
     def crossover(self) -> int:
-        """Tokens of a rank from which on the high-throughput exchanges are faster, in one node.
+        """Number of tokens of a rank from which high-throughput exchanges are faster, in one node.
 
-        ``MOST_TOKENS + 1`` if they are not up to there.
+        It is ``MOST_TOKENS + 1`` if they are not faster at ``MOST_TOKENS``.
         """
         here = self.on(min(self.ranks_per_node, self.num_ranks))
         tokens = np.arange(1, MOST_TOKENS + 1)
@@ -140,17 +140,17 @@ class LayerTime:
             exchange=mode,
             framework=self.framework,
         )
-        # A server launches while the GPU works; the benchmarks of the constants waited for each.
+        # A server launches kernels while the GPU works; the fitted benchmarks waited each time.
         return replace(made, time=replace(made.time, host_seconds=0.0))
 
     def _parts(self, tokens_per_rank: ArrayLike, timed_by: Machine) -> StepParts:
-        """What a layer of equally popular experts is spent on, one for each number of tokens."""
+        """Divide a layer's time into parts if all experts have equal load."""
         slot_load = self._even(np.atleast_1d(np.asarray(tokens_per_rank, dtype=np.float64)))
         routed = Routed.expected(slot_load[:, None], self.shape.top_k, self.topology)
         return timed_by.step(routed, self.topology)
 
     def _even(self, tokens_per_rank: Floats) -> Floats:
-        """Loads of all slots, ``(T, S)``: of few tokens only some experts have any."""
+        """Make equal loads for all slots, ``(T, S)``; with few tokens, some experts have none."""
         E, K, R = self.shape.num_experts, self.shape.top_k, self.num_ranks
         place = np.arange(-(-E // R))
         held = np.clip(E - len(place) * np.arange(R), 0, len(place))  # experts of each rank

@@ -1,7 +1,7 @@
-"""A deployment's hardware and model as one cost: what experts, exchanges and attention take.
+"""A time model of a deployment: experts, communication and attention on given hardware.
 
-``machine`` puts it together from profiles and fits, and says of each part where it came from.
-Whatever is borrowed or assumed widens the draws, and with them every interval.
+``machine`` builds it from hardware profiles and fitted kernels, and records the source of each
+part. Borrowed or assumed values widen the draws of the model, and with them every interval.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ Floats = NDArray[np.float64]
 Exchange = Literal["low-latency", "high-throughput"]
 
 FOREIGN_LOG_ERROR = 0.5
-"""What a fit from another maker's GPU adds to its own error: assumed, nobody measured it."""
+"""Error added to a fit from another maker's GPU; an assumption, which nobody has measured."""
 
 _ASSUMED_RATE_ERROR = 0.5
 _OF_EXPERTS = ("model", "GPU", "experts")
-_SMS = 24  # streaming multiprocessors of a high-throughput exchange, as published timings have
+_SMS = 24  # streaming multiprocessors of high-throughput exchanges in published timings
 _PAYLOADS = {"fp8": "fp8", "fp4": "nvfp4", "bfloat16": "bfloat16"}
 
 
@@ -63,36 +63,37 @@ class Errors:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Machine:
-    """What a step takes on given hardware with a given model: a ``ComputeModel``.
+    """A ``ComputeModel`` of steps on given hardware with a given model.
 
     Parameters
     ----------
     name
-        What it is called in an answer.
+        Name of the model in results.
     device, shape, phase
-        The GPU, the routed experts, and what steps do.
+        GPU, routed experts, and phase of the steps.
     time
-        Experts of a rank.
+        Time model of a rank's experts.
     dispatch, combine
-        The two exchanges of a layer; ``None``: they are left out, as on one rank.
+        Costs of the two exchanges of a layer; ``None`` to leave them out, as on one rank.
     near, far
-        Links within a node and between nodes; ``None``: there is one node.
+        Links within a node and between nodes; ``far`` is ``None`` for a single node.
     own_work
-        Attention and the rest; ``None``: left out.
+        Work for a rank's own tokens, such as attention; ``None`` to leave it out.
     context_tokens
-        Tokens before the new one, on average.
+        Mean number of tokens before the new one.
     micro_batches
-        2: each half computes while the other is exchanged; 1: nothing overlaps.
+        Number of micro-batches. With 2, one half computes while the other communicates; with 1,
+        nothing overlaps.
     max_tokens
-        Tokens of one chunk, all ranks together; ``None``: steps are not cut.
+        Largest number of tokens in one chunk, all ranks together; ``None`` if steps are not cut.
     source_imbalance
-        Own tokens of the rank with most over the mean: attention data-parallelism.
+        Largest number of own tokens on a rank over the mean (attention data parallelism).
     errors
-        How far the times may be from the truth.
+        Errors of the times, by part.
     facts
-        Where each part came from, by part.
+        Source of each part, by part.
     exchange_factor, own_factor
-        Factors of a draw.
+        Factors of the times in a draw.
     """
 
     name: str
@@ -123,17 +124,17 @@ class Machine:
 
     @property
     def top_k(self) -> int:
-        """Experts of a token."""
+        """Number of experts that a token chooses."""
         return self.shape.top_k
 
     @property
     def planning_cost(self) -> RankCost:
-        """The experts' computation in the constants that planners know."""
+        """Constants of the experts' time, as planners use them."""
         return self.time.rank_cost(self.name)
 
     @property
     def expert_facts(self) -> dict[str, str]:
-        """Where the experts' times came from, which planners go by."""
+        """Return the sources of the experts' times, which planners use."""
         return {part: said for part, said in self.facts.items() if part in _OF_EXPERTS}
 
     @property
@@ -146,7 +147,7 @@ class Machine:
         )
 
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
-        """Experts' time of each rank at speed 1, ``(..., R)``, from the load of each slot."""
+        """Compute the experts' time of each rank at speed 1, ``(..., R)``, from slot loads."""
         routed = Routed.expected(slot_load, self.top_k, Topology(num_ranks))
         return self._rank_seconds(routed)
 
@@ -155,12 +156,12 @@ class Machine:
         return self.step(Routed.expected(slot_load, self.top_k, topology), topology).total
 
     def step(self, routed: Routed, topology: Topology) -> StepParts:
-        """What steps are spent on; all waiting is told as skew, see ``StepParts.beyond``.
+        """Divide the time of steps into parts; all waiting is skew, see ``StepParts.beyond``.
 
         Parameters
         ----------
         routed
-            Steps and layers, ``(T, L, ...)``.
+            Routed tokens of steps and layers, ``(T, L, ...)``.
         """
         speed = speeds(topology)
         chunks = self._chunks(routed)
@@ -190,7 +191,7 @@ class Machine:
         )
 
     def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts:
-        """What steps are spent on, chance told from skew by a fair router's loads."""
+        """Divide the time of steps into parts, with chance separated from skew by a fair router."""
         recorded, fair = (
             self.step(Routed.expected(load, self.top_k, topology), topology)
             for load in (slot_load, fair_load)
@@ -198,7 +199,7 @@ class Machine:
         return recorded.beyond(fair)
 
     def draws(self, number: int, seed: int) -> Sequence[Machine]:
-        """Machines that may be the true one: each part's times are lognormal around these."""
+        """Draw machines that may be the true one: the times of each part are lognormal."""
         e = self.errors
         spread = (e.fixed, e.weights, e.products, e.exchange, e.far, e.own)
         if not any(spread):
@@ -244,7 +245,7 @@ class Machine:
     def _batch(
         self, routed: Routed, topology: Topology, speed: Floats
     ) -> tuple[Floats, Floats, Floats]:
-        """Experts of the slowest and of the mean rank, and both exchanges, ``(T, L)`` each."""
+        """Compute expert times of the slowest and mean rank, and exchange time, ``(T, L)`` each."""
         ranks = self._rank_seconds(routed) / speed
         return ranks.max(axis=-1), ranks.mean(axis=-1), self._exchange(routed, topology)
 
@@ -263,13 +264,13 @@ class Machine:
         return np.asarray(self.exchange_factor * seconds)
 
     def _chunks(self, routed: Routed) -> Floats:
-        """Chunks of each step and layer, ``(T, L)``."""
+        """Compute the number of chunks of each step and layer, ``(T, L)``."""
         if self.max_tokens is None:
             return np.ones(routed.tokens.shape)
         return np.maximum(np.ceil(routed.tokens / self.max_tokens), 1)
 
     def _own(self, routed: Routed, speed: Floats) -> tuple[Floats, Floats]:
-        """Own work of the mean rank and of the slowest, ``(T, L)`` each."""
+        """Compute the time of own work on the mean and the slowest rank, ``(T, L)`` each."""
         work = self.own_work
         if work is None:
             return np.zeros(routed.tokens.shape), np.zeros(routed.tokens.shape)
@@ -299,29 +300,33 @@ def machine(
     framework: str | None = None,
     fits: Calibration | None = None,
 ) -> Machine:
-    """Put a machine together from what is known of its parts.
+    """Build a machine from hardware profiles and fitted kernels.
 
     Parameters
     ----------
     gpu
-        The GPU, or the name of a profile.
+        Hardware profile, or its name.
+    shape, phase
+        Shape and number of the experts, and phase of the steps.
     num_nodes
-        Nodes of the deployment; with several, ``link`` is needed.
+        Number of nodes; with several, ``link`` is needed.
     link
-        The link between nodes.
+        Link between nodes.
     exchange
-        The kernel of dispatch and combine: low-latency for decode and high-throughput for prefill
-        if ``None``.
+        Kernel mode of dispatch and combine; ``None`` takes low latency for decode and high
+        throughput for prefill.
+    own_work, context_tokens, micro_batches, max_tokens, source_imbalance
+        Fields of ``Machine``.
     framework
-        Whose kernels are taken for the experts where several were timed in the weights' format;
-        the surest if ``None``.
+        Framework whose expert kernels are used if several were timed in the weights' format; the
+        most certain fit if ``None``.
     fits
-        Fitted kernels; those published if ``None``.
+        Fitted kernels; the published ones if ``None``.
 
     Raises
     ------
     EquipoiseError
-        No fit for such steps, several nodes without a link.
+        No fit for such steps, or several nodes without a link.
     """
     profile = hardware(gpu) if isinstance(gpu, str) else gpu
     known = calibration() if fits is None else fits
@@ -383,7 +388,7 @@ def _nearest_kernel(
     phase: Phase,
     framework: str | None,
 ) -> FittedKernel:
-    """The fit of the same GPU if there is one, then of format, framework and phase."""
+    """Choose the fit of the same GPU if possible, then of the same format and framework."""
     able = [fit for fit in known.kernels if fit.phase in (phase, "any")]
     if not able:
         raise EquipoiseError(f"{known.source} has no fit for {phase} steps.")
@@ -402,7 +407,7 @@ def _nearest_kernel(
 def _nearest_exchange(
     known: Calibration, profile: HardwareProfile, kind: Exchange, op: str, shape: ExpertShape
 ) -> FittedExchange:
-    """The fit of the same GPU and kind, of the payload's format, and the surest of these."""
+    """Choose the fit of the same GPU, mode and format if possible, and the most certain one."""
     able = [fit for fit in known.exchanges if fit.op == op]
     if not able:
         raise EquipoiseError(f"{known.source} has no fit of an exchange that does {op}.")
@@ -420,7 +425,7 @@ def _nearest_exchange(
 
 
 def _with_rate(profile: HardwareProfile, shape: ExpertShape) -> tuple[Device, float, str]:
-    """The device with a rate for the weights, how sure it is, and what was assumed."""
+    """Return the device with a rate for the weights, its uncertainty, and what was assumed."""
     units = PRECISIONS[shape.dtype].units
     rates = profile.flops_per_second
     if units in rates:
@@ -432,7 +437,7 @@ def _with_rate(profile: HardwareProfile, shape: ExpertShape) -> tuple[Device, fl
 
 
 def _log_error(fit: FittedKernel | FittedExchange, profile: HardwareProfile) -> float:
-    """The fit's own error, and what borrowing it adds."""
+    """Compute the fit's own error plus the error of using it on another GPU."""
     return hypot(fit.log_error, _borrowing_error(fit, profile))
 
 
@@ -454,7 +459,7 @@ def _borrowed(fit: FittedKernel | FittedExchange, profile: HardwareProfile) -> s
 
 
 def wired(topology: Topology, gpu: HardwareProfile, far: LinkProfile) -> Topology:
-    """The same ranks with the wires of profiles, over which experts move."""
+    """Return the same ranks with the links of hardware profiles, over which experts move."""
     near, across = (
         Wire(link.latency_seconds, link.bytes_per_second) for link in (gpu.link, far.link)
     )
@@ -462,7 +467,7 @@ def wired(topology: Topology, gpu: HardwareProfile, far: LinkProfile) -> Topolog
 
 
 def wiring_facts(gpu: HardwareProfile, far: LinkProfile) -> dict[str, str]:
-    """Where the wires came from, by part."""
+    """Return the sources of the links, by part."""
     return {
         "within a node": f"{gpu.name}, {gpu.link_bytes_per_second.source}",
         "between nodes": f"{far.name}, {far.bytes_per_second.source}",

@@ -1,4 +1,4 @@
-"""What ranks take, by name: published constants, or a file that ``equipoise calibrate`` wrote."""
+"""Time models by name: published constants, or a file that ``equipoise calibrate`` wrote."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from equipoise.simulate.own_runs import read_own_machine
 
 
 def cost_model(name: str, error: float = COST_ERROR) -> ComputeModel:
-    """The model of that name.
+    """Make the time model of a name.
 
     Parameters
     ----------
     name
-        A published name, or the path of a file.
+        Name of published constants, or path of a file.
     error
         Relative error of published constants; a file has its own.
 
     Raises
     ------
     EquipoiseError
-        Neither a file nor a published name, or a damaged file.
+        A name that is neither a file nor published, or a damaged file.
     """
     if Path(name).is_file():
         return read_own_machine(Path(name))

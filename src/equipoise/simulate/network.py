@@ -1,8 +1,8 @@
-"""Time of one all-to-all exchange of a MoE layer: latency, then bytes over the busiest link.
+"""The time of one all-to-all exchange of an MoE layer: latency, plus bytes over the busiest link.
 
-Two tiers: ``near`` joins the ranks of a node or an NVLink domain, ``far`` the nodes. Both carry
-at the same time, so the longer counts, and in each the rank that sends or receives most: skewed
-routing makes one rank receive more than the others, and everyone waits for it.
+There are two tiers: ``near`` connects the ranks of a node or NVLink domain, and ``far`` connects
+nodes. Both work at the same time, so the longer time counts. In each tier the rank counts that
+sends or receives the most: with skewed routing one rank receives more, and all others wait for it.
 
 A low-latency kernel sends a token once for each choice, a high-throughput one once for each rank
 that has a choice, and between nodes once for each node, but takes longer to begin.
@@ -22,27 +22,27 @@ from equipoise.checks import as_loads, check_count, check_number, check_whole
 from equipoise.errors import EquipoiseError
 
 Copies = Literal["assignment", "rank"]
-"""What a kernel sends a token to once: each chosen expert, or each rank with a chosen expert."""
+"""Destinations that get a token once each: its experts, or the ranks that hold them."""
 
 _COPIES_IN_A_MESSAGE: Mapping[Copies, int] = {"assignment": 1, "rank": 16}
-# A low-latency kernel sends every token by itself; the other collects some, as DeepEP's chunks do.
+# A low-latency kernel sends every token by itself; the other joins some, like DeepEP's chunks.
 
-_RATE_SHARPNESS = 4  # of the smaller of two rates, the link's and that of the multiprocessors
+_RATE_SHARPNESS = 4  # exponent of the smooth minimum of the rates of link and multiprocessors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """One rank's link in one direction.
+    """The link of one rank in one direction.
 
     Parameters
     ----------
     latency_seconds
-        Seconds before the first byte.
+        Time before the first byte.
     bytes_per_second
-        Bytes a second from then on.
+        Bandwidth after that.
     message_seconds
-        Seconds of each message where a proxy on the host sends it, all its threads together, while
-        earlier ones are under way; 0 if the GPU sends by itself.
+        Time per message if a proxy on the host sends messages, with all its threads busy; 0 if the
+        GPU sends by itself.
     """
 
     latency_seconds: float = 0.0
@@ -57,16 +57,16 @@ class Link:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Copies of tokens that ranks send or receive, whichever is more, in each tier.
+    """The copies of tokens that ranks send or receive, whichever is more, in each tier.
 
     Parameters
     ----------
     near
-        Within the node, the rank's own included, ``(..., R)``; ``(..., 1)`` if all carry the same.
+        Copies within the node, including a rank's own, ``(..., R)``; ``(..., 1)`` if all are equal.
     far
-        Between nodes, likewise.
+        Copies between nodes, of the same shape.
     num_ranks
-        Ranks that take part.
+        Number of ranks.
     """
 
     near: NDArray[np.float64]
@@ -76,22 +76,22 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeCost:
-    """How one kernel does one exchange (dispatch or combine).
+    """The cost of one exchange (dispatch or combine) with one kernel.
 
     Parameters
     ----------
     copies
-        What a token is sent to once.
+        Destinations that a token is sent to once.
     fixed_seconds
-        Before the first byte, whatever the size.
+        Time before the first byte, whatever the size.
     peer_seconds
-        For each rank that takes part.
+        Time for each rank that takes part.
     byte_seconds
-        For each byte of one token: what its first copy takes through the kernel's stages.
+        Time for each byte of one token, for the passage of its first copy through the kernel.
     link_share
-        Share of the near link's rate that the kernel reaches.
+        Share of the near link's bandwidth that the kernel reaches.
     sm_bytes_per_second
-        What one streaming multiprocessor moves; ``None`` if their number makes no difference.
+        Bandwidth of one streaming multiprocessor; ``None`` if their number does not matter.
     """
 
     copies: Copies
@@ -120,16 +120,18 @@ class ExchangeCost:
         *,
         sms: int = 0,
     ) -> NDArray[np.float64]:
-        """Time of the exchange, ``(...)``: that of the rank with most to carry.
+        """Compute the time of the exchange, ``(...)``: that of the rank with the most traffic.
 
         Parameters
         ----------
+        traffic, near
+            Traffic of the exchange, and link within the node.
         payload_bytes
             Bytes of one token, scales included.
         far
-            Link between nodes; needed if any traffic crosses them.
+            Link between nodes; needed if there is traffic between nodes.
         sms
-            Streaming multiprocessors given to the kernel; 0 if it does not say.
+            Number of streaming multiprocessors that the kernel uses; 0 if unknown.
         """
         rate = self.link_share * near.bytes_per_second
         if self.sm_bytes_per_second is not None and check_whole("sms", sms) > 0:
@@ -153,7 +155,7 @@ class ExchangeCost:
 
 
 def payload_bytes(hidden_size: int, dtype: str) -> float:
-    """Bytes of one token of a width in a format, scales included."""
+    """Compute the bytes of one token in a number format, scales included."""
     per_element = {"bfloat16": 2.0, "fp8": 1 + 4 / 128, "nvfp4": 1 / 2 + 1 / 16}
     if dtype not in per_element:
         raise EquipoiseError(
@@ -171,7 +173,7 @@ def uniform_traffic(
     num_ranks: int,
     ranks_per_node: int,
 ) -> Traffic:
-    """Expected traffic of equally popular experts, all ranks with the same tokens."""
+    """Compute the expected traffic if experts have equal load and ranks have equal tokens."""
     tokens = as_loads(np.asarray(tokens_per_rank)[..., None])
     sizes = {"num_experts": num_experts, "num_ranks": num_ranks, "ranks_per_node": ranks_per_node}
     for name, size in sizes.items():
@@ -191,15 +193,15 @@ def uniform_traffic(
 def traffic_of(
     copies_RR: ArrayLike, ranks_per_node: int, far_R: ArrayLike | None = None
 ) -> Traffic:
-    """Traffic of a measured exchange: the larger of what each rank sends and receives.
+    """Compute the traffic of a measured exchange: what each rank sends or receives, if more.
 
     Parameters
     ----------
     copies_RR
-        Copies of tokens from each rank to each, ``(..., R, R)``.
+        Copies of tokens from each rank to each rank, ``(..., R, R)``.
     far_R
-        Copies each rank sends or receives between nodes, ``(..., R)``, where a kernel sends a
-        token once to a node; from ``copies_RR`` if not given.
+        Copies that each rank sends or receives between nodes, ``(..., R)``, for a kernel that sends
+        a token once to a node; computed from ``copies_RR`` if ``None``.
     """
     copies = as_loads(copies_RR)
     if copies.ndim < 2 or copies.shape[-1] != copies.shape[-2]:
@@ -215,5 +217,5 @@ def _busier(copies_RR: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _chance(num_experts: int, local: int, top_k: int) -> float:
-    """Chance that a token chooses at least one of the ``local`` experts."""
+    """Compute the chance that a token chooses at least one of ``local`` experts."""
     return 1 - comb(num_experts - local, top_k) / comb(num_experts, top_k)

@@ -1,12 +1,11 @@
-"""Routing that nobody has recorded: drawn from a few numbers fitted to recordings of its family.
+"""Assumed routing, drawn from a few numbers that were fitted to recordings of a model family.
 
     trace = assumed_trace(prior("glm-5.2"), step_tokens=4096, num_steps=500, seed=0)
 
-What comes of it is assumed, and says so. The model is lognormal: the logarithm of an expert's
-popularity is normal within a layer, with a standard deviation of its own for each layer, and every
-window adds a normal number to it. Moments of the loads tell both apart without chance in the way:
-what is common to two windows is the expert's, what is beyond that and beyond the chance of counting
-is the window's.
+All results from it are marked as assumed. The model is lognormal: within a layer, the logarithm of
+an expert's popularity is normal, with a standard deviation for each layer, and every window adds a
+normal number to it. The fit separates the two by moments of the loads: what two windows have in
+common belongs to the expert; the rest, minus the noise of counting, belongs to the window.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from equipoise.trace import Provenance, Trace
 Floats = NDArray[np.float64]
 
 ASSUMED = "assumed, not recorded"
-"""What is said of all that rests on a prior."""
+"""Text that marks results that depend on a prior."""
 
 _FORMAT = "prior"
 _MOST_CELLS = 1 << 28
@@ -30,19 +29,19 @@ _MOST_DEVIATION = 3.0
 
 
 def fit_prior(windows: Trace, *, name: str, phase: str, source: str) -> RoutingPrior:
-    """Fit a prior to windows of loads, those of each domain for themselves.
+    """Fit a prior to windows of loads, each domain by itself.
 
     Parameters
     ----------
     windows
-        Windows of tokens, two or more of each domain if they are labelled, and two layers or more.
+        Trace of windows: two or more of each domain, if labelled, with two layers or more.
     name, phase, source
-        Fields of the prior; the source with its licence.
+        Fields of the prior; the source includes its licence.
 
     Raises
     ------
     EquipoiseError
-        Windows or layers too few, or without load; a ``top_k`` that is not known.
+        Too few windows or layers, a layer without load, or an unknown ``top_k``.
     """
     _check_windows(windows)
     assert windows.top_k is not None
@@ -65,7 +64,7 @@ def fit_prior(windows: Trace, *, name: str, phase: str, source: str) -> RoutingP
 
 
 def is_assumed(trace: Trace) -> bool:
-    """Whether nobody has recorded the routing."""
+    """Tell whether the routing of a trace is assumed, not recorded."""
     return trace.provenance.format == _FORMAT
 
 
@@ -77,21 +76,27 @@ def assumed_trace(
     num_layers: int | None = None,
     seed: int = 0,
 ) -> Trace:
-    """Steps as this family might route them, marked as assumed.
+    """Draw steps as a model of this family might route them; the trace is marked as assumed.
 
-    Assignments of a step are drawn independent of each other from the popularity of its window.
+    The assignments of a step are drawn independently from the popularity in its window.
 
     Parameters
     ----------
+    prior
+        Prior of the model family.
     step_tokens
-        Tokens of a step, all ranks together.
+        Number of tokens of a step, all ranks together.
+    num_steps
+        Number of steps.
     num_layers
-        Layers; those of the prior if ``None``.
+        Number of layers; the prior's if ``None``.
+    seed
+        Random seed.
 
     Raises
     ------
     EquipoiseError
-        Sizes below 1, or more than fits into memory.
+        Sizes below 1, or too large for memory.
     """
     check_type("prior", prior, RoutingPrior)
     check_count("step_tokens", step_tokens)
@@ -123,7 +128,7 @@ def assumed_trace(
 
 
 def _base(prior: RoutingPrior, num_layers: int, rng: np.random.Generator) -> Floats:
-    """Logarithms of popularity, ``(L, E)``, each layer like the one before as far as they are."""
+    """Draw logarithms of popularity, ``(L, E)``, correlated between neighbouring layers."""
     like = prior.layer_correlation.mean
     z = rng.standard_normal((num_layers, prior.num_experts))
     for layer in range(1, num_layers):
@@ -133,7 +138,7 @@ def _base(prior: RoutingPrior, num_layers: int, rng: np.random.Generator) -> Flo
 
 
 def _moments(counts_WLE: NDArray[np.integer]) -> tuple[Floats, Floats, Floats]:
-    """Skew and drift of each layer, ``(L,)``, and correlation with the next, ``(L - 1,)``.
+    """Estimate skew and drift of each layer, ``(L,)``, and correlation with the next, ``(L - 1,)``.
 
     A lognormal weight over its mean has variance ``exp(s ** 2) - 1``, and two of them covariance
     ``exp(c) - 1``, with ``s`` and ``c`` of the logarithms.
@@ -142,7 +147,7 @@ def _moments(counts_WLE: NDArray[np.integer]) -> tuple[Floats, Floats, Floats]:
     W, _, E = counts.shape
     size = counts.sum(axis=-1, keepdims=True)
     x = counts / size * E - 1
-    chance = (x + 1) * E / size  # variance of a count is the count
+    chance = (x + 1) * E / size  # the variance of a count is the count
     variance = (x**2 - chance).mean(axis=(0, 2))
     total, own = x.sum(axis=0), (x**2).sum(axis=0)
     common = ((total**2 - own) / (W * (W - 1))).mean(axis=-1)
@@ -158,9 +163,10 @@ def _moments(counts_WLE: NDArray[np.integer]) -> tuple[Floats, Floats, Floats]:
 
 
 def _of_all_experts(deviation: Floats, num_experts: int) -> Floats:
-    """Deviations that a layer of few experts shows on average as these.
+    """Correct deviations for the number of experts.
 
-    The few are seldom the most popular of the distribution, and their own mean is among them.
+    A few experts seldom include the most popular of the distribution, and their mean is their own,
+    so a layer with few experts shows a smaller deviation.
     """
     known = np.linspace(0, _MOST_DEVIATION, 61)
     z = np.random.default_rng(0).standard_normal((400, num_experts))
@@ -171,7 +177,7 @@ def _of_all_experts(deviation: Floats, num_experts: int) -> Floats:
 
 
 def _common_of_layers(x_WLE: Floats) -> Floats:
-    """Covariance of neighbouring layers over pairs of different windows, ``(L - 1,)``."""
+    """Compute the covariance of neighbouring layers over pairs of windows, ``(L - 1,)``."""
     W = len(x_WLE)
     total = x_WLE.sum(axis=0)
     own = (x_WLE[:, :-1] * x_WLE[:, 1:]).sum(axis=0)

@@ -1,4 +1,4 @@
-"""How far long work is, told to whoever asks."""
+"""Progress reports of long work."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the progress of long work."""
+    """The protocol of functions that receive the progress of long work."""
 
     def __call__(self, done: int, total: int, said: str = "") -> None:
-        """Take how much is done, of how much, and what is being done."""
+        """Receive how much is done, of how much, and what is being done."""
 
 
 def part_of(whole: Progress | None, number: int, parts: int) -> Progress | None:
-    """Progress of one of several parts of the work, counted from 0; all parts count the same."""
+    """Make a progress function for one of several equal parts, counted from 0."""
     if whole is None:
         return None
 

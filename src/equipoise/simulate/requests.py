@@ -1,4 +1,4 @@
-"""Requests to a serving engine: when each arrives, how long its prompt is and its answer."""
+"""Requests to a serving engine: arrival times, and lengths of prompts and answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import parse_text
 
 MAX_REQUESTS = 1 << 24
-MAX_TOKENS = 1 << 24  # of one prompt or answer
-MAX_SECONDS = 1e9  # 30 years, in which a microsecond still counts
+MAX_TOKENS = 1 << 24  # longest prompt or answer
+MAX_SECONDS = 1e9  # 30 years; up to this, float64 still resolves a microsecond
 
 _COLUMNS = ("arrival_seconds", "prompt_tokens", "output_tokens")
 _TIMES = ("arrival_seconds",)
@@ -27,16 +27,16 @@ _LONGEST_LINE = 1 << 16
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Requests:
-    """Requests in the order of their arrival.
+    """Requests in order of arrival.
 
     Parameters
     ----------
     arrival_seconds
-        When each arrives, ``(N,)`` seconds >= 0, ascending.
+        Arrival times, ``(N,)`` seconds >= 0, ascending.
     prompt_tokens
-        Tokens of each prompt, ``(N,)``, at least 1; or one number for all.
+        Number of tokens of each prompt, ``(N,)``, at least 1; or one number for all.
     output_tokens
-        Tokens of each answer, the first one included, ``(N,)``, at least 1; or one number for all.
+        Number of tokens of each answer, including the first, ``(N,)``, >= 1; or one for all.
     """
 
     arrival_seconds: NDArray[np.float64]
@@ -119,7 +119,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, none of them long."""
+    """Yield the numbered lines of a text file; refuse very long lines."""
     try:
         if path.exists() and not path.is_file():
             raise FormatError(f"{path} is no file; expected requests as JSON lines or CSV.")
@@ -135,7 +135,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is not UTF-8 text.") from error
-    except (OSError, ValueError) as error:  # a path may hold a zero character
+    except (OSError, ValueError) as error:  # ValueError for a path with a null character
         if isinstance(error, EquipoiseError):
             raise
         reason = getattr(error, "strerror", None) or error
@@ -143,7 +143,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _number(text: str) -> float | int | str:
-    """A cell as a number where it is one."""
+    """Convert a cell to a number if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -153,7 +153,7 @@ def _number(text: str) -> float | int | str:
 
 
 def _checked(value: Any, name: str, where: str) -> Any:
-    """A value of that column; ``FormatError`` if it is none."""
+    """Check a value of a column; raise ``FormatError`` if it is not valid."""
     is_time = name in _TIMES
     known = isinstance(value, (int, float) if is_time else int) and not isinstance(value, bool)
     low, high = (0, MAX_SECONDS) if is_time else (1, MAX_TOKENS)

@@ -1,4 +1,4 @@
-"""Batches on their copies: what every rank computes, receives and sends."""
+"""Routed batches: what every rank computes, receives and sends."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Routed:
-    """Batches shared over slots, and the tokens that each rank and node gets.
+    """Batches shared over slots, and the tokens that each rank and node receives.
 
-    Every rank is the source of equally many tokens.
+    Every rank is assumed to be the source of the same number of tokens.
 
     Parameters
     ----------
     slot_load
         Assignments of each slot, ``(..., S)``.
     tokens
-        Tokens of all ranks together, ``(...)``.
+        Number of tokens, all ranks together, ``(...)``.
     on_rank, on_node
-        Distinct tokens with a choice there, ``(..., R)`` and ``(..., N)``.
+        Number of different tokens with a choice there, ``(..., R)`` and ``(..., N)``.
     """
 
     slot_load: Floats
@@ -41,7 +41,7 @@ class Routed:
 
     @classmethod
     def expected(cls, slot_load: ArrayLike, top_k: int, topology: Topology) -> Routed:
-        """From loads alone: a token's choices fall on different slots, else independently."""
+        """Estimate from loads: a token's choices are different slots, otherwise independent."""
         load = as_loads(slot_load)
         R, N = topology.num_ranks, topology.num_nodes
         if load.shape[-1] % R:
@@ -62,11 +62,11 @@ class Routed:
     def followed(
         cls, topk_ids: ArrayLike, placement: Placement, dispatch: Dispatcher, topology: Topology
     ) -> Routed:
-        """From one step's expert ids ``(D, L, K)``: every choice goes to a slot of its expert."""
+        """Count from one step's expert ids ``(D, L, K)``: every choice is followed to its slot."""
         ids = checked_ids(topk_ids, placement)
         quotas = dispatch.split(expert_counts(ids, placement.num_experts), placement).quotas
         slot_DLK = assign_tokens(ids, quotas, placement)
-        rank_DLK = slot_DLK // placement.slots_per_rank  # -1, no choice, stays -1
+        rank_DLK = slot_DLK // placement.slots_per_rank  # -1 (no choice) stays -1
         nodes = np.append(topology.node_of_rank, -1)
         return cls(
             slot_load=quotas.astype(np.float64),
@@ -77,12 +77,12 @@ class Routed:
 
     @classmethod
     def stacked(cls, steps: list[Routed]) -> Routed:
-        """Several steps of the same layers as one, ``(T, L, ...)``."""
+        """Stack several steps of the same layers, ``(T, L, ...)``."""
         names = ("slot_load", "tokens", "on_rank", "on_node")
         return cls(**{name: np.stack([getattr(s, name) for s in steps]) for name in names})
 
     def part(self, load: Floats) -> Routed:
-        """The same tokens' routes with another load of each slot: tokens fall as their loads do."""
+        """Scale to another load of each slot: tokens change in proportion to loads."""
         scale = _ratio(load.sum(axis=-1), self.slot_load.sum(axis=-1))
         return Routed(
             slot_load=load,
@@ -97,12 +97,12 @@ class Routed:
         return np.asarray(by_rank.sum(axis=-1))
 
     def traffic(self, copies: Copies, topology: Topology, source_imbalance: float = 1.0) -> Traffic:
-        """What each rank sends or receives, whichever is more, in each tier.
+        """Compute what each rank sends or receives, whichever is more, in each tier.
 
         Parameters
         ----------
         source_imbalance
-            Tokens of the rank with most of its own over the mean: it sends that much more.
+            Largest number of own tokens on a rank over the mean; that rank sends more.
         """
         R, N = topology.num_ranks, topology.num_nodes
         node, inside = topology.node_of_rank, 1 / N
@@ -114,7 +114,7 @@ class Routed:
             sent_far = own * _ratio(on_node.sum(axis=-1), self.tokens)[..., None] - sent
             near = np.maximum(sent, received * inside)
             far = np.maximum(sent_far, received * (1 - inside))
-        else:  # a token crosses to a node once, and is passed on within it
+        else:  # a token is sent to a node once, then forwarded within it
             reached = _ratio(self.on_node, self.tokens[..., None])
             sent_far = own * (reached.sum(axis=-1, keepdims=True) - reached)[..., node]
             near = self.on_rank
@@ -123,7 +123,7 @@ class Routed:
 
 
 def halves(load: Floats) -> tuple[Floats, Floats]:
-    """Two micro-batches of the same tokens: whole assignments fall to one half or the other."""
+    """Split into two micro-batches: whole assignments go to one half or the other."""
     larger = np.minimum(np.ceil(load / 2), load)
     first = np.arange(load.shape[-1]) % 2 == 0
     half = np.where(first, larger, load - larger)
@@ -131,21 +131,21 @@ def halves(load: Floats) -> tuple[Floats, Floats]:
 
 
 def _sharper(num_slots: int, places: int, top_k: int) -> float:
-    """Power of the chance to miss a place by independent choices, for choices that all differ.
+    """Compute the exponent that corrects the chance to miss a place for different choices.
 
-    The one that makes it exact for slots of equal load: a token with ``K`` different choices
-    misses a place less often.
+    A token with ``K`` different choices misses a place less often than with independent ones. The
+    exponent makes the chance exact for slots of equal load.
     """
     here = num_slots // places
     if top_k >= num_slots or top_k > num_slots - here:
-        return np.inf  # the other slots are too few for its choices
+        return np.inf  # a token must choose here: there are too few other slots
     i = np.arange(top_k)
     exact = np.log((num_slots - here - i) / (num_slots - i)).sum()
     return float(exact / (here * np.log(1 - top_k / num_slots)))
 
 
 def _distinct(place_DLK: NDArray[np.int64], num_places: int) -> Floats:
-    """Tokens with a choice at each place, ``(L, places)``; -1 is no place."""
+    """Count the tokens with a choice at each place, ``(L, places)``; -1 is no place."""
     place = np.sort(place_DLK, axis=-1)
     is_new = (np.diff(place, axis=-1, prepend=-1) > 0) & (place >= 0)
     return np.stack(
@@ -157,6 +157,6 @@ def _distinct(place_DLK: NDArray[np.int64], num_places: int) -> Floats:
 
 
 def _ratio(a: Floats, b: Floats) -> Floats:
-    """``a / b``, 0 where there is nothing to share."""
+    """Compute ``a / b``, and 0 where ``b`` is 0."""
     shape = np.broadcast_shapes(a.shape, b.shape)
     return np.divide(a, b, out=np.zeros(shape), where=np.broadcast_to(b > 0, shape))

@@ -1,8 +1,8 @@
-"""Synthetic routers: how popular each expert is, and tokens that choose accordingly.
+"""Synthetic routers: the popularity of each expert, and tokens drawn accordingly.
 
-A router is its popularity, probabilities that sum to 1 over the experts of each layer. Some
-functions make one, ``(L, E)``; others let it change over steps, ``(T, L, E)``; ``sample_topk`` and
-``sample_trace`` draw tokens from it. Equal arguments give equal results.
+A router is described by its popularity: probabilities that sum to 1 over the experts of each layer.
+Some functions make a popularity, ``(L, E)``; others let it change over steps, ``(T, L, E)``;
+``sample_topk`` and ``sample_trace`` draw tokens from it. Equal arguments give equal results.
 
     hot = hot_expert(64, share=0.6, num_layers=4)
     trace = sample_trace(drift(hot, num_steps=100, std_per_step=0.02, seed=1),
@@ -26,11 +26,11 @@ _MAX_CELLS = 2**30  # numbers in one popularity or counts array, 8 GiB
 _MAX_SPREAD = 100
 _MOST_NEWTON_STEPS = 100
 _ARRIVALS_ERROR = 1e-6
-_BLOCK_TOKENS = 4096  # tokens drawn at once, which keeps the random numbers in memory few
+_BLOCK_TOKENS = 4096  # tokens drawn at a time, to bound the memory of random numbers
 
 
 def uniform(num_experts: int, *, num_layers: int = 1) -> NDArray[np.float64]:
-    """The fair router, ``(L, E)``: every expert equally popular."""
+    """Make the popularity of a fair router, ``(L, E)``: all experts are equal."""
     _check_sizes(num_layers=num_layers, num_experts=num_experts)
     return np.full((num_layers, num_experts), 1 / num_experts)
 
@@ -38,9 +38,9 @@ def uniform(num_experts: int, *, num_layers: int = 1) -> NDArray[np.float64]:
 def hot_expert(
     num_experts: int, *, share: float = 0.6, expert: int = 0, num_layers: int = 1
 ) -> NDArray[np.float64]:
-    """A share of the choices is forced on one expert, the rest is fair, ``(L, E)``.
+    """Make a popularity with one hot expert, ``(L, E)``: it gets a share, and the rest is fair.
 
-    The hot expert gets its part of the fair rest too: 0.6 + 0.4 / 8 = 0.65 with 8 experts.
+    The hot expert also gets its part of the fair rest: 0.6 + 0.4 / 8 = 0.65 with 8 experts.
     """
     check_number("share", share, low=0, high=1)
     popularity = uniform(num_experts, num_layers=num_layers) * (1 - share)
@@ -53,9 +53,9 @@ def hot_expert(
 def zipf(
     num_experts: int, *, exponent: float = 1.0, num_layers: int = 1, seed: int = 0
 ) -> NDArray[np.float64]:
-    """The ``n``-th most popular expert has weight ``n ** -exponent``, ``(L, E)``.
+    """Make a Zipf popularity, ``(L, E)``: the ``n``-th expert weighs ``n ** -exponent``.
 
-    Which expert that is, is shuffled in every layer; exponent 0 is the fair router.
+    Experts are in random order in every layer. Exponent 0 is the fair router.
     """
     _check_sizes(num_layers=num_layers, num_experts=num_experts)
     check_number("exponent", exponent, low=0, high=_MAX_SPREAD)
@@ -67,9 +67,9 @@ def zipf(
 def lognormal(
     num_experts: int, *, sigma: float = 1.0, num_layers: int = 1, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Weights ``exp(sigma * z)`` with ``z`` standard normal, ``(L, E)``.
+    """Make a lognormal popularity, ``(L, E)``: weights ``exp(sigma * z)``, ``z`` standard normal.
 
-    0.5 is a mild, 1 a medium and 1.5 a heavy skew.
+    A ``sigma`` of 0.5 is a mild skew, 1 a medium and 1.5 a heavy one.
     """
     _check_sizes(num_layers=num_layers, num_experts=num_experts)
     check_number("sigma", sigma, low=0, high=_MAX_SPREAD)
@@ -78,7 +78,7 @@ def lognormal(
 
 
 def steady(popularity_LE: ArrayLike, *, num_steps: int) -> NDArray[np.float64]:
-    """The same popularity in every step, ``(T, L, E)``; a read-only view."""
+    """Repeat the popularity in every step, ``(T, L, E)``; a read-only view."""
     popularity = _as_popularity(popularity_LE, ndim=2)
     _check_sizes(num_steps=num_steps, popularities=popularity.size)
     return np.broadcast_to(popularity, (num_steps, *popularity.shape))
@@ -87,10 +87,10 @@ def steady(popularity_LE: ArrayLike, *, num_steps: int) -> NDArray[np.float64]:
 def drift(
     popularity_LE: ArrayLike, *, num_steps: int, std_per_step: float, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Popularity whose logarithms take a random walk, ``(T, L, E)``; step 0 is the start.
+    """Let the logarithms of popularity take a random walk, ``(T, L, E)``; step 0 is the start.
 
     After ``n`` steps every weight has been multiplied by ``exp(z)``, ``z`` normal with standard
-    deviation ``std_per_step * sqrt(n)``. Experts without popularity stay without.
+    deviation ``std_per_step * sqrt(n)``. Experts without popularity keep none.
     """
     start = _as_popularity(popularity_LE, ndim=2)
     _check_sizes(num_steps=num_steps, popularities=start.size)
@@ -104,12 +104,12 @@ def drift(
 def shift_domains(
     domains: Sequence[ArrayLike], *, num_steps: int, steps_per_domain: int
 ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-    """Traffic that changes from one domain to the next and begins again after the last.
+    """Make traffic that changes from one domain to the next, and starts again after the last.
 
     Parameters
     ----------
     domains
-        The popularity of each domain, ``(L, E)``.
+        Popularity of each domain, ``(L, E)``.
 
     Returns
     -------
@@ -131,17 +131,17 @@ def shift_domains(
 
 
 def choice_shares(popularity: ArrayLike, *, top_k: int) -> NDArray[np.float64]:
-    """Share of a layer's choices that each expert gets, ``(..., E)``, in the long run.
+    """Compute each expert's long-run share of the choices in a layer, ``(..., E)``.
 
-    A token chooses an expert at most once, so no share is above ``1 / K``. Solves for the time at
-    which ``K`` experts have arrived on average in the race of ``sample_topk``, and takes that time
-    for the one of every token. How often a token chooses an expert is then within 0.06 with 2 of 8
-    experts, and within 0.015 with 8 of 64 or more.
+    A token chooses an expert at most once, so no share exceeds ``1 / K``. The function solves for
+    the time at which ``K`` experts have arrived on average in the race of ``sample_topk``, and uses
+    this time for every token. The frequency with which a token chooses an expert is then accurate
+    within 0.06 for 2 of 8 experts, and within 0.015 for 8 of 64 or more.
 
     Parameters
     ----------
     popularity
-        Probabilities over the last axis, as the routers above give them.
+        Probabilities over the last axis, as the routers above make them.
     """
     p = as_loads(popularity)
     _check_choosable(p, top_k)
@@ -149,7 +149,7 @@ def choice_shares(popularity: ArrayLike, *, top_k: int) -> NDArray[np.float64]:
     if top_k == p.shape[-1]:
         return np.full_like(p, 1 / top_k)
     time = np.full((*p.shape[:-1], 1), float(top_k))
-    for _ in range(_MOST_NEWTON_STEPS):  # never overshoots: arrivals are concave in time
+    for _ in range(_MOST_NEWTON_STEPS):  # no overshoot, because arrivals are concave in time
         waiting = np.exp(-time * p)
         missing = top_k - (1 - waiting).sum(axis=-1, keepdims=True)
         if missing.max() < _ARRIVALS_ERROR:
@@ -163,11 +163,11 @@ def choice_shares(popularity: ArrayLike, *, top_k: int) -> NDArray[np.float64]:
 def sample_topk(
     popularity_E: ArrayLike, *, num_tokens: int, top_k: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Choices of independent tokens, ``(D, K)``: ``K`` different experts each.
+    """Draw the choices of independent tokens, ``(D, K)``: ``K`` different experts each.
 
-    A token takes its first expert by popularity, its second by popularity among the others, and so
-    on, in no particular order of columns. With ``top_k`` above 1 a very popular expert therefore
-    gets less than ``K`` times its popularity: a token can choose it only once.
+    A token chooses its first expert by popularity, its second by popularity among the others, and
+    so on; columns have no particular order. With ``top_k`` above 1 a very popular expert gets less
+    than ``K`` times its popularity, because a token can choose it only once.
     """
     popularity = _as_popularity(popularity_E, ndim=1)
     _check_choosable(popularity, top_k)
@@ -185,19 +185,23 @@ def sample_trace(
 ) -> Trace:
     """Draw ``num_tokens`` independent tokens in every step and layer (see ``sample_topk``).
 
-    Takes about ten nanoseconds for each token, step, layer and expert.
+    This takes about ten nanoseconds for each token, step, layer and expert.
 
     Parameters
     ----------
     popularity_TLE
-        ``(T, L, E)``, or ``(L, E)`` for a single step.
+        Popularity by step, ``(T, L, E)``, or ``(L, E)`` for a single step; not changed.
+    num_tokens, top_k
+        Number of tokens in a step, and of choices per token.
+    seed
+        Random seed.
     labels
-        Passed on to the trace.
+        Labels of the trace.
 
     Raises
     ------
     EquipoiseError
-        Popularity that is not finite, negative or zero for all but fewer than ``K`` experts of a
+        Popularity that is negative or not finite, or fewer than ``K`` experts with popularity in a
         layer.
     """
     given = as_loads(popularity_TLE)
@@ -220,13 +224,13 @@ def sample_trace(
 def _choices(
     rng: np.random.Generator, popularity: NDArray[np.float64], num_tokens: int, top_k: int
 ) -> list[NDArray[np.int64]]:
-    """Choices in blocks of tokens, by an exponential race (Efraimidis and Spirakis, 2006).
+    """Draw choices in blocks of tokens, by an exponential race (Efraimidis and Spirakis, 2006).
 
     Every expert runs for a time exponentially distributed with its popularity as the rate; the
     first ``K`` to arrive are chosen.
     """
     with np.errstate(divide="ignore"):
-        mean_time = 1 / popularity  # unpopular experts never arrive
+        mean_time = 1 / popularity  # experts without popularity never arrive
     blocks = []
     for start in range(0, num_tokens, _BLOCK_TOKENS):
         size = min(_BLOCK_TOKENS, num_tokens - start)
@@ -242,7 +246,7 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _as_popularity(popularity: ArrayLike, *, ndim: int) -> NDArray[np.float64]:
-    """Normalised over experts; refuses other shapes and layers where nothing is popular."""
+    """Normalise over experts; refuse other shapes, and layers without any popularity."""
     x = as_loads(popularity)
     if x.ndim != ndim:
         expected = {1: "(experts)", 2: "(layers, experts)", 3: "(steps, layers, experts)"}[ndim]
@@ -265,7 +269,7 @@ def _check_choosable(popularity: NDArray[np.float64], top_k: int) -> None:
 
 
 def _check_sizes(**sizes: int) -> None:
-    """Refuse sizes below 1, and arrays too large to be meant before they are allocated."""
+    """Refuse sizes below 1, and arrays that are too large, before they are allocated."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
             raise EquipoiseError(f"{name} is {size!r}; expected a whole number of at least 1.")

@@ -1,4 +1,4 @@
-"""What users of a serving engine would see: requests in, latency and throughput out.
+"""Latency and throughput that users of a serving engine would see, by simulation.
 
 pool = Pool(step_time=LinearStepTime(fixed_seconds=0.02, token_seconds=2e-6),
             num_ranks=32, max_sequences=128, max_tokens=2048, kv_tokens=400_000)
@@ -27,14 +27,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
-    """What a request has to stay within to count for goodput.
+    """The limits (service-level objective) that a request must stay within to count for goodput.
 
     Parameters
     ----------
     ttft_seconds
         Longest time to the first token.
     tpot_seconds
-        Longest mean time of each later token; an answer of one token has none and is within.
+        Longest mean time per later token; an answer of one token always meets it.
     """
 
     ttft_seconds: float
@@ -47,14 +47,14 @@ class Slo:
 
 @dataclass(frozen=True, kw_only=True)
 class HandOver:
-    """What it takes to bring a request from the prefill pool to the decode pool.
+    """The time to send a request from the prefill pool to the decode pool.
 
     Parameters
     ----------
     fixed_seconds
-        Seconds of each request.
+        Time per request.
     token_seconds
-        Seconds of each prompt token: bytes of its keys and values over those a link moves.
+        Time per prompt token: bytes of its keys and values over the link's bandwidth.
     """
 
     fixed_seconds: float = 0.0
@@ -67,16 +67,16 @@ class HandOver:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PoolUse:
-    """How busy a pool was, from the first arrival to the end of the last answer.
+    """The use of a pool from the first arrival to the end of the last answer.
 
     Parameters
     ----------
     pool
-        The pool.
+        Pool of ranks.
     work
-        What it did for each request that came to it.
+        Work of the pool for each of its requests.
     timeline
-        When it did so.
+        Times at which it was done.
     seconds
         Length of the simulation.
     """
@@ -100,19 +100,19 @@ class PoolUse:
 
     @property
     def kv_share(self) -> float:
-        """Mean share of the key-value caches that requests had claimed."""
+        """Mean share of the key-value caches that requests had reserved."""
         stay = self.timeline.finished - self.timeline.admitted
         most = self.pool.num_ranks * self.pool.kv_tokens
         return float(stay @ self.work.kv_tokens) / self.seconds / most
 
     @property
     def mean_queue(self) -> float:
-        """Mean number of requests that waited for admission, be it to the end of a step."""
+        """Mean number of requests that waited for admission, or only for the end of a step."""
         return float((self.timeline.admitted - self.work.arrival_seconds).sum()) / self.seconds
 
     @property
     def longest_queue(self) -> int:
-        """The most requests that waited for admission at any time."""
+        """Largest number of requests that waited for admission at a time."""
         arrival = self.work.arrival_seconds
         admitted = np.searchsorted(self.timeline.admitted, arrival, side="right")
         return int((np.arange(1, len(arrival) + 1) - admitted).max())
@@ -120,17 +120,17 @@ class PoolUse:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ServingResult:
-    """When each request got its tokens, and what follows from that.
+    """The times at which requests got their tokens, and the resulting metrics.
 
-    Percentiles are over all requests, those of the empty start and of the last, draining seconds
-    included: simulate long enough, or look at a part of the arrays.
+    Percentiles include the first requests, which find an empty server, and the last. So simulate
+    long enough, or use a part of the arrays.
 
     Parameters
     ----------
     requests
-        What was served.
+        Requests that were served.
     first_token, finished
-        When each request had its first and its last token, ``(N,)`` seconds.
+        Times of each request's first and last token, ``(N,)`` seconds.
     pools
         Use of each pool by name: ``serving``; or ``prefill``, and ``decode`` if any came to it.
     """
@@ -142,12 +142,12 @@ class ServingResult:
 
     @cached_property
     def ttft(self) -> Floats:
-        """Time to the first token, ``(N,)`` seconds."""
+        """Time to the first token of each request, ``(N,)`` seconds."""
         return self.first_token - self.requests.arrival_seconds
 
     @cached_property
     def tpot(self) -> Floats:
-        """Mean time of each later token, ``(N,)`` seconds; NaN for an answer of one token."""
+        """Mean time per later token, ``(N,)`` seconds; NaN for an answer of one token."""
         later = self.requests.output_tokens - 1
         each = np.full(len(later), np.nan)
         np.divide(self.finished - self.first_token, later, out=each, where=later > 0)
@@ -165,12 +165,12 @@ class ServingResult:
 
     @property
     def tpot_p50(self) -> float:
-        """Median time of a later token, seconds; NaN if no answer has a second token."""
+        """Median time per later token, seconds; NaN if no answer has a second token."""
         return _quantile(self.tpot, 0.5)
 
     @property
     def tpot_p99(self) -> float:
-        """Time of a later token that 99 % of requests stay below, seconds; NaN as above."""
+        """Time per later token that 99 % of requests stay below, seconds; NaN if there is none."""
         return _quantile(self.tpot, 0.99)
 
     @property
@@ -180,22 +180,22 @@ class ServingResult:
 
     @property
     def output_tokens_per_second(self) -> float:
-        """Tokens of answers a second."""
+        """Tokens of answers per second."""
         return float(self.requests.output_tokens.sum()) / self.seconds
 
     def within(self, slo: Slo) -> NDArray[np.bool_]:
-        """Which requests stay within the limits, ``(N,)``."""
+        """Tell which requests stay within the limits, ``(N,)``."""
         check_type("slo", slo, Slo)
         return (self.ttft <= slo.ttft_seconds) & ~(self.tpot > slo.tpot_seconds)
 
     def goodput(self, slo: Slo) -> float:
-        """Requests a second that stay within the limits."""
+        """Compute the number of requests per second that stay within the limits."""
         return float(self.within(slo).sum()) / self.seconds
 
     def summary(self, slo: Slo | None = None) -> dict[str, float | None]:
-        """The result in plain numbers by name, for JSON; goodput where limits are given.
+        """Return the results as plain numbers by name, for JSON, with goodput if limits are given.
 
-        ``None`` stands for the TPOT where no answer has a second token.
+        TPOT is ``None`` if no answer has a second token.
         """
         names = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "output_tokens_per_second")
         numbers: dict[str, float | None] = {name: getattr(self, name) for name in names}
@@ -210,17 +210,19 @@ class ServingResult:
 
 
 def serve(requests: Requests, pool: Pool, *, progress: Progress | None = None) -> ServingResult:
-    """Serve the requests on one pool that computes prompts and answers.
+    """Simulate serving on one pool that computes prompts and answers.
 
     Parameters
     ----------
+    requests, pool
+        Requests to serve, and the pool.
     progress
-        Function that is told now and then how much is done, of how much.
+        Function that is called now and then with the amount of work done and of all.
 
     Raises
     ------
     EquipoiseError
-        A request that never fits into the pool, or a step time that is none.
+        A request that never fits into the pool, or a step time that is not valid.
     """
     check_type("requests", requests, Requests)
     work = _work(requests, requests.output_tokens - 1)
@@ -238,15 +240,15 @@ def serve_disaggregated(
     hand_over: HandOver,
     progress: Progress | None = None,
 ) -> ServingResult:
-    """Serve the requests on two pools: one computes prompts, the other all tokens after the first.
+    """Simulate serving on two pools: one for prompts, the other for all tokens after the first.
 
-    The prefill pool gives the first token and lets go of a request at once; a decode pool that is
-    full does not hold it up. What waits in between is taken to lie in memory that does not end.
+    The prefill pool makes the first token and then releases the request, even if the decode pool is
+    full. The memory for requests that wait in between is assumed to be unlimited.
 
     Raises
     ------
     EquipoiseError
-        As ``serve``.
+        Whatever ``serve`` refuses.
     """
     check_type("requests", requests, Requests)
     check_type("hand_over", hand_over, HandOver)
@@ -281,20 +283,20 @@ def kv_tokens(
     num_layers: int = 1,
     expert_bytes: int = 0,
 ) -> int:
-    """Tokens that the key-value cache of a rank holds next to its redundant experts.
+    """Compute the tokens that a rank's key-value cache holds next to its redundant experts.
 
     Parameters
     ----------
     memory_bytes
-        Memory of a rank for its cache if no expert is redundant.
+        Memory of a rank for its cache without redundant experts.
     token_bytes
-        Keys and values of one token, all layers.
+        Bytes of one token's keys and values in all layers.
     redundant_per_rank
-        Redundant slots of a rank in each MoE layer.
+        Number of redundant slots of a rank in each MoE layer.
     num_layers
-        MoE layers.
+        Number of MoE layers.
     expert_bytes
-        Weights of one expert in one layer.
+        Bytes of one expert's weights in one layer.
 
     Raises
     ------

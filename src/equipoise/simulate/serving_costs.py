@@ -1,4 +1,4 @@
-"""What a simulated server's steps take, and what its memory has room for."""
+"""The costs of a simulated server's steps, and the room in its memory."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from equipoise.simulate.profiles import HardwareProfile
 from equipoise.simulate.step_time import LinearStepTime, StepTime
 
 MEMORY_SHARE = 0.9
-"""Share of a GPU's memory that engines use by default; the rest is for activations."""
+"""Share of a GPU's memory that engines use by default; activations get the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingCosts:
-    """What steps take.
+    """The costs of steps.
 
     Parameters
     ----------
     model
-        Time of the steps of ranks that decode, by the routing of their batches.
+        Time model for steps of ranks that decode, by the routing of their batches.
     prefill_model
-        That of ranks for prompts only.
+        Time model for steps of ranks that compute only prompts.
     rest
-        What is added for ranks that decode, or do both.
+        Further time of steps of ranks that decode, or do both.
     prefill_rest
-        What is added for ranks for prompts only.
+        Further time of steps of ranks that compute only prompts.
     facts
-        Where the times came from, by part.
+        Sources of the times, by part.
     """
 
     model: ComputeModel
@@ -42,7 +42,7 @@ class ServingCosts:
 
     @classmethod
     def of_ranks(cls, model: ComputeModel, other_seconds: float) -> ServingCosts:
-        """A model of the ranks, the same for all steps, and a fixed time."""
+        """Make costs from one time model for all steps, plus a fixed time."""
         rest = LinearStepTime(fixed_seconds=other_seconds)
         return cls(model=model, prefill_model=model, rest=rest, prefill_rest=rest)
 
@@ -50,17 +50,17 @@ class ServingCosts:
     def of_machines(
         cls, decode: Machine, prefill: Machine, *, context_tokens: float, other_seconds: float
     ) -> ServingCosts:
-        """Experts, exchanges and attention on given hardware.
+        """Make costs from machines: experts, communication and attention on given hardware.
 
-        The cache that a decoded token reads is timed by the context that each step has. What chunks
-        of prompts that share steps with sequences compute for pairs of tokens is left out.
+        Reading the cache is timed by the context of each step. If chunks of prompts share steps
+        with sequences, their attention between tokens of the prompt is left out.
 
         Parameters
         ----------
         decode, prefill
             Machines of each phase.
         context_tokens
-            Tokens before one that is decoded, on average.
+            Mean number of tokens before a decoded one.
         """
         by_context = LinearStepTime(
             fixed_seconds=other_seconds,
@@ -78,21 +78,21 @@ class ServingCosts:
 def memory_for_cache(
     gpu: HardwareProfile, *, slot_bytes: int, slots_per_rank: int, other_weight_bytes: float
 ) -> int:
-    """Bytes of a rank that are left for its KV cache next to the weights.
+    """Compute the bytes of a rank that remain for its KV cache next to the weights.
 
     Parameters
     ----------
     slot_bytes
         Bytes of one slot in all layers.
     slots_per_rank
-        Slots of a rank without redundant experts.
+        Number of slots of a rank without redundant experts.
     other_weight_bytes
-        Bytes of all weights besides the routed experts, which every rank has.
+        Bytes of all weights other than the routed experts, which every rank holds.
 
     Raises
     ------
     EquipoiseError
-        The weights do not fit.
+        Weights that do not fit.
     """
     usable = MEMORY_SHARE * check_type("gpu", gpu, HardwareProfile).memory_bytes.value
     weights = slots_per_rank * slot_bytes + other_weight_bytes
@@ -106,7 +106,7 @@ def memory_for_cache(
 
 
 def _context_token_seconds(decode: Machine, context_tokens: float) -> float:
-    """What a token of the context adds to a step, of contexts of about that length."""
+    """Compute the time that one more token of context adds to a step."""
     if decode.own_work is None:
         return 0.0
     own = decode.own_work

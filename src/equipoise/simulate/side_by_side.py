@@ -1,4 +1,4 @@
-"""Two simulations of the same requests, and whether one is better for those who sent them."""
+"""Two simulations of the same requests, and whether one is better for the users."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from equipoise.simulate.serving import ServingResult, Slo
 Floats = NDArray[np.float64]
 Kind = Literal["better", "worse", "mixed", "no difference", "insufficient evidence"]
 
-_SURE = 0.05  # chance below which a difference is called one, as in a forecast
-_BLOCKS = 16  # of requests that arrive one after another
+_SURE = 0.05  # probability of chance below which a difference counts, as in a forecast
+_BLOCKS = 16  # number of blocks of consecutive requests
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Something that users feel, without and with the change.
+    """A measure that users notice, without and with the change.
 
     Parameters
     ----------
     name
-        What it is, in words.
+        Name in words.
     before, after
-        Means over all requests: seconds, or a share where more is better.
+        Means over all requests: seconds, or a share.
     gain
-        Share by which it gets better; negative if it gets worse.
+        Relative improvement; negative if it gets worse.
     chance
-        How often chance alone would make a difference as large as this one, in this direction.
+        Probability that chance alone makes a difference this large in this direction.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Measure:
 
     @property
     def kind(self) -> Kind:
-        """Better or worse, if by a percent or more and by more than chance explains."""
+        """Better or worse, if by at least a percent and more than chance explains."""
         if abs(self.gain) < LEAST_GAIN or self.chance >= _SURE:
             return "no difference"
         return "better" if self.gain > 0 else "worse"
 
     @property
     def text(self) -> str:
-        """The change in words."""
+        """Change in words."""
         if self.more_is_better:
             word, values = ("more", "less"), (f"{self.after:.1%}", f"{self.before:.1%}")
         else:
@@ -67,18 +67,18 @@ class Measure:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SideBySide:
-    """The same requests served twice.
+    """A comparison of the same requests served without and with a change.
 
     Parameters
     ----------
     before, after
         Results without and with the change.
     slo
-        Limits that requests shall stay within.
+        Limits that requests should stay within.
     step_before, step_after
-        Seconds of steps of about the size that is usual, without and with the change, ``(T,)``:
-        the same batches, each from another part of the recording. They say how sure it is that
-        the recorded steps tell one from the other.
+        Seconds of steps of the usual size, without and with the change, ``(T,)``. They are the same
+        batches, each from another part of the recording. They show how certain it is that the
+        recorded steps distinguish the two.
     """
 
     before: ServingResult
@@ -97,7 +97,7 @@ class SideBySide:
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
-        """Times of tokens, and how many requests stay within the limits."""
+        """Measures of token times, and of the requests that stay within the limits."""
         old, new = self.before, self.after
         within = [result.within(self.slo).astype(np.float64) for result in (old, new)]
         measures = [
@@ -112,12 +112,12 @@ class SideBySide:
 
     @cached_property
     def step_gain(self) -> float:
-        """Share of a step's time that the change takes off, on the recorded routing."""
+        """Share of a step's time that the change saves, on the recorded routing."""
         return gain(self.step_before, self.step_after)
 
     @cached_property
     def step_interval(self) -> tuple[float, float] | None:
-        """Where that lies for further traffic of the kind; ``None`` for a single step."""
+        """Confidence interval of that share for similar traffic; ``None`` for a single step."""
         return gain_interval(
             self.step_before[None],
             self.step_after[None],
@@ -129,7 +129,7 @@ class SideBySide:
 
     @property
     def kind(self) -> Kind:
-        """Whether the change is one for the better."""
+        """Whether the change is an improvement."""
         kinds = {measure.kind for measure in self.measures}
         if {"better", "worse"} <= kinds:
             return "mixed"
@@ -139,7 +139,7 @@ class SideBySide:
 
     @property
     def text(self) -> str:
-        """The answer in a sentence."""
+        """Result in a sentence."""
         changed = {
             kind: "; ".join(m.text for m in self.measures if m.kind == kind)
             for kind in ("better", "worse")
@@ -159,7 +159,7 @@ class SideBySide:
 
     @property
     def _is_shown(self) -> bool:
-        """Whether the recorded steps surely get shorter, so that a gain is not theirs alone."""
+        """Whether recorded steps surely get shorter, so that the gain is not specific to them."""
         if len(self.step_before) < LEAST_WINDOWS or self.step_interval is None:
             return False
         return self.step_interval[0] > 0
@@ -177,7 +177,7 @@ class SideBySide:
 
 
 def _measure(name: str, before: Floats, after: Floats, *, more_is_better: bool = False) -> Measure:
-    """A measure from the values of each request, without and with the change."""
+    """Make a measure from the values of each request, without and with the change."""
     saved = after - before if more_is_better else before - after
     change = float(saved.mean() / (before.mean() or 1.0))
     parts = np.array_split(saved, min(len(saved), _BLOCKS))

@@ -1,4 +1,4 @@
-"""A step of the whole model, split into what it is spent on."""
+"""The time of a step of the whole model, divided into parts."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepParts:
-    """Seconds of each step, all recorded layers, ``(T,)`` each; all but ``hidden`` add up.
+    """The parts of each step's time, all recorded layers, ``(T,)`` seconds each.
+
+    All parts except ``hidden`` add up to the time of the step.
 
     Parameters
     ----------
     experts
-        Experts' computation of the mean rank: the useful work.
+        Time of the mean rank's experts: the useful work.
     rereading
-        What it takes longer in parts: each micro-batch and each chunk reads the weights again.
+        Further time because each micro-batch and each chunk reads the weights again.
     chance
-        What ranks wait for the slowest with a fair router as well.
+        Time that ranks would wait for the slowest even with a fair router.
     skew
-        What they wait beyond that.
+        Time that ranks wait beyond that.
     own
-        Attention and what else a rank does for its own tokens, of the mean rank.
+        Time of the mean rank's work for its own tokens, such as attention.
     own_wait
-        What ranks wait there: for those with more tokens of their own, and for slower ones.
+        Time that ranks wait there for ranks with more own tokens, or for slower ranks.
     exposed
-        Exchanges that nothing runs next to.
+        Time of communication that nothing overlaps.
     hidden
-        Exchanges behind computation of the other micro-batch: no time of the step.
+        Time of communication hidden behind the other micro-batch, which takes no time of the step.
     """
 
     experts: Floats
@@ -56,40 +58,42 @@ class StepParts:
 
     @property
     def total(self) -> Floats:
-        """What the steps take."""
+        """Time of the steps."""
         names = (field.name for field in fields(self) if field.name != "hidden")
         return np.asarray(sum(getattr(self, name) for name in names))
 
     @property
     def imbalance(self) -> Floats:
-        """The slowest rank over the mean one in the experts' computation: the straggler factor."""
+        """Expert time of the slowest rank over that of the mean rank."""
         work = self.experts + self.rereading
         return np.asarray(1 + (self.chance + self.skew) / work)
 
     def beyond(self, fair: StepParts) -> StepParts:
-        """The same with the wait that a fair router has as well, told as chance."""
+        """Move the wait that a fair router also has from ``skew`` to ``chance``."""
         wait = self.chance + self.skew
         chance = np.minimum(wait, fair.chance + fair.skew)
         return replace(self, chance=chance, skew=wait - chance)
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean step, by part."""
+        """Compute the mean step, by part."""
         return {field.name: float(getattr(self, field.name).mean()) for field in fields(self)}
 
 
 def time_steps(
     trace: Trace, layout: Layout, topology: Topology, machine: Machine, *, seed: int = 0
 ) -> StepParts:
-    """Split the recorded steps into what they are spent on.
+    """Divide the time of recorded steps into parts.
 
-    With token ids every choice is followed to its slot; from counts alone, the tokens that ranks
-    receive are expected ones.
+    If the trace has token ids, every choice is followed to its slot. With counts alone, the number
+    of tokens that ranks receive is an expectation.
 
     Parameters
     ----------
+    trace, layout, topology, machine
+        Recording, placement and dispatcher, ranks, and time model.
     seed
-        Random seed of the fair router that tells chance from skew.
+        Random seed of the fair router that separates chance from skew.
     """
     counts = trace.counts.astype(np.float64)
     sizes = counts.sum(axis=-1)

@@ -25,16 +25,16 @@ from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
 StepSeconds = Callable[[Floats], Floats]
-"""What steps take, ``(T,)`` seconds, from their assignments, ``(T, L, E)``."""
+"""Function from the assignments of steps, ``(T, L, E)``, to their times, ``(T,)`` seconds."""
 Table = dict[int, Floats]
-"""Seconds of steps, ``(T,)``, by their tokens, for ``TabulatedStepTime``."""
+"""Times of steps, ``(T,)`` seconds, by their number of tokens, for ``TabulatedStepTime``."""
 
 NUM_DRAWS = 32
-"""Steps of each size: a step's time is a sum over layers, so they differ little."""
+"""Number of steps of each size; a few suffice, because a step's time sums over layers."""
 
-_FEW_TOKENS = 32  # steps that are small for any deployment, and rare
+_FEW_TOKENS = 32  # steps below this are rare, so their sizes are spaced wider
 _MOST_TOKENS = 1 << 40
-_MANY = 16  # times more than what is drawn: whether it is put back makes no difference
+_MANY = 16  # beyond this ratio, drawing with or without replacement makes no difference
 
 
 def step_table(
@@ -52,14 +52,18 @@ def step_table(
 
     Parameters
     ----------
+    trace
+        Recording whose routing the steps have.
     seconds
-        What steps take on a placement, such as ``layout_seconds``.
+        Function that times steps on a placement, such as ``layout_seconds``.
     top_k
-        Assignments of a token in a layer.
+        Number of choices of a token in a layer.
     most_tokens
-        Tokens of the largest step, all ranks together.
+        Number of tokens of the largest step, all ranks together.
+    seed
+        Random seed.
     progress
-        Function that is told before each size how many are done, of how many.
+        Function that is called before each size with the number of sizes done and of all.
 
     Returns
     -------
@@ -75,12 +79,12 @@ def step_table(
 
 
 def layout_seconds(layout: Layout, topology: Topology, model: ComputeModel) -> StepSeconds:
-    """What the experts of all layers take on given copies."""
+    """Make a function that times the experts of all layers on a placement."""
     return lambda load: layout.step_seconds(load, topology, [model])[0]
 
 
 def table_sizes(most_tokens: int) -> list[int]:
-    """Sizes of a table: 1 to the most, each 1.4 times the one before it, or twice if small."""
+    """List the sizes of a table: each is 1.4 times the one before it, or twice if small."""
     most = check_whole("most_tokens", most_tokens, low=1, high=_MOST_TOKENS)
     powers = [float(1 << n) for n in range(most.bit_length())]
     between = [power * 2**0.5 for power in powers if power >= _FEW_TOKENS]
@@ -91,17 +95,17 @@ def table_sizes(most_tokens: int) -> list[int]:
 def drawn_steps(
     trace: Trace, num_tokens: int, *, top_k: int, number: int = NUM_DRAWS, seed: int = 0
 ) -> Floats:
-    """Steps of one size with the routing of a recording, ``(number, L, E)``.
+    """Draw steps of one size with the routing of a recording, ``(number, L, E)``.
 
-    Each is drawn from consecutive recorded steps that have enough tokens together, and none
-    of their assignments is drawn twice: so a large batch has the chance of a large batch, though
-    the recorded ones are small. Only if the whole recording has too few tokens, its noise is taken
-    for popularity. A layer that has no load there has none here.
+    Each step is drawn from consecutive recorded steps that together have enough tokens, and no
+    assignment is drawn twice. So a large batch has the noise of a large batch, although the
+    recorded steps are small. If the whole recording has too few tokens, its noise counts as
+    popularity. A layer without load in the recording has none here.
 
     Parameters
     ----------
     number
-        Steps to draw, from places at equal distances in the recording.
+        Number of steps to draw, from places at equal distances in the recording.
     """
     counts = check_type("trace", trace, Trace).counts
     wanted = check_whole("num_tokens", num_tokens, low=1, high=_MOST_TOKENS)
@@ -125,10 +129,10 @@ def drawn_steps(
 
 
 def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k: int) -> Floats:
-    """Mean times of drawn steps by the part of the recording that they are from, ``(parts,)``.
+    """Average the times of drawn steps by the part of the recording they come from, ``(parts,)``.
 
-    There are no more parts than recorded steps, nor than such batches in the recording: what is
-    drawn from the same assignments says the same again.
+    There are no more parts than recorded steps, and no more than such batches in the recording,
+    because steps drawn from the same assignments are not independent.
 
     Parameters
     ----------
@@ -143,7 +147,7 @@ def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k:
 def _enough(
     counts: NDArray[np.integer], size_T: Floats, start: int, wanted: int
 ) -> NDArray[np.int64]:
-    """The fewest steps from a start on that have that many assignments, summed; all if none do."""
+    """Sum the fewest steps from a start that have enough assignments, or all steps."""
     reached = np.roll(size_T, -start).cumsum()
     steps = start + np.arange(min(int(np.searchsorted(reached, wanted)) + 1, len(size_T)))
     return np.asarray(counts[steps % len(size_T)].sum(axis=0, dtype=np.int64))

@@ -1,7 +1,7 @@
-"""What a step of a serving engine takes, in seconds: the protocol, and plain models of it.
+"""The time of a serving engine's step: the protocol, and simple models.
 
-The serving simulator knows nothing else of the hardware. Whoever has a better model of a step
-gives it a method ``seconds`` like the ones here.
+The serving simulator knows nothing else about the hardware. A better model of a step is any object
+with a method ``seconds`` like those here.
 """
 
 from __future__ import annotations
@@ -19,51 +19,51 @@ from equipoise.errors import EquipoiseError
 
 Ints = NDArray[np.int64]
 
-_LONGEST_SECONDS = 1e6  # of one term of a step; nobody waits twelve days for it
+_LONGEST_SECONDS = 1e6  # largest term of a step's time: twelve days
 _NUM_DRAWS = 1 << 16
 
 
 class StepTime(Protocol):
-    """What a step takes. Equal arguments give equal seconds, so that a simulation can be repeated.
+    """The protocol of step times. Equal arguments give equal times, so simulations are repeatable.
 
-    All ranks of a pool take their steps together, so a step lasts as long as its slowest rank.
+    All ranks of a pool step together, so a step lasts as long as its slowest rank.
     """
 
     def seconds(
         self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
     ) -> float:
-        """Seconds of one step, a microsecond or more.
+        """Compute the seconds of one step, at least a microsecond.
 
-        The arrays are the simulator's own: they are not to be changed, nor kept after the call.
+        The arrays belong to the simulator: do not change them, or keep them after the call.
 
         Parameters
         ----------
         step
-            Number of steps that the pool has taken before.
+            Number of earlier steps of the pool.
         prefill_tokens
-            Prompt tokens that each rank computes, ``(R,)``.
+            Number of prompt tokens that each rank computes, ``(R,)``.
         sequences
-            Sequences of each rank that get their next token, ``(R,)``.
+            Number of sequences of each rank that get their next token, ``(R,)``.
         context_tokens
-            Tokens of each rank whose keys and values are read from its cache, ``(R,)``: all before
-            the new token of a sequence, and all before the chunk of a prompt.
+            Number of tokens of each rank whose keys and values are read from its cache, ``(R,)``:
+            all before the new token of a sequence, and all before the chunk of a prompt.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearStepTime:
-    """A fixed time, and on the slowest rank a time for each token, sequence and context token.
+    """A linear model: a fixed time, plus times per token, sequence and context token.
 
     Parameters
     ----------
     fixed_seconds
-        Seconds of every step.
+        Time of every step.
     token_seconds
-        Seconds of each token, of a prompt or of a sequence.
+        Time per token, of a prompt or of a sequence.
     sequence_seconds
-        Seconds that each sequence takes in addition to its token.
+        Time per sequence, in addition to its token.
     context_token_seconds
-        Seconds of reading the keys and values of one token.
+        Time to read the keys and values of one token.
     """
 
     fixed_seconds: float
@@ -78,7 +78,7 @@ class LinearStepTime:
     def seconds(
         self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
     ) -> float:
-        """Seconds of one step, whatever its number."""
+        """Compute the seconds of one step; its number does not matter."""
         del step
         by_rank = self.token_seconds * prefill_tokens
         by_rank += (self.token_seconds + self.sequence_seconds) * sequences
@@ -88,20 +88,20 @@ class LinearStepTime:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImbalanceSeries:
-    """The imbalance of each step, peak over mean, as it was measured: in order, or drawn.
+    """The measured imbalance (peak over mean) of steps, in order or drawn at random.
 
-    A layer is a barrier and all layers have the same mean load, so a step takes the mean of its
-    layers' imbalances. After the last step the series begins again.
+    Each layer is a barrier and all layers have the same mean load, so the imbalance of a step is
+    the mean over its layers. After the last step the series starts again.
 
     Parameters
     ----------
     by_tokens
-        Imbalance of steps and layers, ``(T, L)``, such as ``Evaluation.imbalance``; or several of
-        these by the tokens in a step of all ranks together, as small batches are less balanced: a
-        step then takes the one whose number of tokens is the nearest by ratio.
+        Imbalance of steps and layers, ``(T, L)``, such as ``Evaluation.imbalance``. Or several of
+        these by the number of tokens in a step, all ranks together, because small batches are less
+        balanced: a step then uses the series with the nearest number of tokens, by ratio.
     seed
-        Random seed for drawing steps with replacement, 65,536 of each series; ``None``: the steps
-        in their recorded order.
+        Random seed to draw 65,536 steps of each series with replacement; ``None`` for the recorded
+        order.
     """
 
     by_tokens: ArrayLike | Mapping[int, ArrayLike]
@@ -123,26 +123,26 @@ class ImbalanceSeries:
         object.__setattr__(self, "_factors", [row.tolist() for row in rows])
 
     def at(self, step: int, num_tokens: int) -> float:
-        """The imbalance of a step with that number of tokens."""
+        """Return the imbalance of a step with this number of tokens."""
         factors = self._factors[bisect_right(self._bounds, num_tokens)]
         return factors[step % len(factors)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MoeStepTime:
-    """What experts take if perfectly balanced, times the imbalance, and what all else takes.
+    """A model with experts: their time under perfect balance times the imbalance, plus the rest.
 
     Parameters
     ----------
     rest
-        Time of all but the experts: attention, communication, what is fixed.
+        Time of everything except the experts: attention, communication, fixed costs.
     expert_token_seconds
-        Seconds of all experts of all layers for each token, divided over the ranks evenly: with 32
-        ranks and 64 tokens on each, 64 times this.
+        Time of all experts of all layers per token of a rank. With 32 ranks and 64 tokens on each,
+        a balanced step takes 64 times this.
     expert_fixed_seconds
-        Seconds of the experts of a step whatever its tokens, such as reading weights. The imbalance
-        multiplies them too, which is right where it was measured in time (by a dispatcher with a
-        cost); where it was measured in assignments, give them to ``rest``.
+        Time of the experts that does not depend on tokens, such as reading weights. The imbalance
+        multiplies it too, which is right if it was measured in time (by a dispatcher with a cost).
+        If it was measured in assignments, add this time to ``rest`` instead.
     imbalance
         Imbalance of the steps.
     """
@@ -159,7 +159,7 @@ class MoeStepTime:
     def seconds(
         self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
     ) -> float:
-        """Seconds of one step with the imbalance of that step."""
+        """Compute the seconds of one step, with its imbalance."""
         num_tokens = int(prefill_tokens.sum() + sequences.sum())
         tokens_of_mean_rank = num_tokens / len(sequences)
         balanced = self.expert_fixed_seconds + self.expert_token_seconds * tokens_of_mean_rank
@@ -169,17 +169,18 @@ class MoeStepTime:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabulatedStepTime:
-    """What steps of several sizes take, computed beforehand, and what is not in there.
+    """A table of step times for several sizes, computed in advance, plus the rest.
 
-    Between two sizes the time is on the straight line between theirs; see ``step_table``.
+    Times between two sizes are interpolated linearly; see ``step_table``.
 
     Parameters
     ----------
     by_tokens
-        Seconds of steps, ``(T,)`` of each size, by the tokens of all ranks together. Row ``t`` is
-        of the same part of a recording in all sizes. After the last row the first one follows.
+        Seconds of ``T`` steps of each size, by the number of tokens, all ranks together. Entry
+        ``t`` comes from the same part of a recording for all sizes. After the last entry the first
+        one follows.
     rest
-        Time that is added.
+        Further time of a step.
     """
 
     by_tokens: Mapping[int, ArrayLike]
@@ -201,13 +202,13 @@ class TabulatedStepTime:
     def seconds(
         self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
     ) -> float:
-        """Seconds of one step of this size; ``EquipoiseError`` for more tokens than are known."""
+        """Compute the seconds of one step; raise ``EquipoiseError`` beyond the largest size."""
         num_tokens = int(prefill_tokens.sum() + sequences.sum())
         rest = self.rest.seconds(step, prefill_tokens, sequences, context_tokens)
         return rest + self.at(step, num_tokens)
 
     def at(self, step: int, num_tokens: int) -> float:
-        """What the table has for a step with that number of tokens."""
+        """Look up the time of a step with this number of tokens."""
         row = self._rows[step % len(self._rows)]
         i = bisect_left(self._sizes, num_tokens)
         if i == len(self._sizes):
@@ -223,20 +224,20 @@ class TabulatedStepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Another step time from a step on: a new placement, or other traffic.
+    """A change of the step time at a step, such as a new placement or other traffic.
 
     Parameters
     ----------
     step
-        First step of the new time.
+        First step with the new time.
     step_time
-        The new time.
+        Step time from then on.
     moving_steps
-        Steps before it in which experts move.
+        Number of steps before it in which experts move.
     slow_down
-        Factor on the time of those steps, 1.1 if transfers make them a tenth longer.
+        Factor on the time of those steps: 1.1 if transfers make them 10 % longer.
     stall_seconds
-        Seconds for which serving stands still at the change: added to its first step.
+        Time for which serving stops at the change, added to its first step.
     """
 
     step: int
@@ -254,14 +255,14 @@ class Change:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScheduledStepTime:
-    """A step time that changes at given steps, as by rebalances.
+    """A step time that changes at given steps, as rebalancing does.
 
     Parameters
     ----------
     first
-        Time of the steps before the first change.
+        Step time before the first change.
     changes
-        Changes in the order of their steps; one's moves begin after the change before it.
+        Changes in order of their steps; the moves of each begin after the change before it.
     """
 
     first: StepTime
@@ -283,7 +284,7 @@ class ScheduledStepTime:
     def seconds(
         self, step: int, prefill_tokens: Ints, sequences: Ints, context_tokens: Ints
     ) -> float:
-        """Seconds of one step by the time in force, longer while experts move."""
+        """Compute the seconds of one step, which is longer while experts move."""
         done = bisect_right(self._starts, step)
         model = self.changes[done - 1].step_time if done else self.first
         seconds = model.seconds(step, prefill_tokens, sequences, context_tokens)
@@ -297,7 +298,7 @@ class ScheduledStepTime:
 
 
 def _of_steps(imbalance: ArrayLike) -> NDArray[np.float64]:
-    """The mean over layers of each step, ``(T,)``."""
+    """Average over the layers of each step, ``(T,)``."""
     x = as_array(imbalance, "Imbalances")
     if x.ndim != 2 or not x.size:
         raise EquipoiseError(f"Imbalances have shape {x.shape}; expected (steps, layers).")

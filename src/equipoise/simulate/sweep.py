@@ -1,9 +1,9 @@
-"""Many simulations at the same time, on whatever runs them, continued where they were broken off.
+"""Many simulations in parallel on any executor, resumed where they were interrupted.
 
     with ProcessPoolExecutor() as executor:
         results = sweep(cases, run, executor=executor, path="sweep.jsonl")
 
-Any executor of ``concurrent.futures`` serves, so also those that Dask and Ray offer for a cluster.
+Any executor with the interface of ``concurrent.futures`` works, including those of Dask and Ray.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sweep(
     path: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
-    """Run every case once and keep its result in a file; cases found there are not run again.
+    """Run every case once and save its result in a file; cases in the file are not run again.
 
     A case that fails does not stop the others; its error is raised at the end, with a note that
     names the case, and the next sweep tries it again.
@@ -43,26 +43,26 @@ def sweep(
     Parameters
     ----------
     cases
-        Cases as JSON objects: text keys, and values that JSON has. Equal ones are run once.
+        Cases as JSON objects. Equal cases are run once.
     run
-        What runs a case and returns something that JSON has, such as ``ServingResult.summary``.
-        Executors that use other processes want a function of a module.
+        Function that runs a case and returns something that JSON can represent, such as
+        ``ServingResult.summary``. For executors with other processes it must be importable.
     executor
-        Where cases run.
+        Executor that runs the cases.
     path
-        JSON lines, one a finished case, in the order they finish; may be missing. The file knows
-        cases, not ``run``: another function needs another file, and one sweep at a time writes it.
+        File of JSON lines, one for each finished case; it may be missing. It records cases but not
+        ``run``, so use another file for another function. Only one sweep may write it at a time.
     progress
-        Callback, told how many cases are done, of how many.
+        Function that is called with the number of cases done and of all.
 
     Returns
     -------
-    The result of each case, in their order.
+    Results of the cases, in order.
 
     Raises
     ------
     EquipoiseError
-        A case or a result that JSON does not have.
+        A case or a result that JSON cannot represent.
     FormatError
         A file that is not from a sweep. The line that was being written when a sweep ended is
         dropped.
@@ -80,13 +80,13 @@ def sweep(
                 key = futures[future]
                 try:
                     results[key] = _keep(file, key, future.result())
-                except Exception as error:  # whatever a case raises; the others go on
+                except Exception as error:  # any error of a case; the others continue
                     error.add_note(f"This was the case {key}.")
                     errors.append(error)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        finally:  # interrupted: nothing that waits is begun
+        finally:  # if interrupted, start no waiting case
             for future in futures:
                 future.cancel()
     if errors:
@@ -95,14 +95,14 @@ def sweep(
 
 
 def fingerprint(settings: Any, arrays: Iterable[NDArray[Any]]) -> str:
-    """Sixteen characters for a case, which stand for what all cases of a sweep have in common.
+    """Compute sixteen characters that identify the settings and data shared by all cases.
 
     Parameters
     ----------
     settings
-        Lists, mappings and plain values; of others, what they say as text.
+        Lists, mappings and plain values; other objects are converted to text.
     arrays
-        Data, such as the counts of a recording.
+        Arrays of data, such as the counts of a recording.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for array in arrays:
@@ -118,7 +118,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _keep(file: BinaryIO, key: str, result: Any) -> Any:
-    """Write a finished case; the result as it will be read again."""
+    """Write a finished case; return its result as it will be read again."""
     text = _json(result, "The result")
     file.write(_BEGINNING + f'{key}, "result": {text}}}\n'.encode())
     file.flush()
@@ -126,7 +126,7 @@ def _keep(file: BinaryIO, key: str, result: Any) -> Any:
 
 
 def _key(case: Case) -> str:
-    """A case as text, the same for equal cases."""
+    """Write a case as text; equal cases give equal texts."""
     if not isinstance(case, Mapping):
         raise EquipoiseError(f"A case is {brief(case)}; expected a mapping of names to values.")
     key = _json(dict(case), "A case", sort_keys=True)
@@ -147,7 +147,7 @@ def _json(value: Any, what: str, *, sort_keys: bool = False) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """Results by case, and the bytes of the complete lines."""
+    """Read the results by case, and the number of bytes of complete lines."""
     if not path.exists():
         return {}, 0
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:

@@ -1,7 +1,8 @@
 """Published kernel tables: CSV files of times, read into columns.
 
-``moe_compute_KIND.csv`` has the time of the slowest rank's share of one layer, ``alltoall.csv``
-that of one exchange. KIND says what a time means: which draw, how many of them, which tokens.
+``moe_compute_KIND.csv`` has times of the slowest rank's share of one layer, and ``alltoall.csv``
+has times of one exchange. KIND says what a time means: how loads were drawn, how many draws were
+averaged, and which tokens the rank handles.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MAX_BYTES = 256 << 20
 _TEXT = ("gpu", "framework", "version", "kernel", "dtype", "phase", "distribution", "op")
 _NUMBERS = ("alpha", "time_us", "seconds")
 _TIMES = ("time_us", "seconds")
-_LEAST = {"tokens_slowest_rank": -1, "eplb": 0, "num_nodes": 0, "sms": 0}  # of the others 1
+_LEAST = {"tokens_slowest_rank": -1, "eplb": 0, "num_nodes": 0, "sms": 0}  # 1 for other columns
 COMPUTE_COLUMNS = (
     *("gpu", "framework", "version", "kernel", "dtype", "phase", "hidden_size", "inter_size"),
     *("num_experts", "top_k", "num_slots", "ep_size", "distribution", "alpha", "eplb"),
@@ -38,16 +39,16 @@ EXCHANGE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Meaning:
-    """What one time of a kind of table is.
+    """The meaning of a time in a kind of table.
 
     Parameters
     ----------
     num_averaged
-        Random draws whose mean one time is.
+        Number of random draws that a time averages.
     rounding
-        Which loads give and take where drawn ones do not add up.
+        Rule that makes drawn loads add up.
     counts_distinct
-        The rank handles the tokens with a choice on it; else it is given those of all ranks.
+        Flag that a rank handles only tokens with a choice on it, not those of all ranks.
     """
 
     num_averaged: int
@@ -66,7 +67,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a table as columns, by name; ``name`` is the file's."""
+    """A table as columns by name; ``name`` is that of the file."""
 
     name: str
     columns: Mapping[str, NDArray[Any]]
@@ -78,11 +79,11 @@ class Table:
         return self.columns[name]
 
     def where(self, chosen: NDArray[Any]) -> Table:
-        """The chosen rows, by a mask or by index."""
+        """Return the chosen rows, by a mask or by index."""
         return Table(self.name, {name: column[chosen] for name, column in self.columns.items()})
 
     def groups(self, *names: str) -> list[tuple[tuple[Any, ...], NDArray[np.intp]]]:
-        """Rows that agree in these columns: their values, in order, and the rows' indices."""
+        """Group rows with equal values in these columns; return values and row indices."""
         codes = np.zeros(len(self), np.int64)
         for name in names:
             values, code = np.unique(self[name], return_inverse=True)
@@ -95,22 +96,22 @@ class Table:
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """The measured times."""
+        """Return the measured times."""
         return np.asarray(self["time_us"] * 1e-6)
 
 
 def read_compute(folder: Path, kind: str) -> Table:
-    """The table ``moe_compute_KIND.csv`` of a folder."""
+    """Read the table ``moe_compute_KIND.csv`` in a folder."""
     return _read(folder / f"moe_compute_{kind}.csv", COMPUTE_COLUMNS)
 
 
 def read_exchange(folder: Path) -> Table:
-    """The table ``alltoall.csv`` of a folder."""
+    """Read the table ``alltoall.csv`` in a folder."""
     return _read(folder / "alltoall.csv", EXCHANGE_COLUMNS)
 
 
 def read_step_seconds(path: Path) -> NDArray[np.float64]:
-    """The column ``seconds`` of a table with a row for each step."""
+    """Read the column ``seconds`` of a table with a row for each step."""
     return np.asarray(_read(path, ("seconds",))["seconds"], dtype=np.float64)
 
 
@@ -144,7 +145,7 @@ def _read(path: Path, names: tuple[str, ...]) -> Table:
 
 
 def _column(path: Path, name: str, cells: list[tuple[int, str]]) -> NDArray[Any]:
-    """One column as text, whole numbers or numbers; refuses what is neither."""
+    """Convert a column to text, whole numbers or numbers, and refuse other values."""
     if name in _TEXT:
         return np.array([text for _, text in cells], dtype=np.str_)
     kind = float if name in _NUMBERS else int

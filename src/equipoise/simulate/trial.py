@@ -1,4 +1,4 @@
-"""Changes tried on recorded steps: plans from the earlier ones, timed on the later ones."""
+"""Trials of changes on recorded steps: plans from earlier steps, timed on later steps."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
 
-_SOME_STEPS = 32  # that tell how plans differ, and what chance does
+_SOME_STEPS = 32  # number of steps used to estimate how plans differ, and the effect of chance
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bench:
-    """The unseen steps, and all that times them.
+    """The unseen steps, and the models that time them.
 
     Parameters
     ----------
     load
         Assignments, ``(T, L, E)``.
     models
-        The compute model at hand, then those that may be the true one.
+        Time models: the best guess, then those that may be the true one.
     other_seconds
-        What a step takes besides the experts.
+        Time of a step that the models do not include.
     """
 
     load: Floats
@@ -48,11 +48,11 @@ class Bench:
     other_seconds: float
 
     def time(self, layout: Layout) -> Floats:
-        """Seconds of each step by each model, ``(M, T)``."""
+        """Compute the seconds of each step by each model, ``(M, T)``."""
         return self.other_seconds + layout.step_seconds(self.load, self.topology, self.models)
 
     def some_times(self, layout: Layout) -> Floats:
-        """Seconds of some of the steps by the model at hand, ``(T',)``."""
+        """Compute the seconds of some of the steps by the first model, ``(T',)``."""
         load = self.load[some_steps(len(self.load))]
         times = layout.step_seconds(load, self.topology, self.models[:1])[0]
         return np.asarray(self.other_seconds + times)
@@ -60,16 +60,18 @@ class Bench:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """A change, and the seconds of unseen steps without and with it, ``(M, T)``.
+    """A change, and the times of unseen steps without and with it.
 
     Parameters
     ----------
     redundant, dispatch
-        The change.
+        Number of redundant slots, and name of the dispatcher.
     placement
-        Its plan.
+        Plan with them.
+    old, new
+        Seconds of unseen steps without and with the change, by model, ``(M, T)``.
     twin_gains
-        What two plans from half the steps each would gain; empty if there is but one step.
+        Gains of two plans that were made from half the steps each; empty for a single step.
     """
 
     redundant: int
@@ -81,12 +83,12 @@ class Trial:
 
 
 class Plans:
-    """Plans from the earlier steps, each made once.
+    """Plans from the earlier steps; each plan is made once.
 
     Parameters
     ----------
     fit
-        The steps.
+        Trace of the earlier steps.
     planner
         Function that makes the planner for a dispatcher, by name.
     """
@@ -97,7 +99,7 @@ class Plans:
         self._twins: dict[int, list[Placement]] = {}
 
     def plan(self, redundant: int, dispatch: str) -> Placement:
-        """The plan for a dispatcher; that for an even split if it knows no times, as rules do."""
+        """Return the plan for a dispatcher, or for an even split if it knows no times."""
         told = dispatch if takes(DISPATCHERS[dispatch].kind, "cost") else "even"
         if (redundant, told) not in self._made:
             plan = self._planner(told).plan(self._problem(self._fit, redundant))
@@ -105,7 +107,7 @@ class Plans:
         return self._made[redundant, told]
 
     def twins(self, redundant: int) -> list[Placement]:
-        """Plans from the two halves of each kind of steps, by the quickest planner, or none."""
+        """Plan on two halves of each kind of steps with the fastest planner, if possible."""
         if redundant not in self._twins:
             self._twins[redundant] = [
                 Greedy().plan(self._problem(half, redundant)).placement for half in self._halves
@@ -114,7 +116,7 @@ class Plans:
 
     @cached_property
     def _halves(self) -> list[Trace]:
-        # The earlier half and the later: what lasts for long, as a request, is in one of them.
+        # Earlier and later half, so that a request, which lasts several steps, is in one of them.
         kinds = step_kinds(self._fit)
         order = np.argsort(kinds, kind="stable")
         _, start, size = np.unique(kinds[order], return_index=True, return_counts=True)
@@ -137,7 +139,7 @@ def attempt(
     redundant: int,
     dispatch: str,
 ) -> Trial:
-    """Plan and time one change of what there is."""
+    """Plan and time one change of the current layout."""
     placement = plans.plan(redundant, dispatch)
     before = bench.time(old)
     some = before[0, some_steps(before.shape[1])]
@@ -156,27 +158,29 @@ def attempt(
 
 
 def robust_for(cost: RankCost, step_assignments: float | None) -> Callable[[str], Planner]:
-    """The planner that is used if nobody chooses one."""
+    """Return the default planner for each dispatcher."""
     return lambda dispatch: Robust(dispatch=dispatch, cost=cost, step_assignments=step_assignments)
 
 
 def judge_of(name: str, topology: Topology, cost: RankCost, top_k: int | None) -> Dispatcher:
-    """The dispatcher of that name, told of times if it knows any."""
+    """Make the dispatcher of a name, with the cost if it can use one."""
     knows = name in DISPATCHERS and takes(DISPATCHERS[name].kind, "cost")
     return dispatcher(name, topology, cost=cost if knows else None, top_k=top_k)
 
 
 def step_loads(trace: Trace, step_assignments: float | None, seed: int, *, each: int = 1) -> Floats:
-    """Loads of the steps that have any, ``(T, L, E)``.
+    """Return the loads of all steps with load, ``(T, L, E)``.
 
     Parameters
     ----------
     step_assignments
-        Assignments of a mean step in a layer: every row is then one step of about that size, drawn
-        at random from the row's shares, so that it has the chance of its size. ``None``: the rows
-        are the steps.
+        Number of assignments of a mean step in a layer. Every row then becomes a step of about that
+        size, drawn at random from the row's shares, with the noise of its size. ``None`` takes the
+        rows as steps.
+    seed
+        Random seed.
     each
-        Steps drawn from each row, one after the other.
+        Number of steps drawn from each row, one after the other.
     """
     load = trace.counts[_loaded(trace)].astype(np.float64)
     if not len(load):
@@ -195,17 +199,17 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int, *, each:
 
 
 def _drawn(load: Floats, seed: int) -> Floats:
-    """Steps of about these sizes, drawn at random from their shares."""
+    """Draw steps of about these sizes at random from their shares."""
     total = np.rint(load.sum(axis=-1)).astype(np.int64)
     recorded = load.sum(axis=-1, keepdims=True)
-    even = np.full_like(load, 1 / load.shape[-1])  # of a layer without load, which gets none
+    even = np.full_like(load, 1 / load.shape[-1])  # shares of layers without load, unused
     shares = np.divide(load, recorded, out=even, where=recorded > 0)
     drawn = np.random.default_rng(seed).multinomial(total, shares)
     return drawn.astype(np.float64)
 
 
 def step_kinds(trace: Trace) -> NDArray[np.int64]:
-    """Numbers of the kinds of steps, domain and phase, of the steps with load, ``(T,)``."""
+    """Number the kinds (domain and phase) of the steps with load, ``(T,)``."""
     kind = np.zeros(trace.num_steps, np.int64)
     for label in ("domain", "phase"):
         if label in trace.labels:
@@ -219,5 +223,5 @@ def _loaded(trace: Trace) -> NDArray[np.bool_]:
 
 
 def some_steps(num_steps: int) -> NDArray[np.int64]:
-    """Positions of some of the steps, evenly spaced; of all if there are few."""
+    """Choose evenly spaced positions of some steps, or all if there are few."""
     return np.unique(np.linspace(0, num_steps - 1, _SOME_STEPS).astype(np.int64))

@@ -1,11 +1,11 @@
-"""Which settings to balance with: each is replayed on steps that no plan has seen.
+"""Tuning: the settings of balancing are replayed on steps that no plan has seen.
 
     study = Study(fit=fit, held=held, conditions=conditions)
     with ThreadPoolExecutor(1) as executor:
         found = tune(study, cases(study, dispatch=["even"]), executor=executor, path="tune.jsonl")
     found.best, found.front
 
-A case is plain data, so that ``sweep`` runs it anywhere and never twice.
+A case is plain data, so ``sweep`` can run it anywhere, and runs it only once.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ KINDS = {
     ENGINE: "that plan, and the whole map again at every interval, as engines do",
     ONLINE: "that plan, and our controller",
 }
-"""What is done in time."""
+"""Kinds of balancing over time."""
 
 LEAST_STEPS = 32
-"""Steps to replay; fewer cannot tell a gain from chance."""
+"""Least number of steps to replay; fewer cannot distinguish a gain from chance."""
 
 _BLOCKS = 16
-_SURE = 0.05  # chance below which a gain is called one, as for a forecast
+_SURE = 0.05  # probability of chance below which a gain counts, as for a forecast
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
-    """What is served, and on what.
+    """The traffic and the conditions of a tuning study.
 
     Parameters
     ----------
     fit
-        Steps that the first map is planned on.
+        Trace that the first map is planned on.
     held
-        Steps that are replayed, in order of time.
+        Trace that is replayed, in order of time.
     conditions
-        What serves, and what moving costs it.
+        Conditions of serving, and the costs of moving.
     proposals
-        Proposals per layer of the searches.
+        Number of proposals per layer of the searches.
     plan_seconds
-        Seconds that a plan takes while serving.
+        Time that a plan takes while serving.
     dwell_steps
-        Steps that traffic is expected to stay as it is, for the gate; those replayed if ``None``.
+        Number of steps for which traffic stays as it is, for the gate; ``None`` for all replayed.
     least_gain
-        Share of a step's time that a setting, and each further slot on every rank, must take off.
+        Share of a step's time that a setting, and each further slot on every rank, must save.
     seed
         Random seed of the searches and intervals.
     """
@@ -108,7 +108,7 @@ class Study:
 
     @cached_property
     def digest(self) -> str:
-        """What tells this study from others: results of another are not taken for its own."""
+        """Checksum of the study, so that results of another study are not mistaken for its own."""
         sha = hashlib.sha256()
         for part in (self.fit, self.held):
             sha.update(repr(part.counts.shape).encode())
@@ -120,32 +120,32 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting, and what it does to the replayed steps.
+    """A setting, and its result on the replayed steps.
 
     Parameters
     ----------
     kind
-        What is done in time: a key of ``KINDS``.
+        Kind of balancing over time: a key of ``KINDS``.
     redundant, dispatch
-        Redundant slots of a layer, and the dispatcher.
+        Number of redundant slots of a layer, and name of the dispatcher.
     window, interval, excess
-        Steps looked at, steps between looks and the excess that raises the alarm; 0: none.
+        Steps looked at, steps between looks, and excess that raises the alarm; 0 if unused.
     step_seconds
-        Mean step, moves and stalls included.
+        Time of the mean step, including moves and stalls.
     gain
-        Share of the time without balancing that it takes off; negative if steps take longer.
+        Share of the time without balancing that is saved; negative if steps take longer.
     low, high
-        Ends of its interval, see ``gain_interval``.
+        Ends of the confidence interval of the gain, see ``gain_interval``.
     needed
-        Share that it must take off to pay, the more the more slots it has.
+        Share that must be saved to be worth it; it rises with the number of slots.
     bytes_per_rank
         Memory of the slots beyond the fewest.
     moves, moved_bytes, changes
-        Slots whose content changed, bytes on wires, and how many times the map changed.
+        Numbers of slots that changed, of bytes transferred, and of changes of the map.
     imbalance
         Mean imbalance of the steps.
     blocks
-        Mean seconds of parts of the steps, one after the other.
+        Mean seconds of consecutive blocks of steps.
     """
 
     kind: Kind
@@ -168,12 +168,12 @@ class Setting:
 
     @property
     def price(self) -> tuple[float, int, int]:
-        """What is to be small: step time, memory, moves."""
+        """Quantities that should be small: step time, memory, moves."""
         return self.step_seconds, self.bytes_per_rank, self.moves
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """Name of the setting in words."""
         if self.kind == NONE:
             return "no balancing"
         text = f"{self.kind}, {self.redundant} redundant, {self.dispatch}"
@@ -185,21 +185,21 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """All settings that were replayed, no balancing first."""
+    """All settings that were replayed; the first is no balancing."""
 
     settings: tuple[Setting, ...]
 
     @property
     def none(self) -> Setting:
-        """No balancing."""
+        """Setting without balancing."""
         return self.settings[0]
 
     @cached_property
     def front(self) -> tuple[Setting, ...]:
-        """Settings that no other beats in step time, memory and moves at once, fastest first.
+        """Pareto front of step time, memory and moves, fastest first.
 
-        Of those with the same prices it is the first. What is slower than no balancing is never
-        among them: no balancing takes no memory and moves nothing.
+        Of settings with equal values it has the first. A setting that is slower than no balancing
+        is never on the front, because no balancing takes no memory and moves nothing.
         """
         first = {s.price: s for s in reversed(self.settings)}.values()
         kept = [s for s in first if not any(_beats(other, s) for other in first)]
@@ -207,10 +207,10 @@ class Tuning:
 
     @cached_property
     def best(self) -> Setting:
-        """What takes most off a step beyond what its slots must, if that is sure; else none.
+        """Setting that saves the most beyond what its slots need, if that is certain; else none.
 
-        Sure is what the whole interval is above what is needed, and what chance would seldom show
-        in the best of all that were tried.
+        It is certain if the whole interval is above what is needed, and if the best of all settings
+        would seldom look this good by chance.
         """
         tried = self.settings[1:]
         if not tried:
@@ -223,7 +223,7 @@ class Tuning:
 
     @property
     def text(self) -> str:
-        """The answer in a sentence."""
+        """Result in a sentence."""
         best = self.best
         if best is self.none:
             return (
@@ -247,15 +247,15 @@ def cases(
     excess: Sequence[float] = (0.05,),
     kinds: Sequence[str] = (STATIC, ENGINE, ONLINE),
 ) -> list[Case]:
-    """Every combination that makes sense, no balancing first.
+    """List every useful combination of settings; the first is no balancing.
 
     Parameters
     ----------
     redundant
-        Redundant slots of a layer; the fewest, one and two a rank more if ``None``.
+        Numbers of redundant slots of a layer; ``None`` for the fewest, and 1 and 2 more per rank.
     window, interval
-        Steps; an eighth and a thirty-second of those replayed if ``None``. A window is not longer
-        than its interval.
+        Numbers of steps; ``None`` for an eighth and a thirty-second of the replayed steps. A window
+        is never longer than its interval.
     excess
         Imbalance above the noise floor that raises our controller's alarm.
     kinds
@@ -264,7 +264,7 @@ def cases(
     Raises
     ------
     EquipoiseError
-        No number of some kind, numbers out of range, an unknown kind.
+        An empty list, numbers out of range, or an unknown kind.
     """
     T = study.held.num_steps
     some = sorted({max(8, T // 32), max(8, T // 8)})
@@ -297,19 +297,19 @@ def tune(
     path: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuning:
-    """Replay every case, and keep the results in a file, as ``sweep`` does.
+    """Replay every case, and save the results in a file, as ``sweep`` does.
 
     Raises
     ------
     EquipoiseError
-        Whatever planners and dispatchers refuse; a file that is not from a sweep.
+        Whatever planners and dispatchers refuse, or a file that is not from a sweep.
     """
     found = sweep(chosen, partial(run, study), executor=executor, path=path, progress=progress)
     return Tuning(settings=tuple(_setting(result) for result in found))
 
 
 def run(study: Study, case: Case) -> dict[str, Any]:
-    """Replay a case; a function of a module, so that other processes can run it."""
+    """Replay a case; a module-level function, so that other processes can import it."""
     held, conditions = study.held, study.conditions
     plain = Layout.unbalanced(held, conditions.topology.num_ranks)
     old = replay(held, plain, Stay(), conditions).seconds
@@ -357,13 +357,13 @@ _SETTINGS = ("kind", "redundant", "dispatch", "window", "interval", "excess")
 
 
 def first_map(study: Study, redundant: int, dispatch: str) -> Placement:
-    """The map that a case starts with, planned on the earlier steps."""
+    """Make the map that a case starts with, planned on the earlier steps."""
     return _first_map(_Same(study), redundant, dispatch)
 
 
 @dataclass(frozen=True, eq=False)
 class _Same:
-    """A study that equals others of the same digest."""
+    """A study that equals others with the same digest, for use as a cache key."""
 
     study: Study
 
@@ -394,7 +394,7 @@ def _first_map(same: _Same, redundant: int, dispatch: str) -> Placement:
 
 def _policy(study: Study, case: Case, layout: Layout) -> Policy:
     if case["kind"] == ENGINE:
-        return Replan(  # in the foreground, as short intervals ask for
+        return Replan(  # in the foreground, which short intervals require
             interval=case["interval"],
             window=case["window"],
             layers_per_step=None,

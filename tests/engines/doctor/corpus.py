@@ -5,7 +5,7 @@ begins with a line on where it is from ("Planted" where the fault is ours; no so
 put together from several) and perhaps the options of the command, and ends with the findings
 expected, in order.
 
-``python -m tests.engines.doctor.corpus`` writes the table of ``docs/howto/doctor.md``.
+``python -m tests.engines.doctor.corpus`` writes the table of ``docs/reference/doctor-findings.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from equipoise.engines.transformers.config import read_model_config
 HERE = Path(__file__).parent
 CASES = HERE / "cases"
 MODELS = HERE.parent / "transformers" / "configs"
-PAGE = HERE.parents[2] / "docs" / "howto" / "doctor.md"
+PAGE = HERE.parents[2] / "docs" / "reference" / "doctor-findings.md"
 BEGIN = "<!-- Written by tests/engines/doctor/corpus.py; do not edit up to the end of it. -->"
 END = "<!-- The end of what tests/engines/doctor/corpus.py writes. -->"
 
@@ -97,7 +97,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """`docs/howto/doctor.md` with the table between its marks."""
+    """`docs/reference/doctor-findings.md` with the table between its marks."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}"
 

@@ -357,7 +357,7 @@ def test_layers_beyond_the_model_may_be_speculative_where_nothing_says(tmp_path:
 
 
 def test_the_model_types_are_documented() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "howto" / "budget.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "model-config.md").read_text()
     assert not [name for name in MODEL_TYPES if f"`{name.removesuffix('_text')}`" not in page]
 
 

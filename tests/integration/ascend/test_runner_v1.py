@@ -78,7 +78,7 @@ def test_no_slot_has_the_weights_of_another_expert(served):
 def test_balance_and_experts_sent(release, served, redundant, capfd):
     """Before 0.23 Swift takes at most one redundant expert a rank: its process ends with 8 here."""
     found = {whose: served.get(f"{whose}-{redundant}") for whose in ("stock", "ours")}
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for whose, case in found.items():
             print(f"{release}, {redundant} redundant, {whose}: {_words(case)}")

@@ -39,7 +39,7 @@ def test_no_slot_has_the_weights_of_another_expert(served):
 
 
 def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for name, case in served.items():
             print(

@@ -19,7 +19,7 @@ def test_plans_next_to_swift_and_stair(release, tmp_path, capfd):
         (entry["policy"], *entry["size"][:3]): entry
         for entry in json.loads((tmp_path / "answer").read_text())
     }
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for (name, *size), entry in found.items():
             print(release, name, *size, _words(entry))

@@ -53,7 +53,7 @@ def test_no_slot_ever_has_the_weights_of_another_expert(served):
 def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
     moves = {name: sum(run.moves) for name, run in served.items()}
     balance = {name: statistics.mean(run.balancedness[1:]) for name, run in served.items()}
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for name, run in served.items():
             print(

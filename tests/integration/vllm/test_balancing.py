@@ -69,7 +69,7 @@ def test_in_the_background_no_loads_are_left_from_before_a_layer_moved(mode, ser
 def test_at_most_half_of_the_moves_for_the_same_balance(mode, served, capfd):
     moves = {name: sum(run.moves) for name, run in served.items()}
     balance = {name: statistics.mean(run.balancedness[1:]) for name, run in served.items()}
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for name, run in served.items():
             print(

@@ -33,7 +33,7 @@ def test_no_slot_ever_has_the_weights_of_another_expert(served):
 
 
 def test_ours_fills_what_is_missing_and_moves_less_than_a_plan_from_scratch(served, capfd):
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for name, run in served.items():
             shrunk, grown = run.resized

@@ -44,7 +44,7 @@ def rearrangements(answers):
 
 
 def test_tokens_are_the_same_whoever_balances(unbalanced, served, request, capfd):
-    with capfd.disabled():  # the table of docs/howto/plugins.md
+    with capfd.disabled():  # the table of docs/results/engines.md
         print(f"\n{request.node.name}")
         for name, run in served.items():
             print(f"{name}: {rearrangements(run)} rearrangements, {_moves(run)} slots changed")

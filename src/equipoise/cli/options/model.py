@@ -22,8 +22,8 @@ class ModelArguments:
     ----------
     model
         The model's config.json, its folder, or the name of a public model such as deepseek-v3
-        (equipoise explain budget lists them). It says what an expert and a token of KV cache take,
-        in place of --expert-bytes.
+        (equipoise explain model-config lists them). It says what an expert and a token of KV cache
+        take, in place of --expert-bytes.
     """
 
     model: Path | None = None

@@ -1,1 +1,1 @@
-"""One planner a file."""
+"""The planners, one file each."""

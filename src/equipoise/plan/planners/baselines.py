@@ -1,4 +1,4 @@
-"""Layouts that know nothing of the load: what an engine does before it has measured any."""
+"""Layouts that ignore the load, as engines use them before they have measured any."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from equipoise.plan.result import Plan, certify
 
 @dataclass(frozen=True, kw_only=True)
 class Contiguous:
-    """Expert ``e`` on rank ``e * R // E``: the layout of an engine without balancing, if ``R | E``.
+    """A planner that puts expert ``e`` on rank ``e * R // E``, as engines do without balancing.
 
-    Redundant slots are filled rank by rank, each with the expert that has the fewest copies so far
-    of those its rank lacks, the lowest id first.
+    (If ``R`` does not divide ``E``, engines differ; see ``evaluate_without_balancing``.) Redundant
+    slots are filled rank by rank: each gets the expert with the fewest copies so far that its rank
+    does not have, the lowest id first.
     """
 
     def plan(self, problem: Problem) -> Plan:
-        """The same slots in every layer.
+        """Choose the slots, the same in every layer.
 
         Raises
         ------
         EquipoiseError
-            More slots than every expert on every rank would fill.
+            More than ``E * R`` slots, which would put an expert on a rank twice.
         """
         experts = np.arange(check_type("problem", problem, Problem).num_experts)
         rank = experts * problem.topology.num_ranks // problem.num_experts
@@ -36,10 +37,10 @@ class Contiguous:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRobin:
-    """Expert ``e`` on rank ``e mod R``; redundant slots as for ``Contiguous``."""
+    """A planner that puts expert ``e`` on rank ``e mod R``; the rest is as in ``Contiguous``."""
 
     def plan(self, problem: Problem) -> Plan:
-        """The same slots in every layer; raises as ``Contiguous`` does."""
+        """Choose the slots, the same in every layer; errors are those of ``Contiguous``."""
         experts = np.arange(check_type("problem", problem, Problem).num_experts)
         rank = experts % problem.topology.num_ranks
         return _plan(problem, rank, repr(self))
@@ -52,7 +53,7 @@ def _plan(problem: Problem, rank_of_expert: NDArray[np.int64], planner: str) -> 
 
 
 def _fill(rank_of_expert: NDArray[np.int64], num_ranks: int, num_slots: int) -> NDArray[np.int64]:
-    """Slots ``(S,)``: each rank's own experts in order, then the rarest that it lacks."""
+    """Fill the slots ``(S,)``: each rank's experts in order, then the rarest it does not have."""
     size = num_slots // num_ranks
     copies = np.ones(len(rank_of_expert), dtype=np.int64)
     slots: list[int] = []

@@ -1,4 +1,4 @@
-"""Experts that tokens use together on the same ranks and nodes.
+"""A planner for locality: experts that tokens use together go to the same ranks and nodes.
 
 How: ``equipoise explain locality``.
 """
@@ -45,42 +45,43 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 MAX_TOKENS = 1 << 14
-"""Tokens a search looks at, spread evenly over those given."""
+"""Largest number of tokens that a search uses; they are taken at equal distances."""
 
 _HOT, _COLD = 1e-3, 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Colocate:
-    """Another planner's placement, changed so that tokens reach fewer ranks and nodes.
+    """A planner that changes another's placement so that tokens go to fewer ranks and nodes.
 
-    Slots are exchanged, redundant ones given to other experts, whole ranks exchanged between nodes,
-    by annealing, layer by layer, on the choices of recorded tokens and on the windows of the load
-    as ``Robust`` sees them.  It needs no expert groups: which experts tokens
-    use together shows in the tokens.
+    The search is annealing, layer by layer. It exchanges slots, gives redundant slots to other
+    experts and exchanges whole ranks between nodes. It looks at the choices of recorded tokens and
+    at the windows of the load (as ``Robust`` does). It finds the experts that tokens use together
+    from the tokens themselves and needs no expert groups.
 
     Parameters
     ----------
     tokens
         Choices to plan on: ``Trace.tokens`` of the trace planned on.  Of more than
-        ``MAX_TOKENS`` an even selection is used.
+        ``MAX_TOKENS`` tokens, an even selection is used.
     start
-        Planner whose placement to start from; it plans for an even split.
+        Planner of the placement to start from; it must plan for an even split.
     price
-        Price of locality.  A number: the busiest rank, averaged over windows, may rise by this
-        share, and the time of the wires is lowered as far as that allows.  A ``StepTime``: the time
-        of both together is lowered, whichever gives way.
+        Price of locality.  A number is the share by which the busiest rank's load, averaged over
+        windows, may rise while communication time is lowered.  With a ``StepTime`` the sum of both
+        times is lowered.
     proposals
         Proposals per layer: candidate changes that the search tries.
     seed
         Random seed of the search.
     num_threads
-        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+        Number of layers searched at a time; the number of processors if ``None``.  It does not
+        change the result.
 
     Raises
     ------
     EquipoiseError
-        No tokens, a price below 0.
+        Missing tokens, or a price below 0.
     """
 
     tokens: TokenIds | None = field(repr=False)
@@ -107,8 +108,8 @@ class Colocate:
         Raises
         ------
         EquipoiseError
-            What ``start`` refuses; tokens of other layers; a start for another dispatcher or with
-            an expert twice on a rank; ranks with less room than slots.
+            Whatever ``start`` refuses; tokens of other layers; a start for another dispatcher, or
+            with an expert twice on a rank; ranks with less room than slots.
         """
         check_distinct(problem)
         _check_room(problem)
@@ -122,7 +123,7 @@ class Colocate:
         return certify(problem, slots, planner=repr(self), note=finding)
 
     def _sample(self, problem: Problem) -> TokenIds:
-        """At most ``MAX_TOKENS`` of the tokens, as one step, ``E`` where a choice is missing."""
+        """Take at most ``MAX_TOKENS`` tokens as one step; ``E`` marks a missing choice."""
         ids = checked_ids(self.tokens, problem.num_layers, problem.num_experts)
         chosen = np.linspace(0, len(ids) - 1, min(len(ids), MAX_TOKENS)).round().astype(np.int64)
         return TokenIds(known_ids(ids[chosen], problem.num_experts), np.array([0, len(chosen)]))
@@ -148,7 +149,7 @@ class Colocate:
         timed = isinstance(self.price, StepTime)
         slots, _ = kernels.colocate(
             layer,
-            start.slots[row].copy(),  # writable, or the kernel would be compiled once more
+            start.slots[row].copy(),  # a read-only array would compile the kernel a second time
             timed,
             0.0 if isinstance(self.price, StepTime) else float(self.price),
             self.proposals,
@@ -182,7 +183,7 @@ def _check_start(start: Plan) -> None:
 
 
 def _finding(problem: Problem, tokens: TokenIds, before: Placement, after: Placement) -> str:
-    """Ranks and nodes per token before and after, on the tokens planned on."""
+    """Write how many ranks and nodes the planned tokens reach, before and after."""
     old, new = (measure_traffic(p, tokens, problem.topology) for p in (before, after))
     return (
         f"A token planned on reaches {new.ranks_per_token.mean():.2f} ranks and "
@@ -198,7 +199,7 @@ def _layer(
     row: int,
     price: float | StepTime,
 ) -> Layer:
-    """What the search of one layer looks at; times in those of the mean rank without wires."""
+    """Prepare a layer for the search; times are relative to the mean rank's expert time."""
     from equipoise.plan.search._colocate_kernels import Layer
 
     topology = problem.topology

@@ -1,4 +1,4 @@
-"""The engines' own planners: copies for the hottest, the heaviest slot to the lightest rank."""
+"""The engines' greedy planners: copy the hottest experts, then fill the lightest ranks first."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from equipoise.showing import differing
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """Copies for the largest load per copy, then the heaviest slot to the lightest rank.
+    """A planner that copies the experts with the largest load per copy and fills light ranks first.
 
-    The global policy of DeepSeek's EPLB, with one rule added: no rank holds an expert twice, since
-    a second copy there takes a slot and no load.  An expert has at most ``R`` copies; a slot goes
-    to the lightest rank with room that lacks its expert, and where there is none, the exchange of
-    two slots that keeps both ranks lowest makes room.  Layers without load are dealt out evenly.
+    This is the global policy of DeepSeek's EPLB with one more rule: no rank holds an expert twice,
+    because the second copy would take a slot and no load.  So an expert has at most ``R`` copies,
+    and each slot, heaviest first, goes to the lightest rank with room that does not have its
+    expert.  If there is no such rank, two slots are exchanged so that both ranks stay as low as
+    possible.  In a layer without load, copies are dealt out evenly.
 
     Parameters
     ----------
     allow_same_rank_copies
-        A rank may hold two copies of one expert, as in DeepSeek's EPLB.  The answer is EPLB's, slot
-        for slot: float32 loads, ranks summed in double (as in SGLang and vLLM), ties to the lowest
-        index.
+        Permission for two copies of an expert on one rank, as in DeepSeek's EPLB.  The result is
+        then EPLB's, slot for slot: float32 loads, ranks summed in double precision (as in SGLang
+        and vLLM), and ties to the lowest index.
     """
 
     allow_same_rank_copies: bool = False
@@ -55,18 +56,18 @@ class Greedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchical:
-    """Expert groups to nodes, then ``Greedy`` within each node.
+    """A planner that puts each expert group on one node and applies ``Greedy`` within each node.
 
-    The hierarchical policy of DeepSeek's EPLB, made for models whose router picks whole expert
-    groups: a token's experts then sit on few nodes.  It costs balance; use it where traffic between
-    nodes costs more.
+    This is the hierarchical policy of DeepSeek's EPLB, for models whose router chooses whole expert
+    groups: the experts of a token are then on few nodes.  It balances less well, so use it where
+    traffic between nodes costs more than that.
 
     Parameters
     ----------
     num_expert_groups
         Number of expert groups, each of consecutive experts; the nodes of the topology divide it.
     allow_same_rank_copies
-        As for ``Greedy``.
+        Permission for two copies of an expert on one rank; see ``Greedy``.
     """
 
     num_expert_groups: int
@@ -86,8 +87,8 @@ class Hierarchical:
         Raises
         ------
         EquipoiseError
-            Expert groups that do not divide the experts, nodes that do not divide the groups, more
-            slots on a node than every expert of the node on each of its ranks would fill.
+            Expert groups that do not divide the experts, nodes that do not divide the expert
+            groups, or more slots on a node than its experts and ranks can fill without repetition.
         """
         num_nodes = check_type("problem", problem, Problem).topology.num_nodes
         check_expert_groups(problem.num_experts, self.num_expert_groups, num_nodes)
@@ -103,11 +104,12 @@ class Hierarchical:
 
 @dataclass(frozen=True, kw_only=True)
 class TrtllmGreedy:
-    """TensorRT-LLM's planner, slot for slot, ties included.
+    """A planner that reproduces TensorRT-LLM's, slot for slot, ties included.
 
-    As EPLB's global policy, but in double precision on float32 loads, with copies to the highest
-    id among equals, slots of equal load by ascending expert, and even counts in a layer without
-    load.  It may put an expert twice on a rank; ``Greedy`` balances as well and does not.
+    It differs from EPLB's global policy in four ways: it computes in double precision on float32
+    loads; among equal experts the highest id gets the copy; slots of equal load are ordered by
+    expert; and a layer without load gets even copies.  It may put an expert on a rank twice.
+    ``Greedy`` does not, and balances equally well.
     """
 
     __repr__ = differing
@@ -126,7 +128,7 @@ class TrtllmGreedy:
 
 
 def check_distinct(problem: Problem, num_nodes: int = 1) -> None:
-    """Raise ``EquipoiseError`` if some rank must hold an expert twice."""
+    """Raise ``EquipoiseError`` if some rank would have to hold an expert twice."""
     ranks = check_type("problem", problem, Problem).topology.num_ranks // num_nodes
     experts = problem.num_experts // num_nodes
     slots = problem.num_slots // num_nodes
@@ -142,7 +144,7 @@ def check_distinct(problem: Problem, num_nodes: int = 1) -> None:
 def _balanced_slots(
     problem: Problem, num_expert_groups: int, num_nodes: int, allow_same_rank_copies: bool
 ) -> NDArray[np.int64]:
-    """Expert groups to nodes, then every node by itself: slots ``(L, S)``."""
+    """Put expert groups on nodes, then plan each node by itself; return the slots ``(L, S)``."""
     from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
     load: NDArray[np.floating[Any]] = _scaled(check_type("problem", problem, Problem).total)
@@ -164,14 +166,14 @@ def _balanced_slots(
 
 
 def _note(problem: Problem) -> str:
-    """What these planners do not look at, if it was given."""
+    """Say which inputs these planners ignore, if they were given."""
     if problem.topology.speed is None and problem.topology.room is None:
         return ""
     return "Planned as if all ranks had the same speed and room; Robust looks at both."
 
 
 def _scaled(load: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each layer times the power of two that puts its largest load below 1: same plan, in range."""
+    """Scale each layer by a power of two to loads below 1, which changes no plan."""
     exponent = np.frexp(load.max(axis=1, keepdims=True))[1]
     scaled: NDArray[np.float64] = np.ldexp(load, -exponent)
     return scaled

@@ -1,4 +1,4 @@
-"""Copies on fixed graphs of ranks, as DeepSeek's LPLB places them. For the min-max dispatcher."""
+"""A planner of copies along a fixed graph of ranks, as DeepSeek's LPLB needs them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Bools = NDArray[np.bool_]
 Graph = Literal["ring", "cube", "hypercube", "torus"]
 AcrossNodes = Literal["refuse", "price"]
 GRAPHS: tuple[Graph, ...] = get_args(Graph)
-"""The published graphs: of any number of ranks, of 8, of 16, and of nodes times ranks per node."""
+"""The published graphs: for any number of ranks, for 8, for 16, and for nodes x ranks per node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedGraph:
-    """Copies only along the edges of a published graph, as LPLB needs them.
+    """A planner that places copies only along a graph of ranks, as DeepSeek's LPLB requires.
 
-    Experts are balanced over the ranks without copies; then the heaviest of every rank get one
-    copy each, on the ranks that the graph says. The rule of DeepSeek's LPLB, whose dispatcher
-    needs such a graph; ``Robust(dispatch="minmax")`` is free of it.
+    Experts are first balanced over the ranks without copies. Then the heaviest experts of every
+    rank get one copy each, on the ranks that the graph connects it to. LPLB's dispatcher needs
+    this; ``Robust(dispatch="minmax")`` has no such restriction.
 
     Parameters
     ----------
     graph
-        Graph of ranks, one of those that LPLB published.  A cube joins 8 neighbouring ranks, a
-        hypercube 16, and more ranks are several of them; a torus joins equal ranks of neighbouring
-        nodes, and neighbours in a node.
+        Graph of ranks, one of those that LPLB published.  A cube connects 8 neighbouring ranks and
+        a hypercube 16; more ranks form several of them.  A torus connects neighbouring ranks of a
+        node, and the same rank of neighbouring nodes.
     across_nodes
-        What to do where edges of a ring, a cube or a hypercube cross nodes, over links that are
-        slower: refuse them, or say what they carry (price).  A torus is made to cross them.
+        Treatment of a ring, cube or hypercube whose edges cross nodes, over slower links: refuse
+        it, or plan and say how much load these edges carry (price).  A torus always crosses nodes.
     """
 
     graph: Graph
@@ -61,14 +61,14 @@ class FixedGraph:
             )
 
     def plan(self, problem: Problem) -> Plan:
-        """Choose originals, and copies along the edges.
+        """Balance the experts over the ranks, then place copies along the edges.
 
         Raises
         ------
         EquipoiseError
-            Ranks that the graph does not fit, experts that do not divide over the ranks, redundant
-            slots that do not divide over its edges, more of them than a rank has experts, or edges
-            that cross nodes.
+            A number of ranks that does not fit the graph, experts that do not divide over the
+            ranks, redundant slots that do not divide over the edges or exceed one per expert, or
+            edges that cross nodes.
         """
         owner_RD = owners(self.graph, problem.topology)
         crosses_RD = crossing(owner_RD, problem.topology)
@@ -80,7 +80,7 @@ class FixedGraph:
         home_LRC = Greedy().plan(start).placement.by_rank
         load = problem.total[np.arange(problem.num_layers)[:, None, None], home_LRC]
         heaviest = np.take_along_axis(home_LRC, np.argsort(-load, axis=2, kind="stable"), axis=2)
-        # The heaviest experts of a rank take turns over its edges, so that none carries them all.
+        # The heaviest experts of a rank are dealt out over its edges, so that no edge has them all.
         L = problem.num_layers
         edge_LRDK = heaviest[:, :, : D * per_edge].reshape(L, R, per_edge, D).swapaxes(2, 3)
         copies = edge_LRDK[:, owner_RD, np.arange(D)].reshape(L, R, D * per_edge)
@@ -101,9 +101,9 @@ class FixedGraph:
 
 
 def owners(graph: str, topology: Topology) -> Ints:
-    """Whose experts each rank holds copies of, ``(R, D)``: one rank for each of its ``D`` edges.
+    """Find the ranks whose experts each rank copies, ``(R, D)``: one for each of its ``D`` edges.
 
-    Every column is a permutation of the ranks that leaves none in place.
+    Every column is a permutation of the ranks in which no rank stays in place.
 
     Raises
     ------
@@ -130,13 +130,13 @@ def owners(graph: str, topology: Topology) -> Ints:
 
 
 def crossing(owner_RD: Ints, topology: Topology) -> Bools:
-    """Which edges of ``owners`` join ranks of different nodes, ``(R, D)``."""
+    """Tell which edges of ``owners`` connect ranks of different nodes, ``(R, D)``."""
     node = topology.node_of_rank
     return np.asarray(node[owner_RD] != node[:, None])
 
 
 def _price(placement: Placement, problem: Problem, crosses_RD: Bools, per_edge: int) -> str:
-    """What the edges that cross nodes carry of the planned load, in a sentence."""
+    """Write the share of the planned load that crosses nodes, in a sentence."""
     R, D = crosses_RD.shape
     share = MinMax(topology=problem.topology).split(problem.total, placement).shares
     copies = share.reshape(problem.num_layers, R, -1)[:, :, -D * per_edge :]
@@ -150,12 +150,12 @@ def _price(placement: Placement, problem: Problem, crosses_RD: Bools, per_edge: 
 
 
 def _around(rank: Ints, size: int) -> Ints:
-    """The previous rank in a circle of ``size`` neighbours."""
+    """Find the previous rank in a circle of ``size`` neighbours."""
     return rank - rank % size + (rank - 1) % size
 
 
 def _copies_per_edge(problem: Problem, num_ranks: int, num_edges: int) -> int:
-    """Copies that every edge carries, the same for all; maybe none."""
+    """Compute the number of copies on each edge, the same for all; it may be 0."""
     per_rank, left = divmod(problem.num_experts, num_ranks)
     per_edge, odd = divmod(problem.num_slots - problem.num_experts, num_ranks * num_edges)
     if left or odd or num_edges * per_edge > per_rank:

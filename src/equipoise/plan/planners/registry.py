@@ -1,4 +1,4 @@
-"""Every planner, once: the command's options, the documentation's table and the contract tests.
+"""The registry of planners, behind the command's options, the documentation and contract tests.
 
 A new planner is one class, in a file of this folder, and one entry here.
 """
@@ -16,7 +16,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.plan.result import Planner
 
 Sight = Literal["windows", "room", "speeds"]
-"""What of a problem only some planners look at: its windows one by one, the ranks' memory, their
+"""Parts of a problem that only some planners use: the single windows, the ranks' memory and their
 speeds."""
 
 _COUNT = {"gte": 1, "lte": 1 << 20}
@@ -30,11 +30,11 @@ class Option:
     Parameters
     ----------
     field
-        Name of the field; its type, default and description are the class's own.
+        Name of the field. Type, default and description come from the class.
     name
-        Name of the option, if other than the field's.
+        Name of the option, if it differs from the field's.
     limits
-        Limits of a number: ``gt``, ``gte``, ``lt``, ``lte``.
+        Limits of a number by comparison: ``gt``, ``gte``, ``lt``, ``lte``.
     """
 
     field: str
@@ -43,41 +43,41 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The option's name as an identifier."""
+        """Name of the option as a Python identifier."""
         return self.name or self.field
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerEntry:
-    """A planner and what others have to know of it.
+    """A planner, and what the command, the documentation and the tests need to know about it.
 
     Parameters
     ----------
     name
         Name of the planner on the command line.
     home
-        Module and class, ``"module:Class"``; imported when first used.
+        Module and class as ``"module:Class"``; imported on first use.
     summary
-        When to use it, in a line.
+        Line that says when to use it.
     time
-        Time a layer takes.
+        Time for one layer.
     options
         Fields that the command offers.
     told
-        Fields that the command fills in by itself: ``dispatch``, ``cost``, ``step_assignments``,
+        Fields that the command fills in itself: ``dispatch``, ``cost``, ``step_assignments``,
         ``progress``.
     sees
-        What it looks at besides the sum of the loads.
+        Parts of a problem that it uses in addition to the summed loads.
     needs
-        Fields that no option gives, and what they are: a placement in force, tokens.
+        Fields that no option gives, with a description, such as the placement in force.
     chosen_by
-        Option that chooses it instead of ``--planner``, or nothing.
+        Option that chooses it instead of ``--planner``; empty if none does.
     dispatch
-        Dispatcher it plans for, where ``dispatch`` is no field of it.
+        Dispatcher that it plans for, if it has no field ``dispatch``.
     pins_copies
-        Whether its copies must stay where it puts them.
+        Flag that its copies must stay where it puts them.
     example
-        Values for documentation and tests, of the fields without a default at least.
+        Values for documentation and tests, at least of the fields without a default.
     """
 
     name: str
@@ -95,37 +95,37 @@ class PlannerEntry:
 
     @property
     def kind(self) -> type[Planner]:
-        """The class."""
+        """Import and return the planner's class."""
         module, _, name = self.home.partition(":")
         return cast("type[Planner]", getattr(import_module(module), name))
 
     @property
     def required(self) -> tuple[Option, ...]:
-        """The options without a default."""
+        """Options of the fields without a default."""
         return tuple(option for option in self.options if self.default(option) is MISSING)
 
     def default(self, option: Option) -> Any:
-        """What the field is if nobody says; ``dataclasses.MISSING`` if somebody must."""
+        """Return the field's default, or ``dataclasses.MISSING`` if it has none."""
         return next(f.default for f in fields(cast("Any", self.kind)) if f.name == option.field)
 
     def type_of(self, option: Option) -> Any:
-        """The annotation of the field."""
+        """Return the type annotation of the field."""
         return get_type_hints(self.kind)[option.field]
 
     def describe(self, option: Option) -> str:
-        """First sentence of the field's description in the docstring of the class."""
+        """Return the first sentence of the field's description in the class's docstring."""
         texts = (_description(kind, option.field) for kind in self.kind.__mro__)
         found = next(filter(None, texts), "")
         assert found, f"{self.home} does not describe its field {option.field}"
         return found
 
     def make(self, **values: Any) -> Planner:
-        """The planner with these fields."""
+        """Make the planner with these field values."""
         return self.kind(**values)
 
 
 def _description(kind: type, name: str) -> str:
-    """First sentence of a parameter's description, without markup; empty if there is none."""
+    """Return the first sentence of a parameter's description without markup, or an empty text."""
     lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
     if name not in lines:
         return ""
@@ -256,12 +256,12 @@ PLANNERS: dict[str, PlannerEntry] = {
 
 
 def find_planner(name: str) -> PlannerEntry:
-    """The entry of that name among those that are chosen by name.
+    """Look up a planner's entry by the name used on the command line.
 
     Raises
     ------
     EquipoiseError
-        There is none of that name.
+        An unknown name; the message lists the known ones.
     """
     names = planner_names()
     if name not in names:
@@ -270,5 +270,5 @@ def find_planner(name: str) -> PlannerEntry:
 
 
 def planner_names() -> list[str]:
-    """The names of the planners that are chosen by name."""
+    """List the names of the planners that ``--planner`` takes."""
     return [name for name, entry in PLANNERS.items() if not entry.chosen_by]

@@ -1,4 +1,4 @@
-"""A better placement a few moves away from the one in force. How: ``equipoise explain repair``."""
+"""A planner that changes the placement in force with few moves; ``equipoise explain repair``."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
-_DEAREST = 0.3  # mean rank loads a move has to gain at the first price; further ones sink
-_HALVED = np.array([2, 2, 2, 2, 1, 1, 0, 0, 0])  # how often the proposals are, price by price
-_NEAR = 0.9  # price of a transfer within a node, where one between nodes is 1
+_DEAREST = 0.3  # first price of a move, in mean rank loads; later prices are lower
+_HALVED = np.array([2, 2, 2, 2, 1, 1, 0, 0, 0])  # times the proposals are halved, per price
+_NEAR = 0.9  # price of a transfer within a node; between nodes it is 1
 _CLOSE = 1e-12  # a gain below this is rounding
 
 
 def _quick_and_long(proposals: int) -> list[int]:
-    """Two sweeps: one that a short time budget lets pass all layers, and the search itself."""
+    """Return two sweep lengths: a quick one that reaches all layers, and the search itself."""
     quick = proposals // 16
     return [length for length in (quick, proposals - quick) if length]
 
 
 def _at_once(proposals: int) -> list[int]:
-    """A single sweep, after others that have passed all layers."""
+    """Return a single sweep, for use after another that reached all layers."""
     return [proposals] if proposals else []
 
 
-_HOT = (1e-2, 3e-4)  # the search itself is cool, since most of the current placement is to stay
+_HOT = (1e-2, 3e-4)  # the second sweep is cool, so that most of the current placement stays
 _EXACT = Stage("one window", single_scenario, bits=6)
 _WINDOW = Stage("one window", group_scenarios, hot=_HOT, sweeps=_quick_and_long)
 _WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=_quick_and_long)
@@ -73,22 +73,22 @@ _SPLITS = Stage(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
-    """Balance against moves: the best found for every number of moves, from none to the most.
+    """The trade-off between moves and balance: the best placement found for each number of moves.
 
     Parameters
     ----------
     current
         Placement in force.
     topology
-        Devices of the placement.
+        Ranks of the placement.
     layouts
-        Slots of each layer to choose from, ``(K, L, S)``; the current ones first.
+        Alternative slots for each layer, ``(K, L, S)``; the current slots are the first.
     choice
-        Which of them each layer takes at each point, ``(P, L)``.
+        Alternative that each layer takes at each of ``P`` points, ``(P, L)``.
     moves
-        Slots whose content changes, ascending from 0, ``(P,)``.
+        Number of slots whose content changes at each point, ascending from 0, ``(P,)``.
     objective
-        Mean over layers with load of the peak in mean rank loads, descending, ``(P,)``.
+        Peak at each point in mean rank loads, mean over layers with load, descending, ``(P,)``.
     """
 
     current: Placement
@@ -105,30 +105,30 @@ class Curve:
         )
 
     def placement(self, point: int) -> Placement:
-        """The placement of a point."""
+        """Return the placement of a point, counted from 0."""
         layers = np.arange(self.current.num_layers)
         return with_slots(self.current, self.layouts[self.choice[point], layers])
 
     def bytes(self, expert_bytes: int) -> Ints:
-        """Bytes that cross a wire at each point, ``(P,)``."""
+        """Compute the bytes that ranks send to each other at each point, ``(P,)``."""
         check_number("expert_bytes", expert_bytes, low=0, high=np.inf)
         transfers = [m.transfers.sum(axis=1) for m in self._migrations]
         return self._of_points(transfers).astype(np.int64) * expert_bytes
 
     def seconds(self, expert_bytes: int) -> Floats:
-        """Time the transfers of each point take, ``(P,)``; see ``Migration.layer_seconds``."""
+        """Compute the seconds of each point's transfers, ``(P,)``; see ``Migration.seconds``."""
         return self._of_points([m.layer_seconds(expert_bytes) for m in self._migrations])
 
     @cached_property
     def _migrations(self) -> list[Migration]:
-        """To the layouts in all layers at once."""
+        """Migrations from the current placement to each alternative, in all layers."""
         return [
             diff(self.current, with_slots(self.current, slots), self.topology)
             for slots in self.layouts
         ]
 
     def _of_points(self, of_layers: list[NDArray[Any]]) -> NDArray[Any]:
-        """What each point sums to, ``(P,)``, from what the layouts have in each layer."""
+        """Sum the chosen alternatives' values over layers, at each point, ``(P,)``."""
         table_KL = np.stack(of_layers)
         total: NDArray[Any] = table_KL[self.choice, np.arange(table_KL.shape[1])].sum(axis=1)
         return total
@@ -136,16 +136,17 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """The best placement that few moves reach from the one in force.
+    """A planner that finds the best placement within a few moves of the placement in force.
 
-    A move is a slot whose content changes; experts that stay on their rank stay in their slot.
-    The search is that of ``Robust``, from the current placement and with a price on every expert
-    that is new to its rank, a little less where its node holds a copy.  High prices find what is
-    worth most a move, low ones what is worth moving at all; of what they found, the layers take
-    what together is best for the move budget.  On the windows planned on the answer is never
-    worse than the current placement, and a larger move budget never ends worse.
+    A move is a slot whose content changes. An expert that stays on its rank keeps its slot.
+    The search is that of ``Robust``. It starts from the current placement and puts a price on every
+    expert that is new to its rank (slightly less if its node holds a copy). It is repeated with
+    falling prices: high prices find the most valuable moves, low prices all that are worthwhile.
+    Then the layouts found are combined over layers in the best way that the move budget allows.
 
-    Deterministic by seed for any number of threads, unless ``time_budget_seconds`` ends the search.
+    On the windows planned on, the result is never worse than the current placement, and a larger
+    move budget never gives a worse one. Equal seeds give equal results for any number of threads,
+    unless ``time_budget_seconds`` ends the search.
 
     Parameters
     ----------
@@ -154,32 +155,33 @@ class Repair:
     dispatch
         Dispatcher that will run, as for ``Robust``.
     cost, step_assignments
-        Options of ``Robust``: the time of the slowest rank is balanced, not its load.
+        Parameters of ``Robust``, to balance the time of the slowest rank instead of its load.
     max_moves
-        Slots whose content may change, all layers together.  ``None``: any number.
+        Largest number of slots that may change, all layers together.  ``None`` for no limit.
     max_bytes
-        Bytes that may cross wires.
+        Largest number of bytes that ranks may send to each other.
     max_seconds
-        Seconds that the transfers may take, as ``Migration.seconds`` counts them.
+        Longest time that the transfers may take, as ``Migration.seconds`` counts it.
     expert_bytes
-        Bytes of one expert in one layer, scales included; for ``max_bytes`` and ``max_seconds``.
+        Bytes of one expert in one layer, scales included, for ``max_bytes`` and ``max_seconds``.
     least_gain
-        Least load that a move must take off the peak of its layer on average, in mean rank loads.
+        Least drop of a layer's peak per move, on average, in mean rank loads.
     tail, traffic_weights
-        Options of ``Robust``.
+        Parameters of ``Robust``.
     deviation
         Variance of an expert's load between windows over its load, both in mean loads of an expert.
-        As for ``Robust``.
+        See ``Robust``.
     proposals
-        Proposals per layer, at the lowest price.  At higher prices, where less is worth trying,
-        down to a quarter.
+        Number of proposals per layer at the lowest price.  Higher prices get fewer, down to a
+        quarter.
     time_budget_seconds
-        Seconds after which the best so far is the answer, which then depends on the machine; every
-        price gets its share of them.  ``None``: after all proposals.
+        Seconds after which the search ends with the best result so far, which then depends on the
+        machine.  They are shared among the prices.  ``None`` for all proposals.
     seed
         Random seed of the search.
     num_threads
-        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+        Number of layers searched at a time; the number of processors if ``None``.  It does not
+        change the result.
     """
 
     current: Placement
@@ -228,12 +230,12 @@ class Repair:
         )
 
     def plan(self, problem: Problem) -> Plan:
-        """The point of the curve after which no move is worth its price.
+        """Choose the point of the curve after which no further move gains ``least_gain``.
 
         Raises
         ------
         EquipoiseError
-            As ``curve``.
+            Whatever ``curve`` refuses.
         """
         curve = self.curve(problem)
         worth = curve.objective * _loaded(problem) + self.least_gain * curve.moves
@@ -252,14 +254,14 @@ class Repair:
         )
 
     def curve(self, problem: Problem) -> Curve:
-        """Balance against moves, within the move budget.
+        """Find the best placement for each number of moves within the move budget.
 
         Raises
         ------
         EquipoiseError
-            A problem of other layers, experts, slots or ranks than the placement in force, more
-            slots than every expert on every rank would fill, ranks with less room than they hold,
-            weights of unknown traffic groups.
+            A problem with other layers, experts, slots or ranks than the placement in force, more
+            than ``E * R`` slots, ranks with less room than they hold, or weights of unknown traffic
+            groups.
         """
         self._check(problem)
         search = Search(
@@ -300,12 +302,12 @@ class Repair:
         return dispatcher(self.dispatch, problem.topology, cost=self.cost, top_k=problem.top_k)
 
     def _layouts(self, search: Search) -> list[Ints]:
-        """The current slots and what each price finds, ``(L, S)`` each.
+        """Return the current slots and the layout that each price finds, ``(L, S)`` each.
 
-        A price starts from what a dearer one found, so that what is worth most is found well.  Once
-        one spends more than the move budget in all layers together, the next ones lie between it
-        and the last that did not.  Where none does, the lowest starts from the current slots once
-        more: far from them, that finds others.
+        Each price starts from the layout of a higher price, so that the most valuable moves are
+        found well.  Once a price exceeds the move budget in all layers together, the next prices
+        lie between it and the last one that did not.  If no price does, the lowest price starts
+        again from the current slots, which finds other layouts.
         """
         stages = _stages(search)
         start = origin = _without_repeats(self.current, search)
@@ -313,9 +315,9 @@ class Repair:
         found = [self.current.slots]
         levels = np.geomspace(_DEAREST, self.least_gain, len(_HALVED) - 1).tolist()
         level = levels.pop(0)
-        kept, spent = 2 * _DEAREST, 0.0  # the last prices that were within the move budget, and not
+        kept, spent = 2 * _DEAREST, 0.0  # last price within the move budget, last price beyond it
         for k, halved in enumerate(_HALVED):
-            share = 0.5**halved / (0.5 ** _HALVED[k:]).sum()  # of proposals still to be made
+            share = 0.5**halved / (0.5 ** _HALVED[k:]).sum()  # of the proposals that are left
             clock = search.clock.part_of_rest(share)
             priced = replace(search, terms=Terms(price=level * price), clock=clock)
             slots = priced.run(stages, origin, int(self.proposals) >> int(halved))
@@ -347,7 +349,7 @@ class Repair:
         )
 
     def _within_budget(self, curve: Curve) -> Curve:
-        """The points that the move budget affords."""
+        """Keep the points within the move budget."""
         size = self.expert_bytes
         if size is None:
             return curve
@@ -387,7 +389,7 @@ def _loaded(problem: Problem) -> int:
 
 
 def _prices(current: Placement, topology: Topology) -> Floats:
-    """Price of each expert on each rank, ``(L, R, E)``: 0 where it is, 1 if it comes from afar."""
+    """Price each expert on each rank, ``(L, R, E)``: 0 if present, 1 from another node."""
     held_LRE = current.copies_on_rank > 0
     by_node = held_LRE.reshape(len(held_LRE), topology.num_nodes, -1, current.num_experts)
     near = by_node.any(axis=2).take(topology.node_of_rank, axis=1)
@@ -395,23 +397,24 @@ def _prices(current: Placement, topology: Topology) -> Floats:
 
 
 def _best_choices(moves_KL: Ints, objective_KL: Floats, limit: int) -> Ints:
-    """Which layout each layer takes so that the sum is least, for each number of moves.
+    """Choose a layout for each layer so that the summed objective is least, for each move count.
 
-    A multiple-choice knapsack, solved exactly layer after layer.
+    This is a multiple-choice knapsack, solved exactly by dynamic programming over layers.
 
     Returns
     -------
-    ``(P, L)``: a row for each number of moves, up to the limit, that improves on fewer.
+    Layout of each layer, ``(P, L)``: one row for each number of moves, up to the limit, that is
+    better than all smaller numbers.
     """
     K, L = moves_KL.shape
-    best = np.zeros(limit + 1)  # by the moves allowed
+    best = np.zeros(limit + 1)  # indexed by the number of moves allowed
     picked = np.empty((L, limit + 1), dtype=np.int64)
     for layer in range(L):
         sums = np.full((K, limit + 1), np.inf)
         for k, moves in enumerate(moves_KL[:, layer]):
             if moves <= limit:
                 sums[k, moves:] = best[: limit + 1 - moves] + objective_KL[k, layer]
-        picked[layer] = sums.argmin(axis=0)  # the first of equals: no move rather than some
+        picked[layer] = sums.argmin(axis=0)  # of equal sums the first, which moves least
         best = sums.min(axis=0)
     left = np.concatenate([[0], 1 + np.flatnonzero(best[:-1] - best[1:] > _CLOSE)])
     choice = np.empty((len(left), L), dtype=np.int64)
@@ -422,9 +425,9 @@ def _best_choices(moves_KL: Ints, objective_KL: Floats, limit: int) -> Ints:
 
 
 def _without_repeats(current: Placement, search: Search) -> Ints:
-    """The current slots with no expert twice on a rank, ``(L, S)``.
+    """Replace experts that are twice on a rank, ``(L, S)``.
 
-    Repeats become copies of what has the largest load per copy, or -1 where there is no room.
+    A repeated slot gets a copy of the expert with the largest load per copy, or -1 without room.
     """
     topology = search.topology
     by_rank = current.by_rank.copy()
@@ -455,7 +458,7 @@ def _check_room(held: Ints, room: Ints, layer_id: int) -> None:
 
 
 def _refill(slots: Ints, current: Placement) -> Ints:
-    """Slots without room, -1, as they are if the rank still holds that expert."""
+    """Restore slots marked -1 to the current expert if the rank still holds it in another slot."""
     if (slots >= 0).all():
         return slots
     by_rank = slots.reshape(current.by_rank.shape)

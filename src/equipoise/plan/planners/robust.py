@@ -1,4 +1,4 @@
-"""A plan from many windows at once, for the dispatcher that will run.
+"""A planner that looks at many windows at once, for the dispatcher that will run.
 
 How: ``equipoise explain robust``.
 """
@@ -46,49 +46,51 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Robust:
-    """The placement that keeps the busiest rank low in every kind of traffic seen, not in its sum.
+    """A planner that keeps the busiest rank low in every kind of traffic, not only in the sum.
 
-    Copies and places are searched together by annealing, layer by layer, on scenarios made from the
-    windows of the load: the mean of each traffic group (``Problem.traffic_groups``), or the windows
-    themselves, with a price on variance.  Windows held out inside decide which of them, or neither:
-    where the past does not help, the answer is the plan of ``Greedy``.
+    Annealing searches copies and places together, layer by layer. It minimises the peak over
+    scenarios made from the windows of the load: either the mean of each traffic group
+    (``Problem.traffic_groups``) or the single windows, with a price on variance. The latest windows
+    are held out to decide between the two. If neither is better on them, beyond chance, than a plan
+    for the sum of all windows, that plan is the result.
 
-    Deterministic by seed for any number of threads, unless ``time_budget_seconds`` ends the search.
+    Equal seeds give equal results for any number of threads, unless ``time_budget_seconds`` ends
+    the search.
 
     Parameters
     ----------
     dispatch
-        Dispatcher that will run, by name or as configured; an engine's own rule is one.  The
-        search models shares that are even, those of the nearest copy or, for all dispatchers that
-        follow the load, the min-max split, and judges what it finds by the dispatcher itself.
+        Dispatcher that will run, by name or as an object; engines' own rules are dispatchers too.
+        The search knows three ways of sharing (even, nearest copy, and min-max for all dispatchers
+        that follow the load) and judges its results by the dispatcher itself.
     cost
-        Cost of the ranks, to balance the time that they take instead of their assignments.
+        Cost of the ranks, to balance their times instead of their assignments.
     step_assignments
-        Assignments of one step in a layer, all ranks together, with a cost; the mean window's if
-        ``None``.
+        Number of assignments of one step in a layer, all ranks together.  It is used with a cost;
+        ``None`` takes the mean window's.
     tail
-        Share of the traffic groups, or of the windows of a single one, that counts: the worst
-        ones.  1 is the mean over all, 0 the worst one alone, between them a CVaR.
+        Share of the traffic groups that counts, the worst ones: 1 is the mean over all, 0 the worst
+        alone, and values between are a CVaR.  With a single traffic group, its windows count so.
     traffic_weights
         Weight of each traffic group, by name; 1 for those not named.
     deviation
         Variance of an expert's load between windows over its load, both in mean loads of an expert.
-        Assumed where no traffic group has two windows to tell it; 0 takes a single window for what
-        will come.
+        It is used if no traffic group has two windows to estimate it from.  With 0, a single window
+        is taken to be exactly what will come.
     proposals
-        Proposals per layer: candidate changes that the search tries.  They are rounded down to
-        whole sweeps; more never end in a worse objective.  For dispatchers that follow the load one
-        more follows for each 32, which take about the same time again.
+        Number of candidate changes that the search tries per layer.  It is rounded down to whole
+        sweeps; a larger number never gives a worse objective.  For dispatchers that follow the
+        load, a second stage of ``proposals // 32`` follows, which takes about as long as the first.
     time_budget_seconds
-        Seconds after which the best so far is the answer, which then depends on the machine.
-        ``None``: after all proposals.
+        Seconds after which the search ends with the best result so far, which then depends on the
+        machine.  ``None`` for all proposals.
     seed
         Random seed of the search.
     num_threads
-        Layers searched at a time; the machine's processors if ``None``.  Changes no answer.
+        Number of layers searched at a time; the number of processors if ``None``.  It does not
+        change the result.
     progress
-        Function that is told how much is done, in which stage and how good the best so far is,
-        after every sweep of every layer.
+        Function that receives a ``Progress`` after every sweep of every layer.
     """
 
     dispatch: str | Dispatcher = "even"
@@ -122,8 +124,7 @@ class Robust:
         Raises
         ------
         EquipoiseError
-            More slots than every expert on every rank would fill, or weights of unknown traffic
-            groups.
+            More than ``E * R`` slots, or weights of unknown traffic groups.
         """
         check_distinct(problem)
         search = self._search(problem, Terms())
@@ -162,7 +163,7 @@ class Robust:
 def check_cost(
     dispatch: str | Dispatcher, cost: RankCost | None, step_assignments: float | None
 ) -> None:
-    """Refuse a cost or a size of steps that is none, or that the dispatcher does not go with."""
+    """Refuse a cost or a step size that is not valid or does not fit the dispatcher."""
     if step_assignments is not None:
         if cost is None:
             raise EquipoiseError(
@@ -188,14 +189,15 @@ _PLAIN = "a plan for the sum of all windows"
 _TRIAL_PROPOSALS = (1 << 18) - (1 << 9)
 _TRIAL_LAYERS = 24
 _TRIAL_SHARE = 0.25  # of the time budget
-_SURE = 2.0  # standard errors by which a plan must beat the plain one on held-out windows
+_SURE = 2.0  # standard errors by which a plan must beat the plain plan on held-out windows
 
 
 def starting_layout(search: Search, num_slots: int) -> Ints:
-    """Where a search starts, ``(L, S)``: what ``Greedy`` makes of the sum of all windows.
+    """Make the layout that a search starts from, ``(L, S)``: ``Greedy`` on the sum of all windows.
 
-    With a cost, in layers where that is better, no balancing and copies that are seldom active: so
-    no plan is worse than leaving all experts where they are, as far as the slots allow.
+    With a cost, a layer may be better without balancing, with copies of experts that are seldom
+    active; then it starts from that. So no plan is worse than no balancing, as far as the slots
+    allow.
     """
     history, topology = search.history, search.topology
     start = first_layout(history.mix, num_slots, topology)
@@ -209,14 +211,14 @@ def starting_layout(search: Search, num_slots: int) -> Ints:
 
 
 def choose_stages(search: Search, num_slots: int, proposals: int) -> tuple[tuple[Stage, ...], str]:
-    """The stages whose plan is best on the latest windows when made from the earlier ones.
+    """Choose the stages whose plan, made from the earlier windows, is best on the latest ones.
 
-    Those of the sum of all windows unless others beat that plan beyond doubt.
+    The stages for the sum of all windows are chosen unless others beat their plan beyond doubt.
 
     Returns
     -------
-    The stages, and why in a sentence. By how much one plan beats the other is not in it: readers
-    would take that for the gain over what they have.
+    The stages, and a sentence on why. The sentence does not say by how much one plan beats the
+    other, because readers would take that for the gain over what they have.
     """
     stages, finding = _choose(search, num_slots, proposals)
     search.meter.remaining = search.work(stages, proposals)

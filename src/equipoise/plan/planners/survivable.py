@@ -1,4 +1,4 @@
-"""Plans that outlive lost ranks or nodes, and are balanced too.
+"""A planner of placements that survive the loss of ranks or nodes, and are balanced too.
 
 How: ``equipoise explain failure``.
 """
@@ -27,30 +27,32 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_MISSING_HOME = 1e3  # mean rank loads; no gain in balance is worth as much
+_MISSING_HOME = 1e3  # price in mean rank loads; no gain in balance is worth it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survivable(Robust):
-    """The most balanced placement of those that lose fewest experts with their ranks or nodes.
+    """A planner of placements that lose as few experts as possible with lost ranks or nodes.
 
-    An expert outlives the loss of any ``losses`` ranks (or nodes) if it lives on one more.  With
-    ``losses * E`` redundant slots every expert does.  With fewer slots it outlives the losses
-    that the slots allow; where they allow none, the most experts that can get a second home, which
-    leaves the fewest to lose.  The status says which.  Only then balance counts, as for ``Robust``:
-    starts with such a placement and makes no move that costs a home.
+    An expert survives the loss of any ``losses`` ranks (or nodes) if it has slots on one more.
+    With ``losses * E`` redundant slots every expert does.  With fewer slots, every expert survives
+    the most losses that the slots allow.  If they allow none, the most experts possible are on two
+    ranks (or nodes).  The plan's status says what is guaranteed.  Balance comes second: the search
+    of ``Robust`` starts from such a placement and makes no move that weakens the guarantee.
+
+    All parameters of ``Robust`` are parameters of this planner too.
 
     Parameters
     ----------
     losses
-        Ranks, or nodes, that may be lost at a time.
+        Number of ranks, or nodes, that may be lost at a time.
     failure_domain
         Failure domain: what is lost as a whole.
     mirrored
-        Whether equal parts of the ranks hold the same experts, rank by rank.  One part is planned
-        as ``Robust`` does.  Then no expert is lost before all twins of a rank are, so most
-        combinations of further losses are survived too.  But a rank shares load with its twins
-        only, so a dispatcher that follows the load has little to even out.
+        Mirroring: equal parts of the ranks hold the same experts, rank by rank.  ``Robust`` plans
+        one part.  An expert is then lost only if all twins of a rank are lost, so most
+        combinations of further losses are survived too.  But a rank shares load only with its
+        twins, so a dispatcher that follows the load has little to balance.
     """
 
     losses: int = 1
@@ -75,8 +77,8 @@ class Survivable(Robust):
         Raises
         ------
         EquipoiseError
-            As ``Robust``; or no more ranks or nodes than losses; if mirrored, ranks that do not
-            divide into equal parts, or too few slots.
+            Whatever ``Robust`` refuses, or no more ranks (or nodes) than losses; if mirrored, ranks
+            that do not divide into equal parts, or too few slots.
         """
         check_distinct(problem)
         if self.mirrored:
@@ -89,7 +91,7 @@ class Survivable(Robust):
                 "expected fewer, so that some are left. Nodes are set by the topology's "
                 f"{argument('ranks_per_node')}."
             )
-        # A second home for some is worth more than slots for balance; a third for some is not.
+        # A second home is worth a slot even if not all experts can get one; a third home is not.
         homes = min(self.losses + 1, max(2, int(capacity.sum()) // problem.num_experts))
         terms = Terms(homes=homes, by_node=self.failure_domain == "node", missing=_MISSING_HOME)
         search = self._search(problem, terms)
@@ -117,7 +119,7 @@ class Survivable(Robust):
         return certify(problem, slots, planner=repr(self), dispatch=self.dispatch, note=promise)
 
     def _promise(self, found: Coverage, num_slots: int) -> str:
-        """What is guaranteed, and what it would take to guarantee all that was asked for."""
+        """Say what is guaranteed, and how many slots the requested guarantee would take."""
         safe, name = found.guaranteed_losses, self.failure_domain
         if safe >= self.losses:
             return f"{_any(self.losses, name)} leaves every expert alive."
@@ -139,7 +141,7 @@ class Survivable(Robust):
 def _home_capacity(
     num_slots: int, topology: Topology, failure_domain: str, num_experts: int
 ) -> Ints:
-    """How many different experts of a layer each rank or node can hold, ``(X,)``."""
+    """Count the different experts of a layer that each rank or node can hold, ``(X,)``."""
     room = topology.distinct_experts(num_slots // topology.num_ranks)
     of_rank = failure_domain_of_rank(topology, failure_domain)
     capacity = np.bincount(of_rank, weights=room).astype(np.int64)
@@ -149,17 +151,21 @@ def _home_capacity(
 def covered_layout(
     load_LE: Floats, num_slots: int, topology: Topology, failure_domain: str, homes: int
 ) -> Ints:
-    """A layout in which the experts lack the fewest homes.
+    """Make a layout in which as few homes as possible are missing; a home is a rank or a node.
 
-    Homes are dealt out evenly, one more to the hottest where they do not come out
-    even: each expert in turn takes the ranks or nodes with most room, the lightest among equals.
-    That never ends short (Gale 1957, Ryser 1957: of all demands with the same sum the most even one
-    can be met if any can).  Slots left over go to the largest load per copy.
+    Every expert gets the same number of homes, the hottest one more if some are left over. Each
+    expert in turn takes the ranks or nodes with the most room, the lightest first. This always
+    works out (Gale 1957, Ryser 1957: of all demands with the same sum, the most even one can be met
+    if any can). Remaining slots go to the largest load per copy.
 
     Parameters
     ----------
+    load_LE
+        Loads that decide the order, ``(L, E)``; not changed.
+    num_slots, topology, failure_domain
+        Slots per layer, the ranks, and whether homes are ranks or nodes.
     homes
-        Ranks or nodes that every expert should live on.
+        Number of ranks or nodes that every expert should be on.
 
     Returns
     -------
@@ -193,7 +199,7 @@ def covered_layout(
 def _deal_homes(
     share: Floats, wanted: Ints, order: Ints, room: Ints, capacity: Ints, of_rank: Ints, held: Bools
 ) -> None:
-    """Mark in ``held``, ``(R, E)``, the homes that every expert is to have."""
+    """Mark each expert's homes in ``held``, ``(R, E)``."""
     carried, free, left = np.zeros(len(room)), room.copy(), capacity.copy()
     for e in order:
         chosen = np.lexsort((np.bincount(of_rank, weights=carried), -left))[: wanted[e]]
@@ -207,7 +213,7 @@ def _deal_homes(
 
 
 def _deal_rest(load: Floats, room: Ints, held: Bools) -> None:
-    """Copies of the largest load per copy to the lightest ranks, until no rank has room."""
+    """Give copies of the largest load per copy to the lightest ranks until no rank has room."""
     while (free := room > held.sum(axis=1)).any():
         share = load / held.sum(axis=0)
         possible = (~held[free]).any(axis=0)
@@ -217,7 +223,7 @@ def _deal_rest(load: Floats, room: Ints, held: Bools) -> None:
 
 
 def _part(topology: Topology, parts: int, failure_domain: str) -> Topology:
-    """The first of the equal parts of the ranks, or nodes."""
+    """Return the first of several equal parts of the ranks or nodes."""
     num_failure_domains = len(np.unique(failure_domain_of_rank(topology, failure_domain)))
     size = topology.num_ranks // parts
     speed, room = topology.speed and topology.speed[:size], topology.room and topology.room[:size]

@@ -1,1 +1,1 @@
-"""What the planners that search have in common."""
+"""The search that several planners share."""

@@ -1,4 +1,4 @@
-"""Annealing placements against many windows at once: the search behind ``Robust`` and its kin."""
+"""Annealing of placements for many windows at once: the search of ``Robust`` and its relatives."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from equipoise.topology import Topology
 
 Ints = NDArray[np.int64]
 
-_JUDGED_DRAWS = 3  # of each window, with chance added
+_JUDGED_DRAWS = 3  # noisy versions of each window by which results are judged
 
 FORBIDDEN = 1e6
-"""A price no gain pays, in mean rank loads, and still a number that can be added."""
+"""A price, in mean rank loads, that no gain can pay; finite, so that sums stay finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a search stands.
+    """The progress of a search.
 
     Parameters
     ----------
     done
-        Share of the work that is done, 0 to 1, or of the time budget that is spent, whichever is
-        larger. A proposal counts for what it takes. Never sinks.
+        Share of the work done or of the time budget spent, whichever is larger, 0 to 1. Proposals
+        are weighted by their cost. It never falls.
     stage
-        What is being searched.
+        Name of the current stage.
     best
-        Best objective so far of the stage: mean over layers with load, in mean rank loads, of the
-        peaks on the windows planned on. ``None`` while ways of planning are compared.
+        Best objective of the stage so far: the peak on the windows planned on, in mean rank loads,
+        as a mean over layers with load. ``None`` while ways of planning are compared.
     seconds
         Seconds since the start.
     """
@@ -63,7 +63,7 @@ class Progress:
 
 
 class Clock:
-    """Time since the start, and whether a time budget, in seconds, is spent."""
+    """A clock that knows a time budget in seconds."""
 
     def __init__(self, time_budget: float | None = None) -> None:
         self._start = time.monotonic()
@@ -75,23 +75,23 @@ class Clock:
         return time.monotonic() - self._start
 
     def part(self, share: float) -> Clock:
-        """A clock that starts now and is over after a share of the time budget."""
+        """Make a clock that starts now and ends after a share of the time budget."""
         return Clock(None if self._time_budget is None else share * self._time_budget)
 
     def part_of_rest(self, share: float) -> Clock:
-        """A clock that starts now and is over after a share of the time that is left."""
+        """Make a clock that starts now and ends after a share of the remaining time."""
         if self._time_budget is None:
             return Clock()
         return Clock(share * max(0.0, self._time_budget - self.seconds))
 
     @property
     def spent(self) -> float:
-        """Share of the time budget that is spent, up to 1; 0 without one."""
+        """Return the spent share of the time budget, at most 1; 0 without one."""
         return 0.0 if not self._time_budget else min(1.0, self.seconds / self._time_budget)
 
     @property
     def is_over(self) -> bool:
-        """Whether the time budget is spent; never without one."""
+        """Tell whether the time budget is spent; without one it never is."""
         return self._time_budget is not None and self.seconds >= self._time_budget
 
 
@@ -101,7 +101,7 @@ class Meter:
     Parameters
     ----------
     tell
-        Function to call whenever some work is done; ``None``: none.
+        Function to call whenever some work is done; ``None`` for none.
     clock
         Clock of the search.
     """
@@ -128,12 +128,12 @@ _FIRST_SWEEP = 1 << 9
 
 
 def doubling(proposals: int) -> list[int]:
-    """Lengths of sweeps: growing, all whole, so that fewer proposals are a prefix of more."""
+    """Return doubling lengths of whole sweeps, so that fewer proposals are a prefix of more."""
     return _growing(proposals, 2)
 
 
 def quadrupling(proposals: int) -> list[int]:
-    """As ``doubling``, with more of the proposals in the longest sweep, which finds most."""
+    """Return quadrupling lengths: the longest sweep, which finds most, gets a larger share."""
     return _growing(proposals, 4)
 
 
@@ -148,12 +148,12 @@ def _growing(proposals: int, factor: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to anneal: on which scenarios, for which split, and how.
+    """One way to anneal: the scenarios, the split that is modelled, and the schedule.
 
-    ``bits`` makes the norm over ranks the ``2 ** bits``-norm: the smaller, the more ranks count
-    that might become the busiest.  ``hot`` are first temperatures, sweep by sweep, in mean rank
-    loads.  A proposal ``counts_as`` this number of those that the search may make.  ``sweeps`` has
-    the lengths of the sweeps, given the proposals in all.
+    The peak is approximated by the ``2 ** bits``-norm over ranks; with fewer bits, ranks that might
+    become the busiest count more.  ``hot`` is the first temperature of each sweep, in mean rank
+    loads.  One proposal of this stage ``counts_as`` several of the search's proposals.  ``sweeps``
+    computes the lengths of the sweeps from the number of proposals.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Stage:
     sweeps: Callable[[int], list[int]] = doubling
 
     def work_of_proposal(self, history: History) -> float:
-        """What a proposal takes, about; 1 is the time that one scenario more takes."""
+        """Estimate the work of a proposal, in the time that one more scenario takes."""
         one = history.of_layers(np.array([0]))
         num_scenarios = int(self.scenarios(one, np.random.default_rng(0)).weight.shape[1])
         if self.follows_load:
@@ -177,16 +177,16 @@ class Stage:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Terms:
-    """What a placement costs in addition to its peaks, in mean rank loads; by default nothing.
+    """Costs of a placement in addition to its peaks, in mean rank loads; by default none.
 
     Parameters
     ----------
     price
-        Price of an expert on a rank, ``(L, R, E)``; ``FORBIDDEN`` keeps it away.
+        Price of each expert on each rank, ``(L, R, E)``; ``FORBIDDEN`` excludes it.
     homes
-        Number of ranks, with ``by_node`` of nodes, that every expert should live on.
+        Number of ranks (or nodes, with ``by_node``) that should hold each expert.
     missing
-        Price of each home that an expert lacks.
+        Price of each rank (or node) that an expert is short of.
     """
 
     price: Floats | None = None
@@ -196,20 +196,20 @@ class Terms:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether no placement costs anything."""
+        """Whether all placements cost nothing."""
         return self.price is None and not self.missing
 
     def of_layers(self, rows: Ints) -> Terms:
-        """The terms of some layers."""
+        """Return the terms of some layers, chosen by row."""
         return self if self.price is None else replace(self, price=self.price[rows])
 
     def measure(self, slots: Ints, topology: Topology, num_experts: int) -> Floats:
-        """The terms of every layer, ``(L,)``, of slots ``(L, S)``; -1 where there is no slot."""
+        """Compute the cost of each layer, ``(L,)``, for slots ``(L, S)``; -1 marks no slot."""
         L, R = len(slots), topology.num_ranks
         held = np.zeros((L, R, num_experts + 1), dtype=np.bool_)
         layer, rank = np.arange(L)[:, None, None], np.arange(R)[:, None]
         held[layer, rank, slots.reshape(L, R, -1)] = True
-        held = held[:, :, :num_experts]  # what is no slot has marked the column after the last
+        held = held[:, :, :num_experts]  # missing slots were marked in the column after the last
         total: Floats = np.zeros(L)
         if self.missing:
             total += self.missing * self._homes_short(held, topology)
@@ -218,7 +218,7 @@ class Terms:
         return total
 
     def _homes_short(self, held_LRE: NDArray[np.bool_], topology: Topology) -> Ints:
-        """Homes that all experts of a layer lack together, ``(L,)``."""
+        """Count the homes that all experts of a layer are short of together, ``(L,)``."""
         homes = held_LRE
         if self.by_node:
             L, _, E = held_LRE.shape
@@ -229,28 +229,28 @@ class Terms:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Search:
-    """Annealing in sweeps, every layer by itself; the best slots so far stay.
+    """A search by annealing in sweeps, each layer by itself; the best slots so far are kept.
 
-    Slots ``(L, S)`` hold expert ids, -1 where a rank has no room for one.
+    Slots ``(L, S)`` hold expert ids; -1 where a rank has no room for an expert.
 
     Parameters
     ----------
     history
-        The windows.
+        Windows to plan for.
     topology
-        The ranks, with their speeds and nodes.
+        Ranks, with their speeds and nodes.
     dispatch
-        Dispatcher that will run, by which every sweep is judged.
+        Dispatcher that will run; it judges the result of every sweep.
     cost
-        Cost of the ranks, to judge by the time they take, not by their assignments.
+        Cost of the ranks, to judge by their times instead of their assignments.
     step_assignments
-        Assignments of a step in a layer, with a cost; those of the mean window if ``None``.
+        Number of assignments of a step in a layer, used with a cost; the mean window's if ``None``.
     tail
-        Share of the traffic groups, or of the windows of a single one, that counts.
+        Share of the traffic groups (or of the windows of a single one) that counts, the worst ones.
     meter
         Meter of the work done.
     label
-        Name of all stages to the meter; their own if ``None``.
+        Name that the meter gets for all stages; their own names if ``None``.
     """
 
     history: History
@@ -273,14 +273,14 @@ class Search:
         return t.speed is None and t.room is None and self.cost is None and self.terms.is_nothing
 
     def run(self, stages: tuple[Stage, ...], start: Ints, proposals: int) -> Ints:
-        """The best slots of every layer, ``(L, S)``, judged by the windows themselves."""
+        """Run the stages; return the best slots, ``(L, S)``, as judged on the windows."""
         best, score = start.copy(), self.measure(start)
         for stage in stages:
             self._improve(stage, best, score, proposals // stage.counts_as)
         return best
 
     def work(self, stages: tuple[Stage, ...], proposals: int) -> float:
-        """What ``run`` takes, in the unit of ``Stage.work_of_proposal``."""
+        """Estimate the work of ``run``, in the unit of ``Stage.work_of_proposal``."""
         num_layers = np.count_nonzero(self.history.mix.any(axis=1))
         return float(
             sum(
@@ -292,10 +292,10 @@ class Search:
         )
 
     def measure(self, slots: Ints) -> Floats:
-        """The objective: mean or tail of the peaks of the windows and their mix, and the terms.
+        """Compute the objective of each layer, ``(L,)``, in mean rank loads.
 
-        Steps of their own size are judged without a mix, which no step is. In mean rank loads,
-        ``(L,)``.
+        It is the mean or tail of the peaks of the windows and of their mix, plus the terms. Windows
+        that are single steps are judged without the mix, because no step looks like it.
         """
         history = self._judge
         mix_share = 0.0 if history.sized else MIX_SHARE
@@ -309,10 +309,10 @@ class Search:
 
     @cached_property
     def _judge(self) -> History:
-        """The windows that judge a sweep.
+        """Make the windows that judge a sweep.
 
-        With chance added where the dispatcher follows the load: it evens the recorded windows out
-        almost perfectly, so that by themselves they no longer tell placements apart.
+        If the dispatcher follows the load, noise is added: such a dispatcher balances the recorded
+        windows almost perfectly, so they alone do not distinguish placements.
         """
         if self.dispatch.shares is not Shares.FOLLOWING:
             return self.history
@@ -320,9 +320,9 @@ class Search:
         return with_noise(self.history, np.random.default_rng(self.seed), draws)
 
     def peaks(self, slots: Ints, load: Floats) -> Floats:
-        """Busiest rank of every window and layer under the dispatcher, ``(T, L)``.
+        """Compute the peak of every window and layer under the dispatcher, ``(T, L)``.
 
-        In mean rank loads; with a cost the slowest rank, in the time a mean rank load would take.
+        The unit is mean rank loads; with a cost, it is the time that a mean rank load would take.
         """
         R = self.history.num_ranks
         placement = Placement(fill_up(slots, R), num_ranks=R, num_experts=load.shape[2])
@@ -336,7 +336,7 @@ class Search:
 
     @cached_property
     def _mean_rank_load(self) -> Floats:
-        """Assignments of a step on the mean rank, ``(L,)``: what a mean rank load stands for."""
+        """Compute the assignments of a step on the mean rank, ``(L,)``."""
         mean = self.history.mean_volume
         if self.step_assignments is None:
             return mean
@@ -345,8 +345,8 @@ class Search:
     def _improve(self, stage: Stage, best: Ints, score: Floats, proposals: int) -> None:
         """Anneal sweep by sweep.
 
-        ``best``, ``(L, S)``, and its objective ``score``, ``(L,)``, are updated where a sweep is
-        better.
+        ``best``, ``(L, S)``, and its objective ``score``, ``(L,)``, are changed in place where a
+        sweep is better.
         """
         busy = np.flatnonzero(self.history.mix.any(axis=1))
         start = best.copy()
@@ -402,14 +402,14 @@ class Search:
         return slots
 
     def _ranks(self, layer: int) -> Any:
-        """What the kernels know of the ranks."""
+        """Describe the ranks for the kernels."""
         from equipoise.plan.search._anneal_kernels import Ranks
 
         floor, pad = 0.0, 0.0
         volume = self._mean_rank_load[layer]
         if self.cost is not None and volume > 0:
             floor = self.cost.knee / volume
-            pad = (self.cost.token_block - 1) / 2 / volume  # what rounding up adds on average
+            pad = (self.cost.token_block - 1) / 2 / volume  # rounding up adds this on average
         near = self.dispatch.shares is Shares.NEAREST
         return Ranks(1 / self.topology.relative_speed, self.topology.node_of_rank, near, floor, pad)
 
@@ -426,10 +426,11 @@ class Search:
 
 
 def fill_up(slots: Ints, num_ranks: int) -> Ints:
-    """Slots without an expert, -1, repeat one that the rank has, and if it can be, no other rank.
+    """Fill slots marked -1 with an expert that the rank already holds.
 
-    Such a repetition changes no rank's share of any expert under a dispatcher that treats all
-    copies the same, and takes no memory where an engine stores an expert once a rank.
+    If possible, it is one that no other rank holds: then a dispatcher that treats all copies the
+    same gives every rank the same share as before. The repetition takes no memory if the engine
+    stores each expert once per rank.
     """
     if (slots >= 0).all():
         return slots
@@ -443,7 +444,7 @@ def fill_up(slots: Ints, num_ranks: int) -> Ints:
 
 
 def kernel_seed(*numbers: int) -> int:
-    """Return a seed from several numbers, such as the user's and a layer's; others give another."""
+    """Mix several numbers, such as the user's seed and a layer, into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -454,7 +455,7 @@ def check_search_options(
     num_threads: int | None,
     time_budget_seconds: float | None = None,
 ) -> None:
-    """Raise ``EquipoiseError`` for what no search can be given."""
+    """Raise ``EquipoiseError`` for options that are not valid for any search."""
     check_whole("proposals", proposals)
     check_whole("seed", seed)
     seconds = time_budget_seconds
@@ -465,7 +466,7 @@ def check_search_options(
 
 
 def _tail_mean(peak: Floats, weight: Floats, tail: float) -> Floats:
-    """Mean of the worst ``tail`` share of the weight, at least of the worst row, ``(L,)``."""
+    """Compute the mean of the worst ``tail`` share of the weight, at least one row, ``(L,)``."""
     order = np.argsort(-peak, axis=0, kind="stable")
     peak, weight = np.take_along_axis(peak, order, axis=0), weight[order]
     weight = weight / weight.sum(axis=0)

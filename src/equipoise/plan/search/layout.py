@@ -1,4 +1,4 @@
-"""Where a search starts: every expert placed, copies by load, nothing searched yet."""
+"""Layouts that a search starts from: every expert placed, and copies made by load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def first_layout(load_LE: Floats, num_slots: int, topology: Topology) -> Ints:
-    """What ``Greedy`` makes of the loads; on unequal ranks, the same with room and speed respected.
+    """Make the layout of ``Greedy``, or one that respects speed and room if ranks are not equal.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def first_layout(load_LE: Floats, num_slots: int, topology: Topology) -> Ints:
 
 
 def check_room(room: Ints, num_experts: int) -> None:
-    """Raise ``EquipoiseError`` unless the ranks have room for all experts of a layer together."""
+    """Raise ``EquipoiseError`` unless the ranks together have room for all experts of a layer."""
     if room.sum() < num_experts:
         raise EquipoiseError(
             f"The ranks have room for {room.sum()} experts of a layer, the model has "
@@ -54,7 +54,7 @@ def check_room(room: Ints, num_experts: int) -> None:
 def _deal(load: Floats, room: Ints, speed: Floats, layout_RC: Ints) -> None:
     """Fill a layer: every expert once, the heaviest first; then copies of the largest share.
 
-    Each goes to the rank that will finish first among those with room that lack the expert.
+    Each goes to the rank that finishes first, among those with room that do not have the expert.
     """
     used, carried = np.zeros_like(room), np.zeros(len(room))
     copies = np.zeros(len(load), dtype=np.int64)
@@ -81,17 +81,16 @@ def _deal(load: Floats, room: Ints, speed: Floats, layout_RC: Ints) -> None:
 
 
 def unbalanced_layout(active_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
-    """Every expert where it is without balancing, and copies where they cost least time.
+    """Make the layout without balancing, with copies where they cost the least time.
 
-    A copy in decoding is one more set of weights to read in every step in which its expert is
-    active, on its own rank as well as elsewhere. So all slots left over hold the experts that are
-    active least often, and the same ones on all ranks: then there is nothing to read in the steps
-    in which these are idle.
+    In decode, a copy means one more set of weights to read in every step in which its expert is
+    active. So the redundant slots hold the experts that are active least often, the same on all
+    ranks: in steps in which these are idle, the copies cost nothing.
 
     Parameters
     ----------
     active_LE
-        How often each expert is active; only the order counts.
+        Number of steps in which each expert is active, ``(L, E)``; only the order matters.
 
     Returns
     -------
@@ -110,9 +109,9 @@ def unbalanced_layout(active_LE: Floats, num_slots: int, num_ranks: int) -> Ints
 
 
 def unsearched_placement(problem: Problem) -> Placement:
-    """A placement of the problem's shape: experts in order, again and again until slots are full.
+    """Make a placement for the problem without any search: experts in order, repeated.
 
-    Where ranks have less room than slots, with the repetitions that fill the rest.
+    If ranks have less room than slots, their other slots repeat experts that the rank holds.
     """
     topology, num_slots = problem.topology, problem.num_slots
     slots = np.tile(np.arange(num_slots) % problem.num_experts, (problem.num_layers, 1))

@@ -1,4 +1,4 @@
-"""From recorded windows to the few risk-adjusted scenarios that ``Robust`` plans against."""
+"""The scenarios that ``Robust`` plans for, made from recorded windows and adjusted for risk."""
 
 from __future__ import annotations
 
@@ -15,54 +15,53 @@ from equipoise.plan.problem import Problem
 Floats = NDArray[np.float64]
 
 MAX_WINDOWS = 64
-"""Windows a search looks at; of longer histories neighbours within a traffic group are summed."""
+"""Largest number of windows in a search; longer histories are summed within traffic groups."""
 
-_HELD_SHARE = 0.2  # of each traffic group's windows, the latest
+_HELD_SHARE = 0.2  # held-out share of each traffic group's windows, the latest
 MIX_SHARE = 0.2
-"""Weight of the mix of all traffic groups, next to the traffic groups one by one."""
+"""Weight of the mix of all traffic groups; the single traffic groups have the rest."""
 
-_MOST_WEIGHT = 1e100  # of a traffic group: their sum is a number too
+_MOST_WEIGHT = 1e100  # largest weight of a traffic group, so that sums are finite
 
-_DRAWS, _NOISE = 4, 0.7  # scenarios drawn from a window, standard deviations of chance added
-_LEAST_DRAWN = 32  # scenarios drawn from all windows together
+_DRAWS, _NOISE = 4, 0.7  # scenarios drawn from a window; standard deviations of noise added
+_LEAST_DRAWN = 32  # least number of scenarios drawn from all windows together
 
 DEVIATION = 0.3
-"""Variance of an expert's load between windows, over its load, that is assumed of a single window.
+"""Assumed variance of an expert's load between windows over its load, for a single window.
 
-Both in mean loads of an expert. Seven domains of GLM-5.2 have 0.01 to 0.68, 0.2 on average.
+Both are in mean loads of an expert. Seven domains of GLM-5.2 have 0.01 to 0.68, 0.2 on average.
 """
 
 MOST_DEVIATION = 1e6
-"""More says nothing more: any expert may have all the load."""
+"""Largest accepted deviation; at this value any expert may already have all the load."""
 
 
 @dataclass(frozen=True)
 class History:
-    """Windows of one or several traffic groups, in units of the mean rank's load.
+    """The windows of one or several traffic groups, in units of the mean rank's load.
 
-    A ``group`` is a traffic group here, and in the names of this file.
+    In this file, ``group`` means traffic group.
 
     Parameters
     ----------
     load
-        Loads ``(T, L, E)``; a layer without load in a window is zero there. In units of the
-        window's own mean rank's load, so that all windows count the same; if ``sized``, of that of
-        the mean window with load, so that each counts as it is.
+        Loads ``(T, L, E)``. The unit is the mean rank load of the same window, so that all windows
+        weigh the same; if ``sized``, it is that of the mean window, so that sizes are kept.
     volume
         Load of the mean rank as recorded, ``(T, L)``, over ``2 ** exponent``.
     group
-        Traffic group of each window, 0 to ``G - 1``, ``(T,)``; in time order within one.
+        Traffic group of each window, 0 to ``G - 1``, ``(T,)``; in time order within each.
     group_weight
-        Weight of each traffic group, ``(G,)``, 1 in sum.
+        Weight of each traffic group, ``(G,)``; they add up to 1.
     num_ranks
-        ``R``.
+        Number of ranks, ``R``.
     exponent
         Exponent of the unit of volume.
     sized
-        Whether each window is a step of its own size: where time counts, sizes do.
+        Flag that each window is a step whose size matters, as it does for times.
     deviation
         Variance of an expert's load between windows over its load, both in mean loads of an
-        expert, where no traffic group has two windows to tell it.
+        expert; used if no traffic group has two windows to estimate it from.
     """
 
     load: Floats
@@ -76,32 +75,32 @@ class History:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a single window is all there is and taken for what will come."""
+        """Whether a single window is taken to be exactly what will come."""
         return len(self.load) == 1 and not self.deviation
 
     @property
     def mean_volume(self) -> Floats:
-        """Assignments of a window with load on the mean rank, ``(L,)``; 0 without any."""
+        """Assignments of the mean rank in a window with load, ``(L,)``; 0 if there is none."""
         num = np.maximum((self.volume > 0).sum(axis=0), 1)
         mean: Floats = np.ldexp(self.volume.sum(axis=0) / num, self.exponent)
         return mean
 
     @property
     def mix(self) -> Floats:
-        """All windows' loads together, as recorded, ``(L, E)``; same unit as ``load``."""
+        """Loads of all windows together, as recorded, ``(L, E)``, in the unit of ``load``."""
         size = 1.0 if self.sized else self.volume[:, :, None]
         return _per_mean_rank((self.load * size).sum(axis=0), self.num_ranks)
 
     @property
     def window_weight(self) -> Floats:
-        """The weight of a traffic group, shared by its windows, ``(T,)``, 1 in sum."""
+        """Weight of each window, ``(T,)``: an equal share of its traffic group's weight."""
         windows = np.bincount(self.group, minlength=len(self.group_weight))
         share = (self.group_weight / np.maximum(windows, 1))[self.group]
         weight: Floats = share / share.sum()
         return weight
 
     def group_means(self, values: Floats) -> Floats:
-        """Mean over each traffic group's windows, ``(G, L)`` of ``(T, L)``; 0 without any."""
+        """Average ``(T, L)`` over the windows of each traffic group, ``(G, L)``; 0 without any."""
         windows = np.bincount(self.group, minlength=len(self.group_weight))
         sums = np.zeros((len(self.group_weight), values.shape[1]))
         np.add.at(sums, self.group, values)
@@ -109,7 +108,7 @@ class History:
         return means
 
     def held_out(self) -> tuple[History, History] | None:
-        """Earlier and latest windows of every traffic group that has two; ``None`` if none has."""
+        """Split traffic groups with two or more windows into earlier and latest windows, if any."""
         late = np.zeros(len(self.group), dtype=bool)
         for g in range(len(self.group_weight)):
             index = np.flatnonzero(self.group == g)
@@ -123,20 +122,20 @@ class History:
         return replace(self, load=self.load[keep], volume=self.volume[keep], group=self.group[keep])
 
     def of_layers(self, rows: NDArray[np.int64]) -> History:
-        """The same windows of some layers."""
+        """Return the same windows for some layers, chosen by row."""
         return replace(self, load=self.load[:, rows], volume=self.volume[:, rows])
 
 
 @dataclass(frozen=True)
 class Scenarios:
-    """What the search balances, per layer; units of the mean rank's load.
+    """The loads that the search balances, by layer, in units of the mean rank's load.
 
     Parameters
     ----------
     load
         Loads ``(L, E, T)``, contiguous.
     risk
-        Price of variance, ``(L, E, T)``: added to a slot's load, times the square of its share.
+        Price of variance, ``(L, E, T)``; times the square of its share it adds to a slot's load.
     weight
         Weight of each scenario, ``(L, T)``; 0 where the layer has no load.
     """
@@ -153,16 +152,17 @@ def read_history(
     sized: bool = False,
     deviation: float = DEVIATION,
 ) -> History:
-    """The windows of a problem, by traffic group.
+    """Read the windows of a problem by traffic group.
 
-    Normalised one by one, so that a long window counts no more; or, where time counts, each a step
-    of its own ``sized``.  Of more windows than a search looks at neighbours are summed; steps are
-    not, since a sum has more active experts than any of them: some are taken, at equal distances.
+    Each window is normalised, so that a long one does not weigh more. If times matter (``sized``),
+    each window is a step and keeps its size.  If there are too many windows, neighbours are summed.
+    Steps are not summed, because a sum has more active experts than any step; instead some steps
+    are taken at equal distances.
 
     Raises
     ------
     EquipoiseError
-        Weights for traffic groups the problem does not have, negative ones or all zero.
+        Weights for traffic groups that the problem does not have, or that are negative or all zero.
     """
     names, group = _groups(problem)
     weight = _weights(names, traffic_weights)
@@ -189,14 +189,14 @@ def read_history(
 
 
 def single_scenario(history: History, _chance: np.random.Generator) -> Scenarios:
-    """The mix as it is, without a price on variance."""
+    """Make one scenario: the mix of all windows, without a price on variance."""
     return _by_layer(history.mix[None], np.zeros((1, *history.mix.shape)), np.ones(1))
 
 
 def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
-    """One scenario a traffic group, its mean window; variance has its price.
+    """Make one scenario per traffic group: its mean window, with a price on variance.
 
-    Which experts of a traffic group deviate together is forgotten: few windows do not tell.
+    Correlations between experts are ignored, because few windows do not show them.
     """
     mean, variance = _moments(history)
     risk = variance * _price(variance, history.num_ranks)
@@ -204,35 +204,35 @@ def group_scenarios(history: History, _chance: np.random.Generator) -> Scenarios
 
 
 def window_scenarios(history: History, _chance: np.random.Generator) -> Scenarios:
-    """One scenario a window, at half the price: its own deviation is in it already."""
+    """Make one scenario per window, at half the price of variance: it contains its deviation."""
     _, variance = _moments(history)
     risk = 0.5 * variance * _price(variance, history.num_ranks)
     return _with_mix(history.load, risk[history.group], history.window_weight, history)
 
 
 def enough_draws(history: History, draws: int) -> int:
-    """How often to draw from each window, ``draws`` or more where the windows are few."""
+    """Return the number of draws from each window: ``draws``, or more if there are few windows."""
     return 1 if history.is_exact else max(draws, -(-_LEAST_DRAWN // len(history.load)))
 
 
 def noisy_scenarios(history: History, chance: np.random.Generator) -> Scenarios:
-    """Several scenarios a window, with chance added expert by expert; no price.
+    """Make several scenarios per window, with noise added to each expert, and no price on variance.
 
-    For a dispatcher that follows the load: it evens most deviations out, so what a deviation costs
-    shows only once it is dispatched.
+    They are for a dispatcher that follows the load. It evens most deviations out, so the cost of a
+    deviation shows only after dispatching.
     """
     noisy = with_noise(history, chance, enough_draws(history, _DRAWS))
     return _with_mix(noisy.load, np.zeros_like(noisy.load), noisy.window_weight, history)
 
 
 def with_noise(history: History, chance: np.random.Generator, draws: int) -> History:
-    """Every window ``draws`` times, with chance added as experts deviate in its traffic group."""
+    """Repeat every window ``draws`` times, with noise as experts deviate in its traffic group."""
     load = np.tile(history.load, (draws, 1, 1))
     volume, group = np.tile(history.volume, (draws, 1)), np.tile(history.group, draws)
     deviation = np.sqrt(_moments(history)[1])[group]
     noisy = np.maximum(load + _NOISE * deviation * chance.standard_normal(load.shape), 0)
     if history.sized:
-        noisy[load == 0] = 0  # an expert that is idle stays so
+        noisy[load == 0] = 0  # idle experts stay idle
         size = load.sum(axis=-1, keepdims=True) / history.num_ranks
         noisy = _per_mean_rank(noisy, history.num_ranks) * size
     else:
@@ -279,12 +279,12 @@ def _weights(names: list[str], given: Mapping[str, float] | None) -> Floats:
 
 
 def _exponent(load: Floats) -> int:
-    """The power of two above the largest load: scaling by it loses no bit and no range."""
+    """Return the power of two above the largest load; scaling by it is exact."""
     return int(np.frexp(load.max())[1])
 
 
 def _take_some(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Up to ``MAX_WINDOWS`` windows, the same number of each traffic group, at equal distances."""
+    """Take up to ``MAX_WINDOWS`` windows at equal distances, the same number per traffic group."""
     G = int(group.max()) + 1
     limit = max(MAX_WINDOWS // G, 2)
     kept = []
@@ -296,7 +296,7 @@ def _take_some(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[
 
 
 def _merge_long(load: Floats, group: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Neighbouring windows of a traffic group summed until at most ``MAX_WINDOWS`` are left."""
+    """Sum neighbouring windows of a traffic group until at most ``MAX_WINDOWS`` are left."""
     G = int(group.max()) + 1
     limit = max(MAX_WINDOWS // G, 2)
     loads, groups = [], []
@@ -315,10 +315,10 @@ def _per_mean_rank(load: Floats, num_ranks: int) -> Floats:
 
 
 def _moments(history: History) -> tuple[Floats, Floats]:
-    """Mean window of each traffic group, and the variance of another to expect, ``(G, L, E)``.
+    """Compute the mean window of each traffic group and its expected variance, ``(G, L, E)``.
 
-    A single window says nothing of variance.  It is taken to be proportional to the load, as that
-    of counts is, by the rate of the traffic groups with several windows.
+    A traffic group with a single window shows no variance.  Its variance is assumed proportional to
+    the load, as for counts, at the rate of the traffic groups with several windows.
     """
     G = len(history.group_weight)
     mean = np.zeros((G, *history.load.shape[1:]))
@@ -337,11 +337,11 @@ def _moments(history: History) -> tuple[Floats, Floats]:
 
 
 def _price(variance: Floats, num_ranks: int) -> Floats:
-    """What a unit of variance on a rank costs, ``(G, L, 1)``.
+    """Compute the price of a unit of variance on a rank, ``(G, L, 1)``.
 
-    The largest of ``R`` ranks that deviate by ``s`` is some ``z s`` above the mean, with
-    ``z = sqrt(2 ln R)``; its derivative by the variance is ``z / 2s``.  Half of that is charged, as
-    deviations of busy and idle ranks weigh the same in ``s``.
+    The largest of ``R`` ranks with standard deviation ``s`` is about ``z s`` above the mean, with
+    ``z = sqrt(2 ln R)``. The derivative by the variance is ``z / 2s``.  Half of that is charged,
+    because busy and idle ranks contribute equally to ``s``.
     """
     deviation = np.sqrt(variance.sum(axis=-1, keepdims=True) / num_ranks)
     z = np.sqrt(2 * np.log(num_ranks))
@@ -350,7 +350,7 @@ def _price(variance: Floats, num_ranks: int) -> Floats:
 
 
 def _with_mix(load: Floats, risk: Floats, weight: Floats, history: History) -> Scenarios:
-    """The scenarios, and what all traffic groups are together: batches may mix them."""
+    """Add the mix of all traffic groups to the scenarios, because batches may mix them."""
     mix = history.mix[None]
     return _by_layer(
         np.concatenate([load, mix]),

@@ -1,1 +1,1 @@
-"""Whether, how many, what if: plans weighed against what they cost."""
+"""Plans weighed against their cost: whether to move, how many slots, what a failure does."""

@@ -26,31 +26,31 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAST_GAIN = 0.01
-"""Share of the time that each further slot on every rank must take off to be worth its memory."""
+"""Share of the time that one more slot on every rank must save to be worth its memory."""
 
 LEAST_WINDOWS = 5
-"""Held-out windows without which nothing is sure: that 4 of 4 gain is chance in 1 case of 16."""
+"""Least number of held-out windows for a verdict; 4 of 4 gain by chance in 1 of 16 cases."""
 
-_SLOTS_TRIED = 4  # slots a rank beyond the fewest, if nobody says how many
-_SURE = 0.05  # chance below which a gain is called one
+_SLOTS_TRIED = 4  # default number of further slots per rank to try
+_SURE = 0.05  # probability of chance below which a gain counts
 _ROUNDING = 1e-9
-_MOST_BLOCKS = 16  # that windows are joined to: 65,536 ways to draw their signs
+_MOST_BLOCKS = 16  # windows are joined to at most this many blocks: 65,536 combinations of signs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What one point takes off the time of another, on the same held-out windows.
+    """The time that one point saves over another, on the same held-out windows.
 
     Parameters
     ----------
     share
-        Share of the other's time; negative if it takes longer.
+        Time saved as a share of the other point's time; negative if it takes longer.
     error
-        Standard error of that share, from the differences window by window; of more than 16
-        windows, from 16 blocks of neighbours.
+        Standard error of the share, from the differences between windows. More than 16 windows are
+        joined to 16 blocks of neighbours.
     chance
-        How often as large a share would come out if there were no gain, or only the least that
-        counts: see ``chances``.
+        Probability of a share this large if there were no gain, or only the least that counts; see
+        ``chances``.
     """
 
     share: float
@@ -61,7 +61,7 @@ class Gain:
 
     @property
     def is_sure(self) -> bool:
-        """Whether chance would give it in fewer than 5 % of cases; else it is not called a gain."""
+        """Whether chance would give this gain in fewer than 5 % of cases."""
         return self.chance < _SURE
 
     def __str__(self) -> str:
@@ -70,22 +70,22 @@ class Gain:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Point:
-    """Some redundant slots in every layer: their price, and what they do on held-out windows.
+    """One choice of redundant slots, with its memory and its result on held-out windows.
 
     Parameters
     ----------
     redundant
-        ``S - E`` of each layer, ``L`` of them.
+        Number of redundant slots ``S - E`` of each layer.
     bytes_per_rank
-        Weights that the slots beyond the fewest take in a rank's memory; ``None`` if unpriced.
+        Memory of a rank that the slots beyond the fewest take; ``None`` without ``expert_bytes``.
     kv_tokens
-        Tokens of KV cache that would fit there instead; ``None`` if unpriced.
+        Number of KV-cache tokens that would fit there instead; ``None`` if not asked for.
     mean_imbalance, relative_step_time
         Fields of ``Evaluation``; ``None`` for times in seconds.
     step_seconds
         Expert time of a window through all layers, mean over windows; ``None`` for loads.
     times
-        Each window's sum over layers, ``(T,)``: of the imbalance, or of seconds.
+        Sum over layers for each window, ``(T,)``: of the imbalance, or of seconds.
     """
 
     redundant: tuple[int, ...]
@@ -99,38 +99,38 @@ class Point:
     __repr__ = in_short
 
     def gain_over(self, other: Point) -> Gain:
-        """What this point takes off the other's time."""
+        """Compute the time that this point saves over another."""
         return gains([(other, self)])[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Budget:
-    """What redundancy buys, slot by slot, and what it costs.
+    """What more redundant slots gain, and what memory they cost.
 
-    The first axis, ``A`` long, is the redundancy, from the fewest slots on that hold all experts
-    and that the planner takes.  A layer's *time* in a window is its imbalance, peak over mean rank
-    load, or seconds if the dispatcher has a cost.
+    The first axis, of length ``A``, is the number of redundant slots, starting from the fewest
+    slots that hold all experts.  The *time* of a layer in a window is its imbalance (peak over mean
+    rank load), or seconds if the dispatcher has a cost.
 
     Parameters
     ----------
     placements
-        One for each redundancy, ``A`` of them; any layer can be taken from any.
+        Placements, one for each of the ``A`` numbers of slots. Layers can be combined freely.
     added
-        Slots that every rank has beyond those of the first, ``A`` rising numbers from 0.
+        Number of slots that every rank has more than in the first placement, ascending from 0.
     least_gain
-        Share of the time that each further slot on every rank must take off to pay.
+        Share of the time that one more slot on every rank must save to be worth it.
     planned_time
         Time of each layer, mean over the windows planned on, ``(A, L)``.
     peak
-        What the slowest rank takes in each held-out window and layer, ``(A, T, L)``.
+        Peak of each held-out window and layer, ``(A, T, L)``.
     mean
-        Assignments of the mean rank there, ``(T, L)``.
+        Mean rank load of each held-out window and layer, ``(T, L)``, in assignments.
     planner, dispatch
-        The planner as configured, and the name of the dispatcher of the scores.
+        Text of the planner with its parameters, and name of the dispatcher of the scores.
     in_seconds
-        Whether times are seconds.
+        Flag that times are seconds.
     expert_bytes, kv_bytes_per_token
-        The prices given.
+        Prices as given to ``budget``.
     """
 
     placements: tuple[Placement, ...]
@@ -153,16 +153,16 @@ class Budget:
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
-        """The same redundancy in all layers, the fewest slots first."""
+        """Points with the same redundancy in all layers, the fewest slots first."""
         L = self.planned_time.shape[1]
         return tuple(self._point(np.full(L, a)) for a in range(len(self.placements)))
 
     @cached_property
     def front(self) -> tuple[Point, ...]:
-        """The points that pay: each is faster than the one before, surely by ``least_gain``.
+        """Points that pay: each is surely faster than the one before, by ``least_gain`` per slot.
 
-        The Pareto front of memory and time, less what chance may have put there, and less what
-        takes more memory than it is worth.
+        This is the Pareto front of memory and time, without points that may be there by chance or
+        that gain too little for their memory.
         """
         front = [0]
         while (after := self._next_that_pays(front[-1])) is not None:
@@ -170,12 +170,12 @@ class Budget:
         return tuple(self.points[a] for a in front)
 
     def _next_that_pays(self, a: int) -> int | None:
-        """The first point after ``a`` that pays."""
+        """Find the first point after ``a`` that pays."""
         found = self._gains_after(a, self.least_gain)
         return next((b for b, gain in enumerate(found, a + 1) if gain.is_sure), None)
 
     def _gains_after(self, a: int, least_gain: float) -> tuple[Gain, ...]:
-        """What all later points take off point ``a``, of which so much a slot does not count."""
+        """Compute the gains of later points over ``a``, tested against ``least_gain`` per slot."""
         later = range(a + 1, len(self.points))
         return gains(
             [(self.points[a], self.points[b]) for b in later],
@@ -184,22 +184,27 @@ class Budget:
 
     @property
     def is_decided(self) -> bool:
-        """Whether there are enough held-out windows to say what pays and what does not."""
+        """Whether there are enough held-out windows for a verdict."""
         return bool(self.peak.shape[1] >= LEAST_WINDOWS)
 
     @property
     def layer_gain(self) -> Floats:
-        """What each further redundancy takes off a layer's held-out time, ``(A - 1, L)``.
+        """Time that each further step of redundancy saves in each layer, ``(A - 1, L)``.
 
-        In mean rank loads, or in seconds; mean over windows.
+        It is the mean over held-out windows, in mean rank loads or in seconds.
         """
         return np.asarray(-np.diff(self._times.mean(axis=1), axis=0))
 
     def allocation(self, slots_per_rank: int) -> Point:
-        """The best use of a number of slots a rank, counted over all layers, if layers may differ.
+        """Distribute a number of slots per rank over the layers in the best way.
 
-        Chosen by the windows planned on, so that its held-out time is a fair one.  Exact, by
-        dynamic programming over layers: held-out or planned, times need not be convex.
+        The choice is made on the windows planned on, so that its held-out time is unbiased.  It is
+        exact (dynamic programming over layers), because times need not be convex.
+
+        Parameters
+        ----------
+        slots_per_rank
+            Number of slots to add on each rank, all layers together.
 
         Raises
         ------
@@ -213,15 +218,15 @@ class Budget:
 
     @cached_property
     def by_layer(self) -> tuple[Point, ...]:
-        """For each point, the allocation of as much memory."""
+        """For each point, the best allocation of the same memory."""
         L = self.planned_time.shape[1]
         return tuple(self.allocation(added * L) for added in self.added)
 
     @cached_property
     def best_by_layer(self) -> tuple[Point, Point, Gain] | None:
-        """The point, its allocation and the gain of that, where it is largest.
+        """The point whose allocation by layer gains most, with the allocation and its gain.
 
-        ``None`` if it is not surely ``least_gain``.
+        It is ``None`` if that gain is not surely ``least_gain``.
         """
         pairs = list(zip(self.points, self.by_layer, strict=True))
         found = gains(pairs, least=[self.least_gain] * len(pairs))
@@ -230,7 +235,7 @@ class Budget:
 
     @property
     def advice(self) -> str:
-        """Where redundancy stops paying, in one or two sentences."""
+        """Sentences that say where redundancy stops paying."""
         first, last = self.points[0], self.front[-1]
         windows = self.peak.shape[1]
         if not self.is_decided:
@@ -260,7 +265,7 @@ class Budget:
         )
 
     def _shortfall(self, last: Point, best: Point) -> str:
-        """Why what the best of further points takes off the last that pays is not enough."""
+        """Say why the best further point does not gain enough over the last one that pays."""
         a, b = self.points.index(last), self.points.index(best)
         gain = self._gains_after(a, 0.0)[b - a - 1]
         if not gain.is_sure:
@@ -274,7 +279,7 @@ class Budget:
         return self.peak if self.in_seconds else _over_mean(self.peak, self.mean)
 
     def _point(self, chosen_L: Ints) -> Point:
-        """The point with this redundancy in each layer, ``(L,)`` indices along the first axis."""
+        """Make a point with a redundancy for each layer: ``(L,)`` indices along the first axis."""
         layers = np.arange(len(chosen_L))
         times: Floats = self._times[chosen_L, :, layers].sum(axis=0)
         peak = self.peak[chosen_L, :, layers].T
@@ -313,23 +318,23 @@ def budget(
     planned, held_out
         Traces, or assignments ``(T, L, E)``, of the same layers and experts.
     topology
-        Devices to plan for.
+        Ranks to plan for.
     up_to
-        Most redundant slots of a layer, all ranks together; four a rank if ``None``.
+        Largest number of redundant slots per layer, all ranks together; four per rank if ``None``.
     planner
         Planner; ``Robust(dispatch=dispatch)`` if ``None``.  Numbers of slots that it refuses are
         left out.
     dispatch
-        Dispatcher that will run, by name or as configured.  One with a cost makes all times
-        seconds; each window then stands for one step.
+        Dispatcher that will run, by name or as an object.  With a cost, all times are seconds and
+        each window stands for one step.
     expert_bytes
-        Bytes of one expert in one layer, scales included: prices the slots.
+        Bytes of one expert in one layer, scales included, to compute the memory of slots.
     kv_bytes_per_token
-        Bytes of a token in all layers, on one rank: turn that price into tokens.
+        Bytes of KV cache of a token in all layers on one rank, to express that memory in tokens.
     least_gain
-        Share of the time that each further slot on every rank must take off to pay, at least 0.
+        Share of the time, >= 0, that one more slot on every rank must save to be worth it.
     progress
-        Called before each plan with how many are made, of how many.
+        Function that is called before each plan with the number of plans made and of all.
 
     Raises
     ------
@@ -371,14 +376,14 @@ def budget(
 def gains(
     pairs: Sequence[tuple[Point, Point]], least: Sequence[float] | None = None
 ) -> tuple[Gain, ...]:
-    """What the second point of each pair takes off the time of the first.
+    """Compute the time that the second point of each pair saves over the first.
 
     The chance of each is that of the best of all of them, so that trying many makes no winner.
 
     Parameters
     ----------
     least
-        Share that each pair is supposed to gain in truth; 0 if ``None``.
+        Gain of each pair under the null hypothesis, as a share; 0 if ``None``.
     """
     if not pairs:
         return ()
@@ -396,21 +401,21 @@ def gains(
 
 
 def chances(saved_AT: Floats) -> Floats:
-    """How often the best of some gains would be as large as each of them if all were chance.
+    """Compute the probability that the best of several chance gains is as large as each gain.
 
-    If nothing is gained, a difference is as likely to have the other sign: this counts the ways to
-    draw the signs of the windows, all gains' together, after which some sum is as large as the one
-    seen, sums in units of their standard deviation.  The test of Fisher (1935) for pairs, with the
-    largest statistic of Westfall and Young (1993).
+    If nothing is gained, each window's difference is equally likely to have the other sign.  The
+    function counts the combinations of signs, drawn for all gains together, for which some sum (in
+    standard deviations) is at least as large as the one seen.  This is the test of Fisher (1935)
+    for pairs, with the maximum statistic of Westfall and Young (1993).
 
     Parameters
     ----------
     saved_AT
-        What each gain takes off in every window, at most 16 of them.
+        Time that each gain saves in every window, ``(A, T)``, with at most 16 windows.
 
     Returns
     -------
-    ``(A,)`` from ``2^-T`` to 1.
+    Probabilities ``(A,)``, from ``2^-T`` to 1.
     """
     deviation = np.sqrt((saved_AT**2).sum(axis=1, keepdims=True))
     scaled = np.divide(saved_AT, deviation, out=np.zeros_like(saved_AT), where=deviation > 0)
@@ -422,10 +427,10 @@ def chances(saved_AT: Floats) -> Floats:
 
 
 def least_sum(cost_AL: Floats, most: int) -> Ints:
-    """One row of each column, row numbers adding up to ``most`` or less, of the least sum.
+    """Choose one row in each column so that the sum is least and row numbers add up to <= ``most``.
 
-    Dynamic programming over columns, ``O(A L most)``; of equal sums the one with smaller rows in
-    the later columns.
+    This is dynamic programming over columns, ``O(A L most)``. Of equal sums, the one with smaller
+    row numbers in later columns wins.
 
     Returns
     -------
@@ -433,7 +438,7 @@ def least_sum(cost_AL: Floats, most: int) -> Ints:
     """
     A, L = cost_AL.shape
     most = min(most, L * (A - 1))
-    least = np.zeros(most + 1)  # by what is spent at most on the columns so far
+    least = np.zeros(most + 1)  # indexed by the sum of row numbers allowed so far
     chosen = np.zeros((L, most + 1), dtype=np.int64)
     for column in range(L):
         options = np.full((min(A, most + 1), most + 1), np.inf)
@@ -448,7 +453,7 @@ def least_sum(cost_AL: Floats, most: int) -> Ints:
 
 
 def _slot_counts(num_experts: int, num_ranks: int, up_to: int | None) -> range:
-    """Slots of a layer to try, from the fewest on, one more a rank each time."""
+    """List the numbers of slots to try: from the fewest, with one more per rank each time."""
     fewest = -(-num_experts // num_ranks) * num_ranks
     most = num_experts * num_ranks
     if fewest + num_ranks > most:
@@ -470,7 +475,7 @@ def _slot_counts(num_experts: int, num_ranks: int, up_to: int | None) -> range:
 def _plans(
     planner: Planner, problems: Sequence[Problem], progress: Callable[[int, int], None] | None
 ) -> list[Plan]:
-    """The plans of a planner for those numbers of slots that it takes."""
+    """Plan for each number of slots, and skip those that the planner refuses."""
     plans: list[Plan] = []
     refusal = None
     for number, problem in enumerate(problems):
@@ -490,7 +495,7 @@ def _plans(
 
 
 def _held_out_load(held: Problem, planned: Problem) -> Floats:
-    """Windows with load, ``(T, L, E)``."""
+    """Return the held-out windows that have load, ``(T, L, E)``."""
     if (held.layer_ids, held.num_experts) != (planned.layer_ids, planned.num_experts):
         raise EquipoiseError(
             f"The held-out windows have {held.num_layers} layers of {held.num_experts} experts, "
@@ -521,7 +526,7 @@ def _mean_rank(load: Floats, topology: Topology) -> Floats:
 
 
 def _over_mean(peak: Floats, mean: Floats) -> Floats:
-    """Imbalance of ``(A, T, L)``; 0 where there is no load, which takes no time."""
+    """Compute the imbalance ``(A, T, L)``; 0 where there is no load, which takes no time."""
     return np.divide(peak, mean, out=np.zeros_like(peak), where=mean > 0)
 
 
@@ -533,7 +538,7 @@ def _price(point: Point) -> str:
 
 
 def _steps(front: tuple[Point, ...]) -> str:
-    """The first step of the front next to the last: by how much returns diminish."""
+    """Compare the first with the last step of the front, to show diminishing returns."""
     steps = [(b.redundant[0] - a.redundant[0], _worth(a, b)) for a, b in pairwise(front)]
     if len(steps) == 1:
         return ""
@@ -541,7 +546,7 @@ def _steps(front: tuple[Point, ...]) -> str:
 
 
 def _worth(before: Point, after: Point) -> str:
-    """The gain of more slots; if they have a price, also per gigabyte."""
+    """Write the gain of more slots, also per gigabyte if their memory is known."""
     gain = after.gain_over(before)
     if before.bytes_per_rank is None or after.bytes_per_rank is None:
         return f"{gain}"

@@ -1,4 +1,4 @@
-"""What a lost rank or node takes: where each expert lives, and the odds.
+"""The experts that a lost rank or node takes with it, and the chance to survive losses.
 
 ``equipoise explain failure``.
 """
@@ -25,24 +25,24 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FAILURE_DOMAINS = ("rank", "node")
-"""What is lost as a whole: one rank, or all ranks of a node."""
+"""Kinds of failure domain: one rank, or all ranks of a node."""
 
-_FEW_HOST_SETS = 12  # inclusion and exclusion doubles with each
-_MOST_LOSSES = 1 << 16  # combinations looked at one by one
-_SAMPLES = 1 << 15  # drawn where there are more
-_BLOCK = 1 << 12  # combinations at a time
+_FEW_HOST_SETS = 12  # the work of inclusion-exclusion doubles with each set
+_MOST_LOSSES = 1 << 16  # largest number of combinations that are all tried
+_SAMPLES = 1 << 15  # random combinations where there are more than that
+_BLOCK = 1 << 12  # combinations processed at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Survival:
-    """The chance that every expert keeps a home when random failure domains are lost together.
+    """The chance that every expert survives when random failure domains are lost together.
 
     Parameters
     ----------
     by_layer
         Chance for the experts of each layer, ``(L,)``.
     model
-        Chance for all layers at once: whether the model goes on without a reload.
+        Chance for all layers together: that the model continues without reloading weights.
     standard_error
         Standard error of ``model``; 0 where it is exact.
     method
@@ -59,14 +59,14 @@ class Survival:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Coverage:
-    """In which failure domains each expert lives.
+    """The failure domains (ranks or nodes) that hold each expert.
 
     Parameters
     ----------
     failure_domain
         ``"rank"`` or ``"node"``.
     hosts
-        Which failure domain holds each expert, ``(L, X, E)``, ``X`` ranks or nodes.
+        Mask of the experts that each of ``X`` ranks or nodes holds, ``(L, X, E)``.
     """
 
     failure_domain: str
@@ -76,23 +76,23 @@ class Coverage:
 
     @property
     def num_failure_domains(self) -> int:
-        """``X``, the ranks or nodes."""
+        """Number of failure domains, ``X``."""
         return int(self.hosts.shape[1])
 
     @cached_property
     def homes(self) -> Ints:
-        """Distinct failure domains that hold each expert, ``(L, E)``."""
+        """Number of failure domains that hold each expert, ``(L, E)``."""
         homes: Ints = self.hosts.sum(axis=1)
         return homes
 
     @property
     def guaranteed_losses(self) -> int:
-        """Failure domains that may be lost, whichever they are, without the loss of any expert."""
+        """Number of failure domains, whichever they are, whose loss takes no expert."""
         return int(self.homes.min()) - 1
 
     @property
     def text(self) -> str:
-        """What the loss of one failure domain takes, in a sentence."""
+        """Sentence on what the loss of one failure domain takes."""
         name = self.failure_domain
         if self.guaranteed_losses:
             return f"The loss of any {name} leaves every expert alive."
@@ -103,13 +103,13 @@ class Coverage:
         )
 
     def endangered(self, losses: int) -> Ints:
-        """Experts of each layer that some loss of ``losses`` failure domains takes, ``(L,)``."""
+        """Count the experts of each layer that losing some ``losses`` failure domains can take."""
         self._check(losses)
         endangered: Ints = (self.homes <= losses).sum(axis=1)
         return endangered
 
     def expected_lost(self, losses: int) -> Floats:
-        """Experts a layer loses on average with ``losses`` random failure domains, ``(L,)``.
+        """Compute the mean number of experts lost with ``losses`` random failure domains, ``(L,)``.
 
         An expert with ``h`` homes among ``X`` is lost in ``C(X - h, k - h)`` of the ``C(X, k)``
         equally likely combinations.
@@ -119,13 +119,16 @@ class Coverage:
         return lost
 
     def survival(self, losses: int, *, seed: int = 0) -> Survival:
-        """The chance that no expert is lost with ``losses`` random failure domains.
+        """Compute the chance that no expert is lost with ``losses`` random failure domains.
 
-        Exact by inclusion and exclusion where at most 12 sets of hosts can be lost whole, exact by
-        trying every combination where there are at most 65,536, else from 32,768 random ones.
+        Three methods are used, in this order: inclusion-exclusion if at most 12 sets of hosts can
+        be lost whole; trying every combination if there are at most 65,536; otherwise 32,768 random
+        combinations. The first two are exact.
 
         Parameters
         ----------
+        losses
+            Number of failure domains lost together.
         seed
             Random seed of the combinations.
         """
@@ -155,17 +158,17 @@ class Coverage:
 
 
 def coverage(placement: Placement, topology: Topology, *, failure_domain: str = "rank") -> Coverage:
-    """Say where the experts of a placement live.
+    """Find the failure domains that hold each expert of a placement.
 
     Parameters
     ----------
     failure_domain
-        What fails as a whole: ``"rank"`` or ``"node"``.
+        Kind of failure domain: ``"rank"`` or ``"node"``.
 
     Raises
     ------
     EquipoiseError
-        A topology of other ranks, or an unknown kind of failure domain.
+        A topology with another number of ranks, or an unknown kind of failure domain.
     """
     check_type("placement", placement, Placement)
     check_type("topology", topology, Topology)
@@ -181,7 +184,7 @@ def coverage(placement: Placement, topology: Topology, *, failure_domain: str = 
 
 
 def failure_domain_of_rank(topology: Topology, failure_domain: str) -> Ints:
-    """Number of each rank's failure domain, ``(R,)``; ``EquipoiseError`` for an unknown kind."""
+    """Number each rank's failure domain, ``(R,)``; raise ``EquipoiseError`` for an unknown kind."""
     if not isinstance(failure_domain, str) or failure_domain not in FAILURE_DOMAINS:
         raise EquipoiseError(
             f"failure_domain is {brief(failure_domain)}; expected 'rank' or 'node'."
@@ -190,7 +193,7 @@ def failure_domain_of_rank(topology: Topology, failure_domain: str) -> Ints:
 
 
 def chance_lost(num_failure_domains: int, losses: int) -> Floats:
-    """The chance that ``h`` failure domains are all lost, for ``h`` from 0, ``(X + 1,)``."""
+    """Compute the chance that 0, 1, ... ``X`` given failure domains are all lost, ``(X + 1,)``."""
     i = np.arange(num_failure_domains)
     chance: Floats = np.cumprod(
         np.append(1.0, np.maximum(losses - i, 0) / (num_failure_domains - i))
@@ -199,16 +202,14 @@ def chance_lost(num_failure_domains: int, losses: int) -> Floats:
 
 
 def _host_sets(hosts_XE: Bools, losses: int) -> Bools:
-    """The distinct sets of hosts that can be lost whole, ``(n, X)``."""
+    """Find the distinct sets of hosts that can be lost whole, ``(n, X)``."""
     return np.unique(hosts_XE.T[hosts_XE.sum(axis=0) <= losses], axis=0)
 
 
 def _exact_survival(sets: Bools, losses: int) -> float:
-    """Share of the combinations that contain none of the sets, ``(n, X)``."""
+    """Compute the share of combinations that contain none of the sets ``(n, X)``."""
     num_failure_domains = sets.shape[1]
-    unions = {
-        0: 1
-    }  # failure domains of some sets, as bits: terms with a plus less those with a minus
+    unions = {0: 1}  # union of some sets, as bits -> number of positive minus negative terms
     for row in sets:
         hosts = sum(1 << int(host) for host in np.flatnonzero(row))
         for union, sign in list(unions.items()):
@@ -222,7 +223,7 @@ def _exact_survival(sets: Bools, losses: int) -> float:
 
 
 def _all_losses(num_failure_domains: int, losses: int) -> Iterator[Bools]:
-    """Every combination of lost failure domains, in blocks ``(X, m)``."""
+    """Yield every combination of lost failure domains, in blocks ``(X, m)``."""
     every = combinations(range(num_failure_domains), losses)
     while block := list(islice(every, _BLOCK)):
         yield _marked(np.array(block), num_failure_domains)
@@ -242,7 +243,7 @@ def _marked(lost: Ints, num_failure_domains: int) -> Bools:
 
 
 def _try(families: list[Bools], losses: Iterator[Bools]) -> tuple[Floats, float, int]:
-    """Share of the losses each layer survives, ``(L,)``, and all layers; how many losses."""
+    """Return the shares of losses that each layer and all layers survive, and the losses tried."""
     by_layer, model, tried = np.zeros(len(families)), 0, 0
     members = [_members(sets) for sets in families]
     for lost in losses:
@@ -254,14 +255,14 @@ def _try(families: list[Bools], losses: Iterator[Bools]) -> tuple[Floats, float,
 
 
 def _members(sets: Bools) -> Ints:
-    """The failure domains of each set, ``(n, most)``; small sets repeat their first."""
+    """List the failure domains of each set, ``(n, most)``; small sets repeat their first."""
     size = sets.sum(axis=1)
     order = np.argsort(~sets, axis=1, kind="stable")[:, : size.max(initial=1)]
     return np.where(np.arange(order.shape[1]) < size[:, None], order, order[:, :1])
 
 
 def _spared(hosts: Ints, lost: Bools) -> Bools:
-    """Which of the losses, ``(X, m)``, take none of the sets of hosts whole, ``(m,)``."""
+    """Tell which losses ``(X, m)`` take none of the sets of hosts whole, ``(m,)``."""
     taken = lost[hosts[:, 0]]
     for host in hosts.T[1:]:
         taken &= lost[host]
@@ -269,6 +270,6 @@ def _spared(hosts: Ints, lost: Bools) -> Bools:
 
 
 def _standard_error(share: float, tried: int) -> float:
-    """Standard error of a share of random trials; two of either outcome added keep it above 0."""
+    """Estimate the standard error of a share; two trials of either outcome are added to it."""
     adjusted = (share * tried + 2) / (tried + 4)
     return float(np.sqrt(adjusted * (1 - adjusted) / (tried + 4)))

@@ -1,4 +1,4 @@
-"""Maps for fewer or more ranks, made from the one in force with few moves.
+"""Maps for fewer or more ranks, made from the map in force with few moves.
 
 ``equipoise explain failure``.
 """
@@ -29,17 +29,17 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_ROOTS = 4  # balance is judged by the 16-norm of the ranks, as ``Robust`` does
+_ROOTS = 4  # square roots of a 16th power: balance is the 16-norm over ranks, as in ``Robust``
 
 
 class Content(IntEnum):
-    """Where a slot has its expert from.
+    """Where a slot gets its expert from.
 
-    ============  ================================================================
-    ``KEPT``      The slot had it already.
-    ``COPIED``    Some rank that is still alive has it, perhaps the slot's own.
-    ``RELOADED``  No rank has it any more: load the checkpoint.
-    ============  ================================================================
+    ============  =============================================================
+    ``KEPT``      The slot already held it.
+    ``COPIED``    A rank that is alive holds it, perhaps the slot's own rank.
+    ``RELOADED``  No rank that is alive holds it: load it from the checkpoint.
+    ============  =============================================================
     """
 
     KEPT = 0
@@ -49,16 +49,16 @@ class Content(IntEnum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Refit:
-    """A placement on other ranks, and what its slots receive.
+    """A placement on another number of ranks, and where its slots get their experts from.
 
     Parameters
     ----------
     old, placement
-        Before and after.
+        Placements before and after.
     old_rank
-        Which old rank each new one was, -1 for one that is new, ``(R,)``.
+        Old number of each new rank, ``(R,)``; -1 for an added rank.
     content
-        The ``Content`` of every new slot, ``(L, S)``.
+        Source of every new slot's expert, ``(L, S)``: a ``Content``.
     """
 
     old: Placement
@@ -70,30 +70,30 @@ class Refit:
 
     @property
     def gone(self) -> Ints:
-        """Old ranks that are no more."""
+        """Old ranks that are gone, ascending."""
         return np.setdiff1d(np.arange(self.old.num_ranks), self.old_rank)
 
     @property
     def counts(self) -> Ints:
-        """Slots of each layer by ``Content``, ``(L, 3)``."""
+        """Number of slots of each ``Content`` in each layer, ``(L, 3)``."""
         counts: Ints = (self.content[:, :, None] == np.array(Content)).sum(axis=1)
         return counts
 
     def devices(self, before: Topology) -> Topology:
-        """The ranks of the new placement; one that is new has the mean speed of the old ones."""
+        """Describe the ranks of the new placement; an added rank has the mean speed."""
         speed = before.speed
         if speed is not None:
             speed = tuple(np.append(speed, np.mean(speed))[self.old_rank].tolist())
         return Topology(len(self.old_rank), speed=speed)
 
     def evaluate(self, problem: Problem) -> Evaluation:
-        """Score the new placement on the traffic it was made for, by an even split."""
+        """Score the new placement on the traffic it was made for, under an even split."""
         devices = self.devices(problem.topology)
         return evaluate(self.placement, problem.load, dispatch=Even(topology=devices))
 
     @property
     def status(self) -> str:
-        """What changes, in a sentence or two."""
+        """Sentences on what changes."""
         kept, copied, reloaded = self.counts.sum(axis=0)
         before, after = self.old, self.placement
         status = (
@@ -111,28 +111,33 @@ class Refit:
 def failover_maps(
     placement: Placement, problem: Problem, *, failure_domain: str = "rank"
 ) -> tuple[Refit, ...]:
-    """For the loss of each rank, or each node, the placement on the survivors.
+    """Prepare for the loss of each rank, or of each node: make the placement on the survivors.
 
-    Survivors keep their slots.  An expert that is lost takes the slot of an expert with another
-    copy, the one whose loss harms the balance least, and is reloaded.  The survivors keep their
-    number of slots; if those do not hold all experts, they get the fewest more that do, and added
-    slots that no lost expert needs get copies of others.
+    Survivors keep the content of their slots as far as possible.  A lost expert is reloaded into a
+    slot of an expert that has other copies; of these, the slot whose change harms balance least is
+    chosen.  Survivors keep their number of slots.  If these cannot hold all experts, each survivor
+    gets the fewest additional slots that can, and those not needed get further copies.
 
-    Balance is that of an even split in every traffic group of ``problem``.
+    Balance means an even split in every traffic group of ``problem``.
 
     Parameters
     ----------
+    placement
+        Placement in force; not changed.
     problem
-        Traffic to balance and the devices of the placement.
+        Traffic to balance, and the ranks of the placement.
+    failure_domain
+        Kind of loss to prepare for: ``"rank"`` or ``"node"``.
 
     Returns
     -------
-    One for each rank or node, in their order.
+    One result for each rank or node, in order.
 
     Raises
     ------
     EquipoiseError
-        A problem of another shape, a single rank or node, survivors without room for all experts.
+        A problem that does not fit the placement, a single rank or node, or survivors without room
+        for all experts.
     """
     _check(placement, problem)
     of_rank = failure_domain_of_rank(problem.topology, failure_domain)
@@ -146,24 +151,26 @@ def failover_maps(
 
 
 def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
-    """The placement on fewer or more ranks, with few moves.
+    """Change a placement to fewer or more ranks, with few moves.
 
-    To shrink, the last ranks leave, and what only they have is copied to the others before they do;
-    slots are found for it as for ``failover_maps``.  To grow, ranks are added after the last, each
-    with the slots of any other, for copies of the experts that it lightens the busiest ranks most
-    to copy; new ranks count as ranks of mean speed with room for all their slots.
+    To shrink, the last ranks leave. Experts that only they hold are copied to the others first;
+    their slots are chosen as by ``failover_maps``.  To grow, ranks are added at the end, with the
+    same number of slots as the others. They get copies of the experts that relieve the busiest
+    ranks most. An added rank is assumed to have mean speed and room for all its slots.
 
     Parameters
     ----------
+    placement
+        Placement in force; not changed.
     problem
-        Traffic to balance and the devices the placement is on now.
+        Traffic to balance, and the ranks that the placement is on now.
     num_ranks
-        How many there shall be.
+        New number of ranks.
 
     Raises
     ------
     EquipoiseError
-        A problem of another shape, ranks without room for all experts.
+        A problem that does not fit the placement, or ranks without room for all experts.
     """
     _check(placement, problem)
     num_ranks = check_count("num_ranks", num_ranks)
@@ -174,18 +181,19 @@ def resize(placement: Placement, problem: Problem, num_ranks: int) -> Refit:
 
 
 def refit(before_LRC: ArrayLike, problem: Problem) -> tuple[Placement, NDArray[np.int8]]:
-    """The placement on ranks of which each holds something, nothing, or what nobody knows.
+    """Complete a placement on ranks whose slots may be empty or unknown.
 
-    As for ``failover_maps``, from what the ranks there are now hold: slots keep their expert, those
-    without one get what is missing, then copies.
+    Slots keep their known experts. The others get the missing experts first, then copies, chosen as
+    by ``failover_maps``.
 
     Parameters
     ----------
     before_LRC
-        Expert ids ``(L, R, C)``, -1 for a slot without a known expert; a rank that is new has none.
+        Expert ids by rank, ``(L, R, C)``; -1 marks a slot without a known expert. All slots of an
+        added rank are -1.
     problem
-        Traffic to balance, the ranks there are now, and how many slots they shall have. They get
-        more if those do not hold all experts; where they had more, the last are given up.
+        Traffic to balance, the ranks that exist now, and their number of slots. They get more slots
+        if these cannot hold all experts. If the ranks had more slots before, the last are dropped.
 
     Returns
     -------
@@ -194,7 +202,7 @@ def refit(before_LRC: ArrayLike, problem: Problem) -> tuple[Placement, NDArray[n
     Raises
     ------
     EquipoiseError
-        Experts of another shape or outside ``[-1, E)``, ranks without room for all experts.
+        Expert ids of another shape or outside ``[-1, E)``, or ranks without room for all experts.
     """
     check_type("problem", problem, Problem)
     topology, num_experts = problem.topology, problem.num_experts
@@ -214,7 +222,7 @@ def refit(before_LRC: ArrayLike, problem: Problem) -> tuple[Placement, NDArray[n
 def _refit(
     old: Placement, problem: Problem, scenarios: Scenarios, old_rank: Ints, alive: Bools
 ) -> Refit:
-    """The placement on the ranks that ``old_rank`` names; ``alive`` old ranks can be copied."""
+    """Make the placement on the ranks of ``old_rank``; ranks in ``alive`` can be copied from."""
     room, slowness = _of_ranks(problem, old_rank)
     _check_survivors(old, old_rank, room)
     size = _slots_per_rank(old.slots_per_rank, room, old.num_experts)
@@ -231,7 +239,7 @@ def _refit(
 
 
 def _filled(before_LRC: Ints, scenarios: Scenarios, room: Ints, slowness: Floats) -> Ints:
-    """What the slots hold once every expert has one and none is empty, ``(L, S)``."""
+    """Fill the slots so that every expert has one and none is empty, ``(L, S)``."""
     slots = before_LRC.copy()
     for layer, row in enumerate(slots):
         load, risk = scenarios.load[layer], scenarios.risk[layer]
@@ -240,7 +248,7 @@ def _filled(before_LRC: Ints, scenarios: Scenarios, room: Ints, slowness: Floats
 
 
 def _content(before: Ints, after: Ints, alive_LE: Bools) -> NDArray[np.int8]:
-    """Where each slot has its expert from; an expert is reloaded once, then copied."""
+    """Find where each slot gets its expert from; an expert is reloaded once, then copied."""
     content = np.full(after.shape, Content.COPIED, dtype=np.int8)
     content[before == after] = Content.KEPT
     for layer, row in enumerate(after):
@@ -250,10 +258,10 @@ def _content(before: Ints, after: Ints, alive_LE: Bools) -> NDArray[np.int8]:
 
 
 class _Layer:
-    """A layer while it is filled: who holds what, and what every rank carries.
+    """A layer while it is filled: the content of slots and the load of ranks.
 
-    Experts are numbered to ``E - 1``; ``E`` stands for none, which nobody holds and has no load.
-    Slots that repeat an expert of their rank count as open, but keep it unless they are needed.
+    Expert ``E`` stands for "none" and has no load. A slot that repeats an expert of its rank counts
+    as open, but keeps the expert unless the slot is needed.
     """
 
     def __init__(
@@ -297,7 +305,7 @@ class _Layer:
             self._put(rank[i], at[i], experts[best])
 
     def _with_room(self, wanted: Bools) -> tuple[Ints, Ints]:
-        """The first wanted slot of each rank that can hold another expert: ranks and positions."""
+        """Find the first wanted slot of each rank with room: return ranks and positions."""
         rank = np.flatnonzero(wanted.any(axis=1) & (self.used < self.room))
         return rank, wanted[rank].argmax(axis=1)
 
@@ -310,19 +318,19 @@ class _Layer:
         self._add_up()
 
     def _mark(self, rank: int, expert: int, copies: int) -> None:
-        """A rank holds one expert more, or with -1 one less."""
+        """Record that a rank holds one copy of an expert more, or with -1 one less."""
         self.held[rank, expert] += copies
         self.copies[expert] += copies
         self.used[rank] += copies
 
     def _add_up(self) -> None:
-        """What every rank carries, ``(R, T)``."""
+        """Add up the load of every rank, ``(R, T)``."""
         share = (1 / np.maximum(self.copies, 1))[:, None]
-        counted = (self.load + self.risk * share) * share  # by a copy, the price of variance too
+        counted = (self.load + self.risk * share) * share  # of one copy, with the price of variance
         self.sums = self.slow[:, None] * (self.held @ counted)
 
     def _norms(self, rank: Ints, leaving: Ints, arriving: Ints) -> Floats:
-        """The objective, ``(n,)``, after each of some moves: an expert for another on a rank."""
+        """Compute the objective, ``(n,)``, after each move that replaces an expert on a rank."""
         from equipoise.plan.search import _packing_kernels as _kernels  # numba takes long to import
 
         norms = _kernels.powers_after(
@@ -340,7 +348,7 @@ class _Layer:
 
 
 def _of_ranks(problem: Problem, old_rank: Ints) -> tuple[Ints, Floats]:
-    """Different experts that each new rank can hold, and what its work takes, ``(R,)`` each."""
+    """Return the different experts that each new rank can hold, and 1 / speed, ``(R,)`` each."""
     stays, topology = old_rank >= 0, problem.topology
     room, slowness = np.full(len(old_rank), problem.num_experts), np.ones(len(old_rank))
     slowness[stays] = 1 / topology.relative_speed[old_rank[stays]]
@@ -360,7 +368,7 @@ def _check_survivors(old: Placement, old_rank: Ints, room: Ints) -> None:
 
 
 def _slots_per_rank(size: int, room: Ints, num_experts: int) -> int:
-    """That many, or the fewest that hold all experts."""
+    """Return the number of slots per rank, raised to the fewest that hold all experts."""
     while np.minimum(room, size).sum() < num_experts:
         size += 1
     check_count("The number of slots", len(room) * size)

@@ -1,4 +1,4 @@
-"""Whether a new placement is worth moving to: what it saves, against what moving costs."""
+"""The decision whether to move to a new placement: the time it saves against the time it costs."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
 
-_DRAWS = 4000  # the ends of a 95 % interval then lie within a percent of where more would put them
+_DRAWS = 4000  # more draws would change the ends of a 95 % interval by less than 1 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Move or stay, with the numbers behind it.
+    """The decision to move or to stay, with the numbers behind it.
 
     Parameters
     ----------
     move
-        The answer.
+        Flag to move.
     gain_seconds, gain_low, gain_high
-        What a step gets shorter by, mean and both ends of the confidence interval; all layers.
+        Seconds saved in a step, all layers: mean and both ends of the confidence interval.
     gain_assignments
-        Assignments that the busiest ranks lose in a step, summed over layers.
+        Assignments that the busiest ranks have less in a step, summed over layers.
     moves, moved_bytes, move_seconds
-        Slots that change, bytes on wires and the time they take, from the migration.
+        Number of slots that change, bytes transferred between ranks, and seconds that takes.
     pay_seconds
-        Serving time lost to moving: the stall and what transfers slow down.
+        Serving time lost by moving: the stall, and the slowdown during transfers.
     break_even_steps
-        Steps after which the mean gain has paid that back, those before the plan is live included;
-        infinite if there is no gain.
+        Steps from now after which the mean gain has paid for the move; infinite without a gain.
     sure_after_steps
-        The same with the low end of the gain.
+        Steps from now after which the low end of the gain has paid for the move.
     dwell_steps
-        Steps the loads are expected to stay as they are.
+        Steps for which the loads are expected to stay as they are.
     confidence
         Confidence level of the interval.
     """
@@ -76,7 +75,7 @@ class Decision:
 
     @property
     def text(self) -> str:
-        """The answer in a sentence."""
+        """Decision and numbers in a sentence."""
         if not self.moves:
             return "Stay: the placements are the same."
         size = f"{self.moves} slots, {self.moved_bytes / 1e9:.3g} GB"
@@ -95,34 +94,34 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Moves if even the low end of the gain pays the move back before the loads drift away.
+    """A rule that moves if even the low end of the gain pays for the move before loads drift away.
 
-    The gain is the difference in time of the slowest rank, summed over layers, on steps that the
-    new placement was not planned on. Its interval is from resampling circular blocks of steps
-    (``resampled_means``). All costs are the caller's: none of them has a value that fits every
-    system.
+    The gain is the time that the slowest ranks save, summed over layers, on steps that the new
+    placement was not planned on. Its confidence interval comes from resampling circular blocks of
+    steps (``resampled_means``). The caller gives all costs, because none has a value that fits
+    every system.
 
     Parameters
     ----------
     cost
         Cost of a rank's share of a layer.
     expert_bytes
-        All tensors of one expert in one layer, scales included.
+        Size of all tensors of one expert in one layer, scales included.
     dwell_steps
-        Steps until the loads have drifted away from what the plan was made for.
+        Number of steps until the loads have drifted away from those that the plan was made for.
     stall_seconds
-        Seconds for which serving stands still.
+        Time for which serving stops.
     interference
-        Serving seconds lost for each second of transfers: 0 where they cost it nothing, 1 where
-        serving waits for them.
+        Serving time lost per second of transfers: 0 if transfers do not slow serving, 1 if serving
+        waits for them.
     delay_steps
-        Steps from now until the new placement is in force.
+        Number of steps from now until the new placement is in force.
     dispatch
-        Dispatcher that runs.
+        Dispatcher that will run, by name or as an object.
     confidence
         Confidence level of the interval, in (0, 1).
     block_steps
-        Length of the blocks; the cube root of the number of steps if ``None``.
+        Length of the resampled blocks; the cube root of the number of steps if ``None``.
     seed
         Random seed of the resampling.
     """
@@ -152,18 +151,20 @@ class Gate:
             check_number("block_steps", self.block_steps, low=1, high=np.inf)
 
     def decide(self, migration: Migration, steps: Trace | ArrayLike) -> Decision:
-        """Weigh a migration on steps that were not planned on.
+        """Decide on a migration by its gain on steps that were not planned on.
 
         Parameters
         ----------
+        migration
+            Moves to the new placement.
         steps
-            A trace or assignments ``(T, L, E)``, in order, each row what one step routes; sums of
-            several steps would be taken for large ones.
+            Trace, or assignments ``(T, L, E)``, in order of time. Each row must be a single step:
+            a sum of several steps would count as one large step.
 
         Raises
         ------
         EquipoiseError
-            Fewer than two steps, layers or experts that are not the placement's, loads that are
+            Fewer than two steps, layers or experts other than the placement's, or loads that are
             not finite numbers >= 0.
         """
         load = _loads(steps, migration.new)
@@ -171,14 +172,16 @@ class Gate:
         return self.weigh(migration, old[0] - new[0], float((old[1] - new[1]).mean()))
 
     def weigh(self, migration: Migration, gain: Floats, gain_assignments: float) -> Decision:
-        """Weigh a migration whose gain is known.
+        """Decide on a migration whose gain was computed elsewhere.
 
         Parameters
         ----------
+        migration
+            Moves to the new placement.
         gain
-            Seconds that each step gets shorter by, ``(T,)``, in order.
+            Seconds saved in each step, ``(T,)``, in order of time.
         gain_assignments
-            Assignments that the busiest ranks lose in a step, summed over layers.
+            Assignments that the busiest ranks have less in a step, summed over layers.
         """
         low, high = self._interval(gain)
         move_seconds = migration.seconds(self.expert_bytes)
@@ -202,7 +205,7 @@ class Gate:
         )
 
     def _peaks(self, placement: Placement, load: Floats, migration: Migration) -> Floats:
-        """Seconds and assignments of the slowest and busiest ranks, layers summed, ``(2, T)``."""
+        """Compute seconds and assignments of the slowest ranks, summed over layers, ``(2, T)``."""
         runs = self.runs(migration.topology)
         peaks = np.empty((2, len(load)))
         for t, step in enumerate(load):
@@ -212,12 +215,12 @@ class Gate:
         return peaks
 
     def runs(self, topology: Topology | None) -> Dispatcher:
-        """The dispatcher on these machines; told of the cost only if it cannot do without."""
+        """Make the dispatcher for these ranks; it is given the cost only if it needs one."""
         cost = self.cost if needs_cost(self.dispatch) else None
         return dispatcher(self.dispatch, topology, cost=cost)
 
     def _interval(self, gain: Floats) -> tuple[float, float]:
-        """Both ends of the confidence interval of the mean gain."""
+        """Compute both ends of the confidence interval of the mean gain."""
         block = int(self.block_steps or block_length(len(gain)))
         means = resampled_means(gain, block_steps=block, num_draws=_DRAWS, seed=self.seed)
         low, high = np.quantile(means, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])

@@ -1,4 +1,4 @@
-"""How many ranks and nodes a token goes to on a placement, next to what it does without one."""
+"""The number of ranks and nodes that a token goes to, with a placement and without balancing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How many ranks and nodes a token goes to, means over layers; ``plain`` without balancing."""
+    """Mean number of ranks and nodes that a token goes to in a layer.
+
+    The fields with ``plain`` in their name are those without balancing.
+    """
 
     ranks_per_token: float
     nodes_per_token: float
@@ -27,7 +30,7 @@ class Reach:
 
     @property
     def text(self) -> str:
-        """The same in a sentence."""
+        """Sentence with these numbers."""
         return (
             f"An unseen token reaches {self.ranks_per_token:.2f} ranks and "
             f"{self.nodes_per_token:.2f} nodes, without balancing "
@@ -36,12 +39,12 @@ class Reach:
 
 
 def measure_reach(placement: Placement, unseen: Trace, topology: Topology) -> Reach:
-    """Follow the tokens of steps that were not planned on.
+    """Count the ranks and nodes that tokens reach, in steps that were not planned on.
 
     Raises
     ------
     EquipoiseError
-        A trace without token ids, or of other layers or experts.
+        A trace without token ids, or with other layers or experts than the placement.
     """
     plain = placement_without_balancing(unseen, topology.num_ranks)
     before, after = (measure_traffic(p, unseen.tokens, topology) for p in (plain, placement))
@@ -54,7 +57,7 @@ def measure_reach(placement: Placement, unseen: Trace, topology: Topology) -> Re
 
 
 def placement_without_balancing(trace: Trace, num_ranks: int) -> Placement:
-    """Every expert once, in order; slots that stay empty hold experts that the model has not."""
+    """Place every expert once, in order; slots that stay empty get experts beyond the model's."""
     rank_E = ranks_without_balancing(trace.num_experts, num_ranks)
     size = -(-trace.num_experts // num_ranks)
     missing = np.repeat(np.arange(num_ranks), size - np.bincount(rank_E, minlength=num_ranks))

@@ -1,4 +1,4 @@
-"""How far tokens travel: the ranks and nodes each of them reaches, and what that takes in time."""
+"""Communication: the ranks and nodes that tokens go to, and the time that this takes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _BLOCK_TOKENS = 4096
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Traffic:
-    """Where tokens go when every copy of an expert takes an equal share, by chance.
+    """Expected destinations of tokens when each choice goes to a random copy of its expert.
 
-    All are means over the tokens that chose an expert in the layer, 0 where there is none.
+    All are means over the tokens that chose an expert in the layer, and 0 if no token did.
 
     Parameters
     ----------
     rank_reach
-        Share of the tokens with a choice on each rank, ``(L, R)``.
+        Share of the tokens that go to each rank, ``(L, R)``.
     node_reach
-        Share of the tokens with a choice on each node, ``(L, N)``.
+        Share of the tokens that go to each node, ``(L, N)``.
     same_rank_pairs
-        Share of the pairs among a token's choices that lie on one rank, ``(L,)``.
+        Share of the pairs of a token's choices that go to the same rank, ``(L,)``.
     choices_per_token
-        ``K``, less where choices are missing, ``(L,)``.
+        Number of choices per token, ``(L,)``: ``K``, or less if choices are missing.
     """
 
     rank_reach: Floats
@@ -47,41 +47,41 @@ class Traffic:
 
     @property
     def ranks_per_token(self) -> Floats:
-        """Expected number of different ranks a token goes to, ``(L,)``."""
+        """Expected number of different ranks that a token goes to, ``(L,)``."""
         return np.asarray(self.rank_reach.sum(axis=1))
 
     @property
     def nodes_per_token(self) -> Floats:
-        """Expected number of different nodes a token goes to, ``(L,)``."""
+        """Expected number of different nodes that a token goes to, ``(L,)``."""
         return np.asarray(self.node_reach.sum(axis=1))
 
     @property
     def network_sends_per_token(self) -> Floats:
-        """Copies of a token that leave its node, one a destination node, ``(L,)``.
+        """Expected number of other nodes that a token is sent to, ``(L,)``.
 
-        Every rank sends the same number of tokens.
+        All ranks are assumed to send the same number of tokens.
         """
         return np.asarray(self.nodes_per_token * (1 - 1 / self.node_reach.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """What a layer takes where tokens cross the network once a node, then go on to the ranks.
+    """A model of a layer's time with two-stage dispatch: one message per node, then to the ranks.
 
-    The slowest rank counts, from its first token received to its last result returned, without
-    overlap.  Every rank sends the same number of tokens; the adapters of a node share what it
-    receives.
+    The time is that of the slowest rank, from the first token received to the last result returned,
+    without overlap.  All ranks send the same number of tokens, and the adapters of a node share
+    what it receives.
 
     Parameters
     ----------
     cost
         Time of the experts on a rank.
     step_tokens
-        Tokens in one step, all ranks together.  Loads are scaled to it: what counts of them is how
-        they are spread.
+        Number of tokens in one step, all ranks together.  Loads are scaled to it, so only their
+        distribution over experts matters.
     token_bytes
-        Bytes of one token to one destination, result included: 7,392 + 14,336 for DeepSeek-V3 (FP8
-        there, BF16 back).
+        Bytes of one token to one destination and back: 7,392 + 14,336 for DeepSeek-V3 (FP8 to the
+        experts, BF16 back).
 
     Raises
     ------
@@ -100,7 +100,7 @@ class StepTime:
         check_number("token_bytes", self.token_bytes, low=0, high=np.inf)
 
     def wire_seconds(self, traffic: Traffic, topology: Topology) -> Floats:
-        """Time each rank spends receiving tokens and returning results, ``(L, R)``."""
+        """Compute the seconds that each rank spends on receiving and returning, ``(L, R)``."""
         on_node, on_rank = receive_seconds(topology)
         reach = (
             on_node * traffic.node_reach[:, topology.node_of_rank] + on_rank * traffic.rank_reach
@@ -110,13 +110,15 @@ class StepTime:
     def layer_seconds(
         self, placement: Placement, load: ArrayLike, traffic: Traffic, topology: Topology
     ) -> Floats:
-        """Time of each layer, ``(T, L)``, under an even split.
+        """Compute the seconds of each layer, ``(T, L)``, under an even split.
 
         Parameters
         ----------
+        placement, topology
+            Placement and its ranks.
         load
-            Assignments, ``(T, L, E)``; how they are spread over the experts counts, not how many.
-            A layer without load takes the wires and the fixed part.
+            Assignments, ``(T, L, E)``; only their distribution over the experts matters. A layer
+            without load takes the communication and the fixed time. Not changed.
         traffic
             Traffic of the same placement.
         """
@@ -136,20 +138,23 @@ class StepTime:
 
 
 def measure_traffic(placement: Placement, tokens: TokenIds | None, topology: Topology) -> Traffic:
-    """Exact expectations over the copies, from the tokens' own choices.
+    """Compute the exact expected traffic from the choices of recorded tokens.
 
-    A token that chose experts with shares ``p_x`` on a rank misses it with probability
-    ``prod (1 - p_x)``, as each choice takes one of the copies evenly and by itself.
+    Each choice goes to one of its expert's copies, uniformly and independently. If the chosen
+    experts have shares ``p_x`` of their copies on a rank, the token does not go to the rank with
+    probability ``prod (1 - p_x)``.
 
     Parameters
     ----------
+    placement, topology
+        Placement and its ranks.
     tokens
-        ``Trace.tokens``.
+        Choices of the tokens: ``Trace.tokens``; not changed.
 
     Raises
     ------
     EquipoiseError
-        No token ids, or a placement of other layers or ranks.
+        Missing token ids, or a placement with other layers or ranks.
     """
     ids = checked_ids(tokens, placement.num_layers, placement.num_experts)
     if topology.num_ranks != placement.num_ranks:
@@ -175,10 +180,10 @@ def measure_traffic(placement: Placement, tokens: TokenIds | None, topology: Top
 
 
 def receive_seconds(topology: Topology) -> tuple[float, float]:
-    """What a rank spends for each byte sent to its node, and for each sent to itself.
+    """Compute a rank's seconds for each byte sent to its node, and for each byte sent to itself.
 
-    ``1 / N`` of the tokens of a node are there already, the others come in over all its adapters;
-    of those for a rank, ``1 / (R / N)`` came in over its own.
+    Of the tokens for a node, ``1 / N`` are there already; the others arrive over all its adapters.
+    Of the tokens for a rank, ``1 / (R / N)`` arrived over its own adapter.
     """
     num_nodes, size = topology.num_nodes, topology.num_ranks // topology.num_nodes
     network = (1 - 1 / num_nodes) / size / topology.network_link.bytes_per_second
@@ -187,14 +192,14 @@ def receive_seconds(topology: Topology) -> tuple[float, float]:
 
 
 def latency_seconds(topology: Topology) -> float:
-    """A message to every peer on either wire, there and back."""
+    """Compute the seconds of latency of one message to every peer on both links, there and back."""
     num_nodes, size = topology.num_nodes, topology.num_ranks // topology.num_nodes
     network = (num_nodes - 1) * topology.network_link.latency_seconds
     return 2 * (network + (size - 1) * topology.node_link.latency_seconds)
 
 
 def checked_ids(tokens: TokenIds | None, num_layers: int, num_experts: int) -> NDArray[np.integer]:
-    """Expert ids ``(D, L, K)`` of the layers, at least one token; else ``EquipoiseError``."""
+    """Return expert ids ``(D, L, K)`` with at least one token, or raise ``EquipoiseError``."""
     if tokens is None:
         raise EquipoiseError(
             "The trace has no token ids, only counts; record the tokens' own choices."
@@ -212,7 +217,7 @@ def checked_ids(tokens: TokenIds | None, num_layers: int, num_experts: int) -> N
 
 
 def known_ids(ids: NDArray[np.integer], num_experts: int) -> NDArray[np.int64]:
-    """The ids with ``E`` in place of those outside ``[0, E)``."""
+    """Replace ids outside ``[0, E)`` by ``E``."""
     known = ids.astype(np.int64)
     known[(known < 0) | (known >= num_experts)] = num_experts
     return known
@@ -221,7 +226,7 @@ def known_ids(ids: NDArray[np.integer], num_experts: int) -> NDArray[np.int64]:
 def _layer_traffic(
     ids_DK: NDArray[np.integer], rank_share: Floats, node_share: Floats
 ) -> tuple[Floats, Floats, float, float]:
-    """Reach by rank and by node, share of pairs on one rank, choices a token."""
+    """Compute the four fields of ``Traffic`` for one layer."""
     num_experts = rank_share.shape[1]
     on_rank, on_node = (np.pad(share.T, ((0, 1), (0, 0))) for share in (rank_share, node_share))
     reach = np.zeros(len(rank_share)), np.zeros(len(node_share))

@@ -1,1 +1,1 @@
-"""The live view of a running system: what is seen of it, what follows, and how that is drawn."""
+"""The live view of a running system: reading it, following it, and drawing it."""

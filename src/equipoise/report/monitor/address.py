@@ -1,4 +1,4 @@
-"""Asking an address, however it answers: within seconds, and no more than some megabytes."""
+"""Requests to an address, with limits on time and size whatever it answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT = "text/plain; version=0.0.4"
 
 
 class Addresses:
-    """The processes of a serving group, each at an address where it answers Prometheus.
+    """A source: the processes of a serving group, each with an address for Prometheus.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ class Addresses:
 
     @property
     def name(self) -> str:
-        """The first address, and how many follow."""
+        """First address, and the number of others."""
         first, *more = self._urls
         return harmless(first) + (f" and {len(more)} more" if more else "")
 
     def look(self) -> list[Look]:
-        """What all that answer say; ``EquipoiseError`` where none does."""
+        """Read all processes that answer; raise ``EquipoiseError`` if none does."""
         with ThreadPoolExecutor(min(len(self._urls), 16)) as pool:
             answers = dict(zip(self._urls, pool.map(self._page, self._urls.values()), strict=True))
         silent = {harmless(url): a for url, a in answers.items() if isinstance(a, str)}
@@ -62,7 +62,7 @@ class Addresses:
         return [look_at_pages(pages, time=self._clock(), silent=silent)]
 
     def _page(self, url: SplitResult) -> Page | str:
-        """What an address says, or why that is nothing."""
+        """Read the page of an address, or return the reason why it cannot be read."""
         try:
             return parse_page(ask(url, patience_seconds=self._patience))
         except FormatError as error:
@@ -70,12 +70,12 @@ class Addresses:
 
 
 def checked_url(url: str) -> SplitResult:
-    """The parts of an address, ``http://`` and ``/metrics`` added where they are left out.
+    """Split an address into its parts, and add ``http://`` and ``/metrics`` if they are missing.
 
     Raises
     ------
     EquipoiseError
-        It is none, or is to be asked by another protocol.
+        A text that is no address, or another protocol.
     """
     whole = url if "://" in url else f"http://{url}"
     try:
@@ -92,15 +92,15 @@ def checked_url(url: str) -> SplitResult:
 
 
 def ask(url: SplitResult, *, method: str = "GET", patience_seconds: float) -> str:
-    """What an address answers, as text.
+    """Send a request to an address and return the answer as text.
 
-    The whole exchange has one deadline, so that a server that says a letter a second, or never
-    stops, is given up like one that says nothing.
+    The whole exchange has one deadline, so that a server that answers very slowly, or never stops,
+    is given up like a silent one.
 
     Raises
     ------
     FormatError
-        No answer, one that is too long or too slow, or one that is no success.
+        No answer, an answer that is too long or too slow, or an error status.
     """
     try:
         data = _exchange(url, method, time.monotonic() + patience_seconds)
@@ -123,7 +123,7 @@ def ask(url: SplitResult, *, method: str = "GET", patience_seconds: float) -> st
 
 
 def post(url: SplitResult | None) -> str:
-    """Ask an address for fresh figures; the answer is a sentence, whatever comes of it."""
+    """Ask an address for fresh figures; return a sentence on the result."""
     if url is None:
         return (
             "Looked again. No address was given to ask the system itself for fresh figures; "
@@ -137,7 +137,7 @@ def post(url: SplitResult | None) -> str:
 
 
 def _exchange(url: SplitResult, method: str, deadline: float) -> bytes:
-    """Send the request, and read until the other side hangs up."""
+    """Send the request, and read until the other side closes the connection."""
     host = url.hostname or ""
     port = url.port or (443 if url.scheme == "https" else 80)
     target = url.path + (f"?{url.query}" if url.query else "")
@@ -177,11 +177,11 @@ def _left(deadline: float) -> float:
 
 
 class _Answer:
-    """Bytes that have come, in the place of the socket that Python's parser reads."""
+    """Received bytes that replace the socket for Python's HTTP parser."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def makefile(self, *_: Any) -> io.BytesIO:
-        """The bytes as a file."""
+        """Return the bytes as a file."""
         return io.BytesIO(self._data)

@@ -1,4 +1,4 @@
-"""Draws a view in the lines and columns that a terminal has. Equal views give equal pictures."""
+"""Drawing of a view in the lines and columns of a terminal. Equal views give equal pictures."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from equipoise.report.terminal import heat_cell
 _BLOCKS, _LEFT_BLOCKS = " ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█"
 _CHANCE, _FLOOR, _MEAN, _CHANGED = "░", "╌", "┊", "▲"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░╌┊▲↑↗→↘↓…", "_..-==##.---===:-|^^/>\\v~")
-_LEAST_TOP = 1.2  # of the curve, or a balanced run would look like a mountain range
-_BUSY, _BUSIER = 1.1, 1.25  # times the mean
+_LEAST_TOP = 1.2  # least upper end of the curve, so that a balanced run looks flat
+_BUSY, _BUSIER = 1.1, 1.25  # loads over the mean from which colours change
 _TRENDS = ((1.25, "↑"), (1.05, "↗"), (0.95, "→"), (0.8, "↘"), (0.0, "↓"))
-_LABEL = 6  # columns of the axis of the curve
+_LABEL = 6  # columns for the axis of the curve
 _BAR_COLUMNS, _EXPERT_COLUMNS = 36, 24
-_AROUND_HEAT = 14  # columns of layers and of the worst rank
-_LEAST_BARS = 30  # columns
-_ROOMY = 32  # lines from which parts are set apart
+_AROUND_HEAT = 14  # columns for layer numbers and for the worst rank
+_LEAST_BARS = 30  # least number of columns for bars
+_ROOMY = 32  # lines of the terminal from which empty lines separate the parts
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A view that fills a terminal.
+    """A picture of a view that fills a terminal.
 
     Parameters
     ----------
     height
-        Lines; a terminal's own where it is ``None``.
+        Number of lines; the terminal's if ``None``.
     """
 
     view: View
     height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines, in marks that the terminal has."""
+        """Yield the lines, in characters that the terminal can show."""
         lines = frame(self.view, options.max_width, self.height or console.height)
         for number, line in enumerate(lines):
             plain = line.plain.translate(_ASCII) if options.ascii_only else line.plain
@@ -52,7 +52,7 @@ class Picture:
 
 
 def frame(view: View, width: int, height: int) -> list[Text]:
-    """The picture in exactly that number of lines, none wider than the columns."""
+    """Draw the picture in exactly this number of lines, none wider than the columns."""
     head = [*_header(view, width), *(Text(trouble, "red") for trouble in view.troubles[:3])]
     gap = [Text()] if height >= _ROOMY else []
     room = height - len(head) - 3 * len(gap) - 4  # the curve's title and marks, events', the keys
@@ -71,7 +71,7 @@ def frame(view: View, width: int, height: int) -> list[Text]:
 
 
 def _header(view: View, width: int) -> list[Text]:
-    """The title and what is known, as much on a line as fits."""
+    """Draw the title and the facts, filling each line."""
     lines = [Text(view.title, "bold")]
     for fact in view.facts:
         if lines[-1].cell_len + len(fact) + 3 > width:
@@ -90,7 +90,7 @@ def _keys() -> Text:
 
 
 def _curve(view: View, width: int, rows: int) -> list[Text]:
-    """Imbalance from 1 up; what chance gives is dotted, what is above it is filled."""
+    """Draw the imbalance from 1 up: dotted up to the noise floor, filled above it."""
     moments = squeezed(view.curve, max(width - _LABEL, 1))
     legend = f"{_CHANCE} chance  {_CHANGED} another map"
     known = [x for m in moments for x in (m.imbalance, m.noise_floor) if x is not None]
@@ -108,7 +108,7 @@ def _curve(view: View, width: int, rows: int) -> list[Text]:
 
 
 def _point(moment: Moment, low: float, high: float) -> tuple[str, str]:
-    """The mark of one moment in the line from ``low`` to ``high``, and its style."""
+    """Choose the character and style of a moment in the line from ``low`` to ``high``."""
     value, floor = moment.imbalance, moment.noise_floor or 1.0
     if value is None or value <= low:
         return (_FLOOR, "dim") if value is not None and low < floor <= high else (" ", "")
@@ -120,14 +120,14 @@ def _point(moment: Moment, low: float, high: float) -> tuple[str, str]:
 
 
 def _middle(view: View, width: int, rows: int) -> list[Text]:
-    """Ranks, and next to them the layers; nothing where nothing is known of either."""
+    """Draw the ranks, and next to them the layers, as far as they are known."""
     if not (view.ranks or view.heat or view.layers):
         return []
     ranks = [Text(view.ranks_title, "bold"), *_bars(view.ranks, width, rows - 1)]
     if view.heat is None and not view.layers:
         return ranks
     left = width // 2
-    if view.heat is not None:  # a column a rank, where the bars have room enough without it
+    if view.heat is not None:  # one column per rank, if enough room is left for the bars
         most = width - view.heat.multiples.shape[1] - _AROUND_HEAT
         left = min(left, max(most, _LEAST_BARS))
     narrow = [Text(view.ranks_title, "bold"), *_bars(view.ranks, left - 2, rows - 1)]
@@ -142,7 +142,7 @@ def _middle(view: View, width: int, rows: int) -> list[Text]:
 
 
 def _bars(bars: Sequence[Bar], width: int, rows: int) -> list[Text]:
-    """A line a bar; in several columns, or the worst first and the rest in a word, to fit."""
+    """Draw one line per bar, in several columns if needed, or only the worst and a summary."""
     if not bars or rows < 1:
         return []
     columns = max(min(ceil(len(bars) / rows), width // _BAR_COLUMNS), 1)
@@ -181,7 +181,7 @@ def _bar(bar: Bar, name: int, width: int, top: float) -> Text:
 
 
 def _heat(heat: Heat, width: int, rows: int) -> list[Text]:
-    """Layers x ranks; neighbours share a cell where there are too many, which shows the busiest."""
+    """Draw layers x ranks; if there are too many, neighbours share a cell with the busiest."""
     label = _LABEL + 2
     room = max(width - _AROUND_HEAT, 1)
     imbalance = heat.multiples.max(axis=1).tolist()
@@ -205,7 +205,7 @@ def _heat(heat: Heat, width: int, rows: int) -> list[Text]:
 
 
 def _bottom(view: View, width: int, rows: int) -> list[Text]:
-    """What has happened, the last first, and the hottest experts."""
+    """Draw the events, the latest first, and the hottest experts."""
     events = [Text("Events", "bold"), *map(_event, reversed(view.events[-rows:]))]
     if not view.events:
         events.append(Text("none yet", "dim"))
@@ -226,7 +226,7 @@ def _expert(hot: HotExpert) -> Text:
 
 
 def _next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]:
-    """Two parts side by side; the right one begins at a column."""
+    """Put two parts side by side; the right one begins at a given column."""
     lines = []
     for number in range(max(len(left), len(right))):
         line = left[number].copy() if number < len(left) else Text()
@@ -239,7 +239,7 @@ def _next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
-    """One text at each end of a line; the left alone where both do not fit."""
+    """Put a text at each end of a line, or only the left one if both do not fit."""
     space = width - left.cell_len - right.cell_len
     return left if space < 2 else Text.assemble(left, " " * space, right)
 
@@ -252,7 +252,7 @@ def _fitted(line: Text, width: int) -> Text:
 
 
 def snapshot(view: View, width: int, height: int) -> str:
-    """The picture as a page of HTML, in the size and colours of a terminal."""
+    """Write the picture as an HTML page, in the size and colours of a terminal."""
     console = Console(
         record=True, file=io.StringIO(), width=width, height=height,
         force_terminal=True, color_system="truecolor", legacy_windows=False,
@@ -262,5 +262,5 @@ def snapshot(view: View, width: int, height: int) -> str:
 
 
 def shown_lines(lines: Iterable[Text]) -> str:
-    """A frame as plain text."""
+    """Write a frame as plain text."""
     return "\n".join(line.plain.rstrip() for line in lines)

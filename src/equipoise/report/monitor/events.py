@@ -1,4 +1,4 @@
-"""What has happened between two looks, in sentences."""
+"""Sentences on what has happened between two looks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OUTCOMES = {
 
 
 def has_begun_again(before: Look, after: Look) -> bool:
-    """Whether counters do not continue: the system was started again, or others answer for it."""
+    """Tell whether counters start again, after a restart or because other processes answer."""
     fewer = after.counts.steps < before.counts.steps
     return fewer or before.silent.keys() != after.silent.keys()
 
 
 def events(before: Look, after: Look) -> Iterator[str]:
-    """What has happened from one look to the next."""
+    """Yield sentences on what has happened from one look to the next."""
     for name in after.silent.keys() - before.silent.keys():
         yield f"{name}: {after.silent[name]}"
     for name in before.silent.keys() - after.silent.keys():

@@ -1,4 +1,4 @@
-"""Prometheus's text format, and what our metrics in it say of a serving group."""
+"""Prometheus's text format, and the state of a serving group from our metrics in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equipoise.errors import FormatError
 from equipoise.report.monitor.look import Counts, Look, harmless
 
 _PREFIX = "equipoise_"
-_MOST = 1e18  # of any number that is shown; beyond it is no measurement
+_MOST = 1e18  # largest number that is shown; a larger one is no measurement
 _MOST_SERIES = 100_000
 _LINE = re.compile(r"equipoise_(\w+)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*")
 _LABEL = re.compile(r'\s*(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
@@ -24,17 +24,17 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Page:
-    """The metrics of ours that one process exports, without their prefix."""
+    """The metrics of equipoise that one process exports, without their prefix."""
 
     series: Mapping[str, Sequence[tuple[Labels, float]]] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
-        """The only or first value of that name."""
+        """Return the first value of a metric."""
         found = self.series.get(name)
         return found[0][1] if found else None
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The values of that name by what a label says."""
+        """Return the values of a metric by the value of a label."""
         return {
             harmless(labels[label]): value
             for labels, value in self.series.get(name, ())
@@ -42,19 +42,19 @@ class Page:
         }
 
     def by_number(self, name: str, label: str) -> dict[int, float]:
-        """The same of a label that is a number of a rank or a layer, in its order."""
+        """Return the values by a label that is a rank or layer number, in ascending order."""
         found = self.by(name, label)
         numbers = {text: int(text) for text in found if re.fullmatch("[0-9]{1,5}", text)}
         return {number: found[text] for text, number in sorted(numbers.items(), key=lambda n: n[1])}
 
 
 def parse_page(text: str) -> Page:
-    """What a page says; metrics of others are passed over.
+    """Read the metrics of equipoise from a page; others are ignored.
 
     Raises
     ------
     FormatError
-        None of ours is on it, or a line of ours is damaged.
+        A page without our metrics, or with a damaged line of ours.
     """
     series: dict[str, list[tuple[Labels, float]]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -81,9 +81,9 @@ def parse_page(text: str) -> Page:
 
 
 def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, str]) -> Look:
-    """What the processes of one serving group say together.
+    """Combine the pages of one serving group's processes.
 
-    Counters are added up; the rest is what the process says that looks at the loads, rank 0.
+    Counters are added up. All else comes from rank 0, which looks at the loads.
     """
     head = max(pages, key=_is_head)
     of = head.value
@@ -122,7 +122,7 @@ def _is_head(page: Page) -> tuple[bool, bool]:
 
 
 def _counts(pages: Sequence[Page], head: Page) -> Counts:
-    """Time is that of rank 0, since all ranks step together; what each did is added up."""
+    """Add up the processes' counters; times come from rank 0, because all ranks step together."""
 
     def total(name: str) -> float:
         return sum(_known(page.value(name) for page in pages))
@@ -163,7 +163,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def _number(text: str) -> float | None:
-    """A number as Prometheus writes it, infinite ones too; none if it is nothing of the kind."""
+    """Read a number as Prometheus writes it, possibly infinite; ``None`` for anything else."""
     try:
         value = float(text)
     except ValueError:
@@ -172,7 +172,7 @@ def _number(text: str) -> float | None:
 
 
 def _labels(text: str) -> dict[str, str] | None:
-    """The labels between braces; none if they are damaged."""
+    """Read the labels between braces; ``None`` if they are damaged."""
     labels, at = {}, 0
     while at < len(text.rstrip()):
         match = _LABEL.match(text, at)

@@ -1,4 +1,4 @@
-"""What one look at a running system shows."""
+"""The result of one look at a running system."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from equipoise.balance import imbalance
 Floats = NDArray[np.float64]
 
 MOST_LETTERS = 60
-"""Letters of a name from outside that are shown."""
+"""Largest number of characters shown of a name from outside."""
 
 
 def harmless(name: str) -> str:
-    """A name from a file or a server, without anything that a terminal would obey."""
+    """Remove terminal control characters from a name that comes from a file or a server."""
     short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in short)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loads:
-    """What single layers carried lately.
+    """The recent loads of single layers.
 
     Parameters
     ----------
     layer_ids
-        The model's numbers of the ``L`` layers.
+        Layer numbers of the model, ``L`` of them.
     load_LE
-        Assignments to each expert, ``(L, E)``.
+        Assignments of each expert, ``(L, E)``.
     load_LR
-        Assignments on each rank, ``(L, R)``; ``None`` where nothing says who holds which expert.
+        Assignments of each rank, ``(L, R)``; ``None`` if the placement is unknown.
     """
 
     layer_ids: tuple[int, ...]
@@ -44,14 +44,14 @@ class Loads:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What only grows while a system runs: counted from its start.
+    """Counters of a system since its start, which never fall.
 
     Parameters
     ----------
     step_buckets
-        Steps by their time: how many took at most the seconds of the key.
+        Number of steps that took at most the seconds of the key.
     rebalances
-        Attempts to balance, by what became of them.
+        Number of attempts to balance, by outcome.
     """
 
     steps: float = 0.0
@@ -68,40 +68,40 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Look:
-    """What one look has found; ``None``, or nothing, stands for what the source does not say.
+    """The result of one look; ``None`` or empty stands for what the source does not say.
 
     Parameters
     ----------
     time
-        When, in seconds since 1970.
+        Time of the look, in seconds since 1970.
     step
-        Number of the step that a recording is at.
+        Number of the current step of a recording.
     model, state
-        What serves, and what its controller does.
+        Name of the model, and state of the controller.
     num_ranks, map_version
-        Ranks that serve together, and changes of the map so far.
+        Number of ranks that serve together, and number of changes of the map so far.
     looked_at
-        When the system itself last looked at its loads, in seconds since 1970.
+        Time of the system's own last look at its loads, in seconds since 1970.
     imbalance, noise_floor
-        Busiest over mean rank, and what chance gives a fair router, by phase.
+        Imbalance of ranks, and that of a fair router by chance, by phase.
     rank_load
-        Load of each rank over the mean rank, all layers together, by rank.
+        Load of each rank over the mean rank's, all layers together, by rank.
     layer_imbalance
-        Busiest over mean rank of single layers, by layer.
+        Imbalance of single layers, by layer.
     loads
         Loads of single layers.
     counts
-        Counters, as far as there are any.
+        Counters, as far as they are known.
     ttft_p99
-        Seconds in which 99 of 100 requests lately had their first token.
+        Seconds within which 99 % of recent requests had their first token.
     predicted_gain, achieved_gain
-        Seconds of a step that the last plan was to save, and that the last move saved.
+        Seconds per step that the last plan was expected to save, and that the last move saved.
     recovery_seconds
-        Time without serving when the ranks last changed.
+        Seconds without serving when the ranks last changed.
     alarms
-        Names of what is wrong.
+        Names of the alarms that are on.
     silent
-        What did not answer, and why.
+        Addresses that did not answer, with the reason.
     """
 
     time: float
@@ -134,12 +134,12 @@ def look_at_loads(
     map_version: int | None = None,
     moved_slots: int | None = None,
 ) -> Look:
-    """What the loads of a step show: of layers without load nothing.
+    """Make a look from the loads of a step; layers without load are left out.
 
     Parameters
     ----------
     noise_floor
-        Mean over the layers of what chance gives a fair router.
+        Noise floor, mean over layers.
     """
     load_LR = loads.load_LR
     if load_LR is None:
@@ -169,17 +169,17 @@ def look_at_loads(
 
 
 class Source(Protocol):
-    """Something that can be looked at again and again."""
+    """The protocol of sources, which can be looked at repeatedly."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """Name of the source, as given by the user."""
 
     def look(self) -> list[Look]:
-        """What is new since the last time, oldest first; may be nothing.
+        """Return what is new since the last call, oldest first; possibly nothing.
 
         Raises
         ------
         EquipoiseError
-            It does not answer, or not with what it should.
+            A source that does not answer, or answers with something else.
         """

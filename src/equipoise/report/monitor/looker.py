@@ -1,4 +1,4 @@
-"""Looking at a source again and again, in a thread of its own."""
+"""Repeated looks at a source, in a separate thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = list[Look] | EquipoiseError
 
 
 class Looker:
-    """Looks at a source, so that keys are answered while it lets us wait.
+    """A thread that looks at a source, so that keys are answered while the source is slow.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Looker:
         self._at_once.set()
 
     def answer(self, patience_seconds: float | None = None) -> Answer | None:
-        """The next answer; ``None`` if there is none within that time."""
+        """Return the next answer, or ``None`` if there is none within this time."""
         try:
             return self._answers.get(timeout=patience_seconds)
         except Empty:

@@ -1,4 +1,4 @@
-"""Follows what is looked at, and says what there is to show: no clock is read, nothing drawn."""
+"""The state of the monitor: it follows a source and makes views, without clock or drawing."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from equipoise.report.monitor.view import Bar, Event, Heat, HotExpert, Moment, V
 _MOST_LOOKS = 4096
 _MOST_EVENTS = 256
 _RATE_SECONDS = 10.0
-_LATELY = 16  # looks whose loads are averaged, so that the picture does not flicker
+_LATELY = 16  # number of recent looks that are averaged, so that the picture does not flicker
 _HOTTEST = 64
-_PHASES = ("all", "decode", "prefill")  # the first that is known has the curve
+_PHASES = ("all", "decode", "prefill")  # the curve shows the first of these that is known
 
 KEYS = (
     ("s", "sort"), ("d", "one layer"), ("j", "next"), ("k", "previous"), ("p", "pause"),
     ("h", "HTML"), ("l", "look"), ("q", "quit"),
 )  # fmt: skip
-"""The keys and what they do, those of whoever shows the view included."""
+"""All keys and what they do, including those that the program handles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A time in which one map was served.
+    """A period in which one map was served.
 
     Parameters
     ----------
     map_version
-        ``None`` where nothing says which map is served.
+        Version of the map; ``None`` if unknown.
     imbalance, noise_floor
         Means over the looks.
     """
@@ -51,19 +51,19 @@ class Stretch:
 
 
 class Monitor:
-    """Follows a source.
+    """The state of a monitor that follows a source.
 
     Parameters
     ----------
     name
-        What is looked at, as the user called it.
+        Name of the source, as given by the user.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._looks: deque[Look] = deque(maxlen=_MOST_LOOKS)
         self._loads: deque[tuple[int | None, Loads]] = deque(maxlen=_LATELY)
-        self._run: deque[Look] = deque(maxlen=_MOST_LOOKS)  # since counters began
+        self._run: deque[Look] = deque(maxlen=_MOST_LOOKS)  # since counters started
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._held: deque[Look] | None = None
         self._began: float | None = None
@@ -75,7 +75,7 @@ class Monitor:
     # --- what comes ------------------------------------------------------------------------------
 
     def take(self, looks: Sequence[Look]) -> None:
-        """Take new looks, the oldest first; while paused they wait."""
+        """Take new looks, oldest first; while paused, they wait."""
         self._failure = ""
         if self._held is not None:
             self._held.extend(looks)
@@ -109,7 +109,7 @@ class Monitor:
         self._notice = text
 
     def press(self, key: str) -> None:
-        """Act on a key: ``s``, ``d``, ``j``, ``k`` or ``p``; any other takes the notice away."""
+        """Act on a key: ``s``, ``d``, ``j``, ``k`` or ``p``; any other removes the notice."""
         self._notice = ""
         match key:
             case "s":
@@ -140,7 +140,7 @@ class Monitor:
     # --- what is shown ---------------------------------------------------------------------------
 
     def view(self, now: float) -> View:
-        """What there is to show at a time, in seconds since 1970."""
+        """Make the view at a time, in seconds since 1970."""
         look = self._looks[-1] if self._looks else Look(time=now)
         heat = self._heat()
         return View(
@@ -159,7 +159,7 @@ class Monitor:
         )
 
     def line(self, now: float) -> str:
-        """The present in one line."""
+        """Write the current state in one line."""
         look = self._looks[-1] if self._looks else Look(time=now)
         said = [self._curve_title(look), *self._facts(look, now), *self._troubles(look)]
         if self._events:
@@ -168,7 +168,7 @@ class Monitor:
         return f"{clock(look.time - (self._began or look.time)):>7}  " + "  ".join(said)
 
     def as_dict(self) -> dict[str, Any]:
-        """The present for JSON."""
+        """Return the current state for JSON."""
         look = self._looks[-1] if self._looks else Look(time=0.0)
         counts = look.counts
         return {
@@ -200,14 +200,14 @@ class Monitor:
         }
 
     def summary(self) -> tuple[Stretch, ...]:
-        """The time that was watched, by the map that was served."""
+        """Summarise the time watched, by the map served."""
         parts = [list(part) for _, part in groupby(self._looks, key=lambda look: look.map_version)]
         ends = [*(part[0] for part in parts[1:]), *(part[-1] for part in parts[-1:])]
         return tuple(_stretch(part, end) for part, end in zip(parts, ends, strict=True))
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """What has happened, the last one last."""
+        """Events so far, the latest last."""
         return tuple(self._events)
 
     @property
@@ -273,7 +273,7 @@ class Monitor:
         ]
 
     def _heat(self) -> Heat | None:
-        """The ranks of each layer, averaged over the last looks at the same map."""
+        """Average the ranks of each layer over the last looks at the same map."""
         if not self._loads:
             return None
         version, last = self._loads[-1]
@@ -297,7 +297,7 @@ class Monitor:
         return sorted(bars, key=lambda bar: -bar.value) if self._worst_first else bars
 
     def _experts(self) -> list[HotExpert]:
-        """The hottest experts lately, and how they compare with the looks before those."""
+        """Find the hottest experts in recent looks, and their trend."""
         if not self._loads:
             return []
         layer_ids = self._loads[-1][1].layer_ids
@@ -332,19 +332,19 @@ def _with_floor(look: Look, phase: str) -> str:
 
 
 def _over_mean(load: Any) -> Floats:
-    """Loads over the mean of their layer; 0 in a layer without load."""
+    """Divide loads by the mean of their layer; 0 in a layer without load."""
     mean = load.mean(axis=1, keepdims=True, dtype=np.float64)
     over: Floats = np.divide(load, mean, out=np.zeros(load.shape), where=mean > 0)
     return over
 
 
 def _age(now: float, then: float) -> float:
-    """Whole seconds since then; none if the clocks of two machines disagree."""
+    """Return whole seconds since a time; 0 if the clocks of two machines disagree."""
     return float(round(max(now - then, 0.0)))
 
 
 def _stretch(part: Sequence[Look], end: Look) -> Stretch:
-    """The looks at one map; its time lasts until the first look at the next."""
+    """Summarise the looks at one map; it lasts until the first look at the next map."""
     imbalance = [value for look in part for value in list(look.imbalance.values())[:1]]
     floor = [value for look in part for value in list(look.noise_floor.values())[:1]]
     return Stretch(

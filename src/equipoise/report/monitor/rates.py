@@ -1,4 +1,4 @@
-"""What counters say of the time between two looks."""
+"""Rates between two looks, computed from counters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from equipoise.report.monitor.look import Look
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """A system lately; ``None`` stands for what its counters do not say.
+    """The recent rates of a system; ``None`` if its counters do not say.
 
     Parameters
     ----------
     step_seconds
         Mean time of a step.
     step_p50, step_p99
-        Seconds within which half of the steps, and 99 of 100, were done.
+        Median and 99th percentile of the time of a step, in seconds.
     stalled
         Share of the time in which serving waited for balancing.
     """
@@ -30,7 +30,7 @@ class Rates:
 
 
 def rates(first: Look, last: Look) -> Rates:
-    """The rates between two looks at the same run."""
+    """Compute the rates between two looks at the same run."""
     a, b, seconds = first.counts, last.counts, last.time - first.time
     if seconds <= 0:
         return Rates()
@@ -50,15 +50,15 @@ def rates(first: Look, last: Look) -> Rates:
 
 
 def quantile(buckets: Mapping[float, float], share: float) -> float | None:
-    """The value below which a share of a histogram lies, as Prometheus finds it.
+    """Compute a quantile of a histogram, by the rule of Prometheus.
 
-    Within a bucket values are taken to be evenly spread; in the last, open one they are taken to
-    be at its lower edge.
+    Values are assumed to be evenly spread within a bucket, and at the lower edge of the last, open
+    bucket.
 
     Parameters
     ----------
     buckets
-        How many values are at most the key, by key.
+        Number of values that are at most the key.
     """
     edges = sorted(buckets)
     total = buckets[edges[-1]] if edges else 0.0

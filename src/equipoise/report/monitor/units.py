@@ -6,7 +6,7 @@ _TIMES = ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "
 
 
 def duration(seconds: float) -> str:
-    """``81 us``, ``31.2 ms``, ``7 min``: two or three digits and a unit."""
+    """Write a time with two or three digits and a unit: ``81 us``, ``31.2 ms``, ``7 min``."""
     size = abs(seconds)
     if not size:
         return "0 s"
@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """``8.1 MB``."""
+    """Write a size in bytes with a unit: ``8.1 MB``."""
     for below, unit in ((1e6, "kB"), (1e9, "MB"), (1e12, "GB")):
         if number < below:
             return f"{_digits(number / below * 1e3)} {unit}"
@@ -25,7 +25,7 @@ def size(number: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``1:05``, or ``2:01:05``: minutes and seconds since the start."""
+    """Write seconds since the start as ``1:05`` or ``2:01:05``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

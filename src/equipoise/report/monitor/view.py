@@ -1,4 +1,4 @@
-"""What the monitor shows, before anything is drawn."""
+"""The content of the monitor, before it is drawn."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Moment:
     Parameters
     ----------
     imbalance, noise_floor
-        ``None`` where the look did not say it.
+        Imbalance and noise floor; ``None`` if the look did not say.
     map_changed
-        Whether another map is served than at the point before.
+        Flag that the map has changed since the point before.
     """
 
     imbalance: float | None
@@ -29,7 +29,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Bar:
-    """A rank or a layer: its name, and its number, in which 1 is the mean."""
+    """A bar for a rank or a layer: its name, and its load over the mean."""
 
     name: str
     value: float
@@ -37,7 +37,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class HotExpert:
-    """An expert, its load over the mean of its layer lately, and over what it was before."""
+    """A hot expert: its recent load over the mean of its layer, and over its load before."""
 
     layer: int
     expert: int
@@ -47,7 +47,7 @@ class HotExpert:
 
 @dataclass(frozen=True)
 class Heat:
-    """Load of ranks over the mean of their layer: ``(L, R)``, and the model's layer numbers."""
+    """Loads of ranks over the mean of their layer, ``(L, R)``, and the layer numbers."""
 
     layer_ids: tuple[int, ...]
     multiples: Floats
@@ -55,7 +55,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that has happened, and its seconds after the first look."""
+    """An event, and its time in seconds after the first look."""
 
     seconds: float
     text: str
@@ -63,24 +63,24 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """All that is shown.
+    """Everything that the monitor shows.
 
     Parameters
     ----------
     title, facts
-        What is watched, and what is known of it, in the order of weight.
+        Name of the source, and facts about it, the most important first.
     troubles
-        What is wrong now, a sentence each.
+        Sentences on what is wrong now.
     curve_title, curve
-        Imbalance over time.
+        Curve of the imbalance over time.
     ranks_title, ranks
-        A bar a rank, in the order in which they are shown.
+        Bars of the ranks, in the order in which they are shown.
     layers
-        A bar a layer, worst first, where single ranks of layers are not known.
+        Bars of the layers, worst first, if single ranks of layers are unknown.
     experts
-        The hottest first.
+        Hot experts, hottest first.
     events
-        The last one last.
+        Events, the latest last.
     notice
         Answer to the last key; empty if there is none.
     """
@@ -100,7 +100,7 @@ class View:
 
 
 def squeezed(curve: Sequence[Moment], columns: int) -> list[Moment]:
-    """At most a point a column: those that share a column are averaged, and its marks are kept."""
+    """Reduce a curve to at most one point per column; points in a column are averaged."""
     if len(curve) <= columns:
         return list(curve)
     parts = np.array_split(np.arange(len(curve)), columns)

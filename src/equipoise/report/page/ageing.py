@@ -1,4 +1,4 @@
-"""How long loads stay as they are, and how long a plan stays good."""
+"""The time for which loads stay similar and a plan stays good."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
 
-_MOST_WINDOWS = 64  # compared with each other
+_MOST_WINDOWS = 64  # largest number of windows that are compared
 _MOST_PLANS = 8
-_MOST_LAYERS = 16  # planned again for every window
+_MOST_LAYERS = 16  # largest number of layers that are planned for every window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Age:
-    """What plans are worth some windows after those that they were made from.
+    """The gain of plans by their age in windows.
 
     Parameters
     ----------
     gains
-        Mean share that a plan takes off the busiest rank, by age in windows from 0, the window it
-        was made from; ``None`` where no pair is so far apart.
+        Mean share of the busiest rank's load that a plan saves, by age in windows. Age 0 is the
+        window that the plan was made from. ``None`` if no two windows are this far apart.
     half
-        The age at which half of the gain of age 1 is lost; ``None`` if it never is.
+        Age at which half of the gain at age 1 is lost; ``None`` if it never is.
     """
 
     gains: tuple[float | None, ...]
@@ -41,13 +41,13 @@ class Age:
 
 
 def windows_of(trace: Trace, window_steps: int) -> Trace:
-    """At most about 64 windows, none of fewer steps than this and none of mixed labels."""
+    """Make at most about 64 windows with equal labels and at least this number of steps."""
     size = max(window_steps, -(-trace.num_steps // _MOST_WINDOWS))
     return replace(trace, source_counts=None, tokens=None).windows(size)
 
 
 def correlations(windows: Trace) -> Floats:
-    """Mean correlation of a layer's loads in each two windows, ``(W, W)``."""
+    """Compute the correlation of loads in each two windows, mean over layers, ``(W, W)``."""
     unit = unit_vectors(windows.counts)
     known = unit.any(axis=2).astype(np.float64)
     total: Floats = np.einsum("ale,ble->ab", unit, unit, optimize=True)
@@ -57,7 +57,7 @@ def correlations(windows: Trace) -> Floats:
 
 
 def by_lag(matrix_WW: NDArray[np.floating], picked_WW: NDArray[np.bool_]) -> list[float | None]:
-    """Mean of the picked pairs that are 0, 1, 2, ... windows apart, the first after the second."""
+    """Average the picked pairs of windows by their distance 0, 1, 2, ..."""
     found: list[float | None] = []
     for lag in range(len(matrix_WW)):
         values = np.diagonal(matrix_WW, lag)[np.diagonal(picked_WW, lag)]
@@ -66,9 +66,9 @@ def by_lag(matrix_WW: NDArray[np.floating], picked_WW: NDArray[np.bool_]) -> lis
 
 
 def plan_age(windows: Trace, num_ranks: int, num_slots: int) -> Age | None:
-    """Plan on some windows with the planner ``greedy``, and score the plans on all later ones.
+    """Plan on some windows with the planner ``greedy``, and score the plans on all later windows.
 
-    ``None`` if there are not two windows, or ranks do not divide the slots.
+    The result is ``None`` for fewer than two windows, or if ranks do not divide the slots.
     """
     W, L = windows.num_steps, windows.num_layers
     if W < 2 or num_slots % num_ranks:
@@ -98,7 +98,7 @@ def _half(gains: Sequence[float | None]) -> int | None:
 
 
 def figures(trace: Trace, window_steps: int, num_ranks: int | None, num_slots: int) -> list[Figure]:
-    """The figures of drift: correlation by lag, between domains, and the age of a plan."""
+    """Make the figures of drift: correlation by lag and between domains, and the age of a plan."""
     windows = windows_of(trace, window_steps)
     if windows.num_steps < 2:
         return []

@@ -1,4 +1,4 @@
-"""A story as one HTML file."""
+"""Rendering of a story as one HTML file."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from equipoise.report.page.vega import CONFIG, PALETTES, picture, scripts
 from equipoise.report.ranks import over_mean
 from equipoise.trace import Trace
 
-_LARGEST = 65535  # of 16 bits
+_LARGEST = 65535  # largest number of 16 bits
 _STATISTICS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "mean": lambda values: np.asarray(values.mean(axis=0)),
     "worst": lambda values: np.asarray(values.max(axis=0)),
     "p95": lambda values: np.asarray(np.percentile(values, 95, axis=0)),
 }
-_FINEST = 1e-3  # of a multiple that is shown with two decimals
+_FINEST = 1e-3  # precision of numbers, which are shown with two decimals
 
 
 def render_page(story: Story) -> str:
-    """The page of a story: one UTF-8 document, the same for the same story.
+    """Render the page of a story as one UTF-8 document; equal stories give equal pages.
 
     Raises
     ------
     EquipoiseError
-        The plotting library is not installed.
+        A missing plotting library.
     """
     library, behaviour = scripts(), _source("page.js")
     drawn = page_figures(story)
@@ -73,12 +73,12 @@ def render_page(story: Story) -> str:
 
 
 def save_picture(story: Story, name: str, kind: str) -> bytes:
-    """One figure of a story, as it stands when the page is opened, as a PNG, PDF or SVG file.
+    """Draw one figure of a story, as when the page is opened, as a PNG, PDF or SVG file.
 
     Raises
     ------
     EquipoiseError
-        The story has no figure of that name, or the page fills it as the reader selects.
+        An unknown name, or a figure that depends on what the reader selects.
     """
     still = {x.name: x for x in (*_still_maps(story), *page_figures(story)[len(story.laid) :])}
     for filled in ("experts", "placement"):
@@ -89,7 +89,7 @@ def save_picture(story: Story, name: str, kind: str) -> bytes:
 
 
 def _still_maps(story: Story) -> list[Figure]:
-    """The heat maps, filled with the mean of the steps."""
+    """Make the heat maps, filled with the mean of the steps."""
     layers, maps = list(story.trace.layer_ids), []
     for number, x in enumerate(story.laid):
         matrix = heat_matrix(x.multiples, x.evaluation.mean[x.steps], "mean")
@@ -99,7 +99,7 @@ def _still_maps(story: Story) -> list[Figure]:
 
 
 def page_figures(story: Story) -> list[Figure]:
-    """The figures of a story, those that every page has first."""
+    """List the figures of a story; those that every page has come first."""
     trace, laid = story.trace, story.laid
     if not laid:
         return [*story.drift, *story.figures]
@@ -120,7 +120,7 @@ def page_figures(story: Story) -> list[Figure]:
 
 
 def _placed(laid: Sequence[Laid]) -> list[Figure]:
-    """The map of the last layout, if it is a placement."""
+    """Make the map of the last layout, if it is a placement."""
     if not isinstance(laid[-1].layout, Placement):
         return []
     before = _before(laid)
@@ -128,19 +128,19 @@ def _placed(laid: Sequence[Laid]) -> list[Figure]:
 
 
 def _before(laid: Sequence[Laid]) -> int | None:
-    """The layout that the last one's moves are counted from: the one before, if of equal slots."""
+    """Find the layout that moves are counted from: the one before the last, if slots agree."""
     last = len(laid) - 1
     is_same = last > 0 and laid[last - 1].layout.num_slots == laid[last].layout.num_slots
     return last - 1 if is_same else None
 
 
 def _copied(laid: Laid) -> str:
-    """The layout's name, if experts have copies there."""
+    """Return the layout's name if experts have copies there, else an empty text."""
     return laid.name if laid.layout.num_redundant else ""
 
 
 def page_tables(story: Story) -> list[Table]:
-    """The tables of a story, those that every page has first."""
+    """List the tables of a story; those that every page has come first."""
     found = [
         layer_table(story.summary, story.laid),
         expert_table(story.summary),
@@ -154,16 +154,16 @@ def page_tables(story: Story) -> list[Table]:
 def heat_matrix(
     multiples_FLR: NDArray[np.float64], mean_FL: NDArray[np.float64], statistic: str
 ) -> NDArray[np.float64]:
-    """What the page shows of some steps, ``(L, R + 1)``: each rank, and the busiest, last.
+    """Compute the cells of a heat map, ``(L, R + 1)``: each rank, and last the busiest.
 
     Parameters
     ----------
     multiples_FLR
-        Loads of ranks over the mean of their step and layer.
+        Loads of ranks over the mean of their step and layer, ``(F, L, R)``.
     mean_FL
-        Those means; steps of a layer where it is 0 are left out.
+        Means of steps and layers, ``(F, L)``; those with mean 0 are left out.
     statistic
-        ``mean``, ``p95`` or ``worst`` of the steps, or ``sum``: of the loads summed over steps.
+        Statistic over steps: ``mean``, ``p95`` or ``worst``; or ``sum`` of the loads.
     """
     loaded = mean_FL > 0
     if statistic == "sum":
@@ -182,12 +182,12 @@ def heat_matrix(
 
 
 def _stages(trace: Trace) -> dict[str, list[str]]:
-    """The values of each label, to choose steps by."""
+    """List the values of each label, by which the reader can choose steps."""
     return {name: list(dict.fromkeys(values.tolist())) for name, values in trace.labels.items()}
 
 
 def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
-    """What the page's script reads."""
+    """Make the data that the page's script reads."""
     trace, laid = story.trace, story.laid
     document: dict[str, Any] = {
         "title": story.title,
@@ -225,7 +225,7 @@ def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
 
 
 def _slots(layout: Layout) -> dict[str, Any]:
-    """The expert of each slot, and where the slots of each rank start."""
+    """Return the expert of each slot, and the first slot of each rank."""
     if isinstance(layout, Placement):
         first = np.arange(layout.num_ranks + 1) * layout.slots_per_rank
         slots = layout.slots
@@ -236,7 +236,7 @@ def _slots(layout: Layout) -> dict[str, Any]:
 
 
 def _quantised(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Numbers from 0 on in 16 bits each, and their unit."""
+    """Encode numbers >= 0 in 16 bits each; also return their unit."""
     unit = max(_FINEST, float(values.max(initial=0.0)) / _LARGEST)
     return {"unit": unit, "packed": _packed(np.rint(values / unit), "<u2")}
 
@@ -246,7 +246,7 @@ def _packed(values: ArrayLike, kind: str) -> str:
 
 
 def _json_for_html(document: dict[str, Any]) -> str:
-    """JSON in which nothing ends the element that it stands in."""
+    """Write JSON in which no text can end the surrounding HTML element."""
     text = msgspec.json.encode(document).decode()
     return text.replace("<", r"\u003c").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
 
@@ -257,7 +257,7 @@ def _csp_hash(script: str) -> str:
 
 
 def _harmless(value: object) -> object:
-    """Words without what a terminal would obey if the page's text were copied there."""
+    """Remove terminal control characters, in case the page's text is copied to a terminal."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "".join(

@@ -1,8 +1,8 @@
 """The figures of a page, as specifications of Vega-Lite.
 
-Colours are names that start with ``$``, which the page, or the export, replaces by those of its
-theme. A figure whose rows the page computes from what the reader selects has a source of data
-called ``rows``.
+Colours are names that start with ``$``; the page or the export replaces them by its theme's.
+If the page computes a figure's rows from the reader's selection, the data source is called
+``rows``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 SERIES = ("$before", "$after", "$third", "$fourth", "$fifth", "$sixth")
-_EDGES = (0.3, 0.8, 1.0, 1.2, 2.0, 4.0)  # multiples that have a colour of their own
+_EDGES = (0.3, 0.8, 1.0, 1.2, 2.0, 4.0)  # edges of the colour classes of load over mean
 _MULTIPLE_COLOURS = ("$cold", "$cool", "$even", "$warm", "$hot", "$fire")
 _IMBALANCE_EDGES = (1.0, 1.1, 1.3, 2.0, 4.0)
 _IMBALANCE_COLOURS = ("$even", "$warm", "$hot", "$glow", "$fire")
 _EXCESS_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 4, 8, 16)
-_MOST_STEPS = 256  # next to each other that can be told apart
+_MOST_STEPS = 256  # largest number of steps side by side that can be distinguished
 _MOST_MARKS = 24
-_MOST_NUMBERED = 512  # slots of a layer whose numbers can be read
+_MOST_NUMBERED = 512  # largest number of slots of a layer whose numbers can be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,15 @@ class Figure:
     Parameters
     ----------
     name
-        Name of its place in the page and of the files that it is saved as.
+        Name of the place in the page, and of saved files.
     title
-        What it shows, in a few words.
+        Title, a few words.
     says
-        How to read it, in a sentence.
+        Sentence on how to read it.
     spec
-        The specification.
+        Specification in Vega-Lite.
     heavy
-        Whether it has thousands of marks, which are painted and not kept as elements.
+        Flag that it has thousands of marks, which are drawn on a canvas.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Figure:
 
 
 def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = None) -> Figure:
-    """Layers by ranks; the page fills it."""
+    """Make the heat map of layers by ranks, which the page fills."""
     cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _layer_axis(layers)}
     filled = {
         "field": "value",
@@ -89,12 +89,12 @@ def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = Non
 
 
 def experts(layers: Sequence[int], copies: str) -> Figure:
-    """Layers by experts; the page fills it, by id or by load.
+    """Make the heat map of layers by experts, which the page fills, by id or by load.
 
     Parameters
     ----------
     copies
-        The layout whose copies are dots; empty if no expert has any.
+        Name of the layout whose copies are shown as dots; empty if no expert has copies.
     """
     cell: Spec = {
         "x": {**_axis("expert", "expert"), "sort": None},
@@ -143,14 +143,14 @@ def experts(layers: Sequence[int], copies: str) -> Figure:
 
 
 def placement_map(laid: Laid, before: str) -> Figure:
-    """The slots of one layer on every rank; the page fills it.
+    """Make the map of one layer's slots on every rank, which the page fills.
 
     Parameters
     ----------
     laid
-        A placement.
+        Layout that is a placement.
     before
-        The layout that moves are counted from; empty if there is none of equal slots.
+        Name of the layout that moves are counted from; empty if there is none with equal slots.
     """
     cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _axis("slot", "slot of rank")}
     colour = {
@@ -208,7 +208,7 @@ def placement_map(laid: Laid, before: str) -> Figure:
 
 
 def heat_rows(matrix_LC: NDArray[np.float64], layers: Sequence[int], ranks: Sequence[str]) -> Rows:
-    """The cells of a heat map whose last column is the busiest rank."""
+    """Make the cells of a heat map whose last column is the busiest rank."""
     names = [*ranks, "busiest"]
     return [
         {"layer": layer, "rank": name, "value": round(float(value), 4)}
@@ -218,7 +218,7 @@ def heat_rows(matrix_LC: NDArray[np.float64], layers: Sequence[int], ranks: Sequ
 
 
 def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) -> Figure:
-    """Imbalance of every step, over the band that chance explains."""
+    """Draw the imbalance of every step, over the band that chance explains."""
     size = len(laid[0].by_step)
     rows = [
         {"step": start, "imbalance": value, "layout": x.name}
@@ -286,7 +286,7 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
 
 
 def strip(laid: Laid, layers: Sequence[int]) -> Figure:
-    """Layers by steps: the imbalance of every barrier."""
+    """Draw layers by steps: the imbalance of every barrier."""
     imbalance = laid.evaluation.imbalance
     first = starts(len(imbalance), _MOST_STEPS)
     joined = np.maximum.reduceat(imbalance, first, axis=0)
@@ -333,7 +333,7 @@ def strip(laid: Laid, layers: Sequence[int]) -> Figure:
 
 
 def by_layer(laid: Sequence[Laid], layers: Sequence[int], floor: Sequence[float | None]) -> Figure:
-    """Imbalance of every layer before and after, on an axis that opens up near 1."""
+    """Draw the imbalance of every layer before and after, on an axis that is stretched near 1."""
     rows: Rows = [
         {"layer": layer, "excess": value - 1, "imbalance": value, "layout": x.name}
         for x in laid
@@ -398,7 +398,7 @@ def by_layer(laid: Sequence[Laid], layers: Sequence[int], floor: Sequence[float 
 
 
 def sorted_ranks(laid: Sequence[Laid]) -> Figure:
-    """Ranks from busiest to idlest, whichever they are in each step."""
+    """Draw the ranks from busiest to idlest, sorted in each step."""
     rows: Rows = []
     for x in laid:
         curves = zip(*(curve.round(4).tolist() for curve in x.sorted_ranks), strict=True)
@@ -443,7 +443,7 @@ def sorted_ranks(laid: Sequence[Laid]) -> Figure:
 
 
 def label_changes(labels: Iterable[tuple[str, Sequence[str]]]) -> Rows:
-    """Where a label has another value than in the step before; none if that is everywhere."""
+    """Mark the steps where a label changes; none if it changes at every step."""
     marks: Rows = []
     for _, values in labels:
         changed = [t for t, v in enumerate(values) if t == 0 or values[t - 1] != v]
@@ -453,7 +453,7 @@ def label_changes(labels: Iterable[tuple[str, Sequence[str]]]) -> Rows:
 
 
 def _bucketed(values: Sequence[float | None]) -> list[tuple[int, float]]:
-    """At most 256 means of neighbours, each with the position of its first."""
+    """Reduce values to at most 256 means of neighbours, each with the position of its first."""
     first = starts(len(values), _MOST_STEPS)
     means = []
     for start, end in pairwise([*first, len(values)]):
@@ -504,7 +504,7 @@ def _colour_of_layouts(laid: Sequence[Laid]) -> Spec:
 
 
 def tips(*fields: str) -> Rows:
-    """What a mark says when it is pointed at: words and whole numbers as they are."""
+    """Make the tooltip of a mark; words and whole numbers are shown unchanged."""
     fractions = ("imbalance", "mean", "low", "high", "correlation", "gain", "value")
     return [
         {"field": f, "type": "quantitative", "format": ".3f"}

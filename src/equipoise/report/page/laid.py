@@ -1,4 +1,4 @@
-"""What every rank carries in every step under one layout of the experts."""
+"""The load of every rank in every step under one layout of the experts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from equipoise.topology import Topology
 
 Floats = NDArray[np.float64]
 
-MOST_CELLS = 540_000  # of all layouts, steps, layers and ranks: what a page of 3 MB holds
-MOST_COLUMNS = 64  # ranks next to each other that can be told apart
+MOST_CELLS = 540_000  # largest number of layouts x steps x layers x ranks: a page of 3 MB
+MOST_COLUMNS = 64  # largest number of ranks side by side that can be distinguished
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,16 +34,16 @@ class Laid:
     Parameters
     ----------
     name
-        What the layout is called, such as "no balancing".
+        Name of the layout, such as "no balancing".
     layout
-        The placement; or every expert once, where the ranks do not divide the experts.
+        Placement, or an ``Uneven`` layout without copies.
     evaluation
         Peaks and means of all steps, ``(T, L)``.
     steps
         Positions of the steps that are shown rank by rank, ``(F,)``.
     multiples
-        Load of each rank in those steps over the mean of its step and layer, ``(F, L, R)``; times
-        if the dispatcher has a cost. Its largest of a step and layer is the imbalance there.
+        Load of each rank in those steps over the mean of its step and layer, ``(F, L, R)``; it is a
+        time if the dispatcher has a cost. The largest of a step and layer is the imbalance.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Laid:
 
     @property
     def loaded(self) -> NDArray[np.bool_]:
-        """Which steps and layers have load, ``(T, L)``."""
+        """Mask of the steps and layers with load, ``(T, L)``."""
         return self.evaluation.mean > 0
 
     @property
@@ -69,9 +69,10 @@ class Laid:
 
     @property
     def sorted_ranks(self) -> tuple[Floats, Floats, Floats]:
-        """Mean, 10th and 90th percentile of the busiest, second busiest, ... rank, ``(R,)`` each.
+        """Compute mean, 10th and 90th percentile of the busiest, second busiest, ... rank.
 
-        Over the steps and layers shown that have load; the first mean is the imbalance.
+        Each is ``(R,)``, over the shown steps and layers with load. The first mean is the
+        imbalance.
         """
         falling = -np.sort(-self.multiples[self.loaded[self.steps]], axis=1)
         low, high = np.percentile(falling, [10, 90], axis=0)
@@ -83,9 +84,9 @@ def lay(
     layouts: Mapping[str, Layout],
     dispatch: str | Dispatcher = "even",
 ) -> tuple[Laid, ...]:
-    """Lay experts out in several ways, by name, on the same number of ranks.
+    """Evaluate several layouts, by name, on the same number of ranks.
 
-    Of long recordings, steps evenly apart are shown rank by rank; imbalance is that of all steps.
+    In long recordings, only some evenly spaced steps are kept by rank; imbalance uses all steps.
     """
     if not layouts:
         return ()
@@ -113,7 +114,7 @@ def _laid(
 
 
 def _work(load_FLE: Floats, layout: Layout, judge: Dispatcher) -> Floats:
-    """What each rank carries, or takes, in the dispatcher's unit, ``(F, L, R)``."""
+    """Compute the load or time of each rank in the dispatcher's unit, ``(F, L, R)``."""
     if not isinstance(layout, Placement):
         return _work_unbalanced(load_FLE, layout.num_ranks, judge)
     if judge.shares is Shares.EVEN and judge.cost is None and _equal(judge.topology):
@@ -122,7 +123,7 @@ def _work(load_FLE: Floats, layout: Layout, judge: Dispatcher) -> Floats:
 
 
 def _work_unbalanced(load_FLE: Floats, num_ranks: int, judge: Dispatcher) -> Floats:
-    """The same of every expert once, in order, as ``evaluate_without_balancing`` counts it."""
+    """Compute the load or time of each rank without balancing, ``(F, L, R)``."""
     rank_E = ranks_without_balancing(load_FLE.shape[-1], num_ranks)
     held_ER = (rank_E[:, None] == np.arange(num_ranks)).astype(np.float64)
     cost = judge.cost
@@ -138,7 +139,7 @@ def _equal(topology: Topology | None) -> bool:
 
 
 def means(values: Floats, loaded: NDArray[np.bool_], axis: int) -> list[float | None]:
-    """Mean along an axis of what is loaded; ``None`` where nothing is."""
+    """Average the loaded values along an axis; ``None`` where nothing is loaded."""
     count = loaded.sum(axis=axis)
     total = np.where(loaded, values, 0.0).sum(axis=axis)
     return [float(x) / int(n) if n else None for x, n in zip(total, count, strict=True)]

@@ -20,12 +20,12 @@ PLAIN = "no balancing"
 
 
 def lay_maps(trace: Trace, maps: Mapping[str, Placement], dispatch: str) -> tuple[Laid, ...]:
-    """The steps of a trace without balancing, and on each of some maps.
+    """Evaluate the steps of a trace without balancing, and on each of several maps.
 
     Raises
     ------
     EquipoiseError
-        More maps than have a colour of their own, or maps of different ranks.
+        More maps than there are colours, or maps with different numbers of ranks.
     """
     most = len(SERIES) - 1
     if len(maps) > most:
@@ -44,21 +44,21 @@ def lay_maps(trace: Trace, maps: Mapping[str, Placement], dispatch: str) -> tupl
 
 
 def best_of(laid: Sequence[Laid]) -> Laid:
-    """The layout whose busiest ranks carry least, on average; the first of equals."""
+    """Choose the layout whose busiest ranks have the least load on average."""
     return min(laid, key=lambda x: x.evaluation.mean_peak)
 
 
 def compare_story(
     trace: Trace, laid: tuple[Laid, ...], origin: Origin, notes: Sequence[str] = ()
 ) -> Story:
-    """What ``equipoise compare`` found.
+    """Make the story of ``equipoise compare``.
 
     Parameters
     ----------
     laid
-        The answer of ``lay_maps``.
+        Result of ``lay_maps``.
     notes
-        What is known of the maps, such as the steps that they were made from.
+        Notes on the maps, such as the steps that they were made from.
     """
     layout = laid[-1].layout
     summary = summarise(trace, num_ranks=layout.num_ranks)
@@ -78,7 +78,7 @@ def compare_story(
 
 
 def score_table(laid: Sequence[Laid]) -> Table:
-    """What each layout does on the steps."""
+    """Make the table of scores of each layout."""
     plain = laid[0].evaluation.mean_peak
     return Table(
         name="score-table",

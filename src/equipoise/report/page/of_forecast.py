@@ -24,14 +24,14 @@ PLAIN = "no balancing"
 def forecast_story(
     recording: Trace, answers: Sequence[Forecast], hold_out: float, origin: Origin
 ) -> Story:
-    """What ``equipoise forecast`` found, shown on the steps that it measured on.
+    """Make the story of ``equipoise forecast``, on the steps that it measured on.
 
     Parameters
     ----------
     answers
-        One forecast for each model of the time.
+        Forecasts, one for each time model.
     hold_out
-        Share of the steps that were held out.
+        Share of the steps that was held out.
     """
     held = hold_out_steps(recording, hold_out)[1] or recording
     best = answers[0].best
@@ -106,7 +106,7 @@ def _band(answers: Sequence[Forecast]) -> Band:
 
 
 def _curve(answer: Forecast, number: int) -> Figure:
-    """What each redundancy and dispatcher takes off a step."""
+    """Draw the time that each redundancy and dispatcher saves."""
     rows: Rows = [
         {
             "redundant": x.redundant,

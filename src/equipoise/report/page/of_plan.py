@@ -1,4 +1,4 @@
-"""The page of a plan: what it does on steps it has not seen, and what it takes to get there."""
+"""The page of a plan: its scores on unseen steps, and the moves that it takes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def plan_story(
     current: Layout | None = None,
     expert_bytes: int | None = None,
 ) -> Story:
-    """What ``equipoise plan`` found, shown on the steps held out, or on all if none were.
+    """Make the story of ``equipoise plan``, on the held-out steps, or on all if there are none.
 
     Parameters
     ----------
     current
-        The map in force.
+        Map in force.
     expert_bytes
-        Bytes of one expert in one layer, if known: for what slots and moves take.
+        Bytes of one expert in one layer, if known, to state memory and bytes moved.
     """
     held, placement = study.held, study.plan.placement
     shown = recording if held is None else held
@@ -115,7 +115,7 @@ def _band(study: Study, expert_bytes: int | None) -> Band:
 
 
 def _memory(study: Study, expert_bytes: int | None) -> Number:
-    """What the redundant slots take on every rank."""
+    """State the memory of the redundant slots on every rank."""
     placement = study.plan.placement
     added = placement.slots_per_rank - -(-placement.num_experts // placement.num_ranks)
     if expert_bytes is None:
@@ -126,7 +126,7 @@ def _memory(study: Study, expert_bytes: int | None) -> Number:
 
 
 def _moves(study: Study, expert_bytes: int | None) -> Number:
-    """What it takes to get there from the map in force."""
+    """State the moves from the map in force."""
     migration = study.migration
     if migration is None:
         return Number(name="Moves", value="–", means="no map in force was given")

@@ -1,4 +1,4 @@
-"""The page of a report: how unbalanced a recording is, as it is and on a map."""
+"""The page of a report: the balance of a recording, without balancing and on a map."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report_story(
     advice: Advice | None = None,
     said: Sequence[str] = (),
 ) -> Story:
-    """What ``equipoise report`` found.
+    """Make the story of ``equipoise report``.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def report_story(
     after, placement
         Summary of the same trace on a placement, and the placement.
     advice
-        Whether balancing would help.
+        Advice whether balancing would help.
     said
         Sentences for the verdict, such as what the loss of a rank takes with the placement.
     """
@@ -64,7 +64,7 @@ def report_story(
 
 
 def _slots(before: TraceSummary, after: TraceSummary | None) -> int:
-    """The slots of the map; without one, a redundant slot on every rank."""
+    """Return the slots of the map, or one redundant slot per rank without a map."""
     if after is not None and after.num_slots is not None:
         return after.num_slots
     ranks = before.num_ranks or 1
@@ -96,7 +96,7 @@ def _band(
 
 
 def _of_map(plain: Laid, on_map: Laid) -> tuple[str, str]:
-    """Whether a map is better than none on the steps shown."""
+    """Judge whether a map is better than no balancing on these steps."""
     before, after = plain.evaluation.mean_peak, on_map.evaluation.mean_peak
     change = abs(after - before) / before
     if after > before:

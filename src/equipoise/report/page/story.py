@@ -1,4 +1,4 @@
-"""What a page tells: the steps, the layouts on them, the answer, and where it all came from."""
+"""The content of a page: the steps, the layouts on them, the answer, and their origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A figure of the verdict: what it is called, its value, what it means."""
+    """A number in the verdict: its name, value and meaning."""
 
     name: str
     value: str
@@ -32,13 +32,13 @@ class Band:
     Parameters
     ----------
     tone
-        ``good``, ``bad`` (a plan that is worse than none), or ``open``.
+        Kind of answer: ``good``, ``bad`` (a plan that is worse than none), or ``open``.
     answer
-        What to do, in a few words.
+        Advice in a few words.
     why
-        Sentences that say why.
+        Sentences with the reasons.
     numbers
-        The figures behind it.
+        Numbers behind the answer.
     """
 
     tone: str
@@ -49,37 +49,37 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How to get the same page again: facts by name, such as the command and its version."""
+    """Facts by name that reproduce the page, such as the command and the version."""
 
     facts: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Story:
-    """All that a page shows.
+    """Everything that a page shows.
 
     Parameters
     ----------
     title
-        The page's title.
+        Title of the page.
     trace
-        The steps shown.
+        Trace of the steps shown.
     summary
-        Summary of them as they are.
+        Summary of the steps without balancing.
     laid
-        The steps under each layout; what is in force first, a plan after it.
+        Steps under each layout: first the one in force, then a plan.
     band
-        The answer.
+        Answer at the top.
     notes
-        What weakens the numbers; they stand above them.
+        Notes that qualify the numbers; they are shown above them.
     drift
-        Figures of how the loads move.
+        Figures of the drift of loads.
     figures
-        Figures besides those that every page has.
+        Figures in addition to those that every page has.
     tables
-        Tables besides those that every page has.
+        Tables in addition to those that every page has.
     origin
-        How to get the same page again.
+        Facts that reproduce the page.
     """
 
     title: str
@@ -95,13 +95,13 @@ class Story:
 
     @property
     def floor_by_step(self) -> list[float | None]:
-        """Noise floor of each step, mean over the layers with load; ``None`` without any."""
+        """Compute the noise floor of each step, mean over layers with load, or ``None``."""
         num_ranks = self.laid[0].layout.num_ranks
         return means(trace_noise_floor(self.trace, num_ranks).mean, self.laid[0].loaded, axis=1)
 
 
 def quality(trace: Trace) -> dict[str, str]:
-    """How far the numbers of a trace can be trusted: its size, its gaps, its smallest steps."""
+    """Describe the quality of a trace: its size, its gaps and its smallest steps."""
     T, L, E = trace.counts.shape
     load_TL = trace.counts.sum(axis=2, dtype=np.float64)
     empty = int((load_TL == 0).sum())
@@ -123,7 +123,7 @@ def quality(trace: Trace) -> dict[str, str]:
 
 
 def checksum(trace: Trace) -> str:
-    """SHA-256 over the shape, the layers and the loads of a trace."""
+    """Compute the SHA-256 of a trace's shape, layers and loads."""
     counts = np.ascontiguousarray(trace.counts)
     head = f"{counts.shape},{trace.layer_ids};"
     digest = hashlib.sha256(head.encode())
@@ -133,5 +133,5 @@ def checksum(trace: Trace) -> str:
 
 
 def in_order(notes: Sequence[str]) -> tuple[str, ...]:
-    """The notes, each once."""
+    """Remove repeated notes, keeping their order."""
     return tuple(dict.fromkeys(map(str, notes)))

@@ -1,4 +1,4 @@
-"""The tables of a page: what a summary says of layers, experts and labels, in sortable rows."""
+"""The tables of a page: layers, experts and labels of a summary, in sortable rows."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Table:
     Parameters
     ----------
     name
-        Name of its place in the page and of the files that it is saved as.
+        Name of the place in the page, and of saved files.
     title
-        What it lists, in a few words.
+        Title, a few words.
     says
-        How to read it, in a sentence.
+        Sentence on how to read it.
     head
         Names of the columns.
     rows
-        Rows of cells; numbers are shown with their digits as ``shown`` says.
+        Rows of cells; ``shown`` formats the numbers.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as text: three decimals of a fraction, a dash for nothing."""
+    """Format a cell: fractions with three decimals, and a dash for nothing."""
     if cell is None:
         return "–"
     if isinstance(cell, float):
@@ -53,7 +53,7 @@ def shown(cell: Cell) -> str:
 
 
 def layer_table(summary: TraceSummary, laid: Sequence[Laid]) -> Table:
-    """Every layer: imbalance under each layout, chance, busiest rank, hottest expert."""
+    """Make the table of layers: imbalance under each layout, chance, and the hottest."""
     columns = [x.by_layer for x in laid]
     rows = tuple(
         (
@@ -86,7 +86,7 @@ def layer_table(summary: TraceSummary, laid: Sequence[Laid]) -> Table:
 
 
 def expert_table(summary: TraceSummary) -> Table:
-    """The hottest experts."""
+    """Make the table of the hottest experts."""
     return Table(
         name="expert-table",
         title="Hottest experts",
@@ -100,7 +100,7 @@ def expert_table(summary: TraceSummary) -> Table:
 
 
 def label_table(summary: TraceSummary) -> Table | None:
-    """Each value of each label; ``None`` without labels."""
+    """Make the table of each value of each label; ``None`` without labels."""
     if not summary.labels:
         return None
     return Table(
@@ -125,7 +125,7 @@ def label_table(summary: TraceSummary) -> Table | None:
 
 
 def loss_table(trace: Trace, laid: Sequence[Laid]) -> Table | None:
-    """What the loss of each rank takes from the last layout; ``None`` if it is no placement."""
+    """Make the table of losses by rank in the last layout; ``None`` if it is no placement."""
     if not laid or not isinstance(placement := laid[-1].layout, Placement):
         return None
     held = coverage(placement, Topology(placement.num_ranks))

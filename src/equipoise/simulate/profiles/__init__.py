@@ -1,8 +1,8 @@
-"""Hardware and fitted kernels as data: what is known of them, from where, and how surely.
+"""Profiles of hardware, and fitted kernels, as data with sources and uncertainties.
 
-A value is a number with its relative uncertainty, its source and date. Where no number was
-published the value is ``null`` with the reason; what is assumed in its place is marked, and its
-uncertainty widens every interval that rests on it.
+A value is a number with its relative uncertainty, source and date. If no number was published, the
+value is ``null`` with a reason. An assumed number is marked as such, and its uncertainty widens
+every interval that depends on it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from equipoise.simulate.network import ExchangeCost, Link
 _MAX_BYTES = 4 << 20
 _ASSUMED_UNCERTAINTY = 0.5
 BORROWED_LOG_ERROR = 0.17
-"""What a fit from another GPU adds to its own error, as a standard deviation of logarithms:
-measured between the wide-EP kernels of H100 and GB200, each predicted from the other."""
+"""Error added to a fit from another GPU, as a standard deviation of logarithms. It was measured
+between the wide-EP kernels of H100 and GB200, each predicted from the other."""
 
 _UNITS = ("bfloat16", "fp8", "fp4")
 _DATA = "equipoise.simulate.profiles"
@@ -40,13 +40,13 @@ class Quantity:
     Parameters
     ----------
     value
-        The number; what is assumed if none was published.
+        Number, possibly assumed.
     uncertainty
-        Relative, one standard deviation.
+        Relative uncertainty, as one standard deviation.
     source
-        Who published it and when; the reason if nobody did.
+        Publisher and date; the reason if there is none.
     is_assumed
-        Nobody published it.
+        Flag that the number was not published.
     """
 
     value: float
@@ -57,16 +57,22 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """A GPU: what it can do at most, and the link to others in its node or domain.
+    """A GPU: its peak rates, and the link to others in its node or domain.
 
     Parameters
     ----------
     key
-        What tables and commands call it: the profile's name, or that of its file.
+        Name in tables and commands: the profile's name, or that of its file.
+    name, memory_bytes, memory_bytes_per_second
+        Full name, memory size and memory bandwidth.
     maker
-        Who makes it: fits carry over less surely between makers.
+        Maker. Fits are less certain for a GPU of another maker.
+    flops_per_second
+        Dense operations per second by format.
+    link_bytes_per_second, ranks_per_node
+        Bandwidth of the link within a node or domain, and number of GPUs on it.
     coherent_message_share
-        Share of a proxy's time for a message that is left where the host shares the GPU's memory
+        Share of a host proxy's time per message that remains if the host shares the GPU's memory
         coherently; ``None`` if it does not.
     """
 
@@ -82,7 +88,7 @@ class HardwareProfile:
 
     @property
     def device(self) -> Device:
-        """The numbers alone, for ``KernelCost.on``; a rate that it lacks is left out."""
+        """Return the plain numbers, for ``KernelCost.on``; unknown rates are left out."""
         return Device(
             memory_bytes_per_second=self.memory_bytes_per_second.value,
             flops_per_second={units: flops.value for units, flops in self.flops_per_second.items()},
@@ -90,27 +96,29 @@ class HardwareProfile:
 
     @property
     def link(self) -> Link:
-        """The link within the node or domain, one direction."""
+        """Return the link within the node or domain, in one direction."""
         return Link(bytes_per_second=self.link_bytes_per_second.value)
 
     def is_called(self, gpu: str) -> bool:
-        """Whether a table means this GPU."""
+        """Tell whether a table's name for a GPU means this one."""
         return gpu.lower() == self.key.lower()
 
     def uncertainty(self, units: str) -> float:
-        """Relative uncertainty of a time that rests on the memory and on these units."""
+        """Return the relative uncertainty of a time that depends on the memory and these units."""
         flops = self.flops_per_second.get(units)
         return max(self.memory_bytes_per_second.uncertainty, flops.uncertainty if flops else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A link between nodes, a rank's share of it, in one direction.
+    """A link between nodes: one rank's share of it, in one direction.
 
     Parameters
     ----------
+    name, latency_seconds, bytes_per_second
+        Name, latency and bandwidth.
     message_seconds
-        What a proxy on the host takes for a message; ``None``: the GPU sends by itself.
+        Time of a host proxy per message; ``None`` if the GPU sends by itself.
     """
 
     name: str
@@ -120,7 +128,7 @@ class LinkProfile:
 
     @property
     def link(self) -> Link:
-        """The numbers alone."""
+        """Return the plain numbers."""
         return Link(
             latency_seconds=self.latency_seconds.value,
             bytes_per_second=self.bytes_per_second.value,
@@ -129,12 +137,12 @@ class LinkProfile:
 
     @property
     def uncertainty(self) -> float:
-        """Relative uncertainty of what crosses it."""
+        """Return the relative uncertainty of times over this link."""
         parts = (self.bytes_per_second, self.message_seconds)
         return max(part.uncertainty for part in parts if part is not None)
 
     def from_gpu(self, gpu: HardwareProfile) -> Link:
-        """The link from that GPU, whose host may see what it writes without a detour."""
+        """Return the link from a GPU, with its message time if host and GPU share memory."""
         share = gpu.coherent_message_share
         kept = 1.0 if share is None else share.value
         return replace(self.link, message_seconds=kept * self.link.message_seconds)
@@ -142,7 +150,7 @@ class LinkProfile:
 
 @dataclass(frozen=True)
 class Spread:
-    """A statistic of several layers and kinds of traffic: their mean and standard deviation."""
+    """Mean and standard deviation of a statistic over layers and kinds of traffic."""
 
     mean: float
     spread: float
@@ -150,20 +158,24 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingPrior:
-    """What is known of how a family of models routes: for who has no recording.
+    """The routing statistics of a family of models, for users without a recording.
 
     Parameters
     ----------
+    name, phase
+        Name of the family, and phase of the steps.
+    num_layers, num_experts, top_k
+        Numbers of layers, experts and choices per token.
+    window_tokens
+        Number of tokens of the windows that ``drift`` was fitted to.
     skew
         Standard deviation of the logarithm of an expert's popularity, within a layer.
     drift
-        The same of what a window adds to it, each window for itself.
+        Standard deviation of the number that each window adds to that logarithm.
     layer_correlation
-        Correlation of these logarithms between an expert and that of its number in the next layer.
-    window_tokens
-        Tokens of the windows that drift was fitted to.
+        Correlation of these logarithms between experts of the same number in neighbouring layers.
     source
-        What it was fitted to, with its licence.
+        Data that it was fitted to, with its licence.
     """
 
     name: str
@@ -190,18 +202,18 @@ class RoutingPrior:
             )
 
     def to_json(self) -> str:
-        """The document that ``prior`` reads."""
+        """Write the document that ``prior`` reads."""
         return json.dumps({"format": "equipoise prior 1", **asdict(self)}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedKernel:
-    """A compute kernel's cost, fitted to a table.
+    """The cost of a compute kernel, fitted to a table.
 
     Parameters
     ----------
     table
-        Kind of the table, which says what one of its times means.
+        Kind of the table, which says what its times mean.
     log_error
         Standard deviation of log(measured / predicted) that the draws do not explain.
     """
@@ -219,7 +231,7 @@ class FittedKernel:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedExchange:
-    """An exchange's cost, fitted to a table; ``dtype`` is the payload's."""
+    """The cost of an exchange, fitted to a table; ``dtype`` is the format of the payload."""
 
     gpu: str
     framework: str
@@ -233,12 +245,12 @@ class FittedExchange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ``equipoise calibrate`` fits and writes.
+    """The fitted costs that ``equipoise calibrate`` writes.
 
     Parameters
     ----------
     source
-        What it was fitted to.
+        Data that the costs were fitted to.
     """
 
     source: str
@@ -248,9 +260,9 @@ class Calibration:
     def nearest(
         self, *, table: str, phase: str, kernel: str = "", dtype: str = "", gpu: str = ""
     ) -> FittedKernel:
-        """The fit that is most like what is asked for: kernel first, then format, then GPU.
+        """Find the most similar fit: by kernel first, then by format, then by GPU.
 
-        Its shares of a device's rates carry over to another device, less surely: see
+        Its shares of a device's rates are used for other devices too, with a larger error: see
         ``BORROWED_LOG_ERROR``.
         """
         known = [f for f in self.kernels if f.table == table and f.phase in (phase, "any")]
@@ -264,13 +276,13 @@ class Calibration:
         )
 
     def to_json(self) -> str:
-        """The document that ``calibration`` reads."""
+        """Write the document that ``calibration`` reads."""
         document = {"format": "equipoise calibration 1", **asdict(self)}
         return json.dumps(document, indent=1) + "\n"
 
 
 def hardware(name_or_path: str | Path) -> HardwareProfile:
-    """A GPU's profile: one that ships, by name, or a file.
+    """Read a GPU's profile: a built-in one by name, or a file.
 
     Raises
     ------
@@ -297,7 +309,7 @@ def hardware(name_or_path: str | Path) -> HardwareProfile:
 
 
 def link(name_or_path: str | Path) -> LinkProfile:
-    """A link between nodes: one that ships, by name, or a file; raises as ``hardware``."""
+    """Read a link between nodes: a built-in one by name, or a file; errors as ``hardware``."""
     document, where = _document(name_or_path, "link")
     return LinkProfile(
         name=_text(document, "name", where),
@@ -308,7 +320,7 @@ def link(name_or_path: str | Path) -> LinkProfile:
 
 
 def calibration(path: str | Path = "published") -> Calibration:
-    """Fitted kernels: those that ship, or a file of ``equipoise calibrate``; raises as above."""
+    """Read fitted kernels: the published ones, or a file of ``equipoise calibrate``."""
     document, where = _document(path, "calibration")
     return Calibration(
         source=_text(document, "source", where),
@@ -324,7 +336,7 @@ def calibration(path: str | Path = "published") -> Calibration:
 
 
 def prior(name_or_path: str | Path) -> RoutingPrior:
-    """How a family of models routes: one that ships, by name, or a file; raises as above."""
+    """Read a routing prior: a built-in one by name, or a file; errors as ``hardware``."""
     document, where = _document(name_or_path, "prior")
     entry = {name: value for name, value in document.items() if name != "format"}
     try:
@@ -341,13 +353,13 @@ def prior(name_or_path: str | Path) -> RoutingPrior:
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """Names of the profiles that ship: of ``hardware``, ``link``, ``calibration`` or ``prior``."""
+    """List the built-in profiles: of ``hardware``, ``link``, ``calibration`` or ``prior``."""
     folder = files(_DATA) / "data" / kind
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir()))
 
 
 def _document(name_or_path: str | Path, kind: str) -> tuple[dict[str, Any], str]:
-    """A document of a kind, and how messages call it."""
+    """Read a document of a kind; also return its name in messages."""
     name = str(name_or_path)
     source: Path | Traversable = Path(name)
     if name.lower() in names(kind):
@@ -376,7 +388,7 @@ def _known(document: dict[str, Any], key: str, where: str) -> Quantity:
 
 
 def _optional(document: dict[str, Any], key: str, where: str, high: float) -> Quantity | None:
-    """A quantity up to ``high``; ``None`` without the key."""
+    """Read a quantity up to ``high``; ``None`` without the key."""
     if key not in document:
         return None
     quantity = _known(document, key, where)
@@ -386,7 +398,7 @@ def _optional(document: dict[str, Any], key: str, where: str, high: float) -> Qu
 
 
 def _quantity(document: Mapping[str, Any], key: str, where: str) -> Quantity | None:
-    """A quantity; ``None`` if it is null with a reason and nothing is assumed."""
+    """Read a quantity; ``None`` if it is null with a reason and no assumed value."""
     entry = document.get(key)
     if not isinstance(entry, dict):
         raise FormatError(f"{where}: {key} is {brief(entry)}; expected an object with a value.")
@@ -435,7 +447,7 @@ def _entries(document: dict[str, Any], key: str, where: str) -> list[Any]:
 
 
 def _fitted(kind: Any, cost_kind: Any, entry: Any, where: str) -> Any:
-    """A fit with its cost; the classes check the numbers."""
+    """Read a fit with its cost; the classes check the numbers."""
     try:
         _check_keys(kind, entry)
         _check_keys(cost_kind, entry["cost"])

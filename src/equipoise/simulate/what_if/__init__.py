@@ -1,10 +1,10 @@
-"""What would happen with other traffic, ranks, copies or hardware: answered while one watches.
+"""Interactive answers to "what if": other traffic, ranks, copies or hardware.
 
     what_if = WhatIf(models)
     what_if.answer(Question(skew=1.0, step_tokens=4096, num_ranks=32)).headline
 
-Every answer is computed by the planners, dispatchers and the cost model that the other commands
-use: EPLB's greedy planner, since it takes milliseconds, and LPLB's ring where it fits.
+Answers come from the same planners, dispatchers and time models that the other commands use: EPLB's
+greedy planner, which takes milliseconds, and LPLB's ring where it fits.
 """
 
 from equipoise.simulate.what_if.answer import Answer

@@ -1,4 +1,4 @@
-"""What an answer consists of: numbers, and what a page draws."""
+"""The data of an answer: numbers, and series to draw."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from equipoise.simulate.what_if.question import Question
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number before and after, and what it means in a sentence.
+    """A number before and after, with a sentence on its meaning.
 
     Parameters
     ----------
     before
-        The number without balancing; ``None`` where there is only one.
+        Number without balancing; ``None`` if there is only one number.
     unit
-        What follows the number, such as ``×`` or ``ms``.
+        Unit of the number, such as ``×`` or ``ms``.
     """
 
     key: str
@@ -29,16 +29,16 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Imbalance of each unseen batch, mean over layers, ``NUM_BATCHES`` numbers each.
+    """The imbalance of each unseen batch, mean over layers, ``NUM_BATCHES`` numbers each.
 
     Parameters
     ----------
     eplb, chosen
-        The greedy copies, shared evenly and by the dispatcher that was asked for.
+        Imbalance with greedy copies, shared evenly and by the chosen dispatcher.
     lplb
-        Copies on LPLB's ring, split by every batch; ``None`` where the ring does not fit.
+        Imbalance with copies on LPLB's ring; ``None`` if the ring does not fit.
     lplb_reason
-        Why it does not fit.
+        Reason why the ring does not fit.
     """
 
     without: list[float]
@@ -58,9 +58,9 @@ class LayerView:
     ranks_before, ranks_after
         Load of each rank over the mean, mean over the batches.
     shared_after
-        The part of ``ranks_after`` that is of experts with several copies.
+        Part of ``ranks_after`` that comes from experts with several copies.
     experts, loads, copies
-        The hottest experts of the traffic that was planned on: ids, load over the mean, copies.
+        Ids, loads over the mean, and copies of the hottest experts in the planned traffic.
     """
 
     layer: int
@@ -74,13 +74,13 @@ class LayerView:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Time of a step against its tokens, all ranks together.
+    """The time of a step by its number of tokens, all ranks together.
 
     Parameters
     ----------
     knee_tokens
-        Tokens from which on an expert's products take longer than reading its weights, if all are
-        equally popular.
+        Number of tokens from which an expert's products take longer than reading its weights, if
+        all experts have equal load.
     """
 
     tokens: list[int]
@@ -91,18 +91,18 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a question's deployment does without balancing, and with it.
+    """The answer to a question: the deployment without and with balancing.
 
     Parameters
     ----------
     parts_before, parts_after
-        Seconds of a mean step, by what they are spent on.
+        Seconds of a mean step, by part.
     layers
         Numbers of the layers that a question can show.
     notes
-        What was assumed or left out, in sentences.
+        Sentences on what was assumed or left out.
     facts
-        Where the times come from, by part.
+        Sources of the times, by part.
     """
 
     question: Question

@@ -1,4 +1,4 @@
-"""From a question to its answer: plan, share later batches, time them, and say what came."""
+"""Answering a question: plan, share later batches, time them, and describe the result."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from equipoise.simulate.what_if.question import DISPATCH, Question, ServedModel
 from equipoise.simulate.what_if.traffic import batches, generated, recorded
 from equipoise.trace import Trace
 
-_CURVE_TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 4096)  # of one rank
-_HOTTEST = 64  # experts of the layer that is shown
+_CURVE_TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 4096)  # tokens of one rank
+_HOTTEST = 64  # number of experts shown of a layer
 
 
 class WhatIf:
-    """Answers questions about some models, on generated routing or on a recording.
+    """A service that answers questions about models, on generated routing or on a recording.
 
     Parameters
     ----------
     models
         Models by name.
     recording
-        A recording to ask about as well; its later steps are held out of planning.
+        Recording that questions may also be about; its later steps are held out of planning.
     name
-        What the recording is called.
+        Name of the recording.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class WhatIf:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What there is to choose from, and how large it is; no recording is ``None``."""
+        """Return the possible choices with their sizes; ``recording`` may be ``None``."""
         recorded = self._recorded
         return {
             "model": {
@@ -74,13 +74,13 @@ class WhatIf:
         }
 
     def answer(self, question: Question) -> Answer:
-        """Plan on the traffic before, and put the plan to the test of later batches.
+        """Plan on earlier traffic, and test the plan on later batches.
 
         Raises
         ------
         EquipoiseError
-            An unknown model, no recording to ask about, a layer it has not, ranks or slots that do
-            not fit the experts.
+            An unknown model or layer, a missing recording, or ranks or slots that do not fit the
+            experts.
         """
         case = self._case(question)
         greedy = _greedy(case)
@@ -143,7 +143,7 @@ def _greedy(case: Case) -> Placement:
 
 
 def _lplb(case: Case) -> tuple[Layout | None, str]:
-    """Copies on LPLB's ring with a split of every batch; or why there is none."""
+    """Plan copies on LPLB's ring, or say why it does not fit."""
     try:
         plan = FixedGraph(graph="ring", across_nodes="price").plan(case.problem)
     except EquipoiseError as error:
@@ -251,7 +251,7 @@ def _layer_view(case: Case, greedy: Placement, without: Run, after: Run) -> Laye
 
 
 def _curve(case: Case, plain: Layout, chosen: Layout) -> Curve:
-    """One batch of each size on both layouts."""
+    """Time one batch of each size on both layouts."""
     tokens = [case.question.num_ranks * size for size in _CURVE_TOKENS]
     top_k = case.machine.top_k
     loads = batches(case.traffic, tuple(tokens), 1, top_k, case.question.seed)
@@ -267,7 +267,7 @@ def _curve(case: Case, plain: Layout, chosen: Layout) -> Curve:
 
 
 def _spent(parts: StepParts) -> dict[str, float]:
-    """Seconds of a mean step, by what they are spent on."""
+    """Return the seconds of a mean step, by part."""
     mean = parts.means
     return {
         "experts": mean["experts"] + mean["rereading"],

@@ -23,18 +23,18 @@ from equipoise.topology import Topology
 Floats = NDArray[np.float64]
 
 NUM_BATCHES = 12
-"""Unseen batches that an answer is the mean of."""
+"""Number of unseen batches that an answer averages."""
 
 CONTEXT_TOKENS = 4096
-"""Tokens before the new one, on average."""
+"""Mean number of tokens before the new one."""
 
 FAR_LINK = "infiniband-400g"
-"""The link between nodes."""
+"""Name of the link between nodes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
-    """Batches on a layout.
+    """The result of batches on a layout.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Run:
     rank_load
         Load of each rank, ``(T, L, R)``.
     parts
-        What the steps are spent on, all layers of the model.
+        Parts of the steps' time, all layers of the model.
     """
 
     slot_load: Floats
@@ -52,19 +52,19 @@ class Run:
 
     @property
     def imbalance(self) -> Floats:
-        """Busiest rank over the mean, ``(T, L)``; 1 without load."""
+        """Busiest rank over the mean rank, ``(T, L)``; 1 without load."""
         peak, mean = self.rank_load.max(axis=-1), self.rank_load.mean(axis=-1)
         return np.asarray(np.divide(peak, mean, out=np.ones_like(mean), where=mean > 0))
 
     @property
     def by_batch(self) -> list[float]:
-        """The same, mean over the layers, ``(T,)``."""
+        """Return the imbalance of each batch, mean over layers, ``(T,)``."""
         means: list[float] = self.imbalance.mean(axis=1).tolist()
         return means
 
     @property
     def mean_imbalance(self) -> float:
-        """The mean of all."""
+        """Mean imbalance of all batches and layers."""
         return float(self.imbalance.mean())
 
     @property
@@ -92,7 +92,7 @@ class Case:
 
     @classmethod
     def of(cls, question: Question, model: ServedModel, traffic: Traffic) -> Case:
-        """Put together ranks, machine and batches; raises as ``WhatIf.answer``."""
+        """Prepare ranks, machine and batches; errors are those of ``WhatIf.answer``."""
         held, gpu, R = traffic.held, hardware(question.gpu), question.num_ranks
         if held.num_experts < R:
             raise EquipoiseError(
@@ -129,39 +129,39 @@ class Case:
 
     @property
     def num_experts(self) -> int:
-        """``E``, of the traffic."""
+        """Number of experts of the traffic, ``E``."""
         return self.traffic.held.num_experts
 
     @property
     def num_slots(self) -> int:
-        """The fewest slots that hold all experts, and the redundant ones."""
+        """Number of slots: the fewest that hold all experts, plus the redundant ones."""
         R = self.question.num_ranks
         return R * (-(-self.num_experts // R) + self.question.redundant_per_rank)
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """The one that was asked for, told of the ranks and the router."""
+        """Dispatcher of the question, for these ranks and this router."""
         return dispatcher(self.question.dispatch, self.topology, top_k=self.machine.top_k)
 
     @property
     def problem(self) -> Problem:
-        """What planners are asked."""
+        """Problem for the planners."""
         held = self.traffic.held
         return Problem(self.traffic.fit_LE, self.topology, self.num_slots, layer_ids=held.layer_ids)
 
     @property
     def layers_factor(self) -> float:
-        """Layers of the model over those computed, which stand for all."""
+        """Number of layers of the model over the computed number, which stand for all."""
         return self.model.num_layers / self.traffic.held.num_layers
 
     def run(self, layout: Layout) -> Run:
-        """The batches on a layout."""
+        """Run the batches on a layout."""
         slots = layout.slot_loads(self.loads)
         ranks = slots.reshape(*slots.shape[:2], self.question.num_ranks, -1).sum(axis=-1)
         return Run(slot_load=slots, rank_load=ranks, parts=self.time(slots))
 
     def time(self, slot_load: Floats) -> StepParts:
-        """What steps are spent on, all layers of the model."""
+        """Divide the time of steps into parts, all layers of the model."""
         routed = Routed.expected(slot_load, self.machine.top_k, self.topology)
         parts = self.machine.step(routed, self.topology)
         scaled = {f.name: self.layers_factor * getattr(parts, f.name) for f in fields(parts)}
@@ -169,14 +169,14 @@ class Case:
 
 
 def _node_notes(num_ranks: int, size: int, most: int) -> list[str]:
-    """That nodes are not full, if they are not."""
+    """Note that nodes are not full, if they are not."""
     if size in (num_ranks, most):
         return []
     return [f"{num_ranks} ranks are in nodes of {size}, since {most} do not divide them."]
 
 
 def _model_notes(model: ServedModel, traffic: Traffic, shape: ExpertShape) -> list[str]:
-    """Where the recording and the model differ, and what of a step is not known."""
+    """Note where recording and model differ, and which parts of a step are unknown."""
     notes = []
     if (shape.num_experts, shape.top_k) != (model.shape.num_experts, model.shape.top_k):
         notes.append(

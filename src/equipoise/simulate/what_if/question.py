@@ -1,4 +1,4 @@
-"""What can be asked: a model, a deployment and its traffic."""
+"""A question: a model, a deployment and its traffic."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Routing = Literal["generated", "recorded"]
 DISPATCH = tuple(
     name for name, entry in DISPATCHERS.items() if not entry.engine and not entry.needs_cost
 )
-"""Names of the dispatchers that a question can be about."""
+"""Dispatchers that a question can name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What an answer needs to know of a model.
+    """The facts about a model that an answer needs.
 
     Parameters
     ----------
     name
-        What it is called.
+        Name of the model.
     shape
-        A routed expert, how many there are, and how many a token chooses.
+        Shape of a routed expert, number of experts, and choices per token.
     num_layers
-        MoE layers.
+        Number of MoE layers.
     own_work
-        Attention and what else a rank does for its own tokens; ``None``: not known, left out.
+        Work for a rank's own tokens, such as attention; ``None`` if unknown, and then left out.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Question:
     Parameters
     ----------
     routing
-        ``generated``, or the recording that was given.
+        Source of the routing: ``generated``, or the given recording.
     skew
-        Generated routing: standard deviation of the logarithm of an expert's popularity, 0 for a
-        fair router; 1 if ``None``.
+        Standard deviation of the logarithm of an expert's popularity, for generated routing: 0 for
+        a fair router, 1 if ``None``.
     drift
-        Generated routing: standard deviation of what that logarithm changes by from window to
-        window; 0.05 if ``None``.
+        Standard deviation of the change of that logarithm from window to window, for generated
+        routing; 0.05 if ``None``.
     step_tokens
-        Tokens of a step, all ranks together.
+        Number of tokens of a step, all ranks together.
     num_ranks
-        Expert-parallel ranks.
+        Number of expert-parallel ranks.
     redundant_per_rank
-        Slots of a rank and layer beyond the fewest that hold all experts.
+        Number of slots of a rank and layer beyond the fewest that hold all experts.
     dispatch
-        The dispatcher by name, one of ``DISPATCH``.
+        Name of the dispatcher, one of ``DISPATCH``.
     gpu
         Name of a hardware profile.
     model
         Name of a model.
     phase
-        What steps do.
+        Phase of the steps.
     layer
         Number of the layer to show; the least balanced one if ``None``.
     seed
@@ -113,12 +113,12 @@ class Question:
 
     @classmethod
     def of(cls, document: Any) -> Question:
-        """The question that a JSON object asks; what it leaves out has its default.
+        """Read a question from a JSON object; missing keys have their defaults.
 
         Raises
         ------
         EquipoiseError
-            No object, a key that no question has, or a value out of range.
+            Data that is no object, an unknown key, or a value out of range.
         """
         known = [field.name for field in fields(cls)]
         if not isinstance(document, dict):

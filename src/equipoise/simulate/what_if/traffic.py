@@ -1,4 +1,4 @@
-"""Traffic to plan on, and later batches to put the plan to the test."""
+"""Traffic to plan on, and later batches to test the plan on."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from equipoise.trace import Provenance, Trace
 Floats = NDArray[np.float64]
 
 NUM_WINDOWS = 6
-"""Windows of generated traffic after the one that is planned on."""
+"""Number of windows of generated traffic after the one that is planned on."""
 
 _HOLD_OUT = 0.2  # share of a recording's steps, the latest, that batches are drawn from
-_WINDOW_ASSIGNMENTS = 1 << 26  # of generated traffic: far more than of a batch, so without noise
-_MOST_STEPS = 128  # of a recording that batches are drawn from
-_MOST_CELLS = 24_576  # layers times experts that are computed
+_WINDOW_ASSIGNMENTS = 1 << 26  # size of a generated window; large, so that it has no noise
+_MOST_STEPS = 128  # largest number of recorded steps that batches are drawn from
+_MOST_CELLS = 24_576  # largest number of layers x experts that are computed
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Traffic:
-    """What was planned on, ``(L, E)``, and later steps to draw batches from."""
+    """The planned loads, ``(L, E)``, and later steps to draw batches from."""
 
     fit_LE: NDArray[np.integer]
     held: Trace
@@ -40,7 +40,7 @@ class Traffic:
 def generated(
     skew: float, change: float, num_experts: int, top_k: int, num_layers: int, seed: int
 ) -> Traffic:
-    """Routing without noise, a window to plan on and later ones: chance comes with the batches."""
+    """Generate a window to plan on and later ones, without noise; batches add the noise."""
     rows = max(1, min(num_layers, _MOST_CELLS // num_experts))
     start = lognormal(num_experts, sigma=skew, num_layers=rows, seed=seed)
     popularity = drift(start, num_steps=1 + NUM_WINDOWS, std_per_step=change, seed=seed + 1)
@@ -58,7 +58,7 @@ def generated(
 
 
 def recorded(recording: Trace) -> Traffic:
-    """The earlier steps of a recording, summed, and the later ones; not more than is quick."""
+    """Sum the earlier steps of a recording, and keep some of the later ones, for speed."""
     check_type("recording", recording, Trace)
     notes: list[str] = []
     if recording.num_steps == 1:
@@ -91,7 +91,7 @@ def recorded(recording: Trace) -> Traffic:
 
 @lru_cache(maxsize=16)
 def batches(traffic: Traffic, sizes: tuple[int, ...], number: int, top_k: int, seed: int) -> Floats:
-    """Batches of each size from the later steps, ``(sizes x number, L, E)``; read-only."""
+    """Draw batches of each size from the later steps, ``(sizes x number, L, E)``; read-only."""
     draws = [
         drawn_steps(traffic.held, size, top_k=top_k, number=number, seed=seed) for size in sizes
     ]
@@ -110,5 +110,5 @@ def _some_layers(rows: int, num_layers: int) -> tuple[str, ...]:
 
 
 def _evenly(number: int, most: int) -> NDArray[np.int64]:
-    """Positions at equal distances; all if there are no more than ``most``."""
+    """Choose positions at equal distances, or all if there are no more than ``most``."""
     return np.unique(np.linspace(0, number - 1, min(number, most)).astype(np.int64))
