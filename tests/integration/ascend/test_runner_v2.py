@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engines
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """What each policy came to, on four ranks, by its name and whose it is."""
+    """What each policy came to, on four ranks."""
     answer = tmp_path_factory.mktemp("served") / "answer"
     run("0.30.0rc2", "tests.integration.ascend.ranks_v2", answer)
     return json.loads(answer.read_text())
@@ -27,15 +27,15 @@ def served(tmp_path_factory):
 
 def test_it_is_inactive_until_asked_and_then_plans_whatever_the_policy(served):
     for name, case in served.items():
-        said = [line for line in case["log"] if "equipoise (taken" in line]
-        assert (len(said) > REBALANCES) == name.endswith("ours"), name
+        plans = [line for line in case["log"] if "equipoise (taken" in line]
+        assert (len(plans) > REBALANCES) == name.startswith("ours"), name
 
 
 def test_no_slot_has_the_weights_of_another_expert(served):
     for name, case in served.items():
         assert (name, case["wrong"]) == (name, 0)
         assert len(case["moves"]) == REBALANCES
-        assert case["moves"][0] > 0
+        assert sum(case["moves"][:2]) > 0
 
 
 def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
@@ -45,12 +45,11 @@ def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
             print(
                 f"{name}: {sum(case['moves'])} of {REBALANCES * LAYERS * SLOTS} slots changed, "
                 f"balance {case['balancedness'][0]:.3f} before, {_balance(case):.3f} after; "
-                f"{median(case['milliseconds']):.1f} ms a plan"
+                f"{median(case['milliseconds'][1:]):.1f} ms a plan"
             )
-    for policy in ("default", "stair"):
-        ours, stock = served[f"{policy}, ours"], served[f"{policy}, stock"]
-        assert 2 * sum(ours["moves"]) <= sum(stock["moves"]) or policy == "stair"
-        assert _balance(ours) >= _balance(stock) - 0.01
+    for name in ("ours", "ours for default"):
+        assert 2 * sum(served[name]["moves"]) <= sum(served["STAIR"]["moves"])
+        assert _balance(served[name]) >= _balance(served["STAIR"])
 
 
 def _balance(case):

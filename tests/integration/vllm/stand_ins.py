@@ -126,6 +126,12 @@ class Model:
         self.num_physical_experts = num_ranks * self.num_local_physical_experts
         self.num_redundant_experts = self.num_physical_experts - self.num_logical_experts
 
+    def hold(self, slots: torch.Tensor) -> None:
+        """Have the numbers of the experts of these slots, ``(L, S)``, as a loader of weights."""
+        for layer, held in enumerate(self.expert_weights):
+            for tensor, numbers in zip(held, self.numbers(layer, slots[layer]), strict=True):
+                tensor.copy_(numbers)
+
     def forget(self) -> None:
         """Have the numbers of nobody, as a rank that has just been started."""
         for held in self.expert_weights:
