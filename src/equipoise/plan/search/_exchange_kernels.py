@@ -5,7 +5,7 @@ of another rank. The layers take turns, the one that gains most first, so that a
 where it is worth most.
 
 Deterministic on every machine: strict comparisons, the lowest index where values tie, and of the
-operations none but those that IEEE 754 rounds exactly.
+operations none but those whose last bit IEEE 754 settles.
 """
 
 from __future__ import annotations
