@@ -129,17 +129,7 @@ class Rank:
     def _time_policy(self) -> None:
         policy = self.state.policy
         self.served.policy = f"{getattr(policy, '__name__', type(policy).__name__)}"
-        milliseconds = self.served.milliseconds
-
-        class Timed:
-            @staticmethod
-            def rebalance_experts(*given: Any) -> Any:
-                begin = time.perf_counter()
-                answer = policy.rebalance_experts(*given)
-                milliseconds.append(1000 * (time.perf_counter() - begin))
-                return answer
-
-        self.state.policy = Timed
+        self.state.policy = _Timed(policy, self.served.milliseconds)
 
     def _steps(self, rebalances: int) -> None:
         import torch
@@ -220,6 +210,22 @@ def serve(
     found = answers_of_ranks(RANKS, serve_rank, folder.name)
     found[0].wrong = sum(answer.wrong for answer in found)
     return found[0]
+
+
+class _Timed:
+    """A policy, and the time that each of its plans takes."""
+
+    def __init__(self, policy: Any, milliseconds: list[float]) -> None:
+        self._policy, self._milliseconds = policy, milliseconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def rebalance_experts(self, *given: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        answer = self._policy.rebalance_experts(*given, **named)
+        self._milliseconds.append(1000 * (time.perf_counter() - begin))
+        return answer
 
 
 class _Lines(logging.Handler):
