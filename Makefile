@@ -2,6 +2,8 @@
 # serves a small model on four processes, `make test` runs the tests. Each makes its own virtual
 # environment with pinned versions.
 PYTHON ?= python3
+NEEDED = "equipoise needs Python 3.11 or newer; say which, as in make PYTHON=python3.11"
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit($(NEEDED))'
 RUN := .venv/bin
 DEV := .venv-dev/bin
 ENGINES := .venv-engines/bin
@@ -49,12 +51,14 @@ clean:
 	rm -rf .venv .venv-dev .venv-docs .venv-engines build dist demo-output site
 
 .venv/ready: requirements/build.txt requirements/run.txt requirements/serve.txt pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/serve.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv-dev/ready: requirements/build.txt requirements/run.txt requirements/serve.txt requirements/dev.txt pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --disable-pip-version-check -r requirements/build.txt -r requirements/dev.txt
 	$(DEV)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -69,6 +73,7 @@ clean:
 # Nothing but what is listed: vLLM would bring torchvision, torchaudio and torchcodec, which it can do without,
 # and SGLang a build of torch for GPUs.
 .venv-engines/ready: requirements/build.txt requirements/engines.txt pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-engines
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/build.txt -r requirements/engines.txt
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from equipoise.cli import app
+from equipoise.cli import COMMANDS, SCRIPTS, app, command
 from equipoise.dispatch import DISPATCHERS
 from equipoise.engines._shared.options import Option
 from equipoise.engines.settings import TABLES
@@ -24,6 +24,8 @@ END = "<!-- The end of what docs/generate.py writes. -->"
 
 def commands_page() -> str:
     """`docs/reference/commands.md`, from the commands' own signatures and docstrings."""
+    for name in (*COMMANDS, *SCRIPTS):
+        command(name)  # with its whole help
     text = app.generate_docs(output_format="markdown", recursive=True)
     text = text.replace("# equipoise\n", "# Commands\n", 1)
     return "<!-- Written by docs/generate.py; do not edit. -->\n" + text.rstrip() + "\n"

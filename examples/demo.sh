@@ -28,8 +28,8 @@ run equipoise plan "$trace" --ranks 8 --redundant 8 --planner greedy \
     --for equipoise --output "$out/greedy-8.json"
 
 printf '\n== That map made better while it serves: 20 of its 200 slots may change.\n'
-run equipoise plan "$trace" --ranks 8 --redundant 8 --from "$out/greedy-8.json" --max-moves 20 \
-    --proposals 100000 --for equipoise --output "$out/repaired-8.json"
+run equipoise repair "$out/greedy-8.json" "$trace" --max-moves 20 --proposals 100000 \
+    --output "$out/repaired-8.json"
 
 printf '\n== A map for the loss of each rank, made beforehand; the others keep what they have.\n'
 run equipoise failover "$out/plan-8.json" "$trace" --lost rank --for equipoise \

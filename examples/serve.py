@@ -43,7 +43,14 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-from equipoise import EquipoiseError, Placement, Topology, read_map, write_map
+from equipoise import (
+    EquipoiseError,
+    Placement,
+    Topology,
+    read_map,
+    sample_model_path,
+    write_map,
+)
 from equipoise.control.settings import Settings
 from equipoise.engines.formats import MapContext
 from equipoise.engines.settings import EngineOptions, read_options
@@ -54,7 +61,6 @@ from equipoise.runtime.serving.server import Options, serve
 from equipoise.runtime.serving.warm_up import rehearse
 
 _PATIENCE_SECONDS = 60
-MODEL = Path(__file__).parents[1] / "models" / "balance-5m"
 ENGINES = {"additional_config": "ascend", "eplb_config": "vllm", "load_balancer": "trtllm"}
 
 
@@ -125,7 +131,7 @@ def _balancing(arguments: argparse.Namespace) -> EngineOptions:
     for option, engine in ENGINES.items():
         source = getattr(arguments, option)
         if source is not None:
-            model = Checkpoint(MODEL)
+            model = Checkpoint(sample_model_path())
             return read_options(
                 engine,
                 source,
@@ -154,8 +160,8 @@ def _options(arguments: argparse.Namespace, balancing: EngineOptions) -> Options
         raise EquipoiseError("With --unbalanced there is no map to --keep; give one of them.")
     prompts = Prompts(0, [(0.0, {"docs": 1.0})])
     return Options(
-        model=MODEL,
-        source=Stream(prompts, MODEL / "tokenizer.json"),
+        model=sample_model_path(),
+        source=Stream(prompts, sample_model_path() / "tokenizer.json"),
         limit=arguments.requests,
         processes=int(os.environ["WORLD_SIZE"]),
         nodes=arguments.nodes,

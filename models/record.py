@@ -3,7 +3,8 @@
 Held-out text of every domain, which the model was not trained on, is cut into prompts; the model
 answers them in batches, and each forward pass becomes one step of the recording.
 
-    python models/record.py models/balance-5m src/equipoise/data/sample.trace.safetensors
+    python models/record.py src/equipoise/data/balance-5m \
+        src/equipoise/data/sample.trace.safetensors
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Prints the held-out loss of each domain, how far each domain's expert load is from even, the
 correlation between the domains' loads next to that between two halves of one domain, and samples.
 
-    python models/specialisation.py models/balance-5m
+    python models/specialisation.py src/equipoise/data/balance-5m
 """
 
 import argparse

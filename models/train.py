@@ -1,6 +1,6 @@
 """Train a small mixture-of-experts language model on what every Python installation holds.
 
-    python models/train.py --out models/balance-5m
+    python models/train.py --out src/equipoise/data/balance-5m
 
 Two processor cores do it in well under an hour.  The model is saved every few minutes, so a run
 that is cut off leaves weights that load.

@@ -26,7 +26,7 @@ def program(name: str) -> str:
     """The path of ``prometheus`` or ``promtool``."""
     found = shutil.which(name)
     if found is None:
-        missing = f"no {name} on the PATH"
+        missing = f"no {name} on the PATH; the package prometheus brings it"
         if os.environ.get("EQUIPOISE_REQUIRE_PROMETHEUS") == "1":
             pytest.fail(missing)
         pytest.skip(missing)

@@ -12,7 +12,11 @@ from equipoise.engines.registry import map_formats, trace_formats
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "models").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "models").rglob("*.md")),
+]
 FORMATS = "\n".join(
     p.read_text(encoding="utf-8") for p in sorted((DOCS / "reference" / "formats").glob("*.md"))
 )

@@ -10,8 +10,8 @@ NAMES = {
     "MapContext", "MinMax", "Nearest", "Placement", "Plan", "Problem", "RankCost", "Repair",
     "Robust", "RoundRobin", "Survivable", "Topology", "Trace", "TraceOptions", "__version__",
     "best_placement", "diff", "dropped_tokens", "ep_step_time", "evaluate", "expert_loads",
-    "imbalance", "noise_floor", "rank_cost", "read_map", "read_trace", "sample_trace_path",
-    "study", "summarise", "validate_map", "write_map", "write_trace",
+    "imbalance", "noise_floor", "rank_cost", "read_map", "read_trace", "sample_model_path",
+    "sample_trace_path", "study", "summarise", "validate_map", "write_map", "write_trace",
 }  # fmt: skip
 
 HEAVY = {

@@ -7,7 +7,7 @@ routing is returned only where Triton runs:
 
     python -m benchmarks.claims.routing_replay --vllm ../vllm/bin/vllm --keep replay/
 
-The model, models/balance-5m unless another folder is given, is run in 32-bit floats: in fewer bits
+The model, balance-5m unless another folder is given, is run in 32-bit floats: in fewer bits
 near ties of the router fall either way. The server answers the prompts twice: ``equipoise capture
 --url`` records it, and its answers are logged as they are and read with ``read_trace``. Then
 transformers runs the same prompts. Compared are the generated tokens and, for every token, layer
@@ -35,8 +35,9 @@ import equipoise as eq
 from equipoise.cli import main as command
 from equipoise.engines.replay.http import Server
 from equipoise.errors import EquipoiseError
+from equipoise.sample import sample_model_path
 
-MODEL = Path(__file__).parents[2] / "models" / "balance-5m"
+MODEL = sample_model_path()
 START_SECONDS = 180
 PROMPTS = (
     "The river was quiet in the morning, and",

@@ -148,6 +148,12 @@ class Recording:
         }
         return ["plan", self.path, *typed(merged)]
 
+    def repair(self, *options: Options) -> list[object]:
+        """The command that changes the map without balancing by few moves."""
+        deployment = {k: v for k, v in self.deployment.items() if k != "redundant"}
+        merged = {name: value for some in (deployment, *options) for name, value in some.items()}
+        return ["repair", self.start, self.path, *typed(merged)]
+
 
 def synthetic() -> eq.Trace:
     """Layers of 1 to 1000 times the load, one of them without any in half of the steps."""
@@ -235,11 +241,11 @@ def map_to(path: str) -> Options:
 def repairs(record: Record, found: Sequence[Recording]) -> None:
     """From the map without balancing, within budgets, by the command and from Python."""
     for r in found:
-        start = {"from": r.start, **SEARCH}
         for dispatch in DISPATCHERS:
-            record.document(f"repair/{dispatch}/{r.name}", *r.plan(start, {"dispatch": dispatch}))
+            command = r.repair(SEARCH, {"dispatch": dispatch})
+            record.document(f"repair/{dispatch}/{r.name}", *command)
         for name, options in REPAIRS.items():
-            record.document(f"repair/{name}/{r.name}", *r.plan(start, options))
+            record.document(f"repair/{name}/{r.name}", *r.repair(SEARCH, options))
         current = eq.read_map(r.start)
         record.attempt(
             f"repair/python/{r.name}",
@@ -254,6 +260,7 @@ def locality(record: Record, found: Sequence[Recording]) -> None:
     for r in found:
         for planner, price in LOCALITY:
             options = PLANNERS[planner] | SEARCH | {"locality-price": price}
+            options |= {"planner": "colocate", "start": planner}
             record.document(f"locality/{planner}/{price}/{r.name}", *r.plan(options))
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.live.closed_loop [--settings 5] [--work 320] [--json FILE]
 
 Protocol: one process a core, kept on it, one thread each, over gloo, decode batches of
-`models/balance-5m`, experts that compute every row `--work` times over, as in `pays`.
+`balance-5m`, experts that compute every row `--work` times over, as in `pays`.
 
 1. Calibrate: three batch sizes without balancing, two with the experts of most load on one rank and
    two with copies planned for the min-max split, in turns of 8 steps, 160 steps each, prose and

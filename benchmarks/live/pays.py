@@ -3,7 +3,7 @@
     python -m benchmarks.live.pays [--rounds 2] [--redundant 2] [--work 320] [--json FILE]
 
 Protocol: one process a core, one thread each, over gloo, decode batches of
-`models/balance-5m`; prompts are prose (`docs`) for the first 224 steps and tables from then on, the
+`balance-5m`; prompts are prose (`docs`) for the first 224 steps and tables from then on, the
 same for every policy, others in every round. Experts compute every row `--work` times over, so
 that a step lasts as long as the rank with most assignments computes: imbalance costs real time.
 Policies:
@@ -63,12 +63,13 @@ from equipoise.runtime.moe.model import ExpertParallelModel, load_model
 from equipoise.runtime.serving.decoding import Batch
 from equipoise.runtime.serving.prompts import Prompts
 from equipoise.runtime.serving.requests import Request
+from equipoise.sample import sample_model_path
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 Floats = NDArray[np.float64]
 
-FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
+FOLDER = sample_model_path()
 LAYERS, EXPERTS = 5, 32
 BATCH, NEW_TOKENS = 32, 32
 SHIFT, STEPS, TURN = 224, 544, 8

@@ -3,7 +3,7 @@
     python -m benchmarks.live.stall [--steps 2000] [--expert-mb 4]
 
 Protocol: 4 processes of one thread each on this machine, over gloo. Each decodes a batch of its own
-with `models/balance-5m` on 48 slots a layer; with `--expert-mb`, layers of random experts of that
+with `balance-5m` on 48 slots a layer; with `--expert-mb`, layers of random experts of that
 size instead, a token of each sequence through all of them. A `Balancer` has the least intervals and
 a planner that proposes at every look to hand the experts of every rank to the next one, so that
 every slot of every layer changes. Blocks of steps move in turn by the blocking transfer and in the
@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,10 +44,11 @@ from equipoise.plan.weigh.gate import Decision
 from equipoise.runtime.balancer import Balancer
 from equipoise.runtime.moe.layer import ExpertParallelLayer
 from equipoise.runtime.moe.model import ExpertParallelModel, load_model
+from equipoise.sample import sample_model_path
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
-FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
+FOLDER = sample_model_path()
 RANKS, LAYERS, EXPERTS, SLOTS, TOP_K = 4, 5, 32, 48, 4
 BATCH, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 96
 BLOCK = 250  # steps

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from equipoise.plan.result import Plan as Plan
     from equipoise.plan.study import study as study
     from equipoise.report.summary import summarise as summarise
+    from equipoise.sample import sample_model_path as sample_model_path
     from equipoise.sample import sample_trace_path as sample_trace_path
     from equipoise.topology import Topology as Topology
     from equipoise.trace import Trace as Trace
@@ -85,6 +86,7 @@ _HOME = {
     "rank_cost": "equipoise.cost",
     "read_map": "equipoise.engines.map_io",
     "read_trace": "equipoise.engines.trace_io",
+    "sample_model_path": "equipoise.sample",
     "sample_trace_path": "equipoise.sample",
     "study": "equipoise.plan.study",
     "summarise": "equipoise.report.summary",

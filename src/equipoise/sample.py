@@ -1,4 +1,4 @@
-"""Files that ship with the package: a sample recording, and the lab."""
+"""Files that ship with the package: a sample recording, its small model, and the lab."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def sample_trace_path() -> Path:
     decode, recorded by ``equipoise capture``. ``models/README.md`` describes the model.
     """
     return _DATA / "sample.trace.safetensors"
+
+
+def sample_model_path() -> Path:
+    """Find the folder of the project's small model and its tokenizer, as transformers saves them.
+
+    Made for demonstrations and tests; how it was trained: ``models/README.md``.
+    """
+    return _DATA / "balance-5m"
 
 
 def lab_files(*, solution: bool) -> dict[str, Path]:

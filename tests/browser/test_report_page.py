@@ -34,7 +34,7 @@ LAYERS, RANKS, EXPERTS = 12, 8, 64
 def browser() -> Iterator[playwright.Browser]:
     executable = shutil.which("chromium")
     if executable is None:
-        missing = "no chromium on the PATH"
+        missing = "no chromium on the PATH; the package chromium brings it"
         if os.environ.get("EQUIPOISE_REQUIRE_BROWSER") == "1":
             pytest.fail(missing)
         pytest.skip(missing)

@@ -382,7 +382,6 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         case("an unknown map format", "validate map.yaml --for trt"),
         case("an unknown format to write", "convert map.json --to tgi -o x.json"),
         case("--for without --output", "plan run.safetensors --ranks 2 --for trtllm"),
-        case("--output without --for", "plan run.safetensors --ranks 2 -o map.yaml"),
         case("no ranks", "plan run.safetensors --ranks 0"),
         case("negative ranks", "report run.safetensors --ranks -2"),
         case("a table of text in JSON", "report dump --per-expert --json"),
@@ -675,43 +674,65 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a budget of moves without a map in force",
             "plan run.safetensors --ranks 2 --max-moves 5",
         ),
-        case(
-            "a planner next to the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --planner greedy",
-        ),
+        case("a plan from the map in force", "plan run.safetensors --ranks 2 --from map.json"),
+        case("repair as a planner", "plan run.safetensors --ranks 2 --planner repair"),
+        case("a repair by a planner", "repair map.json run.safetensors --planner greedy"),
+        case("a repair without a recording", "repair map.json"),
+        case("a repair of a recording", "repair run.safetensors run.safetensors"),
+        case("a repair with redundant slots", "repair map.json run.safetensors --redundant 2"),
         case(
             "bytes of moves without those of an expert",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-bytes 100",
+            "repair map.json run.safetensors --max-bytes 100",
         ),
-        case(
-            "fewer moves than none",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --max-moves -1",
-        ),
+        case("fewer moves than none", "repair map.json run.safetensors --max-moves -1"),
         case(
             "moves in no time",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
-            "--expert-bytes 1 --max-seconds 0",
+            "repair map.json run.safetensors --expert-bytes 1 --max-seconds 0",
         ),
-        case("a negative price of locality", "plan run.safetensors --ranks 2 --locality-price -1"),
-        case("an endless price of locality", "plan run.safetensors --ranks 2 --locality-price inf"),
+        case(
+            "a repaired map with a name of no format",
+            "repair map.json run.safetensors -o map.txt",
+        ),
+        case(
+            "steps of a repair without times",
+            "repair map.json run.safetensors --step-assignments 100",
+        ),
+        case(
+            "a map whose name may be of several formats",
+            "plan run.safetensors --ranks 2 -o new.json",
+        ),
+        case("a map whose name is of no format", "plan run.safetensors --ranks 2 -o new.map"),
+        case("a price of locality alone", "plan run.safetensors --ranks 2 --locality-price 0.01"),
+        case(
+            "a negative price of locality",
+            "plan run.safetensors --ranks 2 --planner colocate --locality-price -1",
+        ),
+        case(
+            "an endless price of locality",
+            "plan run.safetensors --ranks 2 --planner colocate --locality-price inf",
+        ),
         case(
             "locality for a dispatcher that follows the load",
-            "plan run.safetensors --ranks 2 --locality-price 0.01 --dispatch minmax",
-        ),
-        case(
-            "locality from the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json --locality-price 0.01",
+            "plan run.safetensors --ranks 2 --planner colocate --dispatch minmax",
         ),
         case(
             "locality for copies that must stay",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner survivable "
-            "--locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner colocate --start survivable",
         ),
-        case("locality without tokens", "plan table.csv --ranks 2 --locality-price 0.01"),
+        case("a start without locality", "plan run.safetensors --ranks 2 --start greedy"),
+        case(
+            "locality from locality",
+            "plan run.safetensors --ranks 2 --planner colocate --start colocate",
+        ),
+        case("locality without tokens", "plan table.csv --ranks 2 --planner colocate"),
+        case(
+            "a forecast of locality",
+            f"{FORECAST} --planner colocate",
+        ),
         case(
             "locality from an expert twice on a rank",
-            "plan run.safetensors --ranks 2 --redundant 4 --planner greedy "
-            "--allow-same-rank-copies --locality-price 0.01",
+            "plan run.safetensors --ranks 2 --redundant 4 --planner colocate --start greedy "
+            "--allow-same-rank-copies",
         ),
         case("neither a loss nor other ranks", "failover map.json run.safetensors"),
         case(
@@ -929,9 +950,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "failover map.json run.safetensors --to-ranks 3 --for ascend -o map.json",
         ),
         case(
-            "a plan onto the map in force",
-            "plan run.safetensors --ranks 2 --redundant 2 --from map.json "
-            "--for equipoise -o map.json",
+            "a repair onto the map in force",
+            "repair map.json run.safetensors --for equipoise -o map.json",
         ),
         case(
             "output onto a folder",
@@ -2218,12 +2238,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "a renamed map onto the old one",
             "diff map.json map.yaml --ranks 2 --match --for equipoise -o map.json",
         ),
-        case("a missing map in force", "plan run.safetensors --ranks 2 --from missing.json"),
-        case("a map in force of other slots", "plan run.safetensors --ranks 2 --from map.json"),
-        case(
-            "a map in force of other ranks",
-            "plan run.safetensors --ranks 4 --redundant 4 --from map.json",
-        ),
+        case("a missing map in force", "repair missing.json run.safetensors"),
+        case("a map in force of other ranks", "repair map.json run.safetensors --ranks 4"),
+        case("a map in force whose ranks nobody says", "repair map.yaml run.safetensors"),
         case(
             "a map in force of other experts",
             "failover big.json run.safetensors --lost rank",
@@ -2428,6 +2445,76 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
             "doctor compose.yaml",
             text("compose.yaml", "services: {web: {image: nginx}}\n"),
         ),
+    ),
+    "Comparing, drawing, watching and learning": (
+        case("a comparison of nothing", "compare"),
+        case("a comparison without a recording", "compare map.json"),
+        case("a comparison on a map", "compare map.json map.json"),
+        case("a recording among the maps", "compare run.safetensors map.json"),
+        case("a comparison with a missing map", "compare missing.json run.safetensors"),
+        case(
+            "a comparison by an unknown dispatcher",
+            "compare map.json run.safetensors --dispatch fair",
+        ),
+        case(
+            "a comparison of maps of other experts",
+            "compare big.json run.safetensors",
+            valid("run.safetensors"),
+            lambda here: _other_map(here / "big.json", 8, (3, 4)),
+        ),
+        case("a compared page onto a map", "compare map.json run.safetensors --html map.json"),
+        case("a figure that is no picture", "report run.safetensors --ranks 2 --figure heat-0.txt"),
+        case("a figure that the page lacks", "report run.safetensors --ranks 2 --figure moon.svg"),
+        case(
+            "a figure twice",
+            "report run.safetensors --ranks 2 --figure layers.svg --figure layers.svg",
+        ),
+        case(
+            "a figure into a missing folder",
+            "report run.safetensors --ranks 2 --figure missing/layers.svg",
+        ),
+        case("a table of the engine by node", "report run.safetensors --engine-table node"),
+        case("a table of the engine without ranks", "report table.csv --engine-table rank"),
+        case(
+            "a table of the engine as JSON",
+            "report run.safetensors --ranks 2 --engine-table rank --json",
+        ),
+        case("a lab without its folder", "lab"),
+        case("a lab onto a file", "lab -o notes.txt", text("notes.txt", "mine")),
+        case(
+            "a lab onto a folder of others",
+            "lab -o mine",
+            folder("mine"),
+            text("mine/notes.txt", ""),
+        ),
+        case("a lab on standard output", "lab -o -"),
+        case("a dashboard for Grafana without its folder", "grafana"),
+        case("a dashboard for Grafana in a missing folder", "grafana -o missing/monitoring"),
+        case("a dashboard for Grafana onto a file", "grafana -o notes", text("notes", "mine")),
+        case("a dashboard of a missing recording", "dashboard missing.json"),
+        case("a dashboard of a map", "dashboard map.json"),
+        case("a dashboard at no port", "dashboard --port 65536"),
+        case("a dashboard that reads no recording", "dashboard --phase decode"),
+        case("a dashboard of metrics at no address", "dashboard --metrics ftp://127.0.0.1/metrics"),
+        case("nothing to watch", "monitor"),
+        case("a missing file to watch", "monitor missing.jsonl"),
+        case("a map to watch", "monitor map.json --looks 1"),
+        case("files to watch, several", "monitor table.csv table.csv"),
+        case("an address to watch with ranks", "monitor 127.0.0.1:9400 --ranks 2"),
+        case("looks without a pause", "monitor table.csv --interval 0"),
+        case("no look at all", "monitor table.csv --looks 0"),
+        case("a request for figures at no address", "monitor table.csv --ask ftp://localhost"),
+        case("a bridge from nothing", "bridge --for vllm"),
+        case("a bridge without an engine", "bridge stats.jsonl"),
+        case("a bridge from an unknown engine", "bridge stats.jsonl --for tgi"),
+        case("a bridge from an engine that is not understood", "bridge stats.jsonl --for trtllm"),
+        case("a bridge from a missing file", "bridge missing.log --for sglang"),
+        case(
+            "a bridge from no log of the engine",
+            "bridge notes.txt --for sglang --once",
+            text("notes.txt", "nothing of an engine"),
+        ),
+        case("a bridge at no port", "bridge stats.jsonl --for vllm --port 0"),
     ),
 }
 

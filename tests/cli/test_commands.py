@@ -78,17 +78,19 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 def test_report_prints_the_engines_own_table(golden_dump, capsys):
-    status, out, _ = run(capsys, "report", golden_dump)
+    status, out, _ = run(capsys, "report", golden_dump, "--engine-table", "rank")
     assert status == 0
-    assert out.startswith(GOLDEN_REPORT)
+    assert f"\n\n{GOLDEN_REPORT}" in out
+    assert "Load statistics" not in run(capsys, "report", golden_dump)[1]
 
 
 def test_report_projects_on_a_map(golden_dump, tmp_path, capsys):
     map_path = tmp_path / "map.yaml"
     map_path.write_text(GOLDEN_MAP)
-    status, out, _ = run(capsys, "report", golden_dump, "--map", map_path, "--ranks", 3)
+    arguments = ("--map", map_path, "--ranks", 3, "--engine-table", "rank")
+    status, out, _ = run(capsys, "report", golden_dump, *arguments)
     assert status == 0
-    assert out.startswith(GOLDEN_PROJECTION)
+    assert f"\n\n{GOLDEN_PROJECTION}" in out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_report_says_what_a_lost_rank_takes(slots, sentence, trace_file, tmp_pat
 
 
 def test_report_per_expert(golden_dump, capsys):
-    _, out, _ = run(capsys, "report", golden_dump, "--per-expert")
+    _, out, _ = run(capsys, "report", golden_dump, "--engine-table", "expert")
     assert "3         4.0  3.513202           1.2500\n" in out
 
 

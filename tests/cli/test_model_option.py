@@ -99,7 +99,7 @@ def test_moves_are_priced_by_the_model(maps, model, recording, document):
 
 @pytest.mark.parametrize("limit", [("--max-bytes", 15 * EXPERT_BYTES), ("--max-seconds", 1e-4)])
 def test_a_repair_is_limited_by_the_model(maps, model, recording, limit, document):
-    options = ("plan", recording, "--ranks", 4, "--redundant", 4, "--from", maps[0])
+    options = ("repair", maps[0], recording)
     options = (*options, "--proposals", 2000, *limit)
     by_model = document(*options, "--model", model)
     by_hand = document(*options, "--expert-bytes", EXPERT_BYTES)
@@ -109,7 +109,7 @@ def test_a_repair_is_limited_by_the_model(maps, model, recording, limit, documen
 
 
 def test_without_a_limit_the_bytes_only_say_what_the_moves_take(maps, model, recording, document):
-    options = ("plan", recording, "--ranks", 4, "--redundant", 4, "--from", maps[0])
+    options = ("repair", maps[0], recording)
     moves = document(*options, "--max-moves", 9, "--model", model)["moves"]
     assert moves["bytes"] == moves["transfers"] * EXPERT_BYTES > 0
 
@@ -124,7 +124,7 @@ def test_bytes_twice_are_refused(maps, model, recording, capsys):
     for command in (
         ("diff", *maps),
         ("budget", recording, "--ranks", 4),
-        ("plan", recording, "--ranks", 4, "--redundant", 4, "--from", maps[0]),
+        ("repair", maps[0], recording),
     ):
         said = refused(capsys, *command, "--model", model, "--expert-bytes", 9)
         assert "already says that an expert has 12,288 bytes; give one of the two" in said

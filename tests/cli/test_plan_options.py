@@ -8,6 +8,7 @@ import pytest
 import equipoise as eq
 from equipoise.cost import rank_cost
 from equipoise.dispatch import DISPATCHERS, Even, MinMax, dispatcher
+from equipoise.engines.map_io import detect_map
 from equipoise.migration import diff
 from equipoise.plan import Contiguous, FixedGraph, Greedy, Robust, Survivable
 from equipoise.plan.planners.colocate import Colocate
@@ -153,9 +154,9 @@ def current(parts, tmp_path):
     return placement, path
 
 
-def test_from_the_map_in_force(current, recording, parts, document, text):
+def test_repair(current, recording, parts, document, text):
     placement, path = current
-    command = (*common(recording), "--from", path, "--max-moves", 5, "--proposals", 4000)
+    command = ("repair", path, recording, "--ranks", 4, "--max-moves", 5, "--proposals", 4000)
     command = (*command, "--ranks-per-node", 2, "--dispatch", "minmax", "--seed", 1)
     answer = document(*command, "--expert-bytes", EXPERT_BYTES)
     repair = Repair(current=placement, dispatch="minmax", max_moves=5, proposals=4000, seed=1)
@@ -180,6 +181,16 @@ def test_from_the_map_in_force(current, recording, parts, document, text):
     assert "GB" not in text(*command)
 
 
+def test_a_repair_keeps_the_format_of_its_map(current, recording, document, tmp_path):
+    command = ("repair", current[1], recording, "--ranks", 4, "--max-moves", 5, "--proposals", 4000)
+    document(*command, "-o", tmp_path / "new.yaml")
+    assert detect_map(tmp_path / "new.yaml").name == "trtllm"
+    ours = tmp_path / "current.json"
+    eq.write_map(current[0], ours, format="equipoise")  # whose suffix several formats have
+    document("repair", ours, *command[2:], "-o", tmp_path / "new.json")
+    assert detect_map(tmp_path / "new.json").name == "equipoise"
+
+
 @pytest.mark.parametrize(
     ("budget", "key", "most"),
     [
@@ -189,7 +200,7 @@ def test_from_the_map_in_force(current, recording, parts, document, text):
     ],
 )
 def test_a_repair_keeps_to_its_budget(budget, key, most, current, recording, document):
-    command = (*common(recording), "--from", current[1], "--proposals", 4000)
+    command = ("repair", current[1], recording, "--ranks", 4, "--proposals", 4000)
     free = document(*command, "--expert-bytes", EXPERT_BYTES)["moves"]
     nothing = budget == ("--max-moves", 0)  # which is no gain
     held = document(*command, *budget, "--expert-bytes", EXPERT_BYTES, status=int(nothing))["moves"]
@@ -206,8 +217,9 @@ def test_without_a_map_in_force_nothing_moves(recording, document):
 
 
 def test_locality(recording, parts, document, text):
-    command = (*common(recording), "--planner", "greedy", "--ranks-per-node", 2)
-    command = (*command, "--locality-price", 0.2, "--proposals", 3000, "--seed", 2)
+    command = (*common(recording), "--planner", "colocate", "--start", "greedy")
+    command = (*command, "--ranks-per-node", 2, "--locality-price", 0.2)
+    command = (*command, "--proposals", 3000, "--seed", 2)
     answer = document(*command)
     fit, held = parts
     colocate = Colocate(tokens=fit.tokens, start=Greedy(), price=0.2, proposals=3000, seed=2)
@@ -226,7 +238,7 @@ def test_locality(recording, parts, document, text):
 
 
 def test_locality_without_unseen_tokens(recording, document):
-    command = (*common(recording), "--proposals", 500, "--hold-out", 0, "--locality-price", 0.01)
+    command = (*common(recording), "--planner", "colocate", "--proposals", 500, "--hold-out", 0)
     answer = document(*command)
     assert answer["reach_held_out"] is None
     assert "proposals=500" in answer["planner"]

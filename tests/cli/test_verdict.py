@@ -98,8 +98,7 @@ def test_against_the_map_in_force(recording, tmp_path, document, text):
     good = Greedy().plan(eq.Problem(trace, eq.Topology(4), 20)).placement
     current = tmp_path / "current.json"
     eq.write_map(good, current, format="equipoise")
-    command = ("plan", recording, "--ranks", 4, "--redundant", 4, "--from", current,
-               "--max-moves", 0)  # fmt: skip
+    command = ("repair", current, recording, "--max-moves", 0)
     answer = document(*command, status=1)
     verdict = answer["verdict"]
     assert (verdict["against"], verdict["is_gain"]) == ("map in force", False)
@@ -233,8 +232,6 @@ def never(self, problem):
         (("--for", "trtllm", "-o", "/proc/m.yaml"), "cannot be written"),
         (("--for", "ascend", "-o", "m.json", "--room", "4,5,5,5"), "twice"),
         (("--redundant", 5), "do not divide"),
-        (("--from", "none.json"), "does not exist"),
-        (("--from", "other.json"), "has 16 slots a layer"),
         (("--step-assignments", 1e20, "--rank-cost", COST), "2**53"),
     ],
 )  # fmt: skip
@@ -260,8 +257,8 @@ def test_a_map_in_force_that_the_engine_would_refuse_may_be_mended(recording, tm
     twice = eq.Placement(repeats, num_ranks=4, num_experts=16, layer_ids=trace.layer_ids)
     eq.write_map(twice, tmp_path / "old.json", format="equipoise")
     output = tmp_path / "new.json"
-    text("plan", recording, "--ranks", 4, "--redundant", 4, "--from", tmp_path / "old.json",
-         "--proposals", 4000, "--for", "ascend", "-o", output)  # fmt: skip
+    text("repair", tmp_path / "old.json", recording, "--proposals", 4000, "--for", "ascend",
+         "-o", output)  # fmt: skip
     assert output.is_file()
 
 

@@ -1,4 +1,4 @@
-"""The small model in the repository: it loads, writes, and its router has specialised."""
+"""The small model of the package: it loads, writes, and its router has specialised."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from equipoise.engines.transformers.capture import capture_prompts  # noqa: E402
+from equipoise.sample import sample_model_path  # noqa: E402
 
 MODELS = Path(__file__).parents[2] / "models"
-FOLDER = MODELS / "balance-5m"
+FOLDER = sample_model_path()
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,9 @@ def test_options_of_one_name_are_alike():
 
 
 def test_an_unknown_planner_is_refused():
-    with pytest.raises(EquipoiseError, match="no planner 'repair'; use one of robust, surv"):
+    with pytest.raises(EquipoiseError, match="no planner 'best'; use one of robust, surv"):
+        find_planner("best")
+    with pytest.raises(EquipoiseError, match="needs the placement in force; use equipoise repair"):
         find_planner("repair")
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from equipoise.control.status import Status
+from equipoise.control.status import Arrival, Status
 from equipoise.report.live import View
 
 
@@ -22,16 +22,18 @@ def status(**said: Any) -> Status:
     return msgspec.convert(usual | said, Status)
 
 
-def shown(what: RenderableType, *, width: int = 100, encoding: str = "utf-8") -> str:
+def shown(
+    what: RenderableType, *, width: int = 100, height: int = 25, encoding: str = "utf-8"
+) -> str:
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    console = Console(file=out, width=width, record=True, color_system=None)
+    console = Console(file=out, width=width, height=height, record=True, color_system=None)
     console.print(what)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
 def a_run() -> View:
     """Balanced after a move, a shift, and the next move; two processes."""
-    view = View("model", 60)
+    view = View("model", 60, 2)
     story = [
         # (time, domain, imbalance, state, version, moved_slots)
         (1.0, "docs", 1.5, "warm-up", 0, 0),
@@ -61,14 +63,14 @@ def test_the_picture_of_a_run():
 model on 2 ranks   6 of 60 s   serving tables
 
 Load of each rank over the mean
-  p0 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━                1.50
-  p1 ━━━━━━━━━━━━━━━                                              0.50
+  rank 0 ██████████████████████████████████████████┊████████████████████  1.50
+  rank 1 █████████████████████                     ┊                      0.50
 
 Imbalance, busiest over mean rank: 1.20
   ▇▇▆▁▂█▃  1 to 1.60
 
 Controller: settle, map 2, 9 slots, 4.5 MB moved
-Serving: 80 tokens/s, 20.0 ms a step, 70 steps
+Serving: 80 tokens/s, 20 ms a step, 70 steps
   line at 7 s"""
     )
 
@@ -105,39 +107,69 @@ def test_the_document_has_the_numbers_of_the_table():
 def test_a_terminal_of_few_characters_gets_those_it_has():
     text = shown(a_run().render(), encoding="ascii")
     assert text.isascii()
-    assert "\n  **+_.#:  1 to 1.60\n" in text
+    assert "\n  ##=_.#.  1 to 1.60\n" in text
 
 
-@pytest.mark.parametrize("width", [40, 80])
-def test_fits_the_width(width):
-    text = shown(a_run().render(), width=width)
-    assert max(map(len, text.splitlines())) <= width
+@pytest.mark.parametrize("ranks", [2, 8, 32, 64])
+@pytest.mark.parametrize(("width", "height"), [(40, 16), (80, 24), (200, 50)])
+def test_what_matters_fits_the_terminal(ranks, width, height):
+    view = View("model", 60, ranks)
+    load = {"rank_load": [100 + rank for rank in range(ranks)], "imbalance": 1.3}
+    log = {"log": [f"line {number}" for number in range(5)]}
+    view.update({"p0": status(**load, **log, members=[f"p{rank}" for rank in range(ranks)])})
+    lines = shown(view.render(), width=width, height=height).splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for part in ("1 to 1.50", "Controller: observe", "Serving: ", "line 0", "line 4"):
+        assert part in text
+    if (ranks, width) in [(32, 80), (64, 200)]:
+        assert all(f"rank {rank} " in text for rank in range(ranks))
+    assert f"rank {ranks - 1} " in text  # the busiest, whatever fits
+
+
+def test_a_terminal_of_few_lines_gets_the_first():
+    assert len(shown(a_run().render(), height=5).splitlines()) == 4
 
 
 def test_before_anybody_spoke():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     assert not view.update({})
-    assert view.line() == "model: waiting for the processes to load it"
     assert view.elapsed == 0
     assert view.summary().stretches == ()
-    assert "waiting" in shown(view.render())
+
+
+def test_how_far_the_processes_are_before_they_serve():
+    view = View("model", 60, 3)
+    assert not view.wait({})
+    assert view.wait({"p0": Arrival.STARTED, "p1": Arrival.LOADED})
+    assert not view.wait({"p0": Arrival.STARTED, "p1": Arrival.LOADED})
+    assert view.line() == "model, 3 processes: 2 have started, 1 have met, 1 have the model"
+    assert (
+        shown(view.render())
+        == """\
+model on 3 processes
+  have started           2 of 3
+  have met               1 of 3
+  have the model         1 of 3"""
+    )
 
 
 def test_only_rank_0_speaks():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     assert not view.update({"p1": status(name="p1", rank=1)})
     assert view.update({"p1": status(name="p1", rank=1), "p0": status()})
 
 
 def test_what_was_seen_is_no_news():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     assert view.update({"p0": status()})
     assert not view.update({"p0": status()})
     assert view.update({"p0": status(time=1.25)})
 
 
 def test_a_status_without_load_or_domain_is_shown():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     idle = {"rank_load": [], "domain": "", "state": "off"}
     view.update({"p0": status(**idle)})
     view.update({"p0": status(**idle, time=2.0)})
@@ -150,7 +182,7 @@ def test_a_status_without_load_or_domain_is_shown():
 
 
 def test_when_rank_0_dies_the_next_one_speaks():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     dead = status(tokens=100, moved_slots=5)
     view.update({"p0": status(), "p1": status(name="p1", rank=1, time=0.9)})
     view.update({"p0": dead, "p1": status(name="p1", rank=1, time=0.9)})
@@ -163,7 +195,7 @@ def test_when_rank_0_dies_the_next_one_speaks():
 
 
 def test_what_is_wrong_with_any_process_is_said():
-    view = View("model", 60)
+    view = View("model", 60, 2)
     view.update({"p0": status(), "p1": status(name="p1", rank=1)})
     assert "failed" not in view.line()
     wrong = status(name="p1", rank=1, failed_requests=2, alarms=["map_not_kept"])

@@ -1,9 +1,8 @@
-"""The model in ``models/balance-5m``, run by transformers in one process and by us in several."""
+"""The small model of the package, run by transformers in one process and by us in several."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ import torch.distributed as dist
 from equipoise.engines.transformers.recorder import RoutingRecorder
 from equipoise.placement import Placement
 from equipoise.runtime.moe.model import ExpertParallelModel, load_model
+from equipoise.sample import sample_model_path
 from equipoise.trace import Trace
 
-FOLDER = Path(__file__).parents[2] / "models" / "balance-5m"
+FOLDER = sample_model_path()
 L, E = 5, 32
 NEW_TOKENS = 5
 TOLERANCE = 1e-4  # of logits; rounding alone makes 1e-5

@@ -303,16 +303,21 @@ def plan_truly(group):
     return service.furthest, service.samples(), service.orders, before
 
 
-def test_the_plain_advisor_answers(pool):
-    answers = pool.run(plan_truly)
-    assert max(furthest for furthest, *_ in answers) < TOLERANCE
-    assert answers[0][1]["imbalancedecode"] > 1
-    assert "imbalancedecode" not in answers[1][1]
-    assert answers[0][1]["failures_total"] == 0
+@pytest.fixture(scope="module")
+def planned(pool):
+    """What each rank says of one run under the planner of the package."""
+    return pool.run(plan_truly)
 
 
-def test_it_rehearses_before_the_first_look_and_says_how_long_a_plan_takes(pool):
-    for _, _, orders, before in pool.run(plan_truly):
+def test_the_plain_advisor_answers(planned):
+    assert max(furthest for furthest, *_ in planned) < TOLERANCE
+    assert planned[0][1]["imbalancedecode"] > 1
+    assert "imbalancedecode" not in planned[1][1]
+    assert planned[0][1]["failures_total"] == 0
+
+
+def test_it_rehearses_before_the_first_look_and_says_how_long_a_plan_takes(planned):
+    for _, _, orders, before in planned:
         actions = [order.action for order in orders if order.action is not Action.NOTHING]
         assert actions[:3] == [Action.REHEARSE, Action.REHEARSE, Action.LOOK]
         note = next(order.note for order in orders if order.note)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,18 +26,6 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
         ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same as one process that torchrun has started."""
-    of_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-    return subprocess.run(
-        [sys.executable, ROOT / "examples/serve.py", *arguments],
-        env=os.environ | of_torchrun,
         capture_output=True,
         text=True,
         timeout=600,
@@ -79,11 +68,15 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
         (("--load-balancer", "num_slots: 32", "--map", "map.json"), "argument --map: not allowed"),
     ],
 )
-def test_what_cannot_be_meant_is_one_sentence(arguments, why):
-    done = script(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"serve.py: error: {why}")
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_meant_is_one_sentence(monkeypatch, capsys, arguments, why):
+    """In this process, as the first that torchrun has started."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"serve.py: error: {why}")
 
 
 @pytest.mark.long

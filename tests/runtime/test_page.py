@@ -13,8 +13,7 @@ PROGRAM, *_ = re.findall(
 
 def run(group):
     names = {}
-    program = PROGRAM.replace('"models/', f'"{ROOT}/models/')
-    exec(compile(program, "docs/howto/runtime.md", "exec"), names)
+    exec(compile(PROGRAM, "docs/howto/runtime.md", "exec"), names)
     outcome, new = names["moving"].outcome, names["new"]
     return (
         outcome.failures,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,10 @@ from equipoise.plan.planners.robust import Robust
 from equipoise.plan.problem import Problem
 from equipoise.runtime.serving import prompts as module
 from equipoise.runtime.serving.prompts import TEMPLATES, Prompts, Stream
+from equipoise.sample import sample_model_path
 from equipoise.topology import Topology
 
-MODEL = Path(__file__).parents[2] / "models" / "balance-5m"
+MODEL = sample_model_path()
 SHIFT = [(0.0, {"docs": 1.0}), (30.0, {"tables": 1.0})]
 
 

@@ -26,8 +26,8 @@ def prepared():
 @pytest.mark.parametrize(
     ("fault", "seed"),
     [
-        ("kill, join", 3),
-        ("stop", 1),
+        ("kill, join", 5),
+        ("stop", 8),
         ("garbage", 2),
         *(
             pytest.param(fault, seed, marks=pytest.mark.long)

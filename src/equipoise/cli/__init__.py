@@ -7,84 +7,88 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
-from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from equipoise import __version__
 from equipoise.cli.options import command_line
+from equipoise.cli.options.groups import MAIN
 from equipoise.cli.options.names import in_options
+from equipoise.cli.views.console import help_console
 from equipoise.cli.views.text import one_line, shortened
 from equipoise.compiling import telling_of_compiling
 from equipoise.errors import EquipoiseError
 
 _TRTLLM_SCRIPTS = "TensorRT-LLM's own scripts, by their names and flags"
 
+
+def _shown_default(value: object) -> str | None:
+    """A default as help tells it; nothing of a flag, nor of an option that may be left out."""
+    return None if value in (None, ()) or value is False else f"{value}"
+
+
 app = App(
     name="equipoise",
-    help="Load balancing for mixture-of-experts models served with expert parallelism.",
+    help=r"""Balance the load of mixture-of-experts models served with expert parallelism.
+
+    For example, on the recording that ships as "sample":
+
+        equipoise report sample --ranks 8
+        equipoise plan sample --ranks 8 --redundant 8 -o map.yaml
+        equipoise COMMAND --help
+    """,
     version=__version__,
     result_action="return_value",
+    group_parameters=MAIN,
+    default_parameter=Parameter(negative=(), show_default=_shown_default),
 )
-_EXAMPLES = {
-    "simulate": """Examples:
-
-    equipoise simulate RECORDING --ranks 32 --redundant 32 --rate 40
-        --hardware h100 --model deepseek-v3
-
-    equipoise simulate RECORDING --ranks 32 --map MAP --dispatch even --rate 40
-        --rank-cost h100-deepep-ep32 --other-seconds 0.01 --kv-tokens 500000
-
-    equipoise simulate RECORDING --ranks 32 --redundant 0,32,64 --rate 20,40,80
-        --hardware h100 --model deepseek-v3 --sweep results.jsonl
-""",
-    "tune": """Examples:
-
-    equipoise tune RECORDING --ranks 32 --expert-bytes 44040192 --for vllm
-
-    equipoise tune RECORDING --ranks 32 --model deepseek-v3 --step-tokens 4096
-        --results results.jsonl
-
-    equipoise tune --prior glm-5.2 --ranks 32 --step-tokens 8192
-        --expert-bytes 44040192
-""",
-}
-# Import paths, so that `--help` and each command load only what they need.
-for _name, _help in {
-    "report": "How unbalanced a recording is, by layer, and how much of it is chance.",
-    "plan": "Choose copies and places, score them on held-out steps, write the engine's map.",
-    "budget": "How many redundant slots pay, and in which layers.",
-    "forecast": "Would balancing help, by how much, and how sure is that?",
-    "simulate": "What users of a server would see: TTFT, TPOT and goodput, balanced and not.",
+COMMANDS = {
+    "report": "Say how unbalanced a recording is, and how much of that is chance.",
+    "plan": "Choose copies and places, score them on unseen steps, write the engine's map.",
+    "repair": "Improve the map in force by few moves, score the change, write the new map.",
+    "budget": "Say how many redundant slots pay, and in which layers.",
+    "forecast": "Say whether balancing would make steps shorter, and how sure that is.",
+    "simulate": "Show what users of a server would see, with balancing and without.",
     "tune": "Find the settings to balance with, by replaying steps that no plan has seen.",
-    "checklist": "What to decide about a deployment, in order, with its numbers.",
+    "checklist": "Go through the decisions about a deployment, each with its numbers.",
     "validate": "Find every defect of a map before an engine loads it.",
-    "convert": "Rewrite a recording or a map in another format; says exactly what is lost.",
-    "diff": "Count what must move from one map to another, and decide whether it pays.",
-    "compare": "Show several maps side by side on a recording.",
+    "convert": "Rewrite a recording or a map in another format; say exactly what is lost.",
+    "diff": "Count what must move from one map to another; decide whether it pays.",
+    "compare": "Show several maps side by side on one recording.",
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "monitor": "Watch a running system: imbalance, ranks, layers, experts, events.",
-    "demo": "Serve a small model on several processes and balance it live.",
+    "demo": "Serve a small model on several processes, shift the load, and balance it live.",
     "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
     "grafana": "Write a Grafana dashboard and Prometheus alert rules.",
     "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",
-    "calibrate": "Fit the time model to tables of measured kernel times.",
+    "calibrate": "Fit the time model to measured kernel times, or to runs of your own.",
     "capture": "Record the routing of a model while it runs, here or in a server.",
-    "explain": "Show a page of the documentation.",
+    "explain": "Show a page of the documentation; without a topic, list all pages.",
     "doctor": "Say what is wrong, ignored or wasteful in how an engine is started.",
-}.items():
+}
+"""The first line of each command's help."""
+SCRIPTS = {
+    "report_load_statistics": "Print the balance of a recording, by layer and on average.",
+    "generate_eplb_config": "Write the load balancer's file from a recording.",
+}
+"""The same of TensorRT-LLM's scripts."""
+
+# Import paths, so that `--help` and each command load only what they need.
+for _place, (_name, _help) in enumerate({**COMMANDS, **SCRIPTS}.items()):
     app.command(
         f"equipoise.cli.commands.{_name}:{_name}",
         name=_name,
         help=_help,
-        help_epilogue=_EXAMPLES.get(_name),
+        sort_key=_place,
+        group=_TRTLLM_SCRIPTS if _name in SCRIPTS else None,
     )
-for _name, _help in {
-    "report_load_statistics": "Print the balance of a recording, by layer and on average.",
-    "generate_eplb_config": "Write the load balancer's file from a recording.",
-}.items():
-    app.command(
-        f"equipoise.cli.commands.{_name}:{_name}", name=_name, help=_help, group=_TRTLLM_SCRIPTS
-    )
+
+
+def command(name: str) -> App:
+    """One command with its whole help, of which the list above has the first line."""
+    found = app[name]
+    found.help = None  # that of its function, which is imported now
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,8 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse("An argument holds a null character, which no name of a file can.")
     try:
         command_line.arguments.set(arguments)
+        if arguments and arguments[0] in {**COMMANDS, **SCRIPTS}:
+            command(arguments[0])
         with telling_of_compiling(say_compiling):
-            status = app(arguments, exit_on_error=False, print_error=False)
+            status = app(arguments, console=help_console(), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         unused = error.unused_tokens or []
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""

@@ -39,6 +39,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
+from equipoise.units import duration
 
 Ints = NDArray[np.int64]
 
@@ -311,7 +312,7 @@ class Controller:
         self._finished |= self._settings.once
         self._alarm.see(answer.sure_excess)
         gain = answer.achieved
-        note = f"The last move saves {gain.gain_seconds:.3g} s a step."
+        note = f"The last move saves {duration(gain.gain_seconds)} a step."
         if gain.gain_low > 0:
             self._alarm.calm()
             return self._observe_again(Outcome.KEPT, note)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from equipoise.errors import EquipoiseError
+
+
+class Arrival(StrEnum):
+    """What a process has done before its first step, in this order."""
+
+    STARTED = "have started"
+    JOINED = "have met"
+    LOADED = "have the model"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,3 +90,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status_key(name: str) -> str:
     """Return the key in the store under which a process publishes its status."""
     return f"status/{name}"
+
+
+def arrival_key(name: str) -> str:
+    """Name the key in the store at which a process publishes its ``Arrival``."""
+    return f"arrival/{name}"

@@ -74,7 +74,7 @@ class Split:
 
     def __repr__(self) -> str:
         return (
-            f"Split({len(self.load)} layers, {self.load.sum():.6g} assignments over "
+            f"Split({len(self.load)} layers, {self.load.sum():,.0f} assignments over "
             f"{self.placement.num_slots} slots on {self.placement.num_ranks} ranks, "
             f"{self.dispatch})"
         )

@@ -359,6 +359,29 @@ def check_map_path(path: Path, format: str) -> None:
         )
 
 
+def target_of(path: Path, target: str | None = None) -> str:
+    """The format to write a map in: the one asked for, or the only one whose names end so.
+
+    Raises
+    ------
+    EquipoiseError
+        None was asked for, and names of several formats end so, or of none.
+    """
+    if target is not None:
+        return target
+    written = [known for known in map_formats() if known.write is not None]
+    fitting = [known.name for known in written if path.suffix in known.suffixes]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = f"{', '.join(fitting[:-1])} or {fitting[-1]}"
+        raise EquipoiseError(
+            f"{path}: may be a map for {names}; name one of them with {argument('target')}."
+        )
+    endings = sorted({suffix for known in written for suffix in known.suffixes})
+    raise EquipoiseError(f"{path}: names of maps end in {', '.join(endings)}; give another name.")
+
+
 @contextmanager
 def _folder_of(path: Path) -> Iterator[None]:
     """The folder of an output, made where only that is missing, and gone again on failure."""

@@ -11,19 +11,22 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
-from rich.progress_bar import ProgressBar
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.control.status import Status
+from equipoise.control.status import Arrival, Status
+from equipoise.report.bars import BLOCKS, Bar, draw_bars, fitted, in_its_marks
+from equipoise.units import duration, size
 
 _RATE_SECONDS = 3.0
-_COLUMNS = 60
-_MARKS, _ASCII_MARKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+_WIDTH = 80  # most columns of the picture
+_BAR_COLUMNS = 18  # least columns of a bar with its name and number
+_CURVE_COLUMNS = 60
 _LEAST_SPAN = 0.5  # least range of the curve, so that a balanced run looks flat
-_BUSY, _BUSIER = 1.1, 1.25  # loads over the mean from which colours change
+_GAPS = 3  # empty lines, where there is room for all
+_INDENT = 2
+_ECHO = 2  # columns for the ^C of a terminal, which would begin another line after a full one
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,13 @@ class View:
         Name of what is served.
     seconds
         Planned length of the run.
+    processes
+        Number of processes that are to serve.
     """
 
-    def __init__(self, title: str, seconds: float) -> None:
-        self._title, self._seconds = title, seconds
+    def __init__(self, title: str, seconds: float, processes: int) -> None:
+        self._title, self._seconds, self._processes = title, seconds, processes
+        self._arrivals: Mapping[str, Arrival] = {}
         self._samples: list[_Sample] = []
         self._latest: Mapping[str, Status] = {}
 
@@ -170,6 +176,11 @@ class View:
     def elapsed(self) -> float:
         """Seconds since the first status."""
         return sum(sample.seconds for sample in self._samples)
+
+    def wait(self, arrivals: Mapping[str, Arrival]) -> bool:
+        """Take what each process has done before its first step; return whether any is new."""
+        before, self._arrivals = self._arrivals, dict(arrivals)
+        return self._arrivals != before
 
     def update(self, statuses: Mapping[str, Status]) -> bool:
         """Take the last status of every process, including gone ones; return whether any is new."""
@@ -205,9 +216,10 @@ class View:
     def line(self) -> str:
         """Write the current state in one line."""
         if not self._samples:
-            return self._waiting
+            told = ", ".join(f"{number} {what}" for what, number in self._waiting)
+            return f"{self._title}, {self._processes} processes: {told}"
         head = self._samples[-1].head
-        loads = " ".join(f"{value:.2f}" for value in _multiples(head))
+        loads = " ".join(f"{bar.value:.2f}" for bar in _loads(head))
         return (
             f"{self.elapsed:6.1f} s  {head.domain:<8}  imbalance {head.imbalance:.2f}  "
             f"{self._rate:,.0f} tokens/s  {head.state}, map {head.version}  loads {loads}"
@@ -215,29 +227,38 @@ class View:
         )
 
     def render(self) -> RenderableType:
-        """Draw the current state."""
-        if not self._samples:
-            return Text(self._waiting)
+        """Draw the current state, in a picture that fits the terminal."""
+        return _Picture(self)
+
+    def frame(self, width: int, height: int) -> list[Text]:
+        """Draw the lines of the picture: at most ``height``, none wider than ``width``."""
+        lines = self._serving(width, height) if self._samples else self._getting_ready()
+        return [fitted(line, width) for line in lines[: max(height, 1)]]
+
+    def _getting_ready(self) -> list[Text]:
+        title = Text.assemble((self._title, "bold"), f" on {self._processes} processes")
+        parts = [
+            Text(f"  {what:<20} {number:>3} of {self._processes}") for what, number in self._waiting
+        ]
+        return [title, *parts]
+
+    def _serving(self, width: int, height: int) -> list[Text]:
+        """Draw what is always shown, ranks in the lines that are left, and gaps if some remain."""
         head = self._samples[-1].head
-        return Group(
-            self._headline(head),
-            Text(),
-            Text("Load of each rank over the mean", style="bold"),
-            Padding(_bars(head), (0, 0, 0, 2)),
-            Text(),
-            self._curve(head),
-            Text(),
-            self._facts(head),
-            *([Text(self._troubles, style="red")] if self._troubles else []),
-            *(
-                Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
-                for line in head.log
-            ),
-        )
+        curve, facts = self._curve(head), self._facts(head)
+        room = height - len(curve) - len(facts) - 2
+        bars = draw_bars(_loads(head), width - _INDENT, max(room, 1), _BAR_COLUMNS)
+        bars = [Text(" " * _INDENT).append_text(bar) for bar in bars]
+        gap = [Text()] * (room - len(bars) >= _GAPS)
+        title = Text("Load of each rank over the mean", "bold")
+        return [self._headline(head), *gap, title, *bars, *gap, *curve, *gap, *facts]
 
     @property
-    def _waiting(self) -> str:
-        return f"{self._title}: waiting for the processes to load it"
+    def _waiting(self) -> list[tuple[str, int]]:
+        """What processes do before they serve, and how many have done each of it."""
+        stages = list(Arrival)
+        reached = [stages.index(arrival) for arrival in self._arrivals.values()]
+        return [(s.value, sum(at >= n for at in reached)) for n, s in enumerate(stages)]
 
     @property
     def _rate(self) -> float:
@@ -274,43 +295,50 @@ class View:
             (head.domain or "nothing", "bold"),
         )
 
-    def _curve(self, head: Status) -> Group:
+    def _curve(self, head: Status) -> list[Text]:
         title = Text.assemble(
             ("Imbalance, busiest over mean rank: ", "bold"), f"{head.imbalance:.2f}"
         )
         values = [sample.head.imbalance for sample in self._samples]
-        return Group(title, Padding(_Curve(values), (0, 0, 0, 2)))
+        return [title, Text(f"  {_curve(values)}")]
 
-    def _facts(self, head: Status) -> Group:
+    def _facts(self, head: Status) -> list[Text]:
         moved = sum(status.moved_slots for status in self._lasts_of_epochs())
-        return Group(
+        return [
             Text.assemble(
                 ("Controller: ", "bold"),
                 f"{head.state}, map {head.version}, "
-                f"{moved:,} slots, {self._moved_bytes / 1e6:.1f} MB moved",
+                f"{moved:,} slots, {size(self._moved_bytes)} moved",
             ),
             Text.assemble(
                 ("Serving: ", "bold"),
                 f"{self._rate:,.0f} tokens/s, "
-                f"{1000 * head.step_seconds:.1f} ms a step, {head.step:,} steps",
+                f"{duration(head.step_seconds)} a step, {head.step:,} steps",
             ),
-        )
+            *([Text(self._troubles, "red")] if self._troubles else []),
+            *(Text(f"  {line}", "dim") for line in head.log),
+        ]
 
 
-class _Curve:
-    """A curve of values over time in one row, from 1 up."""
+@dataclass(frozen=True)
+class _Picture:
+    """The current state, drawn for the size of the terminal that it is printed to."""
 
-    def __init__(self, values: Sequence[float]) -> None:
-        parts = np.array_split(np.asarray(values), min(len(values), _COLUMNS))
-        self._means = np.array([part.mean() for part in parts])
+    view: View
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the row, in characters that the terminal can show."""
-        marks = _ASCII_MARKS if options.ascii_only else _MARKS
-        top = max(self._means.max(), 1 + _LEAST_SPAN)
-        levels = (self._means - 1) / (top - 1) * (len(marks) - 1)
-        row = "".join(marks[level] for level in levels.round().astype(int))
-        yield Text(f"{row}  1 to {top:.2f}", no_wrap=True)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width - _ECHO, _WIDTH)
+        yield from in_its_marks(self.view.frame(width, console.height - 1), options)
+
+
+def _curve(values: Sequence[float]) -> str:
+    """Draw values over time in one row, from 1 up."""
+    parts = np.array_split(np.asarray(values), min(len(values), _CURVE_COLUMNS))
+    means = np.array([part.mean() for part in parts])
+    marks = BLOCKS[1:]
+    top = max(means.max(), 1 + _LEAST_SPAN)
+    levels = (means - 1) / (top - 1) * (len(marks) - 1)
+    return f"{''.join(marks[level] for level in levels.round().astype(int))}  1 to {top:.2f}"
 
 
 def _head(statuses: Mapping[str, Status]) -> Status | None:
@@ -346,23 +374,9 @@ def _stretch(part: _Part, samples: Sequence[_Sample]) -> Stretch:
     )
 
 
-def _multiples(head: Status) -> list[float]:
+def _loads(head: Status) -> list[Bar]:
     """Compute the load of each rank over the mean; empty if there is no load."""
     load_R = np.array(head.rank_load, dtype=np.float64)
-    return [] if not load_R.any() else (load_R / load_R.mean()).tolist()
-
-
-def _bars(head: Status) -> Table:
-    multiples = _multiples(head)
-    table = Table.grid(padding=(0, 1))
-    for name, value in zip(head.members, multiples, strict=False):
-        style = "red" if value > _BUSIER else "yellow" if value > _BUSY else "green"
-        bar = ProgressBar(
-            total=max(2.0, *multiples),
-            completed=value,
-            width=_COLUMNS,
-            complete_style=style,
-            finished_style=style,
-        )
-        table.add_row(name, bar, f"{value:.2f}")
-    return table
+    if not load_R.any():
+        return []
+    return [Bar(f"rank {rank}", load) for rank, load in enumerate(load_R / load_R.mean())]

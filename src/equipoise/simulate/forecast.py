@@ -295,7 +295,8 @@ class Forecast:
             )
         if self.decision is not None and not self.decision.move:
             return "not now", (
-                f"moving there is not surely paid back within {self.decision.dwell_steps:g} steps"
+                "moving there is not surely paid back within "
+                f"{self.decision.dwell_steps:,.0f} steps"
             )
         return "recommend", f"throughput {best.throughput:+.1%}"
 

@@ -59,7 +59,7 @@ def test_the_numbers_of_a_certain_gain():
     assert decision.break_even_steps == decision.sure_after_steps == pytest.approx(63)
     assert decision.move
     assert decision.text == (
-        "Move: moving 2 slots, 2e-06 GB costs 0.06 s and saves 0.001 s a step, surely paid back "
+        "Move: moving 2 slots (2 kB) costs 60 ms and saves 1 ms a step, surely paid back "
         "after 63 steps; the loads last 100."
     )
     assert not replace(gate, dwell_steps=62).decide(swap(), steps([2000] * 8)).move
@@ -108,8 +108,8 @@ def test_a_gain_that_may_be_chance_does_not_move():
     assert decision.gain_low < 0 < decision.gain_high
     assert decision.sure_after_steps == np.inf
     assert not decision.move
-    assert decision.text.startswith("Stay: moving 2 slots, 2e-06 GB takes -0.00025 s off a step")
-    assert " at 95% confidence -0.0" in decision.text
+    assert decision.text.startswith("Stay: moving 2 slots (2 kB) takes -250 us off a step")
+    assert " at 95% confidence -563 us" in decision.text
 
 
 def test_blocks_keep_neighbours_together():

@@ -10,7 +10,6 @@ from equipoise.report.monitor.events import events
 from equipoise.report.monitor.look import Counts, Loads, Look, look_at_loads
 from equipoise.report.monitor.monitor import Monitor
 from equipoise.report.monitor.rates import quantile, rates
-from equipoise.report.monitor.units import clock, duration, size
 
 SERVED = Look(
     time=0.0, num_ranks=2, map_version=0, imbalance={"all": 1.4}, noise_floor={"all": 1.1},
@@ -150,17 +149,3 @@ def test_quantiles_of_a_histogram():
 
 def test_two_looks_at_one_time_have_no_rate():
     assert rates(served(1.0), served(1.0)).tokens_per_second is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (8.1e-5, "81 us"), (0.0312, "31.2 ms"), (7.0, "7 s"), (-8e-5, "-80 us"),
-     (600, "10 min"), (7e5, "194 h")],
-)  # fmt: skip
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_sizes_and_clocks():
-    assert [size(x) for x in (8.1e6, 5e4, 2e10, 3e13)] == ["8.1 MB", "50 kB", "20 GB", "30 TB"]
-    assert [clock(x) for x in (65, 7261)] == ["1:05", "2:01:01"]

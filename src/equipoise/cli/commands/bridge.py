@@ -25,31 +25,38 @@ def bridge(
     host: str = "127.0.0.1",
     ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
-    details: Annotated[bool, Parameter(negative=())] = False,
-    once: Annotated[bool, Parameter(negative=())] = False,
+    details: bool = False,
+    once: bool = False,
 ) -> int:
-    """Tell Prometheus what an engine says of itself, in the names of our own metrics.
+    """Tell Prometheus what an engine says of itself, in our metrics' names.
 
     The engine is asked whenever Prometheus asks. Needs prometheus-client: pip install
     'equipoise[runtime]'. Ctrl-C ends it.
 
+    For example:
+
+        equipoise bridge http://127.0.0.1:8000/metrics --for vllm
+        equipoise bridge server.log --for sglang --port 9411 --details
+        equipoise bridge eplb_stats.jsonl --for vllm --once
+
     Parameters
     ----------
     source
-        Address of the engine's metrics, its log, or a recording of expert loads.
+        Source of the figures: the address of the engine's metrics, its log, or a recording of
+        expert loads.
     engine
-        Engine that it is from: sglang, vllm or ascend.
+        Engine that the figures are from: sglang, vllm or ascend.
     port
-        Port at which to answer Prometheus.
+        Port at which Prometheus is answered.
     host
-        Address to answer it at; the default is for programs on this machine only, 0.0.0.0 lets
-        everybody who reaches the port ask.
+        Address at which Prometheus is answered. The default is for programs on this machine only;
+        0.0.0.0 lets everybody ask who reaches the port.
     ranks
-        Expert-parallel ranks of a recording that does not say them.
+        Number of expert-parallel ranks, for a recording that does not say it.
     map
-        Map that was served while a recording was made; without it every expert is counted once.
+        Map that was served during the recording. If not given: every expert is counted once.
     details
-        Tell of each rank and layer too.
+        Tell the figures of each rank and layer, too.
     once
         Print the metrics and end, without answering anybody.
     """

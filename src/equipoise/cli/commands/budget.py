@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -10,19 +9,20 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.planner import PlannerArguments
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.model import model_document, slot_text
+from equipoise.cli.views.notes import print_recording
 from equipoise.cli.views.progress import PartsOf, progress_bar
-from equipoise.cli.views.text import one_line
 from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
@@ -33,15 +33,17 @@ from equipoise.trace import Trace
 
 
 def budget(
-    trace: Path,
+    trace: Recording,
     /,
     *,
     ranks: Annotated[int, Size],
     up_to: Annotated[int | None, Redundant] = None,
-    expert_bytes: Annotated[int | None, ByteCount] = None,
-    kv_bytes_per_token: Annotated[int | None, ByteCount] = None,
-    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
-    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
+    expert_bytes: Annotated[int | None, ByteCount, Parameter(group=HARDWARE)] = None,
+    kv_bytes_per_token: Annotated[int | None, ByteCount, Parameter(group=HARDWARE)] = None,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)] = 0.2,
+    least_gain: Annotated[
+        float, Parameter(validator=Number(gte=0, lt=1), group=VERDICT)
+    ] = LEAST_GAIN,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
@@ -49,27 +51,34 @@ def budget(
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Plan with more and more redundant slots; say where they stop paying, and in which layers.
+    """Say how many redundant slots pay, and in which layers.
+
+    Plans are made with more and more redundant slots and scored on unseen steps, up to the number
+    where the next slot does not pay.
+
+    For example:
+
+        equipoise budget sample --ranks 8 --planner greedy
+        equipoise budget sample --ranks 8 --planner greedy --up-to 16 --hardware h100
+        equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format.
     ranks
-        Expert-parallel ranks.
+        Number of expert-parallel ranks.
     up_to
-        Most redundant slots of a layer, all ranks together; four a rank if not given.
+        Most redundant slots of a layer to try, all ranks together; four for each rank if not given.
     expert_bytes
-        Bytes of one expert in one layer, scales included; adds what the slots take of a rank's
-        memory.
+        Bytes of one expert in one layer, scales included, as in 44M: adds the memory that the slots
+        take on a rank.
     kv_bytes_per_token
-        Bytes of KV cache that a token takes on a rank, all layers together; adds the tokens that
-        would fit into the same memory. With --model only where a rank's share of a token differs
-        from the whole.
+        Bytes of KV cache that a token takes on a rank, all layers together: adds the number of
+        tokens that would fit in the same memory. With --model it is needed only where a rank keeps
+        a part of each token.
     hold_out
-        Share of the steps, the latest of each domain, to score on.
+        Share of the steps to score on, the latest of each domain.
     least_gain
-        Share of the time that each further slot on every rank must take off to be worth its memory.
+        Share of the time that each further slot on every rank must save to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
     serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
@@ -156,9 +165,7 @@ def _numbers(point: Point, first: Point) -> dict[str, object]:
 
 
 def _print(console: Console, recording: Trace, result: Budget) -> None:
-    console.print(one_line(f"{recording}"))
-    for note in recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
     what = "Seconds of the slowest ranks in" if result.in_seconds else "Max/mean rank load of"
     console.print(
         f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "

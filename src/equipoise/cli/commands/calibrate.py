@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import Json, Output, check_output
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.text import one_line
 from equipoise.engines.files import check_readable, write_text
@@ -22,39 +22,48 @@ from equipoise.simulate.calibrate import calibrate as fit
 from equipoise.simulate.own_runs import fit_runs
 from equipoise.simulate.profiles import Calibration
 from equipoise.topology import Topology
+from equipoise.units import duration
 
 
 def calibrate(
     folders: Annotated[list[Path], Parameter(required=True)],
     /,
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    output: Annotated[Path, Output],
     source: str = "",
     ranks: Annotated[int | None, Size] = None,
     dispatch: str | None = None,
     machine: MachineArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Fit what a machine takes, to tables of kernel times or to runs of your own, and write it.
+    r"""Fit the time model to measured kernel times, or to runs of your own.
 
-    Tables: one folder with moe_compute_deepep.csv, moe_compute_wideep.csv or alltoall.csv, and
-    GPU.json for each GPU that has no profile of its own. Runs: three folders or more, of different
-    batch sizes, each with a recording named trace, step_seconds.csv (a column seconds, a row for
-    each recorded step) and map.json if experts were not in order without copies; forecast takes
-    the result as --rank-cost. equipoise explain timemodel.
+    Kernel times: one folder with moe_compute_deepep.csv, moe_compute_wideep.csv or alltoall.csv,
+    and GPU.json for each GPU that has no profile of its own. Runs: three folders or more, of
+    different batch sizes. Each holds a recording named trace, step_seconds.csv (a column seconds, a
+    row for each recorded step) and map.json, if experts were not in order without copies;
+    equipoise forecast takes the result as --rank-cost. More: equipoise explain timemodel.
+
+    For example:
+
+        equipoise calibrate kernel_times -o profile.json
+        equipoise calibrate run-64 run-256 run-1024 --ranks 8 -o cost.json
+        equipoise calibrate run-64 run-256 run-1024 --ranks 8 --dispatch trtllm \
+            --source "our cluster, October" -o cost.json
 
     Parameters
     ----------
     folders
-        One folder of tables, or a folder for each timed run.
+        One folder of kernel times, or a folder for each timed run.
     output
-        The profile to write.
+        File to write the profile to.
     source
-        What was measured, for whoever reads the profile; the folders' names if not given.
+        Description of what was measured, for readers of the profile. If not given: the names of the
+        folders.
     ranks
-        With runs: expert-parallel ranks.
+        Number of expert-parallel ranks (with runs).
     dispatch
-        With runs: the dispatcher that shared batches over the copies; even if not given.
+        Dispatcher that shared batches over the copies of an expert (with runs); even if not given.
     """
     options = machine or MachineArguments()
     for folder in folders:
@@ -101,10 +110,11 @@ def _by_runs(
     console = stdout()
     e = cost.experts
     for sentence in (
-        f"A step takes {cost.step_seconds:.3g} s, and {cost.assignment_seconds:.3g} s for each of "
-        "its assignments in a layer, all ranks together.",
-        f"On top, the experts of a rank take {e.token_seconds:.3g} s for each assignment"
-        + (f", and at least {e.expert_seconds:.3g} s for each with load." if e.knee else "."),
+        f"A step takes {duration(cost.step_seconds)}, and "
+        f"{duration(cost.assignment_seconds)} for each of its assignments in a layer, all ranks "
+        "together.",
+        f"On top, the experts of a rank take {duration(e.token_seconds)} for each assignment"
+        + (f", and at least {duration(e.expert_seconds)} for each with load." if e.knee else "."),
         f"A rank's share of a layer varies by {cost.jitter:.0%} by chance, each rank's on its own.",
         f"The mean steps of the {len(runs)} runs are {found.error:.1%} apart from that.",
         f"{output}: written. Give it to equipoise forecast as --rank-cost.",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from equipoise.cli.options.limits import Size
-from equipoise.cli.options.output import check_output
+from equipoise.cli.options.output import Output, check_output
 from equipoise.cli.options.recording import parse_range
 from equipoise.cli.views.console import stdout
 from equipoise.cli.views.progress import progress_bar
@@ -27,9 +25,9 @@ def capture(
     /,
     *,
     prompts: Path,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    output: Annotated[Path, Output],
     url: str | None = None,
-    token_ids: Annotated[bool, Parameter(negative=())] = False,
+    token_ids: bool = False,
     iterations: str | None = None,
     max_new_tokens: Annotated[int, Size] = 64,
     batch_size: Annotated[int, Size] = 8,
@@ -37,37 +35,46 @@ def capture(
     recorder_dir: Path | None = None,
     timeout: float | None = None,
 ) -> int:
-    """Record the routing of a model while it answers prompts.
+    r"""Record the routing of a model while it runs, here or in a server.
 
-    A model of a local folder runs here, which needs torch and transformers:
-    pip install 'equipoise[capture]'. With --url, a running server answers.
+    Prompts are answered, and what every token is routed to is recorded. The model of a local folder
+    runs here, which needs torch and transformers: pip install 'equipoise[capture]'. With --url, a
+    running server answers.
+
+    For example:
+
+        equipoise capture MODEL --prompts prompts.txt -o run.safetensors
+        equipoise capture MODEL --prompts prompts.txt --token-ids -o run.safetensors
+        equipoise capture --url http://127.0.0.1:8000 --prompts prompts.txt \
+            -o run.safetensors
 
     Parameters
     ----------
     model
-        A local folder that transformers can load.
+        Local folder of a model that transformers can load.
     prompts
-        One prompt a line, or JSON lines {"prompt": ..., "domain": ...}.
+        File of prompts: one on each line, or JSON lines {"prompt": ..., "domain": ...}.
     output
-        The recording to write.
+        File to write the recording to.
     url
-        Address of a vLLM or SGLang server to ask in place of a model, such as
-        http://127.0.0.1:8000; it has to run with --enable-return-routed-experts.
+        Address of a server of vLLM or SGLang to ask in place of a model, such as
+        http://127.0.0.1:8000. The server must run with --enable-return-routed-experts.
     token_ids
-        Keep each token's own experts, not only counts.
+        Keep the experts that each token chose, not only counts.
     iterations
-        Record forward passes START-STOP only, STOP not included (with a model).
+        Range of forward passes to record, as in 100-200; the last one is not recorded (with a
+        model).
     max_new_tokens
-        Tokens to generate for each prompt.
+        Number of tokens to generate for each prompt.
     batch_size
-        Prompts answered together.
+        Number of prompts answered together.
     top_k
-        Experts a token chooses (with --url): SGLang does not say it.
+        Number of experts that a token chooses (with --url): SGLang does not say it.
     recorder_dir
-        Folder in which SGLang's recorder writes its dumps: has the recorder count in place of
-        asking for each token's experts (with --url).
+        Folder in which the recorder of SGLang writes its dumps (with --url): the recorder counts,
+        and answers need not name the experts.
     timeout
-        Seconds to wait for an answer (with --url; 300 if not given).
+        Seconds to wait for an answer (with --url); 300 if not given.
     """
     check_output(output, model, prompts)
     if (model is None) == (url is None):

@@ -9,11 +9,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.limits import Size
-from equipoise.cli.options.output import Json
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.output import For, Json
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.views.checklist import checklist_document, print_checklist
 from equipoise.cli.views.console import print_json, stdout
-from equipoise.cli.views.text import one_line
+from equipoise.cli.views.notes import print_recording
 from equipoise.engines.knobs import ENGINES, FRAMEWORKS, knobs
 from equipoise.engines.transformers.config import read_model_config
 from equipoise.engines.transformers.expert_shape import expert_shape
@@ -24,7 +24,7 @@ from equipoise.simulate.profiles import link as link_profile
 
 
 def checklist(
-    trace: Path,
+    trace: Recording,
     /,
     *,
     ranks: Annotated[int, Size],
@@ -33,35 +33,43 @@ def checklist(
     link: str = "infiniband-400g",
     ranks_per_node: Annotated[int | None, Size] = None,
     step_tokens: Annotated[float | None, Parameter(validator=Number(gte=1, lte=1e9))] = None,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    for_: Annotated[str | None, For] = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Go through the decisions about a deployment in order, each with its numbers.
+    r"""Go through the decisions about a deployment, each with its numbers.
 
-    Wide expert parallelism or not, token budget, concurrency, chunked prefill, kernel mode, overlap
-    of two micro-batches, buffers, and load balancing last: what was found here, what it means,
-    whether to keep or change it, and the options of the engine that move it. equipoise explain
-    checklist.
+    In order: wide expert parallelism or not, token budget, concurrency, chunked prefill, kernel
+    mode, overlap of two micro-batches, buffers, and load balancing last. Each says what was found,
+    what that means, whether to keep or change it, and which options of the engine change it. More:
+    equipoise explain checklist.
+
+    For example:
+
+        equipoise checklist sample --ranks 8 --model MODEL/config.json --hardware h100
+        equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h100
+        equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h200 \
+            --link aws-efa --for vllm
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format.
     ranks
-        Expert-parallel ranks.
+        Number of expert-parallel ranks.
     model
-        The model's config.json, or its folder.
+        Model that is served: its config.json, the folder of it, or the name of a public model such
+        as deepseek-v3.
     hardware
-        The GPU: the name of a profile, such as h100, or a file.
+        GPU that serves: the name of a profile, such as h100, or the file of one.
     link
-        The link between nodes: the name of a profile, such as aws-efa, or a file.
+        Link between nodes: the name of a profile, such as aws-efa, or the file of one.
     ranks_per_node
-        Ranks behind one fast link; those of the GPU's profile if not given.
+        Ranks that share one fast interconnect. If not given: those that the profile of the GPU
+        says.
     step_tokens
-        Tokens of a mean step, all ranks together, where the recording's rows are sums of steps.
+        Tokens of a mean step, all ranks together, where the rows of the recording are sums of
+        several steps.
     for_
-        The engine whose options are named: vllm, sglang or trtllm; all three if not given.
+        Engine whose options are named: vllm, sglang or trtllm. If not given: all three.
     """
     engines = tuple(ENGINES) if for_ is None else (for_,)
     options = {engine: knobs(engine) for engine in engines}
@@ -86,6 +94,6 @@ def checklist(
     if json:
         print_json(checklist_document(result, options))
         return 0
-    stdout().print(one_line(f"{recording}"))
+    print_recording(stdout(), recording)
     print_checklist(stdout(), result, options)
     return 0

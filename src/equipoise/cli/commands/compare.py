@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.page import PageArguments, origin
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import TraceArguments, recording_path
 from equipoise.cli.views.compare import compare_document, print_comparison
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.engines.formats import MapContext
@@ -18,23 +21,29 @@ from equipoise.trace import Trace
 
 
 def compare(
-    *files: Path,
+    *files: Annotated[Path, Parameter(converter=recording_path)],
     dispatch: str = "even",
     page: PageArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Show maps side by side on a recording: MAP MAP... TRACE, the recording last.
+    """Show several maps side by side on one recording.
 
-    The maps may be of different formats and have different numbers of slots, for the same ranks.
-    Give steps that none of them was made from.
+    Give up to five maps, then the recording. The maps may be of different formats and have
+    different numbers of slots, for the same ranks. Give steps that none of them was made from.
+
+    For example:
+
+        equipoise compare map.json sample
+        equipoise compare old.json new.json sample --dispatch minmax
+        equipoise compare old.json new.json RECORDING --html compare.html
 
     Parameters
     ----------
     files
-        Up to five maps, then a recording.
+        Up to five maps, then a recording; or sample, the one that ships with equipoise.
     dispatch
-        How copies share the load, as for equipoise plan.
+        Dispatcher that shares each batch over the copies of an expert, as for equipoise plan.
     """
     if len(files) < 2:
         raise EquipoiseError("Give one or more maps and, last, a recording.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -10,7 +9,7 @@ from cyclopts.validators import Number
 
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.engines.formats import given
 from equipoise.engines.served_models import served_models
@@ -21,7 +20,7 @@ from equipoise.simulate.what_if import Question, WhatIf
 
 
 def dashboard(
-    trace: Path | None = None,
+    trace: Recording | None = None,
     /,
     *,
     metrics: str | None = None,
@@ -29,22 +28,25 @@ def dashboard(
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Serve a web page on this machine: what balancing would do, and what a running group does.
+    """Serve a local web page: what balancing would do, and what a group does.
 
     Sliders set the skew of the router, the batch, the ranks, the copies, the dispatcher, the
     hardware and the model; every answer is planned and timed again at once. It answers only to
-    127.0.0.1, until Ctrl-C. equipoise explain dashboard.
+    127.0.0.1, until Ctrl-C. More: equipoise explain dashboard.
+
+    For example:
+
+        equipoise dashboard
+        equipoise dashboard sample --port 8800
+        equipoise dashboard --metrics http://127.0.0.1:9400/metrics
 
     Parameters
     ----------
-    trace
-        A recording to ask about: file or directory of any known format. Generated routing is always
-        there.
     metrics
-        Address of the metrics of rank 0 of a running group, such as http://127.0.0.1:9400/metrics;
+        Address of the metrics of rank 0 of a running group, such as http://127.0.0.1:9400/metrics:
         adds the live view.
     port
-        Port of 127.0.0.1; 0 is any that is free.
+        Port of 127.0.0.1 at which the page is served; 0: any port that is free.
     json
         Print the address as one JSON document.
     """

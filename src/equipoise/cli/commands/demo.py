@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.live import Live
 
+from equipoise.cli.options.groups import METRICS
 from equipoise.cli.options.limits import Redundant
 from equipoise.cli.options.output import Json
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.running import Screen
 from equipoise.cli.views.signals import sigterm_as_exit
-from equipoise.control.status import Status, status_key
+from equipoise.control.status import Arrival, Status, arrival_key, status_key
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
 from equipoise.report.live import View
+from equipoise.sample import sample_model_path
 
 if TYPE_CHECKING:
     from equipoise.runtime.serving.processes import Processes
@@ -30,29 +31,40 @@ if TYPE_CHECKING:
 _SHIFT = ("docs", "tables")  # the two domains of prompts whose loads differ most
 _BATCH_SIZE = 16  # a process; with fewer, chance hides most of the imbalance
 _LOOK_SECONDS = 0.25
-_LINE_SECONDS = 3.0
 _PATIENCE_SECONDS = 120.0
+_START_SECONDS = 30.0  # for each process: all of them load torch at the same time
+_RANKS_IN_TIME = 8  # that answer each other within the usual limits, on a machine of few cores
 _LOOPBACK = "127.0.0.1"
+_INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
 
 
 def demo(
     *,
     processes: Annotated[int, Parameter(validator=Number(gte=2, lte=64))] = 4,
     seconds: Annotated[float, Parameter(validator=Number(gt=0, lte=86400))] = 60.0,
-    model: Path = Path("models/balance-5m"),
+    model: Path | None = None,
     redundant: Annotated[int | None, Redundant] = None,
     dispatch: str = "minmax",
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
-    no_balance: Annotated[bool, Parameter(negative=())] = False,
-    metrics_port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
-    metrics_host: str | None = None,
-    metrics_details: Annotated[bool, Parameter(negative=())] = False,
+    no_balance: bool = False,
+    metrics_port: Annotated[
+        int | None, Parameter(validator=Number(gte=1, lte=65535), group=METRICS)
+    ] = None,
+    metrics_host: Annotated[str | None, Parameter(group=METRICS)] = None,
+    metrics_details: Annotated[bool, Parameter(group=METRICS)] = False,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
 
+    For example:
+
+        equipoise demo
+        equipoise demo --processes 8 --seconds 120
+        equipoise demo --no-balance --metrics-port 9400
+
     Half of the time the prompts are prose, then they are tables, which other experts serve. Needs
-    torch, transformers and prometheus-client: pip install 'equipoise[runtime]'. Ctrl-C ends it.
+    torch, transformers and prometheus-client: pip install 'equipoise[runtime]'. Ctrl-C ends it with
+    the table of what was served.
 
     Parameters
     ----------
@@ -61,8 +73,8 @@ def demo(
     seconds
         Time to serve, from the first step.
     model
-        Folder of a model, of a type that our runtime serves, and its tokenizer; the default is in a
-        checkout of equipoise.
+        Folder of a model, of a type that our runtime serves, and its tokenizer; the small model
+        that comes with equipoise if not given.
     redundant
         Redundant slots of a layer, all ranks together; about one a rank if not given.
     dispatch
@@ -83,16 +95,19 @@ def demo(
         if given and metrics_port is None:
             raise EquipoiseError(f"--metrics-{name} needs --metrics-port; give both.")
     ports = _metrics_ports(metrics_port, processes)
-    launch, serve = _runtime()
+    folder = sample_model_path() if model is None else model
+    screen = Screen(silent=json)
+    with screen.spinner("Loading torch"):
+        launch, serve = _runtime()
     options = replace(
-        _options(processes, seconds, model, redundant, dispatch, seed, not no_balance),
+        _options(processes, seconds, folder, redundant, dispatch, seed, not no_balance),
         metrics_details=metrics_details,
     )
-    view = View(model.resolve().name, seconds)
+    view = View(folder.resolve().name, seconds, processes)
+    ended: dict[str, str] = {}
+    status = 0
     with sigterm_as_exit():
-        if not json:
-            print("Getting ready; half a minute the first time.", flush=True)
-        _rehearse(options)
+        _rehearse(options, screen)
         store = launch.local_store()
         calls = {
             f"p{number}": {
@@ -105,14 +120,19 @@ def demo(
             }
             for number, port in enumerate(ports)
         }
-        with launch.Processes(serve, calls) as running, _screen(view, silent=json) as show:
-            _follow(view, lambda: _statuses(store, calls), running, seconds, show)
-            ended = running.ended()
+        try:
+            with launch.Processes(serve, calls) as running, screen.following(view) as show:
+                _follow(view, lambda: _look(view, store, calls), running, seconds, show)
+                ended = running.ended()
+        except KeyboardInterrupt:
+            if not view.elapsed:
+                raise
+            status = _INTERRUPTED
     if json:
         print_json(view.summary().as_dict() | {"ended": ended})
     else:
         _tell(view, ended)
-    return 0
+    return status
 
 
 def _runtime() -> tuple[Any, Callable[..., None]]:
@@ -125,12 +145,15 @@ def _runtime() -> tuple[Any, Callable[..., None]]:
     return launch, serve
 
 
-def _rehearse(options: Options) -> None:
+def _rehearse(options: Options, screen: Screen) -> None:
     """Compile all that serving needs, before its clock runs."""
     from equipoise.runtime.serving.warm_up import rehearse
     from equipoise.topology import Topology
 
-    rehearse(options.dispatch, Topology(options.processes))
+    what = "Compiling kernels; half a minute the first time"
+    screen.say(f"{what}.")
+    with screen.spinner(what):
+        rehearse(options.dispatch, Topology(options.processes))
 
 
 def _options(
@@ -150,8 +173,8 @@ def _options(
 
     if not (model / "config.json").is_file():
         raise EquipoiseError(
-            f"{model}: there is no model here (no config.json); run in a checkout of equipoise, "
-            "which has one in models/balance-5m, or give the folder with --model."
+            f"{model}: there is no model here (no config.json); give the folder of one, or leave "
+            "--model out for the small one that comes with equipoise."
         )
     if redundant is not None and not balance:
         raise EquipoiseError("--no-balance has no redundant slots; leave --redundant out.")
@@ -168,6 +191,7 @@ def _options(
     prompts = Prompts(seed, [(0.0, {before: 1.0}), (seconds / 2, {after: 1.0})])
     source = Stream(prompts, model.resolve() / "tokenizer.json")
     source.check(checkpoint.vocab_size)
+    crowd = max(processes / _RANKS_IN_TIME, 1.0)
     return Options(
         model=model.resolve(),
         source=source,
@@ -176,6 +200,8 @@ def _options(
         settings=settings if balance else None,
         dispatch=dispatch,
         batch_size=_BATCH_SIZE,
+        timeout_seconds=Options.timeout_seconds * crowd,
+        silence_seconds=Options.silence_seconds * crowd,
     )
 
 
@@ -191,7 +217,7 @@ def _metrics_ports(first: int | None, processes: int) -> list[int | None]:
 
 def _follow(
     view: View,
-    look: Callable[[], dict[str, Status]],
+    look: Callable[[], bool],
     running: Processes,
     seconds: float,
     show: Callable[[], None],
@@ -200,46 +226,28 @@ def _follow(
     heard = time.monotonic()
     while view.elapsed < seconds:
         time.sleep(_LOOK_SECONDS)
-        if view.update(look()):
+        if look():
             heard = time.monotonic()
         show()
         ended = running.ended()
         if ended and (not view.elapsed or len(ended) == running.count):
             raise EquipoiseError("; ".join(f"{name} {why}" for name, why in ended.items()))
-        if time.monotonic() - heard > _PATIENCE_SECONDS:
-            raise EquipoiseError(f"No process has said anything for {_PATIENCE_SECONDS:g} s.")
+        patience = _PATIENCE_SECONDS + (0 if view.elapsed else _START_SECONDS * running.count)
+        if time.monotonic() - heard > patience:
+            raise EquipoiseError(f"No process has said anything for {patience:g} s.")
 
 
-def _statuses(store: Any, names: Iterable[str]) -> dict[str, Status]:
-    keys = [key for key in map(status_key, names) if store.check([key])]
-    statuses = [Status.decode(text) for text in store.multi_get(keys)]
-    return {status.name: status for status in statuses}
+def _look(view: View, store: Any, names: Iterable[str]) -> bool:
+    """Show the view what the processes have published; return whether any of it is new."""
+    arrivals = _published(store, {name: arrival_key(name) for name in names})
+    statuses = _published(store, {name: status_key(name) for name in names})
+    is_further = view.wait({name: Arrival(text.decode()) for name, text in arrivals.items()})
+    return view.update({name: Status.decode(text) for name, text in statuses.items()}) or is_further
 
 
-@contextmanager
-def _screen(view: View, *, silent: bool) -> Iterator[Callable[[], None]]:
-    """How the present is shown: a picture on a terminal, a line now and then in a pipe."""
-    console = stdout()
-    if silent:
-        yield lambda: None
-    elif console.is_terminal:
-        with Live(view.render(), console=console, auto_refresh=False) as live:
-            yield lambda: live.update(view.render(), refresh=True)
-    else:
-        yield _every(_LINE_SECONDS, lambda: console.print(view.line()))
-
-
-def _every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-    """Limit an action to once per interval."""
-    due = 0.0
-
-    def act() -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + seconds
-            action()
-
-    return act
+def _published(store: Any, keys: Mapping[str, str]) -> dict[str, bytes]:
+    there = {name: key for name, key in keys.items() if store.check([key])}
+    return dict(zip(there, store.multi_get(list(there.values())), strict=True))
 
 
 def _tell(view: View, ended: Mapping[str, str]) -> None:

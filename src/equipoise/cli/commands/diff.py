@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from cyclopts import Parameter
 from rich.table import Table
 
 from equipoise.cli.options.gate import GateArguments
@@ -16,15 +15,15 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import MapArguments, check_model_key
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import in_options
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import For, Json, Output, check_output, check_target
 from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.moves import moves_document, moves_text
+from equipoise.cli.views.notes import print_notes
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
-    check_map_path,
     detect_map,
     reading_warnings,
     write_map,
@@ -43,9 +42,9 @@ def diff(
     /,
     *,
     expert_bytes: Annotated[int | None, ByteCount] = None,
-    match: Annotated[bool, Parameter(negative=())] = False,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    match: bool = False,
+    for_: Annotated[str | None, For] = None,
+    output: Annotated[Path | None, Output] = None,
     machine: MachineArguments | None = None,
     deployment: MapArguments | None = None,
     serving: ModelArguments | None = None,
@@ -53,23 +52,32 @@ def diff(
     hardware: HardwareArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Count what must move from one map to another; the maps may be of different formats.
+    r"""Count what must move from one map to another; decide whether it pays.
 
-    With --trace, decide whether moving pays. Exit status 1 if it does not.
+    The maps may be of different formats. With --trace and the options under "Cost of moving", the
+    answer is whether moving pays; the exit status is 1 if it does not.
+
+    For example:
+
+        equipoise diff old.json new.json
+        equipoise diff old.yaml new.yaml --ranks 8 --experts 32 --expert-bytes 44M
+        equipoise diff OLD NEW --model deepseek-v3 --trace UNSEEN --hardware h100 \
+            --dwell-steps 20000 --stall-seconds 0 --interference 0.2 --delay-steps 100
 
     Parameters
     ----------
     old, new
-        The map in force, and the one to come.
+        Map in force, and map to come.
     expert_bytes
-        Bytes of one expert in one layer, scales included; adds volume and time to the answer.
+        Bytes of one expert in one layer, scales included, as in 44M: adds volume and time.
     match
-        Rename the new map's ranks, layer by layer, so that most experts stay; the ranks' loads are
-        the same but for their order.
+        Rename the ranks of the new map, layer by layer, so that most experts stay. Loads stay the
+        same, but on other ranks.
     for_
-        With --match: format of the renamed map, as for equipoise convert.
+        Engine that loads the renamed map (with --match). If not given: what the name of --output
+        says.
     output
-        With --match: the file for the renamed map; needs --for.
+        File to write the renamed map to (with --match).
     """
     machine, gate = machine or MachineArguments(), gate or GateArguments()
     serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
@@ -78,7 +86,7 @@ def diff(
     gate.check(expert_bytes, timed=hardware.hardware is not None)
     _refuse_unused(machine, match, gate)
     context = (deployment or MapArguments()).context
-    _check_target(for_, output, match, old, new, gate.trace)
+    format = _format(for_, output, match, old, new, gate.trace)
     _refuse_useless(deployment or MapArguments(), old, new)
     readings = {path: examine_map_of(path, context, serving.config) for path in (old, new)}
     before, after = readings[old].placement, readings[new].placement
@@ -98,14 +106,14 @@ def diff(
             migration, steps, expert_bytes, None if times is None else times.planning_cost
         )
         facts |= {} if times is None else times.expert_facts
-    written = _write(after, for_, output, context.num_hidden_layers)
+    written = _write(after, format, output, context.num_hidden_layers)
     if json:
         document = _document(migration, expert_bytes, decision)
         print_json(document | {"map": written, "warnings": doubts, "hardware": facts})
     else:
         _print(migration, expert_bytes, decision)
         print_facts(stdout(), facts)
-        _print_doubts(doubts)
+        print_notes(doubts)
         _print_map(written)
     return 0 if decision is None or decision.move else 1
 
@@ -123,19 +131,19 @@ def _refuse_unused(machine: MachineArguments, match: bool, gate: GateArguments) 
         raise EquipoiseError("--speed: only with --match or --trace, which use it.")
 
 
-def _check_target(
+def _format(
     format: str | None, output: Path | None, match: bool, *inputs: Path | None
-) -> None:
-    if (format is None) != (output is None):
-        raise EquipoiseError("A map needs both --for and --output; give both or neither.")
-    if format is None or output is None:
-        return
+) -> str | None:
+    """The format of the renamed map; ``None`` if none is written."""
+    chosen = check_target(output, format)
+    if output is None:
+        return None
     if not match:
         raise EquipoiseError(
             "--for and --output: only with --match; equipoise convert copies maps."
         )
-    check_map_path(output, format)
     check_output(output, *inputs)
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +208,6 @@ def _print(migration: Migration, expert_bytes: int | None, decision: Decision | 
     console.print(moves_text(migration, expert_bytes))
     if decision is not None:
         console.print(decision.text)
-
-
-def _print_doubts(doubts: list[str]) -> None:
-    console = stdout()
-    for doubt in doubts:
-        console.print(one_line(doubt))
 
 
 def _print_map(written: _Written | None) -> None:

@@ -34,25 +34,34 @@ def doctor(
     engine_version: str | None = None,
     json: Json = False,
 ) -> int:
-    """Say what is wrong, ignored, deprecated or wasteful in a launch, and print it corrected.
+    """Say what is wrong, ignored or wasteful in how an engine is started.
 
-    Exit status 1 if something will not work or is ignored. Nothing is run.
+    What is deprecated is said, too, and the launch is printed corrected. Nothing is run. The exit
+    status is 1 if something will not work or is ignored.
+
+    For example:
+
+        equipoise doctor "vllm serve deepseek-ai/DeepSeek-V3 --enable-eplb"
+        equipoise doctor docker-compose.yml --devices 16 --nodes 2
+        equipoise doctor launch.sh --model deepseek-v3 --engine-version 0.11.0
 
     Parameters
     ----------
     launch
-        A launch command in quotes, or the name of a script, a compose file or an options file
-        of vLLM, SGLang, TensorRT-LLM, vllm-ascend, ATOM or FastDeploy; - for standard input.
+        Launch command in quotes, or the name of a script, a compose file or an options file of
+        vLLM, SGLang, TensorRT-LLM, vllm-ascend, ATOM or FastDeploy; - for standard input.
     model
-        The model's config.json, or the folder that has it; adds what depends on its experts.
+        Model that is served: its config.json, the folder of it, or the name of a public model such
+        as deepseek-v3. Adds what depends on its experts.
     devices
-        Devices of the whole deployment.
+        Number of devices of the whole deployment.
     nodes
-        Machines that they are in.
+        Number of machines that the devices are in.
     link_bytes_per_second
         Bandwidth of one device's link between machines; 10 Gbit/s if not given.
     engine_version
-        The engine's release, such as 0.11.0; that of the container's image, else the newest known.
+        Release of the engine, such as 0.11.0. If not given: that of the container's image, else the
+        newest release that is known.
     """
     stdin = sys.stdin.buffer.read(MAX_BYTES + 1) if launch == "-" else b""
     surroundings = Surroundings(

@@ -14,6 +14,12 @@ def explain(topic: str | None = None, /, *, json: Json = False) -> int:
 
     On a terminal the page is laid out; in a pipe it is the Markdown text.
 
+    For example:
+
+        equipoise explain
+        equipoise explain forecast
+        equipoise explain planners --json
+
     Parameters
     ----------
     topic

@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import check_decoder_layers
 from equipoise.cli.options.names import in_options
-from equipoise.cli.options.output import Json, check_output
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.output import For, Json, Output, check_output, check_target
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.views.console import print_json, stdout
+from equipoise.cli.views.notes import print_recording
 from equipoise.cli.views.progress import progress_bar
 from equipoise.cli.views.text import one_line
 from equipoise.dispatch import Even
 from equipoise.engines.files import output_file, output_folder
 from equipoise.engines.formats import MapContext
-from equipoise.engines.map_io import check_map_path, read_map, write_maps
+from equipoise.engines.map_io import read_map, write_maps
 from equipoise.engines.registry import map_format
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
@@ -37,46 +37,54 @@ Lost = Literal["rank", "node"]
 
 def failover(
     map: Path,
-    trace: Path,
+    trace: Recording,
     /,
     *,
     ranks: Annotated[int | None, Size] = None,
     lost: Lost | None = None,
     to_ranks: Annotated[int | None, Size] = None,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    for_: Annotated[str | None, For] = None,
+    output: Annotated[Path | None, Output] = None,
     hidden_layers: Annotated[int | None, Size] = None,
     machine: MachineArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Make the map for the loss of each rank or node, or for fewer or more ranks; few slots change.
+    """Make the maps for lost ranks or nodes, or for fewer or more ranks.
+
+    Few slots change: the other ranks keep what they have where possible.
+
+    For example:
+
+        equipoise failover map.json sample --lost rank
+        equipoise failover map.json sample --lost rank --for equipoise -o maps
+        equipoise failover map.yaml RECORDING --ranks 32 --to-ranks 24 -o smaller.yaml
 
     Parameters
     ----------
     map
-        The map in force.
-    trace
-        A recording of the traffic to balance; the maps are scored on it, by an even split.
+        Map in force.
     ranks
-        Expert-parallel ranks, where the map does not say.
+        Number of expert-parallel ranks, where the map does not say it.
     lost
-        A map for the loss of each rank, or of each node.
+        Kind of loss: makes a map for the loss of each rank, or of each node.
     to_ranks
-        A map for this number of ranks: the last ranks leave, or new ones follow.
+        Number of ranks to make one map for: the last ranks leave, or new ones follow.
     for_
-        Format of the maps: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022, ascend.
+        Engine that loads the maps: equipoise, trtllm, sglang, vllm-41141, vllm-49572, vllm-53022,
+        ascend. If not given: what the name of --output says (with --to-ranks).
     output
-        The folder for the maps of --lost, or the file of --to-ranks; needs --for.
+        Folder for the maps of --lost, or file for the map of --to-ranks.
     hidden_layers
-        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+        Number of decoder layers of the model, dense ones included; an SGLang map has a row for
+        each.
     """
     reading, machine = reading or TraceArguments(), machine or MachineArguments()
     if (lost is None) == (to_ranks is None):
         raise EquipoiseError("Give one of --lost (rank or node) and --to-ranks.")
     if (lost == "node") != (machine.ranks_per_node is not None):
         raise EquipoiseError("--lost node needs --ranks-per-node, which nothing else uses.")
-    _check_target(for_, output, hidden_layers, lost)
+    format = _format(for_, output, hidden_layers, lost)
     recording = reading.read(trace, ranks=ranks)
     context = MapContext(
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
@@ -84,13 +92,13 @@ def failover(
     current = read_map(map, context)
     topology = machine.topology(current.num_ranks)
     problem = Problem(recording, topology, current.num_slots)
-    paths = _paths(output, for_, lost, topology)
+    paths = _paths(output, format, lost, topology)
     _check_paths(paths, lost, map, trace, reading.run_map)
     with progress_bar("planning"):
         changes = _changes(current, problem, lost, to_ranks)
     now = evaluate(current, recording, dispatch=Even(topology=topology)).mean_imbalance
-    if for_ is not None:
-        changes = _write(changes, paths, for_, MapContext(num_hidden_layers=hidden_layers))
+    if format is not None:
+        changes = _write(changes, paths, format, MapContext(num_hidden_layers=hidden_layers))
     if json:
         print_json(_document(now, changes))
     else:
@@ -98,30 +106,39 @@ def failover(
     return 0
 
 
-def _check_target(
+def _format(
     format: str | None,
     output: Path | None,
     hidden_layers: int | None,
     lost: Lost | None,
-) -> None:
-    """Refuse what would fail, or be ignored, only after the work."""
-    if (format is None) != (output is None):
-        raise EquipoiseError("Maps need both --for and --output; give both or neither.")
-    if format is None or output is None:
-        if hidden_layers is not None:
-            raise EquipoiseError("--hidden-layers: only for maps; give --for and --output as well.")
-        return
-    map_format(format)
-    check_decoder_layers(hidden_layers, format)
-    if lost is None:
-        check_map_path(output, format)
-        output_file(output)
-    elif output.is_dir():
-        return
-    elif output.exists():
-        raise EquipoiseError(f"{output}: is a file; give the name of a folder for several maps.")
+) -> str | None:
+    """The format of the maps; refuses what would fail, or be ignored, only after the work."""
+    if output is None and hidden_layers is not None:
+        raise EquipoiseError("--hidden-layers: only for maps; give --output as well.")
+    if output is None or lost is None:
+        chosen = check_target(output, format)
     else:
-        output_folder(output)
+        chosen = format
+        _check_folder(output)
+        if chosen is None:
+            raise EquipoiseError(
+                "--output is a folder of maps; name the engine that loads them with --for."
+            )
+    if chosen is not None:
+        map_format(chosen)
+        check_decoder_layers(hidden_layers, chosen)
+    if output is not None and lost is None:
+        output_file(output)
+    return chosen
+
+
+def _check_folder(output: Path) -> None:
+    """Refuse a folder that cannot be made."""
+    if output.is_dir():
+        return
+    if output.exists():
+        raise EquipoiseError(f"{output}: is a file; give the name of a folder for several maps.")
+    output_folder(output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +239,7 @@ def _contents(refit: Refit) -> dict[str, int]:
 
 def _print(console: Console, recording: Trace, now: float, changes: list[_Change]) -> None:
     before = changes[0].refit.old
-    console.print(one_line(f"{recording}"))
-    for note in recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
     console.print(
         f"{before.num_experts} experts in {before.num_slots} slots on {before.num_ranks} ranks: "
         f"max/mean rank load {now:.3f}, even split, recorded steps\n"

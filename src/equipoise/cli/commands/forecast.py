@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.lists import names, whole_numbers
@@ -18,10 +18,10 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import MovingArguments
 from equipoise.cli.options.names import option_name
-from equipoise.cli.options.output import Json
+from equipoise.cli.options.output import For, Json
 from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.source import check_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
@@ -48,19 +48,23 @@ _ASSUMED_STEPS = 160  # of a prior, a fifth of them unseen
 
 
 def forecast(
-    trace: Path | None = None,
+    trace: Recording | None = None,
     /,
     *,
     ranks: Annotated[int, Size],
     prior: str | None = None,
     redundant: str | None = None,
-    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2,
-    cost_error: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None,
-    other_seconds: Annotated[float, Seconds] = 0.0,
+    hold_out: Annotated[float, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)] = 0.2,
     batch_tokens: Annotated[int | None, Amount] = None,
-    least_gain: Annotated[float, Parameter(validator=Number(gte=0, lt=1))] = LEAST_GAIN,
-    expert_bytes: Annotated[int | None, ByteCount] = None,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    least_gain: Annotated[
+        float, Parameter(validator=Number(gte=0, lt=1), group=VERDICT)
+    ] = LEAST_GAIN,
+    cost_error: Annotated[
+        float | None, Parameter(validator=Number(gte=0, lte=1), group=HARDWARE)
+    ] = None,
+    other_seconds: Annotated[float, Seconds, Parameter(group=HARDWARE)] = 0.0,
+    expert_bytes: Annotated[int | None, ByteCount, Parameter(group=HARDWARE)] = None,
+    for_: Annotated[str | None, For] = None,
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     hardware: StepArguments | None = None,
@@ -71,47 +75,53 @@ def forecast(
     page: PageArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Say whether balancing would make steps shorter, by how much, and how sure that is.
+    r"""Say whether balancing would make steps shorter, and how sure that is.
 
-    Plans on the earlier steps with several numbers of redundant slots and dispatchers, and times
-    the later ones. With --hardware a step is timed whole: experts, exchanges and attention. With
-    --rank-cost it is the experts' computation, and nothing else but --other-seconds; without both
-    it is timed by all published constants for this number of ranks. With --online our controller
-    is tried next to plans that stay. --rank-cost and --dispatch take
-    several names, separated by commas; without --dispatch even, minmax and the rule of the engine
-    that --for names are tried. equipoise explain forecast.
+    Plans are made on the earlier steps, with several numbers of redundant slots and several
+    dispatchers, and timed on the later steps. With --hardware a whole step is timed: experts,
+    exchanges and attention. With --rank-cost only the computation of experts is timed, plus
+    --other-seconds. Without both, all published constants for this number of ranks are tried.
+    --rank-cost and --dispatch take several names, as in even,minmax. More: equipoise explain
+    forecast.
+
+    For example:
+
+        equipoise forecast sample --ranks 8 --planner greedy
+        equipoise forecast sample --ranks 8 --planner greedy --hardware h100 \
+            --phase decode
+        equipoise forecast RECORDING --ranks 32 --hardware h100 --model deepseek-v3 \
+            --for sglang --online
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format; or give --prior.
     ranks
-        Expert-parallel ranks.
+        Number of expert-parallel ranks.
     prior
-        What a family of models is assumed to route, in place of a recording: glm-5.2,
-        deepseek-v2-lite, gpt-oss-20b, or a file. With --batch-tokens. Nothing is recommended on it.
+        Routing that is assumed in place of a recording, by family of models: glm-5.2,
+        deepseek-v2-lite, gpt-oss-20b, or a file. It needs --batch-tokens, and nothing is
+        recommended on it.
     redundant
-        Redundant slots of a layer to try, as in 0,32,64; the fewest, one and two a rank more if not
-        given.
+        Numbers of redundant slots of a layer to try, as in 0,32,64. If not given: the fewest, and
+        one and two more on each rank.
     hold_out
-        Share of the steps, the latest of each domain, to measure on.
+        Share of the steps to time, the latest of each domain.
     cost_error
-        Relative error of each constant of the rank cost, 0.15 if not given; see equipoise explain
-        costs. With
-        --hardware the profiles and fits say how far off they may be.
+        Relative error of each constant of --rank-cost, 0.15 if not given (equipoise explain costs).
+        The profiles of --hardware say their own errors.
     other_seconds
-        What a step takes besides what is timed: with --rank-cost attention, communication, the
-        rest.
+        Seconds of a step besides what is timed, as in 10ms: with --rank-cost attention,
+        communication and the rest.
     batch_tokens
         Tokens of a mean step, all ranks together, in place of --step-assignments: the recorded
-        steps are drawn again in that size.
+        steps are drawn again in this size.
     least_gain
-        Share of a step's time that a change, and each further slot on every rank, must take off.
+        Share of a step's time that a change must save, and that each further slot on every rank
+        must save.
     expert_bytes
-        Bytes of one expert in one layer, scales included; adds what the slots take of a rank's
-        memory.
+        Bytes of one expert in one layer, scales included, as in 44M: adds the memory that the slots
+        take on a rank.
     for_
-        The engine, by the format of its map as for equipoise plan: what it can run is recommended,
+        Engine that would load the map, as for equipoise plan. Only what it can run is recommended,
         with the flags to start it.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()

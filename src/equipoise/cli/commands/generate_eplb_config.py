@@ -39,32 +39,42 @@ def generate_eplb_config(
     experts: Annotated[int | None, Size] = None,
     files: TrtllmArguments | None = None,
 ) -> int:
-    """Write TensorRT-LLM's load balancer file from a recording, by the flags of its script.
+    r"""Write the load balancer's file from a recording.
 
-    Like the script, it plans on all iterations and always writes. equipoise plan holds some out to
-    score the map on, and knows more options. Flags with dashes are ours.
+    The flags are those of TensorRT-LLM's script; flags with dashes are ours. Like the script, it
+    plans on all iterations and always writes. equipoise plan holds some iterations out to score the
+    map on, and has more options.
+
+    For example:
+
+        equipoise generate_eplb_config --expert_statistic_path DUMP --num_slots 288 \
+            --output_path moe_load_balancer.yaml
+        equipoise generate_eplb_config --expert_statistic_path DUMP --num_slots 288 \
+            --planner trtllm --output_path moe_load_balancer.yaml
+        equipoise generate_eplb_config --ep_size 8 --num_slots 288 --experts 256 \
+            --layer_updates_per_iter 2 --output_path moe_load_balancer.yaml
 
     Parameters
     ----------
     expert_statistic_path
-        The folder of the recording: EXPERT_STATISTIC_PATH. Without it the file has no assignments,
-        for online balancing.
+        Folder of the recording: EXPERT_STATISTIC_PATH. Without it the file has no assignments, for
+        online balancing.
     output_path
-        The file to write.
+        File to write.
     ep_size
-        Expert-parallel ranks; one for each file of the recording if not given.
+        Number of expert-parallel ranks. If not given: one for each file of the recording.
     num_slots
-        Slots of a layer, all ranks together; one for each expert if not given.
+        Slots of a layer, all ranks together. If not given: one for each expert.
     layer_updates_per_iter
-        Layers that the engine re-plans per iteration; 0: it keeps the map.
+        Layers that the engine plans again in each iteration; 0: it keeps the map.
     iter_start
-        The first iteration; the first recorded if not given.
+        First iteration; the first one recorded if not given.
     iter_stop
-        The iteration after the last one; all recorded if not given.
+        Iteration after the last one; all recorded iterations if not given.
     planner
-        Who plans: robust, our own; or trtllm, what the script gives, slot for slot.
+        Planner: robust, our own; or trtllm, which gives what the script gives, slot for slot.
     experts
-        Experts of a layer, for a file without assignments.
+        Number of experts of a layer, for a file without assignments.
     """
     files = files or TrtllmArguments()
     check_map_path(output_path, "trtllm")

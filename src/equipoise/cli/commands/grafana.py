@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import Json, Output, check_output
 from equipoise.cli.views.console import print_json
 from equipoise.engines.files import replacing_folder
 from equipoise.report.grafana import dashboard
 from equipoise.report.prometheus import alert_rules
 
 
-def grafana(
-    *, output: Annotated[Path, Parameter(name=["--output", "-o"])], json: Json = False
-) -> int:
-    """Write a Grafana dashboard and Prometheus alert rules over the metrics that equipoise exports.
+def grafana(*, output: Annotated[Path, Output], json: Json = False) -> int:
+    """Write a Grafana dashboard and Prometheus alert rules.
+
+    They show the metrics that equipoise exports. More: equipoise explain monitoring.
+
+    For example:
+
+        equipoise grafana -o monitoring
+        equipoise grafana --output /etc/equipoise/monitoring
+        equipoise grafana -o monitoring --json
 
     Parameters
     ----------

@@ -6,9 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.output import Json, Output, check_output
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.text import one_line
 from equipoise.engines.files import replacing_folder
@@ -17,19 +15,25 @@ from equipoise.sample import lab_files
 
 def lab(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    solution: Annotated[bool, Parameter(negative=())] = False,
+    output: Annotated[Path, Output],
+    solution: bool = False,
     json: Json = False,
 ) -> int:
-    """Write a folder to learn load balancing in: a notebook, functions to fill in, and tests.
+    """Write a folder to learn in: a notebook, functions to fill in, and tests.
 
     The notebook walks through one hot expert, placing, copying and noise. The six tests fail until
     the functions are filled in. It runs on any machine, without a GPU.
 
+    For example:
+
+        equipoise lab -o lab
+        equipoise lab -o solution --solution
+        equipoise lab --output lab --json
+
     Parameters
     ----------
     output
-        The folder to make.
+        Folder to make.
     solution
         Write the functions filled in, and answers to the questions of the notebook.
     """

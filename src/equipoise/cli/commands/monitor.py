@@ -37,32 +37,40 @@ def monitor(
     map: Path | None = None,
     ask: str | None = None,
     json: Annotated[
-        bool, Parameter(name="--json", negative=(), help="Print a line of JSON for each look.")
+        bool, Parameter(name="--json", help="Print a line of JSON for each look.")
     ] = False,
 ) -> int:
-    """Watch a running system: its imbalance and what chance has in it, ranks, layers, experts.
+    """Watch a running system: imbalance, ranks, layers, experts, events.
 
     On a terminal it fills the screen and obeys keys, which the last line names; Ctrl-C ends it with
     a summary. In a pipe it prints a line for each look.
 
+    For example:
+
+        equipoise monitor http://127.0.0.1:9400/metrics
+        equipoise monitor eplb_stats.jsonl --interval 5
+        equipoise monitor eplb_stats.jsonl --looks 10 --json
+
     Parameters
     ----------
     source
-        Address at which a serving group answers Prometheus (http://127.0.0.1:9400/metrics), a
-        vLLM statistics file, a folder of SGLang dumps, or any other recording that grows.
+        Source of the figures: the address at which a serving group answers Prometheus
+        (http://127.0.0.1:9400/metrics), a statistics file of vLLM, a folder of SGLang's dumps, or
+        any other recording that grows.
     more
         Addresses of the other processes of the same group.
     interval
         Seconds between two looks.
     looks
-        Number of looks after which it ends; without end if not given.
+        Number of looks after which it ends. If not given: it goes on until Ctrl-C.
     ranks
-        Ranks of the running system, for a recording that does not say it.
+        Number of ranks of the running system, for a recording that does not say it.
     map
-        Map that the running system serves, for a recording of experts; in order if not given.
+        Map that the running system serves, for a recording of experts. If not given: experts in
+        order, without copies.
     ask
-        Address to which the key l sends a POST to ask for fresh figures, such as SGLang's
-        http://127.0.0.1:30000/dump_expert_distribution_record.
+        Address to which the key l sends a POST to ask for fresh figures, such as
+        http://127.0.0.1:30000/dump_expert_distribution_record of SGLang.
     json
         Print a line of JSON for each look.
     """

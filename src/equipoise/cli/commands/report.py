@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from rich.console import Console
 
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.machine import numbers
 from equipoise.cli.options.output import Json
 from equipoise.cli.options.page import PageArguments, origin
-from equipoise.cli.options.recording import TraceArguments
-from equipoise.cli.views.advice import print_advice
+from equipoise.cli.options.recording import Recording, TraceArguments
+from equipoise.cli.views.advice import print_basis, print_verdicts
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
-from equipoise.engines.trtllm.table import TrtllmTable, trtllm_table
+from equipoise.engines.trtllm.table import trtllm_table
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
@@ -33,41 +33,45 @@ from equipoise.trace import Trace
 
 
 def report(
-    trace: Path,
+    trace: Recording,
     /,
     *,
     ranks: Annotated[int | None, Size] = None,
     map: Path | None = None,
-    per_expert: Annotated[bool, Parameter(negative=())] = False,
     rank_seconds: str | None = None,
+    engine_table: Literal["rank", "expert"] | None = None,
+    json: Json = False,
     page: PageArguments | None = None,
     reading: TraceArguments | None = None,
-    json: Json = False,
 ) -> int:
-    """Report how unbalanced a recording is, by layer, how much is chance, and if balancing pays.
+    """Say how unbalanced a recording is, and how much of that is chance.
 
-    It ends with the verdict of a quick forecast. A TensorRT-LLM dump is first shown as that
-    engine's own script shows it, to the last digit.
+    The report begins and ends with the verdict of a quick forecast: whether balancing would make
+    steps shorter.
+
+    For example:
+
+        equipoise report sample --ranks 8
+        equipoise report sample --ranks 8 --phase decode --html report.html
+        equipoise report RECORDING --map map.json
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format.
     ranks
-        Expert-parallel ranks; those of the recording if it has one file a rank.
+        Number of expert-parallel ranks. If not given: that of the recording, where it has one file
+        for each rank.
     map
-        Show the recorded load on this map, and without balancing for comparison.
-    per_expert
-        TensorRT-LLM's table per expert (with --map: per slot) instead of per rank.
+        Map to show the recorded load on, next to the load without balancing.
     rank_seconds
-        What each rank took for its experts while this was recorded, as a profiler shows it, one
-        number a rank (0.81,0.80,1.62,0.79): names ranks that are slow for their load.
+        Seconds that each rank took for its experts during the recording, as a profiler shows them,
+        as in 0.81,0.80,1.62,0.79. Names the ranks that are slow for their load.
+    engine_table
+        Table to print as well, as the script of TensorRT-LLM prints it, to the last digit: by rank,
+        or by expert (with --map: by slot).
     """
     reading, page = reading or TraceArguments(), page or PageArguments()
-    if json and per_expert:
-        raise EquipoiseError(
-            "--per-expert prints a table of text; leave out --per-expert or --json."
-        )
+    if json and engine_table is not None:
+        raise EquipoiseError("--engine-table prints text; leave out --engine-table or --json.")
     page.check(trace, map, reading.run_map)
     recording = reading.read(trace, ranks=ranks)
     found = None if map is None else _examine(map, recording, ranks)
@@ -75,7 +79,15 @@ def report(
     num_ranks = ranks if placement is None else placement.num_ranks
     before = summarise(recording, num_ranks=num_ranks)
     after = None if found is None else summarise_on_map(recording, found.placement, found.notes)
-    table = None if json else _engine_table(recording, num_ranks, placement, per_expert)
+    table = None
+    if engine_table is not None:
+        by_expert = engine_table == "expert"
+        table = trtllm_table(
+            recording,
+            num_ranks=None if by_expert else num_ranks,
+            placement=placement,
+            per_expert=by_expert,
+        )
     advice = None
     if before.num_ranks is not None:
         with progress_bar("forecast") as progress:
@@ -102,14 +114,19 @@ def report(
         document = {"before": before, "after": after, "loss_of_a_rank": lost, "stragglers": slow}
         print_json({**document, "forecast": advice})
         return 0
-    if table is not None:
-        print(table)
-        print()
-    _print_summaries(before, after)
-    for sentence in said:
-        stdout().print(f"\n{sentence}")
+    console = stdout()
     if advice is not None:
-        print_advice(stdout(), advice)
+        print_verdicts(console, advice)
+        console.print()
+    if table is not None:
+        console.print(f"{table}\n")
+    _print_summaries(console, before, after)
+    for sentence in said:
+        console.print(f"\n{sentence}")
+    if advice is not None:
+        console.print()
+        print_basis(console, advice)
+        print_verdicts(console, advice)
     return 0
 
 
@@ -126,20 +143,6 @@ def _stragglers(
     return straggler_text(recording, layout, numbers("--rank-seconds", text))
 
 
-def _engine_table(
-    recording: Trace, num_ranks: int | None, placement: Placement | None, per_expert: bool
-) -> TrtllmTable | None:
-    """What TensorRT-LLM's own script shows, where it can: its ranks hold equal shares."""
-    if per_expert:
-        return trtllm_table(recording, placement=placement, per_expert=True)
-    if recording.provenance.format != "trtllm":
-        return None
-    ranks = source_ranks(recording) if num_ranks is None else num_ranks
-    if placement is None and ranks is not None and recording.num_experts % ranks:
-        return None
-    return trtllm_table(recording, num_ranks=num_ranks, placement=placement)
-
-
 def _examine(map: Path, recording: Trace, ranks: int | None) -> MapReading:
     context = MapContext(
         num_ranks=ranks, num_experts=recording.num_experts, layer_ids=recording.layer_ids
@@ -147,8 +150,7 @@ def _examine(map: Path, recording: Trace, ranks: int | None) -> MapReading:
     return examine_map(map, context)
 
 
-def _print_summaries(before: TraceSummary, after: TraceSummary | None) -> None:
-    console = stdout()
+def _print_summaries(console: Console, before: TraceSummary, after: TraceSummary | None) -> None:
     console.print(SummaryView(before))
     if after is not None:
         console.print("\nOn the map\n")

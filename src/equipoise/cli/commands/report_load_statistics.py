@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from equipoise.cli.options.limits import Iteration
-from equipoise.cli.options.names import in_options
+from equipoise.cli.views.notes import print_notes
 from equipoise.cli.views.progress import progress_bar
-from equipoise.cli.views.text import one_line
 from equipoise.engines.trtllm.scripts import num_rank_files, read_statistic
 from equipoise.engines.trtllm.table import trtllm_table
 
@@ -21,20 +19,28 @@ def report_load_statistics(
     expert_statistic_path: Annotated[Path, Parameter(name="--expert_statistic_path")],
     iter_start: Annotated[int | None, Iteration, Parameter(name="--iter_start")] = None,
     iter_stop: Annotated[int | None, Iteration, Parameter(name="--iter_stop")] = None,
-    per_expert: Annotated[bool, Parameter(name="--per_expert", negative=())] = False,
+    per_expert: Annotated[bool, Parameter(name="--per_expert")] = False,
 ) -> int:
-    """Print TensorRT-LLM's table of a recording, as its script does, to the last digit.
+    r"""Print the balance of a recording, by layer and on average.
 
-    Notes on the recording go to standard error. See equipoise report for more than this table.
+    This is the table of TensorRT-LLM's script, to the last digit. Notes on the recording go to
+    standard error. equipoise report says more.
+
+    For example:
+
+        equipoise report_load_statistics --expert_statistic_path DUMP
+        equipoise report_load_statistics --expert_statistic_path DUMP --per_expert
+        equipoise report_load_statistics --expert_statistic_path DUMP \
+            --iter_start 100 --iter_stop 200
 
     Parameters
     ----------
     expert_statistic_path
-        The folder of the recording: EXPERT_STATISTIC_PATH.
+        Folder of the recording: EXPERT_STATISTIC_PATH.
     iter_start
-        The first iteration; the first recorded if not given.
+        First iteration; the first one recorded if not given.
     iter_stop
-        The iteration after the last one; all recorded if not given.
+        Iteration after the last one; all recorded iterations if not given.
     per_expert
         Compare experts instead of ranks.
     """
@@ -42,6 +48,5 @@ def report_load_statistics(
         trace = read_statistic(expert_statistic_path, iter_start, iter_stop, progress)
     ranks = None if per_expert else num_rank_files(expert_statistic_path)
     print(trtllm_table(trace, num_ranks=ranks, per_expert=per_expert))
-    for note in trace.provenance.notes:
-        print(f"equipoise: note: {one_line(in_options(note))}", file=sys.stderr)
+    print_notes(trace.provenance.notes)
     return 0

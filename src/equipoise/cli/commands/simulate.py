@@ -9,10 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise import __version__
+from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
@@ -21,7 +22,7 @@ from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
 from equipoise.cli.options.planner import PlannerArguments, silent
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.requests import RequestArguments
 from equipoise.cli.options.serving import ServingArguments
 from equipoise.cli.options.source import check_source
@@ -56,65 +57,70 @@ from equipoise.simulate.trial import Plans, judge_of
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
-_ESSENTIAL = Group("Essential", sort_key=1)
-_HARDWARE = Group("Hardware and model", sort_key=4)
-_PLANNING = Group("Planning", sort_key=5)
-_READING = Group("Reading the recording", sort_key=6)
-
 _HELD_OUT = 0.2
 _ASSUMED_WINDOWS = 160  # of a prior
 
 
 def simulate(
-    trace: Path | None = None,
+    trace: Recording | None = None,
     /,
     *,
-    ranks: Annotated[int, Size, Parameter(group=_ESSENTIAL)],
-    prior: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
-    rate: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
-    map: Annotated[Path | None, Parameter(group=_ESSENTIAL)] = None,
-    redundant: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
-    sweep: Annotated[Path | None, Parameter(group=_ESSENTIAL)] = None,
-    json: Annotated[Json, Parameter(group=_ESSENTIAL)] = False,
+    ranks: Annotated[int, Size],
+    prior: str | None = None,
+    rate: str | None = None,
+    map: Path | None = None,
+    redundant: str | None = None,
+    sweep: Path | None = None,
+    json: Json = False,
     requesting: RequestArguments | None = None,
     serving: ServingArguments | None = None,
-    hardware: Annotated[HardwareArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
-    model: Annotated[ModelArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
+    hardware: HardwareArguments | None = None,
+    model: ModelArguments | None = None,
     other_seconds: Annotated[
-        float, Parameter(validator=Number(gte=0, lte=1e4), group=_HARDWARE)
+        float, Parameter(validator=Number(gte=0, lte=1e4), group=HARDWARE)
     ] = 0.0,
-    machine: Annotated[MachineArguments | None, Parameter(name="*", group=_HARDWARE)] = None,
+    machine: MachineArguments | None = None,
     hold_out: Annotated[
-        float | None, Parameter(validator=Number(gt=0, lt=1), group=_PLANNING)
+        float | None, Parameter(validator=Number(gt=0, lt=1), group=VERDICT)
     ] = None,
-    planning: Annotated[PlannerArguments | None, Parameter(name="*", group=_PLANNING)] = None,
-    reading: Annotated[TraceArguments | None, Parameter(name="*", group=_READING)] = None,
+    planning: PlannerArguments | None = None,
+    reading: TraceArguments | None = None,
 ) -> int:
-    """Serve requests on a map or a plan, and without balancing, in simulation.
+    r"""Show what users of a server would see, with balancing and without.
+
+    Requests are served in simulation, by a plan or a map and without balancing. Compared are the
+    time to the first token (TTFT), the time for each later token (TPOT), throughput and goodput.
+
+    For example:
+
+        equipoise simulate sample --ranks 8 --rate 20 --duration 20 \
+            --rank-cost h100-deepep-ep8 --planner greedy
+        equipoise simulate RECORDING --ranks 32 --redundant 32 --rate 40 \
+            --hardware h100 --model deepseek-v3
+        equipoise simulate RECORDING --ranks 32 --redundant 0,32 --rate 20,40 \
+            --hardware h100 --model deepseek-v3 --sweep results.jsonl
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format; or give --prior. Batches of every size
-        are drawn from its routing.
     ranks
-        Expert-parallel ranks, each with sequences of its own.
+        Number of expert-parallel ranks, each with sequences of its own.
     prior
-        What a family of models is assumed to route, in place of a recording: glm-5.2,
+        Routing that is assumed in place of a recording, by family of models: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file.
     rate
-        Requests a second. With --sweep several, as in 10,20,40.
+        Requests that arrive each second. With --sweep several rates, as in 10,20,40.
     map
-        The map to compare with no balancing, in place of a plan.
+        Map to compare with no balancing, in place of a plan.
     redundant
-        Redundant slots of a layer of the plan; none if not given. With --sweep several: 0,32.
+        Redundant slots of a layer in the plan; none if not given. With --sweep several numbers, as
+        in 0,32.
     sweep
-        Try all combinations of --rate, --redundant and --dispatch, and keep every result in this
-        file: a sweep that was broken off goes on where it was.
+        File of results: all combinations of --rate, --redundant and --dispatch are tried and kept
+        there. A sweep that was stopped continues where it was.
     other_seconds
-        What a step takes besides what --hardware, or --rank-cost, counts.
+        Seconds of a step besides what --hardware or --rank-cost counts.
     hold_out
-        Share of the steps, the latest of each domain, that batches are drawn from; the plan is made
+        Share of the steps that batches are drawn from, the latest of each domain; the plan is made
         from the others. 0.2 if not given.
     """
     requesting, serving = requesting or RequestArguments(), serving or ServingArguments()

@@ -11,10 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise.cli.options.engine import EngineArguments
+from equipoise.cli.options.groups import EFFORT, HARDWARE, MOVING, TRIED
 from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
@@ -22,8 +23,8 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import replay_prices
 from equipoise.cli.options.names import option_name
-from equipoise.cli.options.output import Json, check_output
-from equipoise.cli.options.recording import TraceArguments
+from equipoise.cli.options.output import For, Json, check_output
+from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.source import check_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
@@ -47,109 +48,114 @@ from equipoise.trace import Trace
 _MAP = "MAP"
 _STEPS = 512
 
-_ESSENTIAL = Group("Essential", sort_key=1)
-_TRIED = Group("Settings to try", sort_key=2)
-_MOVING = Group("What moving costs", sort_key=3)
-_WORK = Group("The work", sort_key=4)
-_HARDWARE = Group("Whole steps, by hardware", sort_key=5)
-_REST = Group("The machine, the model, the engine, the recording", sort_key=6)
 _HALF = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
 
 
 def tune(
-    trace: Path | None = None,
+    trace: Recording | None = None,
     /,
     *,
-    ranks: Annotated[int, Size, Parameter(group=_ESSENTIAL)],
-    step_tokens: Annotated[int | None, Amount, Parameter(group=_ESSENTIAL)] = None,
-    expert_bytes: Annotated[int | None, ByteCount, Parameter(group=_ESSENTIAL)] = None,
-    for_: Annotated[str | None, Parameter(name="--for", group=_ESSENTIAL)] = None,
-    prior: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
-    rank_cost: Annotated[str | None, Parameter(group=_ESSENTIAL)] = None,
-    json: Annotated[Json, Parameter(group=_ESSENTIAL)] = False,
-    redundant: Annotated[str | None, Parameter(group=_TRIED)] = None,
-    dispatch: Annotated[str | None, Parameter(group=_TRIED)] = None,
-    try_window: Annotated[str | None, Parameter(group=_TRIED)] = None,
-    try_interval: Annotated[str | None, Parameter(group=_TRIED)] = None,
-    try_excess: Annotated[str, Parameter(group=_TRIED)] = "0.05",
-    kinds: Annotated[str, Parameter(group=_TRIED)] = "static,engine,online",
+    ranks: Annotated[int, Size],
+    step_tokens: Annotated[int | None, Amount] = None,
+    expert_bytes: Annotated[int | None, ByteCount] = None,
+    for_: Annotated[str | None, For] = None,
+    prior: str | None = None,
+    rank_cost: Annotated[str | None, Parameter(group=HARDWARE)] = None,
+    json: Json = False,
+    redundant: Annotated[str | None, Parameter(group=TRIED)] = None,
+    dispatch: Annotated[str | None, Parameter(group=TRIED)] = None,
+    try_window: Annotated[str | None, Parameter(group=TRIED)] = None,
+    try_interval: Annotated[str | None, Parameter(group=TRIED)] = None,
+    try_excess: Annotated[str, Parameter(group=TRIED)] = "0.05",
+    kinds: Annotated[str, Parameter(group=TRIED)] = "static,engine,online",
     interference: Annotated[
-        float | None, Parameter(validator=Number(gte=0, lte=1), group=_MOVING)
+        float | None, Parameter(validator=Number(gte=0, lte=1), group=MOVING)
     ] = None,
-    stall_seconds: Annotated[float | None, Seconds, Parameter(group=_MOVING)] = None,
-    plan_seconds: Annotated[float | None, Seconds, Parameter(group=_MOVING)] = None,
-    other_seconds: Annotated[float, Seconds, Parameter(group=_MOVING)] = 0.0,
-    steps: Annotated[int | None, Amount, Parameter(group=_WORK)] = None,
-    hold_out: Annotated[_HALF, Parameter(group=_WORK)] = 0.5,
-    proposals: Annotated[int, Amount, Parameter(group=_WORK)] = 1 << 14,
-    results: Annotated[Path | None, Parameter(group=_WORK)] = None,
-    jobs: Annotated[int, Size, Parameter(group=_WORK)] = 1,
-    hardware: Annotated[StepArguments | None, Parameter(group=_HARDWARE)] = None,
-    machine: Annotated[MachineArguments | None, Parameter(group=_REST)] = None,
-    serving: Annotated[ModelArguments | None, Parameter(group=_REST)] = None,
-    engine: Annotated[EngineArguments | None, Parameter(group=_REST)] = None,
-    reading: Annotated[TraceArguments | None, Parameter(group=_REST)] = None,
+    stall_seconds: Annotated[float | None, Seconds, Parameter(group=MOVING)] = None,
+    plan_seconds: Annotated[float | None, Seconds, Parameter(group=MOVING)] = None,
+    other_seconds: Annotated[float, Seconds, Parameter(group=MOVING)] = 0.0,
+    steps: Annotated[int | None, Amount, Parameter(group=EFFORT)] = None,
+    hold_out: Annotated[_HALF, Parameter(group=EFFORT)] = 0.5,
+    proposals: Annotated[int, Amount, Parameter(group=EFFORT)] = 1 << 14,
+    results: Annotated[Path | None, Parameter(group=EFFORT)] = None,
+    jobs: Annotated[int, Size, Parameter(group=EFFORT)] = 1,
+    hardware: StepArguments | None = None,
+    machine: MachineArguments | None = None,
+    serving: ModelArguments | None = None,
+    engine: EngineArguments | None = None,
+    reading: TraceArguments | None = None,
 ) -> int:
-    """Find the settings to balance with: redundancy, split, window, interval, alarm.
+    r"""Find the settings to balance with, by replaying steps that no plan has seen.
 
-    Plans a first map on the earlier steps and replays the later ones with every setting: nothing,
-    that map kept, the engine's way of planning again, our controller. Planning takes time and moves
-    are charged. Prints the settings that no other beats in step time, memory and moves at once, and
-    one sentence: what to use, or to leave it off. equipoise explain tune.
+    The settings are redundancy, split, window, interval and alarm. A first map is planned on the
+    earlier steps; the later ones are replayed without balancing, with that map kept, with the
+    engine's way of planning again, and with our controller. Planning takes time, and moves are
+    charged. Printed are the settings that no other beats in step time, memory and moves at once,
+    and one sentence: what to use, or to leave balancing off. More: equipoise explain tune.
+
+    For example:
+
+        equipoise tune sample --ranks 8 --expert-bytes 1M --kinds static \
+            --proposals 1000 --window 8
+        equipoise tune RECORDING --ranks 32 --model deepseek-v3 --step-tokens 4096 \
+            --results results.jsonl
+        equipoise tune --prior glm-5.2 --ranks 32 --step-tokens 8192 \
+            --expert-bytes 44M
 
     Parameters
     ----------
-    trace
-        A recording: file or directory of any known format; or give --prior.
     ranks
-        Expert-parallel ranks.
+        Number of expert-parallel ranks.
     step_tokens
-        Tokens of a step, all ranks together: steps of that size are drawn from the recording. Its
-        rows are the steps if not given.
+        Tokens of a step, all ranks together: steps of this size are drawn from the recording. If
+        not given: the rows of the recording are the steps.
     expert_bytes
-        Bytes of one expert in one layer, scales included; --model says it as well.
+        Bytes of one expert in one layer, scales included, as in 44M. --model says it as well; one
+        of the two is needed.
     for_
-        The engine, by the format of its map as for equipoise plan: its split is tried, and the
-        flags that go with the answer are printed.
+        Engine that would load the map, as for equipoise plan. Its own split is tried, and the flags
+        that go with the answer are printed.
     prior
-        What a family of models is assumed to route, in place of a recording: glm-5.2,
+        Routing that is assumed in place of a recording, by family of models: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file.
     rank_cost
-        What ranks take, by published constants of this name, or by a file that equipoise calibrate
-        wrote from timed runs; the first published ones for this number of ranks if neither this nor
-        --hardware is given. All names in equipoise explain costs.
+        Time that ranks take: the name of published constants (equipoise explain costs lists them),
+        or a file that equipoise calibrate wrote from timed runs. If neither this nor --hardware is
+        given: the first published constants for this number of ranks.
     redundant
-        Redundant slots of a layer, as in 0,32; the fewest, one and two a rank more if not given.
+        Numbers of redundant slots of a layer, as in 0,32. If not given: the fewest, and one and two
+        more on each rank.
     dispatch
-        Dispatchers, as in even,minmax; those if not given. An engine has its own.
+        Dispatchers, as in even,minmax, which are tried if not given. An engine has its own.
     try_window
-        Steps looked at, as in 100,400; an eighth and a thirty-second of those replayed if not
-        given.
+        Numbers of steps that a plan looks at, as in 100,400. If not given: an eighth and a
+        thirty-second of the steps replayed.
     try_interval
-        Steps from one look to the next; the same if not given.
+        Numbers of steps from one look to the next. If not given: those of --try-window.
     try_excess
-        Imbalance above the noise floor that raises our controller's alarm, as in 0.02,0.1.
+        Imbalances above the noise floor that raise the alarm of our controller, as in 0.02,0.1.
     kinds
-        What to try: static, engine and online.
+        Kinds of balancing to try: static, engine and online.
     interference
-        Serving seconds lost for each second of transfers; 1, that serving waits for them, is
-        assumed if not given.
+        Seconds of serving lost for each second of transfers. If not given, 1 is assumed: serving
+        waits for transfers.
     stall_seconds
         Seconds for which serving stands still at each change of the map; 0 is assumed if not given.
     plan_seconds
-        Seconds a plan of our controller takes; 1 is assumed if not given. The engine's takes none.
+        Seconds that a plan of our controller takes; 1 is assumed if not given. That of the engine
+        takes none.
     other_seconds
-        What a step takes besides what --hardware, or --rank-cost, counts.
+        Seconds of a step besides what --hardware or --rank-cost counts.
     steps
-        With --step-tokens: steps to replay, 512 if not given.
+        Number of steps to replay (with --step-tokens); 512 if not given.
     hold_out
-        Share of the steps, the latest of each domain, to replay.
+        Share of the steps to replay, the latest of each domain.
     proposals
-        Proposals per layer of the searches.
+        Number of proposals per layer of the searches.
     results
-        File that results are kept in; settings found there are not replayed again.
+        File that keeps the results; settings found there are not replayed again.
     jobs
-        Processes that replay at the same time.
+        Number of processes that replay at the same time.
     """
     serving, engine = serving or ModelArguments(), engine or EngineArguments()
     size = serving.need_expert_bytes(expert_bytes)

@@ -6,12 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
 from rich.text import Text
 
 from equipoise.cli.options.maps import MapArguments, check_decoder_layers, check_model_key
 from equipoise.cli.options.names import in_options
-from equipoise.cli.options.output import Json
+from equipoise.cli.options.output import For, Json
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.text import one_line
 from equipoise.engines._shared.findings import by_kind
@@ -23,18 +22,26 @@ def validate(
     map: Path,
     /,
     *,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    for_: Annotated[str | None, For] = None,
     deployment: MapArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Find every defect of a map, all in one run. Exit status 1 if the engine must not load it.
+    """Find every defect of a map before an engine loads it.
+
+    All defects are found in one run. The exit status is 1 if the engine must not load the map.
+
+    For example:
+
+        equipoise validate map.yaml --ranks 8
+        equipoise validate map.yaml --for trtllm --ranks 8 --experts 32 --layers 0-4
+        equipoise validate MAP --for sglang --ranks 32 --hidden-layers 61
 
     Parameters
     ----------
     map
-        The map file.
+        Map to validate.
     for_
-        The map's format, such as trtllm or vllm-49572; detected from its content if not given.
+        Format of the map, such as trtllm or vllm-49572. If not given: detected from its content.
     """
     deployment = deployment or MapArguments()
     found = inspect_map(map, deployment.context, format=for_)

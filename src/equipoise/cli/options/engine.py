@@ -7,12 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.groups import ENGINE
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.engines.formats import LaunchOptions
 from equipoise.engines.transformers.config import ModelConfig
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=ENGINE)
 @dataclass(frozen=True, kw_only=True)
 class EngineArguments:
     """What decides the launch flags besides the map.
@@ -20,25 +21,25 @@ class EngineArguments:
     Parameters
     ----------
     engine_version
-        The engine's release, such as 1.3.0rc5; the newest known if not given, see equipoise
-        explain launch.
+        Release of the engine, such as 1.3.0rc5. If not given: the newest release that is known
+        (equipoise explain launch lists them).
     hidden_layers
-        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
-        --model says it as well.
+        Number of decoder layers of the model, dense ones included; an SGLang map has a row for
+        each. --model says it as well.
     architecture
-        TensorRT-LLM: the model's architecture, as in its config.json. --model says it as well.
+        Architecture of the model, as in its config.json (TensorRT-LLM). --model says it as well.
     backend
-        TensorRT-LLM: the MoE backend.
+        MoE backend (TensorRT-LLM).
     a2a_backend
-        SGLang: --moe-a2a-backend. vLLM: --all2all-backend.
+        Value of --moe-a2a-backend (SGLang) or --all2all-backend (vLLM).
     ep_dispatch
-        SGLang: --ep-dispatch-algorithm.
+        Value of --ep-dispatch-algorithm (SGLang).
     window_size
-        vLLM: steps that a rearrangement looks back on; 1000 if not given.
+        Steps that a rearrangement looks back on (vLLM); 1000 if not given.
     step_interval
-        vLLM: steps between two rearrangements; 3000 if not given.
+        Steps between two rearrangements (vLLM); 3000 if not given.
     use_async
-        vLLM: move experts in the background.
+        Move experts in the background (vLLM).
     """
 
     engine_version: str | None = None
@@ -49,7 +50,7 @@ class EngineArguments:
     ep_dispatch: str | None = None
     window_size: Annotated[int | None, Amount] = None
     step_interval: Annotated[int | None, Amount] = None
-    use_async: bool | None = None
+    use_async: Annotated[bool | None, Parameter(negative="--no-use-async")] = None
 
     def options(self, model: ModelConfig | None) -> LaunchOptions:
         """The options in the form that the engines' flag writers take."""

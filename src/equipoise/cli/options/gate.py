@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.groups import MOVING
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.units import Seconds
@@ -27,7 +28,7 @@ PRICES = ("dwell_steps", "stall_seconds", "interference", "delay_steps")
 """What a move costs, apart from its bytes; none has a default."""
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=MOVING)
 @dataclass(frozen=True, kw_only=True)
 class GateArguments:
     """Whether moving pays: what it saves on a recording, against what it costs.
@@ -35,21 +36,22 @@ class GateArguments:
     Parameters
     ----------
     trace
-        Decide whether to move, by steps that the new map was not planned on; exit status 1 if not.
-        A recording that needs no options to be read, one row a step.
+        Recording of steps that the new map was not planned on, one row for each step: decides
+        whether moving pays. Exit status 1 if it does not. It is read without further options. The
+        options below need it.
     rank_cost
-        With --trace: what ranks take, published constants of this name, such as h100-deepep-ep32;
-        all names in equipoise explain costs. Or give --hardware.
+        Time that ranks take: the name of published constants, such as h100-deepep-ep32 (equipoise
+        explain costs lists them). --hardware says it as well.
     dispatch
-        With --trace: the dispatcher that runs, as for equipoise plan.
+        Dispatcher that runs, as for equipoise plan.
     dwell_steps
-        With --trace: steps until the loads have drifted away from what the new map was made for.
+        Steps until the loads have drifted away from those that the new map was made for.
     stall_seconds
-        With --trace: seconds for which serving stands still.
+        Seconds for which serving stands still during the change.
     interference
-        With --trace: serving seconds lost for each second of transfers, 0 to 1 as a rule.
+        Seconds of serving lost for each second of transfers, usually from 0 to 1.
     delay_steps
-        With --trace: steps until the new map is in force.
+        Steps until the new map is in force.
     """
 
     trace: Path | None = None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.groups import HARDWARE
 from equipoise.cli.options.limits import Amount
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
-from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cli.options.planner import Judging
 from equipoise.cost import RankCost
 from equipoise.engines.formats import given
 from equipoise.engines.machines import FAR_LINK, Serving, machine_of
@@ -23,10 +24,12 @@ from equipoise.simulate.profiles import HardwareProfile, LinkProfile, hardware, 
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
+Planning = TypeVar("Planning", bound=Judging)
+
 _UNTIL_KNOWN = RankCost(token_seconds=1.0)  # what options are checked with before there are loads
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True, kw_only=True)
 class HardwareArguments:
     """The hardware that serves.
@@ -34,14 +37,15 @@ class HardwareArguments:
     Parameters
     ----------
     hardware
-        The GPU, by the name of a profile (h100, h200, gh200, b200, gb200, mi300x, mi355x,
-        ascend-910b, ascend-910c) or a file of one: its times in place of --rank-cost, its links and
-        nodes. With --model the times are of that model's experts, without of DeepSeek-V3's.
+        GPU that serves: the name of a profile (h100, h200, gh200, b200, gb200, mi300x, mi355x,
+        ascend-910b, ascend-910c) or the file of one. It says what steps take, in place of
+        --rank-cost, and what the links and nodes are. Times are for the experts of --model, or of
+        DeepSeek-V3 without it.
     link
-        With --hardware: the link between nodes, by the name of a profile (infiniband-400g, aws-efa)
-        or a file of one; infiniband-400g if not given.
+        Link between nodes (with --hardware): the name of a profile (infiniband-400g, aws-efa) or
+        the file of one; infiniband-400g if not given.
     serve
-        With --hardware: what steps do; what the recording says of them if not given.
+        Kind of work that steps do (with --hardware). If not given: what the recording says.
     """
 
     hardware: str | None = None
@@ -92,7 +96,7 @@ class HardwareArguments:
             return {}
         return wiring_facts(self.profile, self.far or link(FAR_LINK))
 
-    def before_reading(self, planning: PlannerArguments) -> PlannerArguments:
+    def before_reading(self, planning: Planning) -> Planning:
         """The planner's options, to be checked while its times are not known yet."""
         self.check(planning.rank_cost)
         return planning if self.profile is None else replace(planning, timed=_UNTIL_KNOWN)
@@ -106,7 +110,7 @@ class HardwareArguments:
         return machine_of(self.profile, recording, config, topology, self.serving)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True, kw_only=True)
 class StepArguments(HardwareArguments):
     """The hardware that serves, and how it runs whole steps.
@@ -114,22 +118,22 @@ class StepArguments(HardwareArguments):
     Parameters
     ----------
     exchange
-        With --hardware: the kernel that exchanges tokens; low-latency for decode and
-        high-throughput for prefill if not given.
+        Kernel that exchanges tokens (with --hardware). If not given: low-latency for decode and
+        high-throughput for prefill.
     context_tokens
-        With --hardware: tokens before the new one, on average; 4096 if not given.
+        Tokens of context before the new token, on average (with --hardware); 4096 if not given.
     overlap
-        With --hardware: one half of a step computes while the other is exchanged.
+        Compute one half of a step while the other half is exchanged (with --hardware).
     chunk_tokens
-        With --hardware: most tokens of one pass through the experts, all ranks together
-        (TensorRT-LLM's moe_max_num_tokens).
+        Most tokens of one pass through the experts, all ranks together (with --hardware): what
+        TensorRT-LLM calls moe_max_num_tokens.
     attention_imbalance
-        With --hardware: tokens of the rank with most of its own, over the mean.
+        Tokens of the rank that has the most of its own, divided by the mean (with --hardware).
     """
 
     exchange: Literal["low-latency", "high-throughput"] | None = None
     context_tokens: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1e9))] = None
-    overlap: Annotated[bool, Parameter(negative=())] = False
+    overlap: bool = False
     chunk_tokens: Annotated[int | None, Amount] = None
     attention_imbalance: Annotated[float, Parameter(validator=Number(gte=1, lte=1e6))] = 1.0
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.groups import HARDWARE
 from equipoise.cli.options.limits import Size
 from equipoise.errors import EquipoiseError
 from equipoise.topology import Topology
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True, kw_only=True)
 class MachineArguments:
     """The ranks: their nodes, speeds and memory.
@@ -20,11 +21,13 @@ class MachineArguments:
     Parameters
     ----------
     ranks_per_node
-        Ranks behind one fast interconnect; all of them if not given.
+        Ranks that share one fast interconnect. If not given: all ranks, or those that --hardware
+        says.
     speed
-        Relative speeds, one a rank: 1,1,2,2.
+        Relative speeds, one for each rank, as in 1,1,2,2.
     room
-        Experts of a layer that each rank's memory holds, one number a rank; all slots if not given.
+        Experts of a layer that the memory of each rank holds, one number for each rank, as in
+        5,5,4,5. If not given: all slots of a rank hold different experts.
     """
 
     ranks_per_node: Annotated[int | None, Size] = None

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.groups import MAPS
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.engines.formats import MapContext
 from equipoise.engines.registry import map_format
@@ -14,7 +15,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import parse_ids
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=MAPS)
 @dataclass(frozen=True, kw_only=True)
 class MapArguments:
     """What a map file does not say.
@@ -26,13 +27,14 @@ class MapArguments:
     experts
         Logical experts of a layer.
     layers
-        The model's numbers of its MoE layers (3-60).
+        Numbers of the MoE layers in the model, as in 3-60.
     hidden_layers
-        All decoder layers of the model, dense ones included; SGLang maps have a row for each.
+        Number of decoder layers of the model, dense ones included; an SGLang map has a row for
+        each.
     redundant
         Redundant slots of a layer, all ranks together, as the engine is configured.
     model_key
-        The model whose map to read, where a file holds those of several.
+        Model whose map to read, where a file holds the maps of several.
     """
 
     ranks: Annotated[int | None, Size] = None

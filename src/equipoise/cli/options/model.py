@@ -9,11 +9,12 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
+from equipoise.cli.options.groups import HARDWARE
 from equipoise.engines.transformers.config import ModelConfig, read_model_config
 from equipoise.errors import EquipoiseError
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=HARDWARE)
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """The model that is served.
@@ -21,9 +22,9 @@ class ModelArguments:
     Parameters
     ----------
     model
-        The model's config.json, its folder, or the name of a public model such as deepseek-v3
-        (equipoise explain model-config lists them). It says what an expert and a token of KV cache
-        take, in place of --expert-bytes.
+        Model that is served: its config.json, the folder of it, or the name of a public model such
+        as deepseek-v3 (equipoise explain model-config lists them). It says what an expert and a
+        token of KV cache take, in place of --expert-bytes.
     """
 
     model: Path | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from equipoise.cli.options.gate import PRICES
+from equipoise.cli.options.groups import MOVING
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.units import Seconds
@@ -59,7 +60,7 @@ def replay_prices(**by_hand: float | None) -> ReplayPrices:
     )
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=MOVING)
 @dataclass(frozen=True, kw_only=True)
 class MovingArguments:
     """The map in force, and what moving from it costs.
@@ -67,20 +68,21 @@ class MovingArguments:
     Parameters
     ----------
     from_map
-        The map in force: changes are counted from it, not from no balancing.
+        Map in force: gains are counted from it, not from serving without balancing.
     dwell_steps
-        With --from: steps until the loads have drifted away from what a new map was made for.
+        Steps until the loads have drifted away from those that a new map was made for (with
+        --from).
     stall_seconds
-        With --from or --online: seconds for which serving stands still at a change of the map.
+        Seconds for which serving stands still at a change of the map (with --from or --online).
     interference
-        With --from or --online: serving seconds lost for each second of transfers, 0 to 1.
+        Seconds of serving lost for each second of transfers, from 0 to 1 (with --from or --online).
     delay_steps
-        With --from: steps until the new map is in force.
+        Steps until the new map is in force (with --from).
     online
-        Try our controller too: it serves the unseen steps from each plan on, planning and moves
-        charged. Takes seconds to minutes; needs --expert-bytes or --model.
+        Try our controller too. It starts from each plan and serves the unseen steps; planning and
+        moves are charged. This takes seconds to minutes and needs --expert-bytes or --model.
     plan_seconds
-        With --online: seconds that a plan takes, in which the old map serves.
+        Seconds that a plan takes, in which the old map serves (with --online).
     """
 
     from_map: Annotated[Path | None, Parameter(name="--from")] = None
@@ -88,7 +90,7 @@ class MovingArguments:
     stall_seconds: Annotated[float | None, Seconds] = None
     interference: AtLeastZero = None
     delay_steps: AtLeastZero = None
-    online: Annotated[bool, Parameter(negative=())] = False
+    online: bool = False
     plan_seconds: Annotated[float | None, Seconds] = None
 
     def prices(self, expert_bytes: int | None) -> tuple[Online | None, str]:

@@ -45,6 +45,7 @@ OPTIONS = {
     "serve": "--serve",
     "speed": "--speed",
     "stall_seconds": "--stall-seconds",
+    "target": "--for",
     "step_assignments": "--step-assignments",
     "step_tokens": "--step-tokens",
     "step_interval": "--step-interval",

@@ -8,11 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from equipoise.engines.files import output_file, output_folder
+from equipoise.engines.map_io import check_map_path, target_of
+from equipoise.engines.registry import written_as
 from equipoise.errors import EquipoiseError
 
-Json = Annotated[
-    bool, Parameter(name="--json", negative=(), help="Print one JSON document instead of text.")
-]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of text.")]
+Output = Parameter(name=["--output", "-o"])
+For = Parameter(name="--for")
 
 
 def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> None:
@@ -27,3 +29,20 @@ def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> No
             raise EquipoiseError(
                 f"{output}: would be written over the input {source}; give another name."
             )
+
+
+def check_target(output: Path | None, target: str | None) -> str | None:
+    """The format of the map to write, which the name of the file may say; ``None`` without one.
+
+    Raises
+    ------
+    EquipoiseError
+        A format without a file; a name that fits no format, several, or another one.
+    """
+    if output is None:
+        if target is not None:
+            raise EquipoiseError("--for: only for a map; give --output, its file, as well.")
+        return None
+    format = target_of(output, target)
+    check_map_path(output, written_as(format))
+    return format

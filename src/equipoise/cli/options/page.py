@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from cyclopts import Parameter
 
 from equipoise import __version__
 from equipoise.cli.options.command_line import command_line
+from equipoise.cli.options.groups import PAGE
 from equipoise.cli.options.output import check_output
 from equipoise.engines.files import write_bytes, write_text
 from equipoise.errors import EquipoiseError
@@ -21,7 +21,7 @@ from equipoise.report.page.vega import FORMATS, library
 from equipoise.trace import Trace
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=PAGE)
 @dataclass(frozen=True, kw_only=True)
 class PageArguments:
     """A page, and pictures of its figures; both need equipoise[page].
@@ -29,14 +29,14 @@ class PageArguments:
     Parameters
     ----------
     html
-        Also write a self-contained page.
+        Write a self-contained page, too.
     figure
-        Also save a figure of the page, as in layers.pdf: its name there (heat-0, heat-1, time,
-        ranks, strip, layers, lag, age, ...), as png, pdf or svg. May be given several times.
+        Save a figure of the page, too: its name on the page (heat-0, heat-1, time, ranks, strip,
+        layers, lag, age, ...) and png, pdf or svg, as in layers.pdf. Can be given several times.
     """
 
     html: Path | None = None
-    figure: Annotated[tuple[Path, ...], Parameter(negative=())] = ()
+    figure: tuple[Path, ...] = ()
 
     def check(self, *inputs: Path | None, other: Path | None = None) -> None:
         """Refuse, before any long work, what cannot be drawn or written.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
+from equipoise.cli.options.groups import READING
 from equipoise.cli.options.limits import Amount
 from equipoise.cli.options.names import OPTIONS, option_name
 from equipoise.cli.views.progress import progress_bar
@@ -18,10 +20,30 @@ from equipoise.engines.registry import trace_format
 from equipoise.engines.trace_io import detect_trace, read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import parse_ids
+from equipoise.sample import sample_trace_path
 from equipoise.trace import Trace
 
+_SAMPLE = Path("sample")
 
-@Parameter(name="*")
+
+def recording_path(kind: Any, tokens: Sequence[Token]) -> Path:
+    """The path of a recording; that of the recording that ships, for ``sample``."""
+    del kind
+    path = Path(tokens[-1].value)
+    return sample_trace_path() if path == _SAMPLE and not path.exists() else path
+
+
+Recording = Annotated[
+    Path,
+    Parameter(
+        converter=recording_path,
+        help="Recording: a file or a folder of any known format; or sample, the one that ships "
+        "with equipoise.",
+    ),
+]
+
+
+@Parameter(name="*", group=READING)
 @dataclass(frozen=True, kw_only=True)
 class TraceArguments:
     """How to read a recording, and which part of it.
@@ -29,35 +51,38 @@ class TraceArguments:
     Parameters
     ----------
     format
-        The recording's format; detected from its content if not given.
+        Format of the recording. If not given: detected from its content.
     experts
-        Logical experts of a layer (64): missing ones are added without load. A range (0-63) also
-        drops what was assigned to others, such as experts without weights.
+        Logical experts of a layer, as in 64; experts that the recording lacks are added without
+        load. A range, as in 0-63, also drops the load of all other experts, such as those without
+        weights.
     layers
-        The model's numbers of the MoE layers (3-60): numbers the rows of a recording that has rows
-        only; missing layers are added without load, others left out.
+        Numbers of the MoE layers in the model, as in 3-60, for a recording that only has rows.
+        Layers that it lacks are added without load, others are left out.
     first_axis
-        What the first axis of bare counts is: step or rank.
+        Meaning of the first axis of bare counts.
     run_map
-        The map the recorded run used: folds counts per slot to experts.
+        Map that the recorded run used: turns counts of slots into counts of experts.
     window_tokens
-        Tokens per step, for recordings of single tokens; of requests, how many decode at a time.
+        Tokens of a step, for a recording of single tokens. For a recording of requests: how many of
+        them decode at a time.
     top_k
-        Experts a token chooses, where routing comes without its shape (SGLang's answers).
+        Number of experts that a token chooses, where the recording does not say it (answers of
+        SGLang).
     columns
-        Columns of a table of tokens: experts=topk_ids,layer=layer,request=req_id.
+        Columns of a table of tokens, as in experts=topk_ids,layer=layer,request=req_id.
     iterations
-        Read iterations START-STOP, STOP not included.
+        Range of iterations to read, as in 100-200; the last one is not read.
     allow_pickle
         Read pickle files, through an unpickler that only builds tensors.
     phase
-        Keep the steps of this phase, such as prefill or decode.
+        Keep only the steps of this phase, such as prefill or decode.
     domain
-        Keep the steps of this domain.
+        Keep only the steps of this domain.
     only_layers
-        Keep these layers (3-10,58).
+        Keep only these layers, as in 3-10,58.
     window
-        Sum this number of consecutive steps into one.
+        Number of consecutive steps that are summed into one.
     """
 
     format: str | None = None
@@ -69,7 +94,7 @@ class TraceArguments:
     top_k: Annotated[int | None, Amount] = None
     columns: str | None = None
     iterations: str | None = None
-    allow_pickle: Annotated[bool, Parameter(negative=())] = False
+    allow_pickle: bool = False
     phase: str | None = None
     domain: str | None = None
     only_layers: str | None = None

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.groups import REQUESTS
 from equipoise.cli.options.limits import Amount
 from equipoise.cli.options.names import option_name
 from equipoise.engines.formats import given
@@ -16,8 +17,6 @@ from equipoise.errors import EquipoiseError
 from equipoise.simulate.arrivals import synthetic
 from equipoise.simulate.requests import Requests, read_requests
 from equipoise.simulate.serving import Slo
-
-REQUESTS = Group("Requests", sort_key=2)
 
 _OF_MADE_ONES = {"duration", "prompt_tokens", "output_tokens", "spread", "arrivals"}
 
@@ -30,24 +29,24 @@ class RequestArguments:
     Parameters
     ----------
     requests
-        The requests of a file in place of made ones: JSON lines or CSV with arrival_seconds,
-        prompt_tokens and output_tokens.
+        File of requests to serve in place of generated ones: JSON lines or CSV with
+        arrival_seconds, prompt_tokens and output_tokens.
     duration
-        Seconds in which requests arrive.
+        Seconds during which requests arrive.
     prompt_tokens
         Tokens of a prompt.
     output_tokens
         Tokens of an answer.
     spread
-        Lengths are lognormal with this deviation of their logarithm, and the tokens given are their
-        medians; 0.8 is much. 0: all are equal.
+        Standard deviation of the logarithm of lengths, which are lognormal; --prompt-tokens and
+        --output-tokens are then their medians. 0.8 is a wide spread; 0: all lengths are equal.
     arrivals
-        When requests arrive: poisson; or bursts, 2.5 times the rate for ten seconds on average,
-        after half of it for thirty.
+        Pattern of arrival: poisson, or bursts. Bursts last ten seconds on average at 2.5 times the
+        rate, after thirty seconds at half of it.
     slo_ttft
-        Seconds to the first token that a request may take to count for goodput.
+        Seconds that the first token may take for a request to count as goodput.
     slo_tpot
-        Seconds for each later token, on average, that it may take.
+        Seconds that each later token may take, on average, for a request to count as goodput.
     seed
         Random seed of requests and batches.
     """

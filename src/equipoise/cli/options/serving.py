@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.groups import SERVING
 from equipoise.cli.options.limits import Amount, Redundant, Size
 from equipoise.engines.server_costs import Cache
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.contest import Server
 from equipoise.simulate.serving import HandOver
-
-SERVING = Group("Serving", sort_key=3)
 
 _WHOLE_PROMPTS = 8192  # tokens of a step that computes prompts whole, if none is longer
 
@@ -27,17 +26,19 @@ class ServingArguments:
     Parameters
     ----------
     max_sequences
-        Sequences of a rank at a time.
+        Most sequences that a rank serves at a time.
     chunked_prefill
-        Tokens of a rank in one step; prompts are cut into what sequences leave of it. 0: prompts
-        are computed whole, while all sequences wait.
+        Most tokens of a rank in one step. Prompts are cut to fit next to the sequences that decode.
+        0: prompts are computed whole, while all sequences wait.
     kv_tokens
         Tokens that the KV cache of a rank holds without redundant experts, as engines print it at
-        start; what the weights leave of it with --hardware and --model, else without limit.
+        start. If not given: what --hardware and --model leave for it, or no limit without them.
     prefill_ranks
-        Ranks of a pool of its own that computes prompts, without balancing; 0: the same ranks do.
+        Number of separate ranks that compute prompts, without balancing. 0: the same ranks compute
+        prompts and decode.
     hand_over_seconds
-        Seconds to bring a request from one pool to the other.
+        Seconds that a request takes from the ranks that compute prompts to those that decode (with
+        --prefill-ranks).
     """
 
     max_sequences: Annotated[int, Size] = 128

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.groups import TRTLLM
 from equipoise.cli.options.limits import Amount, Size
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import check_output
@@ -18,7 +19,7 @@ from equipoise.engines.trtllm.target import TrtllmTarget
 from equipoise.errors import EquipoiseError
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=TRTLLM)
 @dataclass(frozen=True, kw_only=True)
 class TrtllmArguments:
     """What only TensorRT-LLM's files say.
@@ -26,16 +27,16 @@ class TrtllmArguments:
     Parameters
     ----------
     mtp_layers
-        TensorRT-LLM: speculative (MTP) layers that run after the others; each gets a row.
+        Number of speculative (MTP) layers that run after the others; each gets a row in the map.
     options_file
-        TensorRT-LLM: also write the options file, extra_llm_api_options.yaml, that loads the map,
-        with attention data parallelism, CUDA graphs and the largest chunk of tokens.
+        File to write, too: extra_llm_api_options.yaml, which loads the map and sets attention data
+        parallelism, CUDA graphs and the largest chunk of tokens.
     max_batch_size
-        TensorRT-LLM: requests that a rank decodes together, at most. Their tokens, on all ranks,
-        then pass in one chunk.
+        Most requests that a rank decodes together (with --options-file). A chunk then takes their
+        tokens on all ranks.
     rank_assignments
-        TensorRT-LLM: assignments that a rank has room for in a chunk; makes chunks as small as the
-        busiest rank of the recording needs.
+        Assignments that a rank has room for in one chunk (with --options-file). Chunks are then so
+        small that the busiest rank of the recording has room.
     """
 
     mtp_layers: Annotated[int, Parameter(validator=Number(gte=0, lte=64))] = 0

@@ -1,4 +1,4 @@
-"""The verdict at the end of a report, as text."""
+"""The verdict of a report, as text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from rich.console import Console
 from equipoise.report.advice import Advice
 
 
-def print_advice(console: Console, advice: Advice) -> None:
-    """Print what it rests on, and each verdict last."""
-    console.print(f"\n{advice.basis}")
+def print_verdicts(console: Console, advice: Advice) -> None:
+    """Print each verdict on a line, or why there is none."""
     for cost, verdict in advice.verdicts.items():
         console.print(f"{cost}: {verdict.text}")
+    if not advice.verdicts:
+        console.print(advice.basis)
+
+
+def print_basis(console: Console, advice: Advice) -> None:
+    """Print what the verdicts rest on, if there are any."""
+    if advice.verdicts:
+        console.print(advice.basis)

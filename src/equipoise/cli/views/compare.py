@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.notes import print_notes, print_recording
 from equipoise.cli.views.text import one_line
 from equipoise.report.page.laid import Laid
 from equipoise.report.page.of_compare import best_of, score_table
@@ -35,9 +36,8 @@ def print_comparison(
     console: Console, recording: Trace, laid: Sequence[Laid], notes: Sequence[str]
 ) -> None:
     """Print the comparison for people, the best last."""
-    console.print(one_line(f"{recording}"))
-    for note in (*recording.provenance.notes, *notes):
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
+    print_notes(notes)
     scores = score_table(laid)
     table = Table(*scores.head, box=None)
     for name, *cells in scores.rows:

@@ -32,8 +32,19 @@ _PIPE_WIDTH = 1 << 20
 
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; a line that is too long for a terminal is wrapped by it, not cut."""
-        super().print(*objects, **{"crop": False} | options)
+        """Print; a line that is too long for a terminal is wrapped by it, not cut.
+
+        In a pipe the blanks are left out that fill lines up to the width of a table.
+        """
+        options = {"crop": False} | options
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = captured.get().split("\n")
+        self.file.write("\n".join(line.rstrip(" ") for line in lines))
+        self.file.flush()
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # to `main`; rich would end the process with status 1
@@ -44,3 +55,8 @@ def stdout() -> Console:
     # What is printed may be the words of a file or its name: no markup.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return _Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def help_console() -> Console:
+    """Where help goes: as wide as a terminal in a pipe too."""
+    return _Console()

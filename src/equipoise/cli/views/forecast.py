@@ -11,12 +11,13 @@ from rich.table import Table
 
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
-from equipoise.cli.views.text import one_line
+from equipoise.cli.views.notes import print_recording
 from equipoise.engines.formats import Launch
 from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.online_trial import InTime
 from equipoise.trace import Trace
+from equipoise.units import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +111,7 @@ def _decision(result: Forecast) -> dict[str, object] | None:
 
 def print_forecast(console: Console, recording: Trace, answers: list[Advice]) -> None:
     """Print forecasts for people, each with its verdict first and last."""
-    console.print(one_line(f"{recording}"))
-    for note in recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
     for advice in answers:
         _print_one(console, advice)
 
@@ -121,7 +120,7 @@ def _print_one(console: Console, advice: Advice) -> None:
     result = advice.forecast
     other = result.counts
     if result.other_seconds:
-        other = f"{result.other_seconds:g} s of other work in every step"
+        other = f"{duration(result.other_seconds)} of other work in every step"
     elif result.parts is None:
         other = "attention, communication and the rest of a step are left out"
     console.print(f"\n{result.model}: {result.verdict.text}\n")

@@ -19,7 +19,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.report.monitor.drawing import Picture, snapshot
 from equipoise.report.monitor.looker import Answer, Looker
 from equipoise.report.monitor.monitor import Monitor
-from equipoise.report.monitor.units import clock
+from equipoise.units import clock
 
 _REDRAW_SECONDS = 0.25
 _LAST_EVENTS = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from equipoise.migration import Migration
+from equipoise.units import duration
 
 
 def moves_document(migration: Migration, expert_bytes: int | None) -> dict[str, object]:
@@ -32,5 +33,5 @@ def moves_text(migration: Migration, expert_bytes: int | None) -> str:
         f"{text} {volume['node'] / 1e9:.3f} GB within nodes at "
         f"{topology.node_link.bytes_per_second / 1e9:g} GB/s and {volume['network'] / 1e9:.3f} GB "
         f"between them at {topology.network_link.bytes_per_second / 1e9:g} GB/s take "
-        f"{migration.seconds(expert_bytes):.3g} s, layer after layer."
+        f"{duration(migration.seconds(expert_bytes))}, layer after layer."
     )

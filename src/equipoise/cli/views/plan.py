@@ -11,6 +11,7 @@ from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.moves import moves_document, moves_text
+from equipoise.cli.views.notes import print_recording
 from equipoise.cli.views.scores import scores_document, scores_table, verdict_document
 from equipoise.cli.views.text import one_line
 from equipoise.engines.map_target import WrittenMap
@@ -89,9 +90,7 @@ def print_plan(console: Console, recording: Trace, outcome: Outcome) -> None:
 
 def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None:
     result, placement = outcome.study.plan, outcome.study.plan.placement
-    console.print(one_line(f"{recording}"))
-    for note in recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, recording)
     console.print(
         f"{result.planner}: {placement.num_experts} experts in "
         f"{placement.num_slots} slots on {placement.num_ranks} ranks "

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from equipoise.cli.views.hardware import print_facts
+from equipoise.cli.views.notes import print_recording
 from equipoise.cli.views.text import one_line
 from equipoise.simulate.batching import NO_LIMIT
 from equipoise.simulate.contest import Stage
@@ -129,9 +130,7 @@ def print_sweep(console: Console, about: Simulation, rows: Sequence[Document]) -
 
 
 def _print_head(console: Console, about: Simulation) -> None:
-    console.print(one_line(f"{about.recording}"))
-    for note in about.recording.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
+    print_recording(console, about.recording)
     ranks, stage = about.stage.server, about.stage
     what = "assumed" if about.is_assumed else "recorded"
     source = f"{stage.decoded.num_steps} {what} steps"

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
-from equipoise.cli.views.text import one_line
+from equipoise.cli.views.notes import print_recording
 from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
+from equipoise.units import duration
 
 _WIDTH, _HEIGHT = 56, 10
 _MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -89,11 +90,10 @@ def _setting(setting: Setting) -> dict[str, object]:
 def print_tuned(console: Console, answer: Tuned) -> None:
     """Print the answer for people, first and last."""
     study, tuning = answer.study, answer.tuning
-    console.print(one_line(f"{study.held}"))
-    for note in study.held.provenance.notes:
-        console.print(f"  note: {one_line(note)}")
-    other = study.conditions.other_seconds
-    rest = f"{other:g} s of other work in every step" if other else study.conditions.model.counts
+    print_recording(console, study.held)
+    rest = study.conditions.model.counts
+    if study.conditions.other_seconds:
+        rest = f"{duration(study.conditions.other_seconds)} of other work in every step"
     console.print(f"\n{answer.text}\n")
     print_facts(console, answer.facts)
     if answer.prices:

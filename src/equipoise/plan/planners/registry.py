@@ -35,11 +35,14 @@ class Option:
         Name of the option, if it differs from the field's.
     limits
         Limits of a number by comparison: ``gt``, ``gte``, ``lt``, ``lte``.
+    help
+        Description for the command, if other than the first sentence of the field's.
     """
 
     field: str
     name: str = ""
     limits: Mapping[str, float] | None = None
+    help: str = ""
 
     @property
     def key(self) -> str:
@@ -71,7 +74,7 @@ class PlannerEntry:
     needs
         Fields that no option gives, with a description, such as the placement in force.
     chosen_by
-        Option that chooses it instead of ``--planner``; empty if none does.
+        Command that gives it what it needs; empty for a planner that needs only a problem.
     dispatch
         Dispatcher that it plans for, if it has no field ``dispatch``.
     pins_copies
@@ -113,7 +116,9 @@ class PlannerEntry:
         return get_type_hints(self.kind)[option.field]
 
     def describe(self, option: Option) -> str:
-        """Return the first sentence of the field's description in the class's docstring."""
+        """Return the option's own description, or the first sentence of the field's docstring."""
+        if option.help:
+            return option.help
         texts = (_description(kind, option.field) for kind in self.kind.__mro__)
         found = next(filter(None, texts), "")
         assert found, f"{self.home} does not describe its field {option.field}"
@@ -135,15 +140,27 @@ def _description(kind: type, name: str) -> str:
     return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
+_PROPOSALS = Option(
+    "proposals",
+    limits=_AMOUNT,
+    help="Number of proposals per layer: candidate changes that the search tries.",
+)
 _SEARCH = (
-    Option("proposals", limits=_AMOUNT),
-    Option("time_budget_seconds", limits={"gt": 0}),
+    _PROPOSALS,
+    Option(
+        "time_budget_seconds",
+        limits={"gt": 0},
+        help="Seconds after which the best plan so far is taken; it then depends on the machine.",
+    ),
     Option("seed", limits={"gte": 0}),
     Option("deviation", limits={"gte": 0, "lte": 1e6}),
 )
 _TOLD = frozenset({"dispatch", "cost", "step_assignments", "progress"})
 _ALL_SIGHTS: frozenset[Sight] = frozenset({"windows", "room", "speeds"})
-_SAME_RANK = Option("allow_same_rank_copies")
+_SAME_RANK = Option(
+    "allow_same_rank_copies",
+    help="Allow two copies of one expert on a rank, as DeepSeek's EPLB does.",
+)
 
 PLANNERS: dict[str, PlannerEntry] = {
     entry.name: entry
@@ -165,9 +182,20 @@ PLANNERS: dict[str, PlannerEntry] = {
             time="as `Robust`",
             options=(
                 *_SEARCH,
-                Option("losses", limits=_COUNT),
-                Option("failure_domain", name="loss_of"),
-                Option("mirrored"),
+                Option(
+                    "losses",
+                    limits=_COUNT,
+                    help="Number of ranks, or of nodes, that may be lost at the same time.",
+                ),
+                Option(
+                    "failure_domain",
+                    name="loss_of",
+                    help="Failure domain: what is lost as a whole.",
+                ),
+                Option(
+                    "mirrored",
+                    help="Hold the same experts on equal parts of the ranks, rank by rank.",
+                ),
             ),
             told=_TOLD,
             sees=_ALL_SIGHTS,
@@ -186,7 +214,16 @@ PLANNERS: dict[str, PlannerEntry] = {
             home="equipoise.plan.planners.eplb:Hierarchical",
             summary="where the router picks whole expert groups and traffic between nodes is dear",
             time="`O(E log E + S log R)`",
-            options=(Option("num_expert_groups", name="expert_groups", limits=_COUNT), _SAME_RANK),
+            options=(
+                Option(
+                    "num_expert_groups",
+                    name="expert_groups",
+                    limits=_COUNT,
+                    help="Number of expert groups, each of consecutive experts; the number of "
+                    "nodes must divide it.",
+                ),
+                _SAME_RANK,
+            ),
             example={"num_expert_groups": 4},
         ),
         PlannerEntry(
@@ -200,7 +237,14 @@ PLANNERS: dict[str, PlannerEntry] = {
             home="equipoise.plan.planners.lplb:FixedGraph",
             summary="for LPLB, whose dispatcher needs its graph",
             time="`O(E log E + S log R)`",
-            options=(Option("graph"), Option("across_nodes")),
+            options=(
+                Option("graph", help="Graph of ranks that LPLB published."),
+                Option(
+                    "across_nodes",
+                    help="Treatment of a graph whose edges cross nodes, over slower links: refuse "
+                    "it, or accept it and say what those edges carry (price).",
+                ),
+            ),
             dispatch="minmax",
             pins_copies=True,
             example={"graph": "ring", "across_nodes": "price"},
@@ -224,16 +268,33 @@ PLANNERS: dict[str, PlannerEntry] = {
             "[repair.md](../howto/repair.md)",
             time="as `Robust`",
             options=(
+                Option(
+                    "max_moves",
+                    limits={"gte": 0, "lte": 1 << 40},
+                    help="Most slots whose content may change, all layers together.",
+                ),
+                Option(
+                    "max_bytes",
+                    limits={"gte": 0, "lte": 1 << 60},
+                    help="Most bytes that may cross wires, as in 2GB.",
+                ),
+                Option(
+                    "max_seconds",
+                    limits={"gt": 0},
+                    help="Most seconds that the transfers may take, as equipoise diff counts them.",
+                ),
+                Option(
+                    "expert_bytes",
+                    limits=_AMOUNT,
+                    help="Bytes of one expert in one layer, scales included, as in 44M. It limits "
+                    "and reports what the moves take; --model says it as well.",
+                ),
                 *_SEARCH,
-                Option("max_moves", limits={"gte": 0, "lte": 1 << 40}),
-                Option("max_bytes", limits={"gte": 0, "lte": 1 << 60}),
-                Option("max_seconds", limits={"gt": 0}),
-                Option("expert_bytes", limits=_AMOUNT),
             ),
             told=_TOLD - {"progress"},
             sees=_ALL_SIGHTS,
             needs={"current": "the placement in force"},
-            chosen_by="--from",
+            chosen_by="equipoise repair",
         ),
         PlannerEntry(
             name="colocate",
@@ -242,13 +303,19 @@ PLANNERS: dict[str, PlannerEntry] = {
             "[locality.md](../howto/locality.md)",
             time="as `Robust`, and a second",
             options=(
-                Option("price", name="locality_price", limits={"gte": 0}),
-                Option("proposals", limits=_AMOUNT),
+                Option(
+                    "price",
+                    name="locality_price",
+                    limits={"gte": 0, "lte": 1e6},
+                    help="Share by which the load of the busiest rank may rise so that tokens "
+                    "reach fewer ranks and nodes.",
+                ),
+                _PROPOSALS,
                 Option("seed", limits={"gte": 0}),
             ),
             sees=_ALL_SIGHTS,
-            needs={"tokens": "the tokens' own choices", "start": "a planner to start from"},
-            chosen_by="--locality-price",
+            needs={"start": "a planner to start from", "tokens": "the tokens' own choices"},
+            chosen_by="equipoise plan --planner colocate",
         ),
     )
 }
@@ -256,19 +323,23 @@ PLANNERS: dict[str, PlannerEntry] = {
 
 
 def find_planner(name: str) -> PlannerEntry:
-    """Look up a planner's entry by the name used on the command line.
+    """Look up the entry of a planner that needs nothing but a problem, by its name.
 
     Raises
     ------
     EquipoiseError
-        An unknown name; the message lists the known ones.
+        An unknown name, or a planner that needs more; the message says which to use.
     """
     names = planner_names()
-    if name not in names:
-        raise EquipoiseError(f"There is no planner {name!r}; use one of {', '.join(names)}.")
-    return PLANNERS[name]
+    if name in names:
+        return PLANNERS[name]
+    if name in PLANNERS:
+        entry = PLANNERS[name]
+        needs = " and ".join(entry.needs.values())
+        raise EquipoiseError(f"The planner {name} needs {needs}; use {entry.chosen_by}.")
+    raise EquipoiseError(f"There is no planner {name!r}; use one of {', '.join(names)}.")
 
 
 def planner_names() -> list[str]:
-    """List the names of the planners that ``--planner`` takes."""
-    return [name for name, entry in PLANNERS.items() if not entry.chosen_by]
+    """Return the names of the planners that need nothing but a problem."""
+    return [name for name, entry in PLANNERS.items() if not entry.needs]

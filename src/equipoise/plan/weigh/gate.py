@@ -20,6 +20,7 @@ from equipoise.plan.weigh.resample import block_length, resampled_means
 from equipoise.showing import in_short
 from equipoise.topology import Topology
 from equipoise.trace import Trace
+from equipoise.units import duration, size
 
 Floats = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ class Decision:
     def __repr__(self) -> str:
         return (
             f"Decision({'move' if self.move else 'stay'}: {self.moves} moves take "
-            f"{self.gain_seconds:.3g} s off a step, {self.gain_low:.3g} to {self.gain_high:.3g} at "
+            f"{duration(self.gain_seconds)} off a step, {self._interval} at "
             f"{self.confidence:.0%} confidence)"
         )
 
@@ -78,18 +79,23 @@ class Decision:
         """Decision and numbers in a sentence."""
         if not self.moves:
             return "Stay: the placements are the same."
-        size = f"{self.moves} slots, {self.moved_bytes / 1e9:.3g} GB"
+        moved = f"{self.moves} slots"
+        if self.moved_bytes:
+            moved += f" ({size(self.moved_bytes)})"
         if self.gain_low <= 0:
             return (
-                f"Stay: moving {size} takes {self.gain_seconds:.3g} s off a step not planned on, "
-                f"at {self.confidence:.0%} confidence {self.gain_low:.3g} to "
-                f"{self.gain_high:.3g} s."
+                f"Stay: moving {moved} takes {duration(self.gain_seconds)} off a step not planned "
+                f"on, at {self.confidence:.0%} confidence {self._interval}."
             )
         return (
-            f"{'Move' if self.move else 'Stay'}: moving {size} costs {self.pay_seconds:.3g} s and "
-            f"saves {self.gain_seconds:.3g} s a step, surely paid back after "
-            f"{np.ceil(self.sure_after_steps):.0f} steps; the loads last {self.dwell_steps:g}."
+            f"{'Move' if self.move else 'Stay'}: moving {moved} costs {duration(self.pay_seconds)} "
+            f"and saves {duration(self.gain_seconds)} a step, surely paid back after "
+            f"{np.ceil(self.sure_after_steps):,.0f} steps; the loads last {self.dwell_steps:,.0f}."
         )
+
+    @property
+    def _interval(self) -> str:
+        return f"{duration(self.gain_low)} to {duration(self.gain_high)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from equipoise.report.bars import BLOCKS, draw_bars, fitted, in_its_marks, load_style, next_to
 from equipoise.report.heat import joined, span_text
 from equipoise.report.monitor.monitor import KEYS
-from equipoise.report.monitor.units import clock
-from equipoise.report.monitor.view import Bar, Event, Heat, HotExpert, Moment, View, squeezed
+from equipoise.report.monitor.view import Event, Heat, HotExpert, Moment, View, squeezed
 from equipoise.report.terminal import heat_cell
+from equipoise.units import clock
 
-_BLOCKS, _LEFT_BLOCKS = " ▁▂▃▄▅▆▇█", " ▏▎▍▌▋▊▉█"
-_CHANCE, _FLOOR, _MEAN, _CHANGED = "░", "╌", "┊", "▲"
-_ASCII = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░╌┊▲↑↗→↘↓…", "_..-==##.---===:-|^^/>\\v~")
+_CHANCE, _FLOOR, _CHANGED = "░", "╌", "▲"
 _LEAST_TOP = 1.2  # least upper end of the curve, so that a balanced run looks flat
-_BUSY, _BUSIER = 1.1, 1.25  # loads over the mean from which colours change
 _TRENDS = ((1.25, "↑"), (1.05, "↗"), (0.95, "→"), (0.8, "↘"), (0.0, "↓"))
 _LABEL = 6  # columns for the axis of the curve
 _BAR_COLUMNS, _EXPERT_COLUMNS = 36, 24
@@ -45,10 +42,7 @@ class Picture:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines, in characters that the terminal can show."""
         lines = frame(self.view, options.max_width, self.height or console.height)
-        for number, line in enumerate(lines):
-            plain = line.plain.translate(_ASCII) if options.ascii_only else line.plain
-            end = "\n" if number < len(lines) - 1 else ""
-            yield Text(plain, spans=line.spans, no_wrap=True, overflow="crop", end=end)
+        yield from in_its_marks(lines, options)
 
 
 def frame(view: View, width: int, height: int) -> list[Text]:
@@ -67,7 +61,7 @@ def frame(view: View, width: int, height: int) -> list[Text]:
     lines += _bottom(view, width, max(height - len(lines) - 2, 1))
     lines += [Text()] * (height - 1 - len(lines))
     keys = Text(view.notice, "bold yellow") if view.notice else _keys()
-    return [_fitted(line, width) for line in [*lines[: max(height - 1, 0)], keys][:height]]
+    return [fitted(line, width) for line in [*lines[: max(height - 1, 0)], keys][:height]]
 
 
 def _header(view: View, width: int) -> list[Text]:
@@ -112,72 +106,34 @@ def _point(moment: Moment, low: float, high: float) -> tuple[str, str]:
     value, floor = moment.imbalance, moment.noise_floor or 1.0
     if value is None or value <= low:
         return (_FLOOR, "dim") if value is not None and low < floor <= high else (" ", "")
-    style = "red" if value > floor * _BUSIER else "yellow" if value > floor * _BUSY else "green"
+    style = load_style(value, floor)
     if value >= high:
-        return (_CHANCE, "dim") if low < floor else (_BLOCKS[-1], style)
+        return (_CHANCE, "dim") if low < floor else (BLOCKS[-1], style)
     level = max(round((value - low) / (high - low) * 8), 1)
-    return _BLOCKS[level], "dim" if value <= floor else style
+    return BLOCKS[level], "dim" if value <= floor else style
 
 
 def _middle(view: View, width: int, rows: int) -> list[Text]:
     """Draw the ranks, and next to them the layers, as far as they are known."""
     if not (view.ranks or view.heat or view.layers):
         return []
-    ranks = [Text(view.ranks_title, "bold"), *_bars(view.ranks, width, rows - 1)]
+    ranks = [Text(view.ranks_title, "bold"), *draw_bars(view.ranks, width, rows - 1, _BAR_COLUMNS)]
     if view.heat is None and not view.layers:
         return ranks
     left = width // 2
     if view.heat is not None:  # one column per rank, if enough room is left for the bars
         most = width - view.heat.multiples.shape[1] - _AROUND_HEAT
         left = min(left, max(most, _LEAST_BARS))
-    narrow = [Text(view.ranks_title, "bold"), *_bars(view.ranks, left - 2, rows - 1)]
+    bars = draw_bars(view.ranks, left - 2, rows - 1, _BAR_COLUMNS)
+    narrow = [Text(view.ranks_title, "bold"), *bars]
     if not view.ranks:
         narrow = [Text(view.ranks_title, "bold"), Text("not known", "dim")]
     if view.heat is None:
         title = Text("Layers: busiest over mean rank", "bold")
-        right = [title, *_bars(view.layers, width - left, rows - 1)]
+        right = [title, *draw_bars(view.layers, width - left, rows - 1, _BAR_COLUMNS)]
     else:
         right = _heat(view.heat, width - left, rows)
-    return _next_to(narrow, right, left)
-
-
-def _bars(bars: Sequence[Bar], width: int, rows: int) -> list[Text]:
-    """Draw one line per bar, in several columns if needed, or only the worst and a summary."""
-    if not bars or rows < 1:
-        return []
-    columns = max(min(ceil(len(bars) / rows), width // _BAR_COLUMNS), 1)
-    shown, rest = list(bars), list[Bar]()
-    if len(bars) > columns * rows:
-        ordered = sorted(bars, key=lambda bar: -bar.value)
-        shown, rest = ordered[: columns * rows - 1], ordered[columns * rows - 1 :]
-    top = max(1.5, *(bar.value for bar in bars))
-    name = max(len(bar.name) for bar in bars)
-    cell = width // columns
-    lines = [_bar(bar, name, cell - 2, top) for bar in shown]
-    if rest:
-        span = f"{rest[-1].value:.2f} to {rest[0].value:.2f}"
-        lines.append(Text(f"… {len(rest)} more, {span}", "dim"))
-    stacks = [lines[i : i + rows] for i in range(0, len(lines), rows)]
-    whole = stacks[-1]
-    for stack in reversed(stacks[:-1]):
-        whole = _next_to(stack, whole, cell)
-    return whole
-
-
-def _bar(bar: Bar, name: int, width: int, top: float) -> Text:
-    room = max(width - name - 7, 1)
-    eighths = round(min(bar.value / top, 1.0) * room * 8)
-    filled = _LEFT_BLOCKS[-1] * (eighths // 8) + _LEFT_BLOCKS[eighths % 8] * (eighths % 8 > 0)
-    drawn = filled.ljust(room)
-    mean = min(round(room / top), room - 1)
-    style = "red" if bar.value > _BUSIER else "yellow" if bar.value > _BUSY else "green"
-    return Text.assemble(
-        f"{bar.name:<{name}} ",
-        (drawn[:mean], style),
-        (_MEAN, "bold"),
-        (drawn[mean + 1 :], style),
-        f" {bar.value:5.2f}",
-    )
+    return next_to(narrow, right, left)
 
 
 def _heat(heat: Heat, width: int, rows: int) -> list[Text]:
@@ -213,7 +169,7 @@ def _bottom(view: View, width: int, rows: int) -> list[Text]:
         return events
     left = width - _EXPERT_COLUMNS
     experts = [Text("Hottest experts", "bold"), *map(_expert, view.experts[:rows])]
-    return _next_to([_fitted(line, left - 2) for line in events], experts, left)
+    return next_to([fitted(line, left - 2) for line in events], experts, left)
 
 
 def _event(event: Event) -> Text:
@@ -225,30 +181,10 @@ def _expert(hot: HotExpert) -> Text:
     return Text(f"layer {hot.layer:<3} {hot.expert:>4} {hot.multiple:5.1f}x {trend}")
 
 
-def _next_to(left: Sequence[Text], right: Sequence[Text], at: int) -> list[Text]:
-    """Put two parts side by side; the right one begins at a given column."""
-    lines = []
-    for number in range(max(len(left), len(right))):
-        line = left[number].copy() if number < len(left) else Text()
-        if number < len(right):
-            line.truncate(at - 1)
-            line.truncate(at, pad=True)
-            line.append_text(right[number])
-        lines.append(line)
-    return lines
-
-
 def _ends(left: Text, right: Text, width: int) -> Text:
     """Put a text at each end of a line, or only the left one if both do not fit."""
     space = width - left.cell_len - right.cell_len
     return left if space < 2 else Text.assemble(left, " " * space, right)
-
-
-def _fitted(line: Text, width: int) -> Text:
-    if line.cell_len > width:
-        line = line.copy()
-        line.truncate(width, overflow="ellipsis")
-    return line
 
 
 def snapshot(view: View, width: int, height: int) -> str:

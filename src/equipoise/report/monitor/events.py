@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from equipoise.report.monitor.look import Look
-from equipoise.report.monitor.units import duration, size
+from equipoise.units import duration, size
 
 _OUTCOMES = {
     "unproven": "kept, though its gain may be chance",

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.report.bars import Bar
 from equipoise.report.monitor.events import events, has_begun_again
 from equipoise.report.monitor.look import Floats, Loads, Look
 from equipoise.report.monitor.rates import Rates, rates
-from equipoise.report.monitor.units import clock, duration
-from equipoise.report.monitor.view import Bar, Event, Heat, HotExpert, Moment, View
+from equipoise.report.monitor.view import Event, Heat, HotExpert, Moment, View
+from equipoise.units import clock, duration
 
 _MOST_LOOKS = 4096
 _MOST_EVENTS = 256

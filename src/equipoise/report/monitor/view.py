@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from equipoise.report.bars import Bar
 from equipoise.report.monitor.look import Floats
 
 
@@ -25,14 +26,6 @@ class Moment:
     imbalance: float | None
     noise_floor: float | None = None
     map_changed: bool = False
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar for a rank or a layer: its name, and its load over the mean."""
-
-    name: str
-    value: float
 
 
 @dataclass(frozen=True)

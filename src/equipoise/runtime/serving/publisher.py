@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.distributed.distributed_c10d import Store
 
-from equipoise.control.status import Status, status_key
+from equipoise.control.status import Arrival, Status, arrival_key, status_key
 
 SECONDS = 0.25
 """Seconds from one status to the next."""
@@ -50,6 +50,10 @@ class Publisher:
     def log(self) -> LastLines:
         """Handler that keeps the last lines that the runtime logs."""
         return self._log
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Publish how far this process is before its first step."""
+        self._store.set(arrival_key(self._name), arrival.value)
 
     def take_load(self, load_R: NDArray[np.int64]) -> None:
         """Add the assignments that a layer had on each rank, ``(R,)``."""

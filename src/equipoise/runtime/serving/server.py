@@ -31,6 +31,7 @@ from equipoise.control.messages import PeerError
 from equipoise.control.metrics import Metrics
 from equipoise.control.metrics_page import LOOPBACK
 from equipoise.control.settings import Settings
+from equipoise.control.status import Arrival
 from equipoise.control.watchdog import Alarms
 from equipoise.dispatch.registry import check_serving
 from equipoise.errors import EquipoiseError
@@ -235,6 +236,7 @@ class Server:
             alarms=self._alarms,
         )
         self._publisher = Publisher(store, name)
+        self._publisher.arrive(Arrival.STARTED)
         logger.addHandler(self._publisher.log)
         self._balancer: Balancer | None = None
         self._recorder: SlotRecorder | None = None
@@ -261,6 +263,7 @@ class Server:
         """
         while True:
             epoch = self._membership.form(self.options.processes)
+            self._publisher.arrive(Arrival.JOINED)
             before = self._steps
             try:
                 self._begin(epoch)
@@ -312,6 +315,7 @@ class Server:
         self._end_recording()
         if first and self.options.recording is not None:
             self._begin_recording(self.model, epoch, self.options.recording)
+        self._publisher.arrive(Arrival.LOADED)
         for layer in self.model.layers:
             layer.meter = self._publisher.take_load
         self._publisher.forget()

@@ -32,4 +32,4 @@ def clock(seconds: float) -> str:
 
 
 def _digits(number: float) -> str:
-    return f"{number:.1f}" if abs(number) < 99.95 and number % 1 else f"{number:,.0f}"
+    return f"{number:.1f}".removesuffix(".0") if abs(number) < 99.95 else f"{number:,.0f}"
