@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def answers_of_ranks(
             found[rank] = answer
     finally:
         for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             process.kill()
             process.join()
         for left in Path("/dev/shm").glob(f"{ident}*"):
@@ -61,13 +64,12 @@ def answers_of_ranks(
 
 
 def _answer(rank: int, serve: Callable[[int], Any], ident: str, answers: Any) -> None:
+    os.setpgid(0, 0)
     os.environ["VLLM_DIST_IDENT"] = ident  # as vLLM's worker for CPUs does
     try:
         answer = serve(rank)
     except BaseException as error:  # the test has to hear of it
         answer = _Fault(f"{error!r}\n{traceback.format_exc()}")
-    for child in multiprocessing.active_children():
-        child.kill()
     answers.put((rank, answer))
     while True:
         signal.pause()  # until it is ended
