@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.integration.ascend import stand_ins
@@ -50,6 +51,7 @@ class RankV2(Rank):
         """Begin with the weights of vllm-ascend's own layout."""
         (model,) = self.state.model_states.values()
         self.model.hold(model.physical_to_logical_map)
+        self.model.moe_layers = [SimpleNamespace(eplb_state=None)] * self.model.num_moe_layers
         super().run(rebalances)
 
     def begin_step(self) -> None:

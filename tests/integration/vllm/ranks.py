@@ -165,6 +165,7 @@ class Rank:
     def _wait_for_background(self, model: Any) -> None:
         """A step here takes no time, so the background thread would never have a layer ready."""
         while self.state.is_async and model.rebalanced and model.pending_result is None:
+            assert self.state.async_worker.is_alive(), "The background thread has ended."
             time.sleep(0.001)
 
     def _close_window(self, load: Any) -> None:

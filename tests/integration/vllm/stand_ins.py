@@ -49,6 +49,12 @@ class Stream:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     def synchronize(self) -> None:
         pass
 
