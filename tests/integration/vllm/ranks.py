@@ -65,7 +65,6 @@ class Rank:
     """A rank that serves its share, with this number of slots of all ranks together."""
 
     slots = SLOTS
-    variable = "EQUIPOISE_VLLM"
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
@@ -76,6 +75,7 @@ class Rank:
         import torch
         from vllm.config import set_current_vllm_config
         from vllm.distributed import parallel_state
+        from vllm.distributed.eplb.eplb_state import EplbState
         from vllm.plugins import load_general_plugins
 
         from tests.integration.vllm import stand_ins
@@ -94,25 +94,14 @@ class Rank:
             )
             parallel_state.initialize_model_parallel(RANKS, backend="gloo")
             self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, self.slots)
-            self.state = self.new_state(config.parallel_config)
+            self.state = EplbState(config.parallel_config, torch.device("cpu"))
+            self.state.device_index = 0
             self.state.add_model(self.model, stand_ins.ModelConfig())
             self._time_policy()
             self.state.step(is_profile=True)
             self.state.start_async_loop()
             self.run(rebalances)
         return self.served
-
-    def new_state(self, config: Any) -> Any:
-        """The state that balances, from vLLM's configuration of ranks."""
-        import torch
-        from vllm.distributed.eplb.eplb_state import EplbState
-
-        state = EplbState(config, torch.device("cpu"))
-        state.device_index = 0
-        return state
-
-    def begin_step(self) -> None:
-        """Do what a model runner does before a forward pass, for the state."""
 
     def run(self, rebalances: int) -> None:
         """Serve up to the step before one rebalance more would begin."""
@@ -146,7 +135,6 @@ class Rank:
             share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
             chosen = torch.from_numpy(tokens.multinomial(TOKENS, share))
             before = model.physical_to_logical_map.clone()
-            self.begin_step()
             stand_ins.record(model.expert_load_pass, before, chosen)
             load += model.expert_load_pass
             self._wait_for_background(model)
@@ -195,7 +183,7 @@ def serve(
     Parameters
     ----------
     options
-        Value of the rank's ``variable``; ``None``: not set.
+        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
     change
         What a rank does after vLLM has loaded its plug-ins.
     rank_class
@@ -205,7 +193,7 @@ def serve(
 
     def serve_rank(rank: int) -> Served:
         if options is not None:
-            os.environ[rank_class.variable] = options
+            os.environ["EQUIPOISE_VLLM"] = options
         return rank_class(rank, folder).serve(rebalances, use_async, change)
 
     found = answers_of_ranks(RANKS, serve_rank, folder.name)
