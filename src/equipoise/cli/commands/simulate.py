@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise import __version__
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
@@ -25,7 +26,7 @@ from equipoise.cli.options.planner import PlannerArguments, silent
 from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.requests import RequestArguments
 from equipoise.cli.options.serving import ServingArguments
-from equipoise.cli.options.source import check_source
+from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.simulate import (
@@ -45,8 +46,6 @@ from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.named_cost import cost_model
-from equipoise.simulate.prior import assumed_trace
-from equipoise.simulate.profiles import prior as read_prior
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
@@ -58,7 +57,6 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 _HELD_OUT = 0.2
-_ASSUMED_WINDOWS = 160  # of a prior
 
 
 def simulate(
@@ -144,9 +142,15 @@ def simulate(
         )
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}
     some = requests[cases[0]["rate"]]
-    topology = hardware.topology(machine, ranks)
-    recording = _recording(trace, prior, reading, ranks)
-    model.check_fits(f"{trace or prior}", recording.num_experts, recording.layer_ids)
+    deployed = Deployment.read(
+        trace or prior,
+        lambda: read_source(trace, prior, reading, ranks=ranks),
+        ranks,
+        machine,
+        hardware,
+        model,
+    )
+    recording, topology = deployed.recording, deployed.topology
     placement = None if map is None else _read(map, recording, topology)
     share = 0.0 if map is not None else hold_out or _HELD_OUT
     fit, unseen = hold_out_steps(recording, share)
@@ -228,15 +232,6 @@ def simulate(
     else:
         print_sweep(stdout(), about, rows)
     return 0
-
-
-def _recording(path: Path | None, prior: str | None, reading: TraceArguments, ranks: int) -> Trace:
-    """What was recorded, or windows as large as those that the prior was fitted to."""
-    if path is not None:
-        return reading.read(path, ranks=ranks)
-    assert prior is not None  # checked
-    known = read_prior(prior)
-    return assumed_trace(known, step_tokens=known.window_tokens, num_steps=_ASSUMED_WINDOWS)
 
 
 def _costs(

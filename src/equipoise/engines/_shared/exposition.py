@@ -1,4 +1,4 @@
-"""Another program's metrics in Prometheus's text format, as numbers to ask for."""
+"""Metrics of another program in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from equipoise.errors import FormatError
 
 Buckets = tuple[tuple[float, float], ...]
-"""Upper bound of each bucket, ascending, and how many values are up to it."""
+"""Upper bound of each bucket, ascending, and the number of values up to it."""
 
 
 class Samples:
@@ -20,14 +20,14 @@ class Samples:
     Parameters
     ----------
     text
-        Prometheus's text format; what is not finite is left out.
+        Text in Prometheus's format; values that are not finite are left out.
     source
-        Where it is from, for errors.
+        Source of the text, for messages.
 
     Raises
     ------
     FormatError
-        Something else.
+        Text in another format.
     """
 
     def __init__(self, text: str, source: str) -> None:
@@ -44,12 +44,12 @@ class Samples:
             ) from error
 
     def total(self, name: str, **labels: str) -> float | None:
-        """Sum of the samples of a name that have these labels; ``None`` of none."""
+        """Sum the samples of a metric that have these labels; ``None`` if there are none."""
         values = [value for has, value in self._named(name) if labels.items() <= has.items()]
         return sum(values) if values else None
 
     def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
-        """Sum of the samples that have these labels, for each value of another label."""
+        """Sum the samples that have these labels, for each value of another label."""
         sums: dict[str, float] = defaultdict(float)
         for has, value in self._named(name):
             if label in has and labels.items() <= has.items():
@@ -57,7 +57,7 @@ class Samples:
         return dict(sums)
 
     def buckets(self, name: str, **labels: str) -> Buckets:
-        """The buckets of a histogram, those of all its series together; empty of none."""
+        """Add up the buckets of all series of a histogram; empty if there are none."""
         sums: dict[float, float] = defaultdict(float)
         for has, value in self._named(f"{name}_bucket"):
             if labels.items() <= has.items():
@@ -65,7 +65,7 @@ class Samples:
         return tuple(sorted((bound, sums[bound]) for bound in sums if not math.isnan(bound)))
 
     def values(self, name: str, label: str) -> list[str]:
-        """The values that a label has in the samples of a name, in the order of the text."""
+        """List the values of a label in the samples of a metric, in the order of the text."""
         return list(dict.fromkeys(has[label] for has, _ in self._named(name) if label in has))
 
     def _named(self, name: str) -> list[tuple[Mapping[str, str], float]]:
@@ -73,14 +73,14 @@ class Samples:
 
 
 def grown(now: float | None, before: float | None) -> float:
-    """How much a counter has grown; all of it where it began again."""
+    """Compute how much a counter has grown; after a restart, its whole value."""
     if now is None:
         return 0.0
     return now - before if before is not None and before <= now else now
 
 
 def grown_buckets(now: Buckets, before: Buckets) -> Buckets:
-    """The buckets of the values that have come since."""
+    """Compute the buckets of the values since the last time."""
     known = dict(before)
     began_again = any(count < known.get(bound, 0.0) for bound, count in now)
     if began_again or known.keys() != dict(now).keys():
@@ -89,9 +89,9 @@ def grown_buckets(now: Buckets, before: Buckets) -> Buckets:
 
 
 def quantile(buckets: Buckets, share: float) -> float | None:
-    """The value that a share of the values do not exceed, even in its bucket; ``None`` of none.
+    """Compute a quantile, assuming evenly spread values in each bucket; ``None`` for no values.
 
-    Values above all finite bounds count as the highest of these, as Prometheus has it.
+    Values above all finite bounds count as the highest bound, as in Prometheus.
     """
     total = buckets[-1][1] if buckets else 0.0
     if total <= 0:

@@ -67,7 +67,7 @@ logger = logging.getLogger("equipoise.runtime")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is served and how; the same for all processes.
+    """The options of serving; the same for all processes.
 
     Parameters
     ----------
@@ -522,7 +522,7 @@ class Server:
 
 @dataclass(frozen=True)
 class _Hello:
-    """What a rank tells the others at the beginning of an epoch."""
+    """The message of a rank to the others at the beginning of an epoch."""
 
     has_model: bool
     desk: Told
