@@ -42,9 +42,9 @@ def make_ready(log: logging.Logger, hook: Hook, situation: Situation) -> None:
 def balancing_words(options: PluginOptions) -> str:
     """Describe the options that every plug-in has."""
     return (
-        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and its search "
-        f"takes at most {options.time_budget_seconds:g} seconds. Nothing moves unless the mean "
-        f"peak sinks by more than {options.gate:g} mean rank loads."
+        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and nothing "
+        f"unless the mean peak sinks by more than {options.gate:g} mean rank loads. After a change "
+        f"of ranks a search takes at most {options.time_budget_seconds:g} seconds."
     )
 
 

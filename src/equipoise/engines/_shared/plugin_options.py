@@ -27,7 +27,7 @@ class PluginOptions:
     gate
         Least drop of the mean peak, in mean rank loads, for which a rebalance changes anything.
     time_budget_seconds
-        Longest time for the search of one plan.
+        Longest time for a search where experts are missing or ranks have changed.
     """
 
     max_moves_share: float = 0.5
@@ -38,17 +38,9 @@ class PluginOptions:
         """Compute the largest number of slots that one rebalance may change."""
         return int(self.max_moves_share * num_slots)
 
-    def planner(self, **search: Any) -> Planner:
-        """Make the planner: ``plan_ahead`` for an even split, which is how engines split.
-
-        It uses one thread, because the engine needs the others.
-
-        Parameters
-        ----------
-        search
-            Further arguments of ``plan_ahead``.
-        """
-        return partial(plan_ahead, dispatch="even", num_threads=1, least_gain=self.gate, **search)
+    def planner(self) -> Planner:
+        """Make the planner: ``plan_ahead``, on one thread, because the engine needs the others."""
+        return partial(plan_ahead, num_threads=1, least_gain=self.gate)
 
 
 Reader = Callable[[str, Any], Any]

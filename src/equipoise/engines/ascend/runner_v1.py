@@ -1,8 +1,7 @@
 """Model runner V1 of vllm-ascend: every rank has a planning process of its own.
 
-The processes get the same loads and must find the same slots, since each derives from its own plan
-what its rank sends and receives. Searches here therefore end after a number of proposals, never by
-the clock.
+The processes get the same loads and must come to the same slots, since each takes out of its own
+plan what its rank sends and receives. So no plan here is made by the clock.
 """
 
 from __future__ import annotations
@@ -31,9 +30,6 @@ Ints = NDArray[np.int64]
 
 POLICY_TYPE = 2
 """The ``eplb_policy_type`` that we answer for: SwiftBalancer's, which has one load per slot."""
-
-PROPOSALS = 1 << 16
-"""Proposals for each layer: four times those of other plug-ins, since serving goes on meanwhile."""
 
 LIMIT_SECONDS = 60.0
 """A plan that takes longer is left out: the server waits for it without a time-out."""
@@ -94,7 +90,7 @@ class Policy:
                 "leave them out, and give the map to vllm-ascend as expert_map_path."
             )
         self._options, self._planner = options, planner
-        plan = partial(_without_clock, planner or options.planner(proposals=PROPOSALS))
+        plan = partial(_without_clock, planner or options.planner())
         self._hook = Hook(plan, grace_seconds=0.0)
         self._rank = 0
 

@@ -24,10 +24,15 @@ _CONTROLLER = "vllm_ascend.worker.v2.eplb"
 def install(options: StartOptions) -> None:
     """Take the place of every policy that model runner V2 can be given."""
     from vllm.distributed.eplb import eplb_state
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
     from vllm_ascend.distributed.eplb.policy import factory
 
+    ours = Policy(options)
+
     def create_eplb_policy(policy: str, stair_config: Any) -> Policy:  # noqa: ARG001  theirs
-        return Policy(options)
+        return ours
+
+    EPLB_POLICIES["default"] = ours  # the state looks for this name there, whatever was created
 
     factory.create_eplb_policy = create_eplb_policy
     if _CONTROLLER in sys.modules:  # it has taken the factory by name
