@@ -153,7 +153,7 @@ class Stay:
 
 @dataclass(frozen=True, kw_only=True)
 class Replan:
-    """The policy of engines: plan the whole map again from the sum of the last steps and move to it.
+    """The policy of engines: plan the map again from the sum of the last steps, and move to it.
 
     Parameters
     ----------
