@@ -36,12 +36,14 @@ from equipoise.engines.transformers.own_work import own_work
 from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.json_text import parse_json, read_json
 from equipoise.layer_ids import format_ids
+from equipoise.sample import sample_model_path
 from equipoise.simulate.compute import ExpertShape
 from equipoise.simulate.own_work import OwnWork
 
 Fact = TypeVar("Fact")
 
 CONFIG = "config.json"
+_SAMPLE = Path("sample")
 QUANTISATION = "hf_quant_config.json"
 """Where checkpoints of NVIDIA's quantiser keep what others write into ``config.json``."""
 
@@ -241,7 +243,8 @@ def read_model_config(path: str | Path) -> ModelConfig:
     ----------
     path
         A ``config.json`` as Hugging Face keeps it, a folder that has one, or a profile of ours; or
-        a name of ``model_names``, if there is no such file.
+        a name of ``model_names``, or ``sample`` for the model of the sample recording, if there is
+        no such file.
 
     Raises
     ------
@@ -253,7 +256,9 @@ def read_model_config(path: str | Path) -> ModelConfig:
     """
     path = Path(path)
     if not os.path.lexists(path) and len(path.parts) == 1 and path.suffix != ".json":
-        return _shipped(str(path))
+        if path != _SAMPLE:
+            return _shipped(str(path))
+        path = sample_model_path()
     check_readable(path)
     file = path / CONFIG if path.is_dir() else path
     return _facts(_document(file), file, str(file))
