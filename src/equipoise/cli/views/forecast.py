@@ -188,7 +188,10 @@ def _spent(parts: Mapping[str, float]) -> str:
     total = sum(parts[name] for name in _PARTS)
     shares = ", ".join(f"{said} {parts[name] / total:.1%}" for name, said in _PARTS.items())
     hidden = f"; exchanges hidden {1e3 * parts['hidden']:.3f} ms" if parts["hidden"] else ""
-    return f"An unseen step takes {1e3 * total:.3f} ms: {shares}{hidden}."
+    return (
+        f"An unseen step takes {1e3 * total:.3f} ms: {shares}{hidden}. Exchanges last as long as "
+        "the rank that receives most, so balance shortens them too."
+    )
 
 
 _NOT_RUN = ", not by this engine"
