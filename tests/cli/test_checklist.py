@@ -30,6 +30,11 @@ def run(capsys, *arguments):
     return capsys.readouterr().out
 
 
+def test_the_recording_that_ships_with_its_own_model(capsys):
+    line = "sample --ranks 8 --model sample --hardware h100 --phase decode"
+    assert "8. load balancing: " in run(capsys, *line.split())
+
+
 def test_decisions_in_their_order_with_the_options_of_the_engine(recording, capsys):
     out = run(capsys, recording, *DEPLOYMENT, "--for", "vllm")
     places = [out.index(f"\n{n}. {topic}: ") for n, topic in enumerate(TOPICS, 1)]

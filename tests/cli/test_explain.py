@@ -54,6 +54,11 @@ def test_a_word_that_pages_say_leads_to_them(capsys):
     assert err.startswith("equipoise: No page is called 'hysteresis'; see ")
 
 
+def test_a_page_about_a_word_comes_before_pages_that_say_it_often(capsys):
+    assert main(["explain", "TensorRT-LLM"]) == 2
+    assert "; see trtllm, " in capsys.readouterr().err
+
+
 def test_a_name_that_is_nearly_right_is_told(capsys):
     assert main(["explain", "plannerz"]) == 2
     assert "see planners" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def test_a_model_of_other_experts_or_layers_is_named(
 def test_a_layer_that_is_not_recorded_is_told(recording, tmp_path, text):
     larger = configured(tmp_path, num_hidden_layers=9)
     priced = ("budget", recording, "--ranks", 4, "--planner", "greedy", "--model", larger)
-    assert "The recording has 3 of them, which the table counts." in text(*priced)
+    assert "The recording has 3 of these layers; the table counts only them." in text(*priced)
 
 
 # --- maps and how to start an engine with them ---------------------------------------------------

@@ -48,6 +48,19 @@ def test_the_report_of_a_part(run):
     assert "\n3         4.0  4.082483              1.5\n" in out
 
 
+def test_ranks_that_do_not_divide_the_experts_lead_to_the_experts(run, tmp_path):
+    """The dump has 4 experts; with 3 of its ranks no one knows which rank held which."""
+    line = "report_load_statistics --expert_statistic_path dump"
+    (tmp_path / "dump" / "rank2.safetensors").write_bytes(
+        (tmp_path / "dump" / "rank1.safetensors").read_bytes()
+    )
+    status, _, err = run(line)
+    assert status == 2
+    assert "4 experts do not divide over 3 ranks" in err
+    assert "give --per_expert to compare experts" in err
+    assert run(f"{line} --per_expert")[0] == 0
+
+
 def test_notes_stand_apart_from_the_table(run, tmp_path):
     (tmp_path / "dump" / "meta_info.json").unlink()
     status, out, err = run("report_load_statistics --expert_statistic_path dump")

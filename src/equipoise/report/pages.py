@@ -87,10 +87,13 @@ def page(topic: str) -> Page:
 
 
 def _about(topic: str, known: dict[str, Page]) -> list[str]:
-    """Pages that say a word, those that say it most often first."""
+    """Pages that say a word: those with it in the title, then those that say it most often."""
     word = re.compile(rf"(?i)\b{re.escape(topic)}\b")
-    said = {name: len(word.findall(one.text)) for name, one in known.items()}
-    most = sorted((name for name in said if said[name]), key=lambda name: -said[name])
+    said = {
+        name: (len(word.findall(one.title)), len(word.findall(one.text)))
+        for name, one in known.items()
+    }
+    most = sorted((name for name in said if any(said[name])), key=said.__getitem__, reverse=True)
     return most[:_MOST_NAMED]
 
 

@@ -360,13 +360,14 @@ def _kernel_mode(case: _Case) -> Item:
     }
     found = (
         f"At {tokens:,.0f} tokens on a rank a layer takes {_us(low)} with low-latency kernels and "
-        f"{_us(high)} with high-throughput ones. Their exchanges alone cross within a node at "
-        f"{_tokens(crossover)} tokens."
+        f"{_us(high)} with high-throughput ones. Within a node the exchanges of both take the "
+        f"same time at {_tokens(crossover)} tokens on a rank."
     )
     means = f"Take {case.mode} kernels for steps like these"
     if layer.num_ranks > layer.ranks_per_node:
         means += (
-            "; between nodes high throughput sends a token once to a node, so they cross earlier"
+            "; between nodes high throughput pays from fewer tokens on, since it sends a token to "
+            "a node only once"
         )
     return _item("kernel mode", found, f"{means}.", numbers, set_it=True)
 

@@ -667,8 +667,8 @@ def _check_can_run(engine_dispatch: str | None, judges: Collection[str]) -> None
         raise EquipoiseError("No dispatcher to try; give at least one.")
     if engine_dispatch is not None and engine_dispatch not in judges:
         raise EquipoiseError(
-            f"The engine shares batches by {engine_dispatch}, which is not among the dispatchers "
-            f"to try, {', '.join(judges)}; add it."
+            f"The engine shares batches by its own rule, {engine_dispatch}, which is not among the "
+            f"dispatchers to try; give {','.join([*judges, engine_dispatch])}."
         )
 
 

@@ -28,9 +28,9 @@ SINCE_1_0 = """\
 # Balancing needs attention data parallelism.
 enable_attention_dp: true
 # 20 requests on each of 2 ranks: the 40 tokens of a decoding step pass in one chunk (with
-# speculative decoding a request has several). In the 2 recorded steps of 100 assignments and more
-# in a layer, the busiest rank of this map got up to 80.0% of them (step 7, layer 4; an equal part
-# is 50.0%): 64 of the 80 of such a chunk.
+# speculative decoding a request has several). In the 2 recorded steps with 100 or more
+# assignments in a layer, the busiest rank of this map got at most 80.0% of them (step 7, layer 4;
+# an equal share is 50.0%). Of a chunk's 80 that is 64.
 moe_config:
   load_balancer: moe.yaml
   max_num_tokens: 40
@@ -103,7 +103,7 @@ def test_room_for_less_than_a_batch_makes_chunks():
     said = made.replace("\n# ", " ")
     assert "room for 48 assignments, which is what the busiest one may get of 30 tokens." in said
     assert "That is less, so a full decoding step takes 2 chunks." in said
-    assert "48 of the 60 of such a chunk." in said
+    assert "Of a chunk's 60 that is 48." in said
 
 
 def test_room_for_more_than_a_batch_changes_nothing():
@@ -115,7 +115,7 @@ def test_room_for_more_than_a_batch_changes_nothing():
 def test_room_alone_limits_by_the_steps_of_the_mean_size_and_more():
     made = text(rank_assignments=300)  # 101 on average: the second step, 0.75 x 2 x 200
     assert yaml.safe_load(made)["moe_config"]["max_num_tokens"] == 200
-    assert "In the 1 recorded steps of 200 assignments and more" in made.replace("\n# ", " ")
+    assert "In the 1 recorded step with 200 or more assignments" in made.replace("\n# ", " ")
     assert yaml.safe_load(made)["cuda_graph_config"] == {}
 
 
@@ -126,7 +126,7 @@ def test_where_no_step_is_as_large_the_largest_count():
 def test_without_top_k_there_are_parts_but_no_numbers():
     recording = Trace(counts=np.array(COUNTS), layer_ids=(3, 4))
     said = text(recording=recording, max_batch_size=20).replace("\n# ", " ")
-    assert "(step 1, layer 4; an equal part is 50.0%)." in said
+    assert "(step 1, layer 4; an equal share is 50.0%)." in said
     with pytest.raises(EquipoiseError, match="does not state the choices per token, which rank_as"):
         text(recording=recording, rank_assignments=48)
 

@@ -195,7 +195,9 @@ def _print_missing_layers(recording: Trace, config: ModelConfig) -> None:
     """Say of how many of the model's layers the table is, where some are not recorded."""
     layers = config.moe_layer_ids
     if layers is not None and recording.num_layers < len(layers):
-        stdout().print(f"The recording has {recording.num_layers} of them, which the table counts.")
+        stdout().print(
+            f"The recording has {recording.num_layers} of these layers; the table counts only them."
+        )
 
 
 def _table(result: Budget) -> WholeTable:

@@ -46,7 +46,7 @@ def checklist(
 
     For example:
 
-        equipoise checklist sample --ranks 8 --model MODEL/config.json --hardware h100
+        equipoise checklist sample --ranks 8 --model sample --hardware h100
         equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h100
         equipoise checklist RECORDING --ranks 32 --model deepseek-v3 --hardware h200 \
             --link aws-efa --for vllm
@@ -56,12 +56,13 @@ def checklist(
     ranks
         Number of expert-parallel ranks.
     model
-        Model that is served: its config.json, the folder of it, or the name of a public model such
-        as deepseek-v3.
+        Model that is served: its config.json, the folder of it, the name of a public model such as
+        deepseek-v3, or sample, the model of the recording that ships.
     hardware
         GPU that serves: the name of a profile, such as h100, or the file of one.
     link
-        Link between nodes: the name of a profile, such as aws-efa, or the file of one.
+        Link between nodes: the name of a profile (infiniband-400g, infiniband-400g-proxy, aws-efa)
+        or the file of one.
     ranks_per_node
         Ranks that share one fast interconnect. If not given: those that the profile of the GPU
         says.

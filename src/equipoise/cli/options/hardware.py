@@ -42,8 +42,8 @@ class HardwareArguments:
         --rank-cost, and what the links and nodes are. Times are for the experts of --model, or of
         DeepSeek-V3 without it.
     link
-        Link between nodes (with --hardware): the name of a profile (infiniband-400g, aws-efa) or
-        the file of one; infiniband-400g if not given.
+        Link between nodes (with --hardware): the name of a profile (infiniband-400g,
+        infiniband-400g-proxy, aws-efa) or the file of one; infiniband-400g if not given.
     serve
         Kind of work that steps do (with --hardware). If not given: what the recording says.
     """

@@ -36,6 +36,7 @@ OPTIONS = {
     "num_redundant": "--redundant",
     "online": "--online",
     "other_seconds": "--other-seconds",
+    "per_expert": "--per_expert",
     "phase_label": "--phase",
     "placement": "--run-map",
     "plan_seconds": "--plan-seconds",

@@ -127,7 +127,9 @@ def same_rank_notes(placement: Placement) -> tuple[str, ...]:
     if first is None:
         return ()
     layer, rank, expert = first
+    count = int(placement.duplicates.sum())
     return (
-        f"{int(placement.duplicates.sum())} slots hold a second copy of an expert on its own rank, "
-        f"which balances nothing; the first is expert {expert} in layer {layer} on rank {rank}.",
+        f"{count} {'slot holds' if count == 1 else 'slots hold'} a second copy of an expert on its "
+        f"own rank, which balances nothing; the first is expert {expert} in layer {layer} on rank "
+        f"{rank}.",
     )

@@ -36,12 +36,14 @@ from equipoise.engines.transformers.own_work import own_work
 from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.json_text import parse_json, read_json
 from equipoise.layer_ids import format_ids
+from equipoise.sample import sample_model_path
 from equipoise.simulate.compute import ExpertShape
 from equipoise.simulate.own_work import OwnWork
 
 Fact = TypeVar("Fact")
 
 CONFIG = "config.json"
+_SAMPLE = Path("sample")
 QUANTISATION = "hf_quant_config.json"
 """File in which checkpoints of NVIDIA's quantiser keep the quantisation section."""
 
@@ -240,7 +242,8 @@ def read_model_config(path: str | Path) -> ModelConfig:
     ----------
     path
         Path of a ``config.json`` as on Hugging Face, of a folder with one, or of our own profile;
-        or a name from ``model_names``, if there is no such file.
+        or, if there is no such file, a name from ``model_names`` or ``sample``, the model of the
+        recording that ships.
 
     Raises
     ------
@@ -252,7 +255,9 @@ def read_model_config(path: str | Path) -> ModelConfig:
     """
     path = Path(path)
     if not os.path.lexists(path) and len(path.parts) == 1 and path.suffix != ".json":
-        return _shipped(str(path))
+        if path != _SAMPLE:
+            return _shipped(str(path))
+        path = sample_model_path()
     check_readable(path)
     file = path / CONFIG if path.is_dir() else path
     return _facts(_document(file), file, str(file))

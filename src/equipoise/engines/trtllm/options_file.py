@@ -160,15 +160,16 @@ class _Busiest:
         shares = busiest_shares(self.steps.counts, self.placement)
         step, row = np.unravel_index(int(shares.argmax()), shares.shape)
         share, K = float(shares[step, row]), self.steps.top_k
+        count = self.steps.num_steps
         told = (
-            f"In the {self.steps.num_steps} recorded steps of {least:,} assignments and more in a "
-            f"layer, the busiest rank of this map got up to {share:.1%} of them (step "
-            f"{self.steps.steps[step]}, layer {self.steps.layer_ids[row]}; an equal part is "
+            f"In the {count} recorded step{'s' * (count != 1)} with {least:,} or more assignments "
+            f"in a layer, the busiest rank of this map got at most {share:.1%} of them (step "
+            f"{self.steps.steps[step]}, layer {self.steps.layer_ids[row]}; an equal share is "
             f"{1 / self.placement.num_ranks:.1%})"
         )
         if tokens is None or K is None:
             return f"{told}."
-        return f"{told}: {round(share * tokens * K):,} of the {tokens * K:,} of such a chunk."
+        return f"{told}. Of a chunk's {tokens * K:,} that is {round(share * tokens * K):,}."
 
     def fitting_tokens(self, rank_assignments: int) -> int:
         """Return the most tokens of a chunk of which no rank gets more than it has room for."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
-from equipoise.report.measured import aligned, contiguous, source_ranks
+from equipoise.report.measured import aligned, source_ranks
 from equipoise.trace import Trace
 
 Number = TypeVar("Number", bound=np.number)
@@ -109,7 +109,12 @@ def _contiguous_ranks(trace: Trace, num_ranks: int | None) -> int:
             f"The trace does not say how many ranks recorded it; give {argument('num_ranks')}, "
             "or ask for statistics per expert."
         )
-    return contiguous(trace, num_ranks).num_ranks
+    if num_ranks < 1 or trace.num_experts % num_ranks:
+        raise EquipoiseError(
+            f"{trace.num_experts} experts do not divide over {num_ranks} ranks, so it is not known "
+            f"which rank held which; give {argument('per_expert')} to compare experts."
+        )
+    return num_ranks
 
 
 def _slot_loads(trace: Trace, placement: Placement) -> NDArray[np.float32]:

@@ -268,7 +268,8 @@ class Budget:
         if last is best:
             return f"{text} More were not tried."
         return (
-            f"{text} Of more, {best.redundant[0]} are best and take off {_worth(last, best)}; "
+            f"{text} Of the larger numbers {best.redundant[0]} is best and takes off another "
+            f"{_worth(last, best)}; "
             f"{self._shortfall(last, best)}."
         )
 
