@@ -68,8 +68,8 @@ def test_the_commands_name_every_format_that_they_write():
     page = " ".join((DOCS / "reference" / "commands.md").read_text(encoding="utf-8").split())
     maps = ", ".join(known.name for known in map_formats() if known.write is not None)
     traces = ", ".join(known.name for known in trace_formats() if known.write is not None)
-    assert page.count(f"Format of the map: {maps}.") == 1
-    assert page.count(f"Format of the maps: {maps}.") == 1
+    assert page.count(f"Engine that loads the map: {maps}; or vllm,") == 2  # plan and repair
+    assert page.count(f"Engine that loads the maps: {maps}.") == 1
     assert f"Maps: {maps}. Recordings: {traces}." in page
 
 

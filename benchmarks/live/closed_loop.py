@@ -20,10 +20,10 @@ Tokens a second are all generated tokens over the seconds of the policy's turns.
 %, of what a run of that length shows. Four things are in it: machines that fit the calibration
 about as well, the recorded steps drawn again, the machine's speed, and the noise of turns. The
 speed changes from one part of the protocol to the next as it did so far: a Student t of the changes
-seen. The noise is by how much the turns of the calibration differed from the fit, drawn again;
-policies that take turns share what the machine did meanwhile, so both runs of a change take it from
-the same turn. The change is against "no balancing" in the same turns; its sign counts where the
-interval excludes zero.
+seen. The noise is by how much the turns of the calibration differed from the fit, drawn again: each
+policy takes that of another run, with what the fit missed of this run, and all take the same turns,
+since they share what the machine did meanwhile. The change is against "no balancing" in the same
+turns; its sign counts where the interval excludes zero.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class Calibrated:
     machine
         The costs, fitted and set to the speed last seen.
     noise
-        Time of each turn over what is fitted, relative to the run's mean, ``(runs, turns)``.
+        Time of each turn over what is fitted, ``(runs, turns)``; its mean is 1. What the fit misses
+        of a whole run is in it.
     changes
         Logarithms of how much longer steps took from one part of the protocol to the next.
     """
@@ -214,7 +215,8 @@ def calibrate(options: argparse.Namespace) -> Calibrated:
     turns = CALIBRATION_STEPS // TURN
     apart = [run.seconds / said for run, said in zip(runs, fitted, strict=True)]
     by_turn = [np.array([part.mean() for part in np.array_split(one, turns)]) for one in apart]
-    return Calibrated(machine=mine, noise=np.stack([one / one.mean() for one in by_turn]))
+    noise = np.stack(by_turn)
+    return Calibrated(machine=mine, noise=noise / noise.mean())
 
 
 def record(setting: Setting, options: argparse.Namespace) -> tuple[Trace, Floats]:

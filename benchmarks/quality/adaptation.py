@@ -68,7 +68,7 @@ CONDITIONS = Conditions(
     interference=0.2,
     other_seconds=0.5e-3 * NUM_LAYERS,
 )
-REPAIR_SECONDS = {"even": 0.04, "minmax": 0.06}  # a layer, one core, measured
+REPAIR_SECONDS = {"even": 0.04, "minmax": 0.04}  # a layer, one core, measured
 GREEDY_SECONDS = 0.004  # the same
 
 

@@ -9,11 +9,12 @@ Ornstein-Uhlenbeck process, and the tokens of a step are drawn from them. A reba
 since the last one; its slots are scored on those until the next. The small case is that of the
 integration tests of the vLLM plug-in: 4 layers of 32 experts in 40 slots on 4 ranks, 10 steps of
 1,600 assignments. The large one, with ``--large``: 58 layers of 256 experts in 288 slots on 32
-ranks in 4 nodes, 16 steps of 32,768 assignments, half a second a plan.
+ranks in 4 nodes, 16 steps of 32,768 assignments, half a second a plan of ``replan``.
 
 ``stock`` is vLLM's policy: DeepSeek's for one node, and experts that stay on their rank stay in
 their slot. ``replan`` plans from the sum of the steps, ``plan_ahead`` from the steps one by one;
-both may change half of the slots. What ``plan_ahead`` does was chosen on the seeds 1 to 3.
+both may change half of the slots. What ``plan_ahead`` does was chosen on the seeds 1 to 3 and from
+21 on.
 
 Columns: slots changed a rebalance; balance, which is mean over busiest rank of the steps that
 follow, layers summed first, as vLLM has it; processor milliseconds a plan, compiled before.

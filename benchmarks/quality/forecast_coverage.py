@@ -13,8 +13,9 @@ a forecast but for those where nothing is split, once for each dispatcher: they 
             always taken: where a generation ends the next begins. Six ways to choose the halves.
 
 Costs are published constants for the ranks, and steps of several sizes: below the knee and above.
-The same constants time both parts, so coverage is that of an interval without ``--cost-error``;
-``--replan`` loads a plan from all of the first part instead of the one measured.
+The same constants time both parts, so coverage is that of an interval without ``--cost-error``.
+Each option is measured twice: with the plan that was forecast, next to its interval, and planned
+again from all of the first part, next to the interval of a plan made again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class Case:
     step_assignments: int | None
     redundant: int
     dispatch: str
+    planned_again: bool
     gain: float
     low: float
     high: float
@@ -74,9 +76,9 @@ class Case:
         return self.low <= self.measured <= self.high
 
 
-def settings(data: Path, layers: int) -> Iterator[Setting]:
-    """All recordings, ranks, costs and sizes of steps."""
-    for study, first, later, sizes, most_ranks in recordings(data):
+def settings(data: Path, studies: Sequence[str], layers: int) -> Iterator[Setting]:
+    """Recordings, ranks, costs and sizes of steps."""
+    for study, first, later, sizes, most_ranks in recordings(data, studies):
         parts = [thinned(part, layers) for part in (first, later)]
         for ranks in (8, 16, 32, 64):
             for size in sizes if ranks <= most_ranks else ():
@@ -91,8 +93,17 @@ def settings(data: Path, layers: int) -> Iterator[Setting]:
                     )
 
 
-def recordings(data: Path) -> Iterator[tuple[str, Trace, Trace, tuple[int | None, ...], int]]:
+def recordings(
+    data: Path, studies: Sequence[str]
+) -> Iterator[tuple[str, Trace, Trace, tuple[int | None, ...], int]]:
     """Names, both parts, sizes of steps and most ranks."""
+    for study in studies:
+        for first, later in HALVES[study](data):
+            yield study, first, later, *SIZES[study]
+
+
+def halves_of_glm52(data: Path) -> Iterator[tuple[Trace, Trace]]:
+    """The first windows of each domain, and the others."""
     windows = read_glm52(data)
     number = windows.labels["window"].astype(np.int64)
     turns = np.argsort(number, kind="stable")
@@ -100,16 +111,33 @@ def recordings(data: Path) -> Iterator[tuple[str, Trace, Trace, tuple[int | None
         first, later = (
             windows.select(steps=turns[kept[turns]]) for kept in (number < cut, number >= cut)
         )
-        yield "glm52", first, later, (65_536, 524_288), 64
+        yield first, later
+
+
+def halves_of_esft(data: Path) -> Iterator[tuple[Trace, Trace]]:
+    """The first windows of each task, and the others."""
     split = esft(read_esft(data))
     whole = Trace.merge([split.fit, split.tests["known domains"]])
     for share in (0.5, 0.6, 0.7, 0.8):
-        yield "esft_tokens", *whole.split(at=share), (None, 65_536), 32
+        yield whole.split(at=share)
+
+
+def halves_of_gptoss(data: Path) -> Iterator[tuple[Trace, Trace]]:
+    """Decoding of half of the generations, and of the other half."""
     tokens = read_gptoss(data)
     for seed in range(6):
         order = np.random.default_rng(seed).permutation(len(tokens.lengths))
-        halves = np.array_split(order, 2)
-        yield "gptoss_decode_sample", *(decoding(tokens, h) for h in halves), (None,), 16
+        first, later = (decoding(tokens, half) for half in np.array_split(order, 2))
+        yield first, later
+
+
+HALVES = {"glm52": halves_of_glm52, "esft": halves_of_esft, "gptoss": halves_of_gptoss}
+SIZES: dict[str, tuple[tuple[int | None, ...], int]] = {
+    "glm52": ((65_536, 524_288), 64),
+    "esft": ((None, 65_536), 32),
+    "gptoss": ((None,), 16),
+}
+"""Sizes of steps, and most ranks."""
 
 
 def decoding(tokens: Tokens, sequences: NDArray[np.int64]) -> Trace:
@@ -144,8 +172,8 @@ def costs(ranks: int) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def cases(setting: Setting, *, replan: bool, hold_out: float) -> Iterator[Case]:
-    """Forecast, load each plan, measure."""
+def cases(setting: Setting, *, hold_out: float) -> Iterator[Case]:
+    """Forecast, load each plan and a later one, measure."""
     topology, model = Topology(setting.ranks), UncertainCost.published(setting.cost, 0.0)
     later = step_loads(setting.later, setting.step_assignments, seed=1)
     answer = forecast(
@@ -163,27 +191,27 @@ def cases(setting: Setting, *, replan: bool, hold_out: float) -> Iterator[Case]:
     for option in answer.options:
         if option.redundant == 0 and option.dispatch != DISPATCH[0]:
             continue
-        placement = option.placement
-        if replan:
-            problem = Problem(setting.first, topology, placement.num_slots)
-            placement = Greedy().plan(problem).placement
+        problem = Problem(setting.first, topology, option.placement.num_slots)
         judge = judge_of(option.dispatch, topology, model.planning_cost, None)
-        layout = Layout(placement=placement, dispatch=judge)
-        after = layout.step_seconds(later, topology, [model])[0].mean()
-        interval = option.replanned if replan else option.interval
-        assert interval is not None
-        low, high = interval
-        yield Case(
-            study=setting.study,
-            cost=setting.cost,
-            step_assignments=setting.step_assignments,
-            redundant=option.redundant,
-            dispatch=option.dispatch,
-            gain=option.gain,
-            low=low,
-            high=high,
-            measured=float(1 - after / before),
-        )
+        for planned_again, placement, interval in (
+            (False, option.placement, option.interval),
+            (True, Greedy().plan(problem).placement, option.replanned),
+        ):
+            layout = Layout(placement=placement, dispatch=judge)
+            after = layout.step_seconds(later, topology, [model])[0].mean()
+            assert interval is not None
+            yield Case(
+                study=setting.study,
+                cost=setting.cost,
+                step_assignments=setting.step_assignments,
+                redundant=option.redundant,
+                dispatch=option.dispatch,
+                planned_again=planned_again,
+                gain=option.gain,
+                low=interval[0],
+                high=interval[1],
+                measured=float(1 - after / before),
+            )
 
 
 def greedy(dispatch: str) -> Planner:
@@ -195,28 +223,33 @@ def greedy(dispatch: str) -> Planner:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--layers", type=int, default=6, help="of each recording, evenly spaced")
     parser.add_argument("--hold-out", type=float, default=0.4)
-    parser.add_argument("--replan", action="store_true")
     parser.add_argument("--json", type=Path, help="write every case here")
     args = parser.parse_args()
     found: list[Case] = []
-    for setting in settings(args.data, args.layers):
-        found += cases(setting, replan=args.replan, hold_out=args.hold_out)
+    for setting in settings(args.data, args.studies, args.layers):
+        found += cases(setting, hold_out=args.hold_out)
+    print_table(found)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(c) for c in found], indent=1))
+
+
+def print_table(found: Sequence[Case]) -> None:
     by_study = defaultdict(list)
     for case in found:
-        by_study[case.study].append(case)
-        by_study["all"].append(case)
-    print("| recording | cases | inside | below | above | median width |")
-    print("|---|---|---|---|---|---|")
-    for study, rows in by_study.items():
+        for study in (case.study, "all"):
+            by_study[study, "planned again" if case.planned_again else "same plan"].append(case)
+    print("| recording | plan | cases | inside | below | above | median width |")
+    print("|---|---|---|---|---|---|---|")
+    for names, rows in by_study.items():
         inside = np.mean([c.is_inside for c in rows])
         below = np.mean([c.measured < c.low for c in rows])
         above = np.mean([c.measured > c.high for c in rows])
         width = np.median([c.high - c.low for c in rows])
-        print(f"| {study} | {len(rows)} | {inside:.0%} | {below:.0%} | {above:.0%} | {width:.1%} |")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(c) for c in found], indent=1))
+        shares = f"{inside:.0%} | {below:.0%} | {above:.0%} | {width:.1%}"
+        print(f"| {' | '.join(names)} | {len(rows)} | {shares} |")
 
 
 if __name__ == "__main__":

@@ -164,12 +164,21 @@ def costs_for(ranks: int) -> tuple[str, ...]:
 
 
 def rank_cost(name: str) -> RankCost:
-    """Look up published constants by name, a key of ``RANK_COSTS``.
+    """Look up published constants by name.
+
+    Parameters
+    ----------
+    name
+        Key of ``RANK_COSTS``.
+
+    Returns
+    -------
+    Constants of that name, in seconds.
 
     Raises
     ------
     EquipoiseError
-        An unknown name; the message lists the known ones.
+        The name is unknown; the message lists the known ones.
     """
     if not isinstance(name, str) or name not in RANK_COSTS:
         raise EquipoiseError(

@@ -19,7 +19,7 @@ from equipoise.topology import Topology
 
 
 class Receive(IntEnum):
-    """Where a slot of the new placement gets its expert from.
+    """The source from which a slot of the new placement gets its expert.
 
     The kinds are ordered from cheap to expensive; a slot has the first kind that applies.
 
@@ -41,7 +41,7 @@ class Receive(IntEnum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Migration:
-    """What each slot of a new placement receives, from which rank, over which link, and when.
+    """The transfers to a new placement: source rank, link and time of what each slot receives.
 
     A *move* is a slot whose content changes. A *transfer* is an expert that is sent from one rank
     to another. Some moves are local copies and need no transfer. If experts that stay keep their

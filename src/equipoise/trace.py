@@ -29,9 +29,13 @@ MAX_COUNT = 1 << 48
 """Upper limit of a count. It is far above any real count and keeps sums within 64 bits."""
 
 
+MEMORY = "memory"
+"""Source of what was in no file yet."""
+
+
 @dataclass(frozen=True)
 class Provenance:
-    """Where a trace came from, and what its reader found.
+    """The origin of a trace, and the findings of its reader.
 
     Parameters
     ----------
@@ -154,7 +158,7 @@ class Trace:
     source_counts: NDArray[np.integer] | None = None
     tokens: TokenIds | None = None
     labels: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-    provenance: Provenance = Provenance("array", "memory")
+    provenance: Provenance = Provenance("array", MEMORY)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts", _as_counts(self.counts))
@@ -349,7 +353,7 @@ class Trace:
         num_experts: int,
         layer_ids: tuple[int, ...] = (),
         labels: Mapping[str, NDArray[np.str_]] | None = None,
-        provenance: Provenance = Provenance("array", "memory"),
+        provenance: Provenance = Provenance("array", MEMORY),
     ) -> Self:
         """Make a trace by counting the choices of tokens.
 

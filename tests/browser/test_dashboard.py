@@ -17,7 +17,7 @@ from equipoise.control.findings import Balance, Finding
 from equipoise.control.metrics import Metrics
 from equipoise.engines.served_models import served_models
 from equipoise.report.dashboard import Dashboard, DashboardServer
-from equipoise.report.running import RunningGroup
+from equipoise.report.monitor.address import Addresses
 from equipoise.simulate.what_if import Answer, Question, WhatIf
 from equipoise.trace import Trace
 from tests.browser.test_report_page import browser  # noqa: F401  # the fixture
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.browser
 
 NASTY = "<img src=x onerror=console.log(1)>"
 MODEL = "gpt-oss-20b"
+CELLS = {3: (0.5, 1.5, 1.25, 0.75), 9: (1.0, 1.0, 2.0, 0.0)}
 AT_START = Question(model=MODEL, num_ranks=16, skew=1.0, drift=0.05)
 """What the page asks then: it began with a recording of 16 experts, which allows 16 ranks."""
 
@@ -46,17 +47,19 @@ def what_if() -> WhatIf:
 
 @pytest.fixture(scope="module")
 def metrics() -> tuple[Metrics, str]:
-    served = Metrics()
+    served = Metrics(with_details=True)
     served.take_step(0.25)
     served.take_ranks(4, 0.0, wanted=4, process="p0", rank=0)
     balance = {"": Balance(imbalance=1.5, excess=0.25, balancedness=0.6)}
-    served.take_answer(Finding(number=0, balance=balance, sure_excess=0.2, assignments=100))
+    served.take_answer(
+        Finding(number=0, balance=balance, sure_excess=0.2, assignments=100, layer_rank_load=CELLS)
+    )
     return served, f"http://127.0.0.1:{served.listen(0)}/metrics"
 
 
 @pytest.fixture(scope="module")
 def server(what_if: WhatIf, metrics: tuple[Metrics, str]) -> Iterator[DashboardServer]:
-    with DashboardServer(Dashboard(what_if, RunningGroup(metrics[1])), 0) as running:
+    with DashboardServer(Dashboard(what_if, Addresses([metrics[1]])), 0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
@@ -195,6 +198,9 @@ def test_the_group_is_shown_live(page, metrics):
     assert numbers(page, "live-chart", 1)[-1] == "1.50"
     assert numbers(page, "live-chart", 2)[-1] == "1.25"
     metrics[0].take_ranks(3, 0.0, wanted=4, process="p0", rank=0)
+    assert page.locator("#live-heat .chart rect").count() == 8
+    table = page.locator("#live-heat tbody tr")
+    assert table.all_text_contents() == ["30.501.501.250.75", "91.001.002.000"]
     ranks = page.locator("#live-figures dd[data-key=ranks]")
     playwright.expect(ranks).to_have_text("3", timeout=10_000)
 

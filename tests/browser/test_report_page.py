@@ -258,6 +258,22 @@ def test_nothing_is_wider_than_the_window(page: playwright.Page, width: int) -> 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_prints_black_on_white_with_whole_figures(page: playwright.Page, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.wait_for_selector(f"body[data-drawn={scheme}]")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4
+    page.emulate_media(media="print", color_scheme=scheme)  # type: ignore[arg-type]
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    drawn = page.locator(".plot canvas, .plot svg").all()
+    assert all((box := x.bounding_box()) and box["x"] + box["width"] <= 718 for x in drawn)
+    assert page.locator("#layer-table .sort").first.is_visible()
+    assert page.locator("#statistic").is_hidden()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
 def test_verdict_and_tables_read_without_scripts(browser: playwright.Browser, file: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     opened = context.new_page()

@@ -17,6 +17,7 @@ from equipoise.engines.machines import Serving, machine_of
 from equipoise.engines.transformers.config import model_names
 from equipoise.errors import EquipoiseError
 from equipoise.sample import sample_trace_path
+from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.profiles import hardware, link, names
 from tests.cli.conftest import LAYERS
 
@@ -92,27 +93,63 @@ def test_tokens_size_the_steps(decode, document):
     assert by_tokens[0]["parts"]["own"] > document(*options)[0]["parts"]["own"]
 
 
-def test_a_plan_goes_by_the_times_of_the_hardware(decode, document, text):
+def test_a_plan_goes_by_whole_steps_of_the_hardware(decode, document, text):
     options = ("plan", decode, "--ranks", 4, "--redundant", 4, *GREEDY)
     answer = json.loads(text(*options, "--hardware", "h100", "--json", status=1))
-    cost = machine(decode).planning_cost
-    trace = eq.read_trace(decode)
-    held = trace.split(at=0.8)[1]
-    plan = eq.Greedy().plan(eq.Problem(trace.split(at=0.8)[0], eq.Topology(4), 20))
-    expected = eq.evaluate(plan.placement, held, dispatch=eq.Even(cost=cost)).peak.mean()
-    assert answer["verdict"]["unit"] == "seconds"
-    assert answer["verdict"]["after"] == pytest.approx(expected)
-    assert answer["hardware"].keys() == {
-        "within a node", "between nodes", "model", "GPU", "experts"
-    }  # fmt: skip
+    costs, topology = machine(decode), eq.Topology(4)
+    fit, held = eq.read_trace(decode).split(at=0.8)
+    plan = eq.Greedy().plan(eq.Problem(fit, topology, 20))
+    judge = eq.Even(cost=costs.planning_cost)
+    expected = eq.evaluate(plan.placement, held, dispatch=judge).peak
+    verdict, whole = answer["verdict"], answer["verdict"]["whole_steps"]
+    assert verdict["unit"] == "seconds"
+    assert verdict["after"] == pytest.approx(expected.mean())
+    load = held.counts.astype(float)
+    before, after = (
+        layout.step_seconds(load, topology, [costs])[0].mean()
+        for layout in (Layout.unbalanced(held, 4), Layout(placement=plan.placement, dispatch=judge))
+    )
+    assert (whole["before_seconds"], whole["after_seconds"]) == pytest.approx((before, after))
+    assert whole["experts_after_seconds"] == pytest.approx(expected.sum(axis=1).mean(), rel=0.1)
+    assert whole["counts"] == "counting whole steps"
+    assert f"a step takes {1e3 * after:.3f} ms in place of {1e3 * before:.3f}" in verdict["text"]
+    assert verdict["is_gain"] is False
+    assert {"experts", "exchanges", "attention"} < answer["hardware"].keys()
     assert document(*options)["hardware"] == {}
 
 
-def test_a_budget_is_in_seconds_of_the_hardware(decode, document):
+def test_steps_run_the_same_way_for_a_plan_as_for_a_forecast(decode, document):
+    shared = ("--ranks", 4, *GREEDY, "--hardware", "h100")
+    longer = ("--context-tokens", 100_000)
+    (forecast,) = document("forecast", decode, *shared, *longer, "--redundant", 4)
+    plan = document("plan", decode, *shared, *longer, "--redundant", 4, status=1)
+    even = next(o for o in forecast["options"] if o["dispatch"] == "even")
+    whole = plan["verdict"]["whole_steps"]
+    assert whole["before_seconds"] == pytest.approx(even["plain_seconds"])
+    assert whole["after_seconds"] == pytest.approx(even["step_seconds"])
+
+
+def test_a_budget_is_in_whole_steps_of_the_hardware(decode, document, text):
     options = ("budget", decode, "--ranks", 4, *GREEDY, "--up-to", 4)
     answer = document(*options, "--hardware", "gb200")
     assert answer["hardware"]["GPU"].startswith("GB200")
-    assert answer["points"][0]["step_seconds"] > 0
+    (forecast,) = document(
+        "forecast", decode, "--ranks", 4, *GREEDY, "--hardware", "gb200", "--redundant", "0,4",
+        "--dispatch", "even",
+    )  # fmt: skip
+    plan = document(
+        "plan", decode, "--ranks", 4, *GREEDY, "--hardware", "gb200", "--redundant", 4, status=1
+    )
+    of_plan = plan["verdict"]["whole_steps"]["experts_after_seconds"]
+    assert answer["points"][1]["expert_seconds"] == pytest.approx(of_plan)
+    for point, option in zip(answer["points"], forecast["options"], strict=True):
+        assert point["step_seconds"] == pytest.approx(option["step_seconds"])
+        assert 0 < point["expert_seconds"] < point["step_seconds"]
+    assert answer["counts"] == "counting whole steps"
+    assert "whole time of" in answer["advice"]
+    out = text(*options, "--hardware", "gb200")
+    assert "step ms" in out
+    assert "experts ms" in out
     plain = document(*options)
     assert plain["points"][0]["step_seconds"] is None
     assert plain["hardware"] == {}
@@ -128,9 +165,13 @@ def test_a_move_is_priced_over_the_wires_of_the_hardware(decode, maps, document)
     assert by_hand["seconds"] != h100["seconds"] < slow["seconds"]
     assert slow["hardware"]["between nodes"].startswith("AWS EFA")
     decided = ("diff", *maps, "--trace", decode, *PRICES, "--hardware", "h100")
-    near, across = (document(*decided, *more, status=1) for more in ((), ("--ranks-per-node", 1)))
+    near, across = (document(*decided, *more) for more in ((), ("--ranks-per-node", 1)))
     assert near["decision"]["move_seconds"] < across["decision"]["move_seconds"]
     assert near["hardware"]["experts"].startswith("deepepmoe")
+    whole = near["whole_steps"]
+    saved = whole["before_seconds"] - whole["after_seconds"]
+    assert near["decision"]["gain_seconds"] == pytest.approx(saved)
+    assert whole["experts_before_seconds"] < whole["before_seconds"]
 
 
 def test_nodes_are_as_the_profile_says_unless_given(decode, document):

@@ -102,6 +102,7 @@ class Terminal:
         self.seen = ""
         while text not in _COLOUR.sub("", self.seen):
             assert select.select([self.number], [], [], PATIENCE_SECONDS)[0], self.seen
+            assert len(self.seen) < 1 << 20, f"{text!r} is not in the last pictures"
             self.seen += os.read(self.number, 1 << 16).decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -121,15 +122,16 @@ def test_keys_on_a_terminal(server, tmp_path):
         terminal.press("\x1b[B", "Imbalance of layer 0 1.10")
         terminal.press("d", "Imbalance decode 1.31")
         terminal.press("p", "PAUSED")
-        terminal.press("l", "Looked again.")
+        terminal.press("l", "Asked for fresh figures at /look.")
         terminal.press("h", "Written to equipoise-monitor-")
         server.text = "\x1b[2Jjunk"
-        terminal.press("p", "none of its lines is a metric")
+        terminal.press("p", "line 1 is not in")
         terminal.press("q", "tokens/s\r\n")
         assert terminal.process.wait(timeout=PATIENCE_SECONDS) == 0
         assert termios.tcgetattr(terminal.inner) == terminal.before
     finally:
         terminal.close()
+    assert "POST /look HTTP/1.0" in server.asked
     (page,) = tmp_path.glob("*.html")
     assert "Imbalance decode 1.31" in page.read_text()
 

@@ -259,7 +259,7 @@ def test_a_budget_of_times(recording, parts, document, text):
     ]
     assert answer["points"][0]["mean_imbalance"] is None
     out = text(*command, *unlike, "--rank-cost", COST)
-    assert "Seconds of the slowest ranks in 2 unseen steps, even split" in out
+    assert "Seconds, expert computation alone, of 2 unseen steps, even split" in out
     assert f"{1e3 * expected.points[1].step_seconds:.3f}" in out
 
 

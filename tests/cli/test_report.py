@@ -68,6 +68,28 @@ def test_a_pipe_gets_every_line_whole(command, columns, long_names, monkeypatch)
         assert any(line.startswith("By domain: correlation") for line in lines)
 
 
+def test_a_report_begins_and_ends_with_its_verdict(long_names, text):
+    parts = text("report", long_names, "--ranks", 8).rstrip("\n").split("\n\n")
+    assert parts[0].startswith("h100-deepep-ep8: ")
+    basis, _, verdicts = parts[-1].partition("\n")
+    assert basis.startswith("Forecast by ")
+    assert verdicts == parts[0]
+    unknown = text("report", long_names, "--ranks", 4).rstrip("\n").split("\n\n")
+    assert unknown[0].startswith("No forecast: ")
+    assert unknown[-1] == unknown[0]
+
+
+def test_notes_on_the_input_go_to_standard_error(tmp_path, capsys):
+    write_sample(tmp_path, "dump")
+    (tmp_path / "dump" / "rank0.safetensors").unlink()
+    (note,) = [n for n in eq.read_trace(tmp_path / "dump").provenance.notes if "rank" in n]
+    command = ("plan", tmp_path / "dump", "--ranks", 2, "--planner", "greedy", "--hold-out", 0)
+    main([str(a) for a in command])
+    out, err = capsys.readouterr()
+    assert f"equipoise: note: {note}\n" in err
+    assert note not in out
+
+
 def test_notes_stand_above_the_numbers(tmp_path, text):
     dump = tmp_path / "dump"
     write_sample(tmp_path, "dump")

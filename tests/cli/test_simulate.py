@@ -10,6 +10,8 @@ import pytest
 
 import equipoise as eq
 from equipoise.cli import main
+from equipoise.control.exposition import Samples
+from equipoise.control.metric_families import DESCRIPTIONS
 from equipoise.simulate.profiles import prior
 from equipoise.simulate.routers import lognormal, sample_trace, steady
 
@@ -206,3 +208,36 @@ def test_a_prior_is_marked_as_assumed(tmp_path, capsys):
     assert "32 assumed steps, planned on 128 others" in out
     assert "one of the two" in refusal(capsys, tmp_path, *arguments)
     assert "--phase: only with a recording" in refusal(capsys, *arguments, "--phase", "decode")
+
+
+def test_a_page_a_figure_and_metrics_say_what_the_document_says(trace_file, tmp_path, capsys):
+    page, metrics, figure = (tmp_path / x for x in ("run.html", "run.prom", "ttft.svg"))
+    said = document(
+        capsys, trace_file, *COMMON, *TIMES, *GREEDY,
+        "--html", page, "--figure", figure, "--metrics", metrics,
+    )  # fmt: skip
+    html = page.read_text()
+    assert f"For users, the plan against no balancing: {said['verdict']}." in html
+    assert f"{1e3 * said['after']['ttft_p99']:,.4g} ms" in html
+    for name in ("ttft", "tpot", "steps"):
+        assert f'id="{name}"' in html
+    assert figure.read_bytes().startswith(b"<svg")
+    told = Samples(metrics.read_text())
+    assert told.total("equipoise_ttft_p99") == pytest.approx(said["after"]["ttft_p99"])
+    assert told.total("equipoise_utilisation") == pytest.approx(said["after"]["serving_busy_share"])
+    assert told.total("equipoise_requests_total", status="answered") == said["requests"]
+    assert told.total("equipoise_tokens_total") == 20 * said["requests"]
+    assert told.buckets("equipoise_ttft_seconds")[-1][1] == said["requests"]
+    assert told.values("equipoise_info", "dispatch") == ["even"]
+    known = {f"equipoise_{name}" for name in DESCRIPTIONS}
+    assert all(any(name.startswith(one) for one in known) for name in told.names)
+    assert len(metrics.read_text().splitlines()) < 100
+
+
+def test_a_sweep_has_no_page_of_one_simulation(trace_file, tmp_path, capsys):
+    error = refusal(
+        capsys, trace_file, *COMMON, *TIMES, "--sweep", tmp_path / "s.jsonl",
+        "--html", tmp_path / "x.html",
+    )  # fmt: skip
+    assert "are of one simulation" in error
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from equipoise.control.findings import Question
 from equipoise.cost import RankCost
 from equipoise.dispatch import Even
 from equipoise.errors import EquipoiseError
+from equipoise.migration import diff
 from equipoise.noise import trace_noise_floor
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
@@ -188,3 +189,33 @@ def test_plans_go_by_time_where_time_is_not_load():
         answer = advisor(question(current=current, plan_above=0.0), window)
         found.append(evaluate(answer.proposal, window, dispatch=timed).peak.sum())
     assert found[0] < 0.99 * found[1]
+
+
+def _min_max_plans(num_tokens):
+    """Plans by times and by loads for steps of that size, and the gate that times them."""
+    by_time = RankCost(expert_seconds=60e-6, token_seconds=1e-6)
+    window = sample_trace(
+        steady(lognormal(32, sigma=1.5, num_layers=2, seed=1), num_steps=32),
+        num_tokens=num_tokens, top_k=4, seed=1,
+    )  # fmt: skip
+    current = Contiguous().plan(Problem(window, TOPOLOGY, 40)).placement
+    gates = [
+        replace(GATE, cost=cost, expert_bytes=0, dispatch="minmax")
+        for cost in (by_time, RankCost(token_seconds=1e-6))
+    ]
+    timed, by_load = (
+        replace(ADVISOR, gate=gate)(question(current=current, plan_above=0.0), window).proposal
+        for gate in gates
+    )
+    return gates[0], timed, by_load, window
+
+
+def test_small_steps_under_the_min_max_split_are_planned_by_time():
+    """The loads of a copy that few choose are balanced, and its weights are read all the same."""
+    gate, timed, by_load, window = _min_max_plans(400)
+    assert gate.decide(diff(by_load, timed, TOPOLOGY), window).gain_low > 0
+
+
+def test_large_steps_under_the_min_max_split_are_planned_by_load():
+    _, timed, by_load, _ = _min_max_plans(10_000)
+    assert (timed.slots == by_load.slots).all()

@@ -275,6 +275,46 @@ def test_while_a_plan_is_awaited_there_may_be_news_every_fourth_step_and_when_it
     assert controller.step().action is Action.ABORT
 
 
+def asked_for(**more: object) -> Controller:
+    """A controller whose next look is due long after it is asked for."""
+    return Controller(START, replace(SETTINGS, update_interval=10_000, **more), on_demand=True)
+
+
+def test_a_look_that_is_asked_for_comes_in_the_next_step_that_all_ranks_hear():
+    controller = asked_for()
+    first = run_until(controller, Action.LOOK)
+    order = controller.step(Report(answer=finding(first.number, excess=0.0)))
+    assert order.state is State.OBSERVE
+    for _ in range(30):
+        order = controller.step()
+        assert order.quiet_until == order.number + 4 - order.number % 4
+    controller.ask()
+    steps = [controller.step() for _ in range(4)]
+    (look,) = [order for order in steps if order.action is Action.LOOK]
+    assert look.number % 4 == 0
+    assert controller.question.number == look.number
+
+
+def test_looks_that_are_asked_for_lie_a_window_apart():
+    controller = asked_for()
+    looks = []
+    for _ in range(200):
+        controller.ask()
+        last = looks[-1] if looks else None
+        report = Report(answer=finding(last, excess=0.0)) if last == controller._number else None
+        order = controller.step(report)
+        if order.action is Action.LOOK:
+            looks.append(order.number)
+    assert looks[0] >= SETTINGS.warm_up_steps + SETTINGS.window
+    assert all(gap >= SETTINGS.window for gap in np.diff(looks))
+    assert len(looks) > 5
+
+
+def test_nobody_asks_a_controller_that_allows_it_not():
+    with pytest.raises(EquipoiseError, match="looks when it is due only"):
+        Controller(START, SETTINGS).ask()
+
+
 SHORT = replace(SETTINGS, window=40, update_interval=40, wait_steps=3)
 
 
@@ -416,10 +456,12 @@ NEXT = {
 class AnyReports(RuleBasedStateMachine):
     """A controller, a follower, and a world in which anything goes wrong at any time."""
 
+    on_demand = False
+
     def __init__(self) -> None:
         super().__init__()
         settings = replace(SETTINGS, layers_per_step=2)
-        self.controller = Controller(START, settings, rehearse=True)
+        self.controller = Controller(START, settings, rehearse=True, on_demand=self.on_demand)
         self.follower = Follower(START)
         self.under_way: set[int] = set()
         self.asked: int | None = None
@@ -511,7 +553,18 @@ class AnyReports(RuleBasedStateMachine):
         assert self.controller.state not in (State.WARM_UP, State.PLAN)
 
 
+class AnyWishes(AnyReports):
+    """The same where somebody asks for looks at any time."""
+
+    on_demand = True
+
+    @rule()
+    def ask(self) -> None:
+        self.controller.ask()
+
+
 TestAnyReports = AnyReports.TestCase
+TestAnyWishes = AnyWishes.TestCase
 
 
 @given(st.integers(0, 3))

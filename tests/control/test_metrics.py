@@ -11,7 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise.control.controller import Action, Controller, Outcome, Report, State
 from equipoise.control.findings import Balance, Failure
-from equipoise.control.metric_families import BRIDGED, DESCRIPTIONS, DETAILS, MOST_DETAILS
+from equipoise.control.metric_families import (
+    BRIDGED,
+    DESCRIPTIONS,
+    DETAILS,
+    MOST_CELLS,
+    MOST_DETAILS,
+)
 from equipoise.control.metrics import FRESH_SECONDS, STATUSES, Metrics
 from equipoise.control.watchdog import ALARMS
 from tests.control.advisors import decision
@@ -36,14 +42,19 @@ def full(clock: Clock | None = None, **named) -> Metrics:
     metrics = Metrics(clock=clock, **named)
     metrics.take_info(version="0.1.0", model="balance-5m", dispatch="minmax", planner="GatedRepair")
     metrics.take_settings(SETTINGS)
-    metrics.take_ranks(3, 1.5, wanted=4, process="p1", rank=2)
+    metrics.take_ranks(3, 1.5, wanted=4, process="p1", rank=2, epoch=7)
     for seconds, stall in ((0.5, 0.0), (0.25, 0.125), (0.25, 0.0)):
         clock.now += 1
         metrics.take_step(seconds, tokens=6, stall_seconds=stall)
     balance = {"": ALL, "prefill": ALL, "decode": DECODE, "draft": ALL}
     answer = finding(1, predicted=decision(gain=2e-3), achieved=decision(gain=1e-3))
     answer = replace(
-        answer, balance=balance, seconds=4.0, rank_load=(0.75, 1.25), layer_imbalance={3: 1.25}
+        answer,
+        balance=balance,
+        seconds=4.0,
+        rank_load=(0.75, 1.25),
+        layer_imbalance={3: 1.25},
+        layer_rank_load={3: (0.75, 1.25)},
     )
     metrics.take_answer(answer)
     metrics.take_move(5, 44)
@@ -71,6 +82,7 @@ def test_what_a_scraper_reads():
     assert {name: value for name, value in read.items() if name not in buckets} == {
         "equipoise_info/minmax/balance-5m/GatedRepair/0.1.0": 1.0,
         "equipoise_rank/p1": 2.0,
+        "equipoise_epoch": 7.0,
         "equipoise_ranks": 3.0,
         "equipoise_ranks_wanted": 4.0,
         "equipoise_recovery_seconds": 1.5,
@@ -170,7 +182,7 @@ def test_what_a_look_has_shown_is_not_told_for_ever():
         f"equipoise_{name}"
         for name in (
             "imbalance", "excess", "noise_floor", "balancedness", "expert_load_balance_ratio",
-            "rank_load", "layer_imbalance", "ttft_p99", "tpot_avg",
+            "rank_load", "layer_imbalance", "layer_rank_load", "ttft_p99", "tpot_avg",
         )
     }  # fmt: skip
     fresh, old = names_after(FRESH_SECONDS), names_after(FRESH_SECONDS + 1)
@@ -260,12 +272,19 @@ def test_details_are_opt_in_and_bounded():
         "equipoise_rank_load/0": 0.75,
         "equipoise_rank_load/1": 1.25,
         "equipoise_layer_imbalance/3": 1.25,
+        "equipoise_layer_rank_load/3/0": 0.75,
+        "equipoise_layer_rank_load/3/1": 1.25,
     }
     metrics = Metrics(with_details=True)
     many = dict.fromkeys(range(1000), 1.0)
-    metrics.take_answer(replace(finding(1), rank_load=tuple(many), layer_imbalance=many))
+    cells = dict.fromkeys(range(100), (1.0,) * 48)
+    metrics.take_answer(
+        replace(finding(1), rank_load=tuple(many), layer_imbalance=many, layer_rank_load=cells)
+    )
     read = [name for name in samples(metrics) if re.search("rank_load|layer", name)]
-    assert len(read) == 2 * MOST_DETAILS
+    of_cells = [name for name in read if "layer_rank_load" in name]
+    assert len(read) - len(of_cells) == 2 * MOST_DETAILS
+    assert len(of_cells) == MOST_CELLS // 48 * 48
 
 
 # --- how it is told ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import socket
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
+from threading import Event
 
 import pytest
 
@@ -49,6 +50,31 @@ def test_answers_other_machines_only_if_told_to(where, reachable):
     # Every address in 127/8 is this machine's: one that nobody listens at refuses.
     with socket.socket() as caller:
         assert (caller.connect_ex(("127.0.0.2", port)) == 0) is reachable
+
+
+def post(port: int, path: str = "/look", *headers: str) -> str:
+    """The first line of the answer to a POST."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Length: 0", *headers]
+    return said(port, "\r\n".join([*lines, "", ""]).encode()).partition("\r\n")[0]
+
+
+def test_a_look_is_asked_for_where_that_is_allowed():
+    asked = Event()
+    port = Metrics().listen(0, asked=asked)
+    assert post(port, "/metrics") == "HTTP/1.0 404 Not Found"
+    assert post(port, "/look", "Origin: http://127.0.0.1:8000") == "HTTP/1.0 403 Forbidden"
+    assert not asked.is_set()
+    assert post(port) == "HTTP/1.0 202 Accepted"
+    assert asked.is_set()
+
+
+def test_a_look_is_not_asked_for_where_nobody_allows_it(port):
+    assert post(port) == "HTTP/1.0 404 Not Found"
+
+
+def test_only_this_machine_asks_for_looks():
+    with pytest.raises(EquipoiseError, match="Looks can be asked for on this machine only"):
+        Metrics().listen(0, "0.0.0.0", asked=Event())
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "a" * 300])

@@ -26,9 +26,9 @@ from prometheus_client import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from equipoise.cli import main
+from equipoise.control.exposition import Samples
 from equipoise.control.metric_families import BRIDGED, DESCRIPTIONS, DETAILS
 from equipoise.control.metrics import FRESH_SECONDS
-from equipoise.engines._shared.exposition import Samples, quantile
 from equipoise.engines.bridge import Bridge, open_source
 from equipoise.engines.registry import live
 from equipoise.engines.trace_io import write_trace
@@ -392,25 +392,17 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=40).map("".join) | st.text(max_size=60))
 def test_junk_is_refused_or_says_little(text):
     try:
-        samples = Samples(text, "junk")
+        samples = Samples(text)
     except FormatError:
         return
     for name in ("sglang", "vllm", "ascend"):
-        seen = live(name).metrics(samples, Samples("", "nothing"))
+        seen = live(name).metrics(samples, Samples(""))
         assert all(value >= 1 for value in seen.imbalance.values())
 
 
 @given(st.text(max_size=200))
 def test_junk_in_a_log_says_nothing(text):
     assert all(live(name).line(text) is None for name in ("sglang", "vllm", "ascend"))
-
-
-def test_a_quantile_lies_in_its_bucket():
-    buckets = ((1.0, 50.0), (2.0, 100.0), (float("inf"), 100.0))
-    assert quantile(buckets, 0.5) == 1.0
-    assert quantile(buckets, 0.75) == 1.5
-    assert quantile(((1.0, 0.0), (float("inf"), 4.0)), 0.99) == 1.0
-    assert quantile((), 0.99) is None
 
 
 def test_a_long_line_is_searched_once(tmp_path):

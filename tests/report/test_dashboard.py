@@ -13,7 +13,7 @@ import pytest
 from equipoise.engines.served_models import served_models
 from equipoise.errors import EquipoiseError
 from equipoise.report.dashboard import MOST_BODY_BYTES, Dashboard, DashboardServer
-from equipoise.report.running import RunningGroup
+from equipoise.report.monitor.address import Addresses
 from equipoise.simulate.what_if import Question, WhatIf
 
 SMALL = {"model": "gpt-oss-20b", "num_ranks": 8}
@@ -27,7 +27,7 @@ def what_if():
 
 @pytest.fixture(scope="module")
 def server(what_if):
-    group = RunningGroup("http://127.0.0.1:1/metrics")
+    group = Addresses(["http://127.0.0.1:1/metrics"])
     with DashboardServer(Dashboard(what_if, group), 0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
@@ -81,10 +81,12 @@ def test_choices_name_what_there_is(server):
 def test_a_group_that_is_gone_is_told_and_no_failure(server):
     reply, body = ask(server, "GET", "/api/live")
     assert reply.status == 200
-    assert "cannot be reached" in json.loads(body)["error"]
+    assert "does not answer" in json.loads(body)["error"]
 
 
-@pytest.mark.parametrize("path", ["/", "/dashboard.js", "/dashboard-charts.js", "/dashboard.css"])
+@pytest.mark.parametrize(
+    "path", ["/", "/dashboard.js", "/dashboard-charts.js", "/palette.css", "/dashboard.css"]
+)
 def test_pages_load_nothing_from_elsewhere_and_run_no_foreign_script(server, path):
     reply, body = ask(server, "GET", path)
     assert reply.status == 200

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations, pairwise
 
 import pytest
@@ -48,6 +49,67 @@ def test_panels_say_what_they_show():
         references = [target["refId"] for target in panel["targets"]]
         assert len(set(references)) == len(references)
         assert all(t["datasource"] == panel["datasource"] for t in panel["targets"])
+
+
+# --- what Grafana publishes of a dashboard's form (kinds/dashboard in its repository) ---------
+
+
+def test_the_head_has_the_types_that_grafana_reads():
+    assert 8 <= len(BOARD["uid"]) <= 40
+    assert isinstance(BOARD["schemaVersion"], int)
+    assert 36 <= BOARD["schemaVersion"] < 1 << 16
+    assert re.fullmatch(r"\d+[smhd]", BOARD["refresh"])
+    assert set(BOARD["time"]) == {"from", "to"}
+    assert all(isinstance(tag, str) for tag in BOARD["tags"])
+    assert "id" not in BOARD, "a number would name a dashboard of the Grafana that imports it"
+
+
+def test_every_source_and_variable_that_is_named_is_declared():
+    variables = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
+    kinds = {"query", "adhoc", "constant", "datasource", "interval", "textbox", "custom"}
+    assert {variable["type"] for variable in variables.values()} <= kinds
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == (
+        "datasource", "prometheus"
+    )  # fmt: skip
+    named = [
+        *(part["datasource"] for panel in PANELS for part in (panel, *panel["targets"])),
+        *(part["datasource"] for part in BOARD["annotations"]["list"]),
+        *(v["datasource"] for v in variables.values() if v["type"] == "query"),
+    ]
+    assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in named)
+    used = {name for query in QUERIES for name in re.findall(r"\$(\w+)", query)}
+    assert used <= {"__rate_interval", *variables}
+
+
+def test_annotations_have_what_grafana_needs():
+    for annotation in BOARD["annotations"]["list"]:
+        assert isinstance(annotation["enable"], bool)
+        assert annotation["name"]
+        assert annotation["iconColor"]
+
+
+def test_fields_have_colours_thresholds_and_mappings_as_grafana_reads_them():
+    for panel in PANELS:
+        assert set(panel["gridPos"]) == {"x", "y", "w", "h"}
+        defaults = panel["fieldConfig"]["defaults"]
+        assert panel["fieldConfig"]["overrides"] == []
+        assert defaults["unit"] in {"none", "short", "percentunit", "s", "Bps"}
+        assert defaults["color"]["mode"] in {"thresholds", "palette-classic", "fixed"}
+        first, *later = defaults["thresholds"]["steps"]
+        assert defaults["thresholds"]["mode"] in {"absolute", "percentage"}
+        assert first["value"] is None, "the first stands for everything below the second"
+        assert [s["value"] for s in later] == sorted(s["value"] for s in later)
+        assert all(isinstance(step["color"], str) for step in (first, *later))
+        for mapping in defaults["mappings"]:
+            assert mapping["type"] == "value"
+            assert all(
+                set(x) <= {"text", "color", "icon", "index"} for x in mapping["options"].values()
+            )
+        assert {target["format"] for target in panel["targets"]} <= {
+            "time_series",
+            "table",
+            "heatmap",
+        }
 
 
 def test_the_timeline_has_a_colour_for_every_state():

@@ -20,7 +20,7 @@ from equipoise.plan.evaluate import evaluate
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.study import Study, study
 from equipoise.report.measured import contiguous, unbalanced
-from equipoise.report.page import vega
+from equipoise.report.page import document, vega
 from equipoise.report.page.document import heat_matrix, page_figures, render_page, save_picture
 from equipoise.report.page.figures import label_changes
 from equipoise.report.page.laid import lay
@@ -316,6 +316,33 @@ def test_maps_are_saved_with_their_cells() -> None:
     assert save_picture(story, "heat-0", "svg").count(b"busiest") >= 3
     with pytest.raises(EquipoiseError, match=r"no figure nothing; the page has heat-0, time"):
         save_picture(story, "nothing", "svg")
+
+
+def test_experts_and_slots_are_saved_as_the_page_opens_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = trace()
+    rows = np.concatenate([np.arange(16).reshape(4, 4), np.zeros((4, 1), int)], axis=1)
+    current = Placement(np.tile(rows.reshape(1, 20), (3, 1)), num_ranks=4, num_experts=16)
+    story = plan_story(recorded, planned(recorded, current), ORIGIN, current=current)
+    drawn: list[dict[str, object]] = []
+    monkeypatch.setattr(document, "picture", lambda figure, _: drawn.append(figure.spec) or b"")
+    for name in ("experts", "placement"):
+        save_picture(story, name, "svg")
+    experts, placement = drawn
+    cells = experts["data"]["values"]
+    assert (len(cells), max(x["copies"] for x in cells)) == (
+        3 * 16,
+        story.laid[-1].layout.copies.max(),
+    )
+    assert sum(x["value"] for x in cells) == pytest.approx(3 * 16, rel=1e-3)
+    slots, links = placement["data"]["values"], placement["layer"][2]["data"]["values"]
+    last = story.laid[-1].layout.slots[0]
+    assert [5 * x["rank"] + x["slot"] for x in slots] == list(range(20))
+    assert [x["expert"] for x in slots] == last.tolist()
+    assert [x["moved"] for x in slots] == (last != current.slots[0]).tolist()
+    assert len(links) == 20 - 16
+    assert sum(x["value"] for x in slots) / 20 == pytest.approx(1.0)
 
 
 def test_maps_are_compared_with_each_other_and_with_none() -> None:

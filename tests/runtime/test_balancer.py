@@ -26,6 +26,7 @@ from equipoise.engines.formats import MapContext
 from equipoise.errors import EquipoiseError
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
+from equipoise.report.monitor.address import checked_url, post
 from equipoise.runtime import balancer as balancers
 from equipoise.runtime.balancer import Balancer
 from equipoise.runtime.moving import transfer as transfers
@@ -452,6 +453,30 @@ def test_once_moves_once(pool):
         assert actions.count(Action.SETTLE) == 1
         assert actions.count(Action.LOOK) > 3
         assert samples["rebalances_totalkept"] == 1
+
+
+@at_once
+def look_when_asked(group):
+    """Whether a look comes that is due in a million steps, once the monitor's key has asked."""
+    asked = threading.Event()
+    service = Service(group, replace(EAGER, update_interval=10**6), asked=asked)
+    monitored = checked_url(f"127.0.0.1:{service.metrics.listen(0, asked=asked)}")
+    service.until(lambda s: s.count(Action.SETTLE))  # the first look, and its move
+    service.until(lambda s: s.count(Outcome.KEPT))
+    looks, steps = service.count(Action.LOOK), len(service.orders)
+    service.until(lambda s: len(s.orders) >= steps + 40)
+    unasked = service.count(Action.LOOK) - looks
+    said = post(monitored._replace(path="/look")) if service.rank == 0 else ""
+    service.until(lambda s: s.count(Action.LOOK) > looks)
+    service.balancer.close()
+    return unasked, said, service.furthest, [order.number for order in service.orders]
+
+
+def test_the_monitor_asks_for_a_look(pool):
+    (unasked, said, furthest, numbers), *others = pool.run(look_when_asked)
+    assert (unasked, said) == (0, "Asked for fresh figures at /look.")
+    assert furthest < TOLERANCE
+    assert all(other[3] == numbers for other in others)
 
 
 @at_once

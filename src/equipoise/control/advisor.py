@@ -14,7 +14,7 @@ from equipoise.checks import check_number
 from equipoise.control.findings import Balance, Finding, Question
 from equipoise.control.settings import Settings
 from equipoise.cost import RankCost
-from equipoise.dispatch import Dispatcher, Shares
+from equipoise.dispatch import Dispatcher, Even, Shares
 from equipoise.dispatch.base import takes
 from equipoise.errors import EquipoiseError
 from equipoise.migration import diff
@@ -30,6 +30,7 @@ from equipoise.trace import Trace
 _PLAN_SHARE = 0.8  # share of the window to plan on; the gate judges by the rest
 _PLAN_WINDOWS = 16  # windows for the planner, because single steps are mostly noise
 _LEAST_STEPS = 8  # least steps on either side of a shift, and in a window
+_COPY_SHARE = 0.2  # above it loads do not give times: measured in docs/results/adaptation.md
 _PROPOSALS_PER_SLOT = 4096  # more make plans of small layers slower but hardly better
 
 
@@ -76,13 +77,15 @@ class GatedRepair:
         window = replace(window, top_k=self.top_k or window.top_k)
         imbalance, above, margin = self._measure(window, question.current)
         since = _last_shift(above)
+        load_LR = self._rank_load(window, question.current)
         finding = Finding(
             number=question.number,
             balance=_by_phase(window, imbalance, above),
             sure_excess=_sure_excess(above[since:], margin[since:]),
             assignments=int(window.counts.sum(dtype=np.int64)),
             achieved=self._achieved(question, window),
-            rank_load=self._rank_load(window, question.current),
+            rank_load=_over_mean(load_LR.sum(axis=0)),
+            layer_rank_load=dict(zip(window.layer_ids, map(_over_mean, load_LR), strict=True)),
             layer_imbalance=_by_layer(window, imbalance),
         )
         recent = window.select(steps=np.arange(since, window.num_steps))
@@ -107,11 +110,9 @@ class GatedRepair:
         imbalance = np.where(loaded, evaluate(placement, window, dispatch=known).imbalance, np.nan)
         return imbalance, imbalance - floor.mean, np.where(loaded, floor.std, np.nan)
 
-    def _rank_load(self, window: Trace, placement: Placement) -> tuple[float, ...]:
-        """Compute the load of each rank over the mean, all layers and steps together."""
-        split = self.gate.runs(self.topology).split(window.total, placement)
-        load_R = split.rank_loads.sum(axis=0)
-        return tuple((load_R / max(load_R.mean(), 1)).tolist())
+    def _rank_load(self, window: Trace, placement: Placement) -> NDArray[np.float64]:
+        """Compute the load of each rank in each layer, all steps together, ``(L, R)``."""
+        return self.gate.runs(self.topology).split(window.total, placement).rank_loads
 
     def _achieved(self, question: Question, window: Trace) -> Decision | None:
         if question.previous is None:
@@ -122,31 +123,38 @@ class GatedRepair:
         fit, held = replace(window, labels={}).split(_PLAN_SHARE)
         size = float(fit.total.sum(axis=1).mean() / fit.num_steps)
         fit = fit.windows(-(-fit.num_steps // _PLAN_WINDOWS))
-        cost = self._planning_cost
+        placement = self._placement(current, fit, size)
+        predicted = self.gate.decide(diff(current, placement, self.topology), held)
+        return replace(finding, proposal=placement, predicted=predicted)
+
+    def _placement(self, current: Placement, fit: Trace, size: float) -> Placement:
+        """Repair the current placement for steps of ``size`` assignments a layer.
+
+        Plans by the gate's cost if times differ from loads. If the split follows the load, a search
+        by its times takes ten times as long as one by loads, and its plan would come too late. So
+        small steps, where a copy costs nearly the same whatever its load, are planned by the times
+        of an even split, and large steps by loads.
+        """
+        runs, cost = self.gate.runs(self.topology), self.gate.cost
+        timed = (cost.expert_seconds > 0 or cost.token_block > 1) and takes(runs, "cost")
+        if runs.shares is Shares.FOLLOWING and timed:
+            timed = self._copy_share(size, current.num_slots) > _COPY_SHARE
+            runs = Even(topology=self.topology) if timed else runs
         repair = Repair(
             current=current,
-            dispatch=self.gate.runs(self.topology),
-            cost=cost,
-            step_assignments=None if cost is None else size,
+            dispatch=runs,
+            cost=cost if timed else None,
+            step_assignments=size if timed else None,
             **self.repair,
         )
-        plan = repair.plan(Problem(fit, self.topology, current.num_slots))
-        predicted = self.gate.decide(diff(current, plan.placement, self.topology), held)
-        return replace(finding, proposal=plan.placement, predicted=predicted)
+        return repair.plan(Problem(fit, self.topology, current.num_slots)).placement
 
-    @property
-    def _planning_cost(self) -> RankCost | None:
-        """Return the cost to plan with, or ``None`` to plan by loads.
-
-        Loads are used if they give the same plans, or if times are unknown. They are also used if
-        the dispatcher follows the load, because a search by time would take ten times as long and
-        its plan would come too late.
-        """
-        cost, runs = self.gate.cost, self.gate.runs(self.topology)
-        by_load = not cost.expert_seconds and cost.token_block == 1
-        if by_load or runs.shares is Shares.FOLLOWING or not takes(runs, "cost"):
-            return None
-        return cost
+    def _copy_share(self, size: float, num_slots: int) -> float:
+        """Compute the share of the experts' time that every copy costs whatever its load."""
+        cost = self.gate.cost
+        padding = cost.token_seconds * (cost.token_block - 1) / 2
+        copies = (cost.expert_seconds + padding) * num_slots
+        return copies / (copies + cost.token_seconds * size)
 
 
 def plain_advisor(
@@ -189,6 +197,11 @@ def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> T
     # Twice the variance: the drawn batches are noisy, and so are the served ones.
     std = np.broadcast_to(math.sqrt(2) * chance.std(axis=0), chance.shape)
     return TraceNoiseFloor(1 + chance, std)
+
+
+def _over_mean(load_R: NDArray[np.float64]) -> tuple[float, ...]:
+    """Loads over their mean; zeros where there is none."""
+    return tuple((load_R / max(load_R.mean(), 1)).tolist())
 
 
 def _by_phase(

@@ -45,7 +45,7 @@ Ints = NDArray[np.int64]
 
 _LONGEST_BACK_OFF = 64  # update intervals
 _REHEARSALS = 2  # the first starts and compiles the planner, the second measures its time
-_ANSWER_EVERY = 4  # steps between two checks whether the planner has answered
+_ANSWER_EVERY = 4  # steps between two checks whether the planner, or a user, has something to say
 
 
 class State(Enum):
@@ -158,6 +158,9 @@ class Controller:
     rehearse
         Flag to rehearse a plan during the warm-up, which then lasts until the planner has answered.
         It has no effect without a warm-up, or if nothing may ever move.
+    on_demand
+        Flag to allow ``ask``. All ranks then hear every fourth order while nothing is due, else
+        none.
 
     Raises
     ------
@@ -172,6 +175,7 @@ class Controller:
         *,
         expert_bytes: int | None = None,
         rehearse: bool = False,
+        on_demand: bool = False,
     ) -> None:
         if expert_bytes is not None:
             check_number("expert_bytes", expert_bytes, low=1, high=math.inf)
@@ -185,6 +189,8 @@ class Controller:
         self._number = 0
         self._version = 0
         self._next_look = settings.warm_up_steps + settings.window
+        self._on_demand, self._is_asked = on_demand, False
+        self._soonest = self._next_look  # step of the next look, if one is asked for
         self._question: Question | None = None
         self._wait = Wait(settings)
         self._alarm = _Alarm(settings)
@@ -215,6 +221,18 @@ class Controller:
         if self._question is None:
             raise EquipoiseError("There is no question; ask after an order to look.")
         return self._question
+
+    def ask(self) -> None:
+        """Look at the loads as soon as a whole window has been counted since the last look.
+
+        Raises
+        ------
+        EquipoiseError
+            A controller that was made without ``on_demand``.
+        """
+        if not self._on_demand:
+            raise EquipoiseError("This controller looks when it is due only; give on_demand.")
+        self._is_asked = True
 
     def step(self, report: Report | None = None) -> Order:
         """Make the next order. This is fast: it never plans or waits.
@@ -257,11 +275,17 @@ class Controller:
         return self._order(note=note)
 
     def _observe(self, _report: Report) -> Order:
-        if self._number < self._next_look:
+        if self._number < self._next_look and not self._is_wanted:
             return self._order()
         threshold = math.inf if self._finished else self._alarm.threshold(self._number)
         self._state = State.PLAN
         return self._look(threshold)
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether a look was asked for, and may be ordered in a step that all ranks hear."""
+        is_heard = self._number % _ANSWER_EVERY == 0
+        return self._is_asked and is_heard and self._number >= self._soonest
 
     def _plan(self, report: Report) -> Order:
         answer = self._answer(report)
@@ -322,6 +346,7 @@ class Controller:
         return self._start(before, outcome=Outcome.ROLLED_BACK, note=note, keep=False)
 
     def _look(self, plan_above: float, action: Action = Action.LOOK) -> Order:
+        self._is_asked, self._soonest = False, self._number + self._settings.window
         self._question = Question(
             number=self._number,
             current=self._placement,
@@ -434,6 +459,8 @@ class Controller:
             return asked + min(waited + _ANSWER_EVERY - waited % _ANSWER_EVERY, late)
         if self._state is State.WARM_UP:
             return self._settings.warm_up_steps + 1
+        if self._state is State.OBSERVE and self._on_demand:
+            return min(self._next_look, self._number + _ANSWER_EVERY - self._number % _ANSWER_EVERY)
         return self._next_look if self._state in (State.OBSERVE, State.SETTLE) else 0
 
 

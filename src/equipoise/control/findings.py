@@ -79,6 +79,9 @@ class Finding:
         Load of each rank over the mean rank's, in the whole window; empty if unknown.
     layer_imbalance
         Imbalance of each layer, mean over steps with load; empty if unknown.
+    layer_rank_load
+        Load of each rank over the layer's mean rank, in the window as a whole, by layer; empty if
+        unknown.
     """
 
     number: int
@@ -91,6 +94,7 @@ class Finding:
     seconds: float = 0.0
     rank_load: tuple[float, ...] = ()
     layer_imbalance: Mapping[int, float] = field(default_factory=dict)
+    layer_rank_load: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.metrics_core import Metric
 
+from equipoise.control.exposition import PREFIX
 from equipoise.control.measured import Histogram
-
-PREFIX = "equipoise_"
 
 DESCRIPTIONS = {
     "info": "What serves: version of equipoise, model, dispatcher and planner.",
     "rank": "Rank of the process of this name.",
+    "epoch": "Number of the agreement on which ranks serve: rises when one leaves or joins.",
     "ranks": "Ranks that serve together.",
     "ranks_wanted": "Ranks that were to serve together at the start.",
     "state": "0 warm-up, 1 observe, 2 plan, 3 move, 4 settle.",
@@ -57,6 +57,7 @@ DESCRIPTIONS = {
 DETAILS = {
     "rank_load": "Load of a rank over that of the mean rank, in the last window.",
     "layer_imbalance": "Busiest rank over mean rank of a layer, mean over the last window.",
+    "layer_rank_load": "Load of a rank over that of the layer's mean rank, in the last window.",
 }
 """Metrics of single ranks and layers, exported only on request."""
 
@@ -69,6 +70,9 @@ BRIDGED = {
 
 MOST_DETAILS = 128
 """Largest number of ranks, and of layers, that have their own series."""
+
+MOST_CELLS = 2048
+"""Largest number of series for ranks of layers: those of the first layers, whole layers only."""
 
 _MOST_LETTERS = 100  # longest label, because names of models and processes come from outside
 
@@ -121,6 +125,16 @@ def details(name: str, key: str, values: Iterable[tuple[object, float]]) -> Metr
     family = GaugeMetricFamily(PREFIX + name, DETAILS[name], labels=[key])
     for value, number in islice(values, MOST_DETAILS):
         family.add_metric([str(value)], float(number))
+    return family
+
+
+def cells(name: str, rows: Mapping[int, tuple[float, ...]]) -> Metric:
+    """A gauge for each rank of the first layers, ``MOST_CELLS`` at most."""
+    family = GaugeMetricFamily(PREFIX + name, DETAILS[name], labels=["layer", "rank"])
+    ranks = max(map(len, rows.values()), default=1)
+    for layer, row in islice(rows.items(), MOST_CELLS // ranks):
+        for rank, number in enumerate(row):
+            family.add_metric([str(layer), str(rank)], float(number))
     return family
 
 

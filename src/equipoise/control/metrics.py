@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from threading import Event
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -13,6 +14,7 @@ from equipoise.control.controller import Order, Outcome, State
 from equipoise.control.findings import Balance, Failure, Finding
 from equipoise.control.measured import Histogram, Recent, mean, quantile
 from equipoise.control.metric_families import (
+    cells,
     counter,
     counters,
     details,
@@ -57,6 +59,7 @@ class Metrics(Collector):
         self._with_details, self._clock = with_details, clock
         self._labels: dict[str, str] = {}
         self._rank: dict[str, int] = {}
+        self._epoch: int | None = None
         self._ranks: int | None = None
         self._ranks_wanted: int | None = None
         self._recovery_seconds: float | None = None
@@ -142,7 +145,14 @@ class Metrics(Collector):
         self._failures += 1
 
     def take_ranks(
-        self, ranks: int, seconds: float, *, wanted: int, process: str, rank: int
+        self,
+        ranks: int,
+        seconds: float,
+        *,
+        wanted: int,
+        process: str,
+        rank: int,
+        epoch: int | None = None,
     ) -> None:
         """Record the ranks that serve from now on, and forget results of the ranks before.
 
@@ -154,7 +164,10 @@ class Metrics(Collector):
             Time without serving: from the last step until these ranks serve.
         process, rank
             Name and rank of this process.
+        epoch
+            Number of the agreement on which ranks serve.
         """
+        self._epoch = epoch
         self._ranks, self._recovery_seconds = ranks, seconds
         self._ranks_wanted, self._rank = wanted, {label(process): rank}
         self._last_look = self._predicted = self._achieved = self._planner_seconds = None
@@ -175,9 +188,9 @@ class Metrics(Collector):
 
     # --- what is told ----------------------------------------------------------------------------
 
-    def listen(self, port: int, host: str = LOOPBACK) -> int:
+    def listen(self, port: int, host: str = LOOPBACK, *, asked: Event | None = None) -> int:
         """Serve the metrics over HTTP until the process ends; return the port."""
-        return listen(self, port, host)
+        return listen(self, port, host, asked=asked)
 
     def text(self) -> str:
         """Write all metrics in Prometheus's text format."""
@@ -191,6 +204,7 @@ class Metrics(Collector):
         yield info(self._labels)
         yield gauges("rank", "process", self._rank)
         yield from _known(
+            epoch=self._epoch,
             ranks=self._ranks,
             ranks_wanted=self._ranks_wanted,
             recovery_seconds=self._recovery_seconds,
@@ -243,6 +257,7 @@ class Metrics(Collector):
             if self._with_details:
                 yield details("rank_load", "rank", enumerate(finding.rank_load))
                 yield details("layer_imbalance", "layer", finding.layer_imbalance.items())
+                yield cells("layer_rank_load", finding.layer_rank_load)
 
     @property
     def _look_interval(self) -> float | None:

@@ -12,7 +12,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore, Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,7 +31,9 @@ _MOST_AT_A_TIME = 16
 _SECONDS = 5.0  # time after which a silent caller is disconnected
 
 
-def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
+def listen(
+    collector: Collector, port: int, host: str = LOOPBACK, *, asked: Event | None = None
+) -> int:
     """Serve the metrics over HTTP until the process ends.
 
     On a loopback address, a request must also name a loopback host. This refuses web pages in a
@@ -43,6 +45,9 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
         Collector of the metrics.
     port, host
         Port and address to listen at; port 0 takes any free port.
+    asked
+        Event to set when a program sends a POST to ``/look`` to have the loads looked at now;
+        ``None`` to refuse that. Pages in a browser and other machines are always refused.
 
     Returns
     -------
@@ -51,16 +56,22 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
     Raises
     ------
     EquipoiseError
-        An address or a port that cannot be used.
+        An address or a port that cannot be used; ``asked`` at an address that other machines reach.
     """
     registry = CollectorRegistry()
     registry.register(collector)
     try:
-        server = _Server(registry, host, port)
+        server = _Server(registry, host, port, asked)
     except (OSError, OverflowError, UnicodeError) as error:
         raise EquipoiseError(
             f"Port {port} of {host!r} cannot answer Prometheus: {error}."
         ) from error
+    if asked is not None and not server.is_loopback:
+        server.server_close()
+        raise EquipoiseError(
+            f"Looks can be asked for on this machine only, and {host!r} is for others too; leave "
+            "one of the two out."
+        )
     Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)
 
@@ -68,8 +79,10 @@ def listen(collector: Collector, port: int, host: str = LOOPBACK) -> int:
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self.registry = registry
+    def __init__(
+        self, registry: CollectorRegistry, host: str, port: int, asked: Event | None
+    ) -> None:
+        self.registry, self.asked = registry, asked
         self._free = BoundedSemaphore(_MOST_AT_A_TIME)
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = family
@@ -144,6 +157,18 @@ class _Page(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+    def do_POST(self) -> None:
+        """Have the loads looked at; a browser names the page that asks, and is refused."""
+        if self.server.asked is None or self.path != "/look":
+            self.send_error(404)
+        elif "Origin" in self.headers:
+            self.send_error(403)
+        else:
+            self.server.asked.set()
+            self.send_response(202)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
     def log_message(self, *_: object) -> None:
         """Do not log requests."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
@@ -275,6 +276,7 @@ def _figures(finding: Finding) -> Iterator[float]:
         yield from (balance.imbalance, balance.excess, balance.balancedness)
     yield from finding.rank_load
     yield from finding.layer_imbalance.values()
+    yield from chain.from_iterable(finding.layer_rank_load.values())
     for decision in (finding.achieved, finding.predicted):
         if decision is not None:
             yield from (decision.gain_seconds, decision.gain_low, decision.gain_high)

@@ -10,7 +10,7 @@ from equipoise.errors import EquipoiseError
 
 
 class Arrival(StrEnum):
-    """What a process has done before its first step, in this order."""
+    """Stages of a process before its first step, in order."""
 
     STARTED = "have started"
     JOINED = "have met"

@@ -21,7 +21,7 @@ TOO_MUCH_LOAD = 2**53
 
 
 class Shares(Enum):
-    """How the copies of an expert share its load."""
+    """The way in which the copies of an expert share its load."""
 
     EVEN = "even"
     """Every copy takes an equal share, always."""

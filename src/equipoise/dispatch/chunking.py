@@ -69,7 +69,7 @@ def busiest_shares(
     load
         Recorded batches, assignments ``(T, L, E)``; not changed.
     dispatch
-        How copies share the load.
+        Sharing of the load between copies.
 
     Returns
     -------

@@ -452,7 +452,7 @@ def _fill(amount: torch.Tensor, room: torch.Tensor, first: torch.Tensor) -> torc
 
 
 def _tally(ids: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """As one block, ``(1, E)``."""
+    """Count each expert's assignments with all ids in one block, ``(1, E)``."""
     known = (ids >= 0) & (ids < num_experts)
     bins = torch.zeros(num_experts + 1, dtype=torch.int32, device=ids.device)
     bins.scatter_add_(

@@ -24,7 +24,7 @@ class Llep:
     threshold
         Busiest over mean expert from which anything is spilled.
     capacity
-        What a rank may take, relative to the mean rank.
+        Most load that a rank may take, relative to the mean rank.
     min_chunk
         Fewest assignments worth sending elsewhere, unless an expert's rest is smaller.
     """
@@ -39,7 +39,7 @@ class Llep:
         check_number("min_chunk", self.min_chunk, low=1, high=np.inf)
 
     def spill(self, load: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
-        """Where the assignments of every expert of one layer are served.
+        """Choose where the assignments of every expert of one layer are served.
 
         Heavier experts first; of equal ones the lower id, of equally loaded ranks the lower one.
 

@@ -22,7 +22,7 @@ PROVEN = 1e-9
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """How one batch's load is shared over the copies, with a proof of how good that is.
+    """A division of one batch's load over the copies, with a proof of its quality.
 
     The proof is a set of ranks in each layer, the bottleneck. Some experts have all their copies on
     these ranks. However their load is shared, some bottleneck rank takes at least as long as if the

@@ -1,1 +1,1 @@
-"""Engines and their files."""
+"""Serving engines: their files, options and rules."""

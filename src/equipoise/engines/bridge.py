@@ -1,7 +1,7 @@
-"""A bridge: what an engine says of itself, told in our metrics' names.
+"""A bridge: it exports an engine's metrics under our metrics' names.
 
-It asks the engine, or reads its file, whenever it is asked itself, and remembers the last answer
-only to tell what is new. So nothing that it tells is older than what the engine tells.
+It asks the engine, or reads its file, each time it is asked itself. It keeps the last answer only
+to find what is new, so its values are never older than the engine's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from equipoise.control.advisor import plain_advisor
+from equipoise.control.exposition import PREFIX, Samples
 from equipoise.control.findings import Question
 from equipoise.control.metric_families import (
     DESCRIPTIONS,
-    PREFIX,
     counter,
     details,
     gauge,
@@ -29,12 +29,11 @@ from equipoise.control.metric_families import (
 from equipoise.control.metrics import FRESH_SECONDS
 from equipoise.control.settings import Settings
 from equipoise.dispatch import dispatcher
-from equipoise.engines._shared.exposition import Samples
 from equipoise.engines._shared.live import Latency, Live, Seen
 from equipoise.engines.files import check_readable
 from equipoise.engines.replay.http import Server
 from equipoise.engines.trace_io import read_trace
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, FormatError
 from equipoise.placement import Placement
 from equipoise.report.measured import aligned, contiguous, source_ranks
 from equipoise.topology import Topology
@@ -42,47 +41,52 @@ from equipoise.trace import Trace
 
 _SECONDS = 5.0
 _MOST_ANSWER_BYTES = 1 << 25
-_TAIL_BYTES = 1 << 20  # of a log
+_TAIL_BYTES = 1 << 20  # bytes read from the end of a log
 _MOST_RECORDING_BYTES = 1 << 28
 
 Source = Callable[[], tuple[float, Seen]]
-"""Asks once more: when what is told was found, in seconds since 1970, and what it is."""
+"""Function that asks again; it returns the time of the values, since 1970, and the values."""
 
 
 class Address:
-    """A server's metrics.
+    """A source: the metrics of a server.
 
     Parameters
     ----------
     url
-        Address of the metrics, or of the server, whose ``/metrics`` is then asked.
+        Address of the metrics, or of the server; then ``/metrics`` is added.
     live
-        How the engine is understood.
+        Interpreter of the engine's metrics and log.
     """
 
     def __init__(self, url: str, live: Live) -> None:
         base = url.rstrip("/").removesuffix("/metrics")
         self._server = Server(base, _SECONDS, most_bytes=_MOST_ANSWER_BYTES)
         self._live = live
-        self._before = Samples("", url)
+        self._before = Samples("")
 
     def __call__(self) -> tuple[float, Seen]:
         """See ``Source``."""
         text = self._server.send("/metrics").decode(errors="replace")
-        now = Samples(text, f"{self._server.url}/metrics")
+        try:
+            now = Samples(text)
+        except FormatError as error:
+            raise FormatError(
+                f"{self._server.url}/metrics does not answer with metrics: {error}"
+            ) from error
         before, self._before = self._before, now
         return time.time(), self._live.metrics(now, before)
 
 
 class Log:
-    """A log that grows; its last line that says something of balance counts.
+    """A source: a growing log; its last line about balance counts.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the log.
     live
-        How the engine is understood.
+        Interpreter of the engine's metrics and log.
     """
 
     def __init__(self, path: Path, live: Live) -> None:
@@ -105,16 +109,16 @@ class Log:
 
 
 class Recording:
-    """A recording of any known format; measured again when it has changed.
+    """A source: a recording of any known format, which is measured again when it has changed.
 
     Parameters
     ----------
     path
-        File or folder.
+        Path of a file or folder.
     num_ranks
-        Number of ranks; ``None``: those of the map, or those that recorded it.
+        Number of ranks; ``None`` for that of the map, or of the ranks that recorded it.
     placement
-        Map that is served; ``None``: every expert once, in order.
+        Map that is served; ``None`` for every expert once, in order.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class Recording:
         return state[0], self._known[1]
 
     def _measured(self, trace: Trace) -> Seen:
-        """What the controller of our own server would find in it."""
+        """Measure what the controller of our own server would find."""
         placement = self._placement_of(trace)
         topology = Topology(placement.num_ranks)
         advisor = plain_advisor(dispatcher("even"), Settings(), topology, placement.num_slots)
@@ -169,12 +173,12 @@ class Recording:
 def open_source(
     source: str, live: Live, *, num_ranks: int | None = None, placement: Placement | None = None
 ) -> Source:
-    """The source of that name: an address, a log of the engine, or a recording.
+    """Open a source: an address, a log of the engine, or a recording.
 
     Raises
     ------
     EquipoiseError
-        Nothing that can be read; ranks or a map where these are not asked for.
+        A source that cannot be read, or ranks or a map where they have no meaning.
     """
     is_address = "://" in source
     path = Path(source)
@@ -191,14 +195,14 @@ def open_source(
 
 
 class Bridge(Collector):
-    """A source's metrics in our names, asked for whenever they are collected.
+    """A Prometheus collector that asks a source each time it is collected.
 
     Parameters
     ----------
     source
-        The source.
+        Source to ask.
     with_details
-        Whether ranks and layers have series of their own.
+        Flag to export series of single ranks and layers.
     clock
         Function that returns the time in seconds since 1970.
     """
@@ -213,11 +217,11 @@ class Bridge(Collector):
         self._source, self._with_details, self._clock = source, with_details, clock
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that registering it does not ask the source."""
+        """Describe no metrics, so that registering does not ask the source."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """What the source says now; only that it does not answer, where it does not."""
+        """Yield the source's metrics, or only that it does not answer."""
         try:
             when, seen = self._source()
         except (EquipoiseError, OSError):
@@ -272,7 +276,7 @@ def _histogram(name: str, waited: Latency) -> Metric:
 
 
 def _state(path: Path) -> tuple[float, int]:
-    """When a file, or the last of a folder, has changed, and the bytes of all."""
+    """Return the last change of a file or folder, and its size in bytes."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     states = [file.stat() for file in files]
     return max((s.st_mtime for s in states), default=0.0), sum(s.st_size for s in states)

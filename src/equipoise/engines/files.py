@@ -1,4 +1,4 @@
-"""Reading and writing files without surprises."""
+"""Safe reading and writing of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equipoise.errors import EquipoiseError, FormatError
 
 
 def check_readable(path: Path) -> None:
-    """Raise ``FormatError`` unless ``path`` is a folder, or a file with content, that opens."""
+    """Raise ``FormatError`` unless ``path`` is a folder or a non-empty file that can be opened."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -36,14 +36,14 @@ def check_readable(path: Path) -> None:
 
 
 class OutputError(EquipoiseError):
-    """An output that could not be written: which, and why.
+    """An output could not be written.
 
     Parameters
     ----------
     path
-        The output, as the user named it.
+        Path of the output, as the user gave it.
     reason
-        What the system says.
+        Reason that the system gives.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -52,15 +52,15 @@ class OutputError(EquipoiseError):
 
 
 def output_file(path: Path) -> Path:
-    """Return the file that an output names, at the end of its links.
+    """Resolve the links of an output's path to the file that will be written.
 
-    The file may exist, to be replaced, or be the missing target of a link, to be created.
+    The file may exist, and is then replaced, or be the missing target of a link.
 
     Raises
     ------
     EquipoiseError
-        The path is not a regular file, is the command's own standard output or may not be written,
-        or its folder is missing.
+        A path that is not a regular file, is the command's own standard output or cannot be
+        written, or whose folder is missing.
     """
     found, target = _resolved(path)
     if found is None:
@@ -84,12 +84,12 @@ def output_file(path: Path) -> Path:
 
 
 def output_folder(path: Path) -> Path:
-    """The same for an output that is a folder: one that exists must be empty.
+    """Resolve the path of an output that is a folder; an existing folder must be empty.
 
     Raises
     ------
     EquipoiseError
-        The folder has content, the path is not a folder, or its own folder is missing.
+        A folder with content, a path that is no folder, or a missing parent folder.
     """
     found, target = _resolved(path)
     if found is not None and not _is_empty_folder(path):
@@ -102,13 +102,13 @@ def output_folder(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a new file that replaces an output, or is removed on failure.
 
-    It is made next to the file that ``output_file`` returns, and gets the permissions of a file
-    that it replaces.
+    It is made in the folder of the file that ``output_file`` returns. If it replaces a file, it
+    gets that file's permissions.
 
     Raises
     ------
     EquipoiseError
-        What ``output_file`` raises; or the writing failed, with a message that names ``path``.
+        Whatever ``output_file`` refuses, or a failure to write; the message names ``path``.
     """
     target = output_file(path)
     with _next_to(path, target) as temporary:
@@ -133,24 +133,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file or nothing."""
+    """Write a UTF-8 text file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
+    """Write a file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def _next_to(path: Path, target: Path) -> Iterator[Path]:
-    """Yield a free name in the folder of ``target``; what is there at the end is removed."""
+    """Yield a free name in the folder of ``target``; a file left under it is removed at the end."""
     temporary = target.with_name(f".equipoise.{secrets.token_hex(8)}{target.suffix}")
     try:
         yield temporary
-    except OutputError as error:  # from a writer within, which does not know the user's name for it
+    except OutputError as error:  # from an inner writer, which does not know the user's path
         raise OutputError(path, error.reason) from error
     except OSError as error:
         raise OutputError(path, error.strerror or f"{error}") from error
@@ -162,7 +162,7 @@ def _next_to(path: Path, target: Path) -> Iterator[Path]:
 
 
 def _resolved(path: Path) -> tuple[os.stat_result | None, Path]:
-    """The status and path at the end of an output's links; the status is ``None`` if missing."""
+    """Return status and path at the end of an output's links; status ``None`` if it is missing."""
     try:
         return path.stat(), path.resolve()
     except (FileNotFoundError, NotADirectoryError):

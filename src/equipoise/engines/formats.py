@@ -1,6 +1,6 @@
-"""What a file format is to us: how to recognise it, read it, check it and write it; and a launch.
+"""Descriptions of file formats (how to recognise, read, check and write them) and of launches.
 
-One folder an engine holds what belongs to that engine; ``registry`` lists it all.
+Everything about an engine is in its own folder; ``registry`` lists the folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from equipoise.report.monitor.look import Source
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total), in bytes or files, while a long file is read."""
+"""Function that is called with (done, total), in bytes or files, while a long file is read."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -31,40 +31,41 @@ def no_progress(done: int, total: int) -> None:
 
 
 def given(options: DataclassInstance) -> frozenset[str]:
-    """The names of the fields that were set to something other than their default."""
+    """Return the names of the fields that differ from their default."""
     return frozenset(f.name for f in fields(options) if getattr(options, f.name) != f.default)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceOptions:
-    """What a recording may leave unsaid. ``None`` means not given.
+    """Facts that a recording may not contain. ``None`` means not given.
 
-    ``num_experts`` and ``layer_ids`` serve every format: what a file states is fitted to them.
+    ``num_experts`` and ``layer_ids`` apply to every format: the recording is fitted to them.
 
     Parameters
     ----------
     num_experts
-        ``E``: stands for what the file does not state; other experts are added without load.
+        Number of experts ``E`` of the model. Experts that the recording lacks are added without
+        load.
     drop_experts
-        Leave out what was assigned to ids from ``num_experts`` on: experts without weights.
+        Permission to leave out assignments to ids from ``num_experts`` on, which have no weights.
     layer_ids
-        The model's numbers of the MoE layers: numbers the rows of a file that has rows only;
-        layers that the recording does not have are added without load, others are left out.
+        Layer numbers of the model's MoE layers. They number the rows of a file without layer
+        numbers. Layers that the recording lacks are added without load; others are left out.
     first_axis
-        What the first axis of bare arrays of counts ``(n, L, E)`` is: ``step`` or ``rank``.
+        Meaning of the first axis of bare arrays of counts ``(n, L, E)``: ``step`` or ``rank``.
     placement
-        The map the recorded run used: counts per slot are folded to experts with it.
+        Map that the recorded run used, to convert counts per slot to counts per expert.
     window_tokens
-        Tokens per step, for recordings of single tokens.
+        Number of tokens per step, for recordings of single tokens.
     top_k
-        ``K``, choices of a token: for choices that come without their shape.
+        Number of choices of a token, ``K``, for choices without their shape.
     columns
-        What a table of tokens calls its columns: our name to the table's, such as
-        ``{"experts": "topk_ids"}``. A table that is named so is read as one of tokens.
+        Names of a token table's columns, by our names, such as ``{"experts": "topk_ids"}``. A file
+        for which they are given is read as a token table.
     iterations
-        First and past-the-last step id to read.
+        Range of step ids to read: the first, and the one after the last.
     allow_pickle
-        Read formats that only a (restricted) unpickler can read.
+        Permission to read formats that need a (restricted) unpickler.
     """
 
     num_experts: int | None = None
@@ -82,39 +83,39 @@ class TraceOptions:
 
 
 ANY_FORMAT = frozenset({"num_experts", "drop_experts", "layer_ids"})
-"""The ``TraceOptions`` that every format takes: a trace is fitted to them once it is read."""
+"""Fields of ``TraceOptions`` that every format takes; a trace is fitted to them after reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceFormat:
-    """One kind of recording.
+    """A format of recordings.
 
     Parameters
     ----------
     name
-        Short and unique, as users type it (``trtllm``).
+        Short, unique name, as users type it (``trtllm``).
     summary
-        One line for the documentation and ``--help``.
+        Line for the documentation and ``--help``.
     matches
-        Whether a file or directory is of this kind, decided by content; cheap; never raises for
-        content it does not know.
+        Function that tells by content whether a file or folder has this format. It is fast, and
+        never raises an error for unknown content.
     read
-        Reads it. Raises ``FormatError`` with the file's name.
+        Function that reads a recording. It raises ``FormatError`` with the file's name.
     options
-        Names of the ``TraceOptions`` this reader uses; any other that is set is refused, unless
-        every format takes it (``ANY_FORMAT``).
+        Names of the ``TraceOptions`` that the reader uses. Others are refused if they are set,
+        except those that every format takes (``ANY_FORMAT``).
     complete
-        Whether its files were checked when they were written, so that none of their layers and
-        experts is left out as padding.
+        Flag that files were checked when they were written, so that no layers or experts are left
+        out as padding.
     write
-        Writes a trace, atomically; ``None`` where only the engine writes.
+        Function that writes a trace atomically; ``None`` if only the engine writes this format.
     folder
-        Whether what it writes is a folder.
+        Flag that the output is a folder.
     losses
-        What the written file cannot say of a trace, one sentence each.
+        Function that lists, one sentence each, what the file cannot express of a trace.
     watch
-        Follows a file while it grows, given the number of ranks if the user knows it; ``None``
-        where a recording is read again as a whole.
+        Function that follows a growing file, given the number of ranks if it is known; ``None`` if
+        the whole recording is read again.
     """
 
     name: str
@@ -129,12 +130,12 @@ class TraceFormat:
     watch: Callable[[Path, int | None], Source] | None = None
 
     def own(self, options: TraceOptions) -> TraceOptions:
-        """The options as this reader sees them, without those it does not use."""
+        """Return the options without those that this reader does not use."""
         unused: dict[str, Any] = dict.fromkeys(given(options) - self.options - {"drop_experts"})
         return replace(options, **unused)
 
     def check_options(self, options: TraceOptions) -> None:
-        """Refuse options this format would ignore."""
+        """Refuse options that this format would ignore."""
         unused = sorted(given(options) - self.options - ANY_FORMAT)
         if unused:
             usable = ", ".join(sorted(self.options | ANY_FORMAT))
@@ -144,32 +145,32 @@ class TraceFormat:
 
 
 class Severity(Enum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
-    ERROR = "error"  # the engine refuses the map, or answers wrongly with it
-    WARNING = "warning"  # the engine takes it; wasteful, fragile, or a guess of the reader
-    NOTE = "note"  # no defect: what the engine does with any such map
+    ERROR = "error"  # the engine refuses the map, or gives wrong results with it
+    WARNING = "warning"  # the engine accepts it; it is wasteful or fragile, or the reader guessed
+    NOTE = "note"  # no defect: says what the engine does with such maps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One defect of a map: where it is, what is wrong, what to do.
+    """A finding about a map: where it is, what is wrong, what to do.
 
     Parameters
     ----------
     code
-        The rule in ``equipoise explain maps`` (``T4``).
+        Code of the rule in ``equipoise explain maps``, such as ``T4``.
     message, remedy
-        What was found, and what to do.
+        Sentences on what was found, and on what to do.
     severity
-        Whether the engine can use the map.
+        Severity, which says whether the engine can use the map.
     layer, slot, expert
-        Where it is; the layer is the file's own key.
+        Place of the defect; the layer is the file's own key.
     count
-        How many defects this one stands for.
+        Number of defects that this finding stands for.
     readable
-        Whether the placement is certain all the same: the file is read, and a warning says what
-        the engine would refuse.
+        Flag that the placement is certain in spite of the defect. The file can then be read, with a
+        warning that the engine would refuse it.
     """
 
     code: str
@@ -184,31 +185,31 @@ class Finding:
 
     @property
     def text(self) -> Message:
-        """What was found, and what to do."""
+        """Message and remedy together."""
         return Message(f"{marked(self.message)} {marked(self.remedy)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapContext:
-    """What a map file does not say, and the deployment does. ``None`` means not known.
+    """Facts of the deployment that a map file may not contain. ``None`` means not known.
 
     Parameters
     ----------
     num_ranks
-        ``R``, the expert-parallel size.
+        Number of ranks ``R``, the expert-parallel size.
     num_experts
-        ``E``.
+        Number of logical experts, ``E``.
     layer_ids
-        The model's numbers of its MoE layers (``3..60`` for DeepSeek-V3).
+        Layer numbers of the model's MoE layers (``3..60`` for DeepSeek-V3).
     num_hidden_layers
-        All decoder layers, dense ones included (61 for DeepSeek-V3); SGLang maps have a row each.
+        Number of decoder layers, including dense ones (61 for DeepSeek-V3). SGLang's maps have a
+        row for each.
     num_redundant
-        ``S - E`` as the engine will be configured.
+        Number of redundant slots ``S - E`` that the engine will be configured with.
     model_key
-        The model whose map to read, where a file holds the maps of several.
+        Name of the model whose map to read from a file with the maps of several models.
     planner, trace
-        What made the placement (``Plan.planner``), and from which recording; our own format
-        records it.
+        Planner of the placement (``Plan.planner``) and its recording, which our own format records.
     """
 
     num_ranks: int | None = None
@@ -224,27 +225,27 @@ class MapContext:
 
 
 NOTHING_KNOWN = MapContext()
-"""The context of a caller who gives none."""
+"""A context without any facts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawMap:
-    """A map file as found, before anything is believed.
+    """The content of a map file before it is checked.
 
     Parameters
     ----------
     rows
-        One list of whatever stands in the slots per layer.
+        Content of the slots, one list for each layer, of any type.
     layer_keys
-        The file's own key of each row, in row order.
+        Keys of the rows in the file, in row order.
     num_ranks, num_experts, num_slots
-        What the file itself states, else ``None``.
+        Numbers that the file itself states, else ``None``.
     findings
-        Structural defects met on the way (unknown keys, wrong types, duplicate layers).
+        Structural defects found while parsing (unknown keys, wrong types, duplicate layers).
     notes
-        What was found that is not a defect, for the user.
+        Notes for the user on what was found, other than defects.
     models
-        The map of each model, where the file is keyed by model; it then has no rows of its own.
+        Map of each model, if the file is keyed by model; then it has no rows itself.
     """
 
     rows: Sequence[Sequence[Any]] = ()
@@ -259,38 +260,37 @@ class RawMap:
 
 @dataclass(frozen=True, kw_only=True)
 class MapFormat:
-    """One kind of placement file.
+    """A format of placement files.
 
     Parameters
     ----------
     name
-        Short and unique, as users type it (``trtllm``, ``vllm-49572``).
+        Short, unique name, as users type it (``trtllm``, ``vllm-49572``).
     summary
-        One line for the documentation and ``--help``.
-    suffixes
-        File name endings this format may have; the first is the usual one. None if it is not
-        written here.
+        Line for the documentation and ``--help``.
     matches
-        Whether a file is of this kind, decided by content; never raises.
+        Function that tells by content whether a file has this format. It never raises an error.
     parse
-        The file as found; raises ``FormatError`` where nothing can be made of it.
+        Function that returns the raw content; it raises ``FormatError`` if that is impossible.
     check
-        Every defect that this format's strict validator knows, all of them in one run.
+        Function that returns every defect in one run.
     to_placement
-        The placement of a map without errors.
+        Function that makes the placement of a map without errors.
+    suffixes
+        File name endings of this format, the usual one first; empty if it is not written here.
     write
-        Writes a placement, atomically; ``None`` where only another program writes.
+        Function that writes a placement atomically; ``None`` if only another program writes it.
     losses
-        What the written file will not say of this placement, one sentence each.
+        Function that lists, one sentence each, what the file cannot express of a placement.
     decoder_rows
-        Whether the file has a row for every decoder layer, so that writing it needs
+        Flag that the file has a row for every decoder layer, so that writing needs
         ``num_hidden_layers``.
     by_model
-        Whether a file may hold the maps of several models.
+        Flag that a file may hold the maps of several models.
     signature
-        A pattern of text that only files of this kind have, damaged ones too.
+        Pattern of text that only files of this format have, even damaged ones.
     version
-        The only version of the engine that reads it; ``None``: every one that reads maps.
+        Only version of the engine that reads it; ``None`` for every version that reads maps.
     """
 
     name: str
@@ -310,30 +310,30 @@ class MapFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What decides the flags besides the map. ``None`` means the engine's default.
+    """Options that determine the launch flags in addition to the map. ``None`` is the default.
 
     Parameters
     ----------
     version
-        The engine's release as people write it, or a build listed in ``equipoise explain launch``.
+        Release of the engine as people write it, or a build from ``equipoise explain launch``.
     model
-        The model's configuration, from which notes on its architecture, its quantisation and its
-        speculative layers are made; any engine.
+        Configuration of the model, for notes on its architecture, quantisation and speculative
+        layers (all engines).
     architecture
-        TensorRT-LLM: the first of the model's ``architectures``, checked against what the engine
-        balances; that of the model if ``None``.
+        First of the model's ``architectures`` (TensorRT-LLM), checked against those that the engine
+        balances; the model's own if ``None``.
     backend
-        TensorRT-LLM: the MoE backend to select.
+        MoE backend to select (TensorRT-LLM).
     a2a_backend
-        SGLang, vLLM: the all-to-all backend, such as ``none``, ``deepep``, ``mooncake`` and
-        ``deepep_low_latency``, ``allgather_reducescatter``.
+        All-to-all backend (SGLang, vLLM), such as ``none``, ``deepep``, ``mooncake``,
+        ``deepep_low_latency`` or ``allgather_reducescatter``.
     dispatch
-        SGLang: ``--ep-dispatch-algorithm``, one of ``static``, ``dynamic`` and ``lp``; what suits
-        the backend if ``None``.
+        Value of ``--ep-dispatch-algorithm`` (SGLang): ``static``, ``dynamic`` or ``lp``; one that
+        suits the backend if ``None``.
     window_size, step_interval
-        vLLM: steps recorded before a rearrangement, and steps between two.
+        Number of steps recorded before a rearrangement, and between two (vLLM).
     use_async
-        vLLM: whether experts move in the background.
+        Flag to move experts in the background (vLLM).
     """
 
     version: str | None = None
@@ -348,25 +348,25 @@ class LaunchOptions:
 
 
 ENGINE_DEFAULTS = LaunchOptions()
-"""The options of a caller who gives none."""
+"""Launch options without any setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How to start an engine with a map.
+    """The flags, variables and files that start an engine with a map.
 
     Parameters
     ----------
     engine, version
-        The engine and the release the flags are for.
+        Engine and release that the flags are for.
     command
-        Arguments to add to the engine's own start command, in order.
+        Arguments to add to the engine's start command, in order.
     environment
-        Variables to set.
+        Environment variables to set.
     files
-        Configuration files to write next to the map: name to content.
+        Names and contents of configuration files to write next to the map.
     notes
-        What the operator must know before relying on it.
+        Notes that the operator must know.
     """
 
     engine: str
@@ -379,16 +379,17 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """How one engine is started.
+    """The launch flags of one engine.
 
     Parameters
     ----------
     options
-        Names of the ``LaunchOptions`` that decide its flags; any other that is set is refused, but
-        for the model, which every engine has.
+        Names of the ``LaunchOptions`` that determine its flags. Others are refused if they are set,
+        except the model, which every engine takes.
     launch
-        The flags for a placement whose map has a path, as the engine's processes will see it.
-        Raises ``EquipoiseError`` for whatever the engine would ignore in silence or fail on.
+        Function that makes the flags for a placement and the path of its map, as the engine's
+        processes will see it. It raises ``EquipoiseError`` for anything that the engine would
+        ignore in silence or fail on.
     versions
         Releases and builds whose flags are known, the default first.
     """

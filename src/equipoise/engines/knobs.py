@@ -1,4 +1,4 @@
-"""Which option of an engine moves what a checklist decides."""
+"""The engine options behind each decision of a checklist."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from equipoise.errors import EquipoiseError
 from equipoise.simulate.checklist import Topic
 
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
-"""The engines whose options are known, by the folder, with their names."""
+"""Names of the engines whose options are known, by folder."""
 
 FRAMEWORKS = {"trtllm": "trtllm"}
-"""Whose timed kernels an engine runs, where they are not those of SGLang."""
+"""Framework whose timed kernels an engine runs, if not SGLang's."""
 
 
 def knobs(engine: str) -> Mapping[Topic, tuple[Knob, ...]]:
-    """The options of an engine by what they decide, most important first.
+    """Return the options of an engine by decision, the most important first.
 
     Raises
     ------

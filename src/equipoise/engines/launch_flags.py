@@ -1,4 +1,4 @@
-"""The launch flags that go with a map, whatever its engine."""
+"""The launch flags that belong to a map, for all engines."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from equipoise.placement import Placement
 def launch(
     placement: Placement, target: str, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS
 ) -> Launch | None:
-    """Flags, environment and files that make an engine load a map.
+    """Make the flags, environment and files that let an engine load a map.
 
     Parameters
     ----------
     placement
-        What the map holds.
+        Placement in the map.
     target
-        The format of the map; or ``vllm``, whose releases read none.
+        Format of the map; or ``vllm``, whose releases read no map.
     map_name
         Path of the map as the engine's processes will see it.
     options
-        What decides the flags besides the map.
+        Options that determine the flags in addition to the map.
 
     Returns
     -------
@@ -33,8 +33,8 @@ def launch(
     Raises
     ------
     EquipoiseError
-        An unknown format, an option of another engine, or a combination the engine would ignore
-        in silence.
+        An unknown format, an option of another engine, or a combination that the engine would
+        ignore in silence.
     """
     launcher = launcher_for(target)
     _refuse_options_of_others(target, options, launcher.options if launcher else frozenset())
@@ -46,7 +46,7 @@ def launch(
 
 
 def _refuse_options_of_others(target: str, options: LaunchOptions, used: frozenset[str]) -> None:
-    unused = sorted(given(options) - used - {"model"})  # a fact, not an option of an engine
+    unused = sorted(given(options) - used - {"model"})  # the model is a fact, not an option
     if unused:
         usable = ", ".join(map(argument, sorted(used))) or "none"
         raise EquipoiseError(
@@ -56,7 +56,7 @@ def _refuse_options_of_others(target: str, options: LaunchOptions, used: frozens
 
 
 def _version_that_reads(format: MapFormat, options: LaunchOptions) -> LaunchOptions:
-    """The options with the version that a format is for, where it is for one only."""
+    """Set the version in the options if the format is for one version only."""
     if format.version is None:
         return options
     if options.version not in (None, format.version):

@@ -1,4 +1,4 @@
-"""The machine of a deployment: its hardware, the model's configuration and what was recorded."""
+"""The time model of a deployment, from its hardware, model configuration and recording."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 CONTEXT_TOKENS = 4096
-"""Tokens before the new one where nobody says how many."""
+"""Default for the mean number of tokens before the new one."""
 
 FAR_LINK = "infiniband-400g"
-"""The link between nodes where nobody says which."""
+"""Default link between nodes."""
 
-_STAND_IN = "deepseek-v3"  # what a model is taken for whose configuration is not given
+_STAND_IN = "deepseek-v3"  # model that is assumed if no configuration is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How steps are run.
+    """The way in which steps run.
 
     Parameters
     ----------
     phase
-        What steps do; ``None``: what the recording says of them.
+        Phase of the steps; ``None`` takes the recording's label.
     link
-        The link between nodes; ``None``: ``FAR_LINK``.
+        Link between nodes; ``None`` for ``FAR_LINK``.
     exchange
-        The kernel of dispatch and combine; ``None``: the usual one of the phase.
+        Kernel mode of dispatch and combine; ``None`` for the usual one of the phase.
     context_tokens
-        Tokens before the new one; ``None``: ``CONTEXT_TOKENS``.
+        Mean number of tokens before the new one; ``None`` for ``CONTEXT_TOKENS``.
     overlap
-        Whether one micro-batch computes while the other is exchanged.
+        Flag that one micro-batch computes while the other communicates.
     chunk_tokens
-        Tokens of one chunk, all ranks together; ``None``: steps are not cut.
+        Number of tokens of one chunk, all ranks together; ``None`` if steps are not cut.
     attention_imbalance
-        Own tokens of the rank with most over the mean.
+        Largest number of own tokens on a rank over the mean.
     """
 
     phase: Phase | None = None
@@ -59,15 +59,15 @@ def machine_of(
     topology: Topology,
     serving: Serving,
 ) -> Machine:
-    """What steps like those recorded take on these ranks.
+    """Make the time model of steps like the recorded ones on these ranks.
 
-    Without a configuration the experts and the rest are those of DeepSeek-V3, with the number of
-    experts and choices that was recorded; the facts say so.
+    Without a configuration, the shapes are those of DeepSeek-V3, with the recorded numbers of
+    experts and choices; the facts say so.
 
     Raises
     ------
     EquipoiseError
-        Steps of which nobody says whether they decode, a model whose weights nobody timed.
+        Steps whose phase is unknown, or a model whose weight format was never timed.
     """
     model = config or read_model_config(_STAND_IN)
     shape = model.expert_shape
@@ -99,7 +99,7 @@ def machine_of(
 
 
 def assignments_of(tokens: int, recording: Trace, config: ModelConfig | None) -> float:
-    """Assignments of a step in a layer; ``EquipoiseError`` if nobody says top-k."""
+    """Compute the assignments of a step in a layer; ``EquipoiseError`` if top-k is unknown."""
     top_k = recording.top_k or (None if config is None else config.top_k)
     if top_k is None:
         raise EquipoiseError(
@@ -110,12 +110,12 @@ def assignments_of(tokens: int, recording: Trace, config: ModelConfig | None) ->
 
 
 def phase_of(recording: Trace) -> Phase:
-    """What all recorded steps do.
+    """Return the phase of all recorded steps.
 
     Raises
     ------
     EquipoiseError
-        They do not say, or some decode and others do not.
+        Steps without a phase, or with different phases.
     """
     labels = recording.labels.get("phase")
     named: set[str] = set() if labels is None else set(labels.tolist())

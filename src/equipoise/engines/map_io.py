@@ -1,4 +1,4 @@
-"""Reading, checking and writing placement files of every engine."""
+"""Reading, checking and writing the placement files of all engines."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from equipoise.placement import Placement
 
 
 def detect_map(path: str | PathLike[str]) -> MapFormat:
-    """The format of a placement file, by its content.
+    """Detect the format of a placement file by its content.
 
-    A damaged file is known by words that only its format has; reading it then says what is wrong.
+    A damaged file is recognised by words that only its format has; reading it then says what is
+    wrong.
 
     Raises
     ------
     FormatError
-        No such file, several formats that fit, or none; the message says what the file is, as far
-        as that is certain.
+        A missing file, or one that fits several formats or none. The message says what the file is,
+        as far as that is certain.
     """
     path = _existing(path)
     found = [known for known in map_formats() if known.matches(path)]
@@ -56,12 +57,12 @@ def detect_map(path: str | PathLike[str]) -> MapFormat:
 
 
 def is_map(path: Path) -> bool:
-    """Whether a file is a placement of some format, by its content."""
+    """Tell by its content whether a file is a placement of some format."""
     return path.is_file() and any(known.matches(path) for known in map_formats())
 
 
 def _by_signature(path: Path) -> MapFormat:
-    """The format of a damaged map; if there is none, ``FormatError`` says what the file is."""
+    """Detect the format of a damaged map, or raise ``FormatError`` that says what the file is."""
     _refuse_bombs(path)
     _refuse_recording(path)
     content = _content(path)
@@ -70,7 +71,7 @@ def _by_signature(path: Path) -> MapFormat:
             if known.signature and re.search(known.signature, content, re.MULTILINE):
                 return known
         if _looks_like_json(content):
-            parse_map_json(content, path)  # raises: it begins like JSON, and here is where it ends
+            parse_map_json(content, path)  # raises an error that says where the JSON breaks
     words = stated(content)
     if words is not None:
         raise FormatError(
@@ -92,7 +93,7 @@ def _refuse_recording(path: Path) -> None:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Refuse JSON that nests too deeply, or has endless numbers, before others try to read it."""
+    """Refuse JSON with deep nesting or huge numbers before other readers try it."""
     try:
         text = read_text(path)
         if _looks_like_json(text):
@@ -107,7 +108,7 @@ def _looks_like_json(text: str) -> bool:
 
 
 def _content(path: Path) -> Any:
-    """The root of a JSON document or a torch archive, else the text; ``None`` if it is no text."""
+    """Return the root of a JSON document or torch archive, else the text, else ``None``."""
     with path.open("rb") as file:
         head = file.read(4096)
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's archives, and its pickles of old
@@ -124,7 +125,7 @@ def _content(path: Path) -> Any:
 
 
 def _kind(content: Any) -> str:
-    """A few words in brackets on what a file holds, as far as that can be seen."""
+    """Describe the content of a file in a few words in brackets, if it can be seen."""
     if isinstance(content, np.ndarray):
         return f" (one tensor {content.shape} of {content.dtype})"
     if isinstance(content, dict):
@@ -134,16 +135,16 @@ def _kind(content: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class MapInspection:
-    """What is known of a placement file before anybody reads it.
+    """The result of checking a placement file.
 
     Parameters
     ----------
     format
-        Name of its format.
+        Name of the format.
     findings
-        Every defect.
+        Findings, all defects among them.
     notes
-        As ``map_notes``.
+        Notes, as ``map_notes`` returns them.
     """
 
     format: str
@@ -154,7 +155,7 @@ class MapInspection:
 def inspect_map(
     path: str | PathLike[str], context: MapContext = NOTHING_KNOWN, *, format: str | None = None
 ) -> MapInspection:
-    """As ``validate_map``, with the format's name and the notes."""
+    """Check a placement file like ``validate_map``; also return the format's name and notes."""
     path = _existing(path)
     chosen = _choose(path, format)
     raw = _parse(path, chosen, context)
@@ -166,25 +167,25 @@ def inspect_map(
 def validate_map(
     path: str | PathLike[str], context: MapContext = NOTHING_KNOWN, *, format: str | None = None
 ) -> list[Finding]:
-    """Every defect of a placement file, all of them in one run.
+    """Find all defects of a placement file in one run.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     context
-        What the deployment knows; what is missing limits the checks, and a warning says so.
+        Facts of the deployment. Missing facts limit the checks, and a warning says so.
     format
-        A name in ``equipoise explain maps``; found by content if not given.
+        Name of the format, from ``equipoise explain maps``; detected by content if ``None``.
 
     Returns
     -------
-    Errors, warnings and notes; the engine can use the map if none is an error.
+    Errors, warnings and notes. The engine can use the map if there is no error.
 
     Raises
     ------
     FormatError
-        A file of which nothing can be made.
+        A file that cannot be parsed at all.
     """
     return list(inspect_map(path, context, format=format).findings)
 
@@ -197,37 +198,37 @@ def read_map(
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     context
-        What the file does not say: the ranks for nearly every format, the model's layer ids for
-        those that number layers from 0.
+        Facts that the file does not contain: the number of ranks for nearly every format, and the
+        model's layer numbers for formats that number layers from 0.
     format
-        A name in ``equipoise explain maps``; found by content if not given.
+        Name of the format, from ``equipoise explain maps``; detected by content if ``None``.
 
     Raises
     ------
     FormatError
-        A map with defects that leave its meaning in doubt; the message says how many and names the
-        first. What only an engine would refuse does not keep a map from being read.
+        A map with defects that make its meaning uncertain. The message says how many and names the
+        first. A map that only an engine would refuse can still be read.
     EquipoiseError
-        The context lacks what the file does not say.
+        A context without a fact that is needed.
     """
     return examine_map(path, context, format=format).placement
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapReading:
-    """All that one reading of a placement file gives.
+    """The result of reading a placement file.
 
     Parameters
     ----------
     placement
-        What the file holds.
+        Placement in the file.
     findings
-        Its warnings and notes, and the errors that leave no doubt about the placement: an engine
-        would refuse the file, and another format of it is right.
+        Warnings, notes, and those errors that leave no doubt about the placement: an engine would
+        refuse the file, but the placement is certain.
     notes
-        As ``map_notes``.
+        Notes, as ``map_notes`` returns them.
     """
 
     placement: Placement
@@ -238,7 +239,7 @@ class MapReading:
 def examine_map(
     path: str | PathLike[str], context: MapContext = NOTHING_KNOWN, *, format: str | None = None
 ) -> MapReading:
-    """As ``read_map``, with the warnings and notes that come with the placement."""
+    """Read a placement file like ``read_map``; also return warnings and notes."""
     path = _existing(path)
     chosen = _choose(path, format)
     raw = _parse(path, chosen, context)
@@ -252,7 +253,7 @@ def examine_map(
 
 
 def reading_warnings(reading: MapReading) -> list[Message]:
-    """What is doubtful about a placement that was read, one sentence or two for each kind."""
+    """Write what is doubtful about a placement that was read, once for each kind of finding."""
     return [
         finding.text
         for finding in by_kind(reading.findings)
@@ -261,9 +262,9 @@ def reading_warnings(reading: MapReading) -> list[Message]:
 
 
 def map_notes(path: str | PathLike[str], *, format: str | None = None) -> tuple[str, ...]:
-    """What a placement file says beyond the placement, and conversion to another format loses.
+    """Write what a placement file says in addition to the placement, which conversion loses.
 
-    Provenance, online re-planning, one list shared by all layers: sentences for the user.
+    The sentences are about its origin, online re-planning, or one list shared by all layers.
     """
     path = _existing(path)
     return _choose(path, format).parse(path).notes
@@ -290,17 +291,17 @@ def write_map(
     format
         Name of the format, from ``equipoise explain maps``.
     context
-        Facts of the deployment; SGLang's map needs ``num_hidden_layers``.
+        Facts of the deployment; SGLang's maps need ``num_hidden_layers``.
 
     Returns
     -------
-    What the file does not say of the placement, one sentence each.
+    Sentences on what the file does not say about the placement.
 
     Raises
     ------
     EquipoiseError
-        A wrong suffix, a path that is no place for a file, a failure to write, a context that
-        contradicts the placement, or a placement that the engine would refuse.
+        A wrong suffix, a path that cannot be written, a context that contradicts the placement, or
+        a placement that the engine would refuse.
     """
     check_map_path(Path(path), format)
     return write_as(placement, Path(path), map_format(format), context)
@@ -309,9 +310,9 @@ def write_map(
 def write_as(
     placement: Placement, path: Path, chosen: MapFormat, context: MapContext = NOTHING_KNOWN
 ) -> list[str]:
-    """As ``write_map``, in a format that is given, such as one whose writer was told more.
+    """Write a placement like ``write_map``, in a format object, whose writer may know more.
 
-    The name of the file is the caller's to check.
+    The caller must check the name of the file.
     """
     with replacing(path) as temporary:
         _write_proven(placement, path, temporary, chosen, _complete(context, placement))
@@ -321,18 +322,18 @@ def write_as(
 def write_maps(
     placements: Mapping[Path, Placement], *, format: str, context: MapContext = NOTHING_KNOWN
 ) -> list[list[str]]:
-    """Write several placements for an engine as ``write_map`` does: all files or none.
+    """Write several placements like ``write_map``: all files or none.
 
-    A folder that does not exist is made, inside one that does.
+    A missing folder is made if its parent exists.
 
     Returns
     -------
-    What each file does not say of its placement.
+    Sentences on what each file does not say about its placement.
 
     Raises
     ------
     EquipoiseError
-        As ``write_map``, for the first that fails.
+        Whatever ``write_map`` refuses, for the first that fails.
     """
     chosen = map_format(format)
     with ExitStack() as stack:
@@ -347,7 +348,7 @@ def write_maps(
 
 
 def check_map_path(path: Path, format: str) -> None:
-    """Raise ``EquipoiseError`` for an unknown format, or a file name its engine would not take."""
+    """Raise ``EquipoiseError`` for an unknown format, or a file name that its engine refuses."""
     chosen = map_format(format)
     if chosen.write is None:
         written = ", ".join(known.name for known in map_formats() if known.write is not None)
@@ -384,8 +385,8 @@ def target_of(path: Path, target: str | None = None) -> str:
 
 @contextmanager
 def _folder_of(path: Path) -> Iterator[None]:
-    """The folder of an output, made where only that is missing, and gone again on failure."""
-    folder = path.parent.resolve()  # where a link leads, if it is one
+    """Make the folder of an output if only that is missing; remove it again on failure."""
+    folder = path.parent.resolve()  # follows links
     if folder.exists() or not folder.parent.is_dir():
         yield
         return
@@ -399,7 +400,7 @@ def _folder_of(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors that do not, since several are written."""
+    """Add the file's name to errors without it, because several files are written."""
     try:
         yield
     except EquipoiseError as error:
@@ -411,7 +412,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _write_proven(
     placement: Placement, path: Path, temporary: Path, chosen: MapFormat, context: MapContext
 ) -> None:
-    """Write, check by the format's own validator, read back and compare; messages name ``path``."""
+    """Write, validate, read back and compare; messages name ``path``."""
     assert chosen.write is not None  # it has suffixes
     chosen.write(placement, temporary, context)
     raw = chosen.parse(temporary)
@@ -424,7 +425,7 @@ def _write_proven(
 
 
 def _complete(context: MapContext, placement: Placement) -> MapContext:
-    """The context with all that the placement knows; raises where the two disagree."""
+    """Complete the context with facts of the placement; raise an error where they disagree."""
     known = {
         "num_ranks": placement.num_ranks,
         "num_experts": placement.num_experts,
@@ -449,7 +450,7 @@ def _parse(path: Path, chosen: MapFormat, context: MapContext) -> RawMap:
 
 
 def _of_model(raw: RawMap, key: str | None, path: Path) -> RawMap:
-    """The map of the model asked for, where a file holds those of several."""
+    """Choose the map of a model if a file holds the maps of several."""
     if not raw.models:
         return raw
     names = list(raw.models)

@@ -1,4 +1,4 @@
-"""A map to be written with the launch flags that go with it: both or neither."""
+"""The output of a plan: a map and the launch flags for it, written together or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True)
 class WrittenMap:
-    """A map on disk, what it does not say, and how to start the engine with it.
+    """A written map, what it does not say, and how to start the engine with it.
 
     Parameters
     ----------
     files
-        Files of the launch that were written too.
+        Files of the launch that were also written.
     """
 
     path: Path
@@ -36,19 +36,19 @@ class WrittenMap:
 
 @dataclass(frozen=True, kw_only=True)
 class MapTarget:
-    """Where and how to write the map of a plan that is yet to be made.
+    """The target of a plan: where and how its map will be written.
 
     Parameters
     ----------
     format
-        Name of the map format; or ``vllm``, whose releases read none, so that the plan is kept in
-        our own format.
+        Name of the map format; or ``vllm``, whose releases read no map, so that the plan is written
+        in our own format.
     path
-        File to write.
+        Path of the file to write.
     num_hidden_layers
-        All decoder layers of the model, where the format has a row for each.
+        Number of decoder layers of the model, for formats with a row for each.
     options
-        What decides the launch flags besides the map.
+        Options that determine the launch flags in addition to the map.
     """
 
     format: str
@@ -57,15 +57,15 @@ class MapTarget:
     options: LaunchOptions = field(default_factory=LaunchOptions)
 
     def rehearse(self, problem: Problem, recording: Trace) -> None:
-        """Refuse before the search all that writing would refuse after it.
+        """Refuse before the search whatever writing would refuse after it.
 
-        Flags and a map are made for a placement of the same shape that needs no search, in a folder
-        next to the map that is gone at once.
+        Flags and a map are made for a placement of the same shape that needs no search, in a
+        temporary folder next to the map.
 
         Raises
         ------
         EquipoiseError
-            What ``launch`` and ``write_map`` refuse; a path that cannot be written.
+            Whatever ``launch`` and ``write_map`` refuse, or a path that cannot be written.
         """
         placement = self.completed(unsearched_placement(problem))
         self.flags(placement, recording)
@@ -81,12 +81,12 @@ class MapTarget:
             raise EquipoiseError(f"{self.path}: cannot be written ({error.strerror}).") from error
 
     def completed(self, placement: Placement) -> Placement:
-        """The placement with all that the engine needs and the recording does not have."""
+        """Add to the placement what the engine needs and the recording lacks."""
         return placement
 
     def flags(self, placement: Placement, recording: Trace) -> Launch | None:
-        """How to start the engine with a placement that was made from a recording."""
-        del recording  # says nothing of most engines' flags
+        """Make the launch flags for a placement that was made from a recording."""
+        del recording  # does not affect the flags of most engines
         return launch(placement, self.format, self.path.name, self.options)
 
     def write(self, plan: Plan, recording: Trace) -> WrittenMap:
@@ -95,13 +95,13 @@ class MapTarget:
         Raises
         ------
         EquipoiseError
-            What ``launch`` and ``write_map`` refuse; the plan is then kept in our own format where
-            temporary files go, and the message says where.
+            Whatever ``launch`` and ``write_map`` refuse. The plan is then saved in our own format
+            in the folder for temporary files, and the message says where.
         """
         source = recording.provenance.source
         try:
             placement = self.completed(plan.placement)
-            # Flags first: a combination the engine would ignore is refused before a file exists.
+            # Flags come first, so that a refused combination leaves no file.
             flags = self.flags(placement, recording)
             lost = self._write_map(placement, self.path, plan.planner, source)
         except EquipoiseError as error:
@@ -119,7 +119,7 @@ class MapTarget:
 
 
 def _keep(plan: Plan, source: str) -> Path:
-    """The plan in our own format, where temporary files go."""
+    """Save the plan in our own format, in the folder for temporary files."""
     path = Path(mkdtemp(prefix="equipoise-plan-")) / "plan.json"
     context = MapContext(planner=plan.planner, trace=source)
     write_map(plan.placement, path, format="equipoise", context=context)

@@ -1,4 +1,4 @@
-"""Maps of a model whose configuration is known, which says what their files leave open."""
+"""Maps of a model with a known configuration, which completes what the files do not say."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from equipoise.placement import Placement
 
 
 def examine_map_of(path: Path, context: MapContext, model: ModelConfig | None) -> MapReading:
-    """Read a map; experts and layers that neither the file nor the context says are the model's.
+    """Read a map, and take missing numbers of experts and layers from the model.
 
     Parameters
     ----------
     path
-        The map.
+        Path of the map.
     context
-        What the file does not say.
+        Facts that the file does not contain.
     model
-        The model; ``None`` if it is not known.
+        Configuration of the model; ``None`` if it is unknown.
 
     Raises
     ------
     EquipoiseError
-        What ``examine_map`` refuses; a map of other experts or layers than the model's.
+        Whatever ``examine_map`` refuses, or a map with other experts or layers than the model.
     """
     reading = examine_map(path, context)
     if model is None:
@@ -39,7 +39,7 @@ def examine_map_of(path: Path, context: MapContext, model: ModelConfig | None) -
 
 
 def _told(path: Path, context: MapContext, found: Placement, model: ModelConfig) -> MapContext:
-    """The context with what the model adds: its experts, and its layers where rows have no ids."""
+    """Complete the context with the model's experts, and its layers if rows have no numbers."""
     decoder_rows = detect_map(path).decoder_rows
     numbers = {len(model.moe_layer_ids or ()), model.num_hidden_layers if decoder_rows else 0}
     has_no_ids = found.layer_ids == tuple(range(found.num_layers)) and found.num_layers in numbers

@@ -1,7 +1,7 @@
-"""Every engine, and which modules of its folder hold what: the one list of formats and launches.
+"""The registry of engines: which modules of each folder hold formats, launches and so on.
 
-A module is imported when what it holds is asked for, so that reading a map loads no reader of
-recordings. Rules of dispatch have a registry of their own, with the other dispatchers.
+A module is imported on first use, so that reading a map loads no reader of recordings. Dispatch
+rules are in the registry of dispatchers.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One folder next to this file.
+    """An engine: one folder next to this file.
 
     Parameters
     ----------
     folder
-        Its name.
+        Name of the folder.
     maps
-        Modules with a ``FORMAT`` of placement files, or several ``FORMATS``.
+        Names of modules with a ``FORMAT`` of placement files, or several ``FORMATS``.
     traces
-        The same for recordings.
+        Names of modules with formats of recordings, in the same way.
     launch
-        Whether the module ``launch`` has a ``LAUNCHER``.
+        Flag that the module ``launch`` has a ``LAUNCHER``.
     keeps
-        Format of the file that is written where the engine itself is named as the target, since no
-        release of it reads a map.
+        Format that is written if the engine itself is the target, because no release reads a map.
     advice
-        Whether the module ``advice`` has the ``KNOWLEDGE`` of the doctor.
+        Flag that the module ``advice`` has the doctor's ``KNOWLEDGE``.
     live
-        Whether the module ``live`` has the ``LIVE`` that understands it while it serves.
+        Flag that the module ``live`` has a ``LIVE`` that interprets the serving engine.
     """
 
     folder: str
@@ -97,26 +96,26 @@ ENGINES = (
         ),
     ),
 )
-"""A new format is a module named here; so is a new engine, with its folder."""
+"""All engines. A new format is a module named here, and a new engine is a new entry."""
 
 TOKEN_TABLE = "token-table"
-"""The format of a table of tokens whose columns the user names."""
+"""Name of the format of token tables whose columns the user names."""
 
 
 @cache
 def map_formats() -> tuple[MapFormat, ...]:
-    """Every kind of placement file."""
+    """Return all formats of placement files."""
     return tuple(known for engine in ENGINES for known in _formats(engine, engine.maps))
 
 
 @cache
 def trace_formats() -> tuple[TraceFormat, ...]:
-    """Every kind of recording."""
+    """Return all formats of recordings."""
     return tuple(known for engine in ENGINES for known in _formats(engine, engine.traces))
 
 
 def map_format(name: str) -> MapFormat:
-    """The map format of that name; raises ``EquipoiseError`` listing the known ones."""
+    """Look up a map format; raise ``EquipoiseError`` with the known names otherwise."""
     for known in map_formats():
         if known.name == name:
             return known
@@ -125,27 +124,27 @@ def map_format(name: str) -> MapFormat:
 
 
 def written_as(target: str) -> str:
-    """The map format of a target: its own name, or what an engine keeps that reads no map."""
+    """Return the map format of a target, which may be an engine that reads no map."""
     keeps = {engine.folder: engine.keeps for engine in ENGINES if engine.keeps}
     return keeps.get(target, target)
 
 
 def launcher_for(target: str) -> Launcher | None:
-    """How the engine of a target is started: of a map format, or of an engine that reads no map.
+    """Return the launcher of a target's engine; the target is a map format or an engine.
 
     Raises
     ------
     EquipoiseError
-        An unknown target, with the known ones.
+        An unknown target; the message lists the known ones.
     """
     engine = _engine_of(target)
     return launcher(engine) if engine.launch else None
 
 
 def rule_of(target: str) -> str | None:
-    """Name of the dispatcher that describes how the engine of a target shares batches.
+    """Return the name of the dispatcher that describes how a target's engine shares batches.
 
-    Of several that an engine has, the first; ``None`` for formats of no engine.
+    If the engine has several, it is the first; ``None`` for formats that belong to no engine.
 
     Raises
     ------
@@ -158,7 +157,7 @@ def rule_of(target: str) -> str | None:
 
 
 def trace_format(name: str) -> TraceFormat:
-    """The recording format of that name; raises ``EquipoiseError`` listing the known ones."""
+    """Look up a recording format; raise ``EquipoiseError`` with the known names otherwise."""
     for known in trace_formats():
         if known.name == name:
             return known
@@ -167,24 +166,24 @@ def trace_format(name: str) -> TraceFormat:
 
 
 def launcher(engine: Engine) -> Launcher:
-    """How an engine with ``launch`` is started."""
+    """Return the launcher of an engine with ``launch``."""
     found: Launcher = _module(engine, "launch").LAUNCHER
     return found
 
 
 @cache
 def all_knowledge() -> tuple[Knowledge, ...]:
-    """What the doctor knows, engine by engine."""
+    """Return the doctor's knowledge of all engines."""
     return tuple(_module(engine, "advice").KNOWLEDGE for engine in ENGINES if engine.advice)
 
 
 def live(name: str) -> Live:
-    """How the engine of that name is understood while it serves.
+    """Return the interpreter of a serving engine's metrics and log.
 
     Raises
     ------
     EquipoiseError
-        An engine that is not, with those that are.
+        An engine without one; the message lists the others.
     """
     known = {engine.folder: engine for engine in ENGINES if engine.live}
     if name not in known:
@@ -196,7 +195,7 @@ def live(name: str) -> Live:
 
 
 def _engine_of(target: str) -> Engine:
-    """The engine of a map format, or the one of that name that reads no map."""
+    """Find the engine of a map format, or the engine of this name that reads no map."""
     for engine in ENGINES:
         if engine.folder == target and engine.keeps:
             return engine

@@ -1,4 +1,4 @@
-"""The public models that ship, as the what-if answers know them."""
+"""The built-in public models, for what-if answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from equipoise.simulate.what_if import ServedModel
 
 
 def served_models() -> dict[str, ServedModel]:
-    """Every model whose facts ship, by name."""
+    """Return all built-in models by name."""
     return {name: _served(name, read_model_config(name)) for name in model_names()}
 
 
 def _served(name: str, config: ModelConfig) -> ServedModel:
-    assert config.moe_layer_ids is not None  # as in all that ship
+    assert config.moe_layer_ids is not None  # true for all built-in models
     return ServedModel(
         name=name,
         shape=config.expert_shape,

@@ -1,4 +1,4 @@
-"""Settings of the controller from the options of an engine, as its manual writes them."""
+"""Settings of the controller, made from an engine's own options."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ TABLES: dict[str, OptionTable] = {
     "trtllm": trtllm.TABLE,
     "vllm": vllm.TABLE,
 }
-"""The options of every engine whose options are read."""
+"""Tables of options, for each engine whose options are read."""
 
 _RECORD_FORMAT = "ascend"  # the only engine that has an option to record
-_SHORT_INTERVAL, _SHORT_WAIT = 100, 30  # steps; as the manual of SwiftBalancer advises
+_SHORT_INTERVAL, _SHORT_WAIT = 100, 30  # steps, from the manual of SwiftBalancer
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What the options of an engine mean here.
+    """The meaning of an engine's options in this package.
 
     Parameters
     ----------
     settings
         Settings of the controller.
     placement
-        Placement of the map that they start from; ``None``: no map, or the ranks are not known.
+        Placement of the map to start from; ``None`` without a map, or if ranks are unknown.
     record_path
-        File to which every placement that is served is written; ``None``: none.
+        Path to which every served placement is written; ``None`` for none.
     advice
-        What the user should know: a sentence or two each.
+        Sentences that the user should know.
     """
 
     settings: Settings
@@ -61,14 +61,14 @@ class EngineOptions:
 
     @property
     def keep(self) -> Callable[[Placement], None] | None:
-        """Function that records a placement, as ``Balancer`` takes it; ``None``: record none."""
+        """Return a function that records a placement, for ``Balancer``, or ``None``."""
         return None if self.record_path is None else partial(_record, path=self.record_path)
 
 
 def from_options(
     engine: str, options: Mapping[str, Any], *, num_experts: int, **ours: Any
 ) -> Settings:
-    """The settings of ``read_options``, for options that are at hand; a map is not read."""
+    """Make the settings from options in memory, like ``read_options``, without reading a map."""
     return read_options(engine, options, num_experts=num_experts, **ours).settings
 
 
@@ -81,24 +81,25 @@ def read_options(
     layer_ids: tuple[int, ...] | None = None,
     **ours: Any,
 ) -> EngineOptions:
-    """What the options of an engine mean here; all: ``equipoise explain engine-options``.
+    """Read an engine's options; ``equipoise explain engine-options`` lists all of them.
 
     Parameters
     ----------
     engine
-        ``"ascend"`` (SwiftBalancer, old names and new), ``"atom"``, ``"fastdeploy"``, ``"trtllm"``
-        or ``"vllm"``.
+        Name of the engine: ``"ascend"`` (SwiftBalancer, old and new names), ``"atom"``,
+        ``"fastdeploy"``, ``"trtllm"`` or ``"vllm"``.
     source
-        Options as the engine takes them: a mapping, its text, or the path of a file with it. They
-        may be nested as they are there, in ``eplb_config`` or ``moe_config.load_balancer``.
+        Options as the engine takes them: a mapping, its text, or the path of a file. They may be
+        nested as in the engine, in ``eplb_config`` or ``moe_config.load_balancer``.
     num_experts
-        ``E``, where an engine counts slots; ``None``: not known.
+        Number of experts ``E``, for engines that count slots; ``None`` if unknown.
     num_ranks
-        ``R``: redundancy is checked against it and a map is read; ``None``: neither.
+        Number of ranks ``R``, needed to check the redundancy and to read a map; ``None`` for
+        neither.
     layer_ids
-        The model's numbers of its MoE layers, for the map.
+        Layer numbers of the model's MoE layers, for the map.
     ours
-        Settings that the engine has no word for.
+        Settings that the engine has no option for.
 
     Raises
     ------
@@ -134,7 +135,7 @@ def read_options(
 def _found(
     table: OptionTable, given: list[tuple[str, Any]], facts: Facts, ours: Mapping[str, Any]
 ) -> tuple[Found, dict[str, str]]:
-    """What the options set, and the name of the one that has set it."""
+    """Return the settings that the options set, and the option behind each."""
     unknown = set(ours) - set(Settings.__dataclass_fields__)
     if unknown:
         raise EquipoiseError(f"There is no setting {_names(unknown)}.")
@@ -152,7 +153,7 @@ def _found(
 
 
 def _read(table: OptionTable, name: str, value: Any, facts: Facts) -> Found:
-    """What one option sets."""
+    """Read what one option sets."""
     option = table.options[name]
     if not option.sets:
         if not any(type(value) is type(same) and value == same for same in option.harmless):
@@ -168,7 +169,7 @@ def _read(table: OptionTable, name: str, value: Any, facts: Facts) -> Found:
 
 @contextmanager
 def _in_words_of(table: OptionTable, by: Mapping[str, str]) -> Iterator[None]:
-    """Have errors name the options, the given ones and the present names of all others."""
+    """Let errors name the engine's options: the given ones, and current names for others."""
     names = dict(by)
     for name, option in table.options.items():
         for setting in option.sets:
@@ -180,7 +181,7 @@ def _in_words_of(table: OptionTable, by: Mapping[str, str]) -> Iterator[None]:
 
 
 def _checked_record(path: Path | None, by: Mapping[str, str]) -> Path | None:
-    """The path, if a map can be written there."""
+    """Return the path if a map can be written there."""
     if path is not None:
         with _said_of(by[RECORD_PATH]):
             check_map_path(path, _RECORD_FORMAT)
@@ -195,7 +196,7 @@ def _start(
     num_ranks: int | None,
     layer_ids: tuple[int, ...] | None,
 ) -> tuple[Placement | None, list[str]]:
-    """The placement of the map, if there is one, and what is doubtful about it.
+    """Read the placement of the map, if there is one, and what is doubtful about it.
 
     Without a map the redundancy is checked against the ranks.
     """
@@ -220,7 +221,7 @@ def _start(
 
 @contextmanager
 def _said_of(option: str | None) -> Iterator[None]:
-    """Have errors begin with the option that they are about, if one was given."""
+    """Let errors begin with the option that they are about, if one was given."""
     try:
         yield
     except EquipoiseError as error:
@@ -230,7 +231,7 @@ def _said_of(option: str | None) -> Iterator[None]:
 def _advice(
     table: OptionTable, given: list[tuple[str, Any]], settings: Settings, by: Mapping[str, str]
 ) -> Iterator[str]:
-    """What to say of options that were given, and of their values."""
+    """Yield advice on the given options and their values."""
     for name, _ in given:
         if table.options[name].advice:
             yield f"{name}: {table.options[name].advice}."

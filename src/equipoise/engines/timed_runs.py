@@ -1,4 +1,4 @@
-"""Timed runs from folders: what was routed, how long each step took, and the map in force."""
+"""Timed runs in folders: the routing, the time of each step, and the map in force."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from equipoise.simulate.tables import read_step_seconds
 from equipoise.topology import Topology
 
 STEP_SECONDS = "step_seconds.csv"
-"""A column ``seconds``, a row for each recorded step."""
+"""Name of the file with a column ``seconds`` and a row for each recorded step."""
 
 _MAP = "map.json"
 
 
 def is_timed_run(folder: Path) -> bool:
-    """Whether a folder holds the times of a run's steps."""
+    """Tell whether a folder holds the times of a run's steps."""
     return (folder / STEP_SECONDS).is_file()
 
 
 def read_timed_run(folder: Path, topology: Topology, dispatch: str = "even") -> Run:
-    """The run of a folder.
+    """Read the run in a folder.
 
     Parameters
     ----------
     folder
-        ``step_seconds.csv``, one recording named ``trace`` with any ending, and ``map.json`` if
-        experts were not in order without copies.
+        Folder with ``step_seconds.csv``, one recording named ``trace`` with any suffix, and
+        ``map.json`` unless experts were in order without copies.
     dispatch
-        Dispatcher that shared batches over the copies, by name.
+        Name of the dispatcher that shared batches over the copies.
 
     Raises
     ------
     FormatError
-        What is missing from the folder or wrong with a file.
+        A missing or damaged file.
     """
     recordings = sorted(folder.glob("trace*"))
     if len(recordings) != 1:

@@ -1,4 +1,4 @@
-"""Reading and writing recordings of any format we know."""
+"""Reading and writing recordings of all known formats."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from equipoise.trace import Trace
 
 
 def detect_trace(path: Path, *, columns_named: bool = False) -> TraceFormat:
-    """The format of a recording, decided by its content.
+    """Detect the format of a recording by its content.
 
     Parameters
     ----------
     columns_named
-        The user named the columns of a table of tokens, which such a file is then.
+        Flag that the user named columns, so that the file is a token table.
 
     Raises
     ------
     FormatError
-        Nothing that can be read, no format that fits, or several that do.
+        A path that cannot be read, or a file that fits several formats or none.
     """
     check_readable(path)
     if columns_named:
@@ -47,7 +47,7 @@ def detect_trace(path: Path, *, columns_named: bool = False) -> TraceFormat:
 
 
 def _unknown(path: Path) -> str:
-    """What to say of a file that no reader knows."""
+    """Describe a file that no reader knows."""
     maps = [known.name for known in map_formats() if path.is_file() and known.matches(path)]
     if maps:
         return f"{path} is a map ({' or '.join(maps)}), not a recording."
@@ -60,7 +60,7 @@ def _unknown(path: Path) -> str:
 
 
 def _content(path: Path) -> str:
-    """What a torch archive holds, or why it is not read."""
+    """Describe the content of a torch archive, or say why it is not read."""
     try:
         root = torch_archive.outline(path) if _begins_as_zip(path) else None
     except FormatError as error:
@@ -91,23 +91,26 @@ def read_trace(
     format: str | None = None,
     progress: Progress = no_progress,
 ) -> Trace:
-    """Read a recording and check that it can be routing; ``trace.provenance`` says what was found.
+    """Read a recording, and check that it can be MoE routing.
+
+    The notes in ``trace.provenance`` say what the reader found.
 
     Parameters
     ----------
     path
-        A file or directory an engine, or this package, wrote.
+        Path of a file or folder that an engine, or this package, wrote.
     options
-        What the recording leaves unsaid; one that its format does not use is refused.
+        Facts that the recording does not contain. An option that its format does not use is
+        refused.
     format
-        A name in ``equipoise explain traces``; detected from the content if ``None``.
+        Name of the format, from ``equipoise explain traces``; detected by content if ``None``.
     progress
-        Called with (done, total) while a long file is read.
+        Function that is called with (done, total) while a long file is read.
 
     Raises
     ------
     FormatError
-        What is wrong with which file, and what to do.
+        A file that cannot be read; the message names it and says what to do.
     """
     path, options = Path(path), options or TraceOptions()
     named = options.columns is not None
@@ -124,16 +127,25 @@ def read_trace(
 
 
 def write_trace(trace: Trace, path: str | Path, *, format: str = "equipoise") -> list[str]:
-    """Write a recording, whole or not at all.
+    """Write a recording, completely or not at all.
+
+    Parameters
+    ----------
+    trace
+        Trace to write.
+    path
+        Path of the file or folder.
+    format
+        Name of the format, from ``equipoise explain traces``.
 
     Returns
     -------
-    What the format cannot say of this trace, one sentence each.
+    Sentences on what the format cannot express of this trace.
 
     Raises
     ------
     EquipoiseError
-        A format that only its engine writes.
+        A format that only its engine writes, or a path that cannot be written.
     """
     chosen = trace_format(format)
     if chosen.write is None:

@@ -15,23 +15,23 @@ from equipoise.report.measured import Layout, aligned, rank_loads, unbalanced
 from equipoise.report.monitor.look import Loads, Look, Source, look_at_loads
 from equipoise.trace import Trace
 
-_MOST_STEPS = 1024  # of an old recording, its last
+_MOST_STEPS = 1024  # number of last steps that are read of an old recording
 
 
 def watch(path: Path, *, num_ranks: int | None, placement: Placement | None) -> Source:
-    """Follow a file or a folder of any format that we read.
+    """Follow a file or folder of any format that can be read.
 
     Parameters
     ----------
     num_ranks
-        Ranks of the running system; experts are then in order on them unless there is a placement.
+        Number of ranks of the running system; without a placement, experts are in order on them.
     placement
         Map that the system serves.
 
     Raises
     ------
     EquipoiseError
-        Nothing that can be read, or a placement of a format whose records have their own.
+        A path that cannot be read, or a placement for a format whose records have their own.
     """
     known = detect_trace(path)
     if known.watch is None:
@@ -44,12 +44,12 @@ def watch(path: Path, *, num_ranks: int | None, placement: Placement | None) -> 
 
 
 class Recording:
-    """A recording that is read again, as a whole, whenever its files have changed.
+    """A source: a recording that is read again as a whole when its files have changed.
 
     Parameters
     ----------
     path, num_ranks, placement
-        As ``watch`` takes them.
+        Parameters of ``watch``.
     clock
         Function that returns the time in seconds since 1970.
     """
@@ -69,11 +69,15 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """The file or folder."""
+        """Path of the file or folder."""
         return self._path.name
 
+    @property
+    def look_url(self) -> None:
+        """No address: a recording grows when its writer decides."""
+
     def look(self) -> list[Look]:
-        """The steps that have been added."""
+        """Return a look for each added step."""
         with naming(self._path):
             files = self._present()
         if files == self._files:
@@ -81,14 +85,14 @@ class Recording:
         trace = read_trace(self._path)
         layout = self._layout(trace)
         self._files = files
-        if trace.num_steps < self._seen:  # another recording has its name
+        if trace.num_steps < self._seen:  # the path now holds another recording
             self._seen = 0
         first = max(self._seen, trace.num_steps - _MOST_STEPS)
         self._seen = trace.num_steps
         return [self._look(trace, step, layout) for step in range(first, trace.num_steps)]
 
     def _present(self) -> list[tuple[str, int, int]]:
-        """Name, size and time of the files."""
+        """Return name, size and time of the files."""
         files = sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
         found = [(file, file.stat()) for file in files]
         return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found]

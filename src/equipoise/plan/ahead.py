@@ -1,25 +1,27 @@
-"""Re-planning for the loads to come: forecast them, adapt the copies, then search around that.
+"""Re-planning for the loads to come: forecast them, adapt the copies, then exchange experts.
 
 The copies are adapted first, to those that ``Greedy`` would make, for two reasons. A search that
 starts from the slots in force tends to keep their copies, because changing a copy pays only after
 other experts have moved too. And of the placements that balance one window equally well, those with
 more copies of the hottest experts do better on the next window: the loads of hot experts change
 most, and copies spread that change over ranks.
+
+Then the busiest rank exchanges an expert with another rank, again and again. Annealing is no better
+here, and a hundred times slower: what is left to do is a few exchanges on a few ranks, which random
+proposals take long to hit, and the next loads differ from the forecast by more than it could gain.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, as_ids, as_loads, check_number
-from equipoise.dispatch import Dispatcher
+from equipoise.checks import as_array, as_ids, as_loads, check_number, check_whole
 from equipoise.errors import EquipoiseError
-from equipoise.migration import keep_slots, ordinal_on_rank
+from equipoise.migration import keep_slots, ordinal_on_rank, with_slots
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
 from equipoise.plan.replan import Answer, Outcome, Situation, replan
@@ -27,36 +29,28 @@ from equipoise.plan.replan import Answer, Outcome, Situation, replan
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_PROPOSALS = 1 << 14  # about half a second for a large model
+_LEAST_GAIN = 5e-4  # mean rank loads that a move has to gain, as ``Repair`` has it
 
 _KEPT = (1.0, 0.9, 0.8, 0.65, 0.5)
 """Smoothing factors that a forecast chooses from: a window's weight over the next one's."""
 
 
 def plan_ahead(
-    situation: Situation,
-    *,
-    dispatch: str | Dispatcher = "even",
-    least_gain: float = 0.0,
-    proposals: int = _PROPOSALS,
-    seed: int = 0,
-    num_threads: int | None = None,
+    situation: Situation, *, least_gain: float = 0.0, num_threads: int | None = None
 ) -> Answer:
-    """Find new slots for the expected loads, a few moves away from the slots in force.
+    """Find new slots for the expected loads under an even split, a few moves from those in force.
 
-    This is ``replan`` for forecast loads. It is plain ``replan`` where nothing is in force, experts
-    are missing, or ranks have come or gone.
+    It is plain ``replan`` where nothing is in force, experts are missing, or ranks have come or
+    gone. Otherwise it takes milliseconds, and answers the same on every machine.
 
     Parameters
     ----------
     situation
         Loads, slots and limits as an engine knows them; windows ``(T, L, E)`` in order of time.
-    dispatch
-        Dispatcher that will run, as for ``Repair``.
     least_gain
         Smallest drop of the layers' mean peak, in mean rank loads, for which anything moves.
-    proposals, seed, num_threads
-        Parameters of ``replan``.
+    num_threads
+        Parameter of ``replan``.
 
     Raises
     ------
@@ -64,22 +58,17 @@ def plan_ahead(
         Whatever ``replan`` refuses.
     """
     check_number("least_gain", least_gain, low=0, high=np.inf)
-    search = partial(
-        replan, dispatch=dispatch, proposals=proposals, seed=seed, num_threads=num_threads
-    )
     expected = forecast(situation.load)
     situation = replace(situation, load=expected)
     old = _complete(situation, expected)
     if old is None or not expected.any():
-        return search(situation)
-    if situation.max_moves == 0:
-        return _worth_it(old, old, expected, dispatch, least_gain)
-    most = situation.max_moves
-    start = with_copies_by_load(old, expected, most_moves=None if most is None else most // 2)
-    left = None if most is None else most - int((start.slots != old.slots).sum())
-    found = search(replace(situation, slots=start.slots, max_moves=left))
-    new = keep_slots(old, _placement(found.slots, situation, expected))
-    return _worth_it(old, new, expected, dispatch, least_gain)
+        return replan(situation, num_threads=num_threads)
+    most = old.slots.size
+    if situation.max_moves is not None:
+        most = check_whole("max_moves", situation.max_moves)
+    copied = with_copies_by_load(old, expected, most_moves=most // 2)
+    new = _with_exchanges(copied, old, expected, most)
+    return _worth_it(old, new, expected, least_gain)
 
 
 def forecast(loads: ArrayLike) -> Floats:
@@ -192,6 +181,27 @@ def _give_copies(row_RC: Ints, load: Floats, wanted: Ints, left: int) -> int:
     return moves
 
 
+def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves: int) -> Placement:
+    """The placement with experts exchanged between ranks, as few moves from the old one as can be.
+
+    Parameters
+    ----------
+    copied
+        Placement to start from, with the copies that are wanted.
+    most_moves
+        Slots that may differ from the old placement, all layers together.
+    """
+    from equipoise.plan.search import _exchange_kernels as kernels  # numba takes long to import
+
+    total = load.sum(axis=1, keepdims=True)
+    mean = np.where(total > 0, total / old.num_ranks, 1)
+    share = load / copied.copies_on_rank.sum(axis=1) / mean
+    by_rank = copied.by_rank.copy()
+    left = most_moves - int((copied.slots != old.slots).sum())
+    kernels.exchange_experts(by_rank, old.copies_on_rank > 0, share, _LEAST_GAIN, left)
+    return keep_slots(old, with_slots(old, by_rank.reshape(old.slots.shape)))
+
+
 def _complete(situation: Situation, load: Floats) -> Placement | None:
     """Return the slots in force if they are complete and all ranks serve, else ``None``."""
     if situation.slots is None or not _all_serve(situation):
@@ -216,14 +226,9 @@ def _placement(slots: Ints, situation: Situation, load: Floats) -> Placement:
     return placement
 
 
-def _worth_it(
-    old: Placement, new: Placement, load: Floats, dispatch: str | Dispatcher, least_gain: float
-) -> Answer:
+def _worth_it(old: Placement, new: Placement, load: Floats, least_gain: float) -> Answer:
     moves = int((new.slots != old.slots).sum())
-    before, after = (
-        evaluate(placement, load[None], dispatch=dispatch).mean_imbalance
-        for placement in (old, new)
-    )
+    before, after = (evaluate(placement, load[None]).mean_imbalance for placement in (old, new))
     peaks = f"the mean peak goes from {before:.3f} to {after:.3f} mean rank loads."
     if moves and before - after <= least_gain:
         return Answer(

@@ -73,7 +73,7 @@ class Situation:
 
 
 class Outcome(Enum):
-    """What happened to the slots in force."""
+    """The outcome for the slots in force."""
 
     KEPT = "kept"
     REPAIRED = "repaired"

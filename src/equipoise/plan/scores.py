@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,54 @@ LAYOUTS = {"plain": "no balancing", "current": "map in force", "plan": "this pla
 _THAN = {"plain": "without balancing", "current": "on the map in force"}
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WholeSteps:
+    """Whole steps before and after a change, and the experts' part of them.
+
+    Parameters
+    ----------
+    before, after
+        Seconds of each step, and its part that the slowest ranks' experts take, ``(2, T)``.
+    counts
+        Parts of a step that are included, as the end of a sentence.
+    """
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    counts: str
+
+    @cached_property
+    def compared(self) -> Comparison:
+        """Compare the mean steps, and estimate the noise of the difference."""
+        return compare(*(_of_one_layer(steps[0]) for steps in (self.before, self.after)))
+
+    def text(self, than: str) -> str:
+        """Describe both in a sentence; its first words, which name the steps, are the caller's."""
+        x = self.compared
+        (before, experts_before), (after, experts_after) = (
+            [f"{1e3 * seconds:.3f}" for seconds in steps.mean(axis=1).tolist()]
+            for steps in (self.before, self.after)
+        )
+        return (
+            f"a step takes {after} ms in place of {before} {than}, {abs(x.gain):.1%} "
+            f"{'longer' if x.gain < 0 else 'shorter'}{_by_chance(x)}, {self.counts}; the slowest "
+            f"ranks' experts take {experts_after} ms of it in place of {experts_before}."
+        )
+
+
+def _of_one_layer(seconds: NDArray[np.float64]) -> Evaluation:
+    """Shape steps as ``compare`` takes them."""
+    peak = seconds[:, None]
+    return Evaluation(peak=peak, mean=np.ones_like(peak), dispatch="")
+
+
+def _by_chance(compared: Comparison) -> str:
+    """Describe the noise of a gain in brackets; nothing if it is unknown."""
+    if compared.noise is None or compared.before <= 0:
+        return ""
+    return f" (\N{PLUS-MINUS SIGN} {compared.noise / compared.before:.1%} by chance)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Imbalance without balancing, on the map in force and with the plan, by one dispatcher.
@@ -43,6 +92,8 @@ class Scores:
     chance_held
         Noise floor of the unseen steps: the imbalance that a fair router would show. ``None`` for
         times, or for unequal ranks.
+    whole
+        Whole steps before and after; ``None`` if they were not timed.
     """
 
     dispatcher: Dispatcher
@@ -51,6 +102,7 @@ class Scores:
     seen: Mapping[str, Evaluation]
     unseen: Mapping[str, Evaluation]
     chance_held: float | None
+    whole: WholeSteps | None = None
 
     def __repr__(self) -> str:
         unseen = 0 if self.held is None else len(self.held)
@@ -83,6 +135,7 @@ class Scores:
             unseen=bool(self.unseen),
             in_seconds=self.of_times,
             dispatch=self.dispatcher.name,
+            whole=self.whole,
         )
 
 
@@ -102,6 +155,8 @@ class Verdict:
         Flag that the figures are seconds, not assignments.
     dispatch
         Name of the dispatcher of both.
+    whole
+        Whole steps of both, which then decide; ``None`` if the slowest or busiest rank decides.
     """
 
     compared: Comparison
@@ -109,11 +164,18 @@ class Verdict:
     unseen: bool
     in_seconds: bool
     dispatch: str
+    whole: WholeSteps | None = None
 
     def __repr__(self) -> str:
         answer = "gain" if self.is_gain else "no sure gain"
         steps = f"{self.compared.num_steps} {'unseen' if self.unseen else 'seen'} steps"
-        return f"Verdict({answer}: {self.compared.gain:.1%} of the peak on {steps})"
+        what = "the peak" if self.whole is None else "a step"
+        return f"Verdict({answer}: {self.decisive.gain:.1%} of {what} on {steps})"
+
+    @property
+    def decisive(self) -> Comparison:
+        """Return the comparison that decides: whole steps if they were timed."""
+        return self.compared if self.whole is None else self.whole.compared
 
     @property
     def is_gain(self) -> bool:
@@ -121,9 +183,9 @@ class Verdict:
 
         With at most one unseen step, chance cannot be estimated; then any lower peak is a gain.
         """
-        if self.unseen and self.compared.noise is not None:
-            return self.compared.is_sure
-        return self.compared.gain > 0
+        if self.unseen and self.decisive.noise is not None:
+            return self.decisive.is_sure
+        return self.decisive.gain > 0
 
     @property
     def text(self) -> str:
@@ -138,19 +200,19 @@ class Verdict:
     def _answer(self) -> str:
         if self.is_gain:
             return ""
-        chance = (self.compared.noise or 0.0) if self.unseen else 0.0
-        is_loss = self.compared.after - self.compared.before > chance
+        chance = (self.decisive.noise or 0.0) if self.unseen else 0.0
+        is_loss = self.decisive.after - self.decisive.before > chance
         return "Leave it as it is. " if is_loss else "Leave it as it is: no measurable gain. "
 
     @property
     def _figures(self) -> str:
         x, kind = self.compared, "unseen" if self.unseen else "planned"
         steps = f"{x.num_steps} {kind} step{'s' if x.num_steps > 1 else ''}"
+        if self.whole is not None:
+            return f"On {steps}, {self.dispatch} split, {self.whole.text(_THAN[self.against])}"
         does = "slowest rank takes" if self.in_seconds else "busiest rank carries"
         scale, unit = (1e6, "us") if self.in_seconds else (1.0, "assignments")
-        chance = ""
-        if self.unseen and x.noise is not None and x.before > 0:
-            chance = f" (\N{PLUS-MINUS SIGN} {x.noise / x.before:.1%} by chance)"
+        chance = _by_chance(x) if self.unseen else ""
         after, before = (f"{peak * scale:,.1f}" for peak in (x.after, x.before))
         return (
             f"On {steps} the {does} {abs(x.gain):.1%} {'more' if x.gain < 0 else 'less'} than "

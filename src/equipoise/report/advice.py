@@ -12,6 +12,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.result import Planner
+from equipoise.report.spent import spent
 from equipoise.simulate.expert_time import UncertainCost
 from equipoise.simulate.forecast import Verdict, forecast
 from equipoise.topology import Topology
@@ -30,11 +31,14 @@ class Advice:
     ----------
     verdicts
         Verdict for each published cost of this number of ranks, by name.
+    spent
+        Sentences on the parts of an unseen step, by the same names; see ``report.spent``.
     basis
         Sentence on what the verdicts are based on.
     """
 
     verdicts: dict[str, Verdict]
+    spent: dict[str, list[str]]
     basis: str
 
 
@@ -62,22 +66,26 @@ def advise(
             f"no published constants are for {num_ranks} ranks; equipoise forecast takes "
             "--hardware or --rank-cost"
         )
-        return Advice(verdicts={}, basis=f"No forecast: {said}.")
+        return Advice(verdicts={}, spent={}, basis=f"No forecast: {said}.")
     part = _some(trace)
-    verdicts = {}
+    verdicts, sentences = {}, {}
     for done, name in enumerate(names):
         if progress is not None:
             progress(done, len(names))
-        verdicts[name] = _verdict(part, num_ranks, name, current)
+        verdicts[name], sentences[name] = _answer(part, num_ranks, name, current)
     which = "all of it" if part is trace else f"{part.num_layers} layers and {part.num_steps} steps"
     return Advice(
         verdicts=verdicts,
+        spent=sentences,
         basis=f"Forecast by the planner greedy on {which}, even and min-max split, expert "
         "computation alone; equipoise forecast says more.",
     )
 
 
-def _verdict(trace: Trace, num_ranks: int, cost: str, current: Placement | None) -> Verdict:
+def _answer(
+    trace: Trace, num_ranks: int, cost: str, current: Placement | None
+) -> tuple[Verdict, list[str]]:
+    """Return the verdict and the sentences on the parts of a step."""
     if current is not None:
         is_same = current.layer_ids == trace.layer_ids
         current = current if is_same and current.num_experts == trace.num_experts else None
@@ -90,8 +98,8 @@ def _verdict(trace: Trace, num_ranks: int, cost: str, current: Placement | None)
             current=current,
         )
     except EquipoiseError as error:  # too few steps, or no load
-        return Verdict(kind="insufficient evidence", why=str(error))
-    return answer.verdict
+        return Verdict(kind="insufficient evidence", why=str(error)), []
+    return answer.verdict, spent(answer)
 
 
 def _quickest(dispatch: str) -> Planner:

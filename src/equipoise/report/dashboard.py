@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 from equipoise.errors import EquipoiseError
 from equipoise.json_text import parse_json
-from equipoise.report.running import RunningGroup
+from equipoise.report.monitor.look import Source
+from equipoise.report.monitor.monitor import Monitor
 from equipoise.simulate.what_if import Question, WhatIf
 
 LOOPBACK = "127.0.0.1"
@@ -42,6 +43,7 @@ _HEADERS = {
 }
 _FILES = {
     "/": ("dashboard.html", "text/html; charset=utf-8"),
+    "/palette.css": ("palette.css", "text/css; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
     "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
     "/dashboard-charts.js": ("dashboard-charts.js", "text/javascript; charset=utf-8"),
@@ -70,12 +72,14 @@ class Dashboard:
     what_if
         Service that answers what-if questions.
     group
-        Running group to show; ``None`` for no live view.
+        Running group to show, followed as ``equipoise monitor`` follows it; ``None`` for no live
+        view.
     """
 
-    def __init__(self, what_if: WhatIf, group: RunningGroup | None = None) -> None:
+    def __init__(self, what_if: WhatIf, group: Source | None = None) -> None:
         self._what_if, self._group = what_if, group
-        self._one_at_a_time = threading.Lock()
+        self._monitor = Monitor("" if group is None else group.name)
+        self._one_at_a_time, self._one_look = threading.Lock(), threading.Lock()
         self._routes = {
             "/api/choices": _Route("GET", lambda _: _json(self._choices())),
             "/api/what-if": _Route("POST", self._answer),
@@ -106,7 +110,7 @@ class Dashboard:
             return _refuse(HTTPStatus.BAD_REQUEST, str(error))
 
     def _choices(self) -> dict[str, Any]:
-        address = None if self._group is None else self._group.url
+        address = None if self._group is None else self._group.name
         return {**self._what_if.choices, "metrics": address, "defaults": asdict(Question())}
 
     def _answer(self, body: bytes) -> Reply:
@@ -120,10 +124,12 @@ class Dashboard:
             return _refuse(
                 HTTPStatus.NOT_FOUND, "No group is watched; start the dashboard with --metrics."
             )
-        try:
-            return _json(asdict(self._group.look()))
-        except EquipoiseError as error:  # the group cannot be read; this server has not failed
-            return _json({"error": str(error)})
+        with self._one_look:
+            try:
+                self._monitor.take(self._group.look())
+            except EquipoiseError as error:  # the group cannot be read; this server has not failed
+                return _json({"error": str(error)})
+            return _json(self._monitor.as_dict())
 
 
 class DashboardServer(ThreadingHTTPServer):

@@ -255,7 +255,7 @@ class View:
 
     @property
     def _waiting(self) -> list[tuple[str, int]]:
-        """What processes do before they serve, and how many have done each of it."""
+        """Stages of processes before they serve, with how many have reached each."""
         stages = list(Arrival)
         reached = [stages.index(arrival) for arrival in self._arrivals.values()]
         return [(s.value, sum(at >= n for at in reached)) for n, s in enumerate(stages)]

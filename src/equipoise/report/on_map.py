@@ -9,7 +9,7 @@ from pathlib import Path
 
 from equipoise.placement import Placement
 from equipoise.report.summary import TraceSummary, summarise
-from equipoise.trace import Trace
+from equipoise.trace import MEMORY, Trace
 
 _ORIGIN = "trace: "  # before the recording that a map of our format names
 
@@ -47,7 +47,7 @@ def what_it_proves(trace: Trace, map_notes: Sequence[str]) -> str:
 
 def _is_source_of(trace: Trace, origin: str) -> bool:
     source = trace.provenance.source
-    if trace.provenance.format == "array":  # a trace from memory has no name of its own
+    if source == MEMORY:  # a trace from memory has no name of its own
         return False
     with suppress(OSError, ValueError):  # the name may be that of a missing file, or of no file
         return origin == source or Path(origin).samefile(source)

@@ -102,7 +102,7 @@ def _about(topic: str, known: dict[str, Page]) -> list[str]:
 
 
 def _folder() -> Path:
-    """Where the pages are: in the package, or next to it in a checkout."""
+    """Return the folder of the pages: in the package, or next to it in a checkout."""
     for folder in (_PACKAGE / "docs", _PACKAGE.parents[1] / "docs"):
         if (folder / "tutorial").is_dir():
             return folder

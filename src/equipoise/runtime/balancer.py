@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import torch
@@ -82,6 +83,9 @@ class Balancer:
         failed and left the old one unusable. ``Membership.renew_spare`` also ends the wait of a
         thread in the old one, which gloo alone never does. ``None``: make a plain new process
         group, which all processes have to do together.
+    asked
+        Event that is set, on rank 0, when somebody wants the loads to be looked at before that is
+        due; ``None``: nobody can. Ranks then hear of each other more often.
 
     Raises
     ------
@@ -103,6 +107,7 @@ class Balancer:
         keep: Callable[[Placement], None] | None = None,
         bytes_per_second: float | None = None,
         renew_spare: Callable[[], dist.ProcessGroup] | None = None,
+        asked: Event | None = None,
     ) -> None:
         _check(model, settings, topology, spare, bytes_per_second)
         self._group, self._spare = model.group, spare
@@ -111,6 +116,7 @@ class Balancer:
         self._renew_spare = renew_spare or self._another_spare
         self._metrics = metrics or Metrics()
         self._metrics.take_settings(settings)
+        self._asked = asked
         self._alarms = alarms or Alarms()
         self._watchdog = Watchdog(settings, self._alarms)
         self._kept: Placement | None = None
@@ -130,7 +136,11 @@ class Balancer:
         self._controller: Controller | None = None
         if dist.get_rank(self._group) == 0:
             self._controller = Controller(
-                model.placement, settings, expert_bytes=self._expert_bytes, rehearse=True
+                model.placement,
+                settings,
+                expert_bytes=self._expert_bytes,
+                rehearse=True,
+                on_demand=asked is not None,
             )
             dispatch = model.layers[0].assignment.dispatcher
             advisor = advisor or plain_advisor(
@@ -179,6 +189,9 @@ class Balancer:
         """The next order, on rank 0."""
         if self._controller is None:
             return None
+        if self._asked is not None and self._asked.is_set():
+            self._asked.clear()
+            self._controller.ask()
         answer = self._report.answer
         if answer is None and not self._quiet:
             answer = self._answer(self._controller)

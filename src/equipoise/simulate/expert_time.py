@@ -23,7 +23,10 @@ Floats = NDArray[np.float64]
 COST_ERROR = 0.15
 """Relative error of published constants on other machines; see ``equipoise explain costs``."""
 
-_BLOCK_CELLS = 1 << 20  # slot loads in memory at a time
+EXPERTS_ALONE = "expert computation alone"
+"""The part of a step that a cost of ranks counts, in words."""
+
+_BLOCK_CELLS = 1 << 20  # slot loads held at a time
 
 
 class ComputeModel(Protocol):
@@ -52,15 +55,10 @@ class ComputeModel(Protocol):
         """Compute the time of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         ...
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts | None:
-        """Divide the time of steps into parts; ``None`` if the model includes only the experts.
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts | None:
+        """Divide the time of steps into parts, from the load of each slot, ``(T, L, S)``.
 
-        Parameters
-        ----------
-        slot_load
-            Load of each slot, ``(T, L, S)``.
-        fair_load
-            Load of each slot with a fair router, ``(T, L, S)``.
+        All waiting is skew; ``split_steps`` divides it further. ``None`` if parts are unknown.
         """
         ...
 
@@ -102,16 +100,18 @@ class UncertainCost:
 
     @property
     def counts(self) -> str:
-        """Text that only the experts are included."""
-        return "expert computation alone"
+        """The experts, and nothing else."""
+        return EXPERTS_ALONE
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
         """Add up the layers, each of which waits for its slowest rank."""
         return slowest_seconds(self.planning_cost, slot_load, topology)
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
-        """Return ``None``, because the model includes only the experts."""
-        del slot_load, fair_load, topology
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts:
+        """Divide the time into the mean rank's experts and the wait for the slowest, all skew."""
+        ranks = self.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
+        slowest, mean = ranks.max(axis=-1), ranks.mean(axis=-1)
+        return StepParts.of_experts(slowest.sum(axis=-1), mean.sum(axis=-1))
 
     def draws(self, number: int, seed: int) -> Sequence[UncertainCost]:
         """Draw constants, each lognormal around the given one."""

@@ -26,6 +26,7 @@ from equipoise.plan.weigh.budget import LEAST_GAIN, LEAST_WINDOWS
 from equipoise.plan.weigh.gate import Decision, Gate
 from equipoise.simulate.expert_time import ComputeModel, Layout
 from equipoise.simulate.fair import fair_steps
+from equipoise.simulate.familiar import familiar_steps
 from equipoise.simulate.gain import (
     CONFIDENCE,
     chances_above,
@@ -33,9 +34,11 @@ from equipoise.simulate.gain import (
     gain_interval,
     planning_spread,
 )
+from equipoise.simulate.kinds import kind_names, loaded_steps, step_kinds
 from equipoise.simulate.lasting import lasting_steps
 from equipoise.simulate.online_trial import InTime, Online
 from equipoise.simulate.prior import ASSUMED, is_assumed
+from equipoise.simulate.step import split_steps
 from equipoise.simulate.trial import (
     Bench,
     Plans,
@@ -44,7 +47,6 @@ from equipoise.simulate.trial import (
     judge_of,
     robust_for,
     some_steps,
-    step_kinds,
     step_loads,
 )
 from equipoise.topology import Topology
@@ -205,9 +207,10 @@ class Forecast:
         Share of a step's time that a change must save to be worth it.
     today
         Idle shares of the current layout, for each phase if the steps have phases.
-    parts
-        Seconds of a mean unseen step with the current layout, by part; ``None`` if only the experts
-        are included.
+    parts, planned_parts
+        Seconds of a mean unseen step by part, with the current layout and with the plan of the best
+        option, kept; ``None`` if the model does not divide steps. Drift is the wait beyond that in
+        steps with the loads of those planned on.
     options
         Options that were tried: plans that stay, then each with our controller if asked for.
     in_time
@@ -228,6 +231,7 @@ class Forecast:
     least_gain: float
     today: tuple[Idle, ...]
     parts: Mapping[str, float] | None
+    planned_parts: Mapping[str, float] | None
     options: tuple[Option, ...]
     in_time: InTime | None
     assumed: bool
@@ -427,6 +431,11 @@ def forecast(
         )
         options += _online_options(in_time, terms, options, old, judges, plain)
     best = best_option(options, least_gain)
+    now = old[next(iter(judges))]
+    planned = Layout(placement=best.placement, dispatch=judges[best.dispatch])
+    now_parts, planned_parts = _spent(
+        (now, planned), fit, held, unseen, topology, model, trace.top_k, step_assignments, seed
+    )
     return Forecast(
         model=model.name,
         planned_steps=fit.num_steps,
@@ -435,8 +444,9 @@ def forecast(
         counts=model.counts,
         other_seconds=other_seconds,
         least_gain=least_gain,
-        today=_today(trace, old[next(iter(judges))], topology, model, step_assignments, seed),
-        parts=_parts_of(unseen, old[next(iter(judges))], topology, model, trace.top_k, seed),
+        today=_today(trace, now, topology, model, step_assignments, seed),
+        parts=now_parts,
+        planned_parts=planned_parts,
         options=options,
         in_time=in_time,
         assumed=is_assumed(trace),
@@ -555,8 +565,7 @@ def _online_options(
 
 def _lasting(trace: Trace) -> int:
     """Estimate the number of recorded steps for which loads stay similar."""
-    loaded = trace.counts.any(axis=(1, 2))
-    return lasting_steps(trace.counts[loaded].astype(np.float64), step_kinds(trace))
+    return lasting_steps(trace.counts[loaded_steps(trace)].astype(np.float64), step_kinds(trace))
 
 
 def _today(
@@ -587,19 +596,33 @@ def _today(
     return tuple(rows)
 
 
-def _parts_of(
+def _spent(
+    layouts: Sequence[Layout],
+    fit: Trace,
+    held: Trace,
     unseen: Floats,
-    layout: Layout,
     topology: Topology,
     model: ComputeModel,
     top_k: int | None,
+    step_assignments: float | None,
     seed: int,
-) -> Mapping[str, float] | None:
-    """Divide the mean time of some of the steps into parts."""
-    load = unseen[some_steps(len(unseen))]
-    fair = fair_steps(load.sum(axis=-1), load.shape[-1], min(top_k or 1, load.shape[-1]), seed)
-    parts = model.parts(layout.slot_loads(load), layout.slot_loads(fair), topology)
-    return None if parts is None else parts.means
+) -> list[Mapping[str, float] | None]:
+    """Divide the mean time of some of the unseen steps into parts, for each layout."""
+    some = some_steps(len(unseen))
+    load = unseen[some]
+    familiar = familiar_steps(
+        fit,
+        kind_names(held)[some],
+        load.sum(axis=-1),
+        of_rows=step_assignments is not None,
+        seed=seed,
+    )
+    top_k = min(top_k or 1, load.shape[-1])
+    parts = (
+        split_steps(load, layout, topology, model, top_k=top_k, familiar=familiar, seed=seed)
+        for layout in layouts
+    )
+    return [None if part is None else part.means for part in parts]
 
 
 def _decide(

@@ -44,7 +44,6 @@ FOREIGN_LOG_ERROR = 0.5
 """Error added to a fit from another maker's GPU; an assumption, which nobody has measured."""
 
 _ASSUMED_RATE_ERROR = 0.5
-_OF_EXPERTS = ("model", "GPU", "experts")
 _SMS = 24  # streaming multiprocessors of high-throughput exchanges in published timings
 _PAYLOADS = {"fp8": "fp8", "fp4": "nvfp4", "bfloat16": "bfloat16"}
 
@@ -133,13 +132,8 @@ class Machine:
         return self.time.rank_cost(self.name)
 
     @property
-    def expert_facts(self) -> dict[str, str]:
-        """Return the sources of the experts' times, which planners use."""
-        return {part: said for part, said in self.facts.items() if part in _OF_EXPERTS}
-
-    @property
     def counts(self) -> str:
-        """What of a step it counts, at the end of a sentence."""
+        """The part of a step that it counts, in words for the end of a sentence."""
         parts = {"exchanges": self.dispatch, "attention and the rest": self.own_work}
         missing = [name for name, part in parts.items() if part is None]
         return (
@@ -152,11 +146,11 @@ class Machine:
         return self._rank_seconds(routed)
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
-        return self.step(Routed.expected(slot_load, self.top_k, topology), topology).total
+        """Return the seconds of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        return self.parts(slot_load, topology).total
 
     def step(self, routed: Routed, topology: Topology) -> StepParts:
-        """Divide the time of steps into parts; all waiting is skew, see ``StepParts.beyond``.
+        """Divide the time of steps into parts; all waiting is skew, see ``split_steps``.
 
         Parameters
         ----------
@@ -183,6 +177,7 @@ class Machine:
             experts=whole.sum(axis=-1),
             rereading=(mean - whole).sum(axis=-1),
             chance=np.zeros(len(whole)),
+            drift=np.zeros(len(whole)),
             skew=(slowest - mean).sum(axis=-1),
             own=own.sum(axis=-1),
             own_wait=(own_slowest - own).sum(axis=-1),
@@ -190,13 +185,9 @@ class Machine:
             hidden=(exchange - exposed).sum(axis=-1),
         )
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> StepParts:
-        """Divide the time of steps into parts, with chance separated from skew by a fair router."""
-        recorded, fair = (
-            self.step(Routed.expected(load, self.top_k, topology), topology)
-            for load in (slot_load, fair_load)
-        )
-        return recorded.beyond(fair)
+    def parts(self, slot_load: Floats, topology: Topology) -> StepParts:
+        """Divide the time of steps into parts, from the load of each slot; all waiting is skew."""
+        return self.step(Routed.expected(slot_load, self.top_k, topology), topology)
 
     def draws(self, number: int, seed: int) -> Sequence[Machine]:
         """Draw machines that may be the true one: the times of each part are lognormal."""

@@ -29,7 +29,7 @@ _LOOKS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Online:
-    """What planning and moving cost while our controller serves.
+    """The cost of planning and moving while our controller serves.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class InTime:
     Parameters
     ----------
     steps
-        What is served, the same number of steps for each recorded one.
+        Steps that are served, the same number for each recorded one.
     each
         That number.
     models
@@ -118,7 +118,7 @@ class InTime:
 
     @property
     def conditions(self) -> Conditions:
-        """What serves, and what moving costs it."""
+        """Return the serving conditions: what serves, and the cost of moving."""
         return Conditions(
             topology=self.topology,
             model=self.models[0],
@@ -151,7 +151,7 @@ class InTime:
         return self._by_row(self.timed(result, start)), result.moves
 
     def timed(self, result: Replay, start: Layout) -> Floats:
-        """What the steps of a replay take by each model, ``(M, steps)``."""
+        """Return the seconds of a replay's steps by each model, ``(M, steps)``."""
         parts, layout, since = [], start, 0
         for arrival in result.arrivals:
             parts.append(self._seconds(layout, slice(since, arrival.step)))

@@ -195,20 +195,20 @@ class OwnMachine:
 
     @property
     def counts(self) -> str:
-        """Whole steps: whatever else they take was timed as well."""
+        """The part of a step that it counts, in words: all, since whole steps were timed."""
         return "counting whole steps"
 
     def rank_seconds(self, slot_load: Floats, num_ranks: int) -> Floats:
-        """Experts' time of each rank at speed 1, ``(..., R)``."""
+        """Return the experts' time of each rank at speed 1, ``(..., R)``."""
         return self.cost.experts.rank_seconds(slot_load, num_ranks)
 
     def step_seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        """Return the seconds of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         return self.cost.seconds(slot_load, topology)
 
-    def parts(self, slot_load: Floats, fair_load: Floats, topology: Topology) -> None:
-        """Nothing: what the rest of a step is spent on was not timed."""
-        del slot_load, fair_load, topology
+    def parts(self, slot_load: Floats, topology: Topology) -> None:
+        """Return nothing: the parts of a step were not timed."""
+        del slot_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[OwnMachine]:
         """Machines that may be the true one: likely costs, all times longer or shorter at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 
 from equipoise.dispatch import Even
 from equipoise.simulate.fair import fair_steps
+from equipoise.simulate.familiar import familiar_steps
+from equipoise.simulate.kinds import kind_names, loaded_steps
 from equipoise.simulate.routed import Routed
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 if TYPE_CHECKING:
-    from equipoise.simulate.expert_time import Layout
+    from equipoise.simulate.expert_time import ComputeModel, Layout
     from equipoise.simulate.machine import Machine
 
 Floats = NDArray[np.float64]
@@ -34,9 +37,11 @@ class StepParts:
     rereading
         Further time because each micro-batch and each chunk reads the weights again.
     chance
-        Time that ranks would wait for the slowest even with a fair router.
+        Time that ranks wait for the slowest because a step is a draw, even with a fair router.
     skew
-        Time that ranks wait beyond that.
+        Time that ranks wait beyond that with the loads that the copies were made for.
+    drift
+        Time that ranks wait beyond both, because loads have moved since.
     own
         Time of the mean rank's work for its own tokens, such as attention.
     own_wait
@@ -51,37 +56,109 @@ class StepParts:
     rereading: Floats
     chance: Floats
     skew: Floats
+    drift: Floats
     own: Floats
     own_wait: Floats
     exposed: Floats
     hidden: Floats
 
+    @classmethod
+    def of_experts(cls, slowest: Floats, mean: Floats) -> StepParts:
+        """Create steps of which only the experts are included; all waiting is skew."""
+        none = np.zeros(len(mean))
+        return cls(
+            experts=mean,
+            skew=slowest - mean,
+            **dict.fromkeys(_names(but=("experts", "skew")), none),
+        )
+
     @property
     def total(self) -> Floats:
         """Time of the steps."""
-        names = (field.name for field in fields(self) if field.name != "hidden")
-        return np.asarray(sum(getattr(self, name) for name in names))
+        return np.asarray(sum(getattr(self, name) for name in _names(but=("hidden",))))
+
+    @property
+    def wait(self) -> Floats:
+        """Time that ranks wait for the slowest in the experts' computation."""
+        return np.asarray(self.chance + self.skew + self.drift)
 
     @property
     def imbalance(self) -> Floats:
         """Expert time of the slowest rank over that of the mean rank."""
-        work = self.experts + self.rereading
-        return np.asarray(1 + (self.chance + self.skew) / work)
+        return np.asarray(1 + self.wait / (self.experts + self.rereading))
 
-    def beyond(self, fair: StepParts) -> StepParts:
-        """Move the wait that a fair router also has from ``skew`` to ``chance``."""
-        wait = self.chance + self.skew
-        chance = np.minimum(wait, fair.chance + fair.skew)
-        return replace(self, chance=chance, skew=wait - chance)
+    def told_apart(self, luck: Floats, familiar: Floats | None = None) -> StepParts:
+        """Divide the wait into chance, skew and drift.
+
+        The wait of all steps together is divided, and that of each step in the same shares: a
+        single step is a draw, and the difference between two draws is no drift.
+
+        Parameters
+        ----------
+        luck
+            Time that drawing such steps adds to the wait of a fair router, ``(T,)`` seconds.
+        familiar
+            Time that ranks wait in such steps with the loads that the copies were made for,
+            ``(T,)`` seconds; ``None`` if those are unknown: there is no drift then.
+        """
+        wait = self.wait
+        total = float(wait.sum())
+        chance = min(max(float(luck.sum()), 0.0), total)
+        known = total if familiar is None else min(max(float(familiar.sum()), chance), total)
+        share = wait / total if total > 0 else np.zeros_like(wait)
+        return replace(
+            self,
+            chance=chance * share,
+            skew=(known - chance) * share,
+            drift=(total - known) * share,
+        )
 
     @property
     def means(self) -> dict[str, float]:
         """Compute the mean step, by part."""
-        return {field.name: float(getattr(self, field.name).mean()) for field in fields(self)}
+        return {name: float(getattr(self, name).mean()) for name in _names()}
+
+
+def _names(but: Collection[str] = ()) -> list[str]:
+    return [field.name for field in fields(StepParts) if field.name not in but]
+
+
+def split_steps(
+    load: Floats,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    *,
+    top_k: int,
+    familiar: Floats | None = None,
+    seed: int = 0,
+) -> StepParts | None:
+    """Divide the time of steps into parts, drift included; ``None`` if the model cannot.
+
+    Parameters
+    ----------
+    load
+        Assignments, ``(T, L, E)``.
+    familiar
+        Steps of the same sizes with the loads that the copies were made for; ``None`` if those are
+        unknown: there is no drift then.
+    seed
+        Random seed of the fair router.
+    """
+    recorded = model.parts(layout.slot_loads(load), topology)
+    if recorded is None:
+        return None
+    return _told_apart(recorded, load, familiar, layout, topology, model, top_k, seed)
 
 
 def time_steps(
-    trace: Trace, layout: Layout, topology: Topology, machine: Machine, *, seed: int = 0
+    trace: Trace,
+    layout: Layout,
+    topology: Topology,
+    machine: Machine,
+    *,
+    made_for: Trace | None = None,
+    seed: int = 0,
 ) -> StepParts:
     """Divide the time of recorded steps into parts.
 
@@ -90,17 +167,46 @@ def time_steps(
 
     Parameters
     ----------
-    trace, layout, topology, machine
-        Recording, placement and dispatcher, ranks, and time model.
+    made_for
+        Steps that the layout was made for, such as earlier ones; ``None`` if those are unknown:
+        there is no drift then.
     seed
-        Random seed of the fair router that separates chance from skew.
+        Random seed of the draws that the wait is divided by.
     """
-    counts = trace.counts.astype(np.float64)
-    sizes = counts.sum(axis=-1)
-    fair = fair_steps(sizes, trace.num_experts, machine.top_k, seed)
+    load = trace.counts.astype(np.float64)
     recorded = machine.step(_routed(trace, layout, topology, machine.top_k), topology)
-    expected = Routed.expected(layout.slot_loads(fair), machine.top_k, topology)
-    return recorded.beyond(machine.step(expected, topology))
+    familiar = None
+    if made_for is not None:
+        familiar = np.zeros_like(load)
+        has = loaded_steps(trace)
+        sizes = load[has].sum(axis=-1)
+        familiar[has] = familiar_steps(made_for, kind_names(trace), sizes, seed=seed)
+    return _told_apart(recorded, load, familiar, layout, topology, machine, machine.top_k, seed)
+
+
+def _told_apart(
+    recorded: StepParts,
+    load: Floats,
+    familiar: Floats | None,
+    layout: Layout,
+    topology: Topology,
+    model: ComputeModel,
+    top_k: int,
+    seed: int,
+) -> StepParts:
+    """Divide the wait of steps by the waits of other steps of the same sizes."""
+
+    def wait(steps: Floats) -> Floats:
+        parts = model.parts(layout.slot_loads(steps), topology)
+        assert parts is not None  # the model knew those recorded
+        return parts.wait
+
+    sizes, num_experts = load.sum(axis=-1), load.shape[-1]
+    fair = fair_steps(sizes, num_experts, top_k, seed)
+    even = np.broadcast_to(sizes[..., None] / num_experts, load.shape)
+    return recorded.told_apart(
+        luck=wait(fair) - wait(even), familiar=None if familiar is None else wait(familiar)
+    )
 
 
 def _routed(trace: Trace, layout: Layout, topology: Topology, top_k: int) -> Routed:

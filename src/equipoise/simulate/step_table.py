@@ -19,6 +19,7 @@ from equipoise.checks import check_count, check_type, check_whole
 from equipoise.dispatch.base import TOO_MUCH_LOAD
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.expert_time import ComputeModel, Layout
+from equipoise.simulate.gathered import drawn, enough
 from equipoise.simulate.progress import Progress
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -34,7 +35,6 @@ NUM_DRAWS = 32
 
 _FEW_TOKENS = 32  # steps below this are rare, so their sizes are spaced wider
 _MOST_TOKENS = 1 << 40
-_MANY = 16  # beyond this ratio, drawing with or without replacement makes no difference
 
 
 def step_table(
@@ -122,9 +122,9 @@ def drawn_steps(
     load = np.empty((number, *counts.shape[1:]))
     starts = np.arange(number) * counts.shape[0] // number
     for step, start in zip(load, starts.tolist(), strict=True):
-        source_LE = _enough(counts, size_T, start, wanted)
+        source_LE = enough(counts, size_T, start, wanted)
         for layer, source in zip(step, source_LE, strict=True):
-            layer[:] = _drawn(rng, source, wanted)
+            layer[:] = drawn(rng, source, wanted)
     return load
 
 
@@ -142,21 +142,3 @@ def parts_of_recording(seconds: Floats, trace: Trace, num_tokens: int, *, top_k:
     recorded = float(trace.counts.sum(axis=2, dtype=np.float64).max(axis=1).sum())
     parts = min(trace.num_steps, len(seconds), max(int(recorded / (num_tokens * top_k)), 1))
     return np.array([part.mean() for part in np.array_split(seconds, parts)])
-
-
-def _enough(
-    counts: NDArray[np.integer], size_T: Floats, start: int, wanted: int
-) -> NDArray[np.int64]:
-    """Sum the fewest steps from a start that have enough assignments, or all steps."""
-    reached = np.roll(size_T, -start).cumsum()
-    steps = start + np.arange(min(int(np.searchsorted(reached, wanted)) + 1, len(size_T)))
-    return np.asarray(counts[steps % len(size_T)].sum(axis=0, dtype=np.int64))
-
-
-def _drawn(rng: np.random.Generator, source_E: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    total = int(source_E.sum())
-    if not total:
-        return source_E
-    if wanted <= total < _MANY * wanted:
-        return rng.multivariate_hypergeometric(source_E, wanted)
-    return rng.multinomial(wanted, source_E / total)

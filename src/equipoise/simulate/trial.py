@@ -20,6 +20,7 @@ from equipoise.plan.problem import Problem, with_mean_step
 from equipoise.plan.result import Planner
 from equipoise.simulate.expert_time import ComputeModel, Layout
 from equipoise.simulate.gain import gain
+from equipoise.simulate.kinds import loaded_steps, step_kinds
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -121,7 +122,7 @@ class Plans:
         order = np.argsort(kinds, kind="stable")
         _, start, size = np.unique(kinds[order], return_index=True, return_counts=True)
         place = np.arange(len(kinds)) - np.repeat(start, size)
-        steps = np.flatnonzero(_loaded(self._fit))[order]
+        steps = np.flatnonzero(loaded_steps(self._fit))[order]
         earlier = place < np.repeat(size // 2, size)
         halves = [np.sort(steps[is_in]) for is_in in (earlier, ~earlier)]
         return [self._fit.select(steps=half) for half in halves] if len(halves[0]) else []
@@ -182,7 +183,7 @@ def step_loads(trace: Trace, step_assignments: float | None, seed: int, *, each:
     each
         Number of steps drawn from each row, one after the other.
     """
-    load = trace.counts[_loaded(trace)].astype(np.float64)
+    load = trace.counts[loaded_steps(trace)].astype(np.float64)
     if not len(load):
         raise EquipoiseError(
             "The steps to forecast on have no load; record more traffic, or hold out more steps "
@@ -206,20 +207,6 @@ def _drawn(load: Floats, seed: int) -> Floats:
     shares = np.divide(load, recorded, out=even, where=recorded > 0)
     drawn = np.random.default_rng(seed).multinomial(total, shares)
     return drawn.astype(np.float64)
-
-
-def step_kinds(trace: Trace) -> NDArray[np.int64]:
-    """Number the kinds (domain and phase) of the steps with load, ``(T,)``."""
-    kind = np.zeros(trace.num_steps, np.int64)
-    for label in ("domain", "phase"):
-        if label in trace.labels:
-            values, number = np.unique(trace.labels[label], return_inverse=True)
-            kind = kind * len(values) + number
-    return kind[_loaded(trace)]
-
-
-def _loaded(trace: Trace) -> NDArray[np.bool_]:
-    return np.asarray(trace.counts.any(axis=(1, 2)))
 
 
 def some_steps(num_steps: int) -> NDArray[np.int64]:

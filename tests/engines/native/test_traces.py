@@ -88,7 +88,7 @@ def test_a_trace_survives_the_round_trip(tmp_path: Path, seed: int, steps: int, 
 
 
 def test_a_minimal_trace_survives(tmp_path: Path) -> None:
-    trace = Trace(counts=np.array([[[1, 0]]]))
+    trace = Trace(counts=np.array([[[1, 0]]]), provenance=Provenance("array", str(tmp_path / "t")))
     write(trace, tmp_path / "t")
     assert_equal(read(tmp_path / "t"), trace)
 
@@ -226,3 +226,13 @@ def test_other_files_are_not_claimed(tmp_path: Path) -> None:
     assert not any(FORMAT.matches(path) for path in tmp_path.iterdir())
     assert not FORMAT.matches(tmp_path)
     assert not FORMAT.matches(tmp_path / "missing")
+
+
+def test_what_was_in_no_file_is_called_by_its_first_one(tmp_path):
+    trace = Trace(counts=np.ones((2, 1, 4), np.int64))
+    assert trace.provenance.source == "memory"
+    write(trace, tmp_path / "first")
+    first = read(tmp_path / "first")
+    assert first.provenance.source == str(tmp_path / "first")
+    write(first, tmp_path / "second")
+    assert read(tmp_path / "second").provenance == first.provenance

@@ -13,8 +13,6 @@ import logging
 import multiprocessing
 import os
 import sys
-import time
-import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 
 from tests.integration.ascend import stand_ins
+from tests.integration.processes import answers_of_ranks
 
 if __name__ in ("__main__", "__mp_main__"):  # a planning process that is spawned needs them too
     stand_ins.install()
@@ -109,46 +108,14 @@ def import_once() -> None:
 
 def serve(case: Case, folder: Path) -> Served:
     folder.mkdir()
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    processes = [
-        fork.Process(target=_run_rank, args=(rank, case, folder, answers))
-        for rank in range(case.ranks)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        found = dict(answers.get(timeout=150) for _ in processes)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-        for left in Path("/dev/shm").glob(f"{os.getpid()}_{case.name}*"):
-            left.unlink()  # vLLM's memory shared by ranks, which no process removes that is ended
-    faults = [answer for answer in found.values() if isinstance(answer, str)]
-    if faults:
-        raise SystemExit("\n".join(faults))
+    found = answers_of_ranks(case.ranks, lambda rank: _Rank(rank, case, folder).serve(), case.name)
     first = found[0]
-    for rank in range(1, case.ranks):
-        first.wrong += found[rank].wrong
-        first.lost += found[rank].lost
-        first.planners += found[rank].planners
+    for other in found[1:]:
+        first.wrong += other.wrong
+        first.lost += other.lost
+        first.planners += other.planners
     first.log += (folder / "log").read_text().splitlines()
     return first
-
-
-def _run_rank(rank: int, case: Case, folder: Path, answers: Any) -> None:
-    os.environ["VLLM_DIST_IDENT"] = f"{os.getppid()}_{case.name}"  # as vLLM's worker for CPUs does
-    try:
-        answers.put((rank, _Rank(rank, case, folder).serve()))
-    except BaseException as error:  # the test has to hear of it
-        answers.put((rank, f"{case.name}, rank {rank}: {error!r}\n{traceback.format_exc()}"))
-    for child in multiprocessing.active_children():
-        child.terminate()
-    answers.close()
-    answers.join_thread()
-    time.sleep(1)  # the others may still be in a collective
-    os._exit(0)
 
 
 class _Rank:

@@ -46,7 +46,11 @@ def install() -> None:
     torch.npu = SimpleNamespace(device_count=lambda: 8, is_available=lambda: False)
     torch.Tensor.npu = lambda self: self
     gather = torch.distributed.all_gather_into_tensor
-    torch.distributed.all_gather_into_tensor = lambda parts, own: gather(parts.flatten(0, 1), own)
+
+    def gather_parts(parts: torch.Tensor, own: torch.Tensor, **how: Any) -> Any:
+        return gather(parts.flatten(0, 1) if parts.dim() > own.dim() else parts, own, **how)
+
+    torch.distributed.all_gather_into_tensor = gather_parts
     import vllm_ascend
     from vllm.model_executor.layers.fused_moe import expert_map_manager, layer
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.integration.processes import answers_of_ranks
 
 RANKS, EXPERTS, SLOTS = 4, 32, 40
 LAYERS, DENSE = 5, 1
@@ -95,39 +95,16 @@ def serve(folder: Path, run: Run) -> Served:
 
     stand_ins.install()  # once, then the processes are forked
 
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    ranks = [
-        fork.Process(target=_run_rank, args=(rank, folder, run, answers), daemon=True)
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        found = dict(answers.get(timeout=100) for _ in ranks)
-    finally:
-        for process in ranks:
-            process.terminate()
-            process.join()
-    for answer in found.values():
-        if isinstance(answer, str):
-            raise AssertionError(answer)
-    found[0].wrong = sum(answer.wrong for answer in found.values())
-    found[0].read = sum(answer.read for answer in found.values())
+    def serve_rank(rank: int) -> Served:
+        os.environ.pop("EQUIPOISE_SGLANG", None)
+        if run.options is not None:
+            os.environ["EQUIPOISE_SGLANG"] = run.options
+        return _Rank(rank, folder, run).serve()
+
+    found = answers_of_ranks(RANKS, serve_rank, folder.name)
+    found[0].wrong = sum(answer.wrong for answer in found)
+    found[0].read = sum(answer.read for answer in found)
     return found[0]
-
-
-def _run_rank(rank: int, folder: Path, run: Run, answers: Any) -> None:
-    os.environ.pop("EQUIPOISE_SGLANG", None)
-    if run.options is not None:
-        os.environ["EQUIPOISE_SGLANG"] = run.options
-    try:
-        answers.put((rank, _Rank(rank, folder, run).serve()))
-    except BaseException as error:  # the test has to hear of it
-        answers.put((rank, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
-    answers.close()
-    answers.join_thread()
-    os._exit(0)  # the process groups of the others may be gone
 
 
 class _Rank:

@@ -50,7 +50,7 @@ def test_no_slot_ever_has_the_weights_of_another_expert(served):
         assert run.moves[0] > 0
 
 
-def test_at_most_half_of_the_moves_for_nearly_the_same_balance(served, capfd):
+def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
     moves = {name: sum(run.moves) for name, run in served.items()}
     balance = {name: statistics.mean(run.balancedness[1:]) for name, run in served.items()}
     with capfd.disabled():  # the table of docs/results/engines.md
@@ -63,7 +63,7 @@ def test_at_most_half_of_the_moves_for_nearly_the_same_balance(served, capfd):
                 "a rebalance"
             )
     assert 2 * moves["equipoise"] <= moves["auto"]
-    assert balance["equipoise"] >= balance["auto"] - 0.03
+    assert balance["equipoise"] >= balance["auto"]
     assert balance["equipoise"] >= served["equipoise"].balancedness[0] + 0.2
 
 

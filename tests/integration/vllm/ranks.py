@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.integration.processes import answers_of_ranks
 
 RANKS, LAYERS, EXPERTS, SLOTS = 4, 4, 32, 40
 STEPS = 10
@@ -58,84 +59,6 @@ class Served:
     resized: list[int] = field(default_factory=list)
     policy: str = ""
     log: list[str] = field(default_factory=list)
-
-
-def serve(
-    folder: Path,
-    *,
-    options: str | None,
-    rebalances: int,
-    use_async: bool = False,
-    change: Callable[[], None] | None = None,
-    rank_class: type[Rank] | None = None,
-) -> Served:
-    """Serve until there were this number of rebalances.
-
-    Parameters
-    ----------
-    options
-        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
-    change
-        What a rank does after vLLM has loaded its plug-ins.
-    rank_class
-        What a rank does then, if not the usual.
-    """
-    import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
-
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    ranks = [
-        fork.Process(
-            target=_run_rank,
-            args=(
-                rank_class or Rank,
-                rank,
-                folder,
-                options,
-                rebalances,
-                use_async,
-                change,
-                answers,
-            ),
-            daemon=True,
-        )
-        for rank in range(RANKS)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        found = dict(answers.get(timeout=170) for _ in ranks)
-    finally:
-        for process in ranks:
-            process.terminate()
-            process.join()
-        for left in Path("/dev/shm").glob(f"{os.getpid()}_{folder.name}*"):
-            left.unlink()  # vLLM's memory shared by ranks, which no process removes that is ended
-    for answer in found.values():
-        if isinstance(answer, str):
-            raise AssertionError(answer)
-    found[0].wrong = sum(answer.wrong for answer in found.values())
-    return found[0]
-
-
-def _run_rank(
-    rank_class: type[Rank], rank: int, folder: Path, options: str | None, *rest: Any
-) -> None:
-    *how, answers = rest
-    os.environ["VLLM_DIST_IDENT"] = (
-        f"{os.getppid()}_{folder.name}"  # as vLLM's worker for CPUs does
-    )
-    try:
-        if options is not None:
-            os.environ["EQUIPOISE_VLLM"] = options
-        answers.put((rank, rank_class(rank, folder).serve(*how)))
-    except BaseException as error:  # the test has to hear of it
-        import traceback
-
-        answers.put((rank, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
-    answers.close()
-    answers.join_thread()
-    os._exit(0)  # the process groups of the others may be gone
 
 
 class Rank:
@@ -195,17 +118,7 @@ class Rank:
     def _time_policy(self) -> None:
         policy = self.state.policy
         self.served.policy = f"{getattr(policy, '__name__', type(policy).__name__)}"
-        milliseconds = self.served.milliseconds
-
-        class Timed:
-            @staticmethod
-            def rebalance_experts(*given: Any) -> Any:
-                begin = time.perf_counter()
-                answer = policy.rebalance_experts(*given)
-                milliseconds.append(1000 * (time.perf_counter() - begin))
-                return answer
-
-        self.state.policy = Timed
+        self.state.policy = _Timed(policy, self.served.milliseconds)
 
     def _steps(self, rebalances: int) -> None:
         import torch
@@ -240,6 +153,7 @@ class Rank:
     def _wait_for_background(self, model: Any) -> None:
         """A step here takes no time, so the background thread would never have a layer ready."""
         while self.state.is_async and model.rebalanced and model.pending_result is None:
+            assert self.state.async_worker.is_alive(), "The background thread has ended."
             time.sleep(0.001)
 
     def _close_window(self, load: Any) -> None:
@@ -253,6 +167,54 @@ class Rank:
         by_rank = load.reshape(LAYERS, group.world_size, -1).sum(dim=-1)
         mean, most = _compute_eplb_load_stats(by_rank)
         self.served.balancedness.append(float(mean / most))
+
+
+def serve(
+    folder: Path,
+    *,
+    options: str | None,
+    rebalances: int,
+    use_async: bool = False,
+    change: Callable[[], None] | None = None,
+    rank_class: type[Rank] = Rank,
+) -> Served:
+    """Serve until there were this number of rebalances.
+
+    Parameters
+    ----------
+    options
+        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
+    change
+        What a rank does after vLLM has loaded its plug-ins.
+    rank_class
+        What a rank does then.
+    """
+    import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
+
+    def serve_rank(rank: int) -> Served:
+        if options is not None:
+            os.environ["EQUIPOISE_VLLM"] = options
+        return rank_class(rank, folder).serve(rebalances, use_async, change)
+
+    found = answers_of_ranks(RANKS, serve_rank, folder.name)
+    found[0].wrong = sum(answer.wrong for answer in found)
+    return found[0]
+
+
+class _Timed:
+    """A policy, and the time that each of its plans takes."""
+
+    def __init__(self, policy: Any, milliseconds: list[float]) -> None:
+        self._policy, self._milliseconds = policy, milliseconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def rebalance_experts(self, *given: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        answer = self._policy.rebalance_experts(*given, **named)
+        self._milliseconds.append(1000 * (time.perf_counter() - begin))
+        return answer
 
 
 class _Lines(logging.Handler):

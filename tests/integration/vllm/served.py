@@ -32,7 +32,6 @@ BALANCING = {
     "num_redundant_experts": 8,
     "window_size": INTERVAL,
     "step_interval": INTERVAL,
-    "use_async": False,
 }
 
 
@@ -60,7 +59,7 @@ class Answers:
 
 
 def ask_a_server(
-    model: Path, folder: Path, *, balance: bool, options: str | None = None
+    model: Path, folder: Path, *, balance: str | None, options: str | None = None
 ) -> Answers:
     """Serve a model, complete all prompts several times, and end the server.
 
@@ -69,7 +68,7 @@ def ask_a_server(
     folder
         Folder for its log and the entry point of the stand-ins.
     balance
-        Whether experts move.
+        How experts move, ``"sync"`` or ``"async"``; ``None``: they do not.
     options
         Value of ``EQUIPOISE_VLLM``; ``None``: not set.
     """
@@ -106,7 +105,7 @@ def _complete(url: str, model: Path, prompt: list[int]) -> list[int]:
 
 
 @contextmanager
-def _server(model: Path, folder: Path, *, balance: bool, options: str | None):
+def _server(model: Path, folder: Path, *, balance: str | None, options: str | None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,8 +119,9 @@ def _server(model: Path, folder: Path, *, balance: bool, options: str | None):
         *("--tensor-parallel-size", "2", "--enable-expert-parallel", "--enforce-eager"),
         *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "16"),
     ]
-    if balance:
-        command += ["--enable-eplb", "--eplb-config", json.dumps(BALANCING)]
+    if balance is not None:
+        config = BALANCING | {"use_async": balance == "async"}
+        command += ["--enable-eplb", "--eplb-config", json.dumps(config)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, env=_environment(folder, options), stdout=log, stderr=log

@@ -9,7 +9,8 @@ stands in                              for
 ``map_and_record``                     the kernel that turns expert ids into slots and counts
 ``apply_own_slots``                    an expert kernel that knows which slots its rank has
 ``load_and_register``                  the loading of a model by a GPU's runner: it tells the
-                                       balancer of the model
+                                       balancer of the model, and in asynchronous mode starts the
+                                       background thread
 ``update_and_fork``                    nothing of a GPU: processes start in seconds when they are
                                        forked, and a CPU's would import everything again
 =====================================  ==========================================================
@@ -112,6 +113,8 @@ def _register_models() -> None:
         self.eplb_state = EplbState(self.parallel_config, self.device)
         self._moe_model = get_mixture_of_experts_model(self.model)
         self.eplb_state.add_model(self._moe_model, self.model_config)
+        self.eplb_state.device_index = 0
+        self.eplb_state.start_async_loop()
 
     CPUModelRunner.load_model = load_and_register
 

@@ -66,7 +66,7 @@ def test_in_the_background_no_loads_are_left_from_before_a_layer_moved(mode, ser
     assert (served["ours"].stale == 0) == (mode == "async")
 
 
-def test_at_most_half_of_the_moves_for_nearly_the_same_balance(mode, served, capfd):
+def test_at_most_half_of_the_moves_for_the_same_balance(mode, served, capfd):
     moves = {name: sum(run.moves) for name, run in served.items()}
     balance = {name: statistics.mean(run.balancedness[1:]) for name, run in served.items()}
     with capfd.disabled():  # the table of docs/results/engines.md
@@ -79,7 +79,7 @@ def test_at_most_half_of_the_moves_for_nearly_the_same_balance(mode, served, cap
                 f"{run.milliseconds[0]:.0f} ms"
             )
     assert 2 * moves["ours"] <= moves["stock"]
-    assert balance["ours"] >= balance["stock"] - 0.03
+    assert balance["ours"] >= balance["stock"]
     assert balance["ours"] >= served["ours"].balancedness[0] + 0.2
 
 

@@ -100,8 +100,8 @@ def test_the_command_runs_it_with_its_option(run, tmp_path):
 def test_help_and_documentation_have_it(run):
     _, out = run(command("plan", "--help"))
     words = " ".join(out.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
-    assert "round-robin, turned; see equipoise explain planners." in words
-    assert "turned: Expert in the first slot. [default: 0]" in words
+    assert "round-robin, turned, colocate. equipoise explain planners" in words
+    assert "Expert in the first slot (turned). [default: 0]" in words
     _, table = run("import runpy; print(runpy.run_path('docs/generate.py')['planners_table']())"
                    .replace("docs/generate.py", str(ROOT / "docs" / "generate.py")))  # fmt: skip
     assert (

@@ -40,6 +40,7 @@ def as_point(times):
         mean_imbalance=None,
         relative_step_time=None,
         step_seconds=None,
+        expert_seconds=None,
         times=np.array(times, dtype=np.float64),
     )
 

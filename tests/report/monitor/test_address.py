@@ -52,7 +52,7 @@ def _slow(connection: socket.socket) -> None:
         (lambda c: None, "it has hung up without an answer"),
         (
             lambda c: c.sendall(b"HTTP/1.0 200 OK\r\n\r\n\xff\xfe\0"),
-            "none of its lines is a metric",
+            "line 1 is not in Prometheus's text format",
         ),
         (_endless, "its answer is longer than 4 MB"),
         (_slow, "it has not answered in full within 0.5 s"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from equipoise.report.monitor.drawing import Picture, frame, shown_lines, snapshot
-from equipoise.report.monitor.exposition import look_at_pages, parse_page
+from equipoise.report.monitor.exposition import Page, look_at_pages
 from equipoise.report.monitor.look import Loads, look_at_loads
 from equipoise.report.monitor.monitor import Monitor
 from tests.report.monitor.servers import exposition
@@ -53,7 +53,7 @@ def group(ranks: int) -> Monitor:
             step_seconds_sum=time, step_seconds_count=32 * time,
             last_look_timestamp_seconds=time - 7,
         )  # fmt: skip
-        monitor.take([look_at_pages([parse_page(text)], time=time, silent={})])
+        monitor.take([look_at_pages([Page(text)], time=time, silent={})])
     return monitor
 
 

@@ -9,7 +9,7 @@ import pytest
 from equipoise.report.monitor.events import events
 from equipoise.report.monitor.look import Counts, Loads, Look, look_at_loads
 from equipoise.report.monitor.monitor import Monitor
-from equipoise.report.monitor.rates import quantile, rates
+from equipoise.report.monitor.rates import rates
 
 SERVED = Look(
     time=0.0, num_ranks=2, map_version=0, imbalance={"all": 1.4}, noise_floor={"all": 1.1},
@@ -137,14 +137,6 @@ def test_a_process_that_falls_silent_is_an_event():
     before, after = served(0.0), served(1.0, silent={"host:1": "it does not answer."})
     assert list(events(before, after)) == ["host:1: it does not answer."]
     assert next(iter(events(after, before))) == "host:1 answers again"
-
-
-def test_quantiles_of_a_histogram():
-    buckets = {0.01: 50.0, 0.02: 100.0, float("inf"): 100.0}
-    assert quantile(buckets, 0.5) == pytest.approx(0.01)
-    assert quantile(buckets, 0.99) == pytest.approx(0.0198)
-    assert quantile({}, 0.5) is None
-    assert quantile({1.0: 0.0, float("inf"): 4.0}, 0.5) == 1.0
 
 
 def test_two_looks_at_one_time_have_no_rate():

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.groups import HARDWARE, VERDICT
-from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
@@ -29,6 +30,8 @@ from equipoise.layer_ids import format_ids
 from equipoise.plan.weigh.budget import LEAST_GAIN, Budget, Gain, Point
 from equipoise.plan.weigh.budget import budget as weigh
 from equipoise.report.terminal import WholeTable
+from equipoise.simulate.expert_time import EXPERTS_ALONE
+from equipoise.simulate.whole import layer_seconds
 from equipoise.trace import Trace
 
 
@@ -47,11 +50,11 @@ def budget(
     planning: PlannerArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
-    hardware: HardwareArguments | None = None,
+    hardware: StepArguments | None = None,
     reading: TraceArguments | None = None,
     json: Json = False,
 ) -> int:
-    """Say how many redundant slots pay, and in which layers.
+    r"""Say how many redundant slots pay, and in which layers.
 
     Plans are made with more and more redundant slots and scored on unseen steps, up to the number
     where the next slot does not pay.
@@ -59,8 +62,12 @@ def budget(
     For example:
 
         equipoise budget sample --ranks 8 --planner greedy
-        equipoise budget sample --ranks 8 --planner greedy --up-to 16 --hardware h100
+        equipoise budget sample --ranks 8 --planner greedy --up-to 16 \
+            --phase decode --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
+
+    With --hardware whole steps decide: experts, exchanges and attention. With --rank-cost it is the
+    experts' computation, without both the balance of loads.
 
     Parameters
     ----------
@@ -81,7 +88,7 @@ def budget(
         Share of the time that each further slot on every rank must save to be worth its memory.
     """
     planning, machine = planning or PlannerArguments(), machine or MachineArguments()
-    serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
+    serving, hardware = serving or ModelArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     planning = hardware.before_reading(planning)
     planning.check(machine)
@@ -89,12 +96,13 @@ def budget(
         raise EquipoiseError(
             "equipoise budget uses the recorded size of every step; leave --step-assignments out."
         )
-    topology = hardware.topology(machine, ranks)
-    recording = (reading or TraceArguments()).read(trace, ranks=ranks)
-    serving.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    reading = reading or TraceArguments()
+    deployed = Deployment.read(
+        trace, lambda: reading.read(trace, ranks=ranks), ranks, machine, hardware, serving
+    )
+    recording, topology, times = deployed.recording, deployed.topology, deployed.machine
     if kv_bytes_per_token is None and serving.config is not None:
         kv_bytes_per_token = serving.config.kv_bytes_per_token or None
-    times = hardware.machine(recording, serving.config, topology)
     planning = planning.by(times)
     fit, held = recording.split(at=1 - hold_out)
     judge = planning.judge(topology, recording.top_k)
@@ -107,16 +115,20 @@ def budget(
             up_to=up_to,
             planner=planning.configured(judge, plans),
             dispatch=judge,
+            whole=None if times is None else layer_seconds(times, topology, judge),
             expert_bytes=expert_bytes,
             kv_bytes_per_token=kv_bytes_per_token,
             least_gain=least_gain,
             progress=plans.begin,
         )
-    facts = {} if times is None else times.expert_facts
+    facts = {} if times is None else times.facts
+    counts = EXPERTS_ALONE if times is None else times.counts
     if json:
-        print_json(_document(result) | {"model": model_document(serving.config), "hardware": facts})
+        print_json(
+            _document(result, counts) | {"model": model_document(serving.config), "hardware": facts}
+        )
     else:
-        _print(stdout(), recording, result)
+        _print(stdout(), recording, result, counts)
         print_facts(stdout(), facts)
         if serving.config is not None:
             stdout().print(slot_text(serving.config, expert_bytes))
@@ -124,7 +136,7 @@ def budget(
     return 0
 
 
-def _document(result: Budget) -> dict[str, object]:
+def _document(result: Budget, counts: str) -> dict[str, object]:
     placement = result.placements[0]
     return {
         "planner": result.planner,
@@ -134,6 +146,7 @@ def _document(result: Budget) -> dict[str, object]:
         "layers": placement.layer_ids,
         "held_out_steps": len(result.mean),
         "least_gain": result.least_gain,
+        "counts": counts,
         "decided": result.is_decided,
         "points": [
             {
@@ -160,13 +173,14 @@ def _numbers(point: Point, first: Point) -> dict[str, object]:
         "mean_imbalance": point.mean_imbalance,
         "relative_step_time": point.relative_step_time,
         "step_seconds": point.step_seconds,
+        "expert_seconds": point.expert_seconds,
         "gain": point.gain_over(first),
     }
 
 
-def _print(console: Console, recording: Trace, result: Budget) -> None:
+def _print(console: Console, recording: Trace, result: Budget, counts: str) -> None:
     print_recording(console, recording)
-    what = "Seconds of the slowest ranks in" if result.in_seconds else "Max/mean rank load of"
+    what = f"Seconds, {counts}, of" if result.in_seconds else "Max/mean rank load of"
     console.print(
         f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "
         "what the slots take off, with its standard error: in all, the last step, and if layers "
@@ -186,7 +200,9 @@ def _print_missing_layers(recording: Trace, config: ModelConfig) -> None:
 
 def _table(result: Budget) -> WholeTable:
     table = WholeTable(box=None)
-    scores = ("ms",) if result.in_seconds else ("mean", "time")
+    scores: tuple[str, ...] = ("mean", "time")
+    if result.in_seconds:
+        scores = ("experts ms",) if result.whole is None else ("step ms", "experts ms")
     for name in ("redundant", "GB", "KV tokens", *scores, "in all", "last step", "by layer"):
         table.add_column(name, justify="right", no_wrap=True)
     first = before = result.points[0]
@@ -196,16 +212,17 @@ def _table(result: Budget) -> WholeTable:
             str(point.redundant[0]),
             "" if point.bytes_per_rank is None else f"{point.bytes_per_rank / 1e9:.3f}",
             "" if point.kv_tokens is None else f"{point.kv_tokens:,}",
-            *_scores(point),
+            *_scores(point, len(scores)),
             *("" if point is first else _short(gain) for gain in gains),
         )
         before = point
     return table
 
 
-def _scores(point: Point) -> list[str]:
+def _scores(point: Point, number: int) -> list[str]:
     if point.step_seconds is not None:
-        return [f"{1e3 * point.step_seconds:.3f}"]
+        seconds = (point.step_seconds, point.expert_seconds or 0.0)
+        return [f"{1e3 * value:.3f}" for value in seconds[:number]]
     assert point.mean_imbalance is not None
     assert point.relative_step_time is not None
     return [f"{point.mean_imbalance:.3f}", f"{point.relative_step_time:.3f}"]

@@ -15,7 +15,7 @@ from equipoise.engines.formats import given
 from equipoise.engines.served_models import served_models
 from equipoise.errors import EquipoiseError
 from equipoise.report.dashboard import Dashboard, DashboardServer
-from equipoise.report.running import RunningGroup
+from equipoise.report.monitor.address import Addresses
 from equipoise.simulate.what_if import Question, WhatIf
 
 
@@ -53,7 +53,7 @@ def dashboard(
     if trace is None and reading is not None and given(reading):
         unused = ", ".join(sorted(map(option_name, given(reading))))
         raise EquipoiseError(f"{unused}: only with TRACE, a recording.")
-    group = None if metrics is None else RunningGroup(metrics)
+    group = None if metrics is None else Addresses([metrics])
     recording = None if trace is None else (reading or TraceArguments()).read(trace)
     what_if = WhatIf(served_models(), recording, name="" if trace is None else trace.name)
     server = DashboardServer(Dashboard(what_if, group), port)

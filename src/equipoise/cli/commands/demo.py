@@ -52,6 +52,7 @@ def demo(
     ] = None,
     metrics_host: Annotated[str | None, Parameter(group=METRICS)] = None,
     metrics_details: Annotated[bool, Parameter(group=METRICS)] = False,
+    metrics_look: Annotated[bool, Parameter(group=METRICS)] = False,
     json: Json = False,
 ) -> int:
     """Serve a small model on several processes, shift the load, and balance it live.
@@ -90,10 +91,18 @@ def demo(
         lets everybody who reaches the port ask.
     metrics_details
         Tell Prometheus of each rank and layer too.
+    metrics_look
+        Let programs on this machine ask for a look at the loads, by a POST to /look at that port:
+        what the key l of equipoise monitor does.
     """
-    for name, given in (("host", metrics_host is not None), ("details", metrics_details)):
+    asked = {"host": metrics_host is not None, "details": metrics_details, "look": metrics_look}
+    for name, given in asked.items():
         if given and metrics_port is None:
             raise EquipoiseError(f"--metrics-{name} needs --metrics-port; give both.")
+    if metrics_look and metrics_host is not None:
+        raise EquipoiseError(
+            "--metrics-look is for programs on this machine; leave --metrics-host out."
+        )
     ports = _metrics_ports(metrics_port, processes)
     folder = sample_model_path() if model is None else model
     screen = Screen(silent=json)
@@ -117,6 +126,7 @@ def demo(
                 "options": options,
                 "metrics_port": port,
                 "metrics_host": metrics_host or _LOOPBACK,
+                "metrics_look": metrics_look,
             }
             for number, port in enumerate(ports)
         }

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from equipoise.cli.options.gate import GateArguments
-from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import MapArguments, check_model_key
 from equipoise.cli.options.model import ModelArguments
@@ -21,6 +21,7 @@ from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.moves import moves_document, moves_text
 from equipoise.cli.views.notes import print_notes
+from equipoise.cli.views.scores import whole_document
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import (
@@ -33,6 +34,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration, Receive, match_ranks
 from equipoise.migration import diff as compare
 from equipoise.placement import Placement
+from equipoise.plan.scores import WholeSteps
 from equipoise.plan.weigh.gate import Decision
 
 
@@ -49,13 +51,14 @@ def diff(
     deployment: MapArguments | None = None,
     serving: ModelArguments | None = None,
     gate: GateArguments | None = None,
-    hardware: HardwareArguments | None = None,
+    hardware: StepArguments | None = None,
     json: Json = False,
 ) -> int:
     r"""Count what must move from one map to another; decide whether it pays.
 
     The maps may be of different formats. With --trace and the options under "Cost of moving", the
-    answer is whether moving pays; the exit status is 1 if it does not.
+    answer is whether moving pays; the exit status is 1 if it does not. With --hardware whole steps
+    pay it back: experts, exchanges and attention.
 
     For example:
 
@@ -80,7 +83,7 @@ def diff(
         File to write the renamed map to (with --match).
     """
     machine, gate = machine or MachineArguments(), gate or GateArguments()
-    serving, hardware = serving or ModelArguments(), hardware or HardwareArguments()
+    serving, hardware = serving or ModelArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     hardware.check(gate.rank_cost)
     gate.check(expert_bytes, timed=hardware.hardware is not None)
@@ -99,19 +102,18 @@ def diff(
     if match:
         after = match_ranks(before, after, topology)
     migration = compare(before, after, topology)
-    steps, decision, facts = gate.steps(), None, hardware.facts
+    steps, decision, whole, facts = gate.steps(), None, None, hardware.facts
     if steps is not None:
         times = hardware.machine(steps, serving.config, topology)
-        decision = gate.decide(
-            migration, steps, expert_bytes, None if times is None else times.planning_cost
-        )
-        facts |= {} if times is None else times.expert_facts
+        decision, whole = gate.decide(migration, steps, expert_bytes, times)
+        facts = {**facts, **({} if times is None else times.facts)}
     written = _write(after, format, output, context.num_hidden_layers)
     if json:
         document = _document(migration, expert_bytes, decision)
+        document |= {"whole_steps": whole_document(whole)}
         print_json(document | {"map": written, "warnings": doubts, "hardware": facts})
     else:
-        _print(migration, expert_bytes, decision)
+        _print(migration, expert_bytes, decision, whole)
         print_facts(stdout(), facts)
         print_notes(doubts)
         _print_map(written)
@@ -199,7 +201,12 @@ _MEANING = {
 }
 
 
-def _print(migration: Migration, expert_bytes: int | None, decision: Decision | None) -> None:
+def _print(
+    migration: Migration,
+    expert_bytes: int | None,
+    decision: Decision | None,
+    whole: WholeSteps | None,
+) -> None:
     table = Table("what becomes of a slot", "slots", "share", box=None)
     for kind, count in zip(Receive, _totals(migration).values(), strict=True):
         table.add_row(_MEANING[kind], f"{count:,}", f"{count / migration.receive.size:.1%}")
@@ -208,6 +215,8 @@ def _print(migration: Migration, expert_bytes: int | None, decision: Decision | 
     console.print(moves_text(migration, expert_bytes))
     if decision is not None:
         console.print(decision.text)
+    if whole is not None:
+        console.print(f"On these steps, {whole.text('on the old map')}")
 
 
 def _print_map(written: _Written | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import StepArguments
@@ -22,7 +23,7 @@ from equipoise.cli.options.output import For, Json
 from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments
 from equipoise.cli.options.recording import Recording, TraceArguments
-from equipoise.cli.options.source import check_source
+from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.forecast import Advice, forecast_document, print_forecast
@@ -40,11 +41,8 @@ from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
 from equipoise.simulate.named_cost import cost_model
-from equipoise.simulate.prior import assumed_trace
-from equipoise.simulate.profiles import prior as read_prior
 
 _MAP = "MAP"
-_ASSUMED_STEPS = 160  # of a prior, a fifth of them unseen
 
 
 def forecast(
@@ -153,17 +151,15 @@ def forecast(
         named = names(planning.rank_cost) if planning.rank_cost else costs_for(ranks)
     for variant in [replace(planning, rank_cost=name) for name in named] or [planning]:
         variant.check(machine)
-    topology = hardware.topology(machine, ranks)
-    if trace is not None:
-        recording = reading.read(trace, ranks=ranks)
-    else:
-        assert prior is not None  # checked
-        assert batch_tokens is not None
-        recording = assumed_trace(
-            read_prior(prior), step_tokens=batch_tokens, num_steps=_ASSUMED_STEPS
-        )
-    serving.check_fits(f"{trace or prior}", recording.num_experts, recording.layer_ids)
-    whole = hardware.machine(recording, serving.config, topology)
+    deployed = Deployment.read(
+        trace or prior,
+        lambda: read_source(trace, prior, reading, ranks=ranks, step_tokens=batch_tokens),
+        ranks,
+        machine,
+        hardware,
+        serving,
+    )
+    recording, topology, whole = deployed.recording, deployed.topology, deployed.machine
     error = COST_ERROR if cost_error is None else cost_error
     models: list[ComputeModel] = [cost_model(name, error) for name in named]
     models += [] if whole is None else [whole]

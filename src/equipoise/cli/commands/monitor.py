@@ -70,12 +70,13 @@ def monitor(
         order, without copies.
     ask
         Address to which the key l sends a POST to ask for fresh figures, such as
-        http://127.0.0.1:30000/dump_expert_distribution_record of SGLang.
+        http://127.0.0.1:30000/dump_expert_distribution_record of SGLang. If not given, /look at the
+        first address to watch, where a group that serves with --metrics-look takes it.
     json
         Print a line of JSON for each look.
     """
     seen = _source([source, *more], ranks, map)
-    ask_for_look = partial(post, None if ask is None else checked_url(ask))
+    ask_for_look = partial(post, seen.look_url if ask is None else checked_url(ask))
     shown = Monitor(seen.name)
     shown.take(seen.look())  # what cannot be looked at at all is an error, not a picture
     try:

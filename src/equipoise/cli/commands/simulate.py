@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from equipoise import __version__
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.groups import HARDWARE, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
@@ -21,11 +22,12 @@ from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import Json, check_output
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.planner import PlannerArguments, silent
 from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.requests import RequestArguments
 from equipoise.cli.options.serving import ServingArguments
-from equipoise.cli.options.source import check_source
+from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import PartsOf, progress_bar
 from equipoise.cli.views.simulate import (
@@ -34,6 +36,7 @@ from equipoise.cli.views.simulate import (
     print_comparison,
     print_sweep,
 )
+from equipoise.engines.files import write_text
 from equipoise.engines.formats import MapContext, given
 from equipoise.engines.map_io import read_map
 from equipoise.engines.server_costs import cache_of, server_costs
@@ -42,11 +45,11 @@ from equipoise.placement import Placement
 from equipoise.plan import Planner
 from equipoise.plan.problem import Problem
 from equipoise.plan.study import hold_out_steps
+from equipoise.report.page.of_simulate import simulation_story
 from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.metrics import metrics_text
 from equipoise.simulate.named_cost import cost_model
-from equipoise.simulate.prior import assumed_trace
-from equipoise.simulate.profiles import prior as read_prior
 from equipoise.simulate.progress import Progress
 from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
@@ -58,7 +61,6 @@ from equipoise.topology import Topology
 from equipoise.trace import Trace
 
 _HELD_OUT = 0.2
-_ASSUMED_WINDOWS = 160  # of a prior
 
 
 def simulate(
@@ -71,6 +73,8 @@ def simulate(
     map: Path | None = None,
     redundant: str | None = None,
     sweep: Path | None = None,
+    metrics: Path | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
     requesting: RequestArguments | None = None,
     serving: ServingArguments | None = None,
@@ -117,6 +121,9 @@ def simulate(
     sweep
         File of results: all combinations of --rate, --redundant and --dispatch are tried and kept
         there. A sweep that was stopped continues where it was.
+    metrics
+        File for what the map or plan would tell Prometheus at the end, under the names of a real
+        server; all ranks together.
     other_seconds
         Seconds of a step besides what --hardware or --rank-cost counts.
     hold_out
@@ -133,8 +140,8 @@ def simulate(
     serving.check(hardware.serve)
     if map is not None:
         _refuse_planning(planning, redundant, hold_out)
-    if sweep is not None:
-        check_output(sweep, trace, map, reading.run_map, requesting.requests)
+    page = page or PageArguments()
+    _check_outputs(page, metrics, sweep, trace, map, reading.run_map, requesting.requests)
     planning = replace(hardware.before_reading(planning), dispatch=None)
     planning.check(machine)
     if planning.cost is None:
@@ -144,9 +151,15 @@ def simulate(
         )
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}
     some = requests[cases[0]["rate"]]
-    topology = hardware.topology(machine, ranks)
-    recording = _recording(trace, prior, reading, ranks)
-    model.check_fits(f"{trace or prior}", recording.num_experts, recording.layer_ids)
+    deployed = Deployment.read(
+        trace or prior,
+        lambda: read_source(trace, prior, reading, ranks=ranks),
+        ranks,
+        machine,
+        hardware,
+        model,
+    )
+    recording, topology = deployed.recording, deployed.topology
     placement = None if map is None else _read(map, recording, topology)
     share = 0.0 if map is not None else hold_out or _HELD_OUT
     fit, unseen = hold_out_steps(recording, share)
@@ -205,6 +218,18 @@ def simulate(
     if sweep is None:
         with progress_bar("simulating") as bar:
             result = run(cases[0], bar)
+        if metrics is not None:
+            write_text(metrics, metrics_text(result.after, _served(about, model, cases[0])))
+        page.write(
+            lambda: simulation_story(
+                stage.decoded,
+                result,
+                about.name,
+                origin(recording, {"map": placement}),
+                num_ranks=ranks,
+                notes=[about.cache_note] if about.cache_note else [],
+            )
+        )
         if json:
             print_json(comparison_document(about, result))
         else:
@@ -230,13 +255,29 @@ def simulate(
     return 0
 
 
-def _recording(path: Path | None, prior: str | None, reading: TraceArguments, ranks: int) -> Trace:
-    """What was recorded, or windows as large as those that the prior was fitted to."""
-    if path is not None:
-        return reading.read(path, ranks=ranks)
-    assert prior is not None  # checked
-    known = read_prior(prior)
-    return assumed_trace(known, step_tokens=known.window_tokens, num_steps=_ASSUMED_WINDOWS)
+def _check_outputs(
+    page: PageArguments, metrics: Path | None, sweep: Path | None, *inputs: Path | None
+) -> None:
+    """Refuse, before any long work, files that cannot be written, or are of a single case."""
+    if sweep is not None and (metrics, page) != (None, PageArguments()):
+        raise EquipoiseError(
+            "--metrics, --html and --figure are of one simulation; leave them, or --sweep, out."
+        )
+    if metrics is not None:
+        check_output(metrics, *inputs)
+    page.check(*inputs, other=metrics)
+    if sweep is not None:
+        check_output(sweep, *inputs)
+
+
+def _served(about: Simulation, model: ModelArguments, case: Mapping[str, Any]) -> dict[str, str]:
+    """What was simulated, for the metric that says what serves."""
+    return {
+        "version": __version__,
+        "model": str(model.model or about.recording.provenance.source),
+        "dispatch": case["dispatch"],
+        "planner": about.name,
+    }
 
 
 def _costs(

@@ -14,6 +14,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from equipoise.cli.options.deployment import Deployment
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.groups import EFFORT, HARDWARE, MOVING, TRIED
 from equipoise.cli.options.hardware import StepArguments
@@ -25,7 +26,7 @@ from equipoise.cli.options.moving import replay_prices
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import For, Json, check_output
 from equipoise.cli.options.recording import Recording, TraceArguments
-from equipoise.cli.options.source import check_source
+from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.options.units import ByteCount, Seconds
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.progress import progress_bar
@@ -39,11 +40,8 @@ from equipoise.plan.study import hold_out_steps
 from equipoise.simulate.batches import virtual_steps
 from equipoise.simulate.named_cost import cost_model
 from equipoise.simulate.online import Conditions
-from equipoise.simulate.prior import assumed_trace
-from equipoise.simulate.profiles import prior as read_prior
 from equipoise.simulate.tune import ENGINE, NONE, Setting, Study, cases, first_map
 from equipoise.simulate.tune import tune as find
-from equipoise.trace import Trace
 
 _MAP = "MAP"
 _STEPS = 512
@@ -124,7 +122,7 @@ def tune(
         given: the first published constants for this number of ranks.
     redundant
         Numbers of redundant slots of a layer, as in 0,32. If not given: the fewest, and one and two
-        more on each rank.
+        more on each rank. All layers have the same, as no engine loads a number for each layer.
     dispatch
         Dispatchers, as in even,minmax, which are tried if not given. An engine has its own.
     try_window
@@ -172,20 +170,35 @@ def tune(
     hardware = hardware or StepArguments()
     hardware.check(rank_cost)
     named = None if hardware.profile else cost_model(rank_cost or costs_for(ranks)[0])
-    topology = hardware.topology(machine or MachineArguments(), ranks)
     prices = replay_prices(
         interference=interference, stall_seconds=stall_seconds, plan_seconds=plan_seconds
     )
-    fit, held = _parts(trace, prior, reading, ranks, step_tokens, steps, hold_out)
-    serving.check_fits(f"{trace or prior}", held.num_experts, held.layer_ids)
-    whole = hardware.machine(fit, serving.config, topology)
-    model = whole or named
+    check_source(trace, prior, reading)
+    _check_sizes(prior, step_tokens, steps)
+    num_steps = steps or _STEPS
+    assumed = round(num_steps / hold_out)
+    deployed = Deployment.read(
+        trace or prior,
+        lambda: read_source(
+            trace, prior, reading, ranks=ranks, step_tokens=step_tokens, num_steps=assumed
+        ),
+        ranks,
+        machine or MachineArguments(),
+        hardware,
+        serving,
+    )
+    share = hold_out if prior is None else num_steps / assumed
+    fit, held = hold_out_steps(deployed.recording, share)
+    assert held is not None  # a share above 0
+    if prior is None and step_tokens is not None:
+        held = virtual_steps(held, step_tokens=step_tokens, num_steps=num_steps)
+    model = deployed.machine or named
     assert model is not None  # one of the two
     study = Study(
         fit=fit,
         held=held,
         conditions=Conditions(
-            topology=topology,
+            topology=deployed.topology,
             model=model,
             expert_bytes=size,
             interference=prices.interference,
@@ -218,7 +231,7 @@ def tune(
         study=study,
         tuning=found,
         launch=flags,
-        facts={} if whole is None else {**whole.facts, **hardware.facts},
+        facts=deployed.facts,
         prices=prices.assumed,
     )
     if json:
@@ -228,33 +241,11 @@ def tune(
     return 0
 
 
-def _parts(
-    path: Path | None,
-    prior: str | None,
-    reading: TraceArguments | None,
-    ranks: int,
-    step_tokens: int | None,
-    steps: int | None,
-    hold_out: float,
-) -> tuple[Trace, Trace]:
-    """The steps to plan on, and those to replay."""
-    check_source(path, prior, reading)
+def _check_sizes(prior: str | None, step_tokens: int | None, steps: int | None) -> None:
+    """Refuse what needs the size of a step without it."""
     if step_tokens is None and (steps is not None or prior is not None):
         what = "--steps" if steps is not None else "--prior"
         raise EquipoiseError(f"{what} needs --step-tokens, the size of a step.")
-    num_steps = steps or _STEPS
-    if prior is not None:
-        assert step_tokens is not None  # checked
-        whole = round(num_steps / hold_out)
-        drawn = assumed_trace(read_prior(prior), step_tokens=step_tokens, num_steps=whole)
-        return drawn.split(at=1 - num_steps / whole)
-    assert path is not None
-    recording = (reading or TraceArguments()).read(path, ranks=ranks)
-    fit, held = hold_out_steps(recording, hold_out)
-    assert held is not None  # a share above 0
-    if step_tokens is None:
-        return fit, held
-    return fit, virtual_steps(held, step_tokens=step_tokens, num_steps=num_steps)
 
 
 def _splits(given_names: str | None, target: str | None) -> list[str]:

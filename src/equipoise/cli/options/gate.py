@@ -20,8 +20,11 @@ from equipoise.engines.formats import given
 from equipoise.engines.trace_io import read_trace
 from equipoise.errors import EquipoiseError
 from equipoise.migration import Migration
+from equipoise.plan.scores import WholeSteps
 from equipoise.plan.weigh.gate import Decision, Gate
+from equipoise.simulate.machine import Machine
 from equipoise.simulate.named_cost import cost_model
+from equipoise.simulate.whole import weigh_whole
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -92,22 +95,26 @@ class GateArguments:
         return None if self.trace is None else read_trace(self.trace)
 
     def decide(
-        self, migration: Migration, steps: Trace, expert_bytes: int | None, timed: RankCost | None
-    ) -> Decision:
-        """The decision.
+        self, migration: Migration, steps: Trace, expert_bytes: int | None, timed: Machine | None
+    ) -> tuple[Decision, WholeSteps | None]:
+        """The decision, and what becomes of whole steps where hardware times them.
 
         Parameters
         ----------
         timed
-            What ranks take, if hardware says it.
+            What steps take, if hardware says it: whole steps then decide.
         """
         assert expert_bytes is not None  # checked
-        cost = timed if self.rank_cost is None else cost_model(self.rank_cost).planning_cost
-        assert cost is not None  # checked
-        runs = self._runs(cost, migration.topology, steps.top_k)
         prices: dict[str, Any] = {name: getattr(self, name) for name in PRICES}
-        gate = Gate(cost=cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
-        return gate.decide(migration, steps)
+
+        def gate(cost: RankCost) -> Gate:
+            runs = self._runs(cost, migration.topology, steps.top_k)
+            return Gate(cost=cost, expert_bytes=expert_bytes, dispatch=runs, **prices)
+
+        if timed is not None:
+            return weigh_whole(gate(timed.planning_cost), migration, steps, timed)
+        assert self.rank_cost is not None  # checked
+        return gate(cost_model(self.rank_cost).planning_cost).decide(migration, steps), None
 
     def _runs(
         self, cost: RankCost, topology: Topology | None = None, top_k: int | None = None

@@ -43,8 +43,8 @@ def dispatch_help() -> str:
     """What ``--dispatch`` chooses between."""
     return (
         "Dispatcher that shares each batch over the copies of an expert, for the scores and for "
-        f"what a search plans for: {', '.join(DISPATCHERS)}. If not given: even, or minmax for a "
-        "fixed graph. equipoise explain dispatch says what each does."
+        f"what a search plans for: {', '.join(DISPATCHERS)}. If not given: even (fixed-graph: "
+        "minmax). equipoise explain dispatch says what each does."
     )
 
 

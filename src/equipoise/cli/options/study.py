@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from equipoise.cli.options.engine import EngineArguments
 from equipoise.cli.options.groups import TRTLLM, VERDICT
-from equipoise.cli.options.hardware import HardwareArguments
+from equipoise.cli.options.hardware import StepArguments
 from equipoise.cli.options.limits import Redundant
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.maps import check_decoder_layers
@@ -33,6 +33,7 @@ from equipoise.plan.study import Study
 from equipoise.plan.weigh.reach import Reach
 from equipoise.report.page.of_plan import plan_story
 from equipoise.simulate.machine import Machine
+from equipoise.simulate.whole import judged_whole
 from equipoise.trace import Trace
 
 
@@ -64,7 +65,7 @@ class StudyArguments:
     hold_out: Annotated[float, Parameter(group=VERDICT)] = 0.2
     even_if_worse: Annotated[bool, Parameter(group=VERDICT)] = False
     json: Json = False
-    hardware: HardwareArguments = field(default_factory=HardwareArguments)
+    hardware: StepArguments = field(default_factory=StepArguments)
     serving: ModelArguments = field(default_factory=ModelArguments)
     machine: MachineArguments = field(default_factory=MachineArguments)
     engine: EngineArguments = field(default_factory=EngineArguments)
@@ -124,16 +125,20 @@ class StudyArguments:
     ) -> int:
         """Write the map if it is a gain, and the page; print what came of it.
 
+        Whole steps decide what is a gain if hardware times them.
+
         Returns
         -------
         Exit status.
         """
+        if times is not None:
+            result = judged_whole(result, recording, current, times)
         wanted = result.verdict.is_gain or self.even_if_worse
         outcome = Outcome(
             study=result,
             model=self.serving.config,
             expert_bytes=expert_bytes,
-            facts=self.hardware.facts | ({} if times is None else times.expert_facts),
+            facts={**self.hardware.facts, **({} if times is None else times.facts)},
             reach=reach,
             written=target.write(result.plan, recording) if target is not None and wanted else None,
             withheld=target is not None and not wanted,

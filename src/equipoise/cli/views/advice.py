@@ -16,6 +16,9 @@ def print_verdicts(console: Console, advice: Advice) -> None:
 
 
 def print_basis(console: Console, advice: Advice) -> None:
-    """Print what the verdicts rest on, if there are any."""
+    """Print what steps are spent on and what the verdicts rest on, if there are any."""
+    for cost, sentences in advice.spent.items():
+        for sentence in sentences:
+            console.print(f"{cost}: {sentence}")
     if advice.verdicts:
         console.print(advice.basis)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import msgspec
 from rich.console import Console
 
 from equipoise.cli.options.names import in_options
@@ -14,6 +13,8 @@ from equipoise.errors import Message
 
 def print_json(document: Any) -> None:
     """One JSON document and a newline on standard output."""
+    import msgspec  # help, which prints to a console too, needs none
+
     text = msgspec.json.encode(document, enc_hook=_plain)
     sys.stdout.buffer.write(msgspec.json.format(text, indent=2) + b"\n")
     sys.stdout.flush()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.answer import Answer
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.notes import print_recording
-from equipoise.engines.formats import Launch
+from equipoise.report.spent import spent
 from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.online_trial import InTime
@@ -21,21 +21,10 @@ from equipoise.units import duration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """A forecast, and how to start the engine asked for with what it recommends, if it does.
-
-    Parameters
-    ----------
-    facts
-        Where the times of the hardware came from; empty without hardware.
-    prices
-        Prices of planning and moving that were assumed, as a sentence; nothing if all were given.
-    """
+class Advice(Answer):
+    """A forecast, and how to start the engine with what it recommends, if it does."""
 
     forecast: Forecast
-    facts: Mapping[str, str] = field(default_factory=dict)
-    launch: Launch | None = None
-    prices: str = ""
 
 
 def forecast_document(advice: Advice) -> dict[str, object]:
@@ -55,6 +44,7 @@ def forecast_document(advice: Advice) -> dict[str, object]:
         "hardware": advice.facts,
         "today": [asdict(idle) for idle in result.today],
         "parts": result.parts,
+        "planned_parts": result.planned_parts,
         "best": _option(result.best),
         "options": [_option(option) for option in result.options],
         "assumed": result.assumed,
@@ -121,8 +111,6 @@ def _print_one(console: Console, advice: Advice) -> None:
     other = result.counts
     if result.other_seconds:
         other = f"{duration(result.other_seconds)} of other work in every step"
-    elif result.parts is None:
-        other = "attention, communication and the rest of a step are left out"
     console.print(f"\n{result.model}: {result.verdict.text}\n")
     print_facts(console, advice.facts)
     for idle in result.today:
@@ -130,8 +118,8 @@ def _print_one(console: Console, advice: Advice) -> None:
             f"Today ranks wait {idle.share:.1%} of the experts' time ({idle.steps}); chance alone "
             f"makes it {idle.chance:.1%}."
         )
-    if result.parts is not None:
-        console.print(_spent(result.parts))
+    for sentence in spent(result):
+        console.print(sentence)
     console.print(
         f"\nSeconds of {result.unseen_steps} unseen steps, planned on {result.planned_steps}, "
         f"against {result.against}; {other}.\n"
@@ -170,25 +158,6 @@ def _kept_balanced(result: Forecast) -> str:
         f"{best.dispatch}) takes {low:z.1%} to {high:z.1%} off a step: "
         f"{'worth' if worth else 'not surely worth'} the {result.least_gain:.1%} that would pay."
     )
-
-
-_PARTS = {
-    "experts": "experts",
-    "rereading": "reading their weights again",
-    "chance": "waiting by chance",
-    "skew": "waiting for skew",
-    "own": "attention and the rest",
-    "own_wait": "waiting there",
-    "exposed": "exchanges",
-}
-
-
-def _spent(parts: Mapping[str, float]) -> str:
-    """What a step is spent on, in a sentence."""
-    total = sum(parts[name] for name in _PARTS)
-    shares = ", ".join(f"{said} {parts[name] / total:.1%}" for name, said in _PARTS.items())
-    hidden = f"; exchanges hidden {1e3 * parts['hidden']:.3f} ms" if parts["hidden"] else ""
-    return f"An unseen step takes {1e3 * total:.3f} ms: {shares}{hidden}."
 
 
 _NOT_RUN = ", not by this engine"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from equipoise.plan import Evaluation
-from equipoise.plan.scores import LAYOUTS, Scores, Verdict
+from equipoise.plan.scores import LAYOUTS, Scores, Verdict, WholeSteps
 
 
 def scores_document(scores: Scores) -> dict[str, object]:
@@ -31,6 +31,22 @@ def verdict_document(verdict: Verdict) -> dict[str, object]:
         "before": verdict.compared.before,
         "after": verdict.compared.after,
         "chance": verdict.compared.noise,
+        "whole_steps": whole_document(verdict.whole),
+    }
+
+
+def whole_document(whole: WholeSteps | None) -> dict[str, object] | None:
+    """Seconds of a whole step before and after, and what the experts take of it."""
+    if whole is None:
+        return None
+    x = whole.compared
+    return {
+        "counts": whole.counts,
+        "before_seconds": x.before,
+        "after_seconds": x.after,
+        "chance_seconds": x.noise,
+        "experts_before_seconds": float(whole.before[1].mean()),
+        "experts_after_seconds": float(whole.after[1].mean()),
     }
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.views.answer import Answer
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
 from equipoise.cli.views.notes import print_recording
-from equipoise.engines.formats import Launch
 from equipoise.simulate.gain import CONFIDENCE
 from equipoise.simulate.prior import ASSUMED, is_assumed
 from equipoise.simulate.tune import NONE, Setting, Study, Tuning
@@ -22,22 +22,11 @@ _MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What was replayed, what came of it, and how to start the engine asked for.
-
-    Parameters
-    ----------
-    facts
-        Where the times of the hardware came from; empty without hardware.
-    prices
-        Prices of planning and moving that were assumed, as a sentence; nothing if all were given.
-    """
+class Tuned(Answer):
+    """What was replayed, and what came of it."""
 
     study: Study
     tuning: Tuning
-    launch: Launch | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    prices: str = ""
 
     @property
     def is_assumed(self) -> bool:

@@ -1,1 +1,1 @@
-"""What the formats of several engines have in common."""
+"""Code that several engines share."""

@@ -1,4 +1,4 @@
-"""What several trace readers need on the way from file content to a trace's arrays."""
+"""Helpers of trace readers: from file content to a trace's arrays."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.placement import Placement
 
 MAX_EXPERTS = 1 << 16
-"""Most experts a table or a token recording may name; models of today have at most 1024."""
+"""Largest number of experts in a table or token recording; models of today have at most 1024."""
 
 MAX_LABEL = 256
-"""Characters of the longest label of a step."""
+"""Length of the longest accepted label of a step, in characters."""
 
 MAX_BYTES = 4 << 30
-"""Largest array that a reader allocates on the word of a file alone."""
+"""Largest array, in bytes, that a reader allocates because a file says so."""
 
 _SMALL_BYTES, _MOST_GROWTH = 256 << 20, 64
-"""Bytes that an array may have whatever the file's size, and per byte of the file."""
+"""Bytes that an array may take whatever the file's size, and bytes per byte of the file."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of our nouns into a ``FormatError`` with the file."""
+    """Turn errors of the system and of our classes into a ``FormatError`` that names the file."""
     try:
         yield
     except FormatError:
@@ -42,9 +42,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def compact_dtype(largest: int) -> np.dtype[np.integer]:
-    """The smallest unsigned type up to 32 bits that holds ``largest``; beyond that, int64.
+    """Choose the smallest unsigned type up to 32 bits that holds ``largest``, else int64.
 
-    64 unsigned bits are avoided because numpy mixes them with int64 to floating point.
+    uint64 is avoided because numpy combines it with int64 to floating point.
     """
     for dtype in (np.uint8, np.uint16, np.uint32):
         if largest <= np.iinfo(dtype).max:
@@ -53,14 +53,14 @@ def compact_dtype(largest: int) -> np.dtype[np.integer]:
 
 
 def compact(counts: NDArray[np.integer]) -> NDArray[np.integer]:
-    """The same counts (>= 0) in the smallest type; not copied if they have it already."""
+    """Convert counts (>= 0) to the smallest type; they are not copied if they have it already."""
     return counts.astype(compact_dtype(int(counts.max()) if counts.size else 0), copy=False)
 
 
 def numbers(row: Sequence[Any], where: str) -> NDArray[np.float64]:
-    """A list of numbers as an array; a list that holds anything else is refused.
+    """Convert a list of numbers to an array; refuse a list that holds anything else.
 
-    NumPy by itself would make a text of every entry, each as long as the longest.
+    NumPy would convert every entry to text, each as long as the longest.
     """
     if not set(map(type, row)) <= {int, float}:
         raise EquipoiseError(f"{where} holds something other than numbers.")
@@ -78,12 +78,12 @@ def refuse_oversize(
     Parameters
     ----------
     file_bytes
-        Size of the file it comes from, where a few numbers of it, or references, can ask for much.
+        Size of the file, if a few numbers or references in it can ask for a large array.
 
     Raises
     ------
     EquipoiseError
-        More than ``MAX_BYTES``, or far more than the file has.
+        An array of more than ``MAX_BYTES``, or far larger than the file.
     """
     size = prod(int(n) for n in shape) * itemsize
     limit = MAX_BYTES
@@ -99,12 +99,12 @@ def refuse_oversize(
 
 
 def refuse_map(table: NDArray[Any]) -> None:
-    """Refuse a bare table ``(L, n)`` that can hardly be anything but the experts in slots.
+    """Refuse a bare table ``(L, n)`` that is almost certainly a map (the experts in slots).
 
     Raises
     ------
     EquipoiseError
-        Every row holds each number from 0 to its largest, or some are -1.
+        Rows that hold each number from 0 to their largest, or that hold -1.
     """
     if table.size and table.dtype.kind == "i" and table.min() == -1 and table.max() >= 0:
         raise EquipoiseError(
@@ -126,12 +126,12 @@ def refuse_map(table: NDArray[Any]) -> None:
 
 
 def fold_slots(load: NDArray[np.int64], placement: Placement) -> NDArray[np.int64]:
-    """Counts per slot ``(L, S)`` as counts per expert ``(L, E)``, by the map of the run.
+    """Convert counts per slot ``(L, S)`` to counts per expert ``(L, E)``, by the run's map.
 
     Raises
     ------
     EquipoiseError
-        Another number of layers or slots than the placement has.
+        Another number of layers or slots than the placement.
     """
     L, S = placement.num_layers, placement.num_slots
     if load.shape != (L, S):
@@ -145,12 +145,12 @@ def fold_slots(load: NDArray[np.int64], placement: Placement) -> NDArray[np.int6
 
 
 def refuse_long_labels(values: Collection[str], num_steps: int, file_bytes: int) -> None:
-    """Refuse labels whose column would take much memory: NumPy gives each the longest one's room.
+    """Refuse labels that would take much memory, since NumPy stores all as long as the longest.
 
     Raises
     ------
     EquipoiseError
-        A label of more than ``MAX_LABEL`` characters, or far more room than the file takes.
+        A label longer than ``MAX_LABEL``, or a column far larger than the file.
     """
     longest = max(map(len, values), default=0)
     if longest > MAX_LABEL:
@@ -164,15 +164,15 @@ def refuse_long_labels(values: Collection[str], num_steps: int, file_bytes: int)
 def agreed_layer_ids(
     stated: Sequence[int] | None, given: tuple[int, ...] | None, num_layers: int
 ) -> tuple[int, ...]:
-    """The layer numbers of a file: what it states, else what the user gave, else from 0.
+    """Choose the layer numbers of a file: its own, else the user's, else from 0.
 
-    Fewer given numbers than layers, all of them rows of the file, choose among decoder layers:
-    then rows are numbered from 0, and the others are left out later.
+    If the user gave fewer numbers than there are rows, and all are row numbers, they choose among
+    decoder layers. Then rows are numbered from 0, and the others are left out later.
 
     Raises
     ------
     EquipoiseError
-        The number of layer ids is not ``num_layers``.
+        A number of layer ids other than ``num_layers``.
     """
     chosen = stated if stated is not None else given or range(num_layers)
     if stated is None and len(chosen) < num_layers and max(chosen) < num_layers:
@@ -184,12 +184,12 @@ def agreed_layer_ids(
 
 
 def agreed_num_experts(largest_id: int, given: int | None) -> tuple[int, tuple[str, ...]]:
-    """``E`` for a recording that names experts one by one, and the notes this needs.
+    """Choose ``E`` for a recording that names single experts; also return notes.
 
     Raises
     ------
     EquipoiseError
-        An expert id that the given ``E`` does not have, or one too large to be an id.
+        An expert id beyond the given ``E``, or too large to be an id.
     """
     if given is not None and largest_id >= given:
         raise EquipoiseError(

@@ -1,4 +1,4 @@
-"""From the tokens' own choices to a trace: padding left out, tokens grouped into steps."""
+"""Traces made from the tokens' choices: padding is left out, and tokens are grouped into steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equipoise.trace import Provenance, Trace
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Tokens that share a label: their choices ``(D, L, K)`` and the lengths of their sequences."""
+    """Tokens with the same label: their choices ``(D, L, K)`` and the lengths of sequences."""
 
     label: str
     ids: NDArray[np.integer]
@@ -31,7 +31,7 @@ def trace_of_choices(
     provenance: Provenance,
     stated_layers: Sequence[int] | None = None,
 ) -> Trace:
-    """Count the choices of all parts, a step a sequence, or a window where one is asked for.
+    """Count the choices of all parts; each sequence, or each window if asked for, is a step.
 
     Dense layers and padding are left out. Sequences without lengths end where a token has no
     choice at all, as engines mark the last token of a request.
@@ -39,7 +39,7 @@ def trace_of_choices(
     Raises
     ------
     EquipoiseError
-        Parts of different shapes, no way to tell steps apart, or ids that are no choices.
+        Parts of different shapes, steps that cannot be told apart, or ids that are no choices.
     """
     ids, clean = cleaned([part.ids for part in parts], options)
     notes = [*provenance.notes, *clean.notes]
@@ -63,7 +63,7 @@ def trace_of_choices(
 def cleaned(
     parts: Sequence[NDArray[np.integer]], options: TraceOptions
 ) -> tuple[NDArray[np.integer], Choices]:
-    """All choices ``(D, L, K)`` of parts of one shape, and the same without what is no choice."""
+    """Join the choices ``(D, L, K)`` of all parts; also return them without padding."""
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
     refuse_oversize(shape, parts[0].itemsize, "Choices (tokens, layers, top_k)")
     ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -85,9 +85,9 @@ def trace_of_steps(
     Parameters
     ----------
     sizes
-        Tokens of each step, ``(T,)``; they add up to the kept tokens.
+        Number of tokens of each step, ``(T,)``; they add up to the kept tokens.
     labels
-        By step, ``(T,)`` each.
+        Labels of the steps, ``(T,)`` each.
     """
     known = None if options.drop_experts else options.num_experts
     E, more = agreed_num_experts(int(clean.ids.max()), known)
@@ -108,7 +108,7 @@ def named_layers(
     stated: Sequence[int] | None,
     given: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
-    """The model's numbers of the kept rows: stated by the file, given by the user, or the rows'."""
+    """Choose the layer numbers of kept rows: the file's, the user's, or the row numbers."""
     if stated is not None and len(stated) != num_rows:
         raise EquipoiseError(f"{len(stated)} layer ids for {num_rows} layers; give one a layer.")
     if stated is not None:
@@ -117,7 +117,7 @@ def named_layers(
         return tuple(int((given or range(num_rows))[row]) for row in kept)
     if len(given) == len(kept):
         return given
-    if max(given) < num_rows:  # decoder layers to keep, of a file with a row for each
+    if max(given) < num_rows:  # they choose rows of a file with a row for each decoder layer
         return tuple(kept.tolist())
     raise EquipoiseError(
         f"{len(given)} layer ids {format_ids(given)} for {num_rows} layers, {len(kept)} of them "
@@ -128,7 +128,7 @@ def named_layers(
 def _step_sizes(
     part: Sequences, kept: NDArray[np.bool_], window_tokens: int | None, notes: list[str]
 ) -> NDArray[np.int64]:
-    """Kept tokens of each step of a part."""
+    """Count the kept tokens of each step of a part."""
     if window_tokens is not None:
         if window_tokens < 1:
             raise EquipoiseError(
@@ -154,7 +154,7 @@ def _step_sizes(
 
 
 def _kept_lengths(lengths: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many kept tokens each sequence has; sequences without any are left out."""
+    """Count the kept tokens of each sequence; leave out sequences without any."""
     running = np.concatenate([[0], np.cumsum(kept)])
     ends = np.cumsum(lengths)
     sizes: NDArray[np.int64] = running[ends] - running[ends - lengths]

@@ -1,4 +1,4 @@
-"""Defects found in placement files: how they name what they found, and how people see them."""
+"""Helpers for findings about placement files, and their form for people."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from equipoise.checks import brief
 from equipoise.engines.formats import Finding, Severity
 from equipoise.layer_ids import format_ids
 
-LIMIT = 20  # findings of one kind in one layer that are listed singly; the rest are counted
-SHOWN = 3  # findings of one kind that people are shown singly; see ``by_kind``
+LIMIT = 20  # findings of one kind in a layer that are listed; the rest are counted
+SHOWN = 3  # findings of one kind that people see; see ``by_kind``
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Whether a value is an integer and not a boolean, which Python counts as one."""
+    """Tell whether a value is an integer and not a boolean, which Python counts as an integer."""
     return type(value) is int
 
 
 def describe(value: object) -> str:
-    """A value found in a file, short enough for a message, and its type unless an integer."""
+    """Describe a value in a file briefly, with its type unless it is an integer."""
     names = {bool: "boolean", float: "float", str: "string", list: "list", dict: "mapping"}
     if value is None:
         return "nothing (null)"
@@ -31,18 +31,18 @@ def describe(value: object) -> str:
 
 
 def shown_names(keys: Sequence[Any]) -> str:
-    """The first keys, quoted, and how many more there are."""
+    """Quote the first keys, and count the others."""
     names = ", ".join(map(brief, keys[:5]))
     return names if len(keys) <= 5 else f"{names} and {len(keys) - 5} more"
 
 
 def numbered(ids: Sequence[int]) -> str:
-    """``layer 3`` or ``layers 3-60``."""
+    """Write layer numbers as ``layer 3`` or ``layers 3-60``."""
     return f"{'layer' if len(ids) == 1 else 'layers'} {format_ids(ids)}"
 
 
 def capped(items: Sequence[int], what: str, finding: Callable[[int], Finding]) -> list[Finding]:
-    """A finding for each of the first items, and one that counts the rest."""
+    """Make a finding for each of the first items, and one that counts the rest."""
     findings = [finding(item) for item in items[:LIMIT]]
     rest = len(items) - LIMIT
     if rest > 0:
@@ -52,7 +52,7 @@ def capped(items: Sequence[int], what: str, finding: Callable[[int], Finding]) -
 
 
 def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
-    """A finding if keys stand twice in one mapping, which names them."""
+    """Make a finding that names the keys that stand twice in one mapping, if any."""
     names = list(dict.fromkeys(keys))
     if not names:
         return []
@@ -72,9 +72,9 @@ def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
 def unknown_keys(
     mapping: dict[Any, Any], known: Iterable[str], code: str, where: str
 ) -> list[Finding]:
-    """A finding if a mapping has keys that the format does not have, which names them.
+    """Make a finding that names the keys that the format does not know, if any.
 
-    The placement is certain without them, so they do not keep a file from being read.
+    The placement is certain without these keys, so the file can still be read.
     """
     allowed = tuple(known)
     extra = [key for key in mapping if key not in allowed]
@@ -93,7 +93,7 @@ def unknown_keys(
 
 
 def by_kind(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings for people, errors first; more than a few of one kind are one with a count."""
+    """Sort findings for people, errors first, and merge many of one kind into one with a count."""
     kinds: dict[tuple[object, ...], list[Finding]] = {}
     for finding in sorted(findings, key=lambda f: list(Severity).index(f.severity)):
         kinds.setdefault(_kind(finding), []).append(finding)
@@ -101,12 +101,12 @@ def by_kind(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
-    """Whether one of the findings is an error."""
+    """Tell whether one of the findings is an error."""
     return any(finding.severity is Severity.ERROR for finding in findings)
 
 
 def _kind(finding: Finding) -> tuple[object, ...]:
-    """What findings of one kind share: the rule and, but for its numbers, the remedy."""
+    """Return what findings of one kind share: the rule, and the remedy without its numbers."""
     if finding.layer is None:
         return (finding.code, finding.severity, finding.message)
     return (finding.code, finding.severity, re.sub(r"\d+", "#", finding.remedy))

@@ -1,4 +1,4 @@
-"""Making a recording fit the model: the layers and experts that the user states."""
+"""Fitting of a recording to the layers and experts that the user states."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from equipoise.trace import Trace
 
 
 def fitted(trace: Trace, options: TraceOptions) -> Trace:
-    """The trace with the stated layers and experts, whatever its format; each change is noted.
+    """Fit a trace to the stated layers and experts, and note each change.
 
     Raises
     ------
     EquipoiseError
-        Assignments to experts that the stated number does not have, unless ``drop_experts``.
+        Assignments to experts beyond the stated number, unless ``drop_experts``.
     """
     notes: list[str] = []
     if options.layer_ids not in (None, trace.layer_ids):

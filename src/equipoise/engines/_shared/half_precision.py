@@ -1,7 +1,7 @@
-"""Numbers of 16 bits as float32, where they can still be counts.
+"""16-bit floating-point numbers converted to float32, if they can be exact counts.
 
-``bfloat16`` holds every whole number below 256 and ``float16`` every one below 2,048; from there on
-neighbours are rounded to each other, and adding 1 changes nothing.
+``bfloat16`` holds every whole number up to 256, and ``float16`` up to 2,048. Beyond that, numbers
+are rounded, and adding 1 changes nothing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ _EXACT_BELOW = {"bfloat16": 256, "float16": 2048}
 
 
 def widened(bits: NDArray[np.uint16], kind: str) -> NDArray[np.float32]:
-    """The numbers whose bits are given.
+    """Convert the bits of 16-bit numbers to float32.
 
     Parameters
     ----------
     bits
-        As stored, in the machine's byte order; not changed.
+        Bits as stored, in the machine's byte order; not changed.
     kind
-        ``bfloat16`` or ``float16``.
+        Number format: ``bfloat16`` or ``float16``.
 
     Raises
     ------
     FormatError
-        A number so large that it may stand for its neighbours.
+        A number so large that it may be rounded.
     """
     if kind == "float16":
         values = bits.view(np.float16).astype(np.float32)
     else:
         values = (bits.astype(np.uint32) << 16).view(np.float32)
     limit = _EXACT_BELOW[kind]
-    with np.errstate(invalid="ignore"):  # NaN, of which the reader decides
+    with np.errstate(invalid="ignore"):  # the reader decides on NaN
         large = values[np.abs(values) >= limit]
     if large.size:
         raise FormatError(

@@ -1,8 +1,8 @@
-"""A balancing hook inside an engine: new slots, or the slots in force and why. It never raises.
+"""A safe balancing hook inside an engine: it returns slots to serve, and never raises an error.
 
-An engine calls its hook between two steps of serving, and an exception there ends balancing or the
-server. So the planner runs behind ``Hook``: what it raises is caught, what it answers is checked
-against what the engine said, and a plan that is late is left behind.
+An engine calls its hook between two steps of serving, where an exception would end balancing or the
+server. So the planner runs behind ``Hook``, which catches its errors, checks its answers against
+the engine's state, and abandons plans that are late.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 Planner = Callable[[Situation], Answer]
-"""What finds new slots: ``replan``, perhaps with some of its options set."""
+"""Function that finds new slots: ``replan``, possibly with some of its options set."""
 
 _GRACE_SECONDS = 5.0
-_COMPILING_SECONDS = 300.0  # far more than it takes, so that a hang ends all the same
+_COMPILING_SECONDS = 300.0  # limit on compiling; far more than needed, to end a hang
 _NONE = -1
 
 
 class PlanStatus(Enum):
-    """What became of a plan.
+    """The fate of a plan.
 
     ===========  ==================================================================
     ``TAKEN``    Its slots passed every check.
-    ``UNFIT``    There is none: what the engine said does not fit together.
-    ``FAILED``   There is none: the planner raised something unforeseen.
-    ``REFUSED``  The planner answered something that must not be served.
-    ``LATE``     The planner had not answered in time.
+    ``UNFIT``    There is none: the engine's data does not fit together.
+    ``FAILED``   There is none: the planner raised an unexpected error.
+    ``REFUSED``  The planner's slots must not be served.
+    ``LATE``     The planner did not answer in time.
     ===========  ==================================================================
     """
 
@@ -54,20 +54,20 @@ class PlanStatus(Enum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Decision:
-    """Slots to serve with, and why these.
+    """The slots to serve with, and the reason for them.
 
     Parameters
     ----------
     slots
-        Expert ids ``(L, S)``, of the plan if it was taken.  Otherwise those in force, or if they
-        cannot be served, a plain layout: experts in order, then the first ones again.  -1 on ranks
-        that are not alive.
+        Expert ids ``(L, S)``: the plan's if it was taken, else those in force. If these cannot be
+        served, a plain layout: experts in order, then the first ones again.  -1 on ranks that are
+        not alive.
     moves
-        Slots of ranks that are alive whose content changes, all layers together.
+        Number of slots whose content changes, on ranks that are alive, all layers together.
     status
-        What became of the plan.
+        Fate of the plan.
     reason
-        The same in words.
+        Fate of the plan, in words.
     seconds
         Time that the decision took.
     """
@@ -80,16 +80,16 @@ class Decision:
 
 
 class Hook:
-    """A planner that can do no harm.
+    """A wrapper that makes a planner safe to call inside an engine.
 
     Parameters
     ----------
     planner
-        What finds new slots.
+        Function that finds new slots.
     grace_seconds
-        Time that a planner may take beyond the time budget of the situation.  It is then left to
-        end in its thread, and no other plan is begun before it has.  Without a time budget it may
-        take any time.
+        Time that a planner may take beyond the situation's time budget.  After that it is abandoned
+        in its thread, and no other plan starts before it ends.  Without a time budget it may take
+        any time.
     """
 
     def __init__(self, planner: Planner = replan, *, grace_seconds: float = _GRACE_SECONDS) -> None:
@@ -98,7 +98,7 @@ class Hook:
         self._run: _Run | None = None
 
     def __call__(self, situation: Situation) -> Decision:
-        """Decide on the slots; raises nothing, whatever is given and whatever the planner does."""
+        """Decide on the slots; raise no error, whatever is given and whatever the planner does."""
         begin = time.perf_counter()
         try:
             status, taken = PlanStatus.TAKEN, self._plan(situation)
@@ -133,9 +133,9 @@ class Hook:
 def warm_up(
     hook: Hook, *, num_experts: int, num_slots: int, num_ranks: int, num_nodes: int = 1
 ) -> Decision:
-    """Have a hook plan for loads that nobody has, so that the first real plan compiles nothing.
+    """Let a hook plan for made-up loads, so that the first real plan compiles nothing.
 
-    The slots in force have a hole first, so that filling it is compiled as well.
+    One slot in force is empty first, so that the code that fills it is compiled too.
     """
     slots = np.arange(num_slots)[None] % num_experts
     slots[0, -1] = _NONE
@@ -155,7 +155,7 @@ def warm_up(
 
 
 class _Taken(NamedTuple):
-    """Slots, how many of them change, and why these."""
+    """Slots, the number of changes, and the reason."""
 
     slots: Ints
     moves: int
@@ -163,15 +163,15 @@ class _Taken(NamedTuple):
 
 
 class _LateError(Exception):
-    """There is no answer yet."""
+    """The planner has not answered yet."""
 
 
 class _RefusedError(Exception):
-    """An answer that must not be served."""
+    """The planner's answer must not be served."""
 
 
 def _told(error: Exception) -> tuple[PlanStatus, str]:
-    """Why there is no plan."""
+    """Return status and sentence for a planner's error."""
     match error:
         case EquipoiseError():
             return PlanStatus.UNFIT, f"{error}"
@@ -183,7 +183,7 @@ def _told(error: Exception) -> tuple[PlanStatus, str]:
 
 
 class _Run(Thread):
-    """One run of a planner, which can be left behind."""
+    """One run of a planner in a thread, which can be abandoned."""
 
     def __init__(self, planner: Planner, situation: Situation) -> None:
         super().__init__(name="equipoise-planner", daemon=True)
@@ -196,11 +196,11 @@ class _Run(Thread):
             self._answer = self._planner(self._situation)
         except Exception as error:
             self._error = error
-        except BaseException as error:  # sys.exit() in a planner is no reason to end the engine
+        except BaseException as error:  # even sys.exit() in a planner must not end the engine
             self._error = RuntimeError(brief(error))
 
     def answer_within(self, seconds: float | None) -> Answer:
-        """What the planner answers or raises; ``_LateError`` if it takes longer."""
+        """Return the planner's answer or raise its error; ``_LateError`` if it takes longer."""
         self.join(seconds)
         if seconds is not None and self.is_alive():
             raise _LateError(f"There was no plan after {seconds:g} seconds.")
@@ -212,11 +212,10 @@ class _Run(Thread):
 
 
 class _Frame:
-    """The shapes that slots must have, and what they are compared with.
+    """The required shape of slots, and the slots to compare them with.
 
-    ``before`` are the slots in force in the shape of the new ones, -1 where nothing is known,
-    or ``None`` if nothing is in force.  ``alive`` says which slots are on ranks that serve,
-    ``(S,)``.
+    ``before`` are the slots in force in the shape of the new ones, with -1 where they are unknown,
+    or ``None`` if nothing is in force.  ``alive`` marks the slots on ranks that serve, ``(S,)``.
     """
 
     def __init__(self, situation: Situation) -> None:
@@ -231,11 +230,11 @@ class _Frame:
         self.before = self._before(situation)
 
     def checked(self, answer: Answer) -> Ints:
-        """A copy of the answer's slots; refused if they must not be served."""
+        """Return a copy of the answer's slots, or refuse slots that must not be served."""
         try:
             slots = as_ids(answer.slots, "Slots").astype(
                 np.int64
-            )  # a copy: the planner has its own
+            )  # a copy, because the planner may still change its own
         except EquipoiseError as error:
             raise _RefusedError(f"{error}") from error
         fault = self.fault(slots) or self._excess(slots)
@@ -244,7 +243,7 @@ class _Frame:
         return slots
 
     def fault(self, slots: Ints) -> str | None:
-        """Why slots must not be served, whatever was in force; ``None`` if they may."""
+        """Say why slots must not be served, or return ``None`` if they may."""
         if slots.shape != (self.num_layers, self.num_slots):
             return f"slots have shape {slots.shape}, not {(self.num_layers, self.num_slots)}."
         if (slots[:, ~self.alive] != _NONE).any():
@@ -259,13 +258,13 @@ class _Frame:
         return None
 
     def moves(self, slots: Ints) -> int:
-        """Slots of ranks that are alive that hold something else than before."""
+        """Count the slots with changed content on ranks that are alive."""
         if self.before is None:
             return int(self.alive.sum()) * self.num_layers
         return int((slots != self.before)[:, self.alive].sum())
 
     def without_plan(self) -> _Taken:
-        """The slots in force if they can be served, else a plain layout."""
+        """Return the slots in force if they can be served, else a plain layout."""
         if self.before is not None:
             kept = np.where(self.alive, self.before, _NONE)
             if self.fault(kept) is None:
@@ -279,7 +278,7 @@ class _Frame:
         return slots
 
     def _excess(self, slots: Ints) -> str | None:
-        """More moves than allowed, apart from those that complete what was in force."""
+        """Say if there are more moves than allowed, apart from those for missing experts."""
         if self.max_moves is None or self.before is None:
             return None
         serving = self.before[:, self.alive]
@@ -288,7 +287,7 @@ class _Frame:
         return f"{moves} slots change, {allowed} may." if moves > allowed else None
 
     def _present(self, slots: Ints) -> Bools:
-        """Which experts have a slot, ``(L, E)``; ids are in ``[-1, E)``."""
+        """Tell which experts have a slot, ``(L, E)``; ids are in ``[-1, E)``."""
         present = np.zeros((len(slots), self.num_experts + 1), dtype=np.bool_)
         np.put_along_axis(present, slots, True, axis=1)  # -1 marks the last column
         return present[:, :-1]
@@ -323,11 +322,11 @@ class _Frame:
 
 
 def _without_plan(situation: Situation) -> _Taken:
-    """What to serve with where there is no plan."""
-    for known in (situation, replace(situation, slots=None)):  # they may be what cannot be read
+    """Return the slots to serve with if there is no plan."""
+    for known in (situation, replace(situation, slots=None)):  # the slots may be unreadable
         with suppress(Exception):
             return _Frame(known).without_plan()
-    with suppress(Exception):  # loads are what cannot be read, so nothing can be laid out
+    with suppress(Exception):  # the loads are unreadable, so there is no layout
         slots = np.asarray(situation.slots, dtype=np.int64)
         return _Taken(slots, 0, "The slots stay as they came.")
     return _Taken(np.empty((0, 0), dtype=np.int64), 0, "There are no slots.")

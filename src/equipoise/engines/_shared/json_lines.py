@@ -1,4 +1,4 @@
-"""Files of one JSON document a line, whose last line may be cut off."""
+"""Files with one JSON document per line, whose last line may be cut off."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Line = TypeVar("Line")
 def read_lines(
     path: Path, parse: Callable[[bytes], Line], notes: list[str], progress: Progress
 ) -> Iterator[tuple[int, Line]]:
-    """The number and content of every line that is not blank.
+    """Yield the number and content of every line that is not blank.
 
-    Only the last line may be broken, as a killed process leaves it: ``notes`` then gets a sentence.
+    Only the last line may be broken, as a killed process leaves it; then ``notes`` gets a sentence.
 
     Raises
     ------
     FormatError
-        ``parse`` refused a line that is not the last.
+        A line other than the last that ``parse`` refuses.
     """
     size, done, broken = path.stat().st_size, 0, ""
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def read_lines(
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """A line that is a JSON object; ``FormatError`` for any other."""
+    """Read a line that is a JSON object; raise ``FormatError`` for any other."""
     record = parse_json(line, "not a JSON record")
     if not isinstance(record, dict):
         raise FormatError("not a JSON record.")

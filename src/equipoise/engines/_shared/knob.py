@@ -1,4 +1,4 @@
-"""One option of an engine, and what it does."""
+"""An option of an engine, and its effect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Knob:
-    """An option or a variable, as it is written, and what it moves in a few words."""
+    """An option or variable, as it is written, and its effect in a few words."""
 
     name: str
     moves: str

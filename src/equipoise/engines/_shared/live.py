@@ -1,11 +1,11 @@
-"""What an engine says of itself while it serves, in the words of this package."""
+"""The state of a serving engine, in the terms of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from equipoise.engines._shared.exposition import (
+from equipoise.control.exposition import (
     Buckets,
     Samples,
     grown,
@@ -13,20 +13,20 @@ from equipoise.engines._shared.exposition import (
     quantile,
 )
 
-_ROUNDING = 1e-6  # in sums of passes that are all balanced
-_MOST_DIGITS = 6  # of a layer
+_ROUNDING = 1e-6  # rounding in sums over balanced passes
+_MOST_DIGITS = 6  # longest layer number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """A time that users wait.
+    """A latency that users see.
 
     Parameters
     ----------
     buckets, sum
-        All values since the engine began, in seconds.
+        Histogram and sum of all values since the engine started, in seconds.
     p99, mean
-        The same of the values since the last time; ``None`` where there are none.
+        99th percentile and mean of the values since the last time; ``None`` if there are none.
     """
 
     buckets: Buckets
@@ -37,25 +37,25 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What was found; whatever an engine does not say is empty or ``None``.
+    """The state found; whatever an engine does not say is empty or ``None``.
 
     Parameters
     ----------
     imbalance, excess
-        Busiest rank over mean rank by phase, or under ``all``; and what of it chance does not do.
+        Imbalance by phase, or under ``all``, and the part above chance.
     balancedness, ratio
         Mean rank over busiest rank, and busiest over mean, all phases together.
     rank_load
-        Load of each rank over that of the mean rank.
+        Load of each rank over the mean rank's.
     layer_imbalance
         Busiest rank over mean rank by layer.
     ttft, tpot
-        Time to first token, and per token after it.
+        Time to the first token, and time per later token.
     tokens
-        Tokens generated.
+        Number of generated tokens.
     attention_imbalance, attention_wait_seconds
-        Tokens of the busiest attention rank over the mean one's, and the time ranks have waited
-        for each other there: what no placement of experts can change.
+        Tokens of the busiest attention rank over the mean rank's, and the time that ranks waited
+        for each other there. No placement of experts can change these.
     """
 
     imbalance: Mapping[str, float] = field(default_factory=dict)
@@ -73,14 +73,14 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """How an engine is understood.
+    """An interpreter of an engine's metrics and log.
 
     Parameters
     ----------
     metrics
-        Function that reads its metrics: those of now, and those of the last time.
+        Function that interprets the metrics, given those of now and of the last time.
     line
-        Function that reads a line of its log; ``None`` where the line says nothing of balance.
+        Function that interprets a line of the log; it returns ``None`` for a line not on balance.
     """
 
     metrics: Callable[[Samples, Samples], Seen]
@@ -88,7 +88,7 @@ class Live:
 
 
 def latency(now: Samples, before: Samples, *names: str) -> Latency | None:
-    """The first histogram of these names that there is."""
+    """Read the first existing histogram of these names."""
     for name in names:
         buckets = now.buckets(name)
         total = now.total(f"{name}_sum")
@@ -106,7 +106,7 @@ def latency(now: Samples, before: Samples, *names: str) -> Latency | None:
 
 
 def mean_since(now: Samples, before: Samples, name: str, **labels: str) -> float | None:
-    """Mean of the values of a summary or a histogram that have come since the last time."""
+    """Compute the mean of a summary's or histogram's values since the last time."""
     count, total = (
         grown(now.total(f"{name}_{part}", **labels), before.total(f"{name}_{part}", **labels))
         for part in ("count", "sum")
@@ -115,7 +115,7 @@ def mean_since(now: Samples, before: Samples, name: str, **labels: str) -> float
 
 
 def of_balancedness(value: float | None) -> Seen | None:
-    """What mean over busiest alone says; ``None`` if it is none."""
+    """Make a state from the balancedness alone; ``None`` if it is no valid value."""
     if value is None or not 0 < value < 1 + _ROUNDING:
         return None
     value = min(value, 1.0)
@@ -123,5 +123,5 @@ def of_balancedness(value: float | None) -> Seen | None:
 
 
 def layer_of(text: str) -> int | None:
-    """The number of a layer, as a label has it; ``None`` if it is none."""
+    """Read a layer number from a label; ``None`` if it is none."""
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None

@@ -1,4 +1,4 @@
-"""The defects that the layers of any map can have, and what nobody said to check them by."""
+"""Checks of the layers of any map, and warnings about facts that were missing for a check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAYER_CHECKS = {
 
 
 def check_ordered(raw: RawMap, context: MapContext, rules: Rules, row_count: str) -> list[Finding]:
-    """Every defect of a map whose rows are the MoE layers in order; ``row_count`` is a code."""
+    """Find all defects of a map whose rows are the MoE layers in order; ``row_count`` is a code."""
     num_layers = None if context.layer_ids is None else len(context.layer_ids)
     return [
         *check_rows(raw, context, rules),
@@ -31,7 +31,7 @@ def check_ordered(raw: RawMap, context: MapContext, rules: Rules, row_count: str
 
 
 def check_row_count(raw: RawMap, expected: int | None, code: str, what: str) -> list[Finding]:
-    """A finding if the file has more or fewer rows than the engine has layers."""
+    """Make a finding if the number of rows is not the number of layers."""
     if expected is None or len(raw.rows) == expected:
         return []
     return [
@@ -46,7 +46,7 @@ def check_row_count(raw: RawMap, expected: int | None, code: str, what: str) -> 
 def check_layer_keys(
     raw: RawMap, layer_ids: tuple[int, ...] | None, code: str, remedy: str
 ) -> list[Finding]:
-    """Findings for layers the model lacks and layers the file lacks."""
+    """Make findings for layers that the model or the file lacks."""
     if layer_ids is None:
         return []
     present = {key for key in raw.layer_keys if isinstance(key, int)}
@@ -68,7 +68,7 @@ def check_layer_keys(
 def check_layers_have_rows(
     raw: RawMap, layer_ids: tuple[int, ...] | None, code: str
 ) -> list[Finding]:
-    """A finding if a row per decoder layer leaves MoE layers of the model without one."""
+    """Make a finding if MoE layers lie beyond the rows of a file with a row per decoder layer."""
     beyond = [layer for layer in layer_ids or () if layer >= len(raw.rows)]
     if not beyond:
         return []
@@ -84,7 +84,7 @@ def check_layers_have_rows(
 
 
 def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
-    """One warning that names what could not be checked because nobody said it.
+    """Make one warning that names what could not be checked because a fact is missing.
 
     ``layers`` are the context fields this format's layers are checked against.
     """
@@ -111,7 +111,7 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
 
 
 def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
-    """A warning where rows are numbered by order and nobody said which layers they are."""
+    """Make a warning if rows are only numbered by order and the layer numbers are unknown."""
     if context.layer_ids is not None:
         return []
     return [
@@ -126,7 +126,7 @@ def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
 
 
 def guessed_decoder_rows(raw: RawMap, context: MapContext) -> list[Finding]:
-    """A warning where a file has rows for dense layers too and nobody said which these are."""
+    """Make a warning if a file has rows for dense layers too and these are unknown."""
     if context.layer_ids is not None:
         return []
     return [

@@ -1,4 +1,4 @@
-"""Placements from the rows of a file, and rows from placements."""
+"""Conversion between the rows of a file and placements."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
 
 MAX_CELLS = 1 << 27  # layers x ranks x experts of a placement's copy counts: 1 GiB
-MAX_LAYERS = 1 << 12  # ten times the layers of any model
+MAX_LAYERS = 1 << 12  # ten times more than the layers of any model
 
 
 def default_row(num_slots: int, num_experts: int) -> NDArray[np.int64]:
-    """``s % E``, the row of a layer without experts, ``(S,)``."""
+    """Make the row of a layer without experts, ``(S,)``: slot ``s`` holds ``s % E``."""
     return np.arange(num_slots, dtype=np.int64) % num_experts
 
 
 def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
-    """One row per decoder layer, dense ones filled with ``s % E``, ``(num_rows, S)``.
+    """Make one row per decoder layer, ``(num_rows, S)``; dense layers hold ``s % E``.
 
     Raises
     ------
     EquipoiseError
-        A layer of the placement that has no row, or rows that would not fit into memory.
+        A layer of the placement without a row, or rows that are too large for memory.
     """
     if num_rows * placement.num_slots > MAX_CELLS:
         raise EquipoiseError(
@@ -49,19 +49,19 @@ def rows_by_layer(placement: Placement, num_rows: int) -> NDArray[np.int64]:
 
 
 def format_rows(rows: NDArray[np.int64]) -> str:
-    """A JSON list of rows, one row a line."""
+    """Write rows as a JSON list, one row per line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows.tolist()) + "\n]"
 
 
 def build(
     rows: Sequence[Sequence[Any]], layer_ids: Sequence[int], raw: RawMap, context: MapContext
 ) -> Placement:
-    """The placement of rows that have passed the checks.
+    """Make the placement of rows that have passed the checks.
 
     Raises
     ------
     EquipoiseError
-        Nobody said how many ranks there are, or the sizes would not fit into memory.
+        An unknown number of ranks, or sizes that are too large for memory.
     """
     shape = shape_of(raw, context)
     if shape.num_ranks is None:
@@ -83,5 +83,5 @@ def build(
 
 
 def build_ordered(raw: RawMap, context: MapContext) -> Placement:
-    """``build`` for rows that are the MoE layers in order."""
+    """Make a placement by ``build`` from rows that are the MoE layers in order."""
     return build(raw.rows, context.layer_ids or range(len(raw.rows)), raw, context)

@@ -1,7 +1,7 @@
-"""The defects that the slots of any map can have.
+"""Checks of the slots of any map.
 
-Every function here reports all it finds. An engine passes the codes its documentation gives to the
-rules (``Rules``); the words are the same for all.
+Every function reports all defects that it finds. An engine passes the codes of its rules
+(``Rules``); the texts are the same for all engines.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ SAME_RANK = "W1"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """An engine's codes for the defects every map can have.
+    """An engine's codes for the defects that every map can have.
 
     Parameters
     ----------
     ids
-        Something that is not an integer, or not in ``[0, E)``.
+        Code for an id that is not an integer, or not in ``[0, E)``.
     missing
-        An expert without a slot.
+        Code for an expert without a slot.
     width
-        A row that is no list or has a wrong length.
+        Code for a row that is no list or has a wrong length.
     slots
-        ``S < E``, or ``R`` does not divide ``S``.
+        Code for ``S < E``, or an ``R`` that does not divide ``S``.
     stated
-        Ranks or experts the file states and the deployment contradicts.
+        Code for ranks or experts in the file that contradict the deployment.
     redundancy
-        ``S - E`` other than the engine is configured for.
+        Code for an ``S - E`` that differs from the engine's configuration.
     duplicates
-        A second copy of an expert on its own rank.
+        Code for a second copy of an expert on the same rank.
     duplicates_severity
-        An error where the engine breaks on it.
+        Severity of duplicates: an error if the engine cannot handle them.
     place
-        Names a slot the way the file does: ``place(layer_key, slot)``.
+        Function that names a slot as the file does: ``place(layer_key, slot)``.
     """
 
     ids: str
@@ -61,7 +61,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes a map is checked against; ``num_ranks`` is ``None`` where nobody said."""
+    """The sizes that a map is checked against; ``num_ranks`` is ``None`` if unknown."""
 
     num_ranks: int | None
     num_experts: int
@@ -69,10 +69,10 @@ class Shape:
 
 
 def shape_of(raw: RawMap, context: MapContext) -> Shape:
-    """Sizes to check against: the deployment's, else the file's, else what the slots show.
+    """Choose the sizes to check against: the deployment's, else the file's, else from the slots.
 
-    Experts are then one more than the highest id, which cannot reveal that the last experts are
-    missing everywhere: see ``unchecked``.
+    From the slots, the number of experts is the highest id plus one. This cannot reveal that the
+    last experts are missing everywhere: see ``unchecked``.
     """
     widths = Counter(len(row) for row in raw.rows if isinstance(row, list))
     common = widths.most_common(1)[0][0] if widths else 0
@@ -85,7 +85,7 @@ def shape_of(raw: RawMap, context: MapContext) -> Shape:
 
 
 def infer_experts(rows: Iterable[Sequence[Any]]) -> int:
-    """One more than the highest id below its row's length (``E <= S``); 0 if there is none."""
+    """Return the highest id below its row's length (``E <= S``) plus one; 0 if there is none."""
     return max(
         (
             1 + value
@@ -99,7 +99,7 @@ def infer_experts(rows: Iterable[Sequence[Any]]) -> int:
 
 
 def check_rows(raw: RawMap, context: MapContext, rules: Rules) -> list[Finding]:
-    """Every defect of sizes and slots, after the structural ones met while parsing."""
+    """Find all defects of sizes and slots, after the structural ones found while parsing."""
     shape = shape_of(raw, context)
     findings = [*raw.findings, *_check_sizes(raw, context, shape, rules)]
     if raw.num_ranks is not None:  # whose slots they are is as the file says
@@ -126,7 +126,7 @@ def _check_sizes(raw: RawMap, context: MapContext, shape: Shape, rules: Rules) -
         check_slot_count(
             shape.num_slots,
             num_ranks=1 if shape.num_ranks is None else shape.num_ranks,
-            num_experts=max(shape.num_experts, 1),  # 0 where no id can be one, told of each
+            num_experts=max(shape.num_experts, 1),  # 0 if no id is valid; each is reported
         )
     except EquipoiseError as error:
         findings.append(
@@ -214,13 +214,13 @@ def _check_ids(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> li
 
 
 def _check_missing(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> list[Finding]:
-    if shape.num_experts > shape.num_slots:  # reported as a size; do not allocate for it
+    if shape.num_experts > shape.num_slots:  # already reported as a size; do not allocate
         return []
     ids = _known_ids(row, shape)
     absent = np.flatnonzero(np.bincount(ids[ids >= 0], minlength=shape.num_experts) == 0)
     remedy = "Give every expert at least one slot; a token routed to it has no place to go."
     held = shape.num_experts - len(absent)
-    if len(absent) and absent[0] == held > 0:  # it holds the lower ids, all of them
+    if len(absent) and absent[0] == held > 0:  # the layer holds exactly the lower ids
         remedy += (
             f" If the layer has only experts 0 to {held - 1}: all layers of a map have the same "
             "experts, so give its layers a map of their own."
@@ -239,7 +239,7 @@ def _check_missing(key: int | str, row: list[Any], shape: Shape, rules: Rules) -
 
 
 def _check_duplicates(key: int | str, row: list[Any], shape: Shape, rules: Rules) -> list[Finding]:
-    """Second copies on one rank; skipped where the sizes do not say which slots are a rank's."""
+    """Find second copies on one rank, if the sizes say which slots belong to which rank."""
     ranks = shape.num_ranks
     if ranks is None or ranks < 1 or not row or len(row) != shape.num_slots or len(row) % ranks:
         return []
@@ -271,6 +271,6 @@ def _check_duplicates(key: int | str, row: list[Any], shape: Shape, rules: Rules
 
 
 def _known_ids(row: list[Any], shape: Shape) -> NDArray[np.int64]:
-    """The row with -1 for whatever is no expert id, ``(S,)``."""
+    """Return the row with -1 for everything that is no expert id, ``(S,)``."""
     known = (v if is_int(v) and 0 <= v < shape.num_experts else -1 for v in row)
     return np.fromiter(known, dtype=np.int64, count=len(row))

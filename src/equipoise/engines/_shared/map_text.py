@@ -1,4 +1,4 @@
-"""The text of placement files, read strictly, and whose they are."""
+"""Strict reading of the text of placement files, and detection of foreign files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WAY_IN = (
     'The simplest map is two lines of YAML, "num_slots: 4" and "initial_global_assignments: '
     '{3: [0, 1, 2, 0]}": the experts of each layer, slot by slot.'
 )
-"""What to do with a file of which no map can be made."""
+"""Advice for a file from which no map can be read."""
 
 
 def read_text(path: Path, *, max_entries: int = MAX_ENTRIES) -> str:
-    """The text of a map file; ``FormatError`` if it cannot be read, is no UTF-8, or is huge.
+    """Read the text of a map file; raise ``FormatError`` if it is unreadable, not UTF-8 or huge.
 
-    ``max_entries`` bounds the commas, colons and lines of the text: what stands between them
-    becomes a Python object each, which takes far more memory than the text.
+    ``max_entries`` limits the commas, colons and lines of the text, because each entry between them
+    becomes a Python object, which takes far more memory than its text.
     """
     try:
         size = path.stat().st_size
@@ -50,10 +50,9 @@ def read_text(path: Path, *, max_entries: int = MAX_ENTRIES) -> str:
 
 
 def parse_map_json(text: str, path: Path) -> tuple[Any, list[str]]:
-    """A JSON document and the keys that occur twice in one object.
+    """Read a JSON document, and return it with the keys that occur twice in one object.
 
-    Python's parser keeps the last of equal keys and says nothing; a layer given twice would be
-    lost that way.
+    Python's parser silently keeps the last of equal keys, so a repeated layer would be lost.
     """
     repeated: list[str] = []
 
@@ -71,7 +70,7 @@ def parse_map_json(text: str, path: Path) -> tuple[Any, list[str]]:
 
 
 def peek_json(path: Path) -> Any:
-    """The JSON document in a file, or ``None``; for ``matches``, which never raises."""
+    """Read the JSON document in a file, or return ``None``; for ``matches``, which never raises."""
     try:
         text = read_text(path)
         return parse_map_json(text, path)[0] if re.match(r"\s*[\[{]", text) else None
@@ -80,10 +79,10 @@ def peek_json(path: Path) -> Any:
 
 
 def stated(root: object) -> str | None:
-    """The format and version that a file states, in words; ``None`` where it states neither.
+    """Write the format and version that a file states; ``None`` if it states neither.
 
-    No engine's map has such keys. A file with one of them is of the program that wrote it, whatever
-    else it looks like, and what its rows mean is for that program to say.
+    No engine's map has such keys. A file with one of them belongs to the program that wrote it,
+    whatever else it looks like, and only that program knows what its rows mean.
     """
     if not isinstance(root, dict) or not {"format", "version"} & root.keys():
         return None

@@ -1,4 +1,4 @@
-"""Notes on a launch that follow from the model's configuration, in the same words for engines."""
+"""Notes on a launch that follow from the model's configuration, the same for all engines."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from equipoise.placement import Placement
 def architecture_notes(
     engine: str, config: ModelConfig | None, balanced: Collection[str], otherwise: str
 ) -> tuple[str, ...]:
-    """A note if the engine does not balance the model's architecture, or if nobody could look.
+    """Make a note if the engine does not balance the model's architecture, or if it is unknown.
 
     Parameters
     ----------
     engine
-        The engine and the release that was looked at.
+        Engine and release that was examined.
     config
-        The model, if it is known.
+        Configuration of the model, if it is known.
     balanced
-        The architectures that the engine balances.
+        Architectures that the engine balances.
     otherwise
-        What happens with any other, as the end of a sentence.
+        End of a sentence that says what happens with other architectures.
     """
     if config is None or config.architecture is None:
         return (
@@ -40,16 +40,16 @@ def architecture_notes(
 def speculative_notes(
     config: ModelConfig | None, placement: Placement, missing: str, present: str
 ) -> tuple[str, ...]:
-    """A note if the model has speculative layers.
+    """Make a note if the model has speculative layers.
 
     Parameters
     ----------
     config
-        The model, if it is known.
+        Configuration of the model, if it is known.
     placement
-        What the map holds.
+        Placement in the map.
     missing, present
-        What follows if the map has no rows for these layers, and if it has, as sentences.
+        Sentences on what follows if the map has no rows for these layers, and if it has.
     """
     if config is None:
         return ()

@@ -1,7 +1,7 @@
-"""How the options of an engine for balancing become fields of ``Settings``.
+"""Conversion of an engine's options for balancing to fields of ``Settings``.
 
-An engine's ``settings.py`` has an ``OptionTable``: every option by name, with what it does here or
-why it does nothing, and what the options mean together.
+An engine's ``settings.py`` has an ``OptionTable``. It lists every option by name, with its effect
+here or the reason why it has none, and says what the options mean together.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from equipoise.errors import EquipoiseError
 from equipoise.json_text import parse_text
 
 BALANCES, RECORD_PATH = "balances", "record_path"
-"""What options set that ``Settings`` has no field for: a switch, and where the map is written."""
+"""Names of what options set without a field in ``Settings``: a switch, and a path for maps."""
 
 Found = dict[str, Any]
-"""What options have set: fields of ``Settings`` by name, ``BALANCES`` and ``RECORD_PATH``."""
+"""Values that options have set: fields of ``Settings`` by name, ``BALANCES``, ``RECORD_PATH``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What decides how an option is read, besides its value.
+    """Facts, other than its value, that determine how an option is read.
 
     Parameters
     ----------
     num_experts
-        ``E``; ``None``: not known.
+        Number of experts ``E``; ``None`` if unknown.
     file
-        File in which the option stands; ``None``: none.
+        File that contains the option; ``None`` if none does.
     """
 
     num_experts: int | None = None
@@ -40,7 +40,7 @@ class Facts:
 
 
 Reader = Callable[[Any, Facts], Any]
-"""From an option's value to the setting's; raises ``EquipoiseError`` for a value it cannot have."""
+"""Function from an option's value to a setting's; it raises ``EquipoiseError`` for wrong values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,16 @@ class Option:
     Parameters
     ----------
     here
-        What it does here; if it sets nothing, why it has no effect.
+        Effect of the option here; if it sets nothing, the reason.
     sets
-        Settings that get its value, ``BALANCES`` and ``RECORD_PATH`` among them.
+        Settings that get its value, possibly ``BALANCES`` or ``RECORD_PATH``.
     read
-        Reader of the value; ``None``: the setting has the same.
+        Reader of the value; ``None`` if the setting has the same value.
     harmless
-        Values that ask for nothing, such as the engine's own default, of an option without effect.
-        All others are refused.
+        Accepted values of an option without effect, such as the engine's default. All others are
+        refused.
     advice
-        What to tell whoever gives the option; empty: nothing.
+        Advice for users who give the option; empty for none.
     """
 
     here: str
@@ -76,20 +76,20 @@ class OptionTable:
     Parameters
     ----------
     engine, given_as
-        Name of the engine, and of that which takes the document there.
+        Name of the engine, and of the argument that takes the options there.
     options
-        Options by name. Of several that set the same, the first is its present name.
+        Options by name. If several set the same, the first has the current name.
     together
         Function that completes the settings where options mean something together, or where the
         engine's own default is not ours; it also takes the name of the option behind each setting.
     sections
         Keys under which the options may be nested, outermost first.
     is_shared
-        Whether the document has other options of the engine next to those for balancing.
+        Flag that the document also has options of the engine that are not for balancing.
     section_may_be_file
-        Whether a section may be the path of a file that has the options.
+        Flag that a section may be the path of a file with the options.
     syntax, parse
-        What the document is written in, and its parser, which takes the text and where it is from.
+        Syntax of the document, and its parser, which takes the text and its source.
     """
 
     engine: str
@@ -111,12 +111,12 @@ def flag(value: Any, _facts: Facts) -> bool:
 
 
 def flag_off(value: Any, facts: Facts) -> bool:
-    """Read a switch whose true is our false."""
+    """Read a switch whose meaning is inverted here."""
     return not flag(value, facts)
 
 
 def path(value: Any, _facts: Facts) -> Path | None:
-    """Read the name of a file; null names none."""
+    """Read the path of a file; null means none."""
     if value is None:
         return None
     if not is_path(value):
@@ -125,17 +125,17 @@ def path(value: Any, _facts: Facts) -> Path | None:
 
 
 def is_path(value: object) -> bool:
-    """Whether a value can be the path of a file, which may be missing."""
+    """Tell whether a value can be the path of a file, which may be missing."""
     try:
         return (
             isinstance(value, str | Path) and f"{value}" != "" and b"\0" not in os.fsencode(value)
         )
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
 def redundant_of_slots(value: Any, facts: Facts) -> int:
-    """Read the number of all slots of a layer."""
+    """Read the number of all slots of a layer, and return the redundant ones."""
     if facts.num_experts is None:
         raise EquipoiseError("the number of experts is not known; give it too.")
     return check_whole("the number", value, low=facts.num_experts) - facts.num_experts

@@ -1,4 +1,4 @@
-"""The document with an engine's options: which of them are for balancing, and which are not."""
+"""Reading of a document with an engine's options, of which some are for balancing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from equipoise.engines.files import check_readable
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import parse_text
 
-_IS_TEXT = re.compile(r"\s*(?:[{\[\"]|[\w-]+\s*:(?:\s|$))")  # of a document, and not a path
-_SIMILAR = 0.8  # of two names, from which on one is taken for a misspelling of the other
+_IS_TEXT = re.compile(r"\s*(?:[{\[\"]|[\w-]+\s*:(?:\s|$))")  # a document's text, not a path
+_SIMILAR = 0.8  # similarity of two names from which one counts as a misspelling
 
 
 @dataclass(kw_only=True)
 class OptionsDocument:
-    """What a document of options holds.
+    """The content of a document with options.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class OptionsDocument:
     foreign
         Names of the engine's other options in the same document.
     file
-        File in which the options for balancing stand; ``None``: none.
+        File that contains the options for balancing; ``None`` if none does.
     """
 
     given: list[tuple[str, Any]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class OptionsDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A mapping of options, and the file it stands in; ``None``: none."""
+    """A mapping of options, and the file that contains it; ``None`` if none does."""
 
     values: Mapping[str, Any]
     file: Path | None = None
@@ -55,19 +55,19 @@ def load_mapping(
     syntax: str = "JSON",
     parse: Callable[[str, str], Any] = parse_text,
 ) -> Loaded:
-    """The options in a mapping, in its text, or in the file that a path names.
+    """Read options from a mapping, from text, or from the file of a path.
 
     Parameters
     ----------
     given_as
-        Name of that which takes the source, for messages.
+        Name of the argument that takes the source, for messages.
     syntax, parse
-        What a text is written in, and its parser, which takes the text and where it is from.
+        Syntax of a text, and its parser, which takes the text and its source.
 
     Raises
     ------
     EquipoiseError
-        No such file, or no mapping in it.
+        A missing file, or a file without a mapping.
     """
     if isinstance(source, Mapping):
         return Loaded(values=source)
@@ -84,19 +84,19 @@ def load_mapping(
 
 
 def read_document(table: OptionTable, source: str | Path | Mapping[str, Any]) -> OptionsDocument:
-    """Read the options that an engine's manual would have in one place.
+    """Read the options of an engine from one source.
 
     Parameters
     ----------
     table
         Table of the engine's options.
     source
-        A mapping, its text, or the path of a file with it.
+        Mapping, its text, or the path of a file with it.
 
     Raises
     ------
     EquipoiseError
-        No such file or no such document; an option that the engine does not have.
+        A missing file, another document, or an option that the engine does not have.
     """
     found = OptionsDocument()
     document = _load(table, source, found)
@@ -113,7 +113,7 @@ def read_document(table: OptionTable, source: str | Path | Mapping[str, Any]) ->
 def _add_section(
     table: OptionTable, name: str, inner: tuple[str, ...], value: Any, found: OptionsDocument
 ) -> None:
-    """Add the options in a section; it may be the name of another file that has them."""
+    """Add the options in a section, which may be the path of another file with them."""
     for key in inner:
         section = _mapping(value, name)
         found.foreign += [f"{name}.{other}" for other in section if other != key]
@@ -143,7 +143,7 @@ def _add(
 def _load(
     table: OptionTable, source: str | Path | Mapping[str, Any], found: OptionsDocument
 ) -> Mapping[str, Any]:
-    """The document of a source, and its file to what is ``found``."""
+    """Load the document of a source, and record its file in ``found``."""
     loaded = load_mapping(source, table.given_as, syntax=table.syntax, parse=table.parse)
     if loaded.file is not None:
         found.file = loaded.file

@@ -1,4 +1,4 @@
-"""Walking through a pickle before it runs: a pickle is a program, and may be anyone's."""
+"""Inspection of a pickle before it runs, because a pickle is a program from an unknown author."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, BinaryIO
 from equipoise.errors import FormatError
 
 MAX_NESTING = 100
-"""Tuples within tuples. Python hashes them by recursion without a check: depth ends the process."""
+"""Largest depth of nested tuples. Python hashes them recursively, and too deep ones crash it."""
 
 
 def checked_instructions(
     program: bytes | BinaryIO, allowed: frozenset[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Name and argument of each instruction of a pickle, none of which has run.
+    """Yield name and argument of each instruction of a pickle, without running it.
 
     Parameters
     ----------
     program
-        The pickle, or a stream that stands where it begins.
+        Pickle, or a stream positioned at its beginning.
     allowed
         Names of the instructions that may occur, as in ``pickletools``.
 
     Raises
     ------
     FormatError
-        Another instruction, a memo index that would take much memory, tuples nested too deep.
+        Another instruction, a memo index that would take much memory, or tuples nested too deep.
     """
-    nesting: list[int | None] = []  # tuples within each object on the stack; None is a mark
+    nesting: list[int | None] = []  # depth of tuples of each object on the stack; None is a mark
     memo: dict[int, int] = {}
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
@@ -59,11 +59,11 @@ def checked_instructions(
 
 
 def _popped(nesting: list[int | None], kinds: Sequence[pickletools.StackObject]) -> int:
-    """Take the operands of these kinds from the stack; the deepest of them."""
+    """Pop the operands of these kinds from the stack; return the largest depth."""
     deepest = 0
     for kind in reversed(kinds):
         if kind is pickletools.stackslice:
-            continue  # comes after its mark
+            continue  # it is popped with its mark
         while (depth := nesting.pop()) is not None:
             deepest = max(deepest, depth)
             if kind is not pickletools.markobject:

@@ -1,4 +1,4 @@
-"""What a plug-in says in its engine's log."""
+"""Messages of a plug-in in its engine's log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from equipoise.plan import Situation
 
 
 def log_decision(log: logging.Logger, decision: Decision) -> None:
-    """Log what became of a plan; as a warning if it was not taken."""
+    """Log the fate of a plan, as a warning if it was not taken."""
     taken = decision.status is PlanStatus.TAKEN
     log.log(
         logging.INFO if taken else logging.WARNING,
@@ -25,7 +25,7 @@ def log_decision(log: logging.Logger, decision: Decision) -> None:
 
 
 def make_ready(log: logging.Logger, hook: Hook, situation: Situation) -> None:
-    """Have a hook compile for the sizes of a situation, and log how long that took."""
+    """Let a hook compile for the sizes of a situation, and log how long that took."""
     decision = warm_up(
         hook,
         num_experts=np.shape(situation.load)[-1],
@@ -40,16 +40,16 @@ def make_ready(log: logging.Logger, hook: Hook, situation: Situation) -> None:
 
 
 def balancing_words(options: PluginOptions) -> str:
-    """What the options of every plug-in ask for."""
+    """Describe the options that every plug-in has."""
     return (
-        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and its search "
-        f"takes at most {options.time_budget_seconds:g} seconds. Nothing moves unless the mean "
-        f"peak sinks by more than {options.gate:g} mean rank loads."
+        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and nothing "
+        f"unless the mean peak sinks by more than {options.gate:g} mean rank loads. After a change "
+        f"of ranks a search takes at most {options.time_budget_seconds:g} seconds."
     )
 
 
 def log_unknown_release(log: logging.Logger, engine: str, known: str, version: str) -> None:
-    """Warn that a version of the engine is not known, so that its own policy stays."""
+    """Warn that a version of the engine is unknown, so that its own policy stays."""
     log.warning(
         "equipoise %s knows %s %s, this is %s: %s balances by its own policy.",
         *(__version__, engine, known, version, engine),

@@ -1,4 +1,4 @@
-"""What a user can set about a plug-in: one environment variable of JSON, or a file of it."""
+"""Options of plug-ins: JSON in an environment variable, or in a file that it names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from equipoise.plan.ahead import plan_ahead
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PluginOptions:
-    """The options that every plug-in has, by the names users know.
+    """The options that every plug-in has, by their public names.
 
     Parameters
     ----------
     max_moves_share
-        Share of the slots that one rebalance may change, from 0 to 1.
+        Largest share of the slots that one rebalance may change, from 0 to 1.
     gate
-        Mean rank loads that the mean peak has to sink by, or a rebalance changes nothing.
+        Least drop of the mean peak, in mean rank loads, for which a rebalance changes anything.
     time_budget_seconds
-        Seconds that the search for one plan may take.
+        Longest time for a search where experts are missing or ranks have changed.
     """
 
     max_moves_share: float = 0.5
@@ -35,43 +35,34 @@ class PluginOptions:
     time_budget_seconds: float = 0.5
 
     def max_moves(self, num_slots: int) -> int:
-        """Slots that one rebalance may change, of all of these."""
+        """Compute the largest number of slots that one rebalance may change."""
         return int(self.max_moves_share * num_slots)
 
-    def planner(self, **search: Any) -> Planner:
-        """What plans from the slots in force.
-
-        ``plan_ahead`` for an even split over the copies, which is how the engines split, on one
-        thread, since they have use for the others.
-
-        Parameters
-        ----------
-        search
-            Further arguments of ``plan_ahead``.
-        """
-        return partial(plan_ahead, dispatch="even", num_threads=1, least_gain=self.gate, **search)
+    def planner(self) -> Planner:
+        """Make the planner: ``plan_ahead``, on one thread, because the engine needs the others."""
+        return partial(plan_ahead, num_threads=1, least_gain=self.gate)
 
 
 Reader = Callable[[str, Any], Any]
-"""From an option's name, for messages, and its value in JSON to the value it has here."""
+"""Function from an option's name (for messages) and its JSON value to its value here."""
 
 
 def read_given(value: str, variable: str, readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """The options that the environment variable gives, by name.
+    """Read the options in the environment variable, by name.
 
     Parameters
     ----------
     value
-        A JSON object, or the path of a file that holds one.
+        Text of a JSON object, or the path of a file with one.
     variable
         Name of the environment variable.
     readers
-        Reader of each option that there is.
+        Reader of each known option.
 
     Raises
     ------
     EquipoiseError
-        No such object, an unknown option or a value that it cannot have.
+        Text that is no JSON object, an unknown option, or a value out of range.
     """
     try:
         given = load_mapping(value, "its value").values
@@ -100,4 +91,4 @@ READERS: Mapping[str, Reader] = {
     "gate": _from_zero,
     "time_budget_seconds": _from_zero,
 }
-"""Of the options that every plug-in has."""
+"""Readers of the options that every plug-in has."""

@@ -1,4 +1,4 @@
-"""Prompts to record the routing of: from a file, or as they are given."""
+"""Prompts whose routing is recorded, from a file or from memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class _Prompt(msgspec.Struct, forbid_unknown_fields=True):
 def read_prompts(path: str | Path) -> dict[str, list[str]]:
     """Read prompts by domain, for a capture.
 
-    A file whose first line starts with ``{`` is JSON lines, ``{"prompt": ..., "domain": ...}``
-    each, ``domain`` optional; any other holds one prompt a line. Blank lines are skipped.
+    A file whose first line starts with ``{`` is JSON lines: ``{"prompt": ..., "domain": ...}``,
+    where ``domain`` is optional. Any other file has one prompt per line. Blank lines are skipped.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def _read_prompt(path: Path, number: int, line: str) -> _Prompt:
 def check_prompts(
     prompts: Mapping[str, Sequence[str]] | Sequence[str],
 ) -> dict[str, list[str]]:
-    """The prompts by domain; ``EquipoiseError`` if there is none, or an empty one."""
+    """Return the prompts by domain; raise ``EquipoiseError`` if there are none, or empty ones."""
     if isinstance(prompts, str):
         raise EquipoiseError("The prompts are one string; expected a sequence of strings.")
     given = prompts if isinstance(prompts, Mapping) else {"": prompts}

@@ -1,4 +1,4 @@
-"""What recordings of a file a rank have in common."""
+"""Helpers for recordings with one file per rank."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _NAME = re.compile(r"(?:.*[^a-z])?(?:rank|TP)[_-]?(\d{1,5})(?!\d).*", re.IGNOREC
 
 
 def rank_in_name(path: Path) -> int | None:
-    """The rank that a file name states: ``load_rank3.csv``, ``run-TP3.pt``."""
+    """Read the rank from a file name, such as ``load_rank3.csv`` or ``run-TP3.pt``."""
     match = _NAME.fullmatch(path.name)
     return None if match is None else int(match[1])
 
 
 def part_of_rank(path: Path) -> list[str]:
-    """The sentence for a file given alone, though its name says that it is one of several."""
+    """Write a note if a file is given alone although its name says that it is one of several."""
     rank = rank_in_name(path)
     if rank is None:
         return []
@@ -29,7 +29,7 @@ def part_of_rank(path: Path) -> list[str]:
 
 
 def missing_ranks(ranks: Sequence[int], num_ranks: int | None = None) -> list[str]:
-    """The sentence for ranks without a file; ``num_ranks`` where the recording states it."""
+    """Write a note about ranks without a file; ``num_ranks`` if the recording states it."""
     missing = sorted(set(range(num_ranks or max(ranks) + 1)) - set(ranks))
     if not missing:
         return []

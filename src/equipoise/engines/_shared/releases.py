@@ -1,4 +1,4 @@
-"""What the ``launch`` functions of all engines share."""
+"""Helpers for the ``launch`` functions of all engines."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _VERSION = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Releases(Generic[Facts]):
-    """What is known of an engine's releases and builds.
+    """The known releases and builds of an engine, with facts about each.
 
     Parameters
     ----------
     engine
-        The engine, for messages.
+        Name of the engine, for messages.
     since
-        By the first release that they hold for, the newest first: facts, up to the next one.
+        Facts by the first release for which they hold, the newest first.
     newest
-        The last release that the facts were compared with.
+        Last release with which the facts were compared.
     builds
-        Facts of builds that have a name instead of a number.
+        Facts about builds that have a name instead of a number.
     default
-        The release or build that is meant if nobody says.
+        Default release or build.
     """
 
     engine: str
@@ -46,24 +46,24 @@ class Releases(Generic[Facts]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Releases and builds that differ, the default first."""
+        """Names of the releases and builds that differ, the default first."""
         return tuple(dict.fromkeys((self.default, self.newest, *self.since, *self.builds)))
 
     @property
     def known(self) -> str:
-        """What is known, in words."""
+        """Known releases and builds, in words."""
         releases = f"{list(self.since)[-1]} to {self.newest}"
         return ", ".join((releases, *self.builds))
 
     def choose(self, version: str | None) -> tuple[str, Facts | None]:
-        """The release or build meant, and its facts; ``None`` for a release nobody looked at.
+        """Choose a release or build, and return it with its facts, or ``None`` if unexamined.
 
-        A version is taken as people write it: 1.3.0rc5, v0.33.0, 0.23.0.post1.
+        Versions are accepted as people write them: 1.3.0rc5, v0.33.0, 0.23.0.post1.
 
         Raises
         ------
         EquipoiseError
-            Something that is no version and no name of a build.
+            A text that is neither a version nor the name of a build.
         """
         name = self.default if version is None else version
         if name in self.builds:
@@ -81,7 +81,7 @@ class Releases(Generic[Facts]):
         return name, next((facts for first, facts in firsts if asked >= first), None)
 
     def unknown(self, folder: str, name: str, placement: Placement) -> Launch:
-        """How to start a release whose flags nobody looked at: with a map, and without advice."""
+        """Make the launch of a release with unknown flags: with a map, and without advice."""
         return Launch(
             engine=folder,
             version=name,
@@ -98,13 +98,13 @@ class Releases(Generic[Facts]):
 
 
 def number(version: str) -> tuple[int, ...] | None:
-    """The number of a version without what follows it; ``None`` if it has none."""
+    """Read the number of a version, without its suffix; ``None`` if it has none."""
     found = _VERSION.fullmatch(version) if len(version) <= 60 else None
     return tuple(map(int, found[1].split("."))) if found else None
 
 
 def check_expert_parallel(engine: str, placement: Placement, consequence: str) -> None:
-    """Raise ``EquipoiseError`` for a placement on one rank: there is no expert parallelism then."""
+    """Raise ``EquipoiseError`` for a placement on one rank, which has no expert parallelism."""
     if placement.num_ranks == 1:
         raise EquipoiseError(
             f"The placement is for 1 rank and {engine} {consequence}; "
@@ -113,7 +113,7 @@ def check_expert_parallel(engine: str, placement: Placement, consequence: str) -
 
 
 def same_rank_copy(placement: Placement) -> tuple[int, int, int] | None:
-    """Layer id, rank and expert of the first expert that has two slots on one rank, if any."""
+    """Find layer id, rank and id of the first expert with two slots on one rank, if any."""
     found = np.argwhere(placement.copies_on_rank > 1)
     if not len(found):
         return None
@@ -122,7 +122,7 @@ def same_rank_copy(placement: Placement) -> tuple[int, int, int] | None:
 
 
 def same_rank_notes(placement: Placement) -> tuple[str, ...]:
-    """A note on slots wasted on second copies of an expert on its own rank, if there are any."""
+    """Write a note on slots wasted on second copies on the same rank, if there are any."""
     first = same_rank_copy(placement)
     if first is None:
         return ()

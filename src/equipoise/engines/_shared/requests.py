@@ -1,4 +1,4 @@
-"""From the tokens of requests to a trace: prompts are prefill, generated tokens are decode."""
+"""Traces made from the tokens of requests: prompts are prefill, generated tokens are decode."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Request:
     Parameters
     ----------
     name
-        What its log calls it, or nothing.
+        Name of the request in its log, or empty.
     ids
-        Choices of its tokens in order, ``(D, L, K)``.
+        Choices of the tokens in order, ``(D, L, K)``.
     num_prompt
-        Leading tokens that are of its prompt; ``None`` where the log does not tell.
+        Number of leading tokens that are the prompt; ``None`` if the log does not say.
     domain
-        The kind of traffic it is, if known.
+        Kind of traffic, if known.
     """
 
     name: str
@@ -47,11 +47,11 @@ def trace_of_requests(
 ) -> Trace:
     """Count the choices of all requests; dense layers and padding are left out.
 
-    A log says which tokens are of a request, not which requests ran together. So the prompt of a
-    request is one step, and what it generated is another; with ``window_tokens``, requests are
-    decoded that many at a time, as a server does that starts one where another ends, and a decode
-    step has one token of each. Where prompts are not known, a step is a request, or
-    ``window_tokens`` tokens in a row.
+    A log says which tokens belong to a request, but not which requests ran together. So the prompt
+    of a request is one step and its generated tokens are another. With ``window_tokens``, this
+    number of requests is decoded at a time, as by a server that starts one when another ends, and a
+    decode step has one token of each. If prompts are unknown, a step is a request, or
+    ``window_tokens`` consecutive tokens.
 
     Raises
     ------
@@ -85,8 +85,8 @@ class _Tokens:
     """Columns of the kept tokens, in the order of their requests."""
 
     request: NDArray[np.int64]
-    position: NDArray[np.int64]  # among the tokens of the request
-    decode: NDArray[np.bool_] | None  # whether the request generated it; None: not known
+    position: NDArray[np.int64]  # position in the request
+    decode: NDArray[np.bool_] | None  # whether the token was generated; None if unknown
     domain: NDArray[np.int64]  # numbered by first occurrence
 
     @classmethod
@@ -105,7 +105,7 @@ class _Tokens:
 def _step_keys(
     tokens: _Tokens, requests: Sequence[Request], together: int | None
 ) -> tuple[list[NDArray[np.int64]], str]:
-    """Columns by which tokens are ordered and, where all are equal, of one step; what to say."""
+    """Return the columns by which tokens are ordered and grouped into steps, and a note."""
     decode = tokens.decode
     if together is not None:
         check_count(argument("window_tokens"), together)
@@ -135,13 +135,13 @@ def _step_keys(
 def _starts(
     tokens: _Tokens, decode: NDArray[np.bool_], num_requests: int, together: int
 ) -> NDArray[np.int64]:
-    """The decode step in which each request begins if ``together`` of a domain run at a time."""
+    """Compute the decode step in which each request begins if ``together`` run at a time."""
     lengths = np.bincount(tokens.request[decode], minlength=num_requests)
     domain = np.zeros(num_requests, dtype=np.int64)
     domain[tokens.request] = tokens.domain
     start = np.zeros(num_requests, dtype=np.int64)
     for code in np.unique(domain):
-        ends = [0] * together  # a heap: when each place is free
+        ends = [0] * together  # a heap of the times at which places become free
         for request in np.flatnonzero(domain == code):
             start[request] = ends[0]
             heapq.heapreplace(ends, ends[0] + max(1, int(lengths[request])))
@@ -151,7 +151,7 @@ def _starts(
 def place_in_run(
     group: NDArray[np.int64], counted: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """How many counted members of its group came before each; groups are runs of equal numbers."""
+    """Count the earlier counted members of each group; groups are runs of equal numbers."""
     ones = np.ones(len(group), dtype=np.int64) if counted is None else counted.astype(np.int64)
     before = np.cumsum(ones) - ones
     first = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
@@ -161,7 +161,7 @@ def place_in_run(
 def _labels(
     tokens: _Tokens, requests: Sequence[Request], firsts: NDArray[np.int64], *, by_request: bool
 ) -> dict[str, NDArray[np.str_]]:
-    """The labels of steps, from the first token of each."""
+    """Return the labels of steps, from the first token of each."""
     labels: dict[str, NDArray[np.str_]] = {}
     of_step = tokens.request[firsts]
     if tokens.decode is not None:

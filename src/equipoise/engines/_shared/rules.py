@@ -1,9 +1,9 @@
-"""What the engines' rules for picking a copy have in common.
+"""Base classes of the engines' rules for choosing a copy.
 
-A rule looks at a token's row, its rank or at how often its expert was chosen before, and never at
-the loads of ranks (LPLB excepted). ``slots`` does to tokens what the engine does; ``split`` and
-``peaks`` say what to expect of it when only counts are known, so that a rule can stand wherever a
-dispatcher is wanted.
+A rule looks at a token's row, at its rank or at how often its expert was chosen before. Except for
+LPLB, it never looks at the loads of ranks. ``slots`` does exactly what the engine does with tokens.
+``split`` and ``peaks`` say what to expect if only counts are known, so that a rule can be used as a
+dispatcher.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from equipoise.topology import Topology
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RuleSplit(Split):
-    """A batch as an engine's rule is expected to share it, source rank by source rank.
+    """A batch as an engine's rule is expected to share it, by source rank.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class RuleSplit(Split):
 
     @cached_property
     def source_quotas(self) -> NDArray[np.int64]:
-        """Whole assignments from each source rank to each slot, ``(L, R, S)``.
+        """Whole assignments from each source rank to each slot, ``(L, R, S)`` int64.
 
-        The shares rounded down; what is missing goes to the largest remainders.
+        Shares are rounded down; the rest goes to the largest remainders.
 
         Raises
         ------
@@ -60,7 +60,7 @@ class RuleSplit(Split):
 
     @cached_property
     def _whole(self) -> NDArray[np.int64]:
-        """Whole assignments by source rank, or, if sources are unknown, from one for all."""
+        """Compute whole assignments by source rank, or from one source for all if unknown."""
         if self.source_load is None:
             return _largest_remainder(self.shares[:, None], self.load[:, None], self.placement)
         return _largest_remainder(self.source_shares, self.source_load, self.placement)
@@ -68,17 +68,17 @@ class RuleSplit(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRule(ABC):
-    """One engine's way of picking a copy; also a ``Dispatcher``.
+    """The rule by which an engine chooses a copy; it is also a ``Dispatcher``.
 
     Parameters
     ----------
     topology
-        Nodes of the ranks, where the rule looks at them, and speeds, which turn peaks into times.
+        Nodes of the ranks, if the rule uses them, and speeds, which turn peaks into times.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
-    """The release whose behaviour this is."""
+    """Release of the engine that behaves like this."""
     cost: ClassVar[None] = None
     shares: ClassVar[Shares] = Shares.OTHER
     scale_free: ClassVar[bool] = False
@@ -89,20 +89,20 @@ class EngineRule(ABC):
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """The part of its expert's assignments from each source rank that each slot is to expect.
+        """Compute the expected share of each slot in its expert's assignments, by source rank.
 
         Parameters
         ----------
         load_LRE
-            Assignments by the rank their token is on.
+            Assignments by the rank that their token is on; not changed.
 
         Returns
         -------
-        ``(L, R, S)``; over the slots of an expert they sum to 1, anything where it has no load.
+        Shares ``(L, R, S)``, which sum to 1 over the slots of an expert; undefined without load.
         """
 
     def split(self, load: ArrayLike | Batch, placement: Placement) -> RuleSplit:
-        """What to expect of the rule for a batch.
+        """Compute what to expect of the rule for a batch.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class EngineRule(ABC):
         )
 
     def peaks(self, load: ArrayLike, placement: Placement) -> NDArray[np.float64]:
-        """Peaks to expect for batches ``(T, L, E)`` that come from all ranks equally, ``(T, L)``.
+        """Compute the expected peaks, ``(T, L)``, of batches ``(T, L, E)`` from all ranks equally.
 
         Raises
         ------
@@ -157,18 +157,18 @@ class EngineRule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRule(EngineRule):
-    """A rule by which a rank picks slots for its own tokens, without looking at those of others."""
+    """A rule by which a rank chooses slots for its own tokens, without knowing those of others."""
 
     @abstractmethod
     def pick(
         self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """The slot that serves each choice, ``(D, L, K)``; all ids are in ``[0, E)``."""
+        """Choose the slot of each choice, ``(D, L, K)``; all ids are in ``[0, E)``."""
 
     def slots(
         self, topk_ids: ArrayLike, placement: Placement, *, rank: int = 0
     ) -> NDArray[np.int64]:
-        """The slot that serves each choice of the tokens of one rank.
+        """Choose the slot of each choice of one rank's tokens.
 
         Parameters
         ----------
@@ -176,7 +176,7 @@ class TokenRule(EngineRule):
             Expert ids, ``(D, L, K)``, or ``(D, K)`` for a placement of one layer: all tokens of the
             rank in this batch, in order.
         rank
-            The rank the tokens are on.
+            Rank that the tokens are on.
 
         Returns
         -------
@@ -189,23 +189,23 @@ class TokenRule(EngineRule):
 
 @dataclass(frozen=True, kw_only=True)
 class TableRule(TokenRule):
-    """One copy for each source rank and expert, whatever the token."""
+    """A rule with one copy for each source rank and expert, whatever the token."""
 
     @abstractmethod
     def table(self, placement: Placement) -> NDArray[np.int64]:
-        """The slot each rank uses for each expert, ``(R, L, E)``."""
+        """Return the slot that each rank uses for each expert, ``(R, L, E)``."""
 
     def pick(
         self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """The copy in the rank's row of the table."""
+        """Choose the copy in the rank's row of the table."""
         layer = np.arange(placement.num_layers)[:, None]
         return np.asarray(self.table(placement)[rank][layer, ids_DLK])
 
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """All or nothing."""
+        """Return shares that are 0 or 1."""
         del load_LRE
         chosen_RLS = np.take_along_axis(self.table(placement), placement.slots[None], axis=2)
         is_chosen = chosen_RLS == np.arange(placement.num_slots)
@@ -214,14 +214,14 @@ class TableRule(TokenRule):
 
 @dataclass(frozen=True, kw_only=True)
 class RowRule(TokenRule):
-    """Copy number ``(code(row) + offset(rank, expert)) mod copies``, slots of an expert ascending.
+    """A rule that chooses copy ``(code(row) + offset(rank, expert)) mod copies``.
 
-    Rows are the tokens of a rank, counted from 0 in every batch.
+    Rows are the tokens of a rank, counted from 0 in every batch. Copies are ascending slots.
 
     Parameters
     ----------
     top_k
-        ``K``, choices per token: counts tell how many rows there were only with it.
+        Number of choices per token, ``K``, needed to compute the number of rows from counts.
     """
 
     top_k: int = 8
@@ -232,26 +232,26 @@ class RowRule(TokenRule):
     @staticmethod
     @abstractmethod
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What the row contributes, a number >= 0."""
+        """Return the contribution of the row, a number >= 0."""
 
     @staticmethod
     @abstractmethod
     def times(
         rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """In how many of the first ``rows`` rows ``code mod copies`` is ``value``.
+        """Count the rows among the first ``rows`` for which ``code mod copies`` is ``value``.
 
-        The arrays broadcast. Worked out without going through the rows: there may be billions.
+        The arrays broadcast. The count is a formula, because there may be billions of rows.
         """
 
     def offset(self, rank: ArrayLike, expert: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What source rank and expert contribute, of the broadcast shape of both."""
+        """Return the contribution of source rank and expert, of their broadcast shape."""
         return np.zeros(np.broadcast(rank, expert).shape, np.int64)
 
     def pick(
         self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """The copy that row, rank and expert lead to."""
+        """Choose the copy by row, rank and expert."""
         layer = np.arange(placement.num_layers)[:, None]
         code = self.code(np.arange(len(ids_DLK)))[:, None, None]
         copy = (code + self.offset(rank, ids_DLK)) % placement.copies[layer, ids_DLK]
@@ -260,7 +260,7 @@ class RowRule(TokenRule):
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """An expert's assignments are taken to be spread over the rows without preference."""
+        """Assume that an expert's assignments are spread evenly over the rows."""
         copies_LS = copies_of_slots(placement)
         rank, slots_L1S = np.arange(placement.num_ranks)[:, None], placement.slots[:, None]
         code_LRS = nth_copy(placement)[:, None] - self.offset(rank, slots_L1S)
@@ -269,7 +269,7 @@ class RowRule(TokenRule):
         return np.asarray(self.times(rows_LR1, copies_LS[:, None], code_LRS) / rows_LR1)
 
     def _rows(self, load_LRE: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Tokens on each rank, ``(L, R)``; 1 where there are none, which does no harm."""
+        """Compute the tokens on each rank, ``(L, R)``, but at least 1."""
         rows = np.ceil(load_LRE.sum(axis=2) / self.top_k).astype(np.int64)
         return np.asarray(np.maximum(rows, 1))
 
@@ -277,12 +277,12 @@ class RowRule(TokenRule):
 def known_ids(
     topk_ids: ArrayLike, placement: Placement, rank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Expert ids ``(D, L, K)`` with 0 for those outside ``[0, E)``, and which are inside.
+    """Replace ids outside ``[0, E)`` by 0, and return a mask of those inside, ``(D, L, K)`` each.
 
     Raises
     ------
     EquipoiseError
-        Ids that are not integers or not of the placement's layers; a rank it does not have.
+        Ids that are not integers or do not fit the placement's layers, or an unknown rank.
     """
     if not isinstance(rank, (int, np.integer)) or not 0 <= rank < placement.num_ranks:
         raise EquipoiseError(
@@ -295,7 +295,7 @@ def known_ids(
 
 
 def nth_copy(placement: Placement) -> NDArray[np.int64]:
-    """Which of its expert's slots, ascending, each slot is: 0, 1, ..., ``(L, S)``."""
+    """Number each slot among its expert's slots, ascending from 0, ``(L, S)``."""
     table = placement.slots_of_experts()
     layer, expert, ordinal = np.nonzero(table >= 0)
     nth = np.empty_like(placement.slots)
@@ -304,14 +304,14 @@ def nth_copy(placement: Placement) -> NDArray[np.int64]:
 
 
 def copies_of_slots(placement: Placement) -> NDArray[np.int64]:
-    """Copies of the expert each slot holds, ``(L, S)``."""
+    """Count the copies of the expert that each slot holds, ``(L, S)``."""
     return np.take_along_axis(placement.copies, placement.slots, axis=1)
 
 
 def with_remainder(
     numbers: ArrayLike, divisor: NDArray[np.int64], value: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """How many of the whole numbers below ``numbers`` leave the remainder ``value``."""
+    """Count the whole numbers below ``numbers`` with the remainder ``value``."""
     rounds, rest = np.divmod(numbers, divisor)
     return np.asarray(rounds + (value < rest))
 
@@ -329,7 +329,7 @@ def _quotas(split: Split) -> NDArray[np.int64]:
 def _largest_remainder(
     shares_LRS: NDArray[np.float64], load_LRE: NDArray[np.float64], placement: Placement
 ) -> NDArray[np.int64]:
-    """Whole shares that sum to the loads; of equal remainders the lowest slot's counts first."""
+    """Round shares so that they sum to the loads; of equal remainders the lowest slot is first."""
     slots_LRS = np.broadcast_to(placement.slots[:, None], shares_LRS.shape)
     whole_LRS = np.floor(shares_LRS).astype(np.int64)
     missing_LRE = load_LRE.astype(np.int64)

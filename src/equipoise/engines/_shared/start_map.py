@@ -1,4 +1,4 @@
-"""A stored placement to start from, and what follows: for engines that have no way to read one."""
+"""A stored placement to start from, for plug-ins of engines that cannot read one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equipoise.plan import Answer, Outcome, Situation
 
 
 class Then(Enum):
-    """What follows the first change: the map that is given, or without one the first plan."""
+    """The behaviour after the first change, which is the given map or else the first plan."""
 
     HOLD = "hold"
     BALANCE = "balance"
@@ -26,14 +26,14 @@ class Then(Enum):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StartOptions(shared.PluginOptions):
-    """The options of every plug-in, and those of what it starts from.
+    """The options of every plug-in, and those for the start.
 
     Parameters
     ----------
     map
-        Placement to start from; ``None``: whatever the engine starts with.
+        Placement to start from; ``None`` for the engine's own.
     then
-        What follows the first change.
+        Action after the first change.
     """
 
     map: Placement | None = None
@@ -43,12 +43,12 @@ class StartOptions(shared.PluginOptions):
 def read_start_options(
     value: str, variable: str, readers: Mapping[str, shared.Reader]
 ) -> dict[str, Any]:
-    """The options that the environment variable gives, by name, as ``read_given``.
+    """Read the options in the environment variable by name, like ``read_given``.
 
     Raises
     ------
     EquipoiseError
-        As ``read_given``, or options without effect.
+        Whatever ``read_given`` refuses, or options without effect.
     """
     given = shared.read_given(value, variable, readers)
     if "map" in given:
@@ -63,14 +63,14 @@ def read_start_options(
 
 
 class StartMap:
-    """A stored placement as a planner.
+    """A planner that returns a stored placement.
 
     Parameters
     ----------
     placement
-        Its layers are the model's MoE layers, in order.
+        Placement whose layers are the model's MoE layers, in order.
     log
-        Log for a warning where it does not fit.
+        Log for a warning if the placement does not fit.
     """
 
     def __init__(self, placement: Placement, log: logging.Logger) -> None:
@@ -78,7 +78,7 @@ class StartMap:
         self._was_in_force = False
 
     def is_next(self, situation: Situation) -> bool:
-        """Whether the placement fits and has yet to come into force; not without traffic."""
+        """Tell whether the placement fits, is not in force yet, and there is traffic."""
         load, slots = as_array(situation.load, "Loads"), situation.slots
         if slots is None or not load.any() or self._was_in_force:
             return False
@@ -99,7 +99,7 @@ class StartMap:
         return not self._was_in_force
 
     def __call__(self, situation: Situation) -> Answer:
-        """The placement, however many slots change; ``is_next`` has found that it fits."""
+        """Return the placement, however many slots change; ``is_next`` has checked that it fits."""
         assert situation.slots is not None
         slots = self._placement.slots
         moves = int((slots != as_array(situation.slots, "The slots in force")).sum())
@@ -112,7 +112,7 @@ class StartMap:
 
 
 def words(options: StartOptions) -> str:
-    """What the options ask for."""
+    """Describe what the options ask for."""
     balancing = balancing_words(options)
     if options.map is None:
         once = " The slots of the first plan then stay." if options.then is Then.HOLD else ""
@@ -137,4 +137,4 @@ def _then(name: str, value: Any) -> Then:
 
 
 READERS: Mapping[str, shared.Reader] = {**shared.READERS, "map": _map, "then": _then}
-"""Of the options of every plug-in and of what it starts from."""
+"""Readers of the options of every plug-in and of those for the start."""

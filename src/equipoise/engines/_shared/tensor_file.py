@@ -1,7 +1,7 @@
-"""Safetensors files without copies: the header parsed and checked, the data mapped.
+"""Reading of safetensors files without copies: the header is checked, the data is mapped.
 
-The safetensors library copies every tensor and reads them one call each; a dump of 5,800 small
-vectors a file, or a trace larger than memory, wants a view of the data instead.
+The safetensors library copies every tensor in a call of its own. Files with thousands of small
+vectors, and traces larger than memory, need a view of the data instead.
 
 Layout: 8 bytes little-endian header length, a JSON header, then the data without gaps.
 """
@@ -24,9 +24,9 @@ from equipoise.errors import FormatError
 from equipoise.json_text import parse_json
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-_MAX_AXIS = 1 << 48  # beyond any file; keeps shapes with a 0 in them harmless
+_MAX_AXIS = 1 << 48  # larger than any file; limits the other axes of shapes that contain a 0
 HALF = {"F16": "float16", "BF16": "bfloat16"}
-"""Types whose numbers have to be made of their bits (``half_precision``)."""
+"""Types that are converted from their bits (``half_precision``)."""
 
 _DTYPES = {
     name: np.dtype(code)
@@ -49,7 +49,7 @@ _DTYPES = {
 
 
 class TensorInfo(msgspec.Struct, frozen=True):
-    """The header's entry of one tensor: type, shape, and bytes ``[begin, end)`` of the data."""
+    """The header entry of one tensor: type, shape, and bytes ``[begin, end)`` of the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -57,26 +57,26 @@ class TensorInfo(msgspec.Struct, frozen=True):
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
-        """The type as numpy names it; half precision has the bits only."""
+        """Numpy type of the stored numbers; for half precision, that of the bits."""
         return _DTYPES[self.dtype]
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A safetensors file whose header is sound.
+    """A safetensors file whose header was checked.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     metadata
-        Its ``__metadata__``.
+        Content of ``__metadata__``.
     tensors
         Header entries by name, in header order.
     data
-        The data section, a read-only mapping of bytes.
+        Bytes of the data section, a read-only mapping.
     data_begin
-        Where it begins in the file, in bytes.
+        Position of the data section in the file, in bytes.
     """
 
     path: Path
@@ -86,12 +86,12 @@ class TensorFile:
     data_begin: int
 
     def array(self, name: str) -> NDArray[np.generic]:
-        """A tensor as a read-only view of the file, half precision as float32.
+        """Return a tensor as a read-only view of the file; half precision becomes float32.
 
         Raises
         ------
         FormatError
-            There is none, or it holds numbers that half precision rounds.
+            An unknown name, or half-precision numbers that may be rounded.
         """
         if name not in self.tensors:
             raise FormatError(f"{self.path} has no tensor {name[:80]!r}; it is incomplete.")
@@ -107,12 +107,12 @@ class TensorFile:
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Parse and check a safetensors header, and map the data; nothing else is read.
+    """Parse and check a safetensors header, and map the data without reading it.
 
     Raises
     ------
     FormatError
-        Not a safetensors file, cut off, or offsets that do not tile the data section.
+        A file that is no safetensors file or is cut off, or offsets that leave gaps or overlap.
     """
     with naming(path):
         size = path.stat().st_size
@@ -123,12 +123,12 @@ def open_tensor_file(path: Path) -> TensorFile:
 
 
 def map_bytes(path: Path) -> NDArray[np.uint8]:
-    """A file that is not empty as a read-only mapping; unmapped with its last view."""
+    """Map a non-empty file read-only; it is unmapped with its last view."""
     return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
 
 
 def looks_like_tensor_file(path: Path) -> bool:
-    """Whether the first bytes could open a safetensors file; reads nine of them."""
+    """Tell by the first nine bytes whether a file may be a safetensors file."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -157,7 +157,7 @@ def _read_header(path: Path, size: int) -> tuple[bytes, int]:
 
 
 def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata and tensors; parsed twice, since msgspec would lose one of two equal names."""
+    """Parse metadata and tensors, twice, because msgspec would lose one of two equal names."""
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(

@@ -1,4 +1,4 @@
-"""Rows of single choices, (request, layer, experts), put together to the tokens of requests."""
+"""Rows (request, layer, experts) that are combined to the tokens of requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.invariants import NO_CHOICE
 from equipoise.layer_ids import MAX_LAYER
 
-_WARM_UP = 16  # equal tokens in a row at the start of a log: dummies, not text
+_WARM_UP = 16  # number of equal tokens at the start of a log that mark a warm-up
 _MAX_CHOICES = 1024
 _MAX_TOKEN = 1 << 48
 
@@ -27,7 +27,7 @@ class TokenRows:
     The n-th row of a request and a layer is the request's n-th token.
     """
 
-    names: dict[str, int] = field(default_factory=dict)  # of requests, by first occurrence
+    names: dict[str, int] = field(default_factory=dict)  # requests by first occurrence
     request: array[int] = field(default_factory=lambda: array("q"))
     layer: array[int] = field(default_factory=lambda: array("q"))
     token: array[int] = field(default_factory=lambda: array("q"))
@@ -40,12 +40,12 @@ class TokenRows:
         Parameters
         ----------
         token
-            The number of the token where rows have one, to tell passes apart; else -1.
+            Number of the token, if rows have one, to distinguish passes; else -1.
 
         Raises
         ------
         EquipoiseError
-            Numbers that cannot be, or another number of experts than the rows before have.
+            Impossible numbers, or another number of experts than in the rows before.
         """
         if not 0 <= layer <= MAX_LAYER or not -1 <= token < _MAX_TOKEN:
             raise EquipoiseError(f"Layer {layer}, token {token}: expected numbers from 0.")
@@ -65,12 +65,12 @@ class TokenRows:
         self.experts.extend(experts)
 
     def requests(self, file_bytes: int, notes: list[str]) -> tuple[list[Request], tuple[int, ...]]:
-        """The requests, or their passes where token numbers start again; the layers of their ids.
+        """Return the requests (or their passes, if token numbers restart) and their layers.
 
         Raises
         ------
         EquipoiseError
-            No row, layers whose rows are not of the same tokens, or nothing but a warm-up.
+            No rows, layers with different tokens, or only a warm-up.
         """
         if not self.request:
             raise EquipoiseError("There is no row of choices; expected at least one.")
@@ -104,7 +104,7 @@ class TokenRows:
         return found, tuple(layers.tolist())
 
     def _tokens(self, row: NDArray[np.int64], num_tokens: int) -> NDArray[np.int64]:
-        """The number of each token; refuse layers that disagree on it."""
+        """Return the number of each token; refuse layers that disagree."""
         given = np.asarray(self.token)
         token = np.full(num_tokens, -1, dtype=np.int64)
         token[row] = given
@@ -119,7 +119,7 @@ class TokenRows:
 
 
 def _opening(ids: NDArray[np.int32], notes: list[str]) -> int:
-    """How many tokens at the start are a warm-up: their choices are all the same."""
+    """Count the tokens of a warm-up at the start, whose choices are all the same."""
     differs = np.flatnonzero((ids != ids[0]).any(axis=(1, 2)))
     same = int(differs[0]) if len(differs) else len(ids)
     if same < _WARM_UP:

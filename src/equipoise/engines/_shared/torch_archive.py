@@ -1,4 +1,4 @@
-"""Tensors in torch's zip archives (``.pt``), without torch.
+"""Reading and writing of torch's zip archives (``.pt``) without torch.
 
 The archive is a zip of uncompressed entries under one folder: ``data.pkl`` (a pickle of protocol 2
 in which every tensor is a view of a numbered storage), ``data/<n>`` (the raw storages),
@@ -33,14 +33,14 @@ NO_PROGRAM = "it is a zip, but not one that torch.save wrote (no data.pkl in it)
 
 @dataclass(frozen=True)
 class _Type:
-    """How numbers are stored, and which half precision the bits are, if they are one."""
+    """The stored type of numbers, and the half-precision format of the bits, if any."""
 
     stored: np.dtype[Any]
     half: str = ""
 
     @property
     def loaded(self) -> np.dtype[Any]:
-        """The type in which the numbers come back."""
+        """Type of the numbers after loading."""
         return np.dtype(np.float32) if self.half else self.stored
 
 
@@ -57,8 +57,8 @@ _STORAGES = {
     "DoubleStorage": _Type(np.dtype(np.float64)),
 }
 
-# What torch.save emits for containers, scalars and tensors. Left out on purpose: instructions that
-# set attributes or build objects, and those whose operand alone decides how much is allocated.
+# Instructions that torch.save writes for containers, scalars and tensors. Others are excluded on
+# purpose: they set attributes, build objects, or allocate memory by their operand alone.
 _OPCODES = frozenset(
     [
         *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BINPERSID"),
@@ -88,16 +88,15 @@ def load(path: Path) -> Any:
     Raises
     ------
     FormatError
-        No readable zip archive, another type inside it, or sizes that disagree.
+        A file that is no zip archive, that contains other types, or whose sizes disagree.
     """
     return _read(path, _stored_values)
 
 
 def outline(path: Path) -> Any:
-    """Read what ``load`` reads, with zeros for the values of every tensor.
+    """Read an archive like ``load``, but with zeros in all tensors.
 
-    For deciding what a file is: no tensor data is read, and zeros that nobody touches take no
-    memory.
+    It is for detecting what a file is. No tensor data is read, and untouched zeros take no memory.
 
     Raises
     ------
@@ -113,10 +112,10 @@ def save(path: Path, root: Any) -> None:
     Parameters
     ----------
     path
-        The file to write; one that exists is replaced.
+        Path of the file; an existing file is replaced.
     root
-        Dicts and lists, nested at will, of ``None``, bools, ints, floats, strings and arrays of
-        int64, int32 or float32; the arrays become CPU tensors.
+        Nested dicts and lists of ``None``, bools, ints, floats, strings and arrays of int64, int32
+        or float32; the arrays become CPU tensors.
 
     Raises
     ------
@@ -130,7 +129,7 @@ def save(path: Path, root: Any) -> None:
     entries["version"] = b"3\n"
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, data in entries.items():
-            # A ZipInfo made by hand carries a fixed date: equal content gives equal files.
+            # A new ZipInfo has a fixed date, so that equal content gives equal files.
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
 
 
@@ -138,7 +137,7 @@ def save(path: Path, root: Any) -> None:
 
 
 class _Archive:
-    """The entries of an open archive, their sizes checked against the size of the file."""
+    """The entries of an open archive, whose sizes were checked against the file's."""
 
     def __init__(self, file: zipfile.ZipFile, file_size: int) -> None:
         self._file = file
@@ -154,7 +153,7 @@ class _Archive:
         self._infos = {info.filename.removeprefix(prefix): info for info in infos}
 
     def size(self, name: str) -> int | None:
-        """The size of an entry in bytes, ``None`` if there is none of that name."""
+        """Return the size of an entry in bytes, or ``None`` if there is none of this name."""
         info = self._infos.get(name)
         return None if info is None else info.file_size
 
@@ -187,7 +186,7 @@ def _read(path: Path, values: _Values) -> Any:
                     "with a present torch: torch.save(torch.load(old), new)"
                 )
             if path.stat().st_size <= _SEARCHED_BYTES and b"/data.pkl" not in stream.read():
-                raise FormatError(NO_PROGRAM)  # told without its directory, which may be long
+                raise FormatError(NO_PROGRAM)  # without its list of entries, which may be long
             with zipfile.ZipFile(stream) as file:
                 archive = _Archive(file, path.stat().st_size)
                 program = archive.read("data.pkl")
@@ -197,20 +196,20 @@ def _read(path: Path, values: _Values) -> Any:
         raise FormatError(f"Cannot read {path}: {error}.") from None
     except OSError as error:
         raise FormatError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except Exception as error:  # damaged zips and pickles raise nearly every built-in exception
-        what = str(error)[:100] or type(error).__name__  # some quote all of the file
+    except Exception as error:  # damaged zips and pickles may raise any built-in exception
+        what = str(error)[:100] or type(error).__name__  # some messages quote the whole file
         raise FormatError(f"Cannot read {path} as a torch archive: {what}.") from error
 
 
 def _check_program(program: bytes) -> None:
-    """Refuse a pickle with any instruction that ``torch.save`` has no use for."""
+    """Refuse a pickle with an instruction that ``torch.save`` does not write."""
     for name, argument in checked_instructions(program, _OPCODES):
         if name == "GLOBAL":
             _known_global(*argument.split(" ", 1))
 
 
 def _known_global(module: str, name: str = "") -> Any:
-    """What we put in the place of the few names that tensors and containers need."""
+    """Return the replacement of a name that tensors and containers need; refuse other names."""
     match module, name:
         case "collections", "OrderedDict":
             return dict
@@ -226,13 +225,13 @@ def _known_global(module: str, name: str = "") -> Any:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Flat memory that tensors are views of."""
+    """Flat memory of tensors."""
 
     values: NDArray[Any]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Runs a checked pickle; knows tensors, their storages and nothing else."""
+    """An unpickler for checked pickles that knows only tensors and their storages."""
 
     def __init__(self, program: bytes, archive: _Archive, values: _Values) -> None:
         super().__init__(io.BytesIO(program), fix_imports=False)
@@ -244,7 +243,7 @@ class _Unpickler(pickle.Unpickler):
         return _known_global(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        # The location (cpu, cuda:0) says where the tensor was; all of them come back to memory.
+        # The location (cpu, cuda:0) is ignored: all tensors are loaded to memory.
         what, kind, key, _location, numel = pid
         if what != "storage" or not isinstance(kind, _Type) or not isinstance(key, str):
             raise FormatError("it refers to something that is not a tensor storage")
@@ -270,7 +269,7 @@ def _view(
     _requires_grad: bool,
     _hooks: dict[Any, Any],
 ) -> NDArray[Any]:
-    """The tensor as a read-only array; offset and strides count elements, as in torch."""
+    """Make a tensor as a read-only array; offset and strides count elements, as in torch."""
     values = storage.values
     if math.prod(size) > values.size:
         raise FormatError(
@@ -296,7 +295,7 @@ _WRITABLE: dict[DTypeLike, bytes] = {
 
 
 def _encode(value: Any, storages: list[NDArray[Any]]) -> bytes:
-    """The pickle instructions that push ``value``; its arrays are added to ``storages``."""
+    """Write the pickle instructions that push ``value``; its arrays are added to ``storages``."""
 
     def join(values: Any) -> bytes:
         return b"".join(_encode(v, storages) for v in values)
@@ -309,7 +308,7 @@ def _encode(value: Any, storages: list[NDArray[Any]]) -> bytes:
             return pickle.EMPTY_DICT + pickle.MARK + join(items) + pickle.SETITEMS
         case list():
             return pickle.EMPTY_LIST + pickle.MARK + join(value) + pickle.APPENDS
-        case tuple():  # only the shapes of tensors
+        case tuple():  # only tensor shapes are tuples
             return pickle.MARK + join(value) + pickle.TUPLE
         case np.ndarray() if value.dtype.newbyteorder("=") in _WRITABLE:
             return _encode_tensor(value, storages)

@@ -1,4 +1,4 @@
-"""YAML that anybody may have written: no tag, no anchor, no depth and no number does harm."""
+"""Safe reading of YAML from untrusted sources: tags, anchors, deep nesting are refused."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MAX_DIGITS = 64
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
-    """The document in ``text``, and the keys given twice in one mapping, of which YAML keeps one.
+    """Read the document in ``text``; also return keys that stand twice in one mapping.
 
     Parameters
     ----------
     where
-        The file, at the start of messages.
+        Name of the file, at the start of messages.
 
     Raises
     ------
     FormatError
-        No YAML, several documents, anchors, aliases, tags, deep nesting, an endless number.
+        Text that is no YAML, or has several documents, anchors, tags, deep nesting, huge numbers.
     """
     try:
         _refuse_tricks(text, where)
@@ -46,12 +46,12 @@ def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
         raise FormatError(f"{where}: is not safe YAML ({message}).") from error
     except FormatError:
         raise
-    except ValueError as error:  # 2001-99-99, 0b_, an endless number
+    except ValueError as error:  # such as 2001-99-99, 0b_ or a huge number
         raise FormatError(f"{where}: holds a value that cannot be read ({error}).") from error
 
 
 class _Loader(SafeLoader):
-    """The safe loader that also remembers keys given twice, of which YAML keeps the last."""
+    """A safe loader that also records repeated keys, of which YAML keeps the last."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -70,7 +70,7 @@ class _Loader(SafeLoader):
 
 
 def _construct_int(loader: SafeLoader, node: yaml.ScalarNode) -> int:
-    """Refuse numbers so long (0xfff...) that Python would not print them in a message."""
+    """Refuse numbers that are too long (0xfff...) for Python to print."""
     if len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(node.value)} digits")
     return int(loader.construct_yaml_int(node))
@@ -80,7 +80,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def _refuse_tricks(text: str, where: str) -> None:
-    """Refuse what no file here needs and an attack does: aliases, tags, deep nesting."""
+    """Refuse aliases, tags and deep nesting, which only attacks need."""
     depth = 0
     for event in yaml.parse(text, Loader=SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:

@@ -1,4 +1,4 @@
-"""What goes wrong when vllm-ascend is started: vLLM's flags, with a balancer of its own."""
+"""Checks of how vllm-ascend is started: vLLM's flags, with a balancer of its own."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def own(case: Case) -> dict[str, Any]:
 
 
 def at(case: Case, key: str) -> tuple[str, ...]:
-    """Where a setting of the balancer stands."""
+    """Return the place of a setting of the balancer."""
     if case.has(*NESTED, key) or is_nested(case):
         return (*NESTED, key)
     old = next((name for name, new in RENAMED.items() if new == key and case.has(ADDED, name)), key)

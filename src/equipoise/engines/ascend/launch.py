@@ -1,4 +1,4 @@
-"""How to start vllm-ascend with a placement file."""
+"""Flags that start vllm-ascend with a placement file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class _Release:
-    """How a release names things in ``--additional-config``.
+    """The names of a release in ``--additional-config``.
 
-    ``nested`` releases read the keys inside ``eplb_config``; from 0.14 on they ignore them at the
-    top in silence. They also have a second model runner, which reads no map. ``doubtful`` are those
-    that seem to load weights in the default layout whatever the map says.
+    ``nested`` releases read the keys inside ``eplb_config``; from 0.14 on they silently ignore keys
+    at the top. They also have a second model runner, which reads no map. ``doubtful`` releases seem
+    to load weights in the default layout whatever the map holds.
     """
 
     nested: bool = True
@@ -43,22 +43,22 @@ RELEASES = Releases(
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
-    """Flags that make vllm-ascend (model runner V1) load a static placement.
+    """Return flags with which vllm-ascend (model runner V1) loads a static placement.
 
     Parameters
     ----------
     placement
-        What the map holds.
+        Placement that the map holds.
     map_name
-        Path of the map as the engine's processes will see it.
+        Path of the map for the engine's processes.
     options
-        The version; 2026-08, the tree of that month, if ``None``.
+        Version; ``None``: 2026-08, the tree of that month.
 
     Raises
     ------
     EquipoiseError
-        One rank; a name that does not end in ``.json``; an expert twice on one device, which
-        shifts the engine's slot numbers.
+        There is one rank; the name does not end in ``.json``; or an expert is twice on one device,
+        which would shift the engine's slot numbers.
     """
     name, release = RELEASES.choose(options.version)
     check_expert_parallel("vllm-ascend", placement, "reads maps only with expert parallelism")
@@ -141,7 +141,7 @@ def _model_notes(placement: Placement, model: ModelConfig | None) -> tuple[str, 
 
 
 def _layer_notes(model: ModelConfig | None) -> tuple[str, ...]:
-    """The engine takes all layers after the first dense ones for MoE layers."""
+    """Return notes on layers: the engine takes all after the first dense ones for MoE layers."""
     if model is None or model.moe_layer_ids is None:
         return (
             "The model was not checked: the engine takes every layer after the first dense ones "

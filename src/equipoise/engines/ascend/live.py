@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from equipoise.engines._shared.exposition import Samples
+from equipoise.control.exposition import Samples
 from equipoise.engines._shared.live import Live, Seen, layer_of
 from equipoise.engines.vllm.live import metrics as metrics_of_vllm
 
@@ -14,7 +14,7 @@ _PREFIXES = ("", "vllm_profiling_")  # the service profiler's metrics, by releas
 
 
 def metrics(now: Samples, before: Samples) -> Seen:
-    """What vLLM says, and the hotness before the last update, which is what was served."""
+    """Read vLLM's metrics, and the hotness before the last update, which was the one served."""
     seen = metrics_of_vllm(now, before)
     for prefix in _PREFIXES:
         name = f"{prefix}eplb:expert_hotness"
@@ -31,7 +31,7 @@ def metrics(now: Samples, before: Samples) -> Seen:
 
 
 def line(text: str) -> Seen | None:
-    """The hotness of a line of the log."""
+    """Read the hotness from a line of the log."""
     found = _LINE.search(text)
     hotness = 0.0 if found is None else float(found[1])
     return _of_hotness(hotness) if hotness >= 1 else None

@@ -1,4 +1,4 @@
-"""MindSpeed-RL load files: ``{"<layer>": {"<expert>": tokens}}``, an expert left out counts 0."""
+"""MindSpeed-RL load files: ``{"<layer>": {"<expert>": tokens}}``; a missing expert counts 0."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        Keys that are not numbers, or counts that are not whole; layer and expert are named.
+        Keys are not numbers, or counts are not whole; the message names layer and expert.
     """
     with naming(path):
         try:
@@ -75,7 +75,7 @@ def _trace(path: Path, table: dict[str, dict[str, float]], options: TraceOptions
 
 
 def _by_number(table: dict[str, _Value], where: str) -> dict[int, _Value]:
-    """The table with its keys as numbers; ``EquipoiseError`` for other keys and repeated ones."""
+    """Return the table with keys as numbers; raises ``EquipoiseError`` for bad or repeated ones."""
     numbered: dict[int, _Value] = {}
     for key, value in table.items():
         if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) in numbered:

@@ -127,7 +127,7 @@ def _experts(device: Any, position: int, layer: int, findings: list[Finding]) ->
 
 
 def _unread(mapping: dict[str, Any], known: tuple[str, ...], where: str) -> list[Finding]:
-    """Keys that the format does not have are warnings: the engine does not look at them."""
+    """Warn of keys that the format does not have: the engine does not read them."""
     return [
         replace(found, severity=Severity.WARNING, remedy=_NOT_READ)
         for found in unknown_keys(mapping, known, "A1", where)
@@ -161,7 +161,7 @@ def _check_layer_count(document: dict[str, Any], actual: int) -> list[Finding]:
 def _check_number(
     mapping: dict[str, Any], key: str, actual: int, where: str, layer: int
 ) -> list[Finding]:
-    """A warning for a count or an id that is not what the lists say: the engine never reads it."""
+    """Warn of a count or an id that differs from the lists: the engine never reads it."""
     value = mapping.get(key)
     if is_int(value) and value == actual:
         return []
@@ -222,7 +222,7 @@ def _check(raw: RawMap, context: MapContext) -> list[Finding]:
 
 
 def _place(raw: RawMap, context: MapContext) -> Callable[[int | str, int], str]:
-    """Names slots by device and position, where all devices of the layer have equally many."""
+    """Name slots by device and position, if all devices of the layer have the same number."""
     shape = shape_of(raw, context)
     uneven = {f.layer for f in raw.findings if f.severity is Severity.ERROR}
     per_device = shape.num_slots // raw.num_ranks if raw.num_ranks else 0
@@ -248,7 +248,7 @@ def _losses(placement: Placement) -> list[str]:
 
 
 def local_expert_map(placement: Placement, rank: int) -> NDArray[np.int64]:
-    """Where each expert is on one rank: its position among the rank's slots, or -1, ``(L, E)``."""
+    """Return each expert's position among one rank's slots, or -1, ``(L, E)``."""
     _check_usable(placement, rank)
     table = np.full((placement.num_layers, placement.num_experts), -1, dtype=np.int64)
     local = np.broadcast_to(np.arange(placement.slots_per_rank), placement.by_rank[:, rank].shape)
@@ -257,7 +257,7 @@ def local_expert_map(placement: Placement, rank: int) -> NDArray[np.int64]:
 
 
 def log2phy(placement: Placement, rank: int, *, tp_size: int = 1) -> NDArray[np.int64]:
-    """The slot to which one rank sends each expert's tokens, ``(L, E)`` (Model Runner V1).
+    """Return the slot to which a rank sends each expert's tokens, ``(L, E)`` (Model Runner V1).
 
     Rank ``r`` takes copy number ``r % n`` of an expert's ``n`` copies in slot order; with tensor
     parallelism it takes number ``(r % tp + r // tp + expert) % n``.
@@ -265,8 +265,8 @@ def log2phy(placement: Placement, rank: int, *, tp_size: int = 1) -> NDArray[np.
     Raises
     ------
     EquipoiseError
-        No such rank, a ``tp_size`` that does not divide the ranks, or an expert twice on one rank,
-        which makes the engine number all slots wrongly.
+        There is no such rank, ``tp_size`` does not divide the ranks, or an expert is twice on one
+        rank, which makes the engine number all slots wrongly.
     """
     _check_usable(placement, rank)
     if tp_size < 1 or placement.num_ranks % tp_size:
@@ -282,13 +282,13 @@ def log2phy(placement: Placement, rank: int, *, tp_size: int = 1) -> NDArray[np.
 
 
 def log2phy_by_token(placement: Placement, rank: int, row: int) -> NDArray[np.int64]:
-    """One row of Model Runner V2's periodic table, ``(L, E)``: the slots for token ``row``."""
+    """Return the slots for a token, ``(L, E)``: a row of Model Runner V2's periodic table."""
     _check_usable(placement, rank)
     return _pick(placement, row % TOKEN_ROWS + rank + np.arange(placement.num_experts))
 
 
 def _pick(placement: Placement, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Copy number ``wanted`` of each expert, modulo its number of copies: slots, ``(L, E)``."""
+    """Return the slot of copy ``wanted`` modulo the copies, for each expert, ``(L, E)``."""
     index = wanted[None, :] % placement.copies
     return np.take_along_axis(placement.slots_of_experts(), index[..., None], axis=2)[..., 0]
 

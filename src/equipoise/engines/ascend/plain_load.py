@@ -60,7 +60,7 @@ def _read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _folded(path: Path, load: NDArray[Any], placement: Placement) -> Trace:
-    """The load of slots ``(L, S)``, or ``(L, R, S / R)``, by the map they were counted under."""
+    """Fold the load of slots ``(L, S)`` or ``(L, R, S / R)`` by the map of the recorded run."""
     if load.ndim == 3 and load.shape[1] != placement.num_ranks:
         raise EquipoiseError(
             f"A load of slots {load.shape} is (layers, ranks, slots of a rank), but the placement "

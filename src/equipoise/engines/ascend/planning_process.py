@@ -1,6 +1,6 @@
-"""Between vllm-ascend's server and the process that plans for it: proof, agreement and its gaps.
+"""The exchange between vllm-ascend's server and its planning process, made safe by wrappers.
 
-The server of each rank wakes its planning process, does some steps, and then waits for the plan.
+The server of each rank wakes its planning process, serves some steps, and then waits for the plan.
 Methods of vllm-ascend's classes are wrapped on both sides:
 
 =====================  ==========================================================================
@@ -32,9 +32,9 @@ _log = logging.getLogger("vllm.equipoise")
 
 @cache
 def attend() -> None:
-    """Wrap the methods, once in a process.
+    """Wrap the methods, once in each process.
 
-    Not at registration: vllm-ascend imports the classes by itself only where balancing is on.
+    This is not done at registration: vllm-ascend imports the classes only if balancing is on.
     """
     from vllm_ascend.eplb.core.eplb_worker import EplbProcess, EplbWorker
     from vllm_ascend.eplb.eplb_updator import EplbUpdator
@@ -58,18 +58,18 @@ def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def _begin(method: Callable[..., Any], process: Any, *queues: Any) -> Any:
-    """In the planning process, before its loop."""
+    """Report the plug-in; runs in the planning process, before its loop."""
     process.shared_dict[ACKNOWLEDGED] = os.getpid()
     process.worker.policy.begin(process.worker.rank_id)
     return method(process, *queues)
 
 
 def _update(method: Callable[..., Any], worker: Any) -> Any:
-    """In the planning process, for every plan.
+    """Plan from the slots in force; runs in the planning process, for every plan.
 
-    The worker takes for granted that its last plan was used. And releases before 0.23 list a layer
-    that does not change twice, so that the server never comes to the last layers of the list, while
-    the worker believes that they moved.
+    The worker assumes that its last plan was used. Moreover, releases before 0.23 list a layer that
+    does not change twice. The server then never reaches the last layers of the list, although the
+    worker believes that they moved.
     """
     worker.old_expert_maps = None  # it reads them from the dictionary again
     found = method(worker)
@@ -77,13 +77,13 @@ def _update(method: Callable[..., Any], worker: Any) -> Any:
 
 
 def _wake(method: Callable[..., Any], updator: Any) -> Any:
-    """In the server, before a plan is asked for."""
+    """Remember the slots in force; runs in the server, before it asks for a plan."""
     updator.equipoise_maps = updator.shared_dict[MAPS]
     return method(updator)
 
 
 def _look_for_acknowledgement(updator: Any) -> None:
-    """Once, after the first plan: whoever made it has begun, however long it took to import."""
+    """Check once, after the first plan, who made it: its process has started by then."""
     if hasattr(updator, "equipoise_acknowledged"):
         return
     updator.equipoise_acknowledged = True
@@ -100,7 +100,7 @@ def _look_for_acknowledgement(updator: Any) -> None:
 
 
 def _take(method: Callable[..., Any], updator: Any) -> Any:
-    """In the server, at the step when a plan is due: all ranks take theirs, or none does."""
+    """Take the plan that is due, on all ranks or on none; runs in the server."""
     is_due = updator.get_update_info_flag()
     found = method(updator)
     if is_due:
@@ -116,7 +116,7 @@ def _take(method: Callable[..., Any], updator: Any) -> Any:
 
 
 def _is_the_same_everywhere(maps: Any) -> bool:
-    """Whether all ranks have the same maps, by a digest of them."""
+    """Return whether all ranks have the same maps, compared by a digest."""
     import torch
     from vllm.distributed import get_ep_group
 

@@ -1,4 +1,4 @@
-"""Where vllm-ascend asks for new slots, release by release, and who answers there."""
+"""The places where each release of vllm-ascend asks for new slots, and the policies that answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("vllm.equipoise")  # below "vllm", whose handlers show 
 
 
 def install(options: StartOptions) -> None:
-    """Make vllm-ascend use our plans; on a version that is not known, say so and change nothing."""
+    """Make vllm-ascend use our plans; on an unknown version, log that and change nothing."""
     try:
         release = version(_PACKAGE)
     except PackageNotFoundError:

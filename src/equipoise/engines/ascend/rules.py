@@ -1,4 +1,4 @@
-"""Which copy vllm-ascend sends a token to."""
+"""vllm-ascend: the rules by which it chooses the copy for a token."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TABLE_ROWS = 1024
 class Ascend(TableRule):
     """vllm-ascend, Model Runner V1: one copy for each pair of source rank and expert.
 
-    Copy number ``rank mod copies``, or with tensor parallelism ``(tp_rank + dp_rank + expert) mod
-    copies``. Where the copies do not divide the ranks the shares differ: three copies serve 11, 11
-    and 10 of 32 ranks.
+    The copy has number ``rank mod copies``, or with tensor parallelism ``(tp_rank + dp_rank +
+    expert) mod copies``. If the copies do not divide the ranks, shares differ: three copies serve
+    11, 11 and 10 of 32 ranks.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Ascend(TableRule):
         check_count("tensor_parallel", self.tensor_parallel)
 
     def table(self, placement: Placement) -> NDArray[np.int64]:
-        """The slot each rank uses for each expert, ``(R, L, E)``."""
+        """Return the slot that each rank uses for each expert, ``(R, L, E)``."""
         rank = np.arange(placement.num_ranks)[:, None, None]
         layer, expert = np.arange(placement.num_layers)[:, None], np.arange(placement.num_experts)
         turn = rank
@@ -53,7 +53,7 @@ class Ascend(TableRule):
 class AscendMrv2(RowRule):
     """vllm-ascend, Model Runner V2: copies take turns by row, from a table of 1,024 rows.
 
-    Copy number ``(row + rank + expert) mod copies``; after 1,024 rows the table starts again.
+    The copy has number ``(row + rank + expert) mod copies``; the table repeats after 1,024 rows.
     """
 
     name: ClassVar[str] = "ascend-mrv2"
@@ -61,18 +61,18 @@ class AscendMrv2(RowRule):
 
     @staticmethod
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row within its table."""
+        """Return the row within its table."""
         return row % _TABLE_ROWS
 
     @staticmethod
     def times(
         rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Rows take turns, and again in each table."""
+        """Count the rows: they take turns within each table."""
         tables, rest = np.divmod(rows, _TABLE_ROWS)
         in_table = with_remainder(_TABLE_ROWS, copies, value)
         return np.asarray(tables * in_table + with_remainder(rest, copies, value))
 
     def offset(self, rank: ArrayLike, expert: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rank and the expert."""
+        """Return the sum of rank and expert."""
         return np.asarray(rank) + expert

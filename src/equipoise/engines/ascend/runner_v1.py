@@ -1,8 +1,7 @@
 """Model runner V1 of vllm-ascend: every rank has a planning process of its own.
 
 The processes get the same loads and must come to the same slots, since each takes out of its own
-plan what its rank sends and receives. So no search here ends by the clock, but by its number of
-proposals.
+plan what its rank sends and receives. So no plan here is made by the clock.
 """
 
 from __future__ import annotations
@@ -32,9 +31,6 @@ Ints = NDArray[np.int64]
 POLICY_TYPE = 2
 """The ``eplb_policy_type`` that we answer for: SwiftBalancer's, which has one load per slot."""
 
-PROPOSALS = 1 << 16
-"""Proposals for each layer: four times those of other plug-ins, since serving goes on meanwhile."""
-
 LIMIT_SECONDS = 60.0
 """A plan that takes longer is left out: the server waits for it without a time-out."""
 
@@ -47,9 +43,9 @@ def install(options: StartOptions, planner: Planner | None = None) -> None:
     Parameters
     ----------
     options
-        What the user set; the time budget is runner V2's.
+        Options that the user set; the time budget is for runner V2 only.
     planner
-        What plans from the slots in force, the same on every rank; by default that of the options.
+        Planner that starts from the slots in force, the same on all ranks; by default the options'.
     """
     from vllm_ascend.eplb.core.policy.policy_factory import PolicyFactory
 
@@ -77,14 +73,14 @@ class Policy:
     Parameters
     ----------
     options
-        What the user set.
+        Options that the user set.
     planner
-        As for ``install``.
+        Planner, as for ``install``.
 
     Raises
     ------
     EquipoiseError
-        Options that have no effect with this runner.
+        Some options have no effect with this runner.
     """
 
     def __init__(self, options: StartOptions, planner: Planner | None = None) -> None:
@@ -94,21 +90,21 @@ class Policy:
                 "leave them out, and give the map to vllm-ascend as expert_map_path."
             )
         self._options, self._planner = options, planner
-        plan = partial(_without_clock, planner or options.planner(proposals=PROPOSALS))
+        plan = partial(_without_clock, planner or options.planner())
         self._hook = Hook(plan, grace_seconds=0.0)
         self._rank = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A process that is spawned loads no plug-ins, so it installs this one as it unpacks it."""
+        """Return a recipe that also installs the plug-in: a spawned process loads no plug-ins."""
         return _in_planning_process, (self._options, self._planner)
 
     def begin(self, rank: int) -> None:
-        """Say in the log that this process plans, and compile.
+        """Log that this process plans, and compile.
 
         Parameters
         ----------
         rank
-            Whose planning process it is; the first rank's logs every plan, since all are the same.
+            Rank that this process plans for; only the first rank's logs plans, since all are equal.
         """
         self._rank = rank
         _log.info("equipoise %s plans for rank %d in process %d.", __version__, rank, os.getpid())
@@ -118,7 +114,7 @@ class Policy:
     def rebalance_experts(
         self, current_expert_table: ArrayLike, expert_workload: ArrayLike
     ) -> tuple[int, Ints, Ints]:
-        """New slots; raises nothing, since an exception would end the planning process.
+        """Return new slots; raises nothing, since an exception would end the planning process.
 
         Parameters
         ----------
@@ -161,7 +157,7 @@ class Policy:
 
 
 def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:
-    """Loads of experts ``(L, E)`` from those of slots ``(L, S)``, by the experts they hold."""
+    """Return the loads of experts ``(L, E)`` from those of slots ``(L, S)`` and their experts."""
     folded = np.zeros((len(slots), int(slots.max()) + 1))
     layers, _ = np.indices(slots.shape)
     np.add.at(folded, (layers, slots), load)
@@ -169,14 +165,14 @@ def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:
 
 
 def _without_clock(planner: Planner, situation: Situation) -> Answer:
-    """Plan without a time budget: the situation's is only when the hook gives up waiting."""
+    """Plan without a time budget; the situation's only says when the hook stops waiting."""
     return planner(replace(situation, time_budget_seconds=None))
 
 
 def _servable(new: Ints, old: Ints, num_ranks: int) -> Ints:
-    """What vllm-ascend can serve: experts that stay keep their slots, and none is twice on a rank.
+    """Return slots that vllm-ascend can serve: experts that stay keep theirs, none is doubled.
 
-    A layer where one would be keeps its old slots.
+    A layer in which an expert would be twice on a rank keeps its old slots.
     """
     before, after = (
         Placement(slots, num_ranks=num_ranks, num_experts=int(old.max()) + 1)
@@ -192,6 +188,6 @@ def _servable(new: Ints, old: Ints, num_ranks: int) -> Ints:
 
 
 def _in_planning_process(options: StartOptions, planner: Planner | None) -> Policy:
-    """Unpack a policy in a process that was spawned, and has nothing of the plug-in yet."""
+    """Unpickle a policy in a spawned process, into which the plug-in is not loaded yet."""
     attend()
     return Policy(options, planner)

@@ -22,12 +22,17 @@ _CONTROLLER = "vllm_ascend.worker.v2.eplb"
 
 
 def install(options: StartOptions) -> None:
-    """Answer for every policy that model runner V2 can be given."""
+    """Take the place of every policy that model runner V2 can be given."""
     from vllm.distributed.eplb import eplb_state
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
     from vllm_ascend.distributed.eplb.policy import factory
 
+    ours = Policy(options)
+
     def create_eplb_policy(policy: str, stair_config: Any) -> Policy:  # noqa: ARG001  theirs
-        return Policy(options)
+        return ours
+
+    EPLB_POLICIES["default"] = ours  # the state looks for this name there, whatever was created
 
     factory.create_eplb_policy = create_eplb_policy
     if _CONTROLLER in sys.modules:  # it has taken the factory by name
@@ -39,7 +44,7 @@ class Policy(vllm.Policy):
     """The policy object; vllm-ascend's background thread calls it on every rank."""
 
     def prepare_local_load_stats(self, load_samples: torch.Tensor) -> Any:
-        """Sum the steps of one rank to windows.
+        """Sum the steps of one rank into windows.
 
         Parameters
         ----------
@@ -66,7 +71,7 @@ class Policy(vllm.Policy):
         rank_node_ids: Any = None,  # noqa: ARG002  the number of nodes is among the sizes
         **named: Any,
     ) -> torch.Tensor:
-        """The slots to bring into force.
+        """Return the slots to bring into force.
 
         Parameters
         ----------
@@ -74,7 +79,7 @@ class Policy(vllm.Policy):
             Loads ``(L, E)``, or ``PreparedLoadStats`` of windows ``(W, L, E)``; all zero when only
             memory is measured.
         sizes_and_slots, named
-            As for vLLM.
+            Arguments, as for vLLM.
 
         Returns
         -------
@@ -85,10 +90,10 @@ class Policy(vllm.Policy):
 
 
 def _leave_out_loads_from_before_moves(eplb_state: Any) -> None:
-    """Have vllm-ascend start its windows again once a layer has moved.
+    """Make vllm-ascend start its windows again once a layer has moved.
 
-    It reads all steps by the slots in force at the end. It would leave out those from before a move
-    if it knew of the move, but nothing raises the counter that it compares.
+    It reads all steps by the slots in force at the end. It would leave out the steps before a move
+    if it knew of the move, but nothing increments the counter that it compares.
     """
     move = eplb_state._move_to_workspace
 

@@ -35,7 +35,7 @@ _PHASES = "both phases are counted, each by itself"
 
 
 def together(found: Found, by: Mapping[str, str]) -> Found:
-    """Whether anything moves: a map alone is static, and recording needs balancing."""
+    """Derive whether anything moves: a map alone is static, and recording needs balancing."""
     asked, records = found.pop(BALANCES, None), found.get(RECORD_PATH) is not None
     if asked is False and records:
         raise EquipoiseError(

@@ -1,4 +1,4 @@
-"""What goes wrong when ATOM is started: one check each, of release 0.1.4 and the tree after it."""
+"""Checks of how ATOM is started, for release 0.1.4 and the tree after it."""
 
 from __future__ import annotations
 

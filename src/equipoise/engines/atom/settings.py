@@ -19,18 +19,18 @@ from equipoise.engines._shared.options import (
 
 
 def _chunk(value: Any, _facts: Facts) -> int:
-    """Read a number of layers; none would move nothing, which the engine refuses."""
+    """Read a number of layers; the engine refuses 0, with which nothing would move."""
     return check_count("the number of layers", value)
 
 
 def _excess(value: Any, _facts: Facts) -> float | None:
-    """Read mean over maximum as the excess of maximum over mean; ``None`` for no threshold."""
+    """Convert mean over maximum into the excess of maximum over mean; ``None`` for no threshold."""
     check_number("the balancedness", value, low=1e-3, high=math.inf)
     return 1 / value - 1 if value < 1 else None
 
 
 def together(found: Found, _by: Mapping[str, str]) -> Found:
-    """The alarm falls at less than what raises it."""
+    """Keep the threshold at which the alarm ends below the one at which it starts."""
     excess = found.pop("excess_on", None)
     if excess is None:
         return found
@@ -78,4 +78,4 @@ TABLE = OptionTable(
     together=together,
     sections=(("eplb_config",),),
 )
-"""Every option: what it sets, or why it has no effect."""
+"""Every option, with the setting that it changes or the reason why it has no effect."""

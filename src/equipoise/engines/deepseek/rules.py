@@ -1,4 +1,4 @@
-"""Which copy DeepSeek's LPLB sends a token to."""
+"""DeepSeek's LPLB: the rule by which it chooses the copy for a token."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from equipoise.placement import Placement
 
 @dataclass(frozen=True, kw_only=True)
 class Lplb(EngineRule):
-    """LPLB, first release: a linear program per batch, then a quota per rank; at most two copies.
+    """LPLB, first release: a linear program per batch, then quotas per rank.
 
-    If an expert has ``t`` assignments on a rank, number ``j`` of them goes to the second copy if
-    ``(499 j + 41) mod t >= o t``, where ``o`` is the first copy's share. If ``t`` is a multiple of
-    499, they all go to the same copy.
+    An expert has at most two copies. If it has ``t`` assignments on a rank, number ``j`` of them
+    goes to the second copy if ``(499 j + 41) mod t >= o t``, where ``o`` is the first copy's share.
+    If ``t`` is a multiple of 499, they all go to the same copy.
 
     The shares are the exact optimum here. LPLB takes five steps of an interior-point method on
     chosen topologies, which ends above it or falls back to halves (``equipoise explain dispatch``).
@@ -64,7 +64,7 @@ class Lplb(EngineRule):
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """The same shares for all source ranks: those of the batch as a whole."""
+        """Return the same shares for all source ranks: those of the batch as a whole."""
         _two_slots(placement)
         load_LE = load_LRE.sum(axis=1)
         shares_LS = MinMax(topology=self.topology).split(Batch(load_LE), placement).shares
@@ -75,14 +75,14 @@ class Lplb(EngineRule):
 
 
 def _first_share(split: Split) -> NDArray[np.float64]:
-    """The part of each expert's load that its first copy takes, ``(L, E)``; 1 without load."""
+    """Return the share of each expert's load on its first copy, ``(L, E)``; 1 without load."""
     first_LE = _two_slots(split.placement)[:, :, 0]
     share = np.take_along_axis(split.shares, first_LE, axis=1)
     return np.divide(share, split.load, out=np.ones_like(share), where=split.load > 0)
 
 
 def _two_slots(placement: Placement) -> NDArray[np.int64]:
-    """First and second slot of each expert, the same if there is only one, ``(L, E, 2)``."""
+    """Return first and second slot of each expert, ``(L, E, 2)``; twice the same if it has one."""
     table = placement.slots_of_experts()
     if table.shape[2] > 2:
         row, expert = np.argwhere(placement.copies > 2)[0]

@@ -1,6 +1,6 @@
-"""ADRS ``expert-load.json``: a list of steps, each the logical experts' loads of every layer.
+"""ADRS ``expert-load.json``: a list of steps with the logical experts' loads of every layer.
 
-The file has hundreds of megabytes of JSON; it is read as a stream, one step in memory at a time.
+Such files have hundreds of megabytes, so they are read as a stream, one step at a time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        Damaged JSON, or a step that differs in shape or is not whole numbers; step and layer are
-        named.
+        The JSON is damaged, or a step differs in shape or is not whole numbers; the message names
+        step and layer.
     """
     start, stop = options.iterations or (0, None)
     if start < 0 or (stop is not None and stop <= start):
@@ -68,7 +68,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _loads(step: int, item: Any, shape: tuple[int, ...] | None) -> NDArray[np.integer]:
-    """The loads of a step, ``(L, E)``, in the smallest type that holds them."""
+    """Return the loads of a step, ``(L, E)``, in the smallest type that holds them."""
     rows = item.get(_LOAD) if isinstance(item, dict) else None
     if not isinstance(rows, list) or not rows:
         raise EquipoiseError(

@@ -1,1 +1,1 @@
-"""What is wrong, ignored, deprecated or wasteful in how an engine is started."""
+"""The doctor: finds what is wrong, ignored, deprecated or wasteful in an engine's launch."""

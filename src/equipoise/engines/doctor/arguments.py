@@ -1,4 +1,4 @@
-"""Flags and options files, read into arguments."""
+"""Conversion of flags and options files to arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLAG = re.compile(r"--?[A-Za-z]")
 
 
 def read_arguments(words: Sequence[Word], known: Knowledge) -> Iterator[Argument]:
-    """The flags in order, with the words that follow each; other words have no path."""
+    """Yield the flags in order, with the words that follow each; other words have no path."""
     at = 0
     while at < len(words):
         word = words[at]
@@ -44,14 +44,14 @@ def read_arguments(words: Sequence[Word], known: Knowledge) -> Iterator[Argument
 
 
 def read_options(document: Mapping[Any, Any], known: Knowledge, file: str) -> Iterator[Argument]:
-    """The entries of an options file."""
+    """Yield the entries of an options file."""
     for key, value in document.items():
         name = known.full_name(str(key))
         yield Argument((name,), _entry(value), "", file, str(key))
 
 
 def _named(name: str, known: Knowledge) -> tuple[tuple[str, ...], str | None, bool]:
-    """The path of a flag, what follows it if that is known, and whether it is a denial."""
+    """Return the path of a flag, the kind of value that follows it, and whether it is negated."""
     first, *inner = name.lstrip("-").split(".")
     full = known.full_name(first)
     if inner:
@@ -63,7 +63,7 @@ def _named(name: str, known: Knowledge) -> tuple[tuple[str, ...], str | None, bo
 
 
 def _values(words: Sequence[Word], start: int, *, many: bool) -> int:
-    """How many of the next words belong to a flag."""
+    """Count the next words that belong to a flag."""
     end = start
     while end < len(words) and not _FLAG.match(words[end].text):
         end += 1
@@ -90,7 +90,7 @@ def _mapping(word: Word, name: str) -> Any:
 
 
 def _entry(value: Any) -> Any:
-    """A value of an options file, with variables marked."""
+    """Convert a value of an options file, and mark variables."""
     if isinstance(value, dict):
         return {str(key): _entry(inner) for key, inner in value.items()}
     if isinstance(value, str) and "$" in value:

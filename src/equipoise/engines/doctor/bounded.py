@@ -1,4 +1,4 @@
-"""Files of which no launch needs much."""
+"""Reading of files with a limit on their size."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from equipoise.errors import FormatError
 
 MAX_BYTES = 1 << 18
-"""A command, script or options file of more is taken for another kind of file."""
+"""Largest size of a command, script or options file in bytes."""
 
 
 def is_here(path: Path) -> bool:
-    """Whether a file of that name is on this machine, whatever the name is."""
+    """Tell whether a file of this name exists on this machine; any name is accepted."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # longer than any name; a null character
+    except (OSError, ValueError):  # the name is too long, or contains a null character
         return False
 
 
 def folder_is_here(path: Path) -> bool:
-    """Whether the folder of a file of that name is on this machine."""
+    """Tell whether the folder of a file of this name exists on this machine."""
     try:
         return path.parent.is_dir()
     except (OSError, ValueError):
@@ -27,7 +27,7 @@ def folder_is_here(path: Path) -> bool:
 
 
 def read_bounded(path: Path) -> str:
-    """The text of a file; raises ``FormatError`` if it is no text or too long for a launch."""
+    """Read the text of a file; raise ``FormatError`` if it is no text or too long for a launch."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -37,7 +37,7 @@ def read_bounded(path: Path) -> str:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """The text that bytes hold; raises as ``read_bounded``."""
+    """Decode bytes to text; errors are those of ``read_bounded``."""
     if len(data) > MAX_BYTES:
         raise FormatError(
             f"{where}: is longer than {MAX_BYTES >> 10} KiB, which no launch is; give the command, "

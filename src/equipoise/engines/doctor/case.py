@@ -1,4 +1,4 @@
-"""One launch as the checks see it: its settings, and what is known of model and machine."""
+"""A case: one launch with its settings, and the known facts about model and machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 1 << 31
 
 
 class NotKnownError(Exception):
-    """Why a check cannot be made, as a clause: ``--tensor-parallel-size is $TP``."""
+    """A check cannot be made; the text is a clause, such as ``--tensor-parallel-size is $TP``."""
 
 
 def _only_shell(name: str, value: Unknown) -> NotKnownError:
@@ -33,7 +33,7 @@ class Release:
 
     @classmethod
     def of(cls, name: str | None, newest: str) -> Release:
-        """The release of a name such as ``v0.11.0rc1``; builds count as the newest release.
+        """Read the release from a name such as ``v0.11.0rc1``; builds count as the newest release.
 
         Raises
         ------
@@ -59,20 +59,20 @@ def _number(name: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One launch, and what is known around it; ``None`` is what nobody said.
+    """One launch, and the facts about its surroundings; ``None`` is unknown.
 
     Parameters
     ----------
     command, release
-        The launch, and the release of its engine.
+        Launch, and release of its engine.
     model
-        The model's configuration.
+        Configuration of the model.
     devices, nodes
-        Devices of the whole deployment, and the machines that they are in.
+        Number of devices of the whole deployment, and of machines.
     link_bytes_per_second
         Bandwidth of one device's link between machines.
     folder
-        Where relative names of files start.
+        Folder that relative file names start from.
     """
 
     command: LaunchCommand
@@ -84,11 +84,11 @@ class Case:
     folder: Path = Path()
 
     def has(self, *path: str) -> bool:
-        """Whether something is set there, known or not."""
+        """Tell whether a setting has a value, known or unknown."""
         return self.command.get(*path) is not None
 
     def get(self, *path: str, default: Any = None) -> Any:
-        """The value of a setting; ``NotKnownError`` if only the shell knows it."""
+        """Return the value of a setting; raise ``NotKnownError`` if only the shell knows it."""
         value = self.command.get(*path)
         if isinstance(value, Unknown):
             raise _only_shell(self.shown(*path), value)
@@ -97,7 +97,7 @@ class Case:
         return default if value is None else value
 
     def whole(self, *path: str, default: int) -> int:
-        """A setting that is a whole number, 0 or more, a size 1 or more; else ``NotKnownError``."""
+        """Return a whole number >= 0 (a size >= 1), or raise ``NotKnownError``."""
         value = self.get(*path, default=default)
         if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
             value = int(value)
@@ -109,28 +109,28 @@ class Case:
         return value
 
     def on(self, *path: str) -> bool:
-        """Whether a switch is on."""
+        """Tell whether a switch is on."""
         return self.get(*path, default=False) in (True, 1, "true", "True", "1")
 
     def section(self, *path: str) -> dict[str, Any]:
-        """The mapping under a setting; empty if there is none."""
+        """Return the mapping under a setting; empty if there is none."""
         value = self.get(*path, default={})
         return value if isinstance(value, dict) else {}
 
     def variable(self, name: str) -> str | None:
-        """A variable of the environment; ``NotKnownError`` if only the shell knows it."""
+        """Return a variable of the environment; ``NotKnownError`` if only the shell knows it."""
         value = self.command.environment.get(name)
         if isinstance(value, Unknown):
             raise _only_shell(name, value)
         return value
 
     def file_text(self, name: str) -> str:
-        """The text of a file that the launch names.
+        """Read the text of a file that the launch names.
 
         Raises
         ------
         NotKnownError
-            It is not here, is no text, or is too long.
+            A file that is missing, is no text, or is too long.
         """
         files = self.command.files
         written = files.get(name, files.get(name.removeprefix("./")))
@@ -146,15 +146,15 @@ class Case:
 
     @property
     def the_model(self) -> ModelConfig:
-        """The model's configuration; ``NotKnownError`` if it was not given."""
+        """Configuration of the model; raises ``NotKnownError`` if it was not given."""
         if self.model is None:
             raise NotKnownError(f"{argument('model')} was not given")
         return self.model
 
     def shown(self, *path: str) -> str:
-        """A setting as users write it."""
+        """Write a setting as users do."""
         return self.command.known.shown(*path)
 
     def at_least(self, *number: int) -> bool:
-        """Whether the release is this one or newer."""
+        """Tell whether the release is this one or newer."""
         return self.release.number >= number

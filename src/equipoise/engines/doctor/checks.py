@@ -1,4 +1,4 @@
-"""Checks that several engines share; each is told the engine's own names and numbers."""
+"""Checks that several engines share; each gets the engine's own names and numbers."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from equipoise.engines.map_io import inspect_map
 from equipoise.errors import FormatError
 
 LEAST_LINK = 10e9 / 8
-"""Bytes per second of the slowest network that SwiftBalancer's manual accepts, 10 Gbit/s."""
+"""Least network bandwidth that SwiftBalancer's manual accepts, in bytes per second: 10 Gbit/s."""
 
-_NEAR = 0.8  # of difflib: one or two letters of ten
+_NEAR = 0.8  # similarity by difflib: one or two letters of ten differ
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How experts are spread.
+    """The distribution of experts over ranks and devices.
 
     Parameters
     ----------
     ranks
-        Ranks that share the experts of a layer.
+        Number of ranks that share the experts of a layer.
     devices
-        Devices that the whole launch takes.
+        Number of devices that the whole launch takes.
     formula
-        How the devices follow from the flags.
+        Formula of the devices from the flags.
     size_flag
-        The flag that sets most of them.
+        Flag that sets most of them.
     """
 
     ranks: int
@@ -73,7 +73,7 @@ def check_values(case: Case) -> Iterator[Finding]:
 
 
 def _is_whole(value: object, least: int) -> bool:
-    """Whether an engine reads a value as a number; one in quotes is read as well."""
+    """Tell whether an engine reads a value as a number, possibly in quotes."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
         value = int(value)
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -117,7 +117,7 @@ def check_keys(case: Case) -> Iterator[Finding]:
 
 
 def _nearest(name: str, known: Iterable[str], parts: Sequence[str]) -> str | None:
-    """The known flag that an unknown one is close to, if it is one on balancing."""
+    """Find the known flag that an unknown one resembles, if it is about balancing."""
     names = [flag for flag in known if any(part in flag for part in parts)]
     if not any(part in name for part in parts) and len(name) < 10:
         return None
@@ -128,7 +128,7 @@ def _nearest(name: str, known: Iterable[str], parts: Sequence[str]) -> str | Non
 # Switches -----------------------------------------------------------------------------------------
 
 EXPERT_PARALLEL = "enable-expert-parallel"
-"""The flag that engines derived from vLLM's have in common."""
+"""Flag that all engines derived from vLLM have."""
 
 
 def check_balancing_switch(
@@ -202,9 +202,9 @@ def check_slots(
     Parameters
     ----------
     path
-        The setting that decides how many there are.
+        Setting that determines their number.
     slots
-        Whether it counts all slots, and not only the redundant ones.
+        Flag that the setting counts all slots, not only redundant ones.
     """
     experts = case.the_model.num_experts
     total = experts + redundant
@@ -330,5 +330,5 @@ def _defects(path: Path, format: str, context: MapContext, flag: str) -> Iterato
 
 
 def about(check: Callable[..., object]) -> str:
-    """What a check looks at: the first line of its docstring, without the full stop."""
+    """Return what a check looks at: the first line of its docstring, without the full stop."""
     return re.split(r"\.?\n|\.$", check.__doc__ or "", maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""How an engine is started, as settings that can be looked up, changed and written down again."""
+"""Launch commands of engines, as settings that can be looked up, changed and written again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import yaml
 from equipoise.engines.doctor.knowledge import Knowledge
 
 WIDTH = 100
-"""Columns beyond which a command is written over several lines."""
+"""Length beyond which a command is written over several lines."""
 
 Place = tuple[str, ...]
-"""Where a setting stands: the flag, then the keys within its value."""
+"""Path of a setting: the flag, then the keys within its value."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Malformed:
-    """A value that is no JSON although the flag wants some, and why."""
+    """A value that is not the JSON that the flag requires, with the reason."""
 
     raw: str
     reason: str
@@ -44,20 +44,20 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Argument:
-    """One flag with its value, one entry of an options file, or words that are neither.
+    """An argument: a flag with its value, an entry of an options file, or other words.
 
     Parameters
     ----------
     path
-        The setting, in the engine's full spelling; empty for words that are no flag.
+        Path of the setting, in the engine's full spelling; empty for words that are no flag.
     value
-        True and false for switches; else text, a number, a mapping, or ``Unknown``.
+        Value: a boolean for switches; else text, a number, a mapping, or ``Unknown``.
     raw
-        How it is written; ``None`` once it was changed.
+        Text as written; ``None`` after a change.
     file
-        The options file in which it stands.
+        Options file that contains it.
     written
-        Its name as written, dashes included.
+        Name as written, with its dashes.
     """
 
     path: Place
@@ -74,11 +74,11 @@ class Change:
     Parameters
     ----------
     path
-        The setting, or the name of a variable.
+        Path of the setting, or name of a variable.
     value
-        Its new value; ``None`` leaves it out.
+        New value; ``None`` to leave it out.
     of_environment
-        Whether it is a variable.
+        Flag that it is a variable.
     """
 
     path: Place
@@ -87,43 +87,43 @@ class Change:
 
 
 def put(value: Any, *path: str) -> Change:
-    """Give a setting this value."""
+    """Make the change that gives a setting this value."""
     return Change(path, value)
 
 
 def drop(*path: str) -> Change:
-    """Leave a setting out."""
+    """Make the change that leaves a setting out."""
     return Change(path)
 
 
 def export(name: str, value: str) -> Change:
-    """Set a variable."""
+    """Make the change that sets a variable."""
     return Change((name,), value, of_environment=True)
 
 
 def unset(name: str) -> Change:
-    """Leave a variable out."""
+    """Make the change that leaves a variable out."""
     return Change((name,), of_environment=True)
 
 
 @dataclass(frozen=True)
 class LaunchCommand:
-    """How an engine is started.
+    """The launch command of an engine.
 
     Parameters
     ----------
     known
-        The engine.
+        Knowledge about the engine.
     program
-        The words before the first flag, as written.
+        Words before the first flag, as written.
     arguments
-        Flags and entries of options files; where two set the same thing, the later one holds.
+        Flags and entries of options files; if two set the same, the later one counts.
     environment
         Variables that it is started with.
     after
         Redirections, as written.
     files
-        Text that the script itself writes into files, by name.
+        Texts that the script itself writes to files, by name.
     changed_environment
         Variables that were set, or left out, to correct the command.
     changed_files
@@ -141,7 +141,7 @@ class LaunchCommand:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings, one mapping in another."""
+        """Settings as nested mappings."""
         merged: dict[str, Any] = {}
         for argument in self.arguments:
             if argument.path:
@@ -149,14 +149,14 @@ class LaunchCommand:
         return merged
 
     def get(self, *path: str) -> Any:
-        """The value of a setting; ``None`` if it is not set."""
+        """Return the value of a setting; ``None`` if it is not set."""
         found: Any = self.settings
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
     def corrected(self, changes: Iterable[Change]) -> LaunchCommand:
-        """The command after these changes."""
+        """Return the command after these changes."""
         command = self
         for change in changes:
             if change.of_environment:
@@ -168,7 +168,7 @@ class LaunchCommand:
         return command
 
     def _changed(self, arguments: Iterable[Argument]) -> LaunchCommand:
-        """The command with other arguments, and a note of the files that differ."""
+        """Return the command with other arguments, and record the files that differ."""
         arguments = tuple(arguments)
         old, new = {*map(_mark, self.arguments)}, {*map(_mark, arguments)}
         files = frozenset(file for file, *_ in old ^ new if file)
@@ -206,7 +206,7 @@ class LaunchCommand:
         return self._changed(argument for argument in kept if argument is not None)
 
     def _pieces(self) -> list[str]:
-        """The command line in pieces: the program, then one flag with its values each."""
+        """Divide the command line into the program and the flags with their values."""
         changed = self.changed_environment.items()
         added = [f"{name}={shlex.quote(value)}" for name, value in changed if value is not None]
         removed = [f"-u {name}" for name, value in changed if value is None]
@@ -217,13 +217,13 @@ class LaunchCommand:
         return [" ".join([*start, *pieces[:first]]), *pieces[first:], " ".join(self.after)]
 
     def text(self) -> str:
-        """The command line, one flag a line if it is long."""
+        """Write the command line, with one flag per line if it is long."""
         pieces = [piece for piece in self._pieces() if piece]
         line = " ".join(pieces)
         return line if len(line) <= WIDTH else " \\\n  ".join(pieces)
 
     def file_text(self, name: str) -> str:
-        """An options file with its changes; comments are not kept."""
+        """Write an options file with its changes; comments are not kept."""
         entries: dict[str, Any] = {}
         for argument in self.arguments:
             if argument.file == name:
@@ -265,7 +265,7 @@ def _mark(argument: Argument) -> tuple[str | None, Place, str]:
 
 
 def _put(argument: Argument, path: Place, value: Any) -> Argument | None:
-    """The argument with another value at a path; ``None`` if it is not the one that holds it."""
+    """Set a value at a path of the argument; return ``None`` if the path is elsewhere."""
     depth = len(argument.path)
     if not depth or path[:depth] != argument.path:
         return None
@@ -279,7 +279,7 @@ def _put(argument: Argument, path: Place, value: Any) -> Argument | None:
 
 
 def _cut(argument: Argument, path: Place) -> Argument | None:
-    """The argument without what stands at a path; ``None`` if nothing is left."""
+    """Remove a path from the argument; return ``None`` if nothing is left."""
     depth = len(argument.path)
     if not depth or path[:depth] != argument.path:
         return argument
@@ -304,12 +304,12 @@ def _holds_unknown(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> str:
-    """A value as one word of the shell; one that is not known as it was written."""
+    """Write a value as one shell word; an unknown value as it was written."""
     return str(value) if isinstance(value, (Unknown, Malformed)) else shlex.quote(str(value))
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML has it."""
+    """Convert a value for YAML."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return str(value) if isinstance(value, (Unknown, Malformed)) else value

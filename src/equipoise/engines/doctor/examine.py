@@ -1,4 +1,4 @@
-"""From a command, script or file to what there is to say of every launch in it."""
+"""Examination of all launches in a command, script or file."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _DEVICE_LISTS = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIB
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a launch does not say; ``None`` means not known.
+    """Facts that a launch does not contain; ``None`` means unknown.
 
     Parameters
     ----------
     version
-        The engine's release; that of the container's image, else the newest known.
+        Release of the engine; ``None`` for that of the container's image, else the newest known.
     model
-        The model's configuration.
+        Configuration of the model.
     devices, nodes
-        Devices of the whole deployment, and the machines that they are in.
+        Number of devices of the whole deployment, and of machines.
     link_bytes_per_second
         Bandwidth of one device's link between machines.
 
     Raises
     ------
     EquipoiseError
-        Numbers that no machine has.
+        Numbers out of range.
     """
 
     version: str | None = None
@@ -62,19 +62,19 @@ class Surroundings:
 
 
 def examine(source: str, surroundings: Surroundings, *, stdin: bytes = b"") -> list[Diagnosis]:
-    """Say what is the matter with the launches of a source, one diagnosis each.
+    """Examine the launches of a source; return one diagnosis for each.
 
     Parameters
     ----------
     source
-        A launch command, the name of a script, compose file or options file, or ``-``.
+        Launch command, path of a script, compose file or options file, or ``-`` for ``stdin``.
     stdin
-        What ``-`` stands for.
+        Content that ``-`` stands for.
 
     Raises
     ------
     EquipoiseError
-        Nothing that can be read, or no launch of an engine that is known.
+        A source that cannot be read, or without a launch of a known engine.
     """
     launches = _read(source, stdin)
     if not launches:
@@ -104,14 +104,14 @@ def _read(source: str, stdin: bytes) -> list[Launch]:
 
 
 def _named(launches: Sequence[Launch]) -> list[Launch]:
-    """The launches with names, numbers where there are none, if there are several."""
+    """Give launches without a name a number, if there are several."""
     if len(launches) == 1:
         return list(launches)
     return [replace(one, name=one.name or f"{i}") for i, one in enumerate(launches, start=1)]
 
 
 def diagnose(launch: Launch, surroundings: Surroundings, folder: Path) -> Diagnosis:
-    """Run the checks of the engine over one launch."""
+    """Run the checks of the engine on one launch."""
     known = launch.command.known
     given = surroundings.version or launch.version
     case = Case(
@@ -139,10 +139,10 @@ def diagnose(launch: Launch, surroundings: Surroundings, folder: Path) -> Diagno
 
 
 def _judged(case: Case) -> tuple[list[Finding], dict[str, list[str]], LaunchCommand]:
-    """What is found, what cannot be checked and why, and the command with every fix.
+    """Return the findings, the checks that could not be made, and the command with all fixes.
 
-    Names are put right before anything else is judged. A fix may uncover what was hidden, so the
-    checks run again over the corrected command.
+    Names are corrected before the other checks. A fix may reveal more, so the checks are repeated
+    on the corrected command.
     """
     fixed: dict[tuple[Kind, str, str], Finding] = {}
     names = (*_OF_ANY_ENGINE, *case.command.known.renames)
@@ -167,7 +167,7 @@ def _key(finding: Finding) -> tuple[Kind, str, str]:
 
 
 def _places(finding: Finding) -> frozenset[tuple[str, ...]]:
-    """What a finding changes; a later one that changes the same knows better."""
+    """Return what a finding changes; a later finding that changes the same replaces it."""
     return frozenset(change.path for change in finding.fix)
 
 
@@ -180,7 +180,7 @@ def _checked(case: Case, checks: Sequence[Check], gaps: dict[str, list[str]]) ->
 
 
 def _of_text(launch: Launch) -> Iterator[Finding]:
-    """What is the matter with how a launch is written, whatever its engine."""
+    """Check how a launch is written, for any engine."""
     if launch.broken_lines:
         lines = ", ".join(map(str, launch.broken_lines))
         yield wrong(
@@ -203,7 +203,7 @@ def _gap(reason: str, subjects: Sequence[str]) -> Message:
 
 
 def _visible_devices(launch: Launch) -> int | None:
-    """Devices that a variable leaves to the launch, where one command is the whole of it."""
+    """Count the devices that a variable makes visible, if the launch is a single command."""
     command = launch.command
     if command.get("data-parallel-size-local") or command.get("data-parallel-address"):
         return None

@@ -1,4 +1,4 @@
-"""What a check says of a launch."""
+"""Findings of the doctor's checks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from equipoise.errors import Message
 
 
 class Kind(Enum):
-    """What a finding means for whoever starts the engine."""
+    """The kind of a finding, by its meaning for the operator."""
 
-    WRONG = "wrong"  # the engine refuses it, stops, or answers wrongly
-    IGNORED = "ignored"  # the engine takes it and does not act on it
-    DEPRECATED = "deprecated"  # it works, under a name or in a place that goes away
-    WASTEFUL = "wasteful"  # it works, and costs more than it has to
-    ADVICE = "advice"  # nothing is the matter; a number or a habit worth knowing
+    WRONG = "wrong"  # the engine refuses it, stops, or gives wrong results
+    IGNORED = "ignored"  # the engine accepts it and ignores it
+    DEPRECATED = "deprecated"  # it works, but the name or place will be removed
+    WASTEFUL = "wasteful"  # it works, but costs more than necessary
+    ADVICE = "advice"  # nothing is wrong; a useful number or practice
 
     @property
     def fails(self) -> bool:
@@ -27,20 +27,20 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a check has to say.
+    """One finding of a check.
 
     Parameters
     ----------
     kind
-        What it means.
+        Kind of finding.
     flag
-        The flag, key or variable that it is about, as users write it.
+        Flag, key or variable that it is about, as users write it.
     text
-        What is the matter.
+        Sentences on what is wrong.
     remedy
-        What to do about it.
+        Sentences on what to do.
     fix
-        The changes of the command that do it; empty where only the user can choose.
+        Changes of the command that do it; empty if only the user can choose.
     """
 
     kind: Kind
@@ -51,50 +51,50 @@ class Finding:
 
 
 def wrong(flag: str, text: str, remedy: str, *fix: Change) -> Finding:
-    """The engine refuses it, stops, or answers wrongly."""
+    """Make a finding: the engine refuses it, stops, or gives wrong results."""
     return Finding(kind=Kind.WRONG, flag=flag, text=text, remedy=remedy, fix=fix)
 
 
 def ignored(flag: str, text: str, remedy: str, *fix: Change) -> Finding:
-    """The engine takes it and does not act on it."""
+    """Make a finding: the engine accepts it and ignores it."""
     return Finding(kind=Kind.IGNORED, flag=flag, text=text, remedy=remedy, fix=fix)
 
 
 def deprecated(flag: str, text: str, remedy: str, *fix: Change) -> Finding:
-    """It works, under a name or in a place that goes away."""
+    """Make a finding: it works, but the name or place will be removed."""
     return Finding(kind=Kind.DEPRECATED, flag=flag, text=text, remedy=remedy, fix=fix)
 
 
 def wasteful(flag: str, text: str, remedy: str, *fix: Change) -> Finding:
-    """It works, and costs more than it has to."""
+    """Make a finding: it works, but costs more than necessary."""
     return Finding(kind=Kind.WASTEFUL, flag=flag, text=text, remedy=remedy, fix=fix)
 
 
 def advice(flag: str, text: str, remedy: str) -> Finding:
-    """A number or a habit worth knowing."""
+    """Make a finding: a useful number or practice."""
     return Finding(kind=Kind.ADVICE, flag=flag, text=text, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What there is to say of one launch.
+    """The diagnosis of one launch.
 
     Parameters
     ----------
     name
-        Which of several it is (a service, a number); empty for the only one.
+        Name of the launch (a service, a number); empty if it is the only one.
     engine
-        The engine's own name.
+        Name of the engine.
     version
-        The release that it was judged by.
+        Release that it was judged by.
     assumed
-        Whether that is only the newest release that is known.
+        Flag that this is only the newest known release.
     findings
-        What was found, the worst first.
+        Findings, the worst first.
     not_checked
-        What could not be looked at, and why, one sentence each.
+        Sentences on what could not be checked, and why.
     corrected
-        The command with all fixes, if there are any.
+        Command with all fixes, if there are any.
     """
 
     name: str
@@ -107,11 +107,11 @@ class Diagnosis:
 
     @property
     def fails(self) -> bool:
-        """Whether a finding says that something will not work or is ignored."""
+        """Whether something will not work or is ignored, by any finding."""
         return any(finding.kind.fails for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """The same for a JSON document."""
+        """Return the diagnosis for a JSON document."""
         fixed = self.corrected
         return {
             "name": self.name,

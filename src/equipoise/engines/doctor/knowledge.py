@@ -1,4 +1,4 @@
-"""What the doctor has to know of an engine; each engine's folder fills it in (``advice.py``)."""
+"""The doctor's knowledge about an engine, which each engine's ``advice.py`` provides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from equipoise.engines.doctor.findings import Finding
 
 Takes = Literal["switch", "size", "number", "text", "mapping"]
-"""What stands after a flag; a size is 1 or more."""
+"""Kind of value that follows a flag; a size is 1 or more."""
 
 Check = Callable[["Case"], Iterator["Finding"]]
 """Looks at one launch. Its docstring says what it looks at, as a noun: "Slots against ranks."""
@@ -19,41 +19,41 @@ Check = Callable[["Case"], Iterator["Finding"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """One engine, as far as balancing and expert parallelism go.
+    """The knowledge about an engine's launch, for balancing and expert parallelism.
 
     Parameters
     ----------
     engine
-        Its folder.
+        Name of the engine's folder.
     title
-        Its name.
+        Name of the engine.
     newest
-        The newest release that is known, which is assumed if none is given.
+        Newest known release, which is assumed if none is given.
     programs
-        Words that start it, next to each other: ``("vllm", "serve")``.
+        Consecutive words that start the engine: ``("vllm", "serve")``.
     image
         Part of the name of its container images, whose tags are releases.
     image_starts
-        Whether its image starts the engine by itself, so that flags follow the image's name.
+        Flag that its image starts the engine itself, so that flags follow the image's name.
     flags
-        Flags that are read, with what follows each; in full, without dashes.
+        Flags that are read, with the kind of value that follows, in full and without dashes.
     aliases
-        Other spellings of them.
+        Other spellings of the flags.
     balancing
-        Parts of names that belong to balancing: a flag with such a part that is not known is
-        misspelt or of another release.
+        Parts of names that belong to balancing. An unknown flag with such a part is misspelt or
+        belongs to another release.
     sections
-        Keys of flags and entries that hold mappings, by their path.
+        Keys of flags and entries that hold mappings, by path.
     options_flags
         Flags that name an options file.
     file_wins
-        Whether an options file holds where the command line says something else.
+        Flag that an options file overrides the command line.
     underscores
-        Whether names have underscores instead of hyphens.
+        Flag that names have underscores instead of hyphens.
     signs
-        Variables and flags that only this engine has, where another one starts the same way.
+        Variables and flags that only this engine has, if another engine starts the same way.
     renames
-        Checks of names and places that changed; what they find is put right before the others look.
+        Checks of changed names and places; their fixes are applied before the other checks.
     checks
         All other checks, in order.
     """
@@ -76,11 +76,11 @@ class Knowledge:
     checks: tuple[Check, ...]
 
     def full_name(self, name: str) -> str:
-        """A flag or an entry in full: ``-tp`` is ``tensor-parallel-size``."""
+        """Return the full name of a flag or entry: ``-tp`` is ``tensor-parallel-size``."""
         name = name.lstrip("-")
         name = name.replace("-", "_") if self.underscores else name.replace("_", "-")
         return self.aliases.get(name, name)
 
     def shown(self, *path: str) -> str:
-        """A setting as users write it."""
+        """Write a setting as users do."""
         return f"--{path[0]}" if len(path) == 1 else f"{path[-1]} in {'.'.join(path[:-1])}"

@@ -1,4 +1,4 @@
-"""Where launches stand: shell text, compose files and options files."""
+"""Launches in shell text, compose files and options files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equipoise.engines.doctor.words import ShellCommand, Word, plain_word, read_
 from equipoise.engines.map_io import is_map
 from equipoise.errors import EquipoiseError, FormatError
 
-_MAX_NESTING = 3  # shells within shells
+_MAX_NESTING = 3  # largest depth of shells within shells
 _DOCUMENTS = (".yaml", ".yml", ".json")
 _KEYWORDS = frozenset({"then", "do", "else", "elif", "if", "while", "until", "{", "!", "time"})
 _SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
@@ -33,17 +33,17 @@ class Launch:
     Parameters
     ----------
     name
-        The service that it belongs to, where services have names.
+        Name of the service, if services have names.
     command
-        Its command.
+        Launch command.
     version
-        The release, where the name of its image says so.
+        Release, if the name of its image states it.
     devices
-        Devices that its container gets, where that is said.
+        Number of devices of its container, if known.
     broken_lines
-        Lines at which the shell would end it early.
+        Numbers of lines at which the shell would end it early.
     missing
-        Options files that it names and that are not here, and why.
+        Sentences on options files that it names but that are missing.
     repeated
         Keys that stand twice in one mapping of its options files.
     """
@@ -59,7 +59,7 @@ class Launch:
 
 @dataclass
 class _Options:
-    """The entries of options files; which of them are not here, and which keys stand twice."""
+    """The entries of options files, the missing files, and the repeated keys."""
 
     entries: list[Argument] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class _Options:
 
 @dataclass
 class _Reader:
-    """Takes launches out of shell text, remembering what the text sets and writes on the way."""
+    """A reader of launches in shell text, which records the variables and files that it sets."""
 
     engines: Sequence[Knowledge]
     folder: Path
@@ -77,14 +77,14 @@ class _Reader:
     image: str = ""
 
     def script(self, text: str, nesting: int = 0) -> Iterator[Launch]:
-        """The launches of a shell text."""
+        """Yield the launches of a shell text."""
         script = read_script(text)
         self.files |= script.files
         for command in script.commands:
             yield from self.command(command, nesting)
 
     def command(self, command: ShellCommand, nesting: int = 0) -> Iterator[Launch]:
-        """The launch that a simple command is or holds, if any."""
+        """Yield the launches that a simple command is or contains."""
         start = next((i for i, w in enumerate(command.words) if w.text not in _KEYWORDS), 0)
         written = command.words[start:]
         environment = dict(self.environment)
@@ -127,7 +127,7 @@ class _Reader:
     def _launch(
         self, written: Sequence[Word], assigned: int, environment: dict[str, str | Unknown]
     ) -> Launch | None:
-        """The launch that words are, the first of them assignments."""
+        """Read a launch from words, of which the first are assignments."""
         words = written[assigned:]
         image = self._image(words)
         found = _program(words, image, self.engines)
@@ -153,14 +153,14 @@ class _Reader:
         )
 
     def _image(self, words: Sequence[Word]) -> str:
-        """The container image that a command runs, as far as an engine's is recognised."""
+        """Find the container image that a command runs, if it is a known engine's."""
         for word in words:
             if any(known.image in word.text and "/" in word.text for known in self.engines):
                 return word.text
         return self.image
 
     def _options(self, arguments: Sequence[Argument], known: Knowledge) -> _Options:
-        """What stands in the options files that flags name."""
+        """Read the options files that flags name."""
         found = _Options()
         for argument in arguments:
             if not argument.path or argument.path[0] not in known.options_flags:
@@ -178,7 +178,7 @@ class _Reader:
         return found
 
     def _file(self, name: str) -> str | None:
-        """A file that the script writes, or that is on this machine."""
+        """Return the text of a file that the script writes, or that is on this machine."""
         written = self.files.get(name, self.files.get(name.removeprefix("./")))
         if written is not None:
             return written
@@ -187,12 +187,12 @@ class _Reader:
 
 
 def launches_of_text(text: str, engines: Sequence[Knowledge], folder: Path) -> list[Launch]:
-    """The launches of a command line or a shell script."""
+    """Find the launches in a command line or shell script."""
     return list(_Reader(engines, folder).script(text))
 
 
 def launches_of_file(path: Path, text: str, engines: Sequence[Knowledge]) -> list[Launch]:
-    """The launches of a file: a script, a compose file or an options file.
+    """Find the launches in a file: a script, a compose file or an options file.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def launches_of_file(path: Path, text: str, engines: Sequence[Knowledge]) -> lis
 
 
 def _document(text: str, path: Path) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The mapping that a file holds, ``None`` if it is shell text; and keys that stand twice."""
+    """Return the mapping in a file, or ``None`` for shell text; also repeated keys."""
     named = path.suffix in _DOCUMENTS
     if not named and not re.match(r"\s*(?:\{|services:)", text):
         return None, ()
@@ -230,7 +230,7 @@ def _document(text: str, path: Path) -> tuple[dict[str, Any] | None, tuple[str, 
 def _of_services(
     services: Mapping[Any, Any], engines: Sequence[Knowledge], folder: Path
 ) -> Iterator[Launch]:
-    """The launches of a compose file."""
+    """Yield the launches of a compose file."""
     for name, service in services.items():
         if not isinstance(service, dict):
             continue
@@ -263,7 +263,7 @@ def _as_text(value: Any) -> str:
 
 
 def _service_devices(service: Mapping[Any, Any]) -> int | None:
-    """Devices that a service reserves."""
+    """Count the devices that a service reserves."""
     found: Any = service
     for key in ("deploy", "resources", "reservations", "devices"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -277,7 +277,7 @@ def _service_devices(service: Mapping[Any, Any]) -> int | None:
 
 
 def _of_options(document: Mapping[str, Any], engines: Sequence[Knowledge], path: Path) -> Launch:
-    """An options file by itself, of the engine that knows most of its entries."""
+    """Read an options file alone, as the engine that knows most of its entries."""
     scores = [_known_entries(document, known) for known in engines]
     best = max(scores, default=(0, 0))
     fitting = [known for known, score in zip(engines, scores, strict=True) if score == best]
@@ -303,9 +303,9 @@ def _of_options(document: Mapping[str, Any], engines: Sequence[Knowledge], path:
 
 
 def _known_entries(document: Mapping[str, Any], known: Knowledge) -> tuple[int, int]:
-    """How many entries an engine knows, and how many of them by their full names.
+    """Count the entries that an engine knows, and those among them with full names.
 
-    Its own separator of words is the only one that an options file has.
+    In an options file, only the engine's own separator of words is valid.
     """
     other = "-" if known.underscores else "_"
     names = [key for key in document if other not in key]
@@ -318,7 +318,7 @@ def _variable(text: str, known: bool) -> str | Unknown:
 
 
 def _of_wrapper(words: Sequence[Word]) -> dict[str, str | Unknown]:
-    """Variables that ``env`` and ``docker run -e`` set for what they start."""
+    """Return the variables that ``env`` and ``docker run -e`` set for the program they start."""
     found: dict[str, str | Unknown] = {}
     for before, word in zip([Word("", ""), *words], words, strict=False):
         text = word.text.removeprefix("--env=")
@@ -330,7 +330,7 @@ def _of_wrapper(words: Sequence[Word]) -> dict[str, str | Unknown]:
 
 
 def _text_of_shell(words: Sequence[Word]) -> str | None:
-    """The text that a shell is given to run: ``bash -c TEXT``."""
+    """Return the text that a shell runs: ``bash -c TEXT``."""
     for before, option, text in zip(words, words[1:], words[2:], strict=False):
         shell = before.text.rpartition("/")[2]
         if shell in _SHELLS and re.fullmatch(r"-[a-z]*c", option.text):
@@ -341,7 +341,7 @@ def _text_of_shell(words: Sequence[Word]) -> str | None:
 def _program(
     words: Sequence[Word], image: str, engines: Sequence[Knowledge]
 ) -> tuple[Knowledge, int] | None:
-    """The engine that words start, and where its flags begin."""
+    """Find the engine that words start, and the position of its first flag."""
     texts = [word.text.rpartition("/")[2] for word in words]
     for known in engines:
         for program in known.programs:
@@ -363,7 +363,7 @@ def _same_start(
     environment: Mapping[str, Any],
     image: str,
 ) -> Knowledge:
-    """The engine that starts the same way and of which there is a sign; else the engine itself."""
+    """Choose among engines that start the same way by their signs."""
     names = {known.full_name(w.text.partition("=")[0]) for w in words if w.text.startswith("-")}
     for other in engines:
         if other.signs and other.programs == known.programs:

@@ -1,4 +1,4 @@
-"""Shell text as words: what a script says, without running or expanding any of it."""
+"""Division of shell text into words, without running or expanding it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _END = re.compile(r"\n|&&|\|\||\|&|;;|[;&|()]|[^\S\n]")
 _VARIABLE = re.compile(r"(?<!\\)[$`]")
 
 
-_MOST_LINES = 10  # that are named as broken
+_MOST_LINES = 10  # largest number of broken lines that are named
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Word:
     Parameters
     ----------
     text
-        What the program receives, if that is known.
+        Text that the program receives, if known.
     raw
-        How it is written, quotes included.
+        Text as written, with quotes.
     known
-        Whether no variable and no output of a command stands in it.
+        Flag that it contains no variable and no output of a command.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Word:
 
 
 def plain_word(text: str) -> Word:
-    """A word that is exactly this text."""
+    """Make a word that is exactly this text."""
     return Word(text, shlex.quote(text))
 
 
@@ -63,12 +63,12 @@ class ShellCommand:
     Parameters
     ----------
     words
-        Its words.
+        Words of the command.
     redirections
-        Where its input and output go: the operator and the name of the file.
+        Redirections of input and output: operator and name of the file.
     broken_lines
-        Numbers of its lines (the first few) that end in a backslash and something after it, so that
-        the shell ends the command there. It is read as the writer meant it.
+        Numbers of the first lines that end in a backslash followed by something, so that the shell
+        ends the command there. The command is read as its author meant it.
     """
 
     words: tuple[Word, ...]
@@ -78,14 +78,14 @@ class ShellCommand:
 
 @dataclass
 class Script:
-    """The commands of a shell text in order.
+    """The commands of a shell text, in order.
 
     Parameters
     ----------
     commands
-        Simple commands; which of them run, and how often, is not looked at.
+        Simple commands, whether or not they would run.
     files
-        Text that the script itself writes into files (``cat > FILE <<EOF``), by name.
+        Texts that the script itself writes to files (``cat > FILE <<EOF``), by name.
     """
 
     commands: list[ShellCommand] = field(default_factory=list)
@@ -104,7 +104,7 @@ def read_script(text: str) -> Script:
 
 
 class _Scanner:
-    """Goes through a text once, word by word."""
+    """A scanner that goes through a text once, word by word."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -113,8 +113,8 @@ class _Scanner:
         self._words: list[Word] = []
         self._redirections: list[tuple[str, Word]] = []
         self._broken_lines: list[int] = []
-        self._operator = ""  # waits for the name of its file
-        self._delimiters: list[str] = []  # of texts that begin with the next line
+        self._operator = ""  # redirection whose file name is still to come
+        self._delimiters: list[str] = []  # delimiters of here-documents that start on the next line
 
     def script(self) -> Script:
         while self._at < len(self._text):
@@ -142,7 +142,7 @@ class _Scanner:
             self._broken_lines.append(self._text.count("\n", 0, self._at - 1) + 1)
 
     def _take(self, pattern: re.Pattern[str]) -> str:
-        """What stands here, if it is of this kind, and go past it."""
+        """Take the text at the current position if it matches the pattern."""
         found = pattern.match(self._text, self._at)
         if found is None:
             return ""
@@ -178,7 +178,7 @@ class _Scanner:
         self._operator = ""
 
     def _text_until(self, delimiter: str) -> str:
-        """The lines up to one that is the delimiter alone."""
+        """Take the lines up to one that is only the delimiter."""
         body = []
         while self._at < len(self._text):
             end = self._text.find("\n", self._at)
@@ -202,13 +202,13 @@ def _unquoted(piece: str) -> str:
         return piece[1:-1]
     if piece[0] == '"':
         return re.sub(r'\\([\\"$`])', r"\1", piece[1:-1].replace("\\\n", ""))
-    if piece[0] == "\\" and len(piece) > 1:  # alone it ends the text, and stands for itself
+    if piece[0] == "\\" and len(piece) > 1:  # a single backslash at the end stands for itself
         return piece[1:].strip("\r\n")
     return piece
 
 
 def _written_file(words: list[Word], redirections: list[tuple[str, Word]]) -> str | None:
-    """The file that a command writes its input into."""
+    """Return the file that a command writes its input to."""
     if words and words[0].text == "cat":
         return next((name.text for operator, name in redirections if operator == ">"), None)
     if words and words[0].text == "tee":

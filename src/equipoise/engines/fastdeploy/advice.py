@@ -1,4 +1,4 @@
-"""What goes wrong when FastDeploy is started: one check each, of release 2.3 and the tree after."""
+"""Checks of how FastDeploy is started, for release 2.3 and the tree after it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _FILES = "experts move from memory to memory, not from the model's files"
 
 
 def together(found: Found, _by: Mapping[str, str]) -> Found:
-    """No two options mean something together."""
+    """Return the options unchanged: no two of them depend on each other."""
     return found
 
 

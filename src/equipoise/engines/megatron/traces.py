@@ -1,6 +1,6 @@
-"""Megatron's router traces: ``router_trace_rank<number>.jsonl``, a line a step, layer and rank.
+"""Megatron's router traces: ``router_trace_rank<number>.jsonl``.
 
-Layout and traps: ``equipoise explain traces-sglang-vllm``.
+Each line is one step and layer of a rank. ``equipoise explain traces-sglang-vllm`` has the details.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def matches(path: Path) -> bool:
 
 @dataclass(eq=False)
 class _Records:
-    """What was read: the choices ``(tokens, K)`` of each step, rank and decoder layer."""
+    """The choices read so far, ``(tokens, K)``, by step, rank and decoder layer."""
 
     choices: dict[tuple[int, int], dict[int, list[NDArray[np.int32]]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -63,12 +63,12 @@ class _Records:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: dict[str, Any], rank: int | None, steps: tuple[int, int] | None) -> None:
-        """Take a record of a decoder layer, before tokens are sent.
+        """Add a record, if it is of a decoder layer before tokens are sent.
 
         Raises
         ------
         EquipoiseError
-            Numbers that are missing or cannot be, or choices of which one is no routing.
+            A number is missing or impossible, or some choices are no routing.
         """
         block, stage = record.get("block", _DECODER), record.get("stage", _STAGE)
         if block != _DECODER:
@@ -111,7 +111,7 @@ class _Records:
         return ids
 
     def _padded(self, record: dict[str, Any], num_tokens: int) -> NDArray[np.bool_]:
-        """Which tokens of a record are padding: those that have no name where tokens have one."""
+        """Return which tokens of a record are padding: those without a name, if any has one."""
         names = record.get(_TOKENS)
         if not isinstance(names, list) or len(names) != num_tokens:
             return np.zeros(num_tokens, dtype=np.bool_)
@@ -126,7 +126,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A damaged line, or no record of a decoder layer.
+        A line is damaged, or there is no record of a decoder layer.
     """
     notes: list[str] = []
     records = _Records()
@@ -148,7 +148,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _files(path: Path) -> dict[int | None, Path]:
-    """The files by the rank in their names; a file by itself has it in its records."""
+    """Return the files by the rank in their names; a single file states it in its records."""
     if not path.is_dir():
         return {None: path}
     named = {_NAME.fullmatch(file.name): file for file in path.iterdir()}
@@ -184,7 +184,7 @@ def _said(path: Path, records: _Records) -> list[str]:
 def _trace(
     records: _Records, options: TraceOptions, provenance: Provenance, file_bytes: int
 ) -> Trace:
-    """One step a step of the traces, its tokens rank by rank."""
+    """Build the trace, with one step for each recorded step and its tokens rank by rank."""
     steps = sorted({step for step, _ in records.choices})
     ranks = sorted({rank for _, rank in records.choices})
     layers = sorted({layer for found in records.choices.values() for layer in found})
@@ -223,7 +223,7 @@ def _trace(
 def _tokens(
     records: _Records, steps: list[int], ranks: list[int], layers: list[int]
 ) -> TokenIds | None:
-    """The choices of all tokens, if every layer has those of the same tokens."""
+    """Return the choices of all tokens, if every layer recorded the same tokens."""
     tokens: list[NDArray[np.int32]] = [np.zeros((0, len(layers), records.top_k), dtype=np.int32)]
     sizes = np.zeros(len(steps), dtype=np.int64)
     for place, step in enumerate(steps):

@@ -1,1 +1,1 @@
-"""The project's own files."""
+"""The project's own file formats."""

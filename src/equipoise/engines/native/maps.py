@@ -1,4 +1,4 @@
-"""The neutral placement file: JSON that says everything about a placement and proves it.
+"""Our own placement file: self-describing JSON with a checksum.
 
 Rules N1 to N7: ``equipoise explain maps``.
 """
@@ -36,9 +36,9 @@ _RULES = Rules(ids="N5", missing="N5", width="N4", slots="N3", stated="N3", redu
 
 
 def write(placement: Placement, path: Path, context: MapContext = NOTHING_KNOWN) -> None:
-    """Write a placement; the same placement and provenance give the same bytes.
+    """Write a placement; equal placements and provenances give equal bytes.
 
-    Only ``planner`` and ``trace`` of the context are used: the file itself says the rest.
+    Only ``planner`` and ``trace`` of the context are used; the placement has all other facts.
     """
     provenance = {
         "created_by": f"equipoise {__version__}",
@@ -135,7 +135,7 @@ def _count(document: dict[str, Any], name: str, findings: list[Finding]) -> int 
     value = document.get(name)
     if is_int(value) and value > 0:
         return int(value)
-    if name in document:  # an absent key is told by _check_keys
+    if name in document:  # _check_keys reports an absent key
         findings.append(
             Finding(
                 code="N3",
@@ -175,7 +175,7 @@ def _bad_entry(message: str) -> Finding:
 
 
 def _check_checksum(raw: RawMap, checksum: object) -> list[Finding]:
-    """Compare with the content, if the content is a placement at all."""
+    """Compare the checksum with the content, if the content is a placement."""
     if has_errors(check_rows(raw, MapContext(), _RULES)):
         return []
     actual = _to_placement(raw, MapContext()).checksum

@@ -1,12 +1,13 @@
-"""Our own trace file: one safetensors file, opened by mapping it.
+"""Our own trace file: one safetensors file that is mapped into memory.
 
-Counts are stored in the smallest unsigned type that holds them and stay in the file until they are
-used, so a trace larger than memory opens at once. The layout is in ``equipoise explain traces``.
+Counts are stored in the smallest unsigned type that holds them, and are read only when they are
+used, so a trace larger than memory opens at once. The layout: ``equipoise explain traces``.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +27,41 @@ from equipoise.engines.files import replacing
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import parse_json
-from equipoise.trace import Provenance, TokenIds, Trace
+from equipoise.trace import MEMORY, Provenance, TokenIds, Trace
 
 _FORMAT = "equipoise.trace"
 _VERSION = 1
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the header says besides the tensors; JSON under the metadata key ``trace``."""
+    """The header's facts other than tensors: JSON under the metadata key ``trace``."""
 
     layer_ids: tuple[int, ...]
     top_k: int | None
-    labels: dict[str, tuple[str, ...]]  # the values that the codes of ``label.<name>`` stand for
+    labels: dict[str, tuple[str, ...]]  # values of the codes in ``label.<name>``
     provenance: Provenance
 
 
 def matches(path: Path) -> bool:
-    """Whether a file is one of our trace files, of any version, or a damaged safetensors file."""
+    """Tell whether a file is our trace file, of any version, or a damaged safetensors file."""
     if not path.is_file() or not looks_like_tensor_file(path):
         return False
     try:
         return open_tensor_file(path).metadata.get("format") == _FORMAT
     except FormatError:
-        return True  # no other recording is one such file: reading says what is wrong with it
+        return True  # no other recording is a single safetensors file; reading says what is wrong
 
 
 def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
     """Open a trace file; the arrays are read-only views of it.
 
-    The provenance is that of the recording the trace was first read from.
+    The provenance is that of the recording from which the trace was first read. A trace that was
+    in no file before has this file as its source.
 
     Raises
     ------
     FormatError
-        Not a trace file, damaged, or of a newer version.
+        A file that is no trace file, is damaged, or has a newer version.
     """
     file = open_tensor_file(path)
     _check_version(file)
@@ -80,17 +82,17 @@ def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
             else None,
             tokens=_tokens(file),
             labels={name: _labels(file, name, values) for name, values in head.labels.items()},
-            provenance=head.provenance,
+            provenance=_of_file(head.provenance, path),
         )
 
 
 def write(trace: Trace, path: Path) -> None:
-    """Write a trace file, whole or not at all.
+    """Write a trace file completely or not at all.
 
     Raises
     ------
     EquipoiseError
-        The file cannot be written, or the path is no place for one.
+        A path that cannot be written.
     """
     tensors: dict[str, NDArray[Any]] = {
         "counts": compact(trace.counts),
@@ -119,6 +121,10 @@ def write(trace: Trace, path: Path) -> None:
             save_file(contiguous, temporary, metadata)
     except SafetensorError as error:
         raise EquipoiseError(f"{path} cannot be written: {error}.") from error
+
+
+def _of_file(known: Provenance, path: Path) -> Provenance:
+    return replace(known, source=str(path)) if known.source == MEMORY else known
 
 
 def _check_version(file: TensorFile) -> None:
@@ -173,7 +179,7 @@ def _labels(file: TensorFile, name: str, values: tuple[str, ...]) -> NDArray[np.
 
 
 def _compact_ids(ids: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Ids in the smallest type; signed where negative ids mark tokens without a choice."""
+    """Convert ids to the smallest type, signed if negative ids mark missing choices."""
     if not ids.size or ids.min() >= 0:
         return compact(ids)
     bound = max(int(ids.max()), -int(ids.min()) - 1)

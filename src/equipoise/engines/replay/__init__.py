@@ -1,1 +1,1 @@
-"""What several engines return for each request: the experts of its tokens."""
+"""The routing that several engines return with each request: the experts of its tokens."""

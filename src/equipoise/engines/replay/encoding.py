@@ -1,7 +1,7 @@
-"""``routed_experts`` as engines put it into JSON: the experts of a request's tokens.
+"""The field ``routed_experts`` of engines' answers: the experts of a request's tokens.
 
-vLLM: base64 of the bytes of an ``.npy`` file. SGLang: base64 of 32-bit numbers without any header.
-TensorRT-LLM's tensors, as whoever logs them writes lists.
+vLLM writes base64 of the bytes of an ``.npy`` file, SGLang base64 of 32-bit numbers without a
+header. TensorRT-LLM returns tensors, which logs hold as lists.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _LIST_AXES = 4  # of lists that are read: one tensor may stand in a list of its 
 def decode_choices(
     value: Any, num_rows: int | None, options: TraceOptions, where: str
 ) -> NDArray[np.integer]:
-    """The choices ``(tokens, layers, top_k)`` in a value.
+    """Decode the choices in a value, ``(tokens, layers, top_k)``.
 
     Parameters
     ----------
     num_rows
-        Tokens that the value should have, if the answer counts them: for numbers without a shape.
+        Number of tokens, if the answer states it; it gives the shape of numbers without one.
     where
-        The place of the value, at the start of messages.
+        Place of the value, for the start of messages.
 
     Raises
     ------
     FormatError
-        No such value, or one whose shape is open.
+        The value cannot be decoded, or its shape stays unknown.
     """
     ids = _decoded(value, where)
     if ids.dtype.kind not in "iu" or not ids.size:
@@ -63,15 +63,15 @@ def decode_choices(
 
 
 def refuse_cut_choices(requests: Sequence[Request]) -> None:
-    """Refuse routing of which each layer looks like a part of one: ``top_k`` was given too small.
+    """Refuse routing if each layer looks like part of a layer, as with a ``top_k`` given too small.
 
-    Two layers now and then choose an expert of the same number for a token, two parts of one layer
+    Two layers sometimes choose an expert of the same number for a token; two parts of one layer
     never do.
 
     Raises
     ------
     FormatError
-        Parts of layers, and chance does not explain it.
+        Neighbouring layers never share a choice, and chance does not explain it.
     """
     _, L, K = requests[0].ids.shape
     of_one_shape = [r.ids for r in requests if r.ids.shape[1:] == (L, K)]
@@ -110,7 +110,7 @@ def _decoded(value: Any, where: str) -> NDArray[Any]:
 
 
 def _from_lists(value: list[Any], where: str) -> NDArray[Any]:
-    """Nested lists of whole numbers; anything else numpy would make text or objects of."""
+    """Read nested lists of whole numbers; NumPy would turn anything else into text or objects."""
     flat: list[Any] = value
     for _ in range(_LIST_AXES - 1):
         if flat and all(isinstance(item, list) for item in flat):
@@ -126,7 +126,7 @@ def _from_lists(value: list[Any], where: str) -> NDArray[Any]:
 def _raw_shape(
     size: int, num_rows: int | None, options: TraceOptions, where: str
 ) -> tuple[int, int, int]:
-    """``(tokens, layers, top_k)`` of that many numbers, from what the user and the answer say."""
+    """Infer ``(tokens, layers, top_k)`` of ``size`` numbers from the options and the answer."""
     top_k, layers = options.top_k, options.layer_ids
     if top_k is None:
         raise FormatError(

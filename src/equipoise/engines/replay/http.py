@@ -1,4 +1,4 @@
-"""Questions to a server over HTTP, and what goes wrong with them in a sentence."""
+"""Requests to a server over HTTP; every failure becomes an error of one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_ANSWER_BYTES = 1 << 30
 _QUOTED = 200
 _NOT_FOUND = 404
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Without the proxies of the environment: a server to record stands in the same network."""
+"""Ignores the environment's proxies, since a server to record is in the same network."""
 
 
 class NotFoundError(EquipoiseError):
@@ -26,14 +26,14 @@ class NotFoundError(EquipoiseError):
 
 @dataclass(frozen=True)
 class Server:
-    """A server by its address.
+    """A server at an address.
 
     Parameters
     ----------
     url
-        Its address, without a path: ``http://127.0.0.1:8000``.
+        Address without a path, such as ``http://127.0.0.1:8000``.
     timeout_seconds
-        The longest wait for any answer.
+        Longest wait for any answer.
     most_bytes
         Longest answer that is read.
     """
@@ -55,19 +55,19 @@ class Server:
             )
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """The JSON document at a path; a body is posted.
+        """Return the JSON document at a path; if a body is given, it is posted.
 
         Raises
         ------
         NotFoundError
             The server has no such path.
         EquipoiseError
-            No answer, one that is an error, or one that is not JSON.
+            There is no answer, or it is an error or not JSON.
         """
         return parse_json(self.send(path, body), f"{self.url}{path}")
 
     def send(self, path: str, body: Any = None) -> bytes:
-        """The answer as it is; raises as ``ask``."""
+        """Return the answer as bytes; raises what ``ask`` raises."""
         where = f"{self.url.rstrip('/')}{path}"
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -95,7 +95,7 @@ class Server:
 
 
 def _refused(where: str, error: urllib.error.HTTPError) -> EquipoiseError:
-    """What an answer that is an error says."""
+    """Return the error of an answer that reports one."""
     try:
         with error:
             document = parse_json(error.read(_MAX_ANSWER_BYTES), "")

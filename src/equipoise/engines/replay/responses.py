@@ -1,6 +1,6 @@
 """Logged answers of a server that returns the routing of its tokens, ``routed_experts``.
 
-Where the engines put it, and what else an answer says: ``equipoise explain traces-sglang-vllm``.
+``equipoise explain traces-sglang-vllm`` tells where each engine puts it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NAME_CHARACTERS = 64
 def matches(path: Path) -> bool:
     """Whether a file of JSON, or of a logged stream, names ``routed_experts`` near its start.
 
-    A server's answers without it are recognised too, to say what would switch it on.
+    Answers without it are recognised too, so that the error can say how to switch it on.
     """
     try:
         with path.open("rb") as file:
@@ -52,12 +52,12 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
-    """Read the answers of a file: one document, a list, one a line, or chunks of streams.
+    """Read the answers of a file: one document, a list, one per line, or chunks of streams.
 
     Raises
     ------
     FormatError
-        Damaged JSON, no routing at all, or routing of different models.
+        The JSON is damaged, there is no routing, or there is routing of different models.
     """
     notes: list[str] = []
     with naming(path):
@@ -73,7 +73,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 def requests_of(
     documents: Iterable[Any], options: TraceOptions, where: str, notes: list[str]
 ) -> Iterator[Request]:
-    """The requests of answers in their order; ``notes`` gets what is to be said of them.
+    """Yield the requests of answers in order; notes on them are appended to ``notes``.
 
     Consecutive documents of one id are chunks of one answer.
     """
@@ -98,7 +98,7 @@ def requests_of(
 
 
 def _documents(path: Path, notes: list[str], progress: Progress) -> Iterator[Any]:
-    """Each document of a file, whatever stands around it."""
+    """Yield each document of a file, whatever surrounds it."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"").lstrip()
     if not first.startswith(_STREAM) and not _is_whole(first):
@@ -118,7 +118,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _line(line: bytes) -> Any:
-    """A line of JSON, or of a stream: its other fields, and its end, say nothing."""
+    """Parse a line of JSON or of a stream; other fields of a stream, and its end, give nothing."""
     text = line.strip()
     if text.startswith(_STREAM):
         text = text.removeprefix(_STREAM).strip()
@@ -130,7 +130,7 @@ def _line(line: bytes) -> Any:
 
 
 def _answers(documents: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Documents grouped into answers."""
+    """Group documents into answers."""
     chunks: list[dict[str, Any]] = []
     for document in map(_unwrapped, documents):
         if chunks and (not _id(document) or _id(document) != _id(chunks[-1])):
@@ -142,7 +142,7 @@ def _answers(documents: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _unwrapped(document: Any) -> dict[str, Any]:
-    """The answer within a record of request and response."""
+    """Return the answer within a record of request and response."""
     for _ in range(_MAX_WRAPPED):
         inner = [document[w] for w in _WRAPPERS if isinstance(document, dict) and w in document]
         if not inner:
@@ -154,7 +154,7 @@ def _unwrapped(document: Any) -> dict[str, Any]:
 
 
 def _id(document: dict[str, Any]) -> str:
-    """What the server calls an answer, or nothing."""
+    """Return the server's name of an answer; empty if it has none."""
     meta = document.get("meta_info")
     names = [document.get("id"), document.get("request_id")]
     names += [meta.get("id")] if isinstance(meta, dict) else []
@@ -163,7 +163,7 @@ def _id(document: dict[str, Any]) -> str:
 
 @dataclass
 class _Choice:
-    """One generated sequence: what its chunks said so far."""
+    """One generated sequence, as far as its chunks have been read."""
 
     values: list[Any] = field(default_factory=list)
     prompt: int | None = None
@@ -172,7 +172,7 @@ class _Choice:
 
 @dataclass
 class _Answer:
-    """An answer, from its chunks or the whole."""
+    """An answer, put together from its chunks or read as a whole."""
 
     name: str = ""
     choices: dict[int, _Choice] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class _Answer:
     moe_only: bool = False
 
     def add(self, document: dict[str, Any]) -> None:
-        """Take a chunk."""
+        """Add a chunk."""
         self.name = _id(document)
         if isinstance(document.get("usage"), dict):
             self.usage = document["usage"]
@@ -192,7 +192,7 @@ class _Answer:
         self._take(document, 0, document)
 
     def _take(self, entry: dict[str, Any], index: Any, document: dict[str, Any]) -> None:
-        """Take what one place of a chunk says of one generated sequence."""
+        """Add one entry of a chunk, which belongs to one generated sequence."""
         choice = self.choices.setdefault(index if isinstance(index, int) else 0, _Choice())
         for holder in (entry, *(h for n in _HOLDERS if isinstance(h := entry.get(n), dict))):
             if holder.get(KEY) is not None:
@@ -208,7 +208,7 @@ class _Answer:
             choice.generated = _count(entry["meta_info"], "completion_tokens")
 
     def requests(self, options: TraceOptions, where: str) -> Iterator[Request]:
-        """The sequences that have routing."""
+        """Yield the sequences that have routing."""
         found = {index: choice for index, choice in self.choices.items() if choice.values}
         for index, choice in sorted(found.items()):
             prompt, generated = choice.prompt, choice.generated
@@ -230,7 +230,7 @@ def _count(record: dict[str, Any], key: str) -> int | None:
 
 
 def _joined(parts: list[NDArray[np.integer]]) -> NDArray[np.integer]:
-    """The rows of all chunks, of which each may also hold those before it."""
+    """Join the rows of all chunks; a chunk may repeat the rows of those before it."""
     ids = parts[0]
     for part in parts[1:]:
         if part.shape[1:] != ids.shape[1:]:
@@ -241,7 +241,7 @@ def _joined(parts: list[NDArray[np.integer]]) -> NDArray[np.integer]:
 
 
 def _prompt_rows(num_rows: int, prompt: int | None, generated: int | None) -> int | None:
-    """Rows of the prompt, of which a request may have asked for the later ones only.
+    """Return the number of rows of the prompt; a request may have asked for later rows only.
 
     The last generated token is never fed to the model, so it has no row, or an empty one.
     """

@@ -1,7 +1,7 @@
 """Recording the routing of a running server: ``equipoise capture --url``.
 
-vLLM and SGLang return the experts of a request's tokens where it is switched on; SGLang's recorder
-counts them by itself.
+If it is switched on, vLLM and SGLang return the experts of a request's tokens. SGLang's recorder
+counts them in the server instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DUMPS = "expert_distribution_recorder_*.pt"
 _MODE = "expert_distribution_recorder_mode"
 
 Ask = Callable[[str], Any]
-"""The answer to a prompt."""
+"""Function that returns the answer to a prompt."""
 
 
 def capture_server(
@@ -47,21 +47,22 @@ def capture_server(
 ) -> Trace:
     """Have a vLLM or SGLang server answer prompts, and record the routing that it returns.
 
-    Decoding is greedy. A step is a prompt (``prefill``), or a token of each of the ``batch_size``
-    requests that run at a time (``decode``): in which passes the server ran them is not returned.
+    Decoding is greedy. A step of the trace is one prompt (``prefill``), or one token of each of
+    the ``batch_size`` requests that run at a time (``decode``). The server does not return in
+    which passes it really ran them.
 
     Parameters
     ----------
     url
         Address of the server, such as ``http://127.0.0.1:8000``.
     prompts
-        Texts by domain, which becomes the label ``domain``; or without domains.
+        Texts by domain, which becomes the label ``domain``; or a list of texts without domains.
     max_new_tokens
-        Tokens to generate for each prompt, at most.
+        Most tokens to generate for each prompt.
     batch_size
         Prompts under way at a time.
     top_k
-        Experts a token chooses: SGLang does not say it.
+        Number of experts that a token chooses; needed for SGLang, which does not return it.
     token_ids
         Keep each token's own experts, not only counts.
     timeout_seconds
@@ -72,7 +73,7 @@ def capture_server(
     Raises
     ------
     EquipoiseError
-        No such server, an answer that is an error, or answers without routing.
+        The server cannot be reached, it answers with an error, or its answers hold no routing.
     """
     server, ask = _asking(url, max_new_tokens, timeout_seconds)
     options = TraceOptions(top_k=top_k, window_tokens=check_count("batch_size", batch_size))
@@ -105,7 +106,7 @@ def capture_recorder(
     Parameters
     ----------
     folder
-        The server's SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR, as it is called here.
+        Folder on this machine that is the server's SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR.
 
     Other parameters, and errors, are those of ``capture_server``; also raised where the recorder
     is off, or its dump is not in the folder.
@@ -134,7 +135,7 @@ def capture_recorder(
 
 
 def _asking(url: str, max_new_tokens: int, timeout_seconds: float) -> tuple[Server, Ask]:
-    """The server, and how its engine is asked."""
+    """Return the server, and the function that asks its engine."""
     check_count("max_new_tokens", max_new_tokens)
     check_number("timeout_seconds", timeout_seconds, low=0.001, high=1e6)
     server = Server(url.rstrip("/"), timeout_seconds)
@@ -171,7 +172,7 @@ def _is_sglang(server: Server) -> bool:
 
 
 def _model(server: Server) -> str:
-    """The first model of a server with OpenAI's interface."""
+    """Return the name of the first model of a server with OpenAI's interface."""
     try:
         models = server.ask("/v1/models")
     except NotFoundError as error:
@@ -188,7 +189,7 @@ def _model(server: Server) -> str:
 def _answers(
     ask: Ask, prompts: Mapping[str, Sequence[str]], together: int, progress: Progress
 ) -> Iterator[tuple[str, Any]]:
-    """The domain and answer of each prompt, in order, ``together`` asked at a time."""
+    """Yield domain and answer of each prompt in order, with ``together`` prompts under way."""
     asked = [(domain, text) for domain, texts in prompts.items() for text in texts]
     pool = ThreadPoolExecutor(together)
     try:
@@ -201,7 +202,7 @@ def _answers(
 
 
 def _check_recorder(server: Server) -> None:
-    """Refuse a server whose recorder is off, which would fail at the first question to it."""
+    """Refuse a server whose recorder is off: the first request to the recorder would fail."""
     try:
         info = server.ask("/server_info")
     except NotFoundError:
@@ -215,7 +216,7 @@ def _check_recorder(server: Server) -> None:
 
 @contextmanager
 def _recording(server: Server) -> Iterator[None]:
-    """Have the recorder run while the body does."""
+    """Keep the recorder running during the body of the ``with`` statement."""
     server.send(_RECORDER.format("start"), {})
     try:
         yield

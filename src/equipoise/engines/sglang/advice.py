@@ -1,4 +1,4 @@
-"""What goes wrong when SGLang is started: facts by release, one check each."""
+"""Checks of how SGLang is started, with facts by release."""
 
 from __future__ import annotations
 
@@ -471,7 +471,7 @@ def _check_algorithm(case: Case) -> Iterator[Finding]:
 
 
 def _check_plugin(case: Case) -> Iterator[Finding]:
-    """What the algorithm of this package needs in the engine."""
+    """Needs of this package's algorithm in the engine."""
     allowed = case.variable("SGLANG_PLUGINS")
     if not case.at_least(*plugin.RELEASES[0]):
         yield wrong(

@@ -51,4 +51,4 @@ BALANCED = (
     "Step3p5ForCausalLM",
     "Step3p7ForConditionalGeneration",
 )
-"""Of SGLang 0.5.23; draft models and models for embeddings are left out."""
+"""Architectures of SGLang 0.5.23, without draft models and models for embeddings."""

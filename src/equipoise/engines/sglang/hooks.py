@@ -1,12 +1,11 @@
-"""Where SGLang asks for new slots, and where it decides whether to: its own hooks.
+"""SGLang's own hooks: the one that decides whether to rebalance, and the one that asks for slots.
 
 Every rank is asked with the same loads. The first one that is alive plans, since a search with a
-time budget ends differently on each, and the others take its slots. That exchange is the only thing
-here that can raise: if the process group is broken, ranks that went on would disagree about who
-holds what.
+time budget ends differently on each, and the others take its slots. Only that exchange can raise:
+if the process group is broken, ranks that continued would disagree about the map.
 
-The plan is made where SGLang asks whether to rebalance: one that changes nothing then costs
-nothing, not even the tables that SGLang makes for each rebalance.
+The plan is made when SGLang asks whether to rebalance. A plan that changes nothing then costs
+nothing, not even the tables that SGLang builds for each rebalance.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def warn_of_release(version: str) -> None:
 
 
 class Hooks:
-    """The hooks of one process, and what they hand on from one to the next."""
+    """The hooks of one process, and the state that one hook leaves for the next."""
 
     def __init__(self) -> None:
         self._passes: Any = None  # a tensor of loads, between its dump and the plan from it
@@ -61,7 +60,7 @@ class Hooks:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy that the user set; ``EquipoiseError`` for options that cannot be read."""
+        """The policy that the user set; raises ``EquipoiseError`` if the options cannot be read."""
         from equipoise.engines._shared.plugin_options import READERS, PluginOptions, read_given
         from equipoise.engines.sglang.policy import Policy
 
@@ -69,12 +68,12 @@ class Hooks:
         return Policy(PluginOptions(**given))
 
     def get_ready(self, _result: None, _manager: Any, **_collaborators: Any) -> None:
-        """As SGLang's balancing starts, before it serves: read the options and compile.
+        """Read the options and compile when SGLang's balancing starts, before it serves.
 
         Raises
         ------
         EquipoiseError
-            Options that cannot be read. SGLang then does not start.
+            The options cannot be read. SGLang then does not start.
         """
         name = _algorithm()
         if not _means_us(name):
@@ -95,7 +94,7 @@ class Hooks:
             self._passes = output["logical_count"]
 
     def check_rebalance_needed(self, original: Any, manager: Any, utilization: Any) -> bool:
-        """Plan, unless SGLang's own threshold says no; a plan that changes nothing says no too."""
+        """Plan if SGLang's threshold is reached; return whether the plan changes anything."""
         needed: bool = original(manager, utilization)
         passes, self._passes, self._planned = self._passes, None, None
         if passes is None or not needed:
@@ -104,13 +103,13 @@ class Hooks:
         return _differs_from_slots_in_force(self._planned)
 
     def compute_algorithm(self, original: Any, raw_algorithm: str, **others: Any) -> Any:
-        """The name that ``rebalance_experts`` knows as ours, or one of SGLang's own."""
+        """Return the name by which ``rebalance_experts`` knows us, or one of SGLang's own."""
         if _means_us(raw_algorithm):
             return ALGORITHM
         return original(raw_algorithm, **others)
 
     def rebalance_experts(self, original: Any, **given: Any) -> Any:
-        """SGLang's tables of the slots that were planned, as ``deepseek`` would give them.
+        """Return SGLang's tables of the planned slots, in the form that ``deepseek`` returns.
 
         At start-up, from a file of loads, nothing is in force and nothing was planned: then each
         rank plans by itself, and nothing depends on the clock.
@@ -136,7 +135,7 @@ class Hooks:
         return tuple(map(torch.from_numpy, tables(slots, passes.shape[-1])))
 
     def _agreed(self, passes: Any) -> Ints:
-        """The slots that the planning rank decides on, on every rank, ``(L, S)``.
+        """Return on every rank the slots that the planning rank has chosen, ``(L, S)``.
 
         The others add zeros. SGLang has just summed the loads with the same operation over the
         same ranks, so it works wherever balancing does, ranks that died included.
@@ -165,21 +164,21 @@ def _algorithm() -> str:
 
 
 def _metadata() -> Any:
-    """SGLang's tables in force, the same on all ranks."""
+    """Return SGLang's tables in force, the same on all ranks."""
     from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 
     return get_global_expert_location_metadata()
 
 
 def _elastic_state() -> Any:
-    """Which ranks serve; ``None`` without elastic expert parallelism."""
+    """Return the state of the ranks; ``None`` without elastic expert parallelism."""
     from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
 
     return ElasticEPStateManager.instance()
 
 
 def _plans() -> bool:
-    """Whether this rank is the first that is alive."""
+    """Return whether this rank is the first that is alive."""
     import torch
 
     state = _elastic_state()
@@ -188,7 +187,7 @@ def _plans() -> bool:
 
 
 def _situation(load: Any) -> Situation:
-    """What is in force, with loads to plan for."""
+    """Return the situation: the slots in force, and the loads to plan for."""
     from sglang.srt.runtime_context import get_server_args
 
     from equipoise.plan import Situation

@@ -1,4 +1,4 @@
-"""What each option of SGLang moves, for a checklist; of 0.5.23."""
+"""The effect of each option of SGLang 0.5.23, for a checklist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to start SGLang with a placement file."""
+"""Flags that start SGLang with a placement file."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ ALL_TO_ALL = {
 
 @dataclass(frozen=True)
 class _Release:
-    """What differs between releases.
+    """The differences between releases.
 
-    Without an all-to-all backend every rank computes the same tokens, so all have to pick the same
-    copy of an expert. Releases that do not (``rank_invariant`` false) give wrong text then.
+    Without an all-to-all backend every rank computes the same tokens, so all must choose the same
+    copy of an expert. Releases in which they do not (``rank_invariant`` false) give wrong text.
     """
 
     rank_invariant: bool = False
@@ -67,22 +67,22 @@ RELEASES = Releases(
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
-    """Flags that make SGLang load a placement.
+    """Return flags with which SGLang loads a placement.
 
     Parameters
     ----------
     placement
-        What the map holds.
+        Placement that the map holds.
     map_name
         Path of the map, present under this name on every node.
     options
-        The version, 0.5.23 if ``None``; the all-to-all backend, none if ``None``; the dispatch.
+        Version (``None``: 0.5.23), all-to-all backend (``None``: none) and dispatch.
 
     Raises
     ------
     EquipoiseError
-        One rank; a name the engine would take for inline JSON; a dispatch that is unknown, gives
-        wrong text or is refused at start-up.
+        There is one rank; the engine would take the name for inline JSON; or the dispatch is
+        unknown, gives wrong text or is refused at start-up.
     """
     name, release = RELEASES.choose(options.version)
     a2a_backend, dispatch = options.a2a_backend or NO_A2A, options.dispatch
@@ -151,7 +151,7 @@ def _check_names(
 def _dispatch_without_a2a(
     placement: Placement, version: str, release: _Release, dispatch: str | None
 ) -> str:
-    """The dispatch on which all ranks agree, or a refusal."""
+    """Return the dispatch on which all ranks agree; raise if there is none."""
     if release.rank_invariant:
         if dispatch in (None, "dynamic"):
             return "dynamic"

@@ -1,4 +1,4 @@
-"""SGLang while it serves: balancedness by kind of pass, and what each rank computed."""
+"""SGLang while it serves: balancedness by kind of pass, and the load of each rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.engines._shared.exposition import Samples, grown_buckets
+from equipoise.control.exposition import Samples, grown_buckets
 from equipoise.engines._shared.live import (
     Live,
     Seen,
@@ -28,7 +28,7 @@ _LINE = re.compile(r"\[Expert Balancedness\] .{0,200}?last_10_average_balancedne
 
 
 def metrics(now: Samples, before: Samples) -> Seen:
-    """All that SGLang tells with ``--expert-balancedness-report-mode prometheus``."""
+    """Read all that SGLang reports with ``--expert-balancedness-report-mode prometheus``."""
     seen = of_balancedness(mean_since(now, before, _BALANCEDNESS)) or Seen()
     by_phase = {
         phase: of_balancedness(mean_since(now, before, _BALANCEDNESS, forward_mode=mode))
@@ -56,13 +56,13 @@ def metrics(now: Samples, before: Samples) -> Seen:
 
 
 def line(text: str) -> Seen | None:
-    """The balancedness of the last ten passes, in a line of the log."""
+    """Read the balancedness of the last ten passes from a line of the log."""
     found = _LINE.search(text)
     return None if found is None else of_balancedness(float(found[1]))
 
 
 def _loads_of_ranks(now: Samples, before: Samples) -> dict[int, NDArray[np.float64]]:
-    """Loads of the ranks by layer since the last time, from the heat map: a bucket is a rank."""
+    """Return the ranks' loads by layer since the last look; a bucket of the heat map is a rank."""
     layers = {}
     for label in now.values(f"{_COUNT}_bucket", "layer"):
         fresh = grown_buckets(now.buckets(_COUNT, layer=label), before.buckets(_COUNT, layer=label))

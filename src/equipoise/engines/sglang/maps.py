@@ -1,4 +1,4 @@
-"""SGLang's expert location: the file ``--init-expert-location`` names, as a map.
+"""SGLang's expert location: the map that ``--init-expert-location`` names.
 
 A row per decoder layer, dense ones included. Rules S1 to S6: ``equipoise explain maps``.
 """

@@ -55,7 +55,7 @@ class _Passes:
 def read_passes(
     path: Path, files: Sequence[Path], options: TraceOptions, progress: Progress
 ) -> Trace:
-    """One step a forward pass, summed over the ranks' files.
+    """Read records with one step for each forward pass, summed over the ranks' files.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def _unknown_keys(file: Path, root: Mapping[str, Any]) -> list[str]:
 def _slot_experts(
     file: Path, root: Mapping[str, Any], records: Sequence[Mapping[str, Any]], options: TraceOptions
 ) -> tuple[NDArray[np.integer], list[str]]:
-    """The expert in each slot when the dump was taken, ``(L, S)``, and what was assumed of it."""
+    """Return each slot's expert at the time of the dump, ``(L, S)``, and notes on assumptions."""
     slot_expert = root.get("last_physical_to_logical_map")
     if slot_expert is None:
         return _slots_without_map(file, records, options.placement)
@@ -154,7 +154,7 @@ def _slot_experts(
 def _slots_without_map(
     file: Path, records: Sequence[Mapping[str, Any]], placement: Placement | None
 ) -> tuple[NDArray[np.integer], list[str]]:
-    """The map the user gave, a row for each decoder layer; else every slot is an expert."""
+    """Return the user's map, with a row for each decoder layer; without one a slot is an expert."""
     L, S = _sizes(file, records)
     if placement is None:
         return np.tile(np.arange(S), (L, 1)), [
@@ -182,7 +182,7 @@ def _slots_without_map(
 
 
 def _loaded(record: Mapping[str, Any], others: NDArray[np.bool_]) -> bool:
-    """Whether a record counts or names any slot in these of its rows, ``(L,)``."""
+    """Return for each of a record's rows whether it counts or names any slot, ``(L,)``."""
     for key, least in ((_COUNTS, 1), (_CHOICES, 0)):
         table = record.get(key)
         if not isinstance(table, np.ndarray) or table.shape[:1] != others.shape:
@@ -193,7 +193,7 @@ def _loaded(record: Mapping[str, Any], others: NDArray[np.bool_]) -> bool:
 
 
 def _sizes(file: Path, records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """``(L, S)`` as the records show them."""
+    """Return ``(L, S)`` as the records show it."""
     counts = [c for r in records if isinstance(c := r.get(_COUNTS), np.ndarray) and c.ndim == 2]
     choices = [c for r in records if isinstance(c := r.get(_CHOICES), np.ndarray) and c.size]
     if counts:
@@ -217,7 +217,7 @@ def _whole(file: Path, record: Mapping[str, Any], key: str, below: int = 1 << 62
 
 
 def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int]) -> Any:
-    """The counts of slots ``(L, S)`` of a record; 0 where it has choices instead."""
+    """Return a record's counts of slots, ``(L, S)``; 0 if it has choices instead."""
     counts = record.get(_COUNTS)
     if counts is None and record.get(_CHOICES) is not None:
         return 0
@@ -236,7 +236,7 @@ def _physical_count(file: Path, record: Mapping[str, Any], shape: tuple[int, int
 
 
 def _count_slots(choices: NDArray[np.integer], num_slots: int) -> NDArray[np.int64]:
-    """How often each slot was chosen, ``(L, S)``."""
+    """Count how often each slot was chosen, ``(L, S)``."""
     L = len(choices)
     cell = choices.astype(np.int64) + np.arange(L)[:, None, None] * num_slots
     cell = cell[(choices >= 0) & (choices < num_slots)]
@@ -244,7 +244,7 @@ def _count_slots(choices: NDArray[np.integer], num_slots: int) -> NDArray[np.int
 
 
 def _fold(physical: NDArray[np.int64], slot_expert: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Counts per slot ``(n, L, S)`` to counts per expert ``(n, L, E)``."""
+    """Turn counts per slot ``(n, L, S)`` into counts per expert ``(n, L, E)``."""
     n, L, S = physical.shape
     logical = np.zeros((n, L, int(slot_expert.max()) + 1), dtype=np.int64)
     layer = np.arange(L)
@@ -259,7 +259,7 @@ def _logical_ids(
     slot_expert: NDArray[np.integer],
     notes: list[str],
 ) -> list[NDArray[np.integer]]:
-    """The experts the tokens of each record chose, ``(tokens, L, K)``; -1 where there is none."""
+    """Return the experts that each record's tokens chose, ``(tokens, L, K)``; -1 for none."""
     L, S = slot_expert.shape
     layer = np.arange(L)[:, None, None]
     ids: list[NDArray[np.integer]] = []
@@ -280,7 +280,7 @@ def _logical_ids(
 def _slot_choices(
     file: Path, records: Sequence[Mapping[str, Any]], num_layers: int
 ) -> dict[int, NDArray[np.integer]]:
-    """The slots that tokens chose, ``(L, tokens, K)``, of each record that says so."""
+    """Return the slots that tokens chose, ``(L, tokens, K)``, for each record that states them."""
     tables: dict[int, NDArray[np.integer]] = {}
     for position, record in enumerate(records):
         slots = record.get(_CHOICES)
@@ -301,7 +301,7 @@ def _slot_choices(
 def _without_blank(
     file: Path, record: Mapping[str, Any], slots: NDArray[np.integer]
 ) -> NDArray[np.integer]:
-    """The choices ``(L, tokens, K)`` with -1 in rows that are none."""
+    """Return the choices ``(L, tokens, K)`` with -1 in rows that hold no choice."""
     try:
         blank = blank_rows(slots.transpose(1, 0, 2)).T
     except EquipoiseError as error:
@@ -323,7 +323,7 @@ def _check_shapes(parts: Sequence[_Passes]) -> None:
 
 
 def _check_unique(parts: Sequence[_Passes]) -> None:
-    """Every rank records a pass, or each part of one, once in one file."""
+    """Check that every rank recorded a pass, or each part of one, once and in one file."""
     seen: dict[tuple[int, int, str], _Passes] = {}
     for part in parts:
         for key in zip(part.passes.tolist(), part.ranks.tolist(), part.parts, strict=True):
@@ -344,7 +344,7 @@ def _recorded_twice(key: tuple[int, int, str], first: _Passes, second: _Passes) 
 
 
 def _named(part: _Passes) -> str:
-    """A file, and which phases it recorded where it says."""
+    """Return the name of a file, with the phases that it recorded if it states them."""
     if part.modes is None:
         return part.file.name
     return f"{part.file.name} ({' and '.join(sorted({_phase({m}) for m in part.modes}))})"
@@ -398,7 +398,7 @@ def _by_pass_and_rank(
     ranks: NDArray[np.int64],
     file_bytes: int,
 ) -> tuple[NDArray[np.integer], int]:
-    """Records ``(n, L, E)`` as ``(T, R, L, E)``, parts added; how many of (T, R) they fill."""
+    """Arrange records ``(n, L, E)`` as ``(T, R, L, E)``, parts added; count the filled (T, R)."""
     shape = (int(step.max()) + 1, int(ranks.max()) + 1, *counts.shape[1:])
     cells, repeats = np.unique(step * shape[1] + ranks, return_counts=True)
     dtype = compact_dtype(int(counts.max()) * int(repeats.max()))
@@ -413,10 +413,10 @@ def _by_pass_and_rank(
 def _locality(
     slot_load: NDArray[np.int64], ranks: NDArray[np.int64], cube: NDArray[np.integer]
 ) -> tuple[bool, list[str]]:
-    """Whether each rank counted what its tokens chose (sent), and the reason as a note.
+    """Return whether each rank counted its own tokens' choices (sent), and the reason as a note.
 
-    With some all-to-all backends a rank counts instead what arrived on its own slots: then a rank's
-    counts say nothing of where tokens came from.
+    With some all-to-all backends a rank counts instead the choices that arrived on its slots. Its
+    counts then do not show where tokens came from.
     """
     R, S = cube.shape[1], slot_load.shape[1]
     present = np.unique(ranks)
@@ -446,7 +446,7 @@ def _token_fields(
     step: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """``tokens``, ``top_k`` and the label ``phase`` of a ``per_token`` recording."""
+    """Return ``tokens``, ``top_k`` and the label ``phase`` of a ``per_token`` recording."""
     modes: list[int] = []
     tokens: list[NDArray[np.integer]] = []
     for part in parts:
@@ -477,7 +477,7 @@ def _token_fields(
 
 
 def _phase(modes: set[int]) -> str:
-    """One word for a pass: ranks without work do not count, ranks that disagree make it mixed."""
+    """Return the phase of a pass: idle ranks do not count, and ranks that differ make it mixed."""
     busy = modes - {_IDLE} or {_IDLE}
     if len(busy) > 1:
         return "mixed"

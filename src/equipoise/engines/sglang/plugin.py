@@ -1,4 +1,4 @@
-"""The entry point that SGLang calls in each of its processes; it plans nothing until it is asked.
+"""The entry point that SGLang calls in each of its processes; nothing is planned until asked for.
 
 ``equipoise explain plugins``. The hooks are in place in any case, since at this moment nobody
 knows which
@@ -25,7 +25,7 @@ RELEASES = ((0, 5, 16), (0, 5, 23))
 
 
 def register() -> None:
-    """Put the hooks in place; on a version that is not known, say so and change nothing."""
+    """Install the hooks; on an unknown version, log that and change nothing."""
     from sglang.version import __version__
 
     from equipoise.engines._shared.releases import number

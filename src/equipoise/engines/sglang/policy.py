@@ -1,4 +1,4 @@
-"""What SGLang gets when it asks for new slots: decisions from arrays, without SGLang itself.
+"""The decisions on new slots for SGLang, made from arrays and without SGLang itself.
 
 SGLang records every forward pass, so a plan has the time axis. Rows of its tables are decoder
 layers: those without experts have no load, and their slots stay as they are.
@@ -34,9 +34,9 @@ class Policy:
     Parameters
     ----------
     options
-        What the user set.
+        Options that the user set.
     planner
-        What plans from the slots in force; by default that of the options.
+        Planner that starts from the slots in force; by default that of the options.
     """
 
     def __init__(self, options: PluginOptions, planner: Planner | None = None) -> None:
@@ -45,7 +45,7 @@ class Policy:
 
     @property
     def words(self) -> str:
-        """What the options ask for."""
+        """The request of the options, in words."""
         return balancing_words(self._options)
 
     def make_ready(self, situation: Situation) -> None:
@@ -53,15 +53,15 @@ class Policy:
         make_ready(_log, self._hook, situation)
 
     def decide(self, situation: Situation, *, with_clock: bool) -> Decision:
-        """Slots for a situation, logged; raises nothing.
+        """Decide on slots for a situation, and log the decision; raises nothing.
 
         Parameters
         ----------
         situation
             Situation with the loads of single passes, ``(T, L, E)``, or their sum.
         with_clock
-            Whether the search may end by the clock. Where several ranks decide and do not tell one
-            another, it must not.
+            True if the search may end by the clock. It must not if several ranks decide without
+            telling one another.
         """
         num_rows = 0 if situation.slots is None else len(as_array(situation.slots, "Slots"))
         decision = self._hook(
@@ -76,7 +76,7 @@ class Policy:
 
 
 class Tables(NamedTuple):
-    """Slots as SGLang keeps them.
+    """Slots in the form in which SGLang keeps them.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Tables(NamedTuple):
     slots
         Slots of each expert on ranks that are alive, ascending, then -1, ``(L, E, X)``.
     copies
-        Their number, ``(L, E)``.
+        Number of copies of each expert, ``(L, E)``.
     """
 
     experts: Ints
@@ -94,7 +94,7 @@ class Tables(NamedTuple):
 
 
 def tables(slots: Ints, num_experts: int) -> Tables:
-    """SGLang's tables of slots ``(L, S)``, which are -1 on ranks that are not alive."""
+    """Return SGLang's tables of slots ``(L, S)``, which are -1 on ranks that are not alive."""
     copies = np.stack([np.bincount(row[row >= 0], minlength=num_experts) for row in slots])
     slots_of = np.full((*copies.shape, copies.max()), -1, dtype=np.int64)
     for layer, row in enumerate(slots):
@@ -107,7 +107,7 @@ def tables(slots: Ints, num_experts: int) -> Tables:
 
 
 def windows(passes: NDArray[Any]) -> NDArray[Any]:
-    """At most ``_WINDOWS`` sums of consecutive passes ``(T, L, E)``, those without load left out.
+    """Return at most ``_WINDOWS`` sums of consecutive passes, ``(T, L, E)``, without empty ones.
 
     There is always one window, even without load. Loads without a time axis stay as they are.
     """

@@ -1,4 +1,4 @@
-"""The files of SGLang's expert distribution recorder, and which of their rows are MoE layers."""
+"""The files of SGLang's expert distribution recorder, and their rows that are MoE layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))
 
 
 def dump_files(path: Path) -> list[Path]:
-    """The file, or the recorder's files of a directory by time and rank."""
+    """Return the file itself, or the recorder's files in a directory by time and rank."""
     if not path.is_dir():
         return [path]
     named = [(match, f) for f in path.iterdir() if (match := _FILE_NAME.fullmatch(f.name))]
@@ -35,7 +35,7 @@ def _is_json(path: Path) -> bool:
 
 
 def looks_like_dump(path: Path) -> bool:
-    """Whether a file is a recording; of JSON only the head is read."""
+    """Return whether a file is a recording; of JSON, only the head is read."""
     try:
         _kind_of(path, head_keys(path) if _is_json(path) else _keys(path))
     except (FormatError, OSError):
@@ -44,19 +44,19 @@ def looks_like_dump(path: Path) -> bool:
 
 
 def kind(path: Path) -> str:
-    """``stat``, or ``passes`` for records of single passes; ``FormatError`` for anything else."""
+    """Return ``stat``, or ``passes`` for records of single passes; raises ``FormatError``."""
     return _kind_of(path, _keys(path))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The root of a dump."""
+    """Read the root of a dump."""
     root: dict[str, Any]
     root = read_json(path) if _is_json(path) else torch_archive.load(path)
     return root
 
 
 def _kind_of(path: Path, keys: Sequence[str]) -> str:
-    """What a dump with these keys at its root is."""
+    """Return the kind of a dump with these keys at its root."""
     if "physical_to_logical_map" in keys:
         raise FormatError(f"{path} is a map (physical_to_logical_map), not a recording.")
     if "logical_count" in keys:
@@ -70,7 +70,7 @@ def _kind_of(path: Path, keys: Sequence[str]) -> str:
 
 
 def _keys(path: Path) -> list[str]:
-    """The keys of the root that have a value."""
+    """Return the keys of the root that have a value."""
     root = read_json(path) if _is_json(path) else torch_archive.outline(path)
     return [k for k, v in root.items() if v is not None] if isinstance(root, dict) else []
 
@@ -85,7 +85,7 @@ class MoeLayers:
 
 
 def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeLayers:
-    """Which of the ``L`` rows to keep; ``loaded`` says which ever had a token, ``(L,)``."""
+    """Choose the rows to keep; ``loaded`` marks those that ever had a token, ``(L,)``."""
     everywhere = np.arange(len(loaded))
     if given is None:
         rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)

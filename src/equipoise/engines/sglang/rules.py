@@ -1,4 +1,4 @@
-"""Which copy SGLang sends a token to."""
+"""SGLang: the rules by which it chooses the copy for a token."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class SglangStatic(TableRule):
     Parameters
     ----------
     from_map
-        The engine was started with a map file: each rank then forgets the copies it prefers not to
-        use before the table is made, shuffles other lists than the others do, and the deal is no
-        longer even. ``False``: it planned for itself from recorded loads.
+        True if the engine was started with a map file. Each rank then drops the copies that it
+        prefers not to use before the table is made, so that ranks shuffle different lists, and the
+        deal is no longer even. False if the engine planned by itself from recorded loads.
     """
 
     name: ClassVar[str] = "sglang-static"
@@ -48,7 +48,7 @@ class SglangStatic(TableRule):
     from_map: bool = True
 
     def table(self, placement: Placement) -> NDArray[np.int64]:
-        """The slot each rank uses for each expert, ``(R, L, E)``."""
+        """Return the slot that each rank uses for each expert, ``(R, L, E)``."""
         nodes = nodes_of_ranks(self.topology, placement.num_ranks)
         return _static_table(placement, tuple(nodes.tolist()), self.from_map)
 
@@ -62,8 +62,8 @@ class SglangDynamic(TokenRule):
     Parameters
     ----------
     from_map
-        The engine was started with a map file: a rank that has a copy, or whose node has, always
-        uses the one that ``SglangStatic`` would, and only the others draw.
+        True if the engine was started with a map file: a rank with a copy on it or on its node
+        always uses the copy that ``SglangStatic`` chooses, and only other ranks draw.
     seed
         Random seed of the draws in ``slots``, used together with the rank.
     """
@@ -81,7 +81,7 @@ class SglangDynamic(TokenRule):
     def pick(
         self, ids_DLK: NDArray[np.int64], placement: Placement, rank: int
     ) -> NDArray[np.int64]:
-        """A copy that the rank may use, drawn as the engine draws."""
+        """Return a copy that the rank may use, drawn as the engine draws it."""
         layer = np.arange(placement.num_layers)[:, None]
         draw = np.random.default_rng((self.seed, rank)).integers(0, 2**16, ids_DLK.shape)
         copy = draw % placement.copies[layer, ids_DLK]
@@ -92,7 +92,7 @@ class SglangDynamic(TokenRule):
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """Equal shares for the copies a rank may use."""
+        """Return equal shares for the copies that a rank may use."""
         del load_LRE
         near_RLS = np.take_along_axis(self._near(placement), placement.slots[None], axis=2)
         fixed = near_RLS == np.arange(placement.num_slots)
@@ -118,14 +118,14 @@ class SglangRows(RowRule):
 
     @staticmethod
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row."""
+        """Return the row."""
         return row
 
     @staticmethod
     def times(
         rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Rows take turns."""
+        """Count the rows: they take turns."""
         return with_remainder(rows, copies, value)
 
     def _rows(self, load_LRE: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -161,7 +161,7 @@ def _near_slots(placement: Placement, node_of_rank: tuple[int, ...]) -> NDArray[
 def _static_table(
     placement: Placement, node_of_rank: tuple[int, ...], from_map: bool
 ) -> NDArray[np.int64]:
-    """``SglangStatic.table``: what nearness leaves open is dealt, layer by layer."""
+    """Return ``SglangStatic.table``: choices that nearness leaves open are dealt by layer."""
     near = _near_slots(placement, node_of_rank)
     table = near.copy()
     if from_map:  # each rank deals for all, from a list without what it decided for itself
@@ -176,7 +176,7 @@ def _static_table(
 def _dealt(
     placement: Placement, near: NDArray[np.int64], open_LE: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """The table with copies dealt to the ranks that have no near one, for the open experts."""
+    """Return the table with copies dealt to the ranks that have no near one."""
     generator = random.Random(_SEED)
     slots_LEX, table = placement.slots_of_experts(), near.copy()
     for layer, expert in np.argwhere(open_LE).tolist():

@@ -32,7 +32,7 @@ _STAT_NOTES = (
 def read_windows(
     path: Path, files: Sequence[Path], options: TraceOptions, progress: Progress
 ) -> Trace:
-    """The windows of all dumps, one after the other; equal dumps count once.
+    """Read the windows of all dumps, one after the other; equal dumps count once.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def read_windows(
 def _windows(
     path: Path, root: dict[str, Any], options: TraceOptions, notes: list[str]
 ) -> NDArray[Any]:
-    """The counts of a dump by window and source rank, ``(T, R, L, E)``."""
+    """Return the counts of a dump by window and source rank, ``(T, R, L, E)``."""
     unknown = sorted(root.keys() - _KNOWN_KEYS)
     if unknown:
         notes.append(f"{path.name}: keys not used: {', '.join(key[:40] for key in unknown[:8])}.")
@@ -106,7 +106,7 @@ def _windows(
 
 
 def _window_counts(path: Path, value: Any) -> NDArray[Any]:
-    """``logical_count`` as ``(T, L, E)``; a list of lists is measured before it is expanded."""
+    """Return ``logical_count`` as ``(T, L, E)``; lists are measured before they are expanded."""
     counts = _from_lists(path, value) if isinstance(value, list) else value
     if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iuf":
         raise FormatError(f"{path}: logical_count is not a table of numbers.")
@@ -141,7 +141,7 @@ def _from_lists(path: Path, value: list[Any]) -> NDArray[Any]:
 
 
 def _ring_notes(path: Path, kept: NDArray[np.int64], num_rows: int) -> list[str]:
-    """What the recorder's ring buffer did to the rows.
+    """Return notes on the effects of the recorder's ring buffer on the rows.
 
     A reset empties the ring but not its write position. Rows are therefore surely in time order
     only if they fill one stretch and leave others empty.
@@ -163,7 +163,7 @@ def _ring_notes(path: Path, kept: NDArray[np.int64], num_rows: int) -> list[str]
 def _without_copies(
     dumps: Mapping[Path, NDArray[Any]], notes: list[str]
 ) -> dict[Path, NDArray[Any]]:
-    """One of each content: several processes of a deployment write the same sums."""
+    """Drop dumps with equal content: several processes of a deployment write the same sums."""
     distinct: dict[Path, NDArray[Any]] = {}
     for file, counts in dumps.items():
         same = next((f for f, c in distinct.items() if np.array_equal(c, counts)), None)

@@ -1,4 +1,4 @@
-"""Counts that a small script dumped as JSON, where their meaning is certain.
+"""Counts that a small script dumped as JSON, if their meaning is certain.
 
 A list of layers with one count an expert, or an object from layer to such counts; by itself, or
 under a key such as ``counts``.
@@ -50,7 +50,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        Layers of different length, what is no count, or a table of expert ids.
+        The layers have different lengths, something is no count, or the table holds expert ids.
     """
     with naming(path):
         root = read_json(path)
@@ -77,7 +77,7 @@ def _are_layers(keys: list[str]) -> bool:
 
 
 def _table(root: Any) -> tuple[Any, list[str]]:
-    """The part of a document that holds the counts, and notes of the rest."""
+    """Return the part of a document that holds the counts, and notes on the rest."""
     if not isinstance(root, dict) or _are_layers(list(root)):
         return root, []
     named = [name for name in COUNTS if name in root]
@@ -92,7 +92,7 @@ def _table(root: Any) -> tuple[Any, list[str]]:
 
 
 def _layers(table: Any) -> tuple[list[int] | None, list[NDArray[np.float64]]]:
-    """The layer numbers, if stated, and counts of each layer: ``(E,)``, or of each window."""
+    """Return the layer numbers, if stated, and each layer's counts, with or without windows."""
     if isinstance(table, dict) and _are_layers(list(table)):
         by_layer = _by_number(table, _LAYER, "layer")
         return list(by_layer), [_experts(row, layer) for layer, row in by_layer.items()]
@@ -108,7 +108,7 @@ def _layers(table: Any) -> tuple[list[int] | None, list[NDArray[np.float64]]]:
 
 
 def _experts(row: Any, layer: int) -> NDArray[np.float64]:
-    """The counts of a layer, ``(E,)``; experts that an object leaves out count 0."""
+    """Return the counts of a layer, ``(E,)``; experts that an object leaves out count 0."""
     where = f"Layer {layer}"
     if isinstance(row, list):
         values = numbers(row, where)
@@ -124,7 +124,7 @@ def _experts(row: Any, layer: int) -> NDArray[np.float64]:
 
 
 def _by_number(table: dict[str, Any], pattern: re.Pattern[str], what: str) -> dict[int, Any]:
-    """The entries by the number in their keys, ascending."""
+    """Return the entries by the number in their keys, ascending."""
     found: dict[int, Any] = {}
     for key, value in table.items():
         match = pattern.fullmatch(key)

@@ -1,6 +1,6 @@
 """Tables as text: a header line with ``layer``, ``expert`` and ``tokens``, in any order.
 
-The fields are separated by what separates the names of the header: commas, semicolons or tabs.
+Commas, semicolons or tabs separate the fields; the header shows which of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A header without the needed columns, or a row that is not numbers: its line is named.
+        The header lacks a needed column, or a row is not numbers; the message names its line.
     """
     records = Records()
     with naming(path):
@@ -56,7 +56,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 def add_table(
     path: Path, records: Records, progress: Progress, source: int | None = None
 ) -> tuple[frozenset[str], list[str]]:
-    """Add the rows of a table, all of them of the source rank given, if it is.
+    """Add the rows of a table; if ``source`` is given, all of them are of that source rank.
 
     Returns
     -------
@@ -93,12 +93,12 @@ def add_table(
 
 
 def separator(header: str) -> str:
-    """What separates the fields: of the marks in use the one that occurs most in the header."""
+    """Return the separator of the fields: the mark that occurs most often in the header."""
     return max(_SEPARATORS, key=header.count)
 
 
 def first_line(path: Path) -> str:
-    """The header of a table, as far as a header may be long."""
+    """Return the header of a table, cut at the greatest length that a header may have."""
     with path.open("rb") as file:
         return file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace")
 
@@ -108,7 +108,7 @@ def _in_our_words(header: list[str]) -> list[str]:
 
 
 def _rows(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every row, the header included."""
+    """Yield line number and fields of every row, the header included."""
     reader = csv.reader(file, delimiter=separator)
     while True:
         try:

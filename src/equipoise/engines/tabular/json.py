@@ -19,7 +19,7 @@ _HEAD_BYTES = 1 << 16
 
 
 class _Record(msgspec.Struct):
-    """One record; every other key is left out."""
+    """One record; all other keys are ignored."""
 
     layer: int
     expert: int
@@ -43,7 +43,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        Not such a list; the record (``$[17]``, counted from 0) is named.
+        The file is no such list; the message names the record (``$[17]``, counted from 0).
     """
     with naming(path):
         document = read_json(path)
@@ -65,7 +65,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _first_record(path: Path) -> dict[str, Any]:
-    """The first object of a JSON list, or nothing: cheap, and silent about anything else."""
+    """Return the first object of a JSON list, or an empty one if the file is anything else."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
@@ -76,7 +76,7 @@ def _first_record(path: Path) -> dict[str, Any]:
 
 
 def _columns(records: Records, rows: list[_Record]) -> frozenset[str]:
-    """The optional keys that some record uses."""
+    """Return the optional keys that some record uses."""
     used = {name for i, name in enumerate(LABELS) if any(v[i] for v in records.label_values)}
     return frozenset(used | ({"source_rank"} if any(row.source_rank for row in rows) else set()))
 

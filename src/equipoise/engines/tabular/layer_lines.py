@@ -15,7 +15,7 @@ from equipoise.json_text import parse_json, read_json
 from equipoise.trace import Provenance, Trace
 
 COUNTS = ("tokens_per_expert", "expert_counts", "expert_load", "counts", "load")
-"""What recorders call the list of one count an expert."""
+"""Names that recorders give to the list with one count per expert."""
 
 LAYERS, _STEPS = ("layer", "layer_id"), ("step", "iteration")
 _PEEK_BYTES = 1 << 20
@@ -43,7 +43,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A record without a layer or its counts; its line is named.
+        A record lacks its layer or its counts; the message names its line.
     """
     records = Records()
     with naming(path):
@@ -54,7 +54,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def add_lines(path: Path, records: Records, progress: Progress, source: int = 0) -> list[str]:
-    """Add all records of a file, as of the source rank given; the keys that are not used.
+    """Add all records of a file as those of one source rank; return the keys that are not used.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def add_lines(path: Path, records: Records, progress: Progress, source: int = 0)
 
 
 def _records(path: Path, progress: Progress) -> Iterator[tuple[str, Any]]:
-    """Each record, and where it stands."""
+    """Yield each record with its place in the file, for messages."""
     size, done = path.stat().st_size, 0
     with path.open("rb") as file:
         if file.read(_PEEK_BYTES).lstrip()[:1] == b"[":
@@ -104,7 +104,7 @@ def _records(path: Path, progress: Progress) -> Iterator[tuple[str, Any]]:
 
 
 def _first_of_list(text: bytes) -> bytes:
-    """The first record of a list of flat records."""
+    """Return the first record of a list of flat records."""
     inner = text[1:].lstrip()
     if text[:1] != b"[" or inner[:1] != b"{":
         return b""
@@ -123,7 +123,7 @@ def _first(names: tuple[str, ...], record: dict[str, Any]) -> str:
 
 
 def _number(record: dict[str, Any], names: tuple[str, ...]) -> int:
-    """A whole number, also as text; 0 where the record has none of the names."""
+    """Return a whole number, also if it is written as text; 0 if no name is in the record."""
     value = next((record[name] for name in names if name in record), 0)
     text = str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) < 16):

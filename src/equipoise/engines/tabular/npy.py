@@ -1,7 +1,8 @@
-"""A bare NumPy array: counts, or the tokens' own choices, told apart by what holds for each.
+"""A bare NumPy array: counts, or the tokens' own choices.
 
-All layers of a step carry the same number of assignments, and the choices of a token differ. Where
-neither shows, the array is refused, and a name for it asked for.
+Two properties tell them apart. In counts, all layers of a step have the same number of
+assignments. In choices, the experts of one token differ. If an array shows neither, it is refused,
+and the message asks for a named one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        Not such an array, or one that could be either.
+        The file holds no such array, or one that could be counts as well as choices.
     """
     size = path.stat().st_size
     with naming(path):
@@ -64,12 +65,12 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def load_npy(data: bytes, where: str) -> NDArray[Any]:
-    """The array in bytes that NumPy saved; never unpickles.
+    """Return the array in bytes that NumPy saved; nothing is unpickled.
 
     Raises
     ------
     FormatError
-        Damaged, or no array of numbers.
+        The bytes are damaged, or the array does not hold numbers.
     """
     file = io.BytesIO(data)
     try:
@@ -93,7 +94,7 @@ def check_header(file: IO[bytes], stored: int, where: str) -> None:
     Raises
     ------
     FormatError
-        An unknown version, Python objects, a size that is not there or too large.
+        The version is unknown, it holds Python objects, or its size is too large or not stored.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READ_HEADER:
@@ -141,12 +142,12 @@ def are_choices(array: NDArray[Any]) -> bool:
 
 
 def of_layers(choices: NDArray[Any]) -> NDArray[Any]:
-    """Choices with an axis of layers, ``(tokens, layers, top_k)``.
+    """Return choices with an axis of layers, ``(tokens, layers, top_k)``.
 
     Raises
     ------
     EquipoiseError
-        Neither two nor three axes.
+        The array has neither two nor three axes.
     """
     if choices.ndim not in (2, 3):
         raise EquipoiseError(f"Choices have shape {choices.shape}; expected 3 axes.")
@@ -154,7 +155,7 @@ def of_layers(choices: NDArray[Any]) -> NDArray[Any]:
 
 
 def read_as_choices(shape: tuple[int, ...]) -> str:
-    """The sentence for an array that was taken as choices."""
+    """Return the note for an array that was read as choices."""
     axes = "(tokens, layers, top_k)" if len(shape) == 3 else "(tokens, top_k) of one layer"
     return f"The array {shape} was read as choices {axes}."
 

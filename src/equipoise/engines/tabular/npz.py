@@ -27,7 +27,7 @@ from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.trace import Provenance, Trace
 
 _MOST_UNPACKED, _MOST_GROWTH = 1 << 30, 64
-"""Bytes an array may have however small it was packed, and for each byte of it."""
+"""Bytes that an array may always have, and bytes that it may have for each packed byte."""
 _IDS = "topk_ids"
 _LENGTHS = "seq_lens"
 _SEQUENCE_LABELS = ("domain", "dataset")  # both become the label ``domain``; the first one wins
@@ -49,7 +49,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        No archive of a known convention, several of them, damaged or oversized arrays.
+        There is no archive of a known convention or several, or an array is damaged or oversized.
     """
     with naming(path):
         file = _only_recording(path) if path.is_dir() else path
@@ -69,7 +69,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 class _Archive:
-    """The arrays of an archive, loaded when asked for; remembers which ones were."""
+    """The arrays of an archive, each loaded on first use; it remembers which ones were used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -235,7 +235,7 @@ def _read_single(arrays: _Archive, options: TraceOptions) -> Trace:
 
 
 def _parts(arrays: _Archive) -> list[Sequences]:
-    """The tokens by their label, in the order in which labels occur."""
+    """Return the tokens of each label, in the order in which the labels occur."""
     names = [name for name in arrays.names() if _is_ids(name)]
     if not names or (_IDS in names and len(names) > 1):
         raise FormatError(

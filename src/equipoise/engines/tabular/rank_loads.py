@@ -1,4 +1,4 @@
-"""Loads of a torch archive a rank: ``NAME-TP<rank>.expert-load.pt``.
+"""Loads in one torch archive for each rank: ``NAME-TP<rank>.expert-load.pt``.
 
 Each holds ``ep_rank``, ``ep_size`` and counts of its rank: ``logical_count`` ``(L, E)``,
 ``physical_count`` ``(L, S)`` or both, and perhaps the ``physical_to_logical_map`` of the slots.
@@ -29,7 +29,7 @@ _KNOWN_KEYS = {"ep_rank", "ep_size", _LOGICAL, _PHYSICAL, _MAP}
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What one rank counted, ``(L, E)``."""
+    """The counts of one rank, ``(L, E)``."""
 
     file: Path
     rank: int
@@ -73,7 +73,7 @@ def _named(path: Path) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or those of the one recording in a folder."""
+    """Return the file itself, or the files of the only recording in a folder."""
     if path.is_file():
         return [path]
     recordings: dict[str, list[Path]] = defaultdict(list)
@@ -105,7 +105,7 @@ def _load(file: Path, options: TraceOptions) -> _Part:
 def _logical(
     file: Path, root: dict[Any, Any], options: TraceOptions
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Counts of experts, ``(L, E)``: as recorded, else of slots folded by the map of the run."""
+    """Return counts of experts, ``(L, E)``: as recorded, or folded from slots by the run's map."""
     if root.get(_LOGICAL) is not None:
         if options.placement is not None:
             raise EquipoiseError(

@@ -1,4 +1,4 @@
-"""A folder of tables, one file a rank: the file names say which, as ``load_rank3.csv`` does."""
+"""A folder of tables, one file for each rank: its name states which, as in ``load_rank3.csv``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
-    """Read a folder; the tables of a rank are added.
+    """Read the tables of a folder.
 
     Raises
     ------
     FormatError
-        No such table, several of one rank, or one that is damaged.
+        The folder holds no such table or several of one rank, or a table is damaged.
     """
     records = Records()
     unused: dict[str, None] = {}
@@ -55,7 +55,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def _by_rank(path: Path) -> dict[int, list[Path]]:
-    """The files whose names state a rank."""
+    """Return the files whose names state a rank, by rank."""
     found: dict[int, list[Path]] = defaultdict(list)
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         rank = rank_in_name(file)
@@ -69,7 +69,7 @@ def _readable(file: Path) -> bool:
 
 
 def _refuse_several(path: Path, ranks: dict[int, list[Path]]) -> None:
-    """Two tables of a rank are two recordings: in which order, and of what, no name says."""
+    """Refuse two tables of a rank: they are two recordings, and no name tells their order."""
     for rank, files in sorted(ranks.items()):
         if len(files) > 1:
             raise FormatError(

@@ -1,4 +1,4 @@
-"""Building a trace from rows of (layer, expert, tokens), whatever file they came in."""
+"""Traces built from rows of (layer, expert, tokens), whatever file they come from."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LABELS = ("phase", "domain")
 _NO_LABELS = ("", "")
 _NO_CHANCE = 1000
 MAX_NUMBER = 1 << 48
-"""Numbers in a table stay below this: far above any real count, and sums of them fit in 64 bits."""
+"""Limit of the numbers in a table: far above any real count, and sums of them fit in 64 bits."""
 
 
 @dataclass(eq=False)
 class Records:
-    """Rows of a table, one column each: ``array("q")`` keeps a long table at 8 bytes a cell.
+    """The rows of a table, stored by column: ``array("q")`` takes 8 bytes for each cell.
 
     A row is one (step, layer, expert, source rank) count; ``labels`` numbers the row's values of
     ``LABELS`` by the order in which they first occurred.
@@ -57,8 +57,8 @@ class Records:
         Raises
         ------
         EquipoiseError
-            A number that is negative or implausibly large, or a long label; the table stays as it
-            was.
+            A number is negative or implausibly large, or a label is too long; the table is not
+            changed then.
         """
         numbers = (step, layer, expert, source, tokens)
         if min(numbers) < 0 or max(numbers) >= MAX_NUMBER:
@@ -75,7 +75,7 @@ class Records:
         self.labels.append(label)
 
     def add_layer(self, *, step: int, layer: int, source: int, tokens: Sequence[int]) -> None:
-        """Append a row for each expert of a layer, from expert 0; raises as ``add``."""
+        """Append a row for each expert of a layer, from expert 0; raises what ``add`` raises."""
         if not tokens or not 0 <= min(tokens) <= max(tokens) < MAX_NUMBER:
             raise EquipoiseError(f"Layer {layer}: expected counts from 0 to 2^48, one an expert.")
         first, *others = tokens
@@ -104,21 +104,21 @@ class Records:
         columns: frozenset[str],
         file_bytes: int,
     ) -> Trace:
-        """The trace of the rows; absent (layer, expert) pairs count 0, repeated ones are added.
+        """Build the trace; absent (layer, expert) pairs count 0, repeated ones are added.
 
         Steps are ordered by step number, then by the first occurrence of their labels.
 
         Parameters
         ----------
         columns
-            The optional columns the file has: of ``source_rank`` and ``LABELS``.
+            Optional columns that the file has, out of ``source_rank`` and ``LABELS``.
         file_bytes
-            Size of the file, which the size of the trace is compared with.
+            Size of the file; a trace that is far larger is refused.
 
         Raises
         ------
         EquipoiseError
-            No row, numbers that would make an oversized trace, or a layer with fewer experts.
+            There is no row, the trace would be oversized, or a layer has fewer experts.
         """
         if not self.tokens:
             raise EquipoiseError("There is no row of counts; expected at least one.")
@@ -152,7 +152,7 @@ class Records:
         ).with_notes(*notes)
 
     def _steps(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Step id and label code of each distinct pair of them, and every row's position there."""
+        """Return step id and label code of each distinct pair, and each row's position there."""
         ids, id_row = np.unique(self.step, return_inverse=True)
         width = len(self.label_values)
         pairs, step_row = np.unique(id_row * width + self.labels, return_inverse=True)
@@ -190,7 +190,7 @@ def _refuse_smaller_layers(
 
 
 def whole_number(text: str) -> int:
-    """A whole number as tables write it: ``12``, also ``12.0``; else ``ValueError``."""
+    """Read a whole number as tables write it, ``12`` or ``12.0``; raises ``ValueError``."""
     try:
         return int(text)
     except ValueError:

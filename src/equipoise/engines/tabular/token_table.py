@@ -1,6 +1,6 @@
-"""Any table of tokens: a row a token and layer, with the list of its experts.
+"""Any table of tokens: one row for each token and layer, with the list of its experts.
 
-JSON lines, text separated by commas, semicolons or tabs, or Parquet where pyarrow is installed.
+It may be JSON lines, text separated by commas, semicolons or tabs, or Parquet (with pyarrow).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from equipoise.trace import Provenance, Trace
 
 NAME = "token-table"
 COLUMNS = {"experts": "topk_ids", "layer": "layer", "request": "req_id", "token": "token_idx"}
-"""Our names of the columns, and what public logs call them."""
+"""Names of the columns here, and their names in public logs."""
 
 _PARQUET = b"PAR1"
 _PEEK_BYTES = 1 << 16
@@ -53,12 +53,12 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
-    """Read a table; columns that are not named by the options have the names of public logs.
+    """Read a table; columns that the options do not name have the names of public logs.
 
     Raises
     ------
     FormatError
-        A column that is missing, a row that is no token, or Parquet without pyarrow.
+        A column is missing, a row is no token, or pyarrow is missing for Parquet.
     """
     notes: list[str] = []
     rows = TokenRows()
@@ -86,7 +86,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def add_row(rows: TokenRows, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Add a row whose values are under the given names; ``EquipoiseError`` if it is no token."""
+    """Add a row whose values have the given names; raises ``EquipoiseError`` if it is no token."""
     rows.add(
         str(row[columns["request"]])[:64] if "request" in columns else "",
         _whole(row, columns["layer"]) if "layer" in columns else 0,
@@ -124,7 +124,7 @@ def _check_names(
 def _rows(
     path: Path, notes: list[str], progress: Progress
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, and its values by column."""
+    """Yield the place of each row, for messages, and its values by column."""
     with path.open("rb") as file:
         head = file.read(_PEEK_BYTES).lstrip()
     if head.startswith(_PARQUET):
@@ -182,7 +182,7 @@ def _names(header: str) -> list[str]:
 
 
 def _whole(row: Mapping[str, Any], name: str) -> int:
-    """A whole number, also as text."""
+    """Return a whole number, also if it is written as text."""
     value = row[name]
     try:
         number = whole_number(str(value)[:_QUOTED])
@@ -194,7 +194,7 @@ def _whole(row: Mapping[str, Any], name: str) -> int:
 
 
 def _experts(value: Any) -> list[int]:
-    """The experts of a token: a list, or text such as ``[3, 12]`` or ``3 12``."""
+    """Return the experts of a token from a list, or from text such as ``[3, 12]`` or ``3 12``."""
     if isinstance(value, str):
         match = _LIST.fullmatch(value.strip())
         value = [int(text) for text in re.findall(r"-?\d+", match[1])] if match else value

@@ -35,25 +35,25 @@ def capture_prompts(
     Parameters
     ----------
     model_path
-        A folder with a model and its tokenizer, as ``save_pretrained`` writes them. Nothing is
-        downloaded and no code from the folder is run.
+        Path of a folder with a model and its tokenizer, as ``save_pretrained`` writes them. Nothing
+        is downloaded and no code from the folder is run.
     prompts
         Texts by domain; each domain becomes the label ``domain`` of its steps, unless its name is
         empty. A plain sequence has no domains.
     max_new_tokens
-        Tokens to generate per prompt; the first comes from the prefill.
+        Number of tokens to generate per prompt; the first comes from the prefill.
     batch_size
-        Prompts run together.
+        Number of prompts that run together.
     token_ids, iterations
         See ``RoutingRecorder``. The run stops at the end of the batch that completes the range.
     progress
-        Called with (prompts done, prompts in all).
+        Function that is called with (prompts done, prompts in all).
 
     Raises
     ------
     EquipoiseError
-        No prompts or an empty one; a folder that cannot be loaded; a layout that is not known; a
-        range that was not reached.
+        No prompts, an empty prompt, a folder that cannot be loaded, an unknown layout, or a range
+        that was not reached.
     """
     for name, value in {"max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         if value < 1:
@@ -85,7 +85,7 @@ def _batches(by_domain: Mapping[str, list[str]], size: int) -> Iterator[tuple[st
 
 
 def _load(path: Path, batch_size: int) -> tuple[Any, Any]:
-    """The model and its tokenizer, from local files only, ready to run."""
+    """Load the model and its tokenizer, from local files only."""
     if not (path / "config.json").is_file():
         raise EquipoiseError(f"{path} holds no config.json; expected a folder with a saved model.")
     try:
@@ -100,7 +100,7 @@ def _load(path: Path, batch_size: int) -> tuple[Any, Any]:
         with _no_progress_bars():
             tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left", **local)
             model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **local)
-    except Exception as error:  # whatever a damaged folder makes the loaders raise
+    except Exception as error:  # a damaged folder may cause any error in the loaders
         raise EquipoiseError(f"{path} cannot be loaded by transformers: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -113,7 +113,7 @@ def _load(path: Path, batch_size: int) -> tuple[Any, Any]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing its own, which it does in pipes too."""
+    """Keep transformers from drawing its own progress bars, which it does in pipes too."""
     from transformers.utils import logging
 
     bars: Any = logging  # not annotated throughout
@@ -138,7 +138,7 @@ def _decode_greedily(model: Any, tokenizer: Any, max_new_tokens: int) -> None:
 
 
 def _finished_ids(model: Any) -> set[int]:
-    """Tokens fed to sequences that have ended: what ends them, and the padding after it."""
+    """Return the tokens that ended sequences are fed: end-of-text and padding tokens."""
     config = model.generation_config
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return {token for token in (*ends, config.pad_token_id) if token is not None}

@@ -1,7 +1,7 @@
-"""What the ``config.json`` of a model says about its experts, their bytes and its KV cache.
+"""Facts from a model's ``config.json``: its experts, their bytes and its KV cache.
 
-Neither torch nor ``transformers`` is loaded: the file is read as the JSON that it is, and what its
-keys mean is listed by model type.
+Neither torch nor ``transformers`` is imported. The file is read as JSON, and the meaning of its
+keys is listed by model type.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Fact = TypeVar("Fact")
 
 CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
-"""Where checkpoints of NVIDIA's quantiser keep what others write into ``config.json``."""
+"""File in which checkpoints of NVIDIA's quantiser keep the quantisation section."""
 
 PROFILE_FORMAT = "equipoise model 1"
-"""What a document of ours says it is that holds a configuration, its source and its date."""
+"""Format name of our own document with a configuration, its source and its date."""
 
 _FORMATS = {
     "bfloat16": "bfloat16",
@@ -56,7 +56,7 @@ _FORMATS = {
     "mxfp4": "w4a16_mxfp4",
     "int4": "w4a16_mxfp4",
 }
-"""Formats of weights as kernels are timed; four bits are read as such and computed in 16."""
+"""Weight formats of timed kernels; four-bit weights are read as such and computed in 16 bits."""
 
 _LARGEST_FILE = 1 << 24
 _MOST_LAYERS = 1024
@@ -66,49 +66,48 @@ _INNER = ("text_config", "llm_config", "language_config", "thinker_config")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Facts of a mixture-of-experts model; ``None`` is what its configuration leaves open.
+    """Facts about a mixture-of-experts model; ``None`` if its configuration does not say.
 
     Parameters
     ----------
     source
-        The file.
+        Path of the file.
     architecture
-        The first of ``architectures``: the class that engines go by.
+        First of ``architectures``: the class by which engines recognise the model.
     model_type
-        The type of the language model.
+        Type of the language model.
     num_hidden_layers
-        Decoder layers, dense ones included and speculative ones not.
+        Number of decoder layers, including dense and excluding speculative ones.
     moe_layer_ids
         Ids of the MoE layers among them.
     speculative_layer_ids
         Ids of the layers that draft further tokens (MTP), which follow the others.
     num_experts
-        Routed experts of an MoE layer.
+        Number of routed experts of an MoE layer.
     top_k
-        Experts of a token.
+        Number of experts that a token chooses.
     num_expert_groups, groups_per_token
-        Groups that the router limits a token to, and to how many; ``None`` without a limit.
+        Number of expert groups, and of those that a token may use; ``None`` without a limit.
     num_shared_experts
-        Experts of a layer that every token visits, outside the map.
+        Number of experts of a layer that every token visits; they are not in the map.
     hidden_size, expert_intermediate_size
         Widths of the model and of a routed expert.
     quantisation
-        The method as the configuration names it; ``None`` if weights are not quantised.
+        Method of quantisation, as the configuration names it; ``None`` without quantisation.
     weight_type
-        The type of an expert's weights: fp8, mxfp4, int4, bfloat16.
+        Type of an expert's weights: fp8, mxfp4, int4, bfloat16.
     expert_bytes
         Bytes of one expert in one layer as the checkpoint stores it, with scales and biases.
     scale_bytes
-        How many of them are scales.
+        Bytes of scales among them.
     kv_bytes_per_token
         Bytes of KV cache that a token takes, all layers and heads together.
     num_window_layers
-        Layers of sliding or chunked attention, which are among them and free what leaves their
-        window.
+        Number of layers with sliding or chunked attention, which free tokens outside their window.
     own_work
-        What a rank does for its own tokens: attention, shared experts, dense layers.
+        Work of a rank for its own tokens: attention, shared experts, dense layers.
     unknown
-        Why a fact is ``None``, by its name, as the end of a sentence.
+        Reasons why facts are ``None``, by name, as the end of a sentence.
     """
 
     source: str
@@ -141,12 +140,12 @@ class ModelConfig:
         return self.expert_bytes * len(self.moe_layer_ids)
 
     def need_expert_bytes(self) -> int:
-        """The bytes of one expert in one layer.
+        """Return the bytes of one expert in one layer.
 
         Raises
         ------
         EquipoiseError
-            They are not known.
+            Unknown bytes.
         """
         if self.expert_bytes is None:
             raise EquipoiseError(
@@ -157,12 +156,12 @@ class ModelConfig:
 
     @property
     def expert_shape(self) -> ExpertShape:
-        """A routed expert as the time of a step counts it.
+        """Return the shape of a routed expert for the time model.
 
         Raises
         ------
         EquipoiseError
-            A width, the experts of a token or the format of the weights is not known.
+            An unknown width, number of choices or weight format.
         """
         needed = {
             name: getattr(self, name)
@@ -189,17 +188,17 @@ class ModelConfig:
     def check_fits(self, what: str, num_experts: int, layer_ids: Sequence[int]) -> None:
         """Raise ``EquipoiseError`` unless a map or a recording can be of this model.
 
-        Layers may be missing there, and speculative ones may be included. Where they are numbered
-        from 0 for want of the model's own numbers, how many there are has to agree.
+        Layers may be missing, and speculative layers may be included. If layers are numbered from 0
+        because their real numbers are unknown, only their number has to agree.
 
         Parameters
         ----------
         what
-            The map or the recording, for the message.
+            Name of the map or recording, for the message.
         num_experts
-            Its logical experts.
+            Number of logical experts of the map or recording.
         layer_ids
-            Its layers.
+            Layers of the map or recording.
         """
         if num_experts != self.num_experts:
             raise EquipoiseError(
@@ -215,7 +214,7 @@ class ModelConfig:
         )
 
     def _are_layers(self, layer_ids: Sequence[int]) -> bool:
-        """Whether layers are MoE layers of the model, by their ids or by their positions."""
+        """Tell whether layers are MoE layers of the model, by their ids or positions."""
         moe, speculative = self.moe_layer_ids or (), self.speculative_layer_ids
         if all(layer in moe or self._is_speculative(layer) for layer in layer_ids):
             return True
@@ -230,7 +229,7 @@ class ModelConfig:
 
 @cache
 def model_names() -> tuple[str, ...]:
-    """Names of the models whose facts ship with the package."""
+    """Return the names of the built-in models."""
     return tuple(sorted(entry.name.removesuffix(".json") for entry in _MODELS.iterdir()))
 
 
@@ -240,14 +239,14 @@ def read_model_config(path: str | Path) -> ModelConfig:
     Parameters
     ----------
     path
-        A ``config.json`` as Hugging Face keeps it, a folder that has one, or a profile of ours; or
-        a name of ``model_names``, if there is no such file.
+        Path of a ``config.json`` as on Hugging Face, of a folder with one, or of our own profile;
+        or a name from ``model_names``, if there is no such file.
 
     Raises
     ------
     FormatError
-        No such file, no configuration of a model, or keys that are missing or contradict each
-        other.
+        A missing file, a file that is no model configuration, or keys that are missing or
+        contradict each other.
     EquipoiseError
         A model without routed experts.
     """
@@ -260,7 +259,7 @@ def read_model_config(path: str | Path) -> ModelConfig:
 
 
 def _shipped(name: str) -> ModelConfig:
-    """The facts of a model that ships."""
+    """Read the facts of a built-in model."""
     if name.lower() not in model_names():
         raise FormatError(
             f"There is no model {brief(name)}; give its config.json, or the name of one of "
@@ -283,7 +282,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def _configuration(document: Any, where: str) -> dict[str, Any]:
-    """The configuration, or the one that a profile of ours holds with its source."""
+    """Return the configuration, possibly from our own profile with its source."""
     if isinstance(document, dict) and document.get("format") == PROFILE_FORMAT:
         for name in ("source", "date"):
             if not _text(document.get(name)):
@@ -298,9 +297,9 @@ def _configuration(document: Any, where: str) -> dict[str, Any]:
 
 
 def _language_model(document: dict[str, Any], where: str) -> Keys:
-    """The part that describes the language model: the root, or a section of a larger model."""
+    """Find the part that describes the language model: the root, or a section of it."""
     keys = Keys(document, where)
-    for name in (*_INNER, *_INNER):  # a section may itself have one
+    for name in (*_INNER, *_INNER):  # a section may contain another
         section = keys.get(name)
         if isinstance(section, dict) and not keys.has(*EXPERTS):
             keys = Keys(section, f"{keys.where}, {name}")
@@ -325,7 +324,7 @@ def _quantisation(
 
 
 class _Model:
-    """A configuration being read: a method for each fact, which may raise ``UnknownFactError``."""
+    """A reader of a configuration; the method of a fact may raise ``UnknownFactError``."""
 
     def __init__(
         self, keys: Keys, document: Mapping[str, Any], quantisation: Mapping[str, Any] | None
@@ -339,7 +338,7 @@ class _Model:
         self.num_layers = keys.whole("num_hidden_layers", low=1, high=_MOST_LAYERS)
 
     def facts(self) -> ModelConfig:
-        """All of them, with the reasons for those that are not to be had."""
+        """Read all facts, with the reasons for those that are unknown."""
         unknown: dict[str, str] = {}
 
         def take(name: str, fact: Callable[[], Fact]) -> Fact | None:
@@ -404,7 +403,7 @@ class _Model:
         return self.keys.of_all_layers(*TOP_K)
 
     def groups(self) -> tuple[int | None, int | None]:
-        """Expert groups, and how many of them a token may use; nothing without a limit."""
+        """Return the number of expert groups and of those that a token may use, if limited."""
         groups = self.keys.whole("n_group", "num_expert_group", default=1)
         of_a_token = self.keys.whole("topk_group", default=groups)
         return (groups, of_a_token) if 0 < of_a_token < groups else (None, None)
@@ -425,7 +424,7 @@ class _Model:
         return self.keys.of_all_layers(*self.kind.width)
 
     def dtype(self) -> str | None:
-        """The type of numbers that are not quantised."""
+        """Return the type of numbers that are not quantised."""
         for values in (self.document.get, self.keys.get):
             for name in ("dtype", "torch_dtype"):
                 if text := _text(values(name)):
@@ -447,13 +446,13 @@ class _Model:
         return weights + self._biases() * (dtype_bytes(self.dtype()) if self._biases() else 0)
 
     def scale_bytes(self) -> int:
-        """The bytes of an expert that are neither weights nor biases."""
+        """Return the bytes of an expert that are neither weights nor biases."""
         stored = self.storage()
         bare = replace(stored, scale_bytes=0, matrix_bytes=0)
         return sum(stored.matrix(*shape) - bare.matrix(*shape) for shape in self._matrices())
 
     def _matrices(self) -> tuple[tuple[int, int], ...]:
-        """Outputs and inputs of the projections: gate, up and down."""
+        """Return outputs and inputs of the projections: gate, up and down."""
         up = (self.width(), self.hidden_size())
         return up, up, up[::-1]
 
@@ -464,7 +463,7 @@ class _Model:
         number = cache_number_bytes(self.quantisation, dtype_bytes(self.dtype()))
         try:
             return kv_bytes_per_token(self.keys, self.kind, self.num_layers, number)
-        except MissingKeyError as error:  # which the experts, that this is about, do not need
+        except MissingKeyError as error:  # only the KV cache needs these keys
             raise UnknownFactError(f"{', '.join(error.names)} is missing") from error
 
     def own_work(self) -> OwnWork:

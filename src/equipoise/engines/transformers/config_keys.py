@@ -12,11 +12,11 @@ _LARGEST = 1 << 32  # of a width or a number of heads
 
 
 class UnknownFactError(Exception):
-    """What a configuration leaves open; the text says why, as the end of a sentence."""
+    """A fact that a configuration does not state; the text says why, as the end of a sentence."""
 
 
 class MissingKeyError(FormatError):
-    """Keys that a configuration lacks, named."""
+    """Keys that a configuration lacks; the message names them."""
 
     def __init__(self, where: str, names: Sequence[str]) -> None:
         super().__init__(
@@ -33,7 +33,7 @@ class Keys:
     values
         The object. A key whose value is ``null`` counts as missing.
     where
-        Its file, and its place there, for messages.
+        File, and place of the object in it, for messages.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -41,17 +41,17 @@ class Keys:
         self.where = where
 
     def get(self, name: str) -> Any:
-        """The value under a key; ``None`` if it is missing."""
+        """Return the value of a key; ``None`` if it is missing."""
         return self._values.get(name)
 
     def has(self, *names: str) -> bool:
-        """Whether one of the keys is there."""
+        """Return whether one of the keys is there."""
         return any(self.get(name) is not None for name in names)
 
     def need(self, *names: str | tuple[str, ...]) -> None:
         """Raise ``MissingKeyError`` with the names of all keys that are missing.
 
-        A tuple are names of one key, any of which will do.
+        A tuple holds alternative names of one key; one of them suffices.
         """
         spellings = [name if isinstance(name, tuple) else (name,) for name in names]
         missing = [" or ".join(some) for some in spellings if not self.has(*some)]
@@ -61,12 +61,12 @@ class Keys:
     def whole(
         self, *names: str, default: int | None = None, low: int = 0, high: int = _LARGEST
     ) -> int:
-        """The whole number under the first of these keys that is there.
+        """Return the whole number of the first of these keys that is there.
 
         Raises
         ------
         FormatError
-            No such key and no default, another kind of value, or keys that contradict each other.
+            There is neither key nor default, the value is of another kind, or keys disagree.
         """
         found = {name: self.get(name) for name in names if self.has(name)}
         if not found:
@@ -80,12 +80,12 @@ class Keys:
         return next(iter(numbers.values()))
 
     def of_all_layers(self, *names: str) -> int:
-        """The whole number under the first of these keys that is there, or in its list of layers.
+        """Return the whole number of the first of these keys; a list must have equal entries.
 
         Raises
         ------
         UnknownFactError
-            Layers differ.
+            The layers differ.
         """
         name = next((name for name in names if self.has(name)), names[0])
         value = self.get(name)
@@ -97,12 +97,12 @@ class Keys:
         return numbers.pop()
 
     def ids(self, name: str, limit: int) -> tuple[int, ...]:
-        """The distinct layer ids in the list under a key, in order; none if it is missing."""
+        """Return the distinct layer ids in the list of a key, ascending; none if it is missing."""
         value = self._items(name)
         return tuple(sorted({self._number(name, one, 0, limit - 1) for one in value}))
 
     def words(self, name: str, length: int) -> tuple[str, ...]:
-        """The list of one word a layer under a key; none if it is missing."""
+        """Return the list of a key with one word for each layer; none if it is missing."""
         value = self._items(name)
         if not all(isinstance(word, str) for word in value):
             raise FormatError(f"{self.where}: {name} is {brief(value)}; expected names.")

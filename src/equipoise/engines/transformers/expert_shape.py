@@ -1,4 +1,4 @@
-"""The shape of a model's experts, as the time model takes it."""
+"""The shape of a model's experts, in the form that the time model needs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _FORMATS = {
     "bfloat16": "bfloat16",
     "float16": "bfloat16",
 }
-"""Weight formats of the time model, by what configurations call them; int4 is as large as mxfp4."""
+"""Weight formats of the time model by their names in configurations; int4 counts as mxfp4."""
 
 
 def expert_shape(config: ModelConfig) -> ExpertShape:
-    """The widths, the experts and the weights of a model.
+    """Return the widths, the number of experts and the weight format of a model.
 
     Raises
     ------
     EquipoiseError
-        Something that its configuration leaves open, a format of weights that is not timed.
+        The configuration leaves something open, or no times are known for its weight format.
     """
     needed = ("hidden_size", "expert_intermediate_size", "top_k", "weight_type")
     for name in needed:

@@ -1,4 +1,4 @@
-"""How many bytes the weights of one expert take, scales included, by how they are stored."""
+"""Bytes of one expert's weights, scales included, for each way of storing them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MAX_PATTERNS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How a weight matrix is stored.
+    """The way in which a weight matrix is stored.
 
     Parameters
     ----------
     name
-        The type of the weights as people call it: fp8, int4, bfloat16.
+        Common name of the weights' type: fp8, int4, bfloat16.
     bits
         Bits of a weight.
     block
@@ -53,7 +53,7 @@ class Storage:
     matrix_bytes: int = 0
 
     def matrix(self, outputs: int, inputs: int) -> int:
-        """Bytes of a weight matrix and its scales."""
+        """Return the bytes of a weight matrix and its scales."""
         scales = 0.0
         if self.block is not None:
             blocks = math.ceil(outputs / self.block[0]) * math.ceil(inputs / self.block[1])
@@ -64,21 +64,21 @@ class Storage:
 def storage(
     quantisation: Mapping[str, Any] | None, dtype: str | None, layer_ids: Collection[int]
 ) -> Storage:
-    """How the experts of all MoE layers are stored.
+    """Return the way in which the experts of all MoE layers are stored.
 
     Parameters
     ----------
     quantisation
         The section ``quantization_config``.
     dtype
-        The type of weights that are not quantised.
+        Type of weights that are not quantised.
     layer_ids
-        The MoE layers; the section may except the experts of some.
+        Ids of the MoE layers; the section may exclude the experts of some.
 
     Raises
     ------
     UnknownFactError
-        A method that is not known here, or one that treats experts or layers differently.
+        The method is not known here, or it treats experts or layers differently.
     """
     excepted = 0 if quantisation is None else _num_excepted(quantisation, layer_ids)
     if quantisation is None or excepted == len(layer_ids):
@@ -104,7 +104,7 @@ def storage(
 
 
 def dtype_bytes(dtype: str | None) -> int:
-    """Bytes of a number of this type, by torch's name for it."""
+    """Return the bytes of a number of this type, given by torch's name."""
     if dtype not in DTYPE_BYTES:
         said = "torch_dtype is missing" if dtype is None else f"the type {dtype[:40]} is not known"
         raise UnknownFactError(said)
@@ -125,7 +125,7 @@ def _fp8(section: Mapping[str, Any]) -> Storage:
 
 
 def _whole_numbers(section: Mapping[str, Any]) -> Storage:
-    """AWQ and GPTQ: whole numbers with a half-precision scale and a zero point a group."""
+    """AWQ and GPTQ: whole numbers; each group has a half-precision scale and a zero point."""
     bits = check_whole("bits", section.get("bits", 4), low=1, high=16)
     return Storage(
         name=f"int{bits}",
@@ -169,7 +169,7 @@ def _compressed_tensors(section: Mapping[str, Any], scale_bytes: int) -> Storage
 
 
 def _four_bit_floats(weights: Mapping[str, Any], scales: int) -> Storage:
-    """NVFP4 has a scale a group and some of the whole matrix; MXFP4 a power of two a group."""
+    """NVFP4 has scales of groups and of the matrix; MXFP4 has a power of two for each group."""
     if weights.get("strategy") == "tensor_group":
         return _nvfp4(scales)
     return Storage(name="mxfp4", bits=4, block=_block(weights), scale_bytes=1)
@@ -189,7 +189,7 @@ def _block(weights: Mapping[str, Any]) -> Matrix:
 
 
 def _scheme_of_experts(section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The one group of layers that experts belong to."""
+    """Return the one group of layers that experts belong to."""
     groups = _section("config_groups", section.get("config_groups")) or {}
     schemes = [_section("a group", group) or {} for group in groups.values()]
     linear = [scheme for scheme in schemes if "Linear" in _texts(scheme.get("targets"))]
@@ -200,12 +200,12 @@ def _scheme_of_experts(section: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _num_excepted(section: Mapping[str, Any], layer_ids: Collection[int]) -> int:
-    """In how many of the layers the routed experts are modules that stay unquantised.
+    """Count the layers whose routed experts stay unquantised.
 
     Raises
     ------
     UnknownFactError
-        A regular expression about experts, which is not run since the file may come from anybody.
+        A regular expression matches experts; it is not run, since the file may come from anybody.
     """
     listed = [text for name in _EXCEPTIONS for text in _texts(section.get(name))]
     rules = [text for text in listed if text.startswith("re:")]
@@ -244,5 +244,5 @@ def _pair(name: str, value: Any) -> Matrix:
 
 
 def _group(value: Any) -> int:
-    """Inputs that share a scale; -1 are all."""
+    """Return how many inputs share a scale; -1 means all."""
     return _ALL if value == -1 else check_whole("group_size", value, low=1)

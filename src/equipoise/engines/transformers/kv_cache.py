@@ -1,4 +1,4 @@
-"""How many bytes of KV cache a token takes, by a model's configuration."""
+"""Bytes of KV cache that a token takes, from a model's configuration."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from equipoise.engines.transformers.model_types import ModelType
 def kv_bytes_per_token(
     keys: Keys, model_type: ModelType, num_layers: int, number_bytes: int
 ) -> int:
-    """Bytes that a token takes in the caches of all layers, whole and not split over ranks.
+    """Return the bytes of a token in the caches of all layers, before they are split over ranks.
 
     Layers of sliding or chunked attention count in full, though they free what leaves their window.
 
     Raises
     ------
     UnknownFactError
-        Attention whose cache is of no fixed size a token, or not the same in every engine.
+        The cache has no fixed size per token, or a different one in each engine.
     """
     if model_type.cache:
         raise UnknownFactError(model_type.cache)
@@ -28,7 +28,7 @@ def kv_bytes_per_token(
 
 
 def _numbers_per_token(keys: Keys) -> int:
-    """Numbers that a token leaves in one layer's cache."""
+    """Return how many numbers a token leaves in one layer's cache."""
     if keys.has("kv_lora_rank"):  # latent attention: one vector for all heads
         return keys.whole("kv_lora_rank") + keys.whole("qk_rope_head_dim")
     heads = keys.whole("num_attention_heads", low=1)
@@ -37,12 +37,12 @@ def _numbers_per_token(keys: Keys) -> int:
 
 
 def cache_number_bytes(quantisation: Mapping[str, Any] | None, plain: int) -> int:
-    """Bytes of a number in the cache: that of the weights unless the checkpoint scales it.
+    """Return the bytes of a number in the cache: as in the weights unless the checkpoint scales it.
 
     Raises
     ------
     UnknownFactError
-        A scheme that is not of 8 bits.
+        The scheme does not have 8 bits.
     """
     section = quantisation or {}
     scheme, algorithm = section.get("kv_cache_scheme"), section.get("kv_cache_quant_algo")

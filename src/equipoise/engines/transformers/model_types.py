@@ -1,6 +1,6 @@
-"""What the keys of each model type mean: where its MoE layers are, and how wide an expert is.
+"""The meaning of the keys of each model type: its MoE layers and the width of an expert.
 
-A model type is listed here when its rules were compared with the model that ``transformers``
+A model type is listed here once its rules have been compared with the model that ``transformers``
 builds, or with the code that the model's makers published.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from equipoise.engines.transformers.config_keys import Keys, UnknownFactError
 
 Layers = Callable[[Keys, int], tuple[int, ...]]
-"""Which of a number of layers meet a rule."""
+"""Function that returns the layers that meet a rule, out of a number of layers."""
 
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 TOP_K = (
@@ -50,7 +50,7 @@ def _all_layers(_: Keys, num_layers: int) -> tuple[int, ...]:
 
 
 def _after_dense(keys: Keys, num_layers: int) -> tuple[int, ...]:
-    """After the first dense ones, or as the list of kinds says (DeepSeek, GLM, dots)."""
+    """Return the layers after the first dense ones, or those of the list (DeepSeek, GLM, dots)."""
     if kinds := keys.words("mlp_layer_types", num_layers):
         return tuple(layer for layer, kind in enumerate(kinds) if kind != "dense")
     frequency = keys.get("moe_layer_freq")
@@ -62,7 +62,7 @@ def _after_dense(keys: Keys, num_layers: int) -> tuple[int, ...]:
 
 
 def _every_sparse_step(keys: Keys, num_layers: int) -> tuple[int, ...]:
-    """The last layer of every step, unless it is listed as dense (Qwen)."""
+    """Return the last layer of every step, unless it is listed as dense (Qwen)."""
     step = keys.whole("decoder_sparse_step", default=1, low=1)
     dense = keys.ids("mlp_only_layers", num_layers)
     return tuple(layer for layer in range(step - 1, num_layers, step) if layer not in dense)
@@ -76,7 +76,7 @@ def _listed_or_interleaved(keys: Keys, num_layers: int) -> tuple[int, ...]:
 
 
 def _from_start_to_end(keys: Keys, num_layers: int) -> tuple[int, ...]:
-    """The last layer of every interval in a range whose end may be -1, the last layer (ERNIE)."""
+    """Return the last layer of every interval in a range; its end -1 is the last layer (ERNIE)."""
     start = keys.whole("moe_layer_start_index")
     last = num_layers - 1
     end = last if keys.get("moe_layer_end_index") == -1 else keys.whole("moe_layer_end_index")
@@ -118,27 +118,27 @@ def _needs_layer_types(keys: Keys, _: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelType:
-    """How to read the configuration of a model type.
+    """The rules by which the configuration of a model type is read.
 
     Parameters
     ----------
     moe_layers
-        Which layers are MoE layers.
+        Function that returns the MoE layers.
     width
-        The keys of a routed expert's intermediate size.
+        Keys of a routed expert's intermediate size.
     biases
-        Whether an expert's projections have biases.
+        True if an expert's projections have biases.
     dtype
-        The type of unquantised numbers in the published models, where they do not say it.
+        Type of unquantised numbers in the published models, if they do not state it.
     shared
-        Shared experts of every MoE layer, where the model type alone decides it.
+        Shared experts of every MoE layer, if the model type alone decides it.
     attention_layers
-        Which layers keep keys and values of every token, where ``layer_types`` does not say.
+        Function that returns the layers that cache every token, if ``layer_types`` is missing.
     cache
-        Why the size of its KV cache is not computed; empty if it is.
+        Reason why the size of its KV cache is not computed; empty if it is.
     speculative
-        Why it is not known how many speculative layers there are, where no key says; empty if
-        there are none then.
+        Reason why the number of speculative layers is unknown if no key states it; empty if there
+        are none then.
     """
 
     moe_layers: Layers
@@ -151,12 +151,12 @@ class ModelType:
     speculative: str = ""
 
     def layers_with_cache(self, keys: Keys, num_layers: int) -> tuple[int, int]:
-        """How many layers keep the keys and values of every token, and how many of a window.
+        """Count the layers that cache every token, and those that cache a window of tokens.
 
         Raises
         ------
         UnknownFactError
-            A kind of attention that is not known here.
+            There is a kind of attention that is not known here.
         """
         name = "layers_block_type" if keys.has("layers_block_type") else "layer_types"
         kinds = keys.words(name, num_layers)
@@ -225,4 +225,4 @@ MODEL_TYPES = {
     "qwen3_omni_moe_text": _QWEN,
     "qwen3_vl_moe_text": _QWEN,
 }
-"""By ``model_type``; models that see or hear have that of their language model."""
+"""Rules by ``model_type``; models that see or hear have the type of their language model."""

@@ -1,4 +1,4 @@
-"""What a model does besides its routed experts, by its configuration: for the time of a step."""
+"""The work of a model besides its routed experts, for the time of a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CACHE_NUMBER_BYTES = 2  # bfloat16, what attention kernels read by default
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """One layer's attention: weights, and what a pair of tokens takes."""
+    """One layer's attention: its weights, and the work of a pair of tokens."""
 
     weights: int
     cache_numbers: int
@@ -25,7 +25,7 @@ class _Attention:
 def own_work(
     keys: Keys, *, width: int, num_layers: int, num_moe_layers: int, weight_bytes: int
 ) -> OwnWork:
-    """Attention of all layers, shared experts and dense layers; embeddings are left out.
+    """Return the work of attention, shared experts and dense layers, without embeddings.
 
     Layers of sliding or linear attention count as if they kept every token.
 
@@ -34,12 +34,12 @@ def own_work(
     width
         Intermediate size of a routed expert.
     weight_bytes
-        Bytes of one of these weights.
+        Bytes of one weight outside the routed experts.
 
     Raises
     ------
     UnknownFactError
-        Keys that are missing, or layers that differ.
+        Keys are missing, or layers differ.
     """
     try:
         return _counted(keys, width, num_layers, num_moe_layers, weight_bytes)
@@ -70,7 +70,7 @@ def _counted(
 
 
 def _grouped(keys: Keys, hidden: int) -> _Attention:
-    """Heads that share keys and values in groups."""
+    """Return the attention of heads that share keys and values in groups."""
     heads = keys.whole("num_attention_heads", low=1)
     head_dim = keys.whole("head_dim", default=hidden // heads)
     kv_heads = keys.whole("num_key_value_heads", default=heads)
@@ -84,7 +84,7 @@ def _grouped(keys: Keys, hidden: int) -> _Attention:
 
 
 def _latent(keys: Keys, hidden: int) -> _Attention:
-    """Latent attention (MLA): decode works on the compressed cache, prefill on whole heads."""
+    """Return latent attention (MLA): decode reads the compressed cache, prefill whole heads."""
     heads, rank = keys.whole("num_attention_heads", low=1), keys.whole("kv_lora_rank")
     rope, bare, values = map(keys.whole, ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
     queries = keys.whole("q_lora_rank", default=0)
@@ -104,13 +104,13 @@ def _latent(keys: Keys, hidden: int) -> _Attention:
 
 
 def _dense_width(keys: Keys) -> int:
-    """Intermediate size of the layers without experts."""
+    """Return the intermediate size of the layers without experts."""
     name = "intermediate_size_mlp" if keys.has("intermediate_size_mlp") else "intermediate_size"
     return keys.whole(name, default=0)
 
 
 def _shared_width(keys: Keys, width: int) -> int:
-    """Intermediate size of all shared experts of a layer together."""
+    """Return the intermediate size of all shared experts of a layer together."""
     if keys.has(*SHARED_WIDTH):
         return keys.whole(*SHARED_WIDTH)
     return keys.of_all_layers(*SHARED_EXPERTS) * width if keys.has(*SHARED_EXPERTS) else 0

@@ -1,4 +1,4 @@
-"""Recording what a Hugging Face transformers model routes, while it runs.
+"""Recording of the routing of a Hugging Face transformers model while it runs.
 
 Needs torch and transformers: ``pip install equipoise[capture]``.
 """
@@ -30,17 +30,17 @@ except ImportError as error:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family of models hands tokens to the routed experts of a layer.
+    """The way in which a family of models passes tokens to the routed experts of a layer.
 
-    The recorder listens at the experts, not at the router: what they are given is what is
-    computed, whatever the router did to get there (groups, bias, hashing).
+    The recorder observes the experts, not the router, because the experts' input is what is
+    computed, whatever the router did (groups, bias, hashing).
 
     Parameters
     ----------
     families
-        Where the layout is found, for messages.
+        Names of the model families, for messages.
     choices
-        The argument of the experts module that holds the chosen expert ids, ``(tokens, K)``.
+        Argument of the experts module with the chosen expert ids, ``(tokens, K)``.
         The module states ``num_experts``; a choice outside ``[0, E)`` is none.
     """
 
@@ -60,7 +60,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class _MoeLayer:
-    """One MoE layer of a model: its decoder layer number, its experts, and where ids are passed."""
+    """One MoE layer of a model: its layer number, its experts, and the argument with the ids."""
 
     layer_id: int
     name: str
@@ -78,7 +78,7 @@ class _MoeLayer:
 
 @dataclass
 class _Forward:
-    """What is known of the forward pass under way."""
+    """The facts about the current forward pass."""
 
     num_tokens: int
     counted: torch.Tensor | None  # (tokens,) bool; None counts all
@@ -100,10 +100,10 @@ class _Step:
 
 
 class RoutingRecorder:
-    """Counts the assignments of every expert while a transformers model runs.
+    """A recorder that counts the assignments of every expert while a transformers model runs.
 
-    A context manager: hooks are set on entering and removed on leaving, and the model computes
-    exactly what it computes without them. Every forward pass of ``model`` inside the block is one
+    It is a context manager: hooks are set on entering and removed on leaving. They do not change
+    what the model computes. Every forward pass of ``model`` inside the block is one
     iteration, numbered from 0, and one step of the trace::
 
         with RoutingRecorder(model) as recorder:
@@ -121,15 +121,15 @@ class RoutingRecorder:
     Parameters
     ----------
     model
-        A model of a layout in ``LAYOUTS``, run eagerly: compiled graphs do not call hooks.
+        Model of a layout in ``LAYOUTS``, run eagerly, because compiled graphs do not call hooks.
     token_ids
-        Keep every token's own choices too: ``L K`` bytes a token up to 255 experts, else twice.
+        Flag to keep every token's choices too: ``L K`` bytes per token, twice above 255 experts.
     iterations
-        ``(START, STOP)``: record iterations ``START <= i < STOP`` only.
+        Range ``(START, STOP)``: only iterations ``START <= i < STOP`` are recorded.
     finished_ids
-        Tokens that only sequences which have ended are fed in decode steps (end-of-text and
-        padding tokens): ``generate`` keeps running such sequences until all have ended, under a
-        mask that calls them real. They are not counted.
+        Tokens that only ended sequences are fed in decode steps (end-of-text and padding tokens).
+        ``generate`` keeps running such sequences until all have ended, with a mask that marks them
+        as real. They are not counted.
 
     Raises
     ------
@@ -165,17 +165,17 @@ class RoutingRecorder:
 
     @property
     def num_experts(self) -> int:
-        """``E``, routed experts of a layer."""
+        """Number of routed experts of a layer, ``E``."""
         return self._layers[0].num_experts
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
-        """Decoder layer number of each MoE layer, ascending."""
+        """Decoder layer numbers of the MoE layers, ascending."""
         return tuple(layer.layer_id for layer in self._layers)
 
     @property
     def done(self) -> bool:
-        """Whether the iteration range is complete: nothing more will be recorded."""
+        """Whether the iteration range is complete, so that nothing more is recorded."""
         return self._iterations is not None and self._iteration >= self._iterations[1]
 
     def __enter__(self) -> Self:
@@ -211,12 +211,12 @@ class RoutingRecorder:
             self.domain = before
 
     def trace(self) -> Trace:
-        """What was recorded so far.
+        """Return what was recorded so far.
 
         Raises
         ------
         EquipoiseError
-            Nothing was recorded: no forward pass, or none in the iteration range.
+            No recorded forward pass, possibly because none was in the iteration range.
         """
         if not self._steps:
             raise EquipoiseError(self._why_empty())
@@ -235,7 +235,7 @@ class RoutingRecorder:
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: learn its shape, padding and phase."""
-        self._current = None  # of a pass that raised
+        self._current = None  # drop a pass that raised an error
         if self._in_range():
             given = dict(zip(self._parameters, args, strict=False)) | kwargs
             self._current = self._describe(given)
@@ -264,7 +264,7 @@ class RoutingRecorder:
         )
 
     def _real_tokens(self, mask: Any, batch: int, length: int) -> torch.Tensor | None:
-        """Which of the new tokens are not padding, ``(batch * length,)``; ``None`` for all."""
+        """Tell which new tokens are not padding, ``(batch * length,)``; ``None`` for all."""
         if mask is None:
             return None
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < length:
@@ -285,7 +285,7 @@ class RoutingRecorder:
         return note
 
     def _end(self, *_: Any) -> None:
-        """After a forward pass: turn the choices into counts."""
+        """After a forward pass: convert the choices to counts."""
         if self._current is not None:
             self._steps.append(self._finish(self._current))
             self._current = None
@@ -315,7 +315,7 @@ class RoutingRecorder:
         )
 
     def _gather(self, layer: _MoeLayer, forward: _Forward) -> NDArray[np.int16]:
-        """The choices of one layer in the whole forward pass, ``(tokens, K)``."""
+        """Join the choices of one layer in the whole forward pass, ``(tokens, K)``."""
         parts = forward.choices.get(layer.layer_id)
         if parts is None:
             raise EquipoiseError(
@@ -364,7 +364,7 @@ class RoutingRecorder:
 
 
 def _find_layers(model: nn.Module) -> list[_MoeLayer]:
-    """Every MoE layer of a known layout, by decoder layer number."""
+    """Find every MoE layer of a known layout, by decoder layer number."""
     found: dict[int, _MoeLayer] = {}
     for name, module in model.named_modules():
         layer = _as_layer(name, module)
@@ -393,7 +393,7 @@ def _find_layers(model: nn.Module) -> list[_MoeLayer]:
 
 
 def _as_layer(name: str, module: nn.Module) -> _MoeLayer | None:
-    """The MoE layer whose experts this module is, if it is such a module."""
+    """Return the MoE layer whose experts this module is, if any."""
     num_experts = getattr(module, "num_experts", None)
     layer_id = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)  # the first index: the decoder layer
     if not isinstance(num_experts, int) or layer_id is None:
@@ -409,7 +409,7 @@ def _as_layer(name: str, module: nn.Module) -> _MoeLayer | None:
 
 
 def _count(ids: NDArray[np.integer], num_experts: int) -> NDArray[np.int32]:
-    """Assignments ``(L, E)`` from ids ``(tokens, L, K)``; id ``E`` counts for nothing."""
+    """Count assignments ``(L, E)`` from ids ``(tokens, L, K)``; id ``E`` is not counted."""
     num_layers, width = ids.shape[1], num_experts + 1
     bins = ids.astype(np.int64) + width * np.arange(num_layers)[:, None]
     counts = np.bincount(bins.ravel(), minlength=num_layers * width)
@@ -426,7 +426,7 @@ def check_iterations(iterations: tuple[int, int] | None) -> None:
 
 
 def _check_not_distributed(model: nn.Module) -> None:
-    """Refuse expert parallelism: a process then sees its own experts' ids, renumbered."""
+    """Refuse expert parallelism, where a process sees only its own experts' renumbered ids."""
     config = getattr(getattr(model, "config", None), "distributed_config", None)
     ep_size = getattr(config, "ep_size", None) or 1
     if ep_size > 1 or getattr(config, "enable_expert_parallel", False):

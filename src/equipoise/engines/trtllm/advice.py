@@ -1,4 +1,4 @@
-"""What goes wrong when TensorRT-LLM is started: facts by release, one check each."""
+"""Checks of how TensorRT-LLM is started, with facts by release."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ OLD_PLACES = {
     ("pytorch_backend_config", "moe_load_balancer"): BALANCER,
     ("pytorch_backend_config", "enable_attention_dp"): (ATTENTION,),
 }
-"""Where releases before 1.0 have settings, and where they went."""
+"""Places of settings in releases before 1.0, and their later places."""
 
 BACKENDS = (
     "AUTO",
@@ -160,7 +160,7 @@ def size(case: Case, name: str) -> int:
 
 
 def place(case: Case) -> tuple[str, ...] | None:
-    """Where the launch has a load balancer, if it has one."""
+    """Return the place where the launch has a load balancer, if it has one."""
     old = (path for path, now in OLD_PLACES.items() if now == BALANCER)
     return next((path for path in (BALANCER, *old) if case.has(*path)), None)
 
@@ -232,7 +232,7 @@ def check_places(case: Case) -> Iterator[Finding]:
 
 
 def check_needs(case: Case) -> Iterator[Finding]:
-    """What the balancer needs."""
+    """Needs of the balancer."""
     where = place(case)
     if where is None:
         return

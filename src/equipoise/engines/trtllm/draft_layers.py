@@ -1,4 +1,4 @@
-"""Rows for speculative (MTP) layers, which run after the decoder layers and are seldom recorded."""
+"""Rows of speculative (MTP) layers, which run after the decoder layers and are seldom recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from equipoise.placement import Placement
 
 
 def default_row(num_experts: int, num_slots: int, num_ranks: int) -> NDArray[np.int64]:
-    """The slots of a layer as TensorRT-LLM fills them without a map, ``(S,)``.
+    """Return the slots of a layer as TensorRT-LLM fills them without a map, ``(S,)``.
 
     Rank ``r`` holds ``S / R`` experts in a row, from ``r E // R`` on and around the end.
     """
@@ -21,10 +21,10 @@ def default_row(num_experts: int, num_slots: int, num_ranks: int) -> NDArray[np.
 
 
 def with_draft_layers(placement: Placement, layer_ids: Sequence[int]) -> Placement:
-    """The placement with rows for further layers, which come after its own.
+    """Return the placement with rows for further layers, which come after its own.
 
-    Nothing is known of their load: experts of different layers have nothing in common but their
-    number. So they are laid out as the engine lays out a layer without a map.
+    Nothing is known of their load, because experts of different layers share only their number.
+    Their experts are therefore placed as the engine places them in a layer without a map.
     """
     row = default_row(placement.num_experts, placement.num_slots, placement.num_ranks)
     return Placement(

@@ -1,4 +1,4 @@
-"""What each option of TensorRT-LLM moves, for a checklist; of 1.3."""
+"""The effect of each option of TensorRT-LLM 1.3, for a checklist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to start TensorRT-LLM with a placement file."""
+"""Flags and files that start TensorRT-LLM with a placement file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ARCHITECTURES = (
     "Qwen3_5MoeForCausalLM",
     "Qwen3_5MoeForConditionalGeneration",
 )
-"""What the engine balances (``main``); a model of any other architecture runs unbalanced."""
+"""Architectures that the engine balances (``main``); all other models run unbalanced."""
 
 UNBALANCED_BACKENDS = ("VANILLA", "TRITON", "MARLIN")
 MAX_SLOTS = 32767  # the routing kernel's slots are int16
@@ -47,7 +47,7 @@ ROWS_NOTE = "Every MoE layer the engine runs needs a row, speculative (MTP) laye
 
 @dataclass(frozen=True)
 class _Release:
-    """Where a release takes its options, and where in them the map and the MoE backend stand."""
+    """The places where a release reads its options, the map and the MoE backend."""
 
     flag: str
     map_at: tuple[str, ...]
@@ -76,24 +76,25 @@ RELEASES = Releases(
 
 
 def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_DEFAULTS) -> Launch:
-    """Flags and options file that make TensorRT-LLM load a static placement.
+    """Return flags and options file with which TensorRT-LLM loads a static placement.
 
     Parameters
     ----------
     placement
-        What the map holds.
+        Placement that the map holds.
     map_name
-        Path of the map as the engine's processes will see it.
+        Path of the map for the engine's processes.
     options
-        The version, ``main`` if ``None``; the model; the architecture, that of the model if
-        ``None``; the MoE backend. ``first-era`` are the builds whose options file has a section
+        Version (``None``: ``main``), model, architecture (``None``: that of the model) and MoE
+        backend. The version ``first-era`` means the builds whose options file has a section
         ``pytorch_backend_config``.
 
     Raises
     ------
     EquipoiseError
-        What the engine would ignore in silence or fail on: one rank, an architecture or a backend
-        it does not balance, more slots or experts than its kernels address.
+        The engine would ignore the map in silence or fail: there is one rank, the engine does not
+        balance the architecture or the backend, or its kernels cannot address that number of slots
+        or experts.
     """
     name, release = RELEASES.choose(options.version)
     check_expert_parallel("TensorRT-LLM", placement, "ignores maps without expert parallelism")
@@ -133,7 +134,7 @@ def _check_limits(placement: Placement) -> None:
 
 
 def _architecture(options: LaunchOptions) -> str | None:
-    """The model's architecture, if it is known; a refusal of one that runs unbalanced."""
+    """Return the model's architecture, if it is known; raise for one that runs unbalanced."""
     read = None if options.model is None else options.model.architecture
     architecture = options.architecture or read
     if options.model is not None and read not in (None, architecture):
@@ -149,7 +150,7 @@ def _architecture(options: LaunchOptions) -> str | None:
 
 
 def _backend_place(version: str, release: _Release, backend: str) -> tuple[str, ...]:
-    """Where the options name the MoE backend, or a refusal."""
+    """Return the place where the options name the MoE backend; raise if there is none."""
     if backend.upper() in UNBALANCED_BACKENDS:
         raise EquipoiseError(
             f"The MoE backend {backend} does not support load balancing; choose one other than "

@@ -1,8 +1,8 @@
 """First-era TensorRT-LLM dumps: pickles of ``{(iteration, layer): tensor}``, read without torch.
 
-A pickle is a program. This reader first walks through it and refuses every instruction that dicts
-of tensors have no use for; what then runs can call three harmless things: an ordered dict, and our
-own stand-ins for the two functions that torch rebuilds a tensor with.
+A pickle is a program. This reader first goes through it and refuses every instruction that dicts
+of tensors do not need. The pickle can then call three harmless things only: an ordered dict, and
+our own replacements of the two functions with which torch rebuilds a tensor.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _OPCODES = frozenset(
 
 
 def load_vectors(path: Path) -> dict[tuple[int, int], NDArray[np.generic]]:
-    """The vectors of a rank by (iteration, layer).
+    """Return the vectors of a rank by (iteration, layer).
 
     Raises
     ------
     FormatError
-        A pickle that names anything but plain tensors, a damaged one, or another content.
+        The pickle names something other than plain tensors, is damaged or has other content.
     """
     try:
         with path.open("rb") as file:
@@ -90,7 +90,7 @@ def _checked(path: Path, content: object) -> dict[tuple[int, int], NDArray[np.ge
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors on the way in and nothing else."""
+    """Unpickler that knows tensors and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -104,7 +104,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StorageUnpickler(pickle.Unpickler):
-    """The parts of a storage in torch's stream format: plain values and one persistent id."""
+    """Unpickler of the parts of a storage: plain values and one persistent id."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module != "torch" or name not in _STORAGE_DTYPES:
@@ -116,7 +116,7 @@ class _StorageUnpickler(pickle.Unpickler):
 
 
 def _load_storage(data: bytes) -> NDArray[np.generic]:
-    """The values of a storage: five pickles (three of them preamble), a length, the bytes."""
+    """Read a storage's values: five pickles (the first three a preamble), a length, the bytes."""
     stream = io.BytesIO(data)
     _, _, system, described, _ = (_load(_StorageUnpickler, stream) for _ in range(5))
     if not system["little_endian"]:
@@ -137,7 +137,7 @@ def _rebuild_tensor(
     stride: tuple[int, ...],
     *_: object,
 ) -> NDArray[np.generic]:
-    """A contiguous vector of a storage; anything else is not in these dumps."""
+    """Return a contiguous vector of a storage; these dumps hold nothing else."""
     if len(size) != 1 or stride != (1,) or not 0 <= offset <= offset + size[0] <= len(storage):
         raise pickle.UnpicklingError(f"it holds a tensor of shape {size} and stride {stride}")
     return storage[offset : offset + size[0]]

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's placement file: the YAML that ``moe_config.load_balancer`` names or holds.
+"""TensorRT-LLM's placement file: YAML that the option ``moe_config.load_balancer`` names or holds.
 
 Rules T1 to T7: ``equipoise explain maps``.
 """
@@ -38,7 +38,7 @@ OPTIONS_FILE_SECTIONS = (
     ("moe_config", "load_balancer"),
     ("pytorch_backend_config", "moe_load_balancer"),
 )
-"""Where the balancer's section is in a file of all the engine's options."""
+"""Place of the balancer's section in a file of all the engine's options."""
 _RECORD = "record_type"  # vLLM's record is YAML as well
 _SIGNATURE = r"^\s*(?:initial_global_assignments|num_slots|layer_updates_per_iter)\s*:"
 _RULES = Rules(ids="T4", missing="T4", width="T3", slots="T2", stated="T2", redundancy="T2")
@@ -60,9 +60,9 @@ def write(
     Parameters
     ----------
     context
-        Not needed: the layer keys are the placement's layer ids.
+        Not used: the layer keys are the placement's layer ids.
     layer_updates_per_iter
-        Layers the engine re-plans per iteration; 0 keeps the placement as it is.
+        Number of layers that the engine re-plans per iteration; 0 keeps the placement as it is.
     """
     del context
     rows = zip(placement.layer_ids, placement.slots.tolist(), strict=True)
@@ -72,19 +72,19 @@ def write(
 
 
 def write_online(path: Path, context: MapContext, *, layer_updates_per_iter: int) -> None:
-    """Write a file without assignments: the engine places the experts itself, while it runs.
+    """Write a file without assignments, with which the engine places the experts while it runs.
 
     Parameters
     ----------
     context
-        The deployment: ranks, experts and redundant slots.
+        Deployment: ranks, experts and redundant slots.
     layer_updates_per_iter
-        Layers the engine re-plans per iteration, 1 or more.
+        Number of layers that the engine re-plans per iteration, 1 or more.
 
     Raises
     ------
     EquipoiseError
-        Sizes that the engine would refuse, or no updates: then nothing would ever be balanced.
+        The engine would refuse the sizes, or there are no updates, so that nothing is balanced.
     """
     assert context.num_experts is not None
     assert context.num_redundant is not None
@@ -102,7 +102,7 @@ def write_online(path: Path, context: MapContext, *, layer_updates_per_iter: int
 
 
 def _sizes(num_slots: int, layer_updates_per_iter: int) -> str:
-    """The lines on sizes, which every file has."""
+    """Return the lines with sizes, which every file has."""
     if not is_int(layer_updates_per_iter) or layer_updates_per_iter < 0:
         raise EquipoiseError(
             f"layer_updates_per_iter is {describe(layer_updates_per_iter)}; expected 0 or more."
@@ -111,18 +111,18 @@ def _sizes(num_slots: int, layer_updates_per_iter: int) -> str:
 
 
 def iterations_to_refresh(num_layers: int, layer_updates_per_iter: int) -> int:
-    """Iterations until every layer was re-planned once, by the engine's round of groups."""
+    """Return the number of iterations in which the engine re-plans every layer once."""
     groups = -(-num_layers // layer_updates_per_iter)
     return groups + (num_layers % groups == 0)  # equal groups are followed by an idle iteration
 
 
 def _load(path: Path) -> tuple[Any, list[Any]]:
-    """The document and the keys given twice."""
+    """Return the document, and the keys that it has twice."""
     return parse_yaml(read_text(path, max_entries=_MAX_ENTRIES), str(path))
 
 
 def _section(document: Any) -> Any:
-    """The load balancer's own section, where the document is a whole options file."""
+    """Return the load balancer's section if the document is a whole options file."""
     for part, key in OPTIONS_FILE_SECTIONS:
         if isinstance(document, dict) and isinstance(document.get(part), dict):
             return document[part].get(key)
@@ -197,14 +197,14 @@ def _unknown_keys(section: dict[Any, Any], *, online: bool) -> list[Finding]:
 
 
 def _layer(key: object) -> int | str:
-    """A layer's number; the engine reads one in quotes as well."""
+    """Return a layer's number; like the engine, accept one in quotes."""
     if isinstance(key, str) and re.fullmatch(r"[0-9]{1,6}", key):
         return int(key)
     return key if is_int(key) else str(key)
 
 
 def _num_slots(value: object) -> int | None:
-    """The slots as the engine reads them: text and whole floats become integers."""
+    """Return the number of slots as the engine reads it: text and whole floats become integers."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**31:
@@ -282,7 +282,7 @@ def _check(raw: RawMap, context: MapContext) -> list[Finding]:
 
 
 def _check_layers(raw: RawMap, layer_ids: tuple[int, ...] | None) -> list[Finding]:
-    """A layer too many is a warning: the engine never looks at it."""
+    """Warn of a layer that the model does not have: the engine never reads it."""
     return [
         replace(finding, severity=Severity.WARNING) if finding.layer in raw.layer_keys else finding
         for finding in check_layer_keys(raw, layer_ids, "T5", _LAYERS_REMEDY)
@@ -290,7 +290,7 @@ def _check_layers(raw: RawMap, layer_ids: tuple[int, ...] | None) -> list[Findin
 
 
 def _check_online(raw: RawMap, context: MapContext) -> list[Finding]:
-    """The sizes of a file without assignments, as far as they are known."""
+    """Check the sizes of a file without assignments, as far as they are known."""
     slots, ranks, experts = raw.num_slots, context.num_ranks, context.num_experts
     if slots is None:  # told by _check_num_slots
         return []
@@ -322,7 +322,7 @@ def _check_limits(raw: RawMap, context: MapContext) -> list[Finding]:
 
 
 def _to_placement(raw: RawMap, context: MapContext) -> Placement:
-    """The layers of the file, or those of the model where these are known."""
+    """Return the layers of the file, or those of the model if these are known."""
     if not raw.rows:
         raise EquipoiseError(
             "holds no assignments, so it is not a map: the engine places the experts itself. "

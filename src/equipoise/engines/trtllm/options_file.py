@@ -22,15 +22,15 @@ _FIRST_ERA = "pytorch_backend_config"
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What decides how many tokens the engine sends to its experts at once; ``None``: not known.
+    """The limits on the tokens that the engine sends to its experts at once; ``None``: not known.
 
     Parameters
     ----------
     max_batch_size
         Most requests that a rank decodes together.
     rank_assignments
-        Assignments that a rank has room for in a chunk. A token that chose two experts of one rank
-        counts twice.
+        Number of assignments that a rank has room for in a chunk. A token that chose two experts of
+        one rank counts twice.
     """
 
     max_batch_size: int | None = None
@@ -40,26 +40,26 @@ class Capacity:
 def options_text(
     launch: Launch, placement: Placement, recording: Trace | None, capacity: Capacity
 ) -> str:
-    """The options file: what ``launch`` asks for, CUDA graphs, and the largest chunk.
+    """Return the options file: the options of ``launch``, CUDA graphs and the largest chunk.
 
-    The engine serves a step in one chunk while it has at most that number of tokens, all ranks
-    together (``moe_max_num_tokens``): the batches of all ranks, but no more than the busiest rank
-    has room for, judged by the recording.
+    The largest chunk is ``moe_max_num_tokens``, the number of tokens of all ranks together up to
+    which the engine serves a step in one chunk. It is set to the batches of all ranks, but to no
+    more than the busiest rank has room for, judged by the recording.
 
     Parameters
     ----------
     launch
-        Flags and files for the map.
+        Flags and files that load the map.
     placement
-        What the map holds.
+        Placement that the map holds.
     recording
-        Loads that tell what the busiest rank gets; ``None``: not known.
+        Trace from which the load of the busiest rank follows; ``None``: not known.
 
     Raises
     ------
     EquipoiseError
-        A version whose options file is not known; room for assignments without a recording that
-        states ``top_k``, or for less than a token.
+        The version's options file is not known; or room for assignments is given without a
+        recording that states ``top_k``, or there is room for less than a token.
     """
     if not launch.files:
         raise EquipoiseError(
@@ -82,14 +82,14 @@ def options_text(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Most tokens of a chunk, all ranks together, ``None`` for the engine's own; and the reason."""
+    """Most tokens of a chunk, all ranks together (``None``: the engine decides), and the reason."""
 
     max_num_tokens: int | None
     reason: str
 
 
 def _add(content: dict[str, Any], batch: int | None, most: _Chunk) -> dict[str, str]:
-    """Add graphs and the largest chunk, as the release spells them; return the reasons by key."""
+    """Add graphs and the largest chunk under the release's names; return the reasons by key."""
     graphs = (
         "Decoding steps of up to 128 requests a rank run as CUDA graphs, the engine's own default."
         if batch is None
@@ -149,13 +149,13 @@ def _largest_chunk(placement: Placement, recording: Trace | None, capacity: Capa
 
 @dataclass(frozen=True)
 class _Busiest:
-    """What the busiest rank gets on a map, in some steps of a recording."""
+    """The load of the busiest rank with a map, in some steps of a recording."""
 
     placement: Placement
     steps: Trace
 
     def text(self, tokens: int | None) -> str:
-        """A sentence on its part, and on what that is of a chunk of that number of tokens."""
+        """Return a sentence on the busiest rank's share, and on its assignments in such a chunk."""
         least = int(self.steps.counts.sum(axis=2, dtype=np.int64).max(axis=1).min())
         shares = busiest_shares(self.steps.counts, self.placement)
         step, row = np.unravel_index(int(shares.argmax()), shares.shape)
@@ -171,7 +171,7 @@ class _Busiest:
         return f"{told}: {round(share * tokens * K):,} of the {tokens * K:,} of such a chunk."
 
     def fitting_tokens(self, rank_assignments: int) -> int:
-        """Most tokens of a chunk of which a rank gets no more than it has room for."""
+        """Return the most tokens of a chunk of which no rank gets more than it has room for."""
         if self.steps.top_k is None:
             raise EquipoiseError(
                 "The recording does not state the choices per token, which "
@@ -186,10 +186,11 @@ class _Busiest:
 
 
 def _busiest(placement: Placement, recording: Trace, tokens: int | None) -> _Busiest | None:
-    """By the steps of at least that number of tokens, since a few are shared by chance alone.
+    """Return the busiest rank's load in the steps of at least that number of tokens.
 
-    By the largest if none has so much, by those of the mean size and more if the tokens are not
-    known; ``None`` if there is no load.
+    Smaller steps are left out, since chance alone makes few tokens uneven. If no step is that
+    large, the largest ones count; if the numbers of tokens are not known, those of at least the
+    mean size. The result is ``None`` if there is no load.
     """
     size = recording.counts.sum(axis=2, dtype=np.int64).max(axis=1)
     if not size.any():

@@ -1,4 +1,4 @@
-"""The files of a TensorRT-LLM dump: which there are, what their keys say, where values lie."""
+"""The files of a TensorRT-LLM dump, with their keys and the places of their values."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ KEY = re.compile(r"(\d{1,15})_(\d{1,9})")
 
 @dataclass(frozen=True, eq=False)
 class RankFile:
-    """The keys of one rank's file, ``n`` of them, and where their values are.
+    """The ``n`` keys of one rank's file, and the places of their values.
 
     Parameters
     ----------
     path, rank
-        The file and whose it is.
+        File, and the rank that wrote it.
     iteration, layer
-        What the keys say, ``(n,)``.
+        Iteration and layer of each key, ``(n,)``.
     shapes
         Shape of each value, ``(n, axes)``.
     begin
@@ -44,9 +44,9 @@ class RankFile:
     dtype
         Type of the values.
     half
-        Which half precision they are stored in, if one: then ``dtype`` is float32.
+        Half-precision type in which they are stored, if any; ``dtype`` is float32 then.
     loaded
-        The values, where the file is a pickle: ``begin`` then counts them from 0.
+        Values, if the file is a pickle; ``begin`` then counts them from 0.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class RankFile:
         return len(self.iteration)
 
     def key(self, i: int) -> str:
-        """The name of a value."""
+        """Return the name of a value in the file."""
         return f"{self.iteration[i]}_{self.layer[i]}"
 
     def values(self) -> Sequence[NDArray[Any]] | NDArray[Any]:
-        """All values, in one array if their shapes agree; the file is mapped only for the read."""
+        """Read all values, into one array if their shapes agree; the file is unmapped again."""
         if self.loaded is not None:
             return [self.loaded[i] for i in self.begin]
         if not self.half:
@@ -93,7 +93,7 @@ class RankFile:
         return [data[at : at + n].view(dtype).reshape(shape) for at, n, shape in places]
 
     def take(self, keep: NDArray[np.bool_]) -> RankFile:
-        """Only the keys that are to be kept, ``(n,)``."""
+        """Return the file with the keys that ``keep`` marks, ``(n,)``."""
         return replace(
             self,
             iteration=self.iteration[keep],
@@ -113,7 +113,7 @@ class Grid:
 
     @classmethod
     def of(cls, files: Sequence[RankFile]) -> Grid:
-        """The smallest grid that holds every key of the files."""
+        """Return the smallest grid that holds every key of the files."""
         return cls(
             np.unique(np.concatenate([f.iteration for f in files])),
             max(f.rank for f in files) + 1,
@@ -126,12 +126,12 @@ class Grid:
         return len(self.iterations), self.num_ranks, len(self.layers)
 
     def cut(self, file: RankFile) -> RankFile:
-        """Only the keys of a file that the grid has; none of a rank beyond it."""
+        """Return a file with only the keys that the grid has."""
         keep = np.isin(file.iteration, self.iterations) & np.isin(file.layer, self.layers)
         return file.take(keep & (file.rank < self.num_ranks))
 
     def cells(self, file: RankFile) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Row along the iterations and the layers of every key of a file."""
+        """Return the positions of every key of a file along iterations and layers."""
         return (
             np.searchsorted(self.iterations, file.iteration),
             np.searchsorted(self.layers, file.layer),
@@ -139,7 +139,7 @@ class Grid:
 
 
 def numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    """Files of a directory whose whole name fits, by the rank in it, ascending."""
+    """Return the files of a directory whose whole name matches, by the rank in it, ascending."""
     found = ((pattern.fullmatch(file.name), file) for file in directory.iterdir())
     return dict(sorted((int(match[1]), file) for match, file in found if match))
 
@@ -147,7 +147,7 @@ def numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 def rank_vectors(
     iterations: NDArray[np.int64], layer_ids: Sequence[int], counts_TLE: NDArray[np.integer]
 ) -> dict[str, NDArray[np.int64]]:
-    """One rank's counts under the keys of its file, as the engine stores them."""
+    """Return one rank's counts by the keys of its file, as the engine stores them."""
     return {
         f"{iteration}_{layer}": counts_TLE[t, i].astype(np.int64)
         for t, iteration in enumerate(iterations.tolist())
@@ -156,12 +156,12 @@ def rank_vectors(
 
 
 def meta_text(num_experts: int, top_k: int | None) -> str:
-    """The content of ``meta_info.json``, byte for byte as the engine writes it."""
+    """Return the content of ``meta_info.json``, byte for byte as the engine writes it."""
     return f'{{"num_experts": {num_experts}, "num_experts_per_token": {top_k}}}'
 
 
 def open_rank_files(path: Path, *, allow_pickle: bool) -> tuple[list[RankFile], list[RankFile]]:
-    """The rank files of counts, and those of the tokens' own choices; each may be empty."""
+    """Open the rank files of counts, and those of the tokens' choices; each list may be empty."""
     pickles, counts = numbered(path, PICKLES), numbered(path, COUNTS)
     chosen = numbered(path, CHOSEN) or numbered(path, RAW)
     if pickles and (counts or chosen):
@@ -181,7 +181,7 @@ def open_rank_files(path: Path, *, allow_pickle: bool) -> tuple[list[RankFile], 
 
 
 def during(path: Path, files: list[RankFile], iterations: tuple[int, int] | None) -> list[RankFile]:
-    """The files with the keys of iterations ``[first, past the last)`` only."""
+    """Return the files with the keys of iterations ``[start, stop)`` only."""
     everything = np.unique(np.concatenate([file.iteration for file in files]))
     if not len(everything):
         raise FormatError(f"{path} holds rank files without any key; the run recorded nothing.")
@@ -197,7 +197,7 @@ def during(path: Path, files: list[RankFile], iterations: tuple[int, int] | None
 
 
 def _index(item: tuple[int, Path], axes: int) -> RankFile:
-    """The keys of a safetensors file whose values are vectors (1 axis) or choices (2 axes)."""
+    """Read the keys of a safetensors file whose values are vectors (1 axis) or choices (2 axes)."""
     rank, path = item
     file = open_tensor_file(path)
     tensors = file.tensors
@@ -251,10 +251,10 @@ def _index_pickle(item: tuple[int, Path]) -> RankFile:
 
 
 def by_stage(files: list[RankFile]) -> tuple[list[RankFile], tuple[str, ...]]:
-    """The files with the ranks of pipeline stages counted from 0 in each, and a note.
+    """Return the files with ranks counted from 0 in each pipeline stage, and a note.
 
-    With expert parallelism alone every rank has every layer. Ranks whose layers are disjoint are
-    stages of a pipeline: the first rank of each stage is one and the same expert-parallel rank.
+    With expert parallelism alone, every rank has every layer. Ranks with disjoint layers belong to
+    different stages of a pipeline; the first ranks of all stages are the same expert-parallel rank.
     """
     layers = {file.rank: tuple(np.unique(file.layer).tolist()) for file in files if len(file)}
     stages: dict[tuple[int, ...], list[int]] = {}

@@ -1,4 +1,4 @@
-"""Which copy TensorRT-LLM sends a token to."""
+"""TensorRT-LLM: the rule by which it chooses the copy for a token."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BLOCK = 1024
 class Trtllm(EngineRule):
     """TensorRT-LLM: the copies of an expert take turns within blocks of 1,024 choices.
 
-    Copy number ``(block + rank + earlier choices of the expert in the block) mod copies``; the
-    choices of a rank's tokens in one line, token by token.
+    A choice goes to copy number ``(block + rank + earlier choices of the expert in the block) mod
+    copies``. Blocks are cut from the choices of a rank's tokens, token by token.
 
     Parameters
     ----------
     attention_dp
-        Attention is data-parallel, which online balancing needs: turns begin at the rank's number.
-        Without it they begin at 0 everywhere.
+        True if attention is data-parallel, as online balancing needs it: turns then begin at the
+        rank's number. Otherwise they begin at 0 on all ranks.
     """
 
     name: ClassVar[str] = "trtllm"
@@ -66,9 +66,9 @@ class Trtllm(EngineRule):
     def slot_shares(
         self, load_LRE: NDArray[np.float64], placement: Placement
     ) -> NDArray[np.float64]:
-        """As if all of a rank's choices were in one block: exact up to 1,024 of them.
+        """Return shares as if all choices of a rank were in one block: exact up to 1,024 choices.
 
-        Beyond, every block gives a copy less than one assignment more or less than an even share.
+        With more, every block gives a copy an even share, give or take less than one assignment.
         """
         copies_LRS = copies_of_slots(placement)[:, None]
         first = self._first_turn(np.arange(placement.num_ranks))

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM's scripts read: a folder of statistics, and a part of its iterations."""
+"""The input of TensorRT-LLM's scripts: a folder of statistics, or part of its iterations."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FOREVER = 1 << 53
 def read_statistic(
     path: Path, start: int | None, stop: int | None, progress: Progress = no_progress
 ) -> Trace:
-    """Read a folder as the engine's scripts do: with the experts that it states, loaded or not.
+    """Read a folder as the engine's scripts do, with all stated experts, whether loaded or not.
 
     Parameters
     ----------
     start, stop
-        First and past-the-last iteration; ``None``: all that were recorded on that side.
+        First and past-the-last iteration; ``None``: no limit on that side.
 
     Raises
     ------
     FormatError
-        What ``read_trace`` refuses.
+        ``read_trace`` refuses the folder.
     EquipoiseError
-        Iterations were asked for that were not recorded.
+        Some of the iterations were not recorded.
     """
     wanted = None
     if start is not None or stop is not None:
@@ -49,5 +49,5 @@ def read_statistic(
 
 
 def num_rank_files(path: Path) -> int:
-    """The number of rank files, which the scripts take for the expert-parallel size."""
+    """Return the number of rank files, which the scripts take as the expert-parallel size."""
     return len(numbered(path, COUNTS) or numbered(path, CHOSEN) or numbered(path, RAW))

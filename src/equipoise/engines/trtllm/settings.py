@@ -20,14 +20,14 @@ from equipoise.errors import EquipoiseError, FormatError
 
 
 def _file_of_map(value: Any, facts: Facts) -> Path | None:
-    """The file of the options, which is a map itself."""
+    """Return the options file, which is a map itself."""
     if value is not None and facts.file is None:
         raise EquipoiseError("a map is read from a file; put the options in a file and name that.")
     return None if value is None else facts.file
 
 
 def together(found: Found, _by: Mapping[str, str]) -> Found:
-    """Without updates a map is static, and without a map nothing would happen."""
+    """Refuse 0 updates without a map: the map would be static, so nothing would happen."""
     found = {"layers_per_step": 0} | found
     if found["layers_per_step"] == 0 and found.get("map_path") is None:
         raise EquipoiseError(

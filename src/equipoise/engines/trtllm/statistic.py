@@ -1,7 +1,7 @@
-"""TensorRT-LLM's way to ask for a recording, by two environment variables, for our own server.
+"""Recordings of our own server, asked for by TensorRT-LLM's two environment variables.
 
-The files are in the released layout (V1 in ``equipoise explain traces``). As in the engine, what is
-counted are slots: the experts, as long as the model is served without redundant ones and in order.
+The files have the released layout (V1 in ``equipoise explain traces``). As in the engine, slots are
+counted; they are the experts if the model is served in order and without redundant experts.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ DEFAULT_PATH = "expert_statistic"
 
 
 def recording_asked_for(environment: Mapping[str, str]) -> SlotRecording | None:
-    """What the environment asks to record; ``None`` if it does not name iterations.
+    """Return the recording that the environment asks for; ``None`` if it names no iterations.
 
-    Every process of a server calls it before any of them serves.
+    Every process of a server calls it before any of them starts to serve.
 
     Raises
     ------
     EquipoiseError
-        Iterations that are not ``START-STOP``; a folder that cannot be made or holds the files of
-        another recording, which would be mixed with these.
+        The iterations are not ``START-STOP``; or the folder cannot be made, or it holds the files
+        of another recording, with which these would be mixed.
     """
     asked = environment.get(RANGE)
     if asked is None:
@@ -66,7 +66,7 @@ def recording_asked_for(environment: Mapping[str, str]) -> SlotRecording | None:
 
 
 def write_rank(folder: Path, recorded: RankRecording) -> None:
-    """Write one rank's file, whole or not at all, and on rank 0 the file that goes with all.
+    """Write one rank's file, whole or not at all, and on rank 0 the file that belongs to all.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from equipoise.trace import Trace
 
 @dataclass(frozen=True, kw_only=True)
 class TrtllmTarget(MapTarget):
-    """Where and how to write the map of a plan for TensorRT-LLM.
+    """The files to which the map of a plan is written for TensorRT-LLM.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class TrtllmTarget(MapTarget):
     options_file
         File for the options with which the engine loads the map; ``None``: none is written.
     capacity
-        What decides the size of a chunk in the options file.
+        Limits that decide the size of a chunk in the options file.
     """
 
     format: str = maps.FORMAT.name
@@ -49,12 +49,12 @@ class TrtllmTarget(MapTarget):
         return with_draft_layers(placement, self._mtp_layer_ids(placement))
 
     def flags(self, placement: Placement, recording: Trace) -> Launch:
-        """How to start the engine, with the options file as it will be written."""
+        """Return how to start the engine, with the options file as it will be written."""
         recorded = placement.rows(range(placement.num_layers - self.mtp_layers))
         return self._flags(placement, self._notes(recorded), recorded, recording)
 
     def write(self, plan: Plan, recording: Trace) -> WrittenMap:
-        """As for any engine, and the options file if one is wanted."""
+        """Write the map as for any engine, and the options file if one is wanted."""
         return self._with_options(super().write(plan, recording))
 
     def write_online(self, num_experts: int, num_slots: int, num_ranks: int) -> WrittenMap:
@@ -97,7 +97,7 @@ class TrtllmTarget(MapTarget):
         return replace(flags, command=(*flags.command[:-1], name), files=((name, text),))
 
     def _notes(self, recorded: Placement) -> tuple[str, ...]:
-        """What the file does that a map of the recorded layers, kept as it is, does not."""
+        """Return notes on effects of the file beyond those of a fixed map of recorded layers."""
         notes = []
         if self.mtp_layers:
             layers = numbered(self._mtp_layer_ids(recorded))

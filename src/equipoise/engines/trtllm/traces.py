@@ -164,7 +164,7 @@ def _write_rank_files(trace: Trace, folder: Path) -> None:
 
 
 def read_meta(path: Path) -> tuple[_Meta, tuple[str, ...]]:
-    """What ``meta_info.json`` states, and notes if it is missing or states nothing."""
+    """Read ``meta_info.json``, and return notes if it is missing or states nothing."""
     missing = "the length of the vectors stands for num_experts, and top_k is not known."
     if not path.exists():
         return _Meta(), (f"There is no {META}: {missing}",)
@@ -393,7 +393,7 @@ def _placement_rows(grid: Grid, placement: Placement) -> list[int]:
 
 
 def _raggedness(files: Sequence[RankFile], grid: Grid) -> tuple[str, ...]:
-    """What a full product of iterations, ranks and layers would have and this dump has not."""
+    """Return notes on combinations of iteration, rank and layer that the dump lacks."""
     notes: list[str] = []
     present = {file.rank for file in files}
     missing = [rank for rank in range(grid.num_ranks) if rank not in present]

@@ -1,4 +1,4 @@
-"""What goes wrong when vLLM is started: facts by release, one check each."""
+"""Checks of how vLLM is started, with facts by release."""
 
 from __future__ import annotations
 
@@ -206,13 +206,13 @@ def number(case: Case, key: str, default: int) -> int:
 
 
 def at(case: Case, key: str) -> tuple[str, ...]:
-    """Where a setting of the balancer stands: under its key, or as a flag of an older release."""
+    """Return the place of a balancer's setting: its key, or the flag of an older release."""
     flat = next(flag for flag, name in FLAT.items() if name == key)
     return (flat,) if case.has(flat) and not case.has(EPLB, key) else (EPLB, key)
 
 
 def at_redundant(case: Case) -> tuple[str, ...]:
-    """Where the number of redundant experts stands."""
+    """Return the place of the number of redundant experts."""
     return at(case, "num_redundant_experts")
 
 

@@ -1,4 +1,4 @@
-"""What vLLM balances: architectures, and how their experts may be quantised."""
+"""Architectures that vLLM balances, and the quantisations that their experts may have."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ BALANCED = (
     "SarvamMLAForCausalLM",
     "Step3p5ForCausalLM",
 )
-"""Of vLLM 0.32.0, those with its interface MixtureOfExperts; draft models are left out."""
+"""Architectures of vLLM 0.32.0 with its interface MixtureOfExperts, without draft models."""
 
 UNBALANCED_METHODS = ("awq", "gptq", "modelopt FP8", "bitsandbytes")
 """Quantisations whose experts vLLM 0.32.0 refuses to balance."""
 
 
 def quantisation_notes(config: ModelConfig | None) -> tuple[str, ...]:
-    """What vLLM says to balancing experts that are quantised in this way."""
+    """Return notes on balancing experts with this quantisation in vLLM."""
     if config is None or config.quantisation is None:
         return ()
     if config.quantisation in UNBALANCED_METHODS:

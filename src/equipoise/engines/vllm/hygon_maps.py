@@ -37,7 +37,7 @@ _RULES = Rules(ids="X1", missing="X1", width="X2", slots="X3", stated="X3", redu
 
 
 def _format(document: Any) -> str:
-    """The format a document states, if it is one of this plug-in; else an empty text."""
+    """Return the format that a document states, if the plug-in has it; else an empty text."""
     name = document.get("format") if isinstance(document, dict) else None
     return name if isinstance(name, str) and name.startswith(_FAMILY) else ""
 
@@ -82,7 +82,7 @@ def _check_version(document: dict[str, Any], expected: int) -> list[Finding]:
 def _entry(
     entry: Any, path: Path, findings: list[Finding], notes: tuple[str, ...], model: str = ""
 ) -> RawMap:
-    """One model's map."""
+    """Return the map of one model."""
     rows = entry.get(_ROWS) if isinstance(entry, dict) else None
     if not isinstance(rows, list) or not rows:
         where = f" of {describe(model)}" if model else ""
@@ -106,7 +106,7 @@ def _count(value: object) -> int | None:
 
 
 def _check_counts(counts: dict[str, Any], rows: list[Any]) -> list[Finding]:
-    """Counts that a file states have to be those of its rows."""
+    """Check the counts that a file states against its rows."""
     slots = next((len(row) for row in rows if isinstance(row, list)), 0)
     expected = {"num_moe_layers": len(rows), "num_physical_experts": slots}
     experts = counts.get("num_logical_experts")

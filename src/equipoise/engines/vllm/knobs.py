@@ -1,4 +1,4 @@
-"""What each option of vLLM moves, for a checklist; of 0.33."""
+"""The effect of each option of vLLM 0.33, for a checklist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to start vLLM for a placement."""
+"""Flags that start vLLM for a placement."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UNBALANCED_ALL_TO_ALL = "moonep"
 
 @dataclass(frozen=True)
 class _Build:
-    """How a build is told of a map: no option at all in the releases."""
+    """The option by which a build loads a map; releases have none."""
 
     map_option: str | None = None
     format: str = ""
@@ -86,21 +86,21 @@ def launch(placement: Placement, map_name: str, options: LaunchOptions = ENGINE_
     Parameters
     ----------
     placement
-        What the map holds.
+        Placement that the map holds.
     map_name
-        Path of the map as the engine's processes will see it.
+        Path of the map for the engine's processes.
     options
-        The version, 0.33.0 if ``None``; the all-to-all backend; the window and the interval, 1000
-        and 3000 if ``None``; whether experts move in the background, as they do if ``None``. Where
-        a build can hold its map, it does unless the window or the interval is given.
+        Version (``None``: 0.33.0), all-to-all backend, window and interval (``None``: 1000 and
+        3000), and whether experts move in the background (``None``: yes). A build that can keep its
+        map fixed does so, unless the window or the interval is given.
 
     Raises
     ------
     EquipoiseError
-        One rank; more than 1023 redundant experts; a window longer than the interval, or one that
-        moves in the background reach into, whose history the engine would attribute to the wrong
-        map; an all-to-all backend that is unknown or refuses balancing; moves in the background
-        where the release has none.
+        There is one rank, or there are more than 1023 redundant experts. The window is longer than
+        the interval, or moves in the background overlap with it, so that the engine would attribute
+        its history to the wrong map. The all-to-all backend is unknown or refuses balancing. The
+        release cannot move experts in the background.
     """
     name, build = RELEASES.choose(options.version)
     check_expert_parallel("vLLM", placement, "balances experts only with TP x DP x PCP above 1")
@@ -162,7 +162,7 @@ def _check_backend(name: str | None) -> None:
 def _config(
     placement: Placement, map_name: str, version: str, build: _Build, options: LaunchOptions
 ) -> dict[str, Any]:
-    """The engine's balancing: all of it for a release, what is asked for where a map is read."""
+    """Return the engine's balancing: complete for a release, only given values for a build."""
     config: dict[str, Any] = {"num_redundant_experts": placement.num_redundant}
     if options.use_async and not build.has_async:
         raise EquipoiseError(
@@ -218,7 +218,7 @@ def _notes(
 
 
 def _check_background(placement: Placement, config: dict[str, Any]) -> None:
-    """Moves in the background change one layer a step, while the window goes on."""
+    """Check the window against moves in the background, which change one layer per step."""
     window, interval = config["window_size"], config["step_interval"]
     layers = placement.num_layers
     needed = window + layers + PLANNING_STEPS

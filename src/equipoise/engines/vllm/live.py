@@ -1,10 +1,10 @@
-"""vLLM while it serves: its metrics have latencies and tokens, its log the balance of experts."""
+"""vLLM while it serves: latencies and tokens from its metrics, balancedness from its log."""
 
 from __future__ import annotations
 
 import re
 
-from equipoise.engines._shared.exposition import Samples
+from equipoise.control.exposition import Samples
 from equipoise.engines._shared.live import Live, Seen, latency, of_balancedness
 
 _LINE = re.compile(r"EPLB step: .{0,200}\bbalancedness=(\d\.\d+)")
@@ -12,7 +12,7 @@ _LINE = re.compile(r"EPLB step: .{0,200}\bbalancedness=(\d\.\d+)")
 
 
 def metrics(now: Samples, before: Samples) -> Seen:
-    """Latencies and tokens; releases until 0.33 tell no balance."""
+    """Read latencies and tokens; releases until 0.33 report no balancedness."""
     return Seen(
         ttft=latency(now, before, "vllm:time_to_first_token_seconds"),
         tpot=latency(
@@ -27,7 +27,7 @@ def metrics(now: Samples, before: Samples) -> Seen:
 
 
 def line(text: str) -> Seen | None:
-    """The balancedness of a line of the log."""
+    """Read the balancedness from a line of the log."""
     found = _LINE.search(text)
     return None if found is None else of_balancedness(float(found[1]))
 

@@ -44,7 +44,7 @@ class Meta(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    """The load of one step, and the map under which it was counted."""
+    """The load of one step, and the map with which it was counted."""
 
     step: _Count
     expert_load: list[list[int]]  # (L, S)
@@ -54,7 +54,7 @@ class Stats(msgspec.Struct):
 
 @dataclass(eq=False)
 class _Recording:
-    """What has been read so far."""
+    """The records read so far."""
 
     meta: Meta | None = None
     steps: list[int] = field(default_factory=list)
@@ -109,7 +109,7 @@ FORMAT = TraceFormat(
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
-    """A line that is a JSON object with a ``record_type``, if it has one, of text."""
+    """Parse a line as a JSON object; its ``record_type``, if any, must be text."""
     record = json_object(line)
     if not isinstance(record.get("record_type", ""), str):
         raise FormatError("not a JSON record with a record_type.")
@@ -117,7 +117,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
 
 
 def known(record: dict[str, Any]) -> Meta | Stats | None:
-    """The record if it is one of this format; ``FormatError`` for one of a later version."""
+    """Return the record if it has this format; raises ``FormatError`` for a later version."""
     kind = record.get("record_type", "")
     if kind not in (_META, _STATS):
         return None
@@ -149,7 +149,7 @@ def _add(
 
 
 def fold(stats: Stats, meta: Meta | None) -> NDArray[np.int64]:
-    """The record's load by logical expert, ``(L, E)``, by the map it carries."""
+    """Return the record's load by logical expert, ``(L, E)``, folded by the map in it."""
     _refuse_no_counts(stats.expert_load)
     load, slot_expert = _table(stats.expert_load), _table(stats.p2l_map)
     L, S = load.shape
@@ -232,15 +232,15 @@ def _trace(path: Path, recording: _Recording, options: TraceOptions) -> Trace:
 
 
 def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> list[int]:
-    """Which records to read: where a target and its draft model wrote, those of one of them.
+    """Choose the records of one model, if a target model and its draft model wrote some.
 
-    They differ in their number of layers. The layers the user gives choose, else the first record
-    of the file where it states a number.
+    The two differ in their number of layers. The user's layers decide, or else the number that the
+    first record of the file states.
 
     Raises
     ------
     EquipoiseError
-        Several models and no choice, or none of the number that the file states.
+        Several models wrote and nothing decides, or none has the number that the file states.
     """
     sizes = Counter(len(record) for record in recording.counts)
     stated = recording.meta.num_layers if recording.meta else None
@@ -271,7 +271,7 @@ def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> l
 
 
 def _step_notes(steps: list[int]) -> list[str]:
-    """What repeated step numbers may mean."""
+    """Return notes on the possible meanings of repeated step numbers."""
     if any(a == b for a, b in pairwise(steps)):
         return [
             "Consecutive records carry the same step number: several processes wrote the file at "

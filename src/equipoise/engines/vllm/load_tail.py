@@ -1,4 +1,4 @@
-"""The end of a vLLM statistics file while the engine writes it."""
+"""The end of a vLLM statistics file that the engine is still writing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MOST_BYTES = 1 << 24  # of a line, and of what one look reads; of an old file, 
 
 
 class Tail:
-    """A growing statistics file. Every record is a look, and carries the map it was counted under.
+    """A growing statistics file. Every record is a look at the loads, with the map in force.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     num_ranks
-        Ranks of a file that does not say how many recorded it.
+        Number of ranks, if the file does not state it.
     clock
         Function that returns the time in seconds since 1970.
     """
@@ -45,6 +45,10 @@ class Tail:
         """The file."""
         return self._path.name
 
+    @property
+    def look_url(self) -> None:
+        """No address: a recording grows when its writer decides."""
+
     def _begin(self) -> None:
         self._at = 0
         self._meta: Meta | None = None
@@ -52,7 +56,7 @@ class Tail:
         self._version, self._moved_slots = 0, 0
 
     def look(self) -> list[Look]:
-        """The records that are new, as far as their lines are complete."""
+        """Return the new records whose lines are complete."""
         with naming(self._path), self._path.open("rb") as file:
             size = file.seek(0, 2)
             if size < self._at:  # the engine was started again
@@ -66,7 +70,7 @@ class Tail:
             ]
 
     def _skip(self, file: BinaryIO, to: int) -> None:
-        """Take what the first line says of the recording, and go on near the end."""
+        """Read the first line, which describes the recording, and continue near the end."""
         file.seek(0)
         self._record(file.readline(_MOST_BYTES))
         file.seek(to)
@@ -83,7 +87,7 @@ class Tail:
         return filter(bytes.strip, piece[:end].splitlines())
 
     def _record(self, line: bytes) -> Stats | None:
-        """A record of loads; what is said of all of them is kept."""
+        """Return a record of loads; keep a record that describes all of them."""
         try:
             record = known(parse_record(line))
         except (EquipoiseError, msgspec.ValidationError) as error:

@@ -200,14 +200,14 @@ def _is_count(value: object) -> bool:
 
 
 def _stated_slots(record: dict[str, Any], rows: list[Any]) -> int | None:
-    """``num_slots``, if it is the length of at least one list; else the lists decide."""
+    """Return ``num_slots`` if it is the length of at least one list; else the lists decide."""
     slots = record.get("num_slots")
     lengths = {len(row) for row in rows if isinstance(row, list)}
     return slots if is_int(slots) and slots in lengths else None
 
 
 def _stated_experts(record: dict[str, Any]) -> int | None:
-    """``E`` as the record's counts imply it."""
+    """Return ``E`` as the record's counts imply it."""
     slots, redundant = record.get("num_slots"), record.get("num_redundant_experts")
     return slots - redundant if is_int(slots) and is_int(redundant) else None
 

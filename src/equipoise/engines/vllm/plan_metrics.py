@@ -1,4 +1,4 @@
-"""What became of the plans, as metrics of the server: one rank plans, another process is asked.
+"""The outcome of the plans as metrics of the server: one rank plans, another process is asked.
 
 The rank that plans writes a small file after each decision, and the process that answers
 ``/metrics`` reads it when it is asked. vLLM's group of plug-ins for statistics is no place for
@@ -39,12 +39,12 @@ DESCRIPTIONS = {
 
 
 class PlanRecord:
-    """The decisions since the start, added up and written to a file after each.
+    """The decisions since the start, added up and written to a file after each decision.
 
     Parameters
     ----------
     path
-        The file; replaced as a whole.
+        Path of the file, which is replaced as a whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class PlanRecord:
 
 
 class PlanMetrics(Collector):
-    """The file as metrics, read whenever they are asked for; none while it cannot be read.
+    """The metrics in the file, read on each request; none while it cannot be read.
 
     Parameters
     ----------
@@ -91,16 +91,16 @@ class PlanMetrics(Collector):
         self._path = path
 
     def register(self) -> None:
-        """Show the metrics where vLLM shows its own, once a process."""
+        """Add the metrics to vLLM's own, once in each process."""
         if not any(isinstance(known, PlanMetrics) for known in list(REGISTRY._collector_to_names)):
             REGISTRY.register(self)
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that registering them does not ask for the file."""
+        """Return nothing, so that registering the metrics does not read the file."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics."""
+        """Return the metrics."""
         try:
             known = parse_json(self._path.read_bytes(), f"{self._path}")
             yield from list(_families(known))
@@ -131,7 +131,7 @@ def _total(situation: Situation) -> NDArray[np.float64]:
 
 
 def _mean_peak(slots: Any, load: NDArray[np.float64], num_ranks: int) -> float | None:
-    """Mean peak of the layers with load, in mean rank loads, if the slots can serve."""
+    """Return the mean peak of the layers with load, in mean rank loads, if the slots can serve."""
     try:
         placement = Placement(
             as_array(slots, "Slots"), num_ranks=num_ranks, num_experts=load.shape[1]

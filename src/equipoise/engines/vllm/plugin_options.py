@@ -1,4 +1,4 @@
-"""What a user can set about the plug-in for vLLM."""
+"""The options of the plug-in for vLLM."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from equipoise.errors import EquipoiseError
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PluginOptions(shared.StartOptions):
-    """The options of every plug-in, those of what it starts from, and vLLM's own.
+    """The options of every plug-in, those of its starting map, and vLLM's own.
 
     Parameters
     ----------
     status
-        File that says what became of the plans, for the server's metrics; ``None``: there is none.
+        File with the outcome of the plans, for the server's metrics; ``None``: no such file.
     """
 
     status: Path | None = None
 
 
 def read_options(value: str) -> PluginOptions:
-    """The options from the value of the environment variable.
+    """Read the options from the value of the environment variable.
 
     Parameters
     ----------
     value
-        A JSON object, or the path of a file that holds one.
+        JSON object, or the path of a file that holds one.
 
     Raises
     ------
     EquipoiseError
-        No such object, an unknown option, a value out of range, or options without effect.
+        There is no such object, an option is unknown, out of range or without effect.
     """
     return PluginOptions(**shared.read_start_options(value, VARIABLE, _READERS))
 

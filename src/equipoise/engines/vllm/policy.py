@@ -1,4 +1,4 @@
-"""What vLLM asks for new slots: its balancing policy, planned on one rank and told to the others.
+"""The balancing policy that vLLM asks for new slots; one rank plans and tells the others.
 
 vLLM calls the policy on every rank with the same loads. One rank plans, since a search with a time
 budget ends differently on each, and the others take its slots through the process group that vLLM
@@ -60,16 +60,16 @@ class Policy:
     Parameters
     ----------
     options
-        What the user set.
+        Options that the user set.
     planner
-        What plans from the slots in force; by default that of the options.
+        Planner that starts from the slots in force; by default that of the options.
     record
-        Where what becomes of the plans is kept, if anywhere.
+        Record that keeps the outcome of the plans, if any.
 
     Attributes
     ----------
     windows
-        Where the loads by windows of time are, if vLLM's state leaves them there.
+        Loads by windows of time, if vLLM's state hands them over.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Policy:
         num_ranks: int,
         old_global_expert_indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The slots that vLLM shall bring into force.
+        """Return the slots that vLLM is to bring into force.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class Policy:
         return slots
 
     def decide(self, situation: Situation) -> Decision:
-        """Slots for a situation, logged."""
+        """Decide on slots for a situation, and log the decision."""
         self._warm_up(situation)
         if self._start is not None and self._start.is_next(situation):
             decision = self._to_start(situation)
@@ -151,7 +151,7 @@ class Policy:
         return decision
 
     def _keep_record(self, situation: Situation, decision: Decision) -> None:
-        """Write what became of the plan; no file, no metrics, and that is all."""
+        """Write the outcome of the plan; a failure only leaves the metrics without it."""
         if self._record is None:
             return
         try:
@@ -161,7 +161,7 @@ class Policy:
             self._record = None
 
     def _max_moves(self, situation: Situation) -> int:
-        """None any more where the map or the first plan is held."""
+        """Return the most moves: 0 once the map or the first plan is to be kept."""
         num_layers = np.shape(situation.load)[-2]
         first = self._start is None and (num_layers, situation.num_slots) not in self._balanced
         if self._options.then is Then.HOLD and not first:
@@ -171,8 +171,8 @@ class Policy:
     def _warm_up(self, situation: Situation) -> None:
         """Compile in vLLM's memory run, which comes before serving and has no loads.
 
-        Only now it is said that the plug-in is there: where the options are read, in the first
-        process, vLLM has not yet set up its log, and forked processes do not read them again.
+        The plug-in reports itself in the log only now. When the first process reads the options,
+        vLLM has not yet set up its log, and forked processes do not read them again.
         """
         if self._is_warm:
             return
@@ -183,7 +183,7 @@ class Policy:
 
 
 def _planning_group() -> Any:
-    """The process group, on CPUs, of the ranks that balance together; ``None`` if there is none."""
+    """Return the CPU process group of the ranks that balance together, or ``None``."""
     from vllm.distributed import parallel_state
 
     coordinator = parallel_state._EPLB  # its accessor asserts that there is one

@@ -1,4 +1,4 @@
-"""Route logs of public patches of vLLM: JSON lines, ``meta`` first, then a ``route`` a token."""
+"""Route logs of public patches of vLLM: JSON lines, first ``meta``, then a ``route`` per token."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
-    """Read a log; each time that token numbers start again is a pass of the model, a step.
+    """Read a log; whenever token numbers start again, a new pass of the model begins, a step.
 
     Raises
     ------
     FormatError
-        A line that is no route, or nothing but a warm-up.
+        A line is no route, or there is nothing but a warm-up.
     """
     notes: list[str] = []
     meta: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def _add(rows: TokenRows, record: dict[str, Any], place: str) -> None:
 
 
 def _compared(meta: dict[str, Any], top_k: int, layers: tuple[int, ...]) -> list[str]:
-    """What the first line says, where it is worth saying."""
+    """Return notes on the first line, as far as they matter to the user."""
     notes = []
     if meta.get("model_id"):
         notes.append(f"The log is of the model {str(meta['model_id'])[:_QUOTED]}.")

@@ -1,4 +1,4 @@
-"""Which copy vLLM sends a token to."""
+"""vLLM: the rule by which it chooses the copy for a token."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FEW_ROWS = 2**14  # up to here going through them is the faster way to count
 
 @dataclass(frozen=True, kw_only=True)
 class Vllm(RowRule):
-    """vLLM 0.33: the token's row, hashed, modulo the copies; slots ascending.
+    """vLLM 0.33: a hash of the token's row, modulo the number of copies, chooses the copy.
 
-    The low bits of the hash are those of the row, so for 2, 4 or 8 copies this is the row modulo
-    the copies. Row 0 takes the first copy on every rank and in every layer: batches of few tokens
-    per rank are served by the first copies. Rows are numbered as the router sees them; with padding
-    in front or a chunk of a batch they are others than the ones given here.
+    Copies are counted in ascending order of their slots. The low bits of the hash are those of the
+    row, so with 2, 4 or 8 copies this is the row modulo the copies. Row 0 takes the first copy on
+    every rank and in every layer, so the first copies serve batches of few tokens per rank. Rows
+    are numbered as the router sees them; padding in front, or a chunk of a batch, shifts them.
     """
 
     name: ClassVar[str] = "vllm"
@@ -31,14 +31,14 @@ class Vllm(RowRule):
 
     @staticmethod
     def code(row: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row times a constant, modulo ``2**32``."""
+        """Return the row times a constant, modulo ``2**32``."""
         return row % _PERIOD * _GOLDEN % _PERIOD
 
     @staticmethod
     def times(
         rows: NDArray[np.int64], copies: NDArray[np.int64], value: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """In ``2**32`` rows the hash takes every value once; the rest of the rows is counted."""
+        """Count rows: in ``2**32`` rows the hash takes every value once; the rest is counted."""
         periods, rest = np.divmod(rows, _PERIOD)
         batches, which = np.unique(rest, return_inverse=True)
         which, copies, value = np.broadcast_arrays(which.reshape(rest.shape), copies, value)
@@ -52,7 +52,7 @@ class Vllm(RowRule):
 
 @lru_cache(maxsize=4096)
 def _hashed(rows: int, copies: int) -> NDArray[np.int64]:
-    """In how many of the first rows the hash leaves each remainder, ``(copies,)``."""
+    """Count the first rows by the remainder of their hash, ``(copies,)``."""
     if copies == 1:
         return np.array([rows])
     if rows <= _FEW_ROWS:
@@ -61,11 +61,11 @@ def _hashed(rows: int, copies: int) -> NDArray[np.int64]:
 
 
 def count_hashes(rows: int, copies: int) -> NDArray[np.int64]:
-    """The same for two copies or more, in time that hardly depends on the number of rows.
+    """Do the same for two copies or more, in time that hardly depends on the number of rows.
 
     With ``row = copies * t + a`` the hash is ``row * _GOLDEN - 2**32 * q``, where ``q`` is the
-    product over ``2**32``, rounded down. So its remainder follows from ``a`` and ``q mod copies``,
-    and how many ``t`` have some ``q mod copies = b`` is the difference of two sums of
+    product over ``2**32``, rounded down. So its remainder follows from ``a`` and ``q mod copies``.
+    The number of ``t`` with ``q mod copies = b`` is the difference of two sums of
     ``(_GOLDEN * t + c) // 2**32``.
     """
     a, b = np.arange(copies)[:, None], np.arange(copies + 1)
@@ -79,9 +79,9 @@ def count_hashes(rows: int, copies: int) -> NDArray[np.int64]:
 def _floor_sum(
     number: NDArray[np.int64], divisor: int, factor: int, start: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Sums of ``(factor * t + start) // divisor`` over ``t`` below ``number``, element by element.
+    """Sum ``(factor * t + start) // divisor`` over ``t`` below ``number``, element by element.
 
-    Counts lattice points below a line; exchanging the axes makes both factor and divisor smaller,
+    This counts lattice points below a line. Exchanging the axes makes factor and divisor smaller,
     as in Euclid's algorithm.
     """
     total = np.zeros_like(start)

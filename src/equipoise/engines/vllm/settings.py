@@ -27,7 +27,7 @@ _STATISTICS = "loads are recorded with a recorder, see equipoise explain runtime
 
 
 def together(found: Found, by: Mapping[str, str]) -> Found:
-    """Holding still needs a map."""
+    """Refuse to keep the map fixed without a map."""
     if not found.pop(BALANCES, True):
         if found.get("map_path") is None:
             raise EquipoiseError(

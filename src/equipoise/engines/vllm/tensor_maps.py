@@ -1,7 +1,7 @@
-"""Files of bare tensors: what vLLM has in memory, saved, and what looks like it.
+"""Files of bare tensors: saved arrays of vLLM, and arrays that look like them.
 
 People save vLLM's arrays, ``phy2log`` of DeepSeek's EPLB and the table of ranks that an early
-proposal for vLLM read: such files are read, never written, where what they hold is certain.
+proposal for vLLM read. Such files are read if their meaning is certain; they are never written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RULES = Rules(ids="X1", missing="X1", width="X2", slots="X3", stated="X3", redu
 
 @dataclass(frozen=True)
 class _Found:
-    """The experts by slot, ``(L, S)``, that a file holds, and how they were told from others."""
+    """The experts by slot, ``(L, S)``, that a file holds, and the way they were recognised."""
 
     slots: NDArray[np.integer]
     note: str
@@ -42,7 +42,7 @@ class _Found:
 
 
 def holds_a_map(path: Path) -> bool:
-    """Whether a tensor file holds what can only be a placement, by the values in it."""
+    """Return whether the values in a tensor file can only be a placement."""
     try:
         return _find(_root(path)) is not None
     except FormatError:
@@ -50,7 +50,7 @@ def holds_a_map(path: Path) -> bool:
 
 
 def _root(path: Path) -> Any:
-    """What a small ``.pt``, ``.npy`` or JSON file holds; ``None`` for any other."""
+    """Return the content of a small ``.pt``, ``.npy`` or JSON file; ``None`` for any other."""
     try:
         with path.open("rb") as file:
             head = file.read(6)
@@ -73,7 +73,7 @@ def _num_values(root: Any) -> int:
 
 
 def _find(root: Any) -> _Found | None:
-    """The map in a file's content, where its names or its values leave no doubt."""
+    """Return the map in a file's content, if its names or values leave no doubt."""
     if isinstance(root, dict):
         return None if stated(root) is not None else _named(root)
     if not isinstance(root, np.ndarray) or root.dtype.kind not in "iu" or not root.size:
@@ -88,7 +88,7 @@ def _find(root: Any) -> _Found | None:
 
 
 def _named(root: dict[Any, Any]) -> _Found | None:
-    """The map under one of the names that programs give it."""
+    """Return the map under one of the names that programs use for it."""
     copies = _first(root, _COPIES)
     names = _NAMES if copies is None else (*_NAMES, _STATE)
     slots = _first(root, names)
@@ -100,7 +100,7 @@ def _named(root: dict[Any, Any]) -> _Found | None:
 
 
 def _first(root: dict[Any, Any], names: Iterable[str]) -> NDArray[np.integer] | None:
-    """The table of integers, ``(L, ...)``, under the first of the names there is."""
+    """Return the table of integers, ``(L, ...)``, under the first of the names that is there."""
     value = next((root[name] for name in names if name in root), None)
     if isinstance(value, list):
         try:
@@ -112,7 +112,7 @@ def _first(root: dict[Any, Any], names: Iterable[str]) -> NDArray[np.integer] | 
 
 
 def _covers(slots: NDArray[np.integer]) -> bool:
-    """Whether every row holds every id from 0 to the highest; loads never do."""
+    """Return whether every row holds every id from 0 to the highest; loads never do."""
     highest = int(slots.max())
     if int(slots.min()) < 0 or not 0 < highest < slots.shape[1]:
         return False
@@ -121,7 +121,7 @@ def _covers(slots: NDArray[np.integer]) -> bool:
 
 
 def _of_ranks(table: NDArray[np.integer]) -> _Found | None:
-    """A table ``(L, R, E)`` of local slots, -1 for none, or ``(L, R, S / R)`` of experts."""
+    """Read a table ``(L, R, E)`` of local slots, -1 for none, or ``(L, R, S / R)`` of experts."""
     num_ranks = table.shape[1]
     if int(table.min()) < 0:
         slots = _from_positions(table)
@@ -138,7 +138,7 @@ def _of_ranks(table: NDArray[np.integer]) -> _Found | None:
 
 
 def _from_positions(table: NDArray[np.integer]) -> NDArray[np.int64] | None:
-    """The experts by slot, -1 where no expert says it is there; ``None`` for another table."""
+    """Return the experts by slot, -1 for slots that no expert names; ``None`` for other tables."""
     num_layers, num_ranks, _ = table.shape
     width = int(table.max()) + 1
     layer, rank, expert = np.nonzero(table >= 0)
@@ -172,7 +172,7 @@ def _parse(path: Path) -> RawMap:
 
 
 def _refuse_holes(slots: NDArray[np.integer], num_ranks: int, path: Path) -> None:
-    """A table of one slot for each expert and rank loses a second copy on the same rank."""
+    """Refuse a table of one slot per expert and rank if it lost a second copy on the same rank."""
     if (slots >= 0).all():
         return
     layer, slot = np.argwhere(slots < 0)[0]
@@ -186,7 +186,7 @@ def _refuse_holes(slots: NDArray[np.integer], num_ranks: int, path: Path) -> Non
 
 
 def _check_copies(found: _Found) -> list[Finding]:
-    """The copies that a file states have to be those of its slots."""
+    """Check the numbers of copies that a file states against its slots."""
     if found.copies is None:
         return []
     try:

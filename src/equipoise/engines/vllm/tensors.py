@@ -1,7 +1,7 @@
 """vLLM's placement in memory: the three tensors of its EPLB state, as NumPy arrays.
 
-No released vLLM reads a map from a file; what a policy plug-in returns, and what the engine derives
-from it, are these arrays.
+No released vLLM reads a map from a file. A policy plug-in returns the first of these arrays, and
+the engine derives the others from it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAX_COPIES = 1024
 
 @dataclass(frozen=True, eq=False)
 class MapTensors:
-    """A placement in vLLM's words.
+    """A placement as vLLM's tensors.
 
     Parameters
     ----------
     physical_to_logical
-        The expert of each slot, ``(L, S)`` int64.
+        Expert of each slot, ``(L, S)`` int64.
     logical_to_physical
-        The slots of each expert, ascending, padded with -1, ``(L, E, 1024)`` int64.
+        Slots of each expert, ascending, padded with -1, ``(L, E, 1024)`` int64.
     replica_count
         Copies of each expert, ``(L, E)`` int64.
     """
@@ -39,12 +39,12 @@ class MapTensors:
 
 
 def to_tensors(placement: Placement) -> MapTensors:
-    """The tensors the engine keeps for a placement.
+    """Return the tensors that the engine keeps for a placement.
 
     Raises
     ------
     EquipoiseError
-        An expert with more than 1024 copies.
+        An expert has more than 1024 copies.
     """
     compact, count = compute_logical_maps(placement.slots, placement.num_experts)
     width = compact.shape[-1]
@@ -68,13 +68,13 @@ def to_placement(
     num_experts: int,
     layer_ids: Sequence[int] | None = None,
 ) -> Placement:
-    """The placement in a ``physical_to_logical`` tensor, ``(L, S)``.
+    """Return the placement in a ``physical_to_logical`` tensor, ``(L, S)``.
 
     Raises
     ------
     EquipoiseError
-        A map that vLLM would commit in silence and answer wrongly with: an expert left out, -1 in
-        a slot (as in elastic scaling), an unknown id.
+        vLLM would accept the map in silence and then answer wrongly: an expert is missing, a slot
+        holds -1 (as in elastic scaling), or an id is unknown.
     """
     return Placement(
         np.asarray(physical_to_logical),
@@ -87,9 +87,9 @@ def to_placement(
 def compute_logical_maps(
     physical_to_logical: ArrayLike, num_experts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Invert a map: the slots of each expert and how many they are.
+    """Invert a map: return the slots of each expert, and their number.
 
-    Does what the engine's own function of this name does, slots that hold -1 skipped included.
+    Follows the engine's own function of this name, which also skips slots that hold -1.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def compute_logical_maps(
     Raises
     ------
     EquipoiseError
-        Another shape or type, or an id outside ``[-1, E)``.
+        Shape or type differ, or an id is outside ``[-1, E)``.
     """
     given = np.asarray(physical_to_logical)
     if given.ndim not in (1, 2) or not given.size or not np.issubdtype(given.dtype, np.integer):

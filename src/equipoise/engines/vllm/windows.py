@@ -1,4 +1,4 @@
-"""Loads by windows of time, which vLLM has and sums up before it asks its policy.
+"""Loads by windows of time, which vLLM sums up before it asks its policy.
 
 vLLM keeps the loads of its last steps slot by slot, in a ring. When it rearranges, it folds them to
 experts and adds up steps and ranks. Here the same is done without adding up all steps.
@@ -21,7 +21,7 @@ class RecordedWindows:
         self._windows: list[torch.Tensor] = []
 
     def watch(self, eplb_state: Any) -> None:
-        """Have vLLM's state, the module's class, leave its windows here before it rearranges."""
+        """Make vLLM's state, a class of the module, leave its windows here before it rearranges."""
         rearrange = eplb_state.EplbState.rearrange
 
         def record_and_rearrange(
@@ -37,9 +37,9 @@ class RecordedWindows:
         eplb_state.EplbState.rearrange = record_and_rearrange
 
     def of(self, load: torch.Tensor) -> torch.Tensor:
-        """The windows ``(T, L, E)`` that sum to a load ``(L, E)``, or if there are none, the load.
+        """Return the windows ``(T, L, E)`` that sum to a load ``(L, E)``; without any, the load.
 
-        Which model vLLM asks for is not said, but its loads are counts, and those tell.
+        vLLM does not state which model it asks for, but the sums of the windows identify it.
         """
         for windows in self._windows:
             if windows.shape[1:] == load.shape and bool((windows.sum(dim=0).cpu() == load).all()):
@@ -48,7 +48,7 @@ class RecordedWindows:
 
 
 def forget_loads_of_moved_layers(eplb_state: Any) -> None:
-    """Have vLLM forget the loads of a layer's slots once they hold other experts.
+    """Make vLLM forget the loads of a layer's slots once they hold other experts.
 
     In asynchronous mode layers move one step after another, and vLLM reads all steps of its window
     by the slots in force at the end, those before the move included.
@@ -65,7 +65,7 @@ def forget_loads_of_moved_layers(eplb_state: Any) -> None:
 
 
 def _windows(state: Any, model: Any) -> torch.Tensor:
-    """Loads of a model on all ranks, ``(T, L, E)``, the earliest first; on every rank the same.
+    """Return a model's loads on all ranks, ``(T, L, E)``, earliest first; the same on every rank.
 
     Ranks step together, apart from steps in which one has nothing to do and records nothing.
     """

@@ -1,4 +1,4 @@
-"""How many redundant slots pay, and in which layers. How: ``equipoise explain budget``."""
+"""The number of redundant slots that pay, by layer (method: ``equipoise explain budget``)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class Point:
     mean_imbalance, relative_step_time
         Fields of ``Evaluation``; ``None`` for times in seconds.
     step_seconds
-        Expert time of a window through all layers, mean over windows; ``None`` for loads.
+        Time of a window through all layers, mean over windows; ``None`` for loads.
+    expert_seconds
+        Part of it that the slowest ranks' experts take; ``None`` for loads.
     times
         Sum over layers for each window, ``(T,)``: of the imbalance, or of seconds.
     """
@@ -94,6 +96,7 @@ class Point:
     mean_imbalance: float | None
     relative_step_time: float | None
     step_seconds: float | None
+    expert_seconds: float | None
     times: Floats
 
     __repr__ = in_short
@@ -105,7 +108,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Budget:
-    """What more redundant slots gain, and what memory they cost.
+    """The gain of more redundant slots, and their cost in memory.
 
     The first axis, of length ``A``, is the number of redundant slots, starting from the fewest
     slots that hold all experts.  The *time* of a layer in a window is its imbalance (peak over mean
@@ -122,7 +125,9 @@ class Budget:
     planned_time
         Time of each layer, mean over the windows planned on, ``(A, L)``.
     peak
-        Peak of each held-out window and layer, ``(A, T, L)``.
+        Peak of each held-out window and layer, ``(A, T, L)``: assignments, or seconds of experts.
+    whole
+        Seconds of the same windows and whole layers; ``None`` if only the experts are included.
     mean
         Mean rank load of each held-out window and layer, ``(T, L)``, in assignments.
     planner, dispatch
@@ -138,6 +143,7 @@ class Budget:
     least_gain: float
     planned_time: Floats
     peak: Floats
+    whole: Floats | None
     mean: Floats
     planner: str
     dispatch: str
@@ -243,7 +249,9 @@ class Budget:
                 f"No verdict: {windows} unseen windows cannot tell a gain from chance; it takes "
                 f"{LEAST_WINDOWS} or more. Record more steps, or hold out more of them."
             )
-        what = "expert time" if self.in_seconds else "busiest rank's load"
+        what = "busiest rank's load"
+        if self.in_seconds:
+            what = "expert time" if self.whole is None else "whole time"
         what = f"the {what} of {windows} unseen windows"
         more = self.points[self.points.index(last) + 1 :]
         best = min(more, key=lambda p: float(p.times.mean()), default=last)
@@ -276,6 +284,8 @@ class Budget:
 
     @cached_property
     def _times(self) -> Floats:
+        if self.whole is not None:
+            return self.whole
         return self.peak if self.in_seconds else _over_mean(self.peak, self.mean)
 
     def _point(self, chosen_L: Ints) -> Point:
@@ -294,6 +304,7 @@ class Budget:
             mean_imbalance=None if self.in_seconds else score.mean_imbalance,
             relative_step_time=None if self.in_seconds else score.relative_step_time,
             step_seconds=float(times.mean()) if self.in_seconds else None,
+            expert_seconds=float(peak.sum(axis=1).mean()) if self.in_seconds else None,
             times=times,
         )
 
@@ -306,6 +317,7 @@ def budget(
     up_to: int | None = None,
     planner: Planner | None = None,
     dispatch: str | Dispatcher = "even",
+    whole: Callable[[Floats, Placement], Floats] | None = None,
     expert_bytes: int | None = None,
     kv_bytes_per_token: int | None = None,
     least_gain: float = LEAST_GAIN,
@@ -327,6 +339,11 @@ def budget(
     dispatch
         Dispatcher that will run, by name or as an object.  With a cost, all times are seconds and
         each window stands for one step.
+    whole
+        Function of windows ``(T, L, E)`` and a placement that returns the seconds of whole layers,
+        communication and attention included, and their part that experts take, ``(2, T, L)``.
+        Whole steps then decide what pays; the dispatcher needs a cost.  ``None``: the dispatcher's
+        peaks decide.
     expert_bytes
         Bytes of one expert in one layer, scales included, to compute the memory of slots.
     kv_bytes_per_token
@@ -352,10 +369,15 @@ def budget(
     split = dispatcher(dispatch, topology, top_k=fewest.top_k)
     in_seconds = split.cost is not None
     planner = Robust(dispatch=dispatch) if planner is None else planner
+    if whole is not None and not in_seconds:
+        raise EquipoiseError("Whole steps are seconds, and so must the dispatcher's peaks be.")
     problems = [fewest.on(topology, num_slots) for num_slots in counts]
     plans = _plans(planner, problems, progress)
     placements = tuple(plan.placement for plan in plans)
-    past = np.stack([split.peaks(fewest.load, placement) for placement in placements])
+    time = split.peaks if whole is None else whole
+    past, seen = (np.stack([time(x, p) for p in placements]) for x in (fewest.load, held))
+    if whole is not None:
+        past = past[:, 0]
     if not in_seconds:
         past = _over_mean(past, _mean_rank(fewest.load, topology))
     return Budget(
@@ -363,7 +385,8 @@ def budget(
         added=tuple(p.slots_per_rank - placements[0].slots_per_rank for p in placements),
         least_gain=least_gain,
         planned_time=past.mean(axis=1),
-        peak=np.stack([split.peaks(held, placement) for placement in placements]),
+        peak=seen if whole is None else seen[:, 1],
+        whole=None if whole is None else seen[:, 0],
         mean=_mean_rank(held, topology),
         planner=plans[0].planner,
         dispatch=split.name,

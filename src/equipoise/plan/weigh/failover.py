@@ -33,7 +33,7 @@ _ROOTS = 4  # square roots of a 16th power: balance is the 16-norm over ranks, a
 
 
 class Content(IntEnum):
-    """Where a slot gets its expert from.
+    """The source from which a slot gets its expert.
 
     ============  =============================================================
     ``KEPT``      The slot already held it.

@@ -173,7 +173,7 @@ class Gate:
             Fewer than two steps, layers or experts other than the placement's, or loads that are
             not finite numbers >= 0.
         """
-        load = _loads(steps, migration.new)
+        load = step_loads(steps, migration.new)
         old, new = (self._peaks(p, load, migration) for p in (migration.old, migration.new))
         return self.weigh(migration, old[0] - new[0], float((old[1] - new[1]).mean()))
 
@@ -236,7 +236,8 @@ class Gate:
         return self.delay_steps + pay / gain if gain > 0 else np.inf
 
 
-def _loads(steps: Trace | ArrayLike, placement: Placement) -> Floats:
+def step_loads(steps: Trace | ArrayLike, placement: Placement) -> Floats:
+    """Assignments of the steps to weigh, ``(T, L, E)``; see ``Gate.decide``."""
     if isinstance(steps, Trace):
         if steps.layer_ids != placement.layer_ids:
             raise EquipoiseError(

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from equipoise.errors import EquipoiseError, FormatError
-from equipoise.report.monitor.exposition import Page, look_at_pages, parse_page
+from equipoise.report.monitor.exposition import Page, look_at_pages
 from equipoise.report.monitor.look import Look, harmless
 
 PATIENCE_SECONDS = 5.0
@@ -51,6 +51,11 @@ class Addresses:
         first, *more = self._urls
         return harmless(first) + (f" and {len(more)} more" if more else "")
 
+    @property
+    def look_url(self) -> SplitResult:
+        """Address of the first process that takes a POST for fresh figures, if that is allowed."""
+        return next(iter(self._urls.values()))._replace(path="/look", query="")
+
     def look(self) -> list[Look]:
         """Read all processes that answer; raise ``EquipoiseError`` if none does."""
         with ThreadPoolExecutor(min(len(self._urls), 16)) as pool:
@@ -64,7 +69,7 @@ class Addresses:
     def _page(self, url: SplitResult) -> Page | str:
         """Read the page of an address, or return the reason why it cannot be read."""
         try:
-            return parse_page(ask(url, patience_seconds=self._patience))
+            return Page(ask(url, patience_seconds=self._patience))
         except FormatError as error:
             return str(error)
 

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from equipoise.report.bars import BLOCKS, draw_bars, fitted, in_its_marks, load_style, next_to
 from equipoise.report.heat import joined, span_text
+from equipoise.report.monitor.look import Heat
 from equipoise.report.monitor.monitor import KEYS
-from equipoise.report.monitor.view import Event, Heat, HotExpert, Moment, View, squeezed
+from equipoise.report.monitor.view import Event, HotExpert, Moment, View, squeezed
 from equipoise.report.terminal import heat_cell
 from equipoise.units import clock
 

@@ -1,83 +1,75 @@
-"""Prometheus's text format, and the state of a serving group from our metrics in it."""
+"""The state of a serving group from our metrics, in Prometheus's text format."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import numpy as np
 
 from equipoise.control.controller import State
+from equipoise.control.exposition import PREFIX, Buckets, Samples
 from equipoise.errors import FormatError
-from equipoise.report.monitor.look import Counts, Look, harmless
+from equipoise.report.monitor.look import Counts, Heat, Look, harmless
 
-_PREFIX = "equipoise_"
-_MOST = 1e18  # largest number that is shown; a larger one is no measurement
-_MOST_SERIES = 100_000
-_LINE = re.compile(r"equipoise_(\w+)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*")
-_LABEL = re.compile(r'\s*(\w+)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
-_ESCAPE = re.compile(r"\\(.)")
+_NUMBER = re.compile("[0-9]{1,5}")
 _STATES = [state.value for state in State]
 
-Labels = Mapping[str, str]
 
-
-@dataclass(frozen=True)
 class Page:
-    """The metrics of equipoise that one process exports, without their prefix."""
-
-    series: Mapping[str, Sequence[tuple[Labels, float]]] = field(default_factory=dict)
-
-    def value(self, name: str) -> float | None:
-        """Return the first value of a metric."""
-        found = self.series.get(name)
-        return found[0][1] if found else None
-
-    def by(self, name: str, label: str) -> dict[str, float]:
-        """Return the values of a metric by the value of a label."""
-        return {
-            harmless(labels[label]): value
-            for labels, value in self.series.get(name, ())
-            if label in labels
-        }
-
-    def by_number(self, name: str, label: str) -> dict[int, float]:
-        """Return the values by a label that is a rank or layer number, in ascending order."""
-        found = self.by(name, label)
-        numbers = {text: int(text) for text in found if re.fullmatch("[0-9]{1,5}", text)}
-        return {number: found[text] for text, number in sorted(numbers.items(), key=lambda n: n[1])}
-
-
-def parse_page(text: str) -> Page:
-    """Read the metrics of equipoise from a page; others are ignored.
+    """The metrics of equipoise that one process exports, without their prefix.
 
     Raises
     ------
     FormatError
-        A page without our metrics, or with a damaged line of ours.
+        A page without our metrics, or with a damaged line.
     """
-    series: dict[str, list[tuple[Labels, float]]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.startswith(_PREFIX):
-            continue
-        match = _LINE.fullmatch(line)
-        value = _number(match[3]) if match else None
-        labels = _labels(match[2] or "") if match else None
-        if match is None or value is None or labels is None:
+
+    def __init__(self, text: str) -> None:
+        self._samples = Samples(text)
+        if not any(name.startswith(PREFIX) for name in self._samples.names):
             raise FormatError(
-                f"line {number} is not in Prometheus's text format: {harmless(line)!r}."
+                "none of its lines is a metric of equipoise (they begin with equipoise_); give "
+                "the address at which a serving group answers Prometheus, such as "
+                "http://127.0.0.1:9400/metrics."
             )
-        if number > _MOST_SERIES:
-            raise FormatError(f"it has more than {_MOST_SERIES:,} lines.")
-        if math.isfinite(value):
-            series.setdefault(match[1], []).append((labels, value))
-    if not series:
-        raise FormatError(
-            "none of its lines is a metric of equipoise (they begin with equipoise_); give the "
-            "address at which a serving group answers Prometheus, such as "
-            "http://127.0.0.1:9400/metrics."
-        )
-    return Page(series)
+
+    def value(self, name: str) -> float | None:
+        """Return the value of a metric."""
+        return self._samples.total(PREFIX + name)
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """Return the values of a metric by the value of a label."""
+        found = self._samples.by(PREFIX + name, label)
+        return {harmless(text): value for text, value in found.items()}
+
+    def by_number(self, name: str, label: str) -> dict[int, float]:
+        """Return the values by a label that is a rank or layer number, in ascending order."""
+        found = self.by(name, label)
+        numbers = {text: int(text) for text in found if _NUMBER.fullmatch(text)}
+        return {number: found[text] for text, number in sorted(numbers.items(), key=lambda n: n[1])}
+
+    def heat(self, name: str) -> Heat | None:
+        """Return the ranks of layers, if the same ranks are told in each."""
+        rows = {
+            int(layer): {int(rank): value for rank, value in row.items() if _NUMBER.fullmatch(rank)}
+            for layer, row in self._samples.table(PREFIX + name, "layer", "rank").items()
+            if _NUMBER.fullmatch(layer)
+        }
+        layers = sorted(rows)
+        ranks = range(len(rows[layers[0]])) if layers else range(0)
+        if not ranks or any(rows[layer].keys() != set(ranks) for layer in layers):
+            return None
+        values = [[rows[layer][rank] for rank in ranks] for layer in layers]
+        return Heat(tuple(layers), np.array(values))
+
+    def buckets(self, name: str) -> Buckets:
+        """Return the buckets of a histogram."""
+        return self._samples.buckets(PREFIX + name)
+
+    def said(self, name: str, label: str) -> str:
+        """Return the first value of a label; empty without one."""
+        return harmless(next(iter(self._samples.values(PREFIX + name, label)), ""))
 
 
 def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, str]) -> Look:
@@ -94,8 +86,9 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
     state = of("state")
     return Look(
         time=time,
-        model=_info(head, "model"),
+        model=head.said("info", "model"),
         state=_STATES[int(state)] if state is not None and 0 <= state < len(_STATES) else "",
+        epoch=_whole(of("epoch")),
         num_ranks=_whole(of("ranks")),
         map_version=_whole(of("map_version")),
         looked_at=of("last_look_timestamp_seconds"),
@@ -103,6 +96,7 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
         noise_floor=floor | head.by("noise_floor", "phase"),
         rank_load=head.by_number("rank_load", "rank"),
         layer_imbalance=head.by_number("layer_imbalance", "layer"),
+        heat=head.heat("layer_rank_load"),
         counts=_counts(pages, head),
         ttft_p99=max(_known(page.value("ttft_p99") for page in pages), default=None),
         predicted_gain=of("predicted_gain_seconds"),
@@ -118,40 +112,30 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
 
 
 def _is_head(page: Page) -> tuple[bool, bool]:
-    return 0.0 in page.by("rank", "process").values(), "imbalance" in page.series
+    return 0.0 in page.by("rank", "process").values(), bool(page.by("imbalance", "phase"))
 
 
 def _counts(pages: Sequence[Page], head: Page) -> Counts:
     """Add up the processes' counters; times come from rank 0, because all ranks step together."""
 
-    def total(name: str) -> float:
-        return sum(_known(page.value(name) for page in pages))
+    def total(name: str) -> float | None:
+        values = _known(page.value(name) for page in pages)
+        return sum(values) if values else None
 
-    def has(name: str) -> bool:
-        return any(name in page.series for page in pages)
-
-    buckets = head.by("step_seconds_bucket", "le")
     return Counts(
         steps=head.value("step_seconds_count") or 0.0,
         step_seconds=head.value("step_seconds_sum") or 0.0,
-        step_buckets={
-            edge: count for text, count in buckets.items() if (edge := _number(text)) is not None
-        },
+        step_buckets=head.buckets("step_seconds"),
         stall_seconds=head.value("stall_seconds_sum") or 0.0,
-        tokens=total("tokens_total") if has("tokens_total") else None,
-        moved_slots=total("moved_slots_total") if has("moved_slots_total") else None,
-        moved_bytes=total("moved_bytes_total"),
+        tokens=total("tokens_total"),
+        moved_slots=total("moved_slots_total"),
+        moved_bytes=total("moved_bytes_total") or 0.0,
         rebalances=head.by("rebalances_total", "outcome"),
-        failures=total("failures_total"),
+        failures=total("failures_total") or 0.0,
         failed_requests=sum(
             page.by("requests_total", "status").get("failed", 0.0) for page in pages
         ),
     )
-
-
-def _info(page: Page, label: str) -> str:
-    labels, _ = next(iter(page.series.get("info", ())), ({}, 0.0))
-    return harmless(labels.get(label, ""))
 
 
 def _known(values: Iterable[float | None]) -> list[float]:
@@ -160,24 +144,3 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _number(text: str) -> float | None:
-    """Read a number as Prometheus writes it, possibly infinite; ``None`` for anything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return None if math.isfinite(value) and abs(value) > _MOST else value
-
-
-def _labels(text: str) -> dict[str, str] | None:
-    """Read the labels between braces; ``None`` if they are damaged."""
-    labels, at = {}, 0
-    while at < len(text.rstrip()):
-        match = _LABEL.match(text, at)
-        if match is None:
-            return None
-        labels[match[1]] = _ESCAPE.sub(lambda e: "\n" if e[1] == "n" else e[1], match[2])
-        at = match.end()
-    return labels

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import SplitResult
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.balance import imbalance
+from equipoise.control.exposition import Buckets
 
 Floats = NDArray[np.float64]
 
@@ -42,6 +44,14 @@ class Loads:
     load_LR: Floats | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """Load of ranks over the mean of their layer: ``(L, R)``, and the model's layer numbers."""
+
+    layer_ids: tuple[int, ...]
+    multiples: Floats
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Counters of a system since its start, which never fall.
@@ -49,14 +59,15 @@ class Counts:
     Parameters
     ----------
     step_buckets
-        Number of steps that took at most the seconds of the key.
+        Number of steps by their time: upper bounds in seconds, ascending, and how many steps took
+        at most that.
     rebalances
         Number of attempts to balance, by outcome.
     """
 
     steps: float = 0.0
     step_seconds: float = 0.0
-    step_buckets: Mapping[float, float] = field(default_factory=dict)
+    step_buckets: Buckets = ()
     stall_seconds: float = 0.0
     tokens: float | None = None
     moved_slots: float | None = None
@@ -76,6 +87,8 @@ class Look:
         Time of the look, in seconds since 1970.
     step
         Number of the current step of a recording.
+    epoch
+        Number of the agreement on which ranks serve.
     model, state
         Name of the model, and state of the controller.
     num_ranks, map_version
@@ -90,6 +103,8 @@ class Look:
         Imbalance of single layers, by layer.
     loads
         Loads of single layers.
+    heat
+        Loads of single ranks of layers, where a system tells them itself.
     counts
         Counters, as far as they are known.
     ttft_p99
@@ -108,6 +123,7 @@ class Look:
     step: int | None = None
     model: str = ""
     state: str = ""
+    epoch: int | None = None
     num_ranks: int | None = None
     map_version: int | None = None
     looked_at: float | None = None
@@ -116,6 +132,7 @@ class Look:
     rank_load: Mapping[int, float] = field(default_factory=dict)
     layer_imbalance: Mapping[int, float] = field(default_factory=dict)
     loads: Loads | None = None
+    heat: Heat | None = None
     counts: Counts = field(default_factory=Counts)
     ttft_p99: float | None = None
     predicted_gain: float | None = None
@@ -174,6 +191,10 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """Name of the source, as given by the user."""
+
+    @property
+    def look_url(self) -> SplitResult | None:
+        """Address that takes a POST for fresh figures; ``None`` without one."""
 
     def look(self) -> list[Look]:
         """Return what is new since the last call, oldest first; possibly nothing.

@@ -12,9 +12,9 @@ import numpy as np
 
 from equipoise.report.bars import Bar
 from equipoise.report.monitor.events import events, has_begun_again
-from equipoise.report.monitor.look import Floats, Loads, Look
+from equipoise.report.monitor.look import Floats, Heat, Loads, Look
 from equipoise.report.monitor.rates import Rates, rates
-from equipoise.report.monitor.view import Event, Heat, HotExpert, Moment, View
+from equipoise.report.monitor.view import Event, HotExpert, Moment, View
 from equipoise.units import clock, duration
 
 _MOST_LOOKS = 4096
@@ -66,6 +66,7 @@ class Monitor:
         self._loads: deque[tuple[int | None, Loads]] = deque(maxlen=_LATELY)
         self._run: deque[Look] = deque(maxlen=_MOST_LOOKS)  # since counters started
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._told: Heat | None = None  # by the last look
         self._held: deque[Look] | None = None
         self._began: float | None = None
         self._failure = ""
@@ -97,7 +98,8 @@ class Monitor:
             if self._loads and self._loads[-1][1].load_LE.shape != look.loads.load_LE.shape:
                 self._loads.clear()
             self._loads.append((look.map_version, look.loads))
-        light = replace(look, loads=None)
+        self._told = look.heat
+        light = replace(look, loads=None, heat=None)
         self._looks.append(light)
         self._run.append(light)
 
@@ -171,13 +173,14 @@ class Monitor:
     def as_dict(self) -> dict[str, Any]:
         """Return the current state for JSON."""
         look = self._looks[-1] if self._looks else Look(time=0.0)
-        counts = look.counts
+        counts, heat = look.counts, self._heat()
         return {
             "time": look.time,
             "source": self._name,
             "step": look.step,
             "model": look.model,
             "state": look.state,
+            "epoch": look.epoch,
             "ranks": look.num_ranks,
             "map_version": look.map_version,
             "last_look": look.looked_at,
@@ -185,6 +188,7 @@ class Monitor:
             "noise_floor": dict(look.noise_floor),
             "rank_load": {str(rank): value for rank, value in look.rank_load.items()},
             "layer_imbalance": {str(layer): v for layer, v in look.layer_imbalance.items()},
+            "layer_rank_load": {} if heat is None else _rows(heat),
             "hottest_experts": [asdict(expert) for expert in self._experts()[:10]],
             **asdict(self._rates),
             "ttft_p99": look.ttft_p99,
@@ -228,6 +232,8 @@ class Monitor:
         facts = [] if self._held is None else ["PAUSED"]
         if look.num_ranks is not None:
             facts.append(f"{look.num_ranks} rank" + "s" * (look.num_ranks != 1))
+        if look.epoch is not None:
+            facts.append(f"epoch {look.epoch}")
         if look.map_version is not None:
             facts.append(f"map {look.map_version}")
         if look.state:
@@ -274,9 +280,9 @@ class Monitor:
         ]
 
     def _heat(self) -> Heat | None:
-        """Average the ranks of each layer over the last looks at the same map."""
+        """Return the ranks of each layer: as told, or averaged over looks at the same map."""
         if not self._loads:
-            return None
+            return self._told
         version, last = self._loads[-1]
         loads = [
             loads.load_LR
@@ -319,6 +325,11 @@ class Monitor:
             for row, expert in zip(rows, experts, strict=True)
             if now[row, expert] > 0
         ]
+
+
+def _rows(heat: Heat) -> dict[str, list[float]]:
+    rows = heat.multiples.round(4).tolist()
+    return {str(layer): row for layer, row in zip(heat.layer_ids, rows, strict=True)}
 
 
 def _worst_first(imbalance: Any) -> tuple[Bar, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from equipoise.control.exposition import grown_buckets, quantile
 from equipoise.report.monitor.look import Look
 
 
@@ -35,9 +35,7 @@ def rates(first: Look, last: Look) -> Rates:
     if seconds <= 0:
         return Rates()
     steps = b.steps - a.steps
-    buckets = {
-        edge: count - a.step_buckets.get(edge, 0.0) for edge, count in b.step_buckets.items()
-    }
+    buckets = grown_buckets(b.step_buckets, a.step_buckets)
     return Rates(
         tokens_per_second=None
         if a.tokens is None or b.tokens is None
@@ -47,30 +45,3 @@ def rates(first: Look, last: Look) -> Rates:
         step_p99=quantile(buckets, 0.99),
         stalled=max(b.stall_seconds - a.stall_seconds, 0.0) / seconds if steps > 0 else None,
     )
-
-
-def quantile(buckets: Mapping[float, float], share: float) -> float | None:
-    """Compute a quantile of a histogram, by the rule of Prometheus.
-
-    Values are assumed to be evenly spread within a bucket, and at the lower edge of the last, open
-    bucket.
-
-    Parameters
-    ----------
-    buckets
-        Number of values that are at most the key.
-    """
-    edges = sorted(buckets)
-    total = buckets[edges[-1]] if edges else 0.0
-    if total <= 0:
-        return None
-    lower, below = 0.0, 0.0
-    for edge in edges:
-        count = buckets[edge]
-        if count >= share * total:
-            if edge == float("inf"):
-                return lower
-            inside = (share * total - below) / (count - below) if count > below else 1.0
-            return lower + (edge - lower) * inside
-        lower, below = edge, count
-    return lower

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from equipoise.report.bars import Bar
-from equipoise.report.monitor.look import Floats
+from equipoise.report.monitor.look import Heat
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class HotExpert:
     expert: int
     multiple: float
     trend: float
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Loads of ranks over the mean of their layer, ``(L, R)``, and the layer numbers."""
-
-    layer_ids: tuple[int, ...]
-    multiples: Floats
 
 
 @dataclass(frozen=True)

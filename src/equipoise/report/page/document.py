@@ -66,7 +66,7 @@ def render_page(story: Story) -> str:
             data=Markup(_json_for_html(_data(story, drawn))),
             library=Markup(library),
             behaviour=Markup(behaviour),
-            style=Markup(_source("page.css")),
+            style=Markup(_source("palette.css") + _source("page.css")),
             script_hashes=" ".join(map(_csp_hash, (library, behaviour))),
         )
     )
@@ -78,19 +78,33 @@ def save_picture(story: Story, name: str, kind: str) -> bytes:
     Raises
     ------
     EquipoiseError
-        An unknown name, or a figure that depends on what the reader selects.
+        An unknown name.
     """
-    still = {x.name: x for x in (*_still_maps(story), *page_figures(story)[len(story.laid) :])}
-    for filled in ("experts", "placement"):
-        still.pop(filled, None)
-    if name not in still:
-        raise EquipoiseError(f"There is no figure {name}; the page has {', '.join(still)}.")
-    return picture(still[name], kind)
+    drawn = {x.name: x for x in (*page_figures(story), *_still(story))}
+    if name not in drawn:
+        raise EquipoiseError(f"There is no figure {name}; the page has {', '.join(drawn)}.")
+    return picture(drawn[name], kind)
 
 
-def _still_maps(story: Story) -> list[Figure]:
+def _still(story: Story) -> list[Figure]:
+    """Make the figures that the page fills, as it fills them when it is opened."""
+    laid, layers = story.laid, list(story.trace.layer_ids)
+    if not laid:
+        return []
+    multiples = over_mean(story.trace.total)
+    rows = figures.expert_rows(multiples, _copies(laid[-1].layout), layers)
+    experts = figures.experts(layers, _copied(laid[-1]), rows)
+    return [*_still_heat(story, layers), experts, *_placed(laid, multiples)]
+
+
+def _copies(layout: Layout) -> NDArray[np.int64]:
+    """Count the copies of each expert, ``(L, E)``."""
+    return layout.copies if isinstance(layout, Placement) else layout.copies_on_rank.sum(axis=1)
+
+
+def _still_heat(story: Story, layers: Sequence[int]) -> list[Figure]:
     """Make the heat maps, filled with the mean of the steps."""
-    layers, maps = list(story.trace.layer_ids), []
+    maps = []
     for number, x in enumerate(story.laid):
         matrix = heat_matrix(x.multiples, x.evaluation.mean[x.steps], "mean")
         ranks = [str(rank) for rank in range(x.layout.num_ranks)]
@@ -119,12 +133,21 @@ def page_figures(story: Story) -> list[Figure]:
     ]
 
 
-def _placed(laid: Sequence[Laid]) -> list[Figure]:
-    """Make the map of the last layout, if it is a placement."""
-    if not isinstance(laid[-1].layout, Placement):
+def _placed(laid: Sequence[Laid], multiples_LE: NDArray[np.float64] | None = None) -> list[Figure]:
+    """Make the map of the last layout, if it is a placement; with loads, of its first layer."""
+    last, number = laid[-1], _before(laid)
+    if not isinstance(last.layout, Placement):
         return []
-    before = _before(laid)
-    return [figures.placement_map(laid[-1], "" if before is None else laid[before].name)]
+    name = "" if number is None else laid[number].name
+    if multiples_LE is None:
+        return [figures.placement_map(last, name)]
+    rows, links = figures.slot_rows(
+        last.layout.slots[0].tolist(),
+        None if number is None else _experts_of_slots(laid[number].layout)[0].tolist(),
+        multiples_LE[0].tolist(),
+        last.layout.slots_per_rank,
+    )
+    return [figures.placement_map(last, name, rows, links)]
 
 
 def _before(laid: Sequence[Laid]) -> int | None:
@@ -228,11 +251,16 @@ def _slots(layout: Layout) -> dict[str, Any]:
     """Return the expert of each slot, and the first slot of each rank."""
     if isinstance(layout, Placement):
         first = np.arange(layout.num_ranks + 1) * layout.slots_per_rank
-        slots = layout.slots
     else:
         first = np.append(0, np.cumsum(layout.copies_on_rank[0].sum(axis=1)))
-        slots = np.broadcast_to(np.arange(layout.num_experts), (layout.num_layers, first[-1]))
-    return {"slots": _packed(slots, "<u2"), "firstSlots": first.tolist()}
+    return {"slots": _packed(_experts_of_slots(layout), "<u2"), "firstSlots": first.tolist()}
+
+
+def _experts_of_slots(layout: Layout) -> NDArray[np.integer]:
+    """Return the expert of each slot, ``(L, S)``; without a placement every expert once."""
+    if isinstance(layout, Placement):
+        return layout.slots
+    return np.broadcast_to(np.arange(layout.num_experts), (layout.num_layers, layout.num_experts))
 
 
 def _quantised(values: NDArray[np.float64]) -> dict[str, Any]:

@@ -88,13 +88,15 @@ def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = Non
     )
 
 
-def experts(layers: Sequence[int], copies: str) -> Figure:
+def experts(layers: Sequence[int], copies: str, rows: Rows | None = None) -> Figure:
     """Make the heat map of layers by experts, which the page fills, by id or by load.
 
     Parameters
     ----------
     copies
         Name of the layout whose copies are shown as dots; empty if no expert has copies.
+    rows
+        Cells, for a picture.
     """
     cell: Spec = {
         "x": {**_axis("expert", "expert"), "sort": None},
@@ -120,7 +122,7 @@ def experts(layers: Sequence[int], copies: str) -> Figure:
         f"steps{dots}.",
         heavy=True,
         spec={
-            "data": {"name": "rows", "values": []},
+            "data": {"name": "rows", "values": rows or []},
             "width": "container",
             "height": _height(len(layers)),
             "layer": [
@@ -142,7 +144,9 @@ def experts(layers: Sequence[int], copies: str) -> Figure:
     )
 
 
-def placement_map(laid: Laid, before: str) -> Figure:
+def placement_map(
+    laid: Laid, before: str, rows: Rows | None = None, links: Rows | None = None
+) -> Figure:
     """Make the map of one layer's slots on every rank, which the page fills.
 
     Parameters
@@ -151,6 +155,8 @@ def placement_map(laid: Laid, before: str) -> Figure:
         Layout that is a placement.
     before
         Name of the layout that moves are counted from; empty if there is none with equal slots.
+    rows, links
+        Slots, and lines between the copies of an expert, for a picture.
     """
     cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _axis("slot", "slot of rank")}
     colour = {
@@ -176,7 +182,7 @@ def placement_map(laid: Laid, before: str) -> Figure:
         f"copies of one expert.{moved}",
         heavy=True,
         spec={
-            "data": {"name": "rows", "values": []},
+            "data": {"name": "rows", "values": rows or []},
             "width": "container",
             "height": int(np.clip(22 * laid.layout.num_slots / laid.layout.num_ranks, 90, 460)),
             "layer": [
@@ -194,7 +200,7 @@ def placement_map(laid: Laid, before: str) -> Figure:
                     "encoding": cell,
                 },
                 {
-                    "data": {"name": "links", "values": []},
+                    "data": {"name": "links", "values": links or []},
                     "mark": {"type": "rule", "color": "$after", "opacity": 0.6},
                     "encoding": link,
                 },
@@ -215,6 +221,61 @@ def heat_rows(matrix_LC: NDArray[np.float64], layers: Sequence[int], ranks: Sequ
         for layer, row in zip(layers, matrix_LC, strict=True)
         for name, value in zip(names, row, strict=True)
     ]
+
+
+def expert_rows(
+    multiples_LE: NDArray[np.float64], copies_LE: NDArray[np.int64], layers: Sequence[int]
+) -> Rows:
+    """Make the cells of experts by their number, as the page is opened.
+
+    Parameters
+    ----------
+    multiples_LE
+        Load of each expert over the mean expert of its layer.
+    copies_LE
+        Number of its copies.
+    """
+    return [
+        {"layer": layer, "expert": e, "id": e, "value": round(value, 4), "copies": copies}
+        for layer, *row in zip(layers, multiples_LE.tolist(), copies_LE.tolist(), strict=True)
+        for e, (value, copies) in enumerate(zip(*row, strict=True))
+    ]
+
+
+def slot_rows(
+    slots: Sequence[int], before: Sequence[int] | None, multiples: Sequence[float], per_rank: int
+) -> tuple[Rows, Rows]:
+    """Make the slots of one layer, and the lines between neighbouring copies of an expert.
+
+    Parameters
+    ----------
+    slots, before
+        Expert of each slot, and that of before, if moves are to be shown.
+    multiples
+        Load of each expert over the mean expert.
+    per_rank
+        Slots of a rank.
+    """
+    homes: dict[int, list[int]] = {}
+    for slot, expert in enumerate(slots):
+        homes.setdefault(expert, []).append(slot)
+    rows: Rows = [
+        {
+            "rank": slot // per_rank,
+            "slot": slot % per_rank,
+            "expert": expert,
+            "copies": (copies := len(homes[expert])),
+            "value": multiples[expert] / copies * len(slots) / len(multiples),
+            "moved": before is not None and before[slot] != expert,
+        }
+        for slot, expert in enumerate(slots)
+    ]
+    links: Rows = [
+        {"rank": b // per_rank, "slot": b % per_rank, "rank2": a // per_rank, "slot2": a % per_rank}
+        for all_copies in homes.values()
+        for a, b in pairwise(all_copies)
+    ]
+    return rows, links
 
 
 def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) -> Figure:

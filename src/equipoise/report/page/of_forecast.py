@@ -13,6 +13,7 @@ from equipoise.report.page.figures import SERIES, Figure, Rows, Spec
 from equipoise.report.page.laid import lay
 from equipoise.report.page.story import Band, Number, Origin, Story, in_order
 from equipoise.report.page.tables import Table
+from equipoise.report.spent import PARTS
 from equipoise.report.summary import summarise
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.gain import CONFIDENCE
@@ -61,7 +62,10 @@ def forecast_story(
             ageing.figures(recording, window_steps, placement.num_ranks, placement.num_slots)
         ),
         figures=tuple(_curve(answer, number) for number, answer in enumerate(answers)),
-        tables=tuple(_options(answer, number) for number, answer in enumerate(answers)),
+        tables=(
+            *(_options(answer, number) for number, answer in enumerate(answers)),
+            *(_parts(x, number) for number, x in enumerate(answers) if x.parts is not None),
+        ),
     )
 
 
@@ -166,5 +170,23 @@ def _options(answer: Forecast, number: int) -> Table:
         rows=tuple(
             (x.redundant, x.dispatch, 1e3 * x.step_seconds, x.gain, x.throughput, x.needed)
             for x in answer.options
+        ),
+    )
+
+
+def _parts(answer: Forecast, number: int) -> Table:
+    """Return the parts of a step, as things are and with the best plan."""
+    assert answer.parts is not None  # known
+    assert answer.planned_parts is not None
+    return Table(
+        name=f"part-table-{number}",
+        title=f"What a step is spent on, {answer.model}",
+        says=f"Milliseconds of a mean unseen step, {answer.counts}, and with the best plan kept. "
+        "Chance is the luck of the draw, skew what the plan could not mend on the loads it was "
+        "made for, drift what came since.",
+        head=("part", answer.against, f"planned, {answer.best.redundant} redundant"),
+        rows=tuple(
+            (said, 1e3 * answer.parts[name], 1e3 * answer.planned_parts[name])
+            for name, said in PARTS.items()
         ),
     )

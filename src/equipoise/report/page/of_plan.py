@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from equipoise.plan.scores import LAYOUTS
+from equipoise.plan.scores import LAYOUTS, Verdict
 from equipoise.plan.study import Study
 from equipoise.report.drift import measure_drift
 from equipoise.report.measured import Layout, unbalanced
@@ -75,6 +75,8 @@ def _band(study: Study, expert_bytes: int | None) -> Band:
     verdict, scores = study.verdict, study.scores
     steps = scores.unseen or scores.seen
     is_worse = steps["plan"].mean_peak > steps["plain"].mean_peak
+    if verdict.whole is not None and verdict.against == "plain":
+        is_worse = verdict.whole.compared.gain < 0
     if is_worse:
         tone, answer = "bad", "Do not apply: this plan is worse than no balancing."
     elif verdict.is_gain:
@@ -108,10 +110,20 @@ def _band(study: Study, expert_bytes: int | None) -> Band:
                 value=f"{verdict.compared.gain:+.1%}",
                 means=f"of the busiest rank's{chance}",
             ),
+            *_whole(verdict),
             _memory(study, expert_bytes),
             _moves(study, expert_bytes),
         ),
     )
+
+
+def _whole(verdict: Verdict) -> list[Number]:
+    """Return the numbers of whole steps, if they were timed."""
+    if verdict.whole is None:
+        return []
+    x = verdict.whole.compared
+    means = f"{1e3 * x.after:.3f} ms in place of {1e3 * x.before:.3f}, {verdict.whole.counts}"
+    return [Number(name="Step time won", value=f"{x.gain:+.1%}", means=means)]
 
 
 def _memory(study: Study, expert_bytes: int | None) -> Number:

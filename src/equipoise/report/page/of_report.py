@@ -77,7 +77,10 @@ def _band(
     verdicts = {} if advice is None else advice.verdicts
     kinds = {verdict.kind for verdict in verdicts.values()}
     why = [*before.headline, *(f"{cost}: {x.text}" for cost, x in verdicts.items())]
-    why += [*said, *([] if advice is None else [advice.basis])]
+    why += said
+    if advice is not None:
+        why += [f"{cost}: {line}" for cost, lines in advice.spent.items() for line in lines]
+        why.append(advice.basis)
     tone, answer = "open", before.headline[0]
     if before.balance is not None and len(laid) > 1:
         tone, answer = _of_map(*laid)

@@ -184,3 +184,25 @@ export function drawParts(figure, { label, parts, bars, unit }) {
     rows: parts.map((name, i) => [name, ...bars.map(({ values }) => values[i])]),
   });
 }
+
+// Cells of rows over columns: {rows: names, columns: names, values: rows of numbers, 1 the mean}.
+export function drawHeat(figure, { label, rows, columns, values, xTitle, yTitle }) {
+  const cell = Math.max(6, Math.min(22, Math.floor(360 / rows.length)));
+  const { svg, width, height } = canvas(figure, TOP + BOTTOM + cell * rows.length);
+  const wide = (width - LEFT - RIGHT) / columns.length;
+  values.forEach((row, r) => row.forEach((value, c) => svg.append(shape("rect", {
+    x: LEFT + c * wide, y: TOP + r * cell, width: wide, height: cell,
+    class: value < 1 ? "f-lplb" : "f-before",
+    "fill-opacity": Math.min(1, value < 1 ? 1 - value : (value - 1) / 2).toFixed(2),
+  }))));
+  const every = (count, room) => Math.max(1, Math.ceil(count / room));
+  const down = every(rows.length, (cell * rows.length) / 14), across = every(columns.length, width / 34);
+  rows.forEach((name, r) => r % down || svg.append(shape("text", { x: LEFT - 6, y: TOP + (r + 0.5) * cell + 4, "text-anchor": "end" }, name)));
+  columns.forEach((name, c) => c % across || svg.append(shape("text", { x: LEFT + (c + 0.5) * wide, y: height - BOTTOM + 14, "text-anchor": "middle" }, name)));
+  svg.append(shape("text", { x: width - RIGHT, y: height - 4, "text-anchor": "end" }, xTitle), shape("text", { x: 0, y: 8 }, yTitle));
+  show(figure, {
+    label, svg,
+    key: [{ name: "above the mean", style: "before", kind: "bar" }, { name: "below", style: "lplb", kind: "bar" }],
+    head: [yTitle, ...columns], rows: values.map((row, r) => [rows[r], ...row]),
+  });
+}

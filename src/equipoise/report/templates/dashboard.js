@@ -1,6 +1,7 @@
-import { drawBars, drawLines, drawParts, element, short } from "./dashboard-charts.js";
+import { drawBars, drawHeat, drawLines, drawParts, element, short } from "./dashboard-charts.js";
 
 const LIVE_MILLISECONDS = 2000;
+const LIVE_MARKS = 3;
 const LIVE_SAMPLES = 300;
 
 const at = (id) => document.getElementById(id);
@@ -206,21 +207,24 @@ async function look() {
 }
 
 function tellGroup() {
-  const now = seen[seen.length - 1], then = seen[Math.max(0, seen.length - 6)];
+  const now = seen[seen.length - 1];
   const phase = Object.keys(now.imbalance).at(-1);
-  const steps = now.steps - then.steps, seconds = now.step_seconds - then.step_seconds;
+  const excess = (sight) => (known(sight.noise_floor[phase]) ? sight.imbalance[phase] - sight.noise_floor[phase] : null);
   const entries = [
     ["imbalance", "Busiest rank", now.imbalance[phase], "×", `Load of the busiest rank over the mean in the last window${phase ? ` of ${phase}` : ""}.`],
-    ["excess", "Above chance", now.excess[phase], "", "How far that is above what a fair router shows: what balancing can gain."],
-    ["state", "State", now.state, "", "What the controller does just now."],
+    ["excess", "Above chance", excess(now), "", "How far that is above what a fair router shows: what balancing can gain."],
+    ["state", "State", now.state || null, "", "What the controller does just now."],
     ["ranks", "Ranks", count(now.ranks), "", "Ranks that serve together."],
-    ["step", "Step", steps > 0 ? (1000 * seconds) / steps : null, "ms", "Mean time of a forward pass over the last looks."],
-    ["stall", "Stalls", now.stall_seconds, "s", "Time since the start in which serving waited for balancing."],
-    ["moved", "Moved", known(now.moved_bytes) ? now.moved_bytes / 1e9 : null, "GB", "Bytes of experts that this rank has received since the start."],
-    ["kept", "Rebalances kept", count(now.outcomes.kept), "", "Attempts to balance whose gain was measured afterwards, and is above 0."],
+    ["map", "Map", count(now.map_version), "", "Changes of the map so far."],
+    ["step", "Step", known(now.step_seconds) ? 1000 * now.step_seconds : null, "ms", "Mean time of a forward pass lately."],
+    ["tokens", "Tokens", now.tokens_per_second, "/s", "Tokens generated lately in a second."],
+    ["stall", "Stalls", known(now.stalled) ? 100 * now.stalled : null, "%", "Share of the time lately in which serving waited for balancing."],
+    ["moved", "Moved", now.moved_bytes ? now.moved_bytes / 1e9 : null, "GB", "Bytes of experts that ranks have received since the start."],
+    ["kept", "Rebalances kept", count(now.rebalances.kept), "", "Attempts to balance whose gain was measured afterwards, and is above 0."],
     ["failures", "Failures", count(now.failures), "", "Planners and transfers that failed since the start; serving went on."],
   ];
   figures(at("live-figures"), entries.filter(([, , value]) => known(value) || typeof value === "string").map(([key, name, after, unit, meaning]) => ({ key, name, before: null, after, unit, meaning })));
+  tellRanks(now.layer_rank_load);
   if (!phase || seen.length < 2) return;
   const values = (of) => seen.map((sight) => of(sight) ?? null);  // null: a gap in the line
   drawLines(at("live-chart"), {
@@ -228,8 +232,20 @@ function tellGroup() {
     x: seen.map((sight) => Math.round(sight.at - seen[0].at)), xTitle: "seconds since this page opened", yTitle: "busiest rank over mean",
     lines: [
       { name: phase, style: "after", values: values((sight) => sight.imbalance[phase]) },
-      { name: "of it chance", style: "floor", kind: "dash", values: values((sight) => (known(sight.excess[phase]) ? sight.imbalance[phase] - sight.excess[phase] : null)) },
+      { name: "of it chance", style: "floor", kind: "dash", values: values((sight) => sight.noise_floor[phase]) },
     ],
+    marks: seen.slice(1).flatMap((sight, i) => (sight.map_version === seen[i].map_version ? [] : [{ at: Math.round(sight.at - seen[0].at), text: `map ${sight.map_version}`, style: "chosen" }])).slice(-LIVE_MARKS),
+  });
+}
+
+function tellRanks(loads) {
+  const layers = Object.keys(loads), values = Object.values(loads);
+  at("live-heat").hidden = !layers.length;
+  if (!layers.length) return;
+  const most = Math.max(...values.flat());
+  drawHeat(at("live-heat"), {
+    label: `Layers by ranks of the running group: the busiest has ${short(most)} times the mean of its layer`,
+    rows: layers, columns: values[0].map((_, rank) => String(rank)), values, xTitle: "rank", yTitle: "layer",
   });
 }
 

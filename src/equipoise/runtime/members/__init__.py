@@ -1,1 +1,1 @@
-"""Who serves together, and what happens when that changes."""
+"""The processes that serve together, and the changes among them."""

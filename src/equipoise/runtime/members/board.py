@@ -1,4 +1,4 @@
-"""What processes tell each other through a store, and which of them have fallen silent."""
+"""Messages between processes through a store, and the detection of silent processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAVES, GONE = -1, -2  # instead of the number of the epoch that a process wants
 
 
 class Board:
-    """What processes tell each other, in keys of a store. For one thread, with its own client.
+    """Messages between processes, in keys of a store. For one thread, with its own client.
 
     All entries but the beats are signed; an entry without a valid signature is ignored.
 
@@ -98,7 +98,7 @@ class Board:
 
 
 class Watch:
-    """How long the beats of each process have not changed, by this process's own clock.
+    """The time since each process's beats last changed, by this process's own clock.
 
     The clock stands still while this process is stopped; otherwise it would take all the others
     for dead when it continues.

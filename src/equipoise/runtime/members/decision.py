@@ -1,4 +1,4 @@
-"""What rank 0 decides in a rebuild: the expert of every slot, and where it comes from."""
+"""The decision of rank 0 in a rebuild: the expert of every slot, and its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks bring when a model is rebuilt: the model as they know it, and what their slots hold.
+"""The contributions of ranks to a rebuild: the model as they know it, and their slots' content.
 
 The bytes of a slot say what it holds, not the placement: moves that were under way when a rank died
 may be complete on some ranks and not on others.
@@ -22,7 +22,7 @@ logger = logging.getLogger("equipoise.runtime")
 
 @dataclass(frozen=True)
 class Served:
-    """What a rank knows of the model that it has served; the same on every such rank.
+    """A rank's knowledge of the model that it has served; the same on every such rank.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Brought:
-    """What a rank brings.
+    """The contribution of a rank to a rebuild.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Who serves: new process groups whenever a process dies, leaves or joins.
+"""Membership: new process groups whenever a process dies, leaves or joins.
 
 It has no transport of its own: processes meet in a ``torch.distributed`` store (``board``), and a
 process group ends when its connections are cut (``links``).
@@ -141,7 +141,7 @@ class Membership:
 
     @property
     def failed(self) -> str | None:
-        """Why the last epoch is over; ``None`` while it lasts."""
+        """Reason why the last epoch is over; ``None`` while it lasts."""
         return self._term.failed if self._term is not None else None
 
     @property

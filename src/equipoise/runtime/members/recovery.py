@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What a rebuild has done; all ranks agree but for the time. As text, a sentence or two.
+    """The result of a rebuild; ranks differ only in the time. ``str`` gives a sentence or two.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class _Part:
 
     @property
     def compute(self) -> ExpertFunction:
-        """What the experts computed so far, or those of the checkpoint do."""
+        """Return the function that the experts have computed so far, or that of the checkpoint."""
         if self._model is not None:
             return self._model.layers[0].compute
         assert self._checkpoint is not None  # see ``bring``

@@ -1,4 +1,4 @@
-"""Which slot serves each choice of a rank's tokens: by quotas, by an engine's rule, on a GPU.
+"""Assignment of a rank's choices to slots: by quotas, by an engine's rule, on a GPU.
 
 Letters: ``D`` tokens of this rank, ``K`` choices of a token; ``R``, ``S``, ``E`` as everywhere.
 """

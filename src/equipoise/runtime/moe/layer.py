@@ -29,7 +29,7 @@ from equipoise.topology import Topology
 
 
 class ExpertFunction(Protocol):
-    """What the experts of a rank compute."""
+    """The function that the experts of a rank compute."""
 
     def __call__(
         self, rows: Tensor, counts: Sequence[int], weights: Mapping[str, Tensor]
@@ -161,7 +161,7 @@ class ExpertParallelLayer(nn.Module):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """What this rank's slots hold, ``(C, ...)`` each: the tensors themselves."""
+        """Weights in this rank's slots, ``(C, ...)`` each; the tensors themselves, no copies."""
         return {name: self.get_buffer(f"_slots_{n}") for n, name in enumerate(self._names)}
 
     def commit(

@@ -62,7 +62,7 @@ class ExpertParallelModel:
 
     @property
     def placement(self) -> Placement:
-        """Where the experts of all layers are now."""
+        """Current placement of all layers."""
         first = self.layers[0].placement
         return Placement(
             np.concatenate([layer.placement.slots for layer in self.layers]),

@@ -70,7 +70,7 @@ class ClampedSwiglu:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelType:
-    """What this runtime has to know of a type of model.
+    """The facts that this runtime needs about a type of model.
 
     The decoder layers are ``model.layers`` in transformers' class; those whose ``mlp`` has
     ``experts`` are MoE layers.

@@ -16,7 +16,7 @@ from torch import Tensor
 from equipoise.checks import check_count
 from equipoise.errors import EquipoiseError
 from equipoise.runtime.members.agreement import ProcessGroup
-from equipoise.trace import Provenance, Trace
+from equipoise.trace import MEMORY, Provenance, Trace
 
 Phase = Literal["prefill", "decode"]
 
@@ -188,7 +188,7 @@ class SummedLoads:
             layer_ids=self.layer_ids,
             step_ids=self.iterations[whole],
             labels={"phase": phase[whole]},
-            provenance=Provenance("runtime", "memory", tuple(notes)),
+            provenance=Provenance("runtime", MEMORY, tuple(notes)),
         )
 
 

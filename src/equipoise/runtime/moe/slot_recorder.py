@@ -21,7 +21,7 @@ logger = logging.getLogger("equipoise.runtime")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RankRecording:
-    """What one rank has recorded.
+    """The recording of one rank.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class RankRecording:
 
 @dataclass(frozen=True)
 class SlotRecording:
-    """Which forward passes to record, and what becomes of the counts.
+    """The forward passes to record, and the destination of the counts.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class SlotRecorder:
     Parameters
     ----------
     wanted
-        What to record.
+        Passes to record, and destination of the counts.
     rank
         This rank.
     layer_ids

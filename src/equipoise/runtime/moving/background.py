@@ -97,7 +97,7 @@ class BackgroundTransfer:
 
     @property
     def outcome(self) -> Outcome:
-        """What was moved so far, and what failed."""
+        """Outcome so far: what was moved, and what failed."""
         return Outcome(tuple(self._moved), self._failures)
 
     @property
@@ -214,7 +214,7 @@ def _end_threads() -> None:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """What ``stage`` returned; ``broken`` if it raised."""
+    """The result of ``stage``; ``broken`` if it raised."""
 
     weights: dict[str, Tensor]
     wrong: list[str]
@@ -222,7 +222,7 @@ class _Gathered:
 
 
 class _State(IntEnum):
-    """How far a rank is with a layer; the least advanced rank decides."""
+    """The progress of a rank with a layer; the least advanced rank decides."""
 
     FAILED = 0
     WAITING = 1

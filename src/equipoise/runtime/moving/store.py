@@ -26,12 +26,12 @@ class SlotStore(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """What the slots of all ranks hold now, a placement of this layer only."""
+        """Current placement of this layer, with the slots of all ranks."""
         ...
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """What this rank's slots hold: tensors by name, ``(C, ...)`` each, every slot contiguous.
+        """Weights in this rank's slots: tensors by name, ``(C, ...)`` each, every slot contiguous.
 
         Everything that belongs to an expert, with the same names, types and shapes on every rank.
         """

@@ -32,7 +32,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a transfer, the same on every rank.
+    """The outcome of a transfer, the same on every rank.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ class LayerMove:
 
     @property
     def _receive(self) -> NDArray[np.int8]:
-        """How this rank's slots receive them, ``(C,)``."""
+        """Return the way in which each of this rank's slots receives its expert, ``(C,)``."""
         by_rank = self.migration.receive[self.row].reshape(-1, len(self._new))
         receive: NDArray[np.int8] = by_rank[self.layer.rank]
         return receive
@@ -280,7 +280,7 @@ def _anywhere(here: bool, layer: SlotStore) -> bool:
 
 
 def _refusal(migration: Migration, layers: Sequence[SlotStore]) -> str | None:
-    """Why this migration cannot be made on these layers; ``None`` if it can."""
+    """Return the reason why this migration cannot be made on these layers; ``None`` if it can."""
     ids = tuple(layer.layer_id for layer in layers)
     if ids != migration.old.layer_ids:
         return (

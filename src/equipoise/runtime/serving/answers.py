@@ -1,4 +1,4 @@
-"""What becomes of requests: answers, and the file that a process writes them to."""
+"""The answers to requests, and the file that a process writes them to."""
 
 from __future__ import annotations
 

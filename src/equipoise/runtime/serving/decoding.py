@@ -88,7 +88,7 @@ def idle_step(model: ExpertParallelModel) -> None:
 
 
 def _windows(cache: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """What those layers of the cache hold that keep a window of the last tokens only.
+    """Return the content of the cache's layers that keep only a window of the last tokens.
 
     A pass puts new tensors in the place of these; it does not change them.
     """

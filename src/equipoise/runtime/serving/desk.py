@@ -64,7 +64,7 @@ class Desk:
         return "" if self._batch is None else self._batch.requests[0].domain
 
     def turn(self, members: Collection[str], *, leaving: bool) -> None:
-        """Once the batch is done, write the answers, hand them in, and take new requests."""
+        """Write and hand in the answers once the batch is done, and take new requests."""
         if self._batch is not None:
             if not self._batch.done:
                 return

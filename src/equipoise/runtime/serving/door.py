@@ -66,7 +66,7 @@ class Door:
         return wrong or replace(request, prompt=tuple(int(token) for token in request.prompt))
 
     def _refusal(self, prompt: Any) -> str:
-        """What is wrong with a prompt; empty if nothing is."""
+        """Return what is wrong with a prompt; an empty text if nothing is."""
         if not _is_row(prompt):
             return f"The prompt is {brief(prompt)}; expected a tuple of token ids."
         if not len(prompt):

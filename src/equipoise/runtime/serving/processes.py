@@ -97,7 +97,7 @@ class Processes:
         return len(self._children)
 
     def ended(self) -> dict[str, str]:
-        """Why each process that has ended did so: its status or signal, and its last line."""
+        """Reason of each process that has ended: its status or signal, and its last line."""
         for child in self._children.values():
             child.listen()
         return {name: c.why for name, c in self._children.items() if not c.process.is_alive()}

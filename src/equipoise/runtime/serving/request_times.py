@@ -1,4 +1,4 @@
-"""How long requests wait for their first token, and from one token to the next."""
+"""Times of requests: to the first token, and from one token to the next."""
 
 from __future__ import annotations
 

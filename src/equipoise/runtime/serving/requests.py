@@ -1,4 +1,4 @@
-"""Which process serves which request, kept where it survives all of them.
+"""The ledger of which process serves which request, kept where it survives all of them.
 
 The ledger is one value in the store: how many requests were given out, and which process serves
 which. It is only ever replaced as a whole (``compare_set``), so a process that dies between two
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 class _Book(msgspec.Struct):
-    """What the ledger holds: the first number not given out, and who serves which."""
+    """The content of the ledger: the first number not given out, and who serves which request."""
 
     next: int = 0
     of: dict[str, list[int]] = msgspec.field(default_factory=dict)

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ logger = logging.getLogger("equipoise.runtime")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is served and how; the same for all processes.
+    """The options of serving; the same for all processes.
 
     Parameters
     ----------
@@ -154,6 +155,7 @@ def serve(
     options: Options,
     metrics_port: int | None = None,
     metrics_host: str = LOOPBACK,
+    metrics_look: bool = False,
 ) -> None:
     """Serve as one process; a launcher calls this in each process that it starts.
 
@@ -165,6 +167,9 @@ def serve(
     metrics_port, metrics_host
         Port and address at which Prometheus is answered. Without a port there is no answer; the
         default address is for programs on this machine only.
+    metrics_look
+        Whether programs on this machine may ask there for a look at the loads: a POST to ``/look``
+        of the process of rank 0.
 
     Raises
     ------
@@ -183,11 +188,12 @@ def serve(
         raise EquipoiseError(
             f"No store answers at {host}, port {port}; start one first."
         ) from error
-    server = Server(store, name, options)
+    asked = Event() if metrics_look else None
+    server = Server(store, name, options, asked)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     try:
         if metrics_port is not None:
-            server.metrics.listen(metrics_port, metrics_host)
+            server.metrics.listen(metrics_port, metrics_host, asked=asked)
         server.run()
     finally:
         server.close()
@@ -205,10 +211,14 @@ class Server:
         Name of this process, different in each.
     options
         Options, the same in each.
+    asked
+        Event that is set when somebody wants the loads to be looked at; ``None``: nobody can.
     """
 
-    def __init__(self, store: Store, name: str, options: Options) -> None:
-        self.options, self._name = options, name
+    def __init__(
+        self, store: Store, name: str, options: Options, asked: Event | None = None
+    ) -> None:
+        self.options, self._name, self._asked = options, name, asked
         self.metrics = Metrics(with_details=options.metrics_details)
         self.metrics.take_info(
             version=__version__, model=options.model.resolve().name, dispatch=options.dispatch
@@ -325,6 +335,7 @@ class Server:
             wanted=self.options.processes,
             process=self._name,
             rank=epoch.rank,
+            epoch=epoch.number,
         )
         self._begin_balancing(epoch, epoch.spare, warm_up=first)
 
@@ -363,6 +374,7 @@ class Server:
             keep=self.options.keep,
             bytes_per_second=self.options.bytes_per_second,
             renew_spare=self._membership.renew_spare,
+            asked=self._asked,
         )
 
     def _begin_recording(
@@ -522,7 +534,7 @@ class Server:
 
 @dataclass(frozen=True)
 class _Hello:
-    """What a rank tells the others at the beginning of an epoch."""
+    """The message of a rank to the others at the beginning of an epoch."""
 
     has_model: bool
     desk: Told

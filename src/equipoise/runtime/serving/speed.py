@@ -1,4 +1,4 @@
-"""How fast each rank computes, to give less work to one that has become slow."""
+"""The speed of each rank, so that one that has become slow gets less work."""
 
 from __future__ import annotations
 

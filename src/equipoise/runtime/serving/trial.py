@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Told:
-    """What a rank tells the others at the beginning of an epoch.
+    """The message of a rank to the others at the beginning of an epoch.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from what the ranks have told, the same on every rank.
+    """The conclusion from the ranks' messages, the same on every rank.
 
     Parameters
     ----------

@@ -271,7 +271,7 @@ def _spent(parts: StepParts) -> dict[str, float]:
     mean = parts.means
     return {
         "experts": mean["experts"] + mean["rereading"],
-        "waiting": mean["chance"] + mean["skew"],
+        "waiting": float(parts.wait.mean()),
         "attention and the rest": mean["own"] + mean["own_wait"],
         "exchanges": mean["exposed"],
     }
