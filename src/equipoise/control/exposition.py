@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from equipoise.errors import FormatError
 
 PREFIX = "equipoise_"
-"""What the names of our own metrics begin with."""
+"""Prefix of the names of our own metrics."""
 
 Labels = Mapping[str, str]
 

@@ -1,4 +1,4 @@
-"""What a simulated server takes and has room for: hardware and the model's configuration."""
+"""Costs and room of a simulated server, from hardware and the model's configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cache:
     Parameters
     ----------
     note
-        What is not known of it, as a sentence; nothing if all is.
+        Sentence on what is not known of it; empty if all is known.
     """
 
     kv_tokens: int = NO_LIMIT
@@ -41,14 +41,14 @@ def server_costs(
     requests: Requests,
     other_seconds: float,
 ) -> ServingCosts:
-    """What steps take on hardware; raises as ``machine_of``.
+    """Return what steps take on hardware; raises as ``machine_of``.
 
     Parameters
     ----------
     prefill_topology
         The ranks for prompts only; those of ``topology`` if there are none.
     serving
-        How steps are run; ranks that also compute prompts take the kernels of its phase.
+        Way in which steps are run; ranks that also compute prompts take the kernels of its phase.
     requests
         Requests whose mean lengths say how many tokens are before a new one.
     """
@@ -115,7 +115,7 @@ def cache_of(
 
 
 def _unknown(config: ModelConfig | None) -> str:
-    """Why the bytes of a token or of a slot are not known, as the end of a sentence."""
+    """Say why the bytes of a token or a slot are not known, as the end of a sentence."""
     if config is None:
         return "no --model is given"
     names = ("kv_bytes_per_token", "expert_bytes", "moe_layer_ids")

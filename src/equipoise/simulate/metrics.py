@@ -1,4 +1,4 @@
-"""What a simulated server would tell Prometheus at its end, under the names of a real one."""
+"""Metrics of a simulated server at its end, under the names of a real one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from equipoise.simulate.serving import ServingResult
 
 
 def metrics_text(result: ServingResult, labels: Mapping[str, str]) -> str:
-    """The metrics of a simulation in Prometheus's text format: one page, however long it was.
+    """Write the metrics of a simulation in Prometheus's text format: one page, however long it was.
 
     Only what is simulated is told; all ranks together, the pool that decodes for steps.
 
     Parameters
     ----------
     labels
-        What served: ``version``, ``model``, ``dispatch``, ``planner``.
+        Labels of what served: ``version``, ``model``, ``dispatch``, ``planner``.
 
     Raises
     ------

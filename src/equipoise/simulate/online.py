@@ -48,14 +48,14 @@ _LONGEST = 1e6  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What serves, and what moving costs it.
+    """The server, and what moving costs it.
 
     Parameters
     ----------
     topology
         The devices; their links say how long transfers take.
     model
-        What a step takes: its experts, or all it does.
+        Compute model of a step: its experts alone, or all it does.
     expert_bytes
         All tensors of one expert in one layer, scales included.
     interference
@@ -63,7 +63,7 @@ class Conditions:
     stall_seconds
         Seconds for which serving stands still at each change of the map.
     other_seconds
-        What a step takes besides what the model counts.
+        Seconds of a step in addition to what the model counts.
     """
 
     topology: Topology
@@ -88,7 +88,7 @@ class Served:
     Parameters
     ----------
     counts
-        What was routed in it, ``(L, E)``.
+        Assignments of each expert in it, ``(L, E)``.
     imbalance
         Its imbalance, the mean over layers with load.
     now
@@ -110,7 +110,7 @@ class Move:
     Parameters
     ----------
     rows, slots
-        Which rows, and what their slots are to hold, ``(len(rows), S)``.
+        Rows, and the experts that their slots are to hold, ``(len(rows), S)``.
     begins
         Whether a change of the map begins with them.
     background
@@ -127,12 +127,12 @@ class Decider(Protocol):
     """A policy at work."""
 
     def after(self, step: Served, /) -> Move | None:
-        """What to move after this step; nothing while other rows are under way."""
+        """Return what to move after this step; nothing while other rows are under way."""
         ...
 
 
 class Policy(Protocol):
-    """When the map is changed, and to what."""
+    """A rule that says when the map is changed, and to what."""
 
     def start(self, placement: Placement, conditions: Conditions, /) -> Decider:
         """The policy at work, from this placement on."""
@@ -153,7 +153,7 @@ class Stay:
 
 @dataclass(frozen=True, kw_only=True)
 class Replan:
-    """What engines do: plan the whole map again from the sum of the last steps, and move to it.
+    """The policy of engines: plan the whole map again from the sum of the last steps and move to it.
 
     Parameters
     ----------
@@ -202,8 +202,8 @@ class Controlled:
     Parameters
     ----------
     settings
-        When it looks, and how much it moves at a time. ``wait_steps`` is in steps as live: a plan
-        that takes longer is given up.
+        Settings that say when it looks, and how much it moves at a time. ``wait_steps`` is in
+        steps as live: a plan that takes longer is given up.
     advisor
         Advisor that answers it.
     plan_seconds
@@ -269,7 +269,7 @@ class Arrival:
     step
         First step served with them.
     rows, slots
-        Which rows, and what their slots hold since, ``(len(rows), S)``.
+        Rows, and the experts that their slots hold since, ``(len(rows), S)``.
     moves
         Slots whose content changed.
     moved_bytes
@@ -285,18 +285,18 @@ class Arrival:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Replay:
-    """What became of the steps.
+    """The steps as they were served.
 
     Parameters
     ----------
     seconds
-        What each step took, moving and stalls included, ``(T,)``.
+        Seconds of each step, moving and stalls included, ``(T,)``.
     lost
         The part of it that moving and stalls took, ``(T,)``.
     imbalance
         Imbalance of each step, the mean over layers with load, ``(T,)``.
     arrivals
-        What took effect, and when.
+        Changes of the map that took effect, with their steps.
     changes
         Steps before which a change of the map began.
     placement
@@ -327,7 +327,7 @@ def replay(steps: Trace, start: Layout, policy: Policy, conditions: Conditions) 
     Parameters
     ----------
     steps
-        What each step routes, in order of time; sums of several steps would be taken for large
+        Assignments of each step, in order of time; sums of several steps would be taken for large
         ones.
 
     Raises
@@ -370,7 +370,7 @@ def replay(steps: Trace, start: Layout, policy: Policy, conditions: Conditions) 
 def online_seconds(
     steps: Trace, start: Layout, policy: Controlled, conditions: Conditions
 ) -> Floats:
-    """What each step takes with our controller at work, moves charged, ``(T,)``."""
+    """Return the seconds of each step with our controller at work, moves charged, ``(T,)``."""
     return replay(steps, start, policy, conditions).seconds
 
 
@@ -418,7 +418,7 @@ class _Transfer:
         return stall + share * progress
 
     def arrival(self, step: int) -> Arrival:
-        """What has arrived, in force from a step on."""
+        """Return what has arrived, in force from a step on."""
         return Arrival(
             step=step,
             rows=self.move.rows,
@@ -429,7 +429,7 @@ class _Transfer:
 
 
 class _Pending(Generic[Planned]):
-    """What a planner has been asked, to be had once it has taken its time."""
+    """A planner's answer, which can be had once the planner has taken its time."""
 
     def __init__(self, plan_seconds: float) -> None:
         self._seconds = plan_seconds
@@ -530,7 +530,7 @@ class _ControllerAtWork:
         self._version = 0
 
     def after(self, step: Served) -> Move | None:
-        """What the controller orders."""
+        """Return what the controller orders to move."""
         self._recent.append(step.counts)
         moved = tuple(self._layer_ids[row] for row in step.arrived)
         order = self._controller.step(Report(answer=self._pending.take(step.now), moved=moved))

@@ -53,15 +53,15 @@ class Run:
     Parameters
     ----------
     name
-        What it is called in messages.
+        Name of the run in messages.
     trace
-        What every step routed, one row a step.
+        Recording of the run, one row for each step.
     layout
-        Where the copies were, and who shared batches over them.
+        Places of the copies, and the dispatcher that shared batches over them.
     topology
         The ranks.
     step_seconds
-        What every step took, ``(T,)``.
+        Seconds of every step, ``(T,)``.
     """
 
     name: str
@@ -103,16 +103,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCost:
-    """What steps take on one's own machine.
+    """Cost of steps on one's own machine.
 
     Parameters
     ----------
     experts
-        What a rank's share of a layer takes.
+        Cost of a rank's share of a layer.
     step_seconds
-        What every step takes besides, whatever it routes.
+        Seconds that every step takes in addition, whatever it routes.
     assignment_seconds
-        What each of its assignments in a layer takes besides, all ranks together.
+        Seconds that each of its assignments in a layer takes in addition, all ranks together.
     jitter
         Standard deviation of a rank's share of a layer, relative to its mean: by how much ranks
         differ by chance, each on its own. See ``expected_slowest``.
@@ -145,7 +145,7 @@ class OwnCost:
         )
 
     def seconds(self, slot_load: Floats, topology: Topology) -> Floats:
-        """What steps take, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
+        """Return the seconds of steps, ``(T,)``, from the load of each slot, ``(T, L, S)``."""
         assignments = slot_load.sum(axis=-1).mean(axis=-1)
         others = self.step_seconds + self.assignment_seconds * assignments
         experts = _experts_seconds(self.experts, self.jitter, slot_load, topology)
@@ -155,7 +155,7 @@ class OwnCost:
 def _experts_seconds(
     cost: RankCost, jitter: float, slot_load: Floats, topology: Topology
 ) -> Floats:
-    """What the slowest rank's experts take, summed over layers, ``(T,)``."""
+    """Return the seconds of the slowest rank's experts, summed over layers, ``(T,)``."""
     ranks = cost.rank_seconds(slot_load, topology.num_ranks) / speeds(topology)
     return np.asarray(expected_slowest(ranks, jitter).sum(axis=-1))
 
@@ -167,7 +167,7 @@ class OwnMachine:
     Parameters
     ----------
     name
-        What it is called in an answer.
+        Name of the machine in an answer.
     cost
         The best fit.
     likely
@@ -190,7 +190,7 @@ class OwnMachine:
 
     @property
     def planning_cost(self) -> RankCost:
-        """What planners and dispatchers go by."""
+        """The cost that planners and dispatchers use."""
         return self.cost.experts
 
     @property
@@ -348,7 +348,7 @@ class _Steps:
         )
 
     def _expert_load(self, knee: float, jitter: float) -> Floats:
-        """What the experts of every step take, ``(T,)``, in times of one assignment."""
+        """Return the experts' time of every step, ``(T,)``, in times of one assignment."""
         if (knee, jitter) not in self._columns:
             unit = RankCost(expert_seconds=knee, token_seconds=1.0)
             self._columns[knee, jitter] = np.concatenate([

@@ -1,4 +1,4 @@
-"""What a rank does for its own tokens: attention, shared experts, dense layers."""
+"""Work of a rank for its own tokens: attention, shared experts, dense layers."""
 
 from __future__ import annotations
 

@@ -31,16 +31,16 @@ def simulation_story(
     num_ranks: int,
     notes: Sequence[str] = (),
 ) -> Story:
-    """What ``equipoise simulate`` found.
+    """Tell what ``equipoise simulate`` found as a page.
 
     Parameters
     ----------
     trace
         Recording whose routing the batches had.
     name
-        What is compared with no balancing.
+        Name of what is compared with no balancing.
     notes
-        What is assumed or not known.
+        Sentences on what is assumed or not known.
     """
     summary = summarise(trace, num_ranks=num_ranks)
     before, after = result.before, result.after
@@ -119,7 +119,7 @@ def _interval(result: SideBySide) -> str:
 
 
 def _curve(name: str, title: str, of: str, values: Mapping[str, NDArray[np.floating]]) -> Figure:
-    """How many of them take at most how long, under each name."""
+    """Draw the share of requests that take at most a time, a line for each name."""
     shares = np.linspace(0.0, 1.0, _POINTS)
     rows: Rows = [
         {"share": round(float(share), 4), "ms": round(1e3 * float(value), 6), "layout": layout}
