@@ -108,6 +108,11 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         for advice in balancing.advice:
             logging.warning(advice)
+        if (start := options.placement) is not None:
+            stays = "" if balancing.settings.layers_per_step else ", and nothing moves"
+            logging.info(
+                f"It starts from the map given, with {start.num_redundant} redundant slots{stays}."
+            )
     rehearse_once(options.dispatch)
     try:
         serve(

@@ -142,3 +142,15 @@ def test_the_same_map_needs_no_move(maps, larger, tmp_path, capsys):
     assert main([*same, "--json"]) == 1
     decision = json.loads(capsys.readouterr().out)["decision"]
     assert decision["text"] == "Stay: the placements are the same."
+
+
+def test_the_recording_that_ships_goes_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    in_order = list(range(32))
+    for name, row in (("old.json", in_order), ("new.json", in_order[::-1])):
+        placement = eq.Placement([row] * 5, num_ranks=8, num_experts=32)
+        eq.write_map(placement, tmp_path / name, format="equipoise")
+    options = [f"--{name.replace('_', '-')}={price}" for name, price in PRICES.items()]
+    options += ["--trace", "sample", "--rank-cost", COST, "--expert-bytes", str(EXPERT_BYTES)]
+    assert main(["diff", "old.json", "new.json", *options]) == 1
+    assert "off a step not planned on" in " ".join(capsys.readouterr().out.split())

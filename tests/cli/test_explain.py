@@ -49,9 +49,21 @@ def test_one_document(capsys):
 
 
 def test_a_word_that_pages_say_leads_to_them(capsys):
-    assert main(["explain", "hysteresis"]) == 2
+    assert main(["explain", "spikes"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("equipoise: No page is called 'hysteresis'; see ")
+    assert err.startswith("equipoise: No page is called 'spikes'; the word is in ")
+    assert main(err.rstrip(".\n").split("equipoise ")[-1].split()) == 0
+
+
+def test_pages_whose_title_says_the_word_come_first(capsys):
+    assert main(["explain", "vllm-ascend"]) == 2
+    first, second, *_ = capsys.readouterr().err.split(" is in ")[1].split(", ")
+    assert {first, second} == {"plugins", "traces-sglang-vllm"}
+
+
+def test_a_word_that_is_nowhere_is_not_guessed_at(capsys):
+    assert main(["explain", "q" * 9]) == 2
+    assert capsys.readouterr().err.endswith("; equipoise explain lists all.\n")
 
 
 def test_a_page_about_a_word_comes_before_pages_that_say_it_often(capsys):
@@ -61,7 +73,7 @@ def test_a_page_about_a_word_comes_before_pages_that_say_it_often(capsys):
 
 def test_a_name_that_is_nearly_right_is_told(capsys):
     assert main(["explain", "plannerz"]) == 2
-    assert "see planners" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("; did you mean planners?\n")
 
 
 @pytest.mark.parametrize("topic", ["../../etc/passwd", "x" * 4000, "(", "\x1b[31m"])

@@ -46,7 +46,14 @@ def test_the_solution_is_hidden_until_asked_for(tmp_path, capsys):
     assert not (folder / "answers.md").exists()
     texts = [path.read_text(encoding="utf-8") for path in folder.iterdir()]
     assert not any("max(load - capacity, 0)" in text for text in texts)
-    assert f"{folder}: README.md, exercise.py, lab.ipynb" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{folder}: README.md, exercise.py, lab.ipynb" in told
+    assert f"cd {folder} && python -m unittest -v" in told
+
+
+def test_with_the_solution_nothing_is_left_to_fill_in(tmp_path, capsys):
+    make(tmp_path, "--solution")
+    assert "exercise.py is filled in; answers.md answers" in capsys.readouterr().out
 
 
 def test_as_json(tmp_path, capsys):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,13 @@ def test_every_link_is_usable_and_says_what_is_assumed(name):
     assert profile.link.bytes_per_second >= 1e9
     for quantity in (profile.latency_seconds, profile.bytes_per_second):
         assert quantity.is_assumed == (quantity.uncertainty == 0.5)
+
+
+def test_the_link_on_the_page_is_read(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "timemodel.md"
+    (shown,) = re.findall(r"(?ms)^```json\n(.*?)^```$", page.read_text(encoding="utf-8"))
+    (tmp_path / "ethernet.json").write_text(shown)
+    assert link(tmp_path / "ethernet.json").bytes_per_second.value == 10e9 / 8
 
 
 def test_what_nobody_published_is_left_out_and_asked_for_in_words():

@@ -81,19 +81,23 @@ def page(topic: str) -> Page:
     name = topic.lower().removesuffix(".md")
     if name in known:
         return known[name]
-    near = _about(topic, known) or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    where = f"see {', '.join(near)}" if near else "equipoise explain lists all"
-    raise EquipoiseError(f"No page is called {topic!r}; {where}.")
+    if said := _about(topic, known):
+        where = f"the word is in {', '.join(said)}. Read it: equipoise explain {said[0]}."
+    elif near := difflib.get_close_matches(name, known, n=3, cutoff=0.7):
+        where = f"did you mean {' or '.join(near)}?"
+    else:
+        where = "equipoise explain lists all."
+    raise EquipoiseError(f"No page is called {topic!r}; {where}")
 
 
 def _about(topic: str, known: dict[str, Page]) -> list[str]:
-    """Pages that say a word: those with it in the title, then those that say it most often."""
+    """Pages that say a word: first those whose title says it, then those that say it most often."""
     word = re.compile(rf"(?i)\b{re.escape(topic)}\b")
-    said = {
-        name: (len(word.findall(one.title)), len(word.findall(one.text)))
-        for name, one in known.items()
-    }
-    most = sorted((name for name in said if any(said[name])), key=said.__getitem__, reverse=True)
+    said = {name: len(word.findall(one.text)) for name, one in known.items()}
+    most = sorted(
+        (name for name in said if said[name]),
+        key=lambda name: (not word.search(known[name].title), -said[name]),
+    )
     return most[:_MOST_NAMED]
 
 

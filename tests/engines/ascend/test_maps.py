@@ -133,6 +133,10 @@ def test_a1_keys_nobody_reads_are_warnings(path):
 def test_a4_devices_and_layers(path):
     other = MapContext(num_ranks=5, num_experts=8, layer_ids=(0, 1), num_redundant=2)
     assert [f.code for f in findings(path, document(), other)] == ["A4"]
+    other = MapContext(num_ranks=1, num_experts=8, layer_ids=(0, 1), num_redundant=2)
+    assert [f.code for f in findings(path, document(), other)] == [
+        "A4"
+    ]  # copies are as in the file
     other = MapContext(num_ranks=2, num_experts=8, layer_ids=(0, 1, 2), num_redundant=2)
     assert [f.code for f in findings(path, document(), other)] == ["A4"]
     layers = [

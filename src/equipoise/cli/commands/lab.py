@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from equipoise.cli.options.output import Json, Output, check_output
@@ -47,5 +48,9 @@ def lab(
         return 0
     console = stdout()
     console.print(one_line(f"{output}: {', '.join(sorted(files))}."))
-    console.print("Read lab.ipynb, fill in exercise.py, and test it there: python -m unittest -v")
+    if solution:
+        console.print("exercise.py is filled in; answers.md answers the questions of lab.ipynb.")
+    else:
+        console.print("Open lab.ipynb in a notebook and fill in exercise.py as you read.")
+        console.print(one_line(f"Test it: cd {quote(str(output))} && python -m unittest -v"))
     return 0

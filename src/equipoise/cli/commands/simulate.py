@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from equipoise import __version__
 from equipoise.cli.options.deployment import Deployment
-from equipoise.cli.options.groups import HARDWARE, VERDICT
+from equipoise.cli.options.groups import HARDWARE, METRICS, VERDICT
 from equipoise.cli.options.hardware import HardwareArguments
 from equipoise.cli.options.limits import Size
 from equipoise.cli.options.lists import names, positive_numbers, whole_numbers
@@ -73,7 +73,7 @@ def simulate(
     map: Path | None = None,
     redundant: str | None = None,
     sweep: Path | None = None,
-    metrics: Path | None = None,
+    metrics: Annotated[Path | None, Parameter(group=METRICS)] = None,
     page: PageArguments | None = None,
     json: Json = False,
     requesting: RequestArguments | None = None,

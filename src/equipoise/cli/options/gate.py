@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from equipoise.cli.options.groups import MOVING
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
+from equipoise.cli.options.recording import recording_path
 from equipoise.cli.options.units import Seconds
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
@@ -57,7 +58,7 @@ class GateArguments:
         Steps until the new map is in force.
     """
 
-    trace: Path | None = None
+    trace: Annotated[Path | None, Parameter(converter=recording_path)] = None
     rank_cost: str | None = None
     dispatch: str = "even"
     dwell_steps: AtLeastZero = None

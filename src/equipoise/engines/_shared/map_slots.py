@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,8 @@ def check_rows(raw: RawMap, context: MapContext, rules: Rules) -> list[Finding]:
     """Find all defects of sizes and slots, after the structural ones found while parsing."""
     shape = shape_of(raw, context)
     findings = [*raw.findings, *_check_sizes(raw, context, shape, rules)]
+    if raw.num_ranks is not None:  # whose slots they are is as the file says
+        shape = replace(shape, num_ranks=raw.num_ranks)
     for key, row in zip(raw.layer_keys, raw.rows, strict=True):
         findings += _check_row(key, row, shape, rules)
     return findings
