@@ -68,7 +68,7 @@ def test_a_word_that_is_nowhere_is_not_guessed_at(capsys):
 
 def test_a_page_about_a_word_comes_before_pages_that_say_it_often(capsys):
     assert main(["explain", "TensorRT-LLM"]) == 2
-    assert "; see trtllm, " in capsys.readouterr().err
+    assert "; the word is in trtllm, " in capsys.readouterr().err
 
 
 def test_a_name_that_is_nearly_right_is_told(capsys):
