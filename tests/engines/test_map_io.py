@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from equipoise.engines import map_io
 from equipoise.engines.formats import MapContext, Severity
 from equipoise.engines.map_io import (
+    check_map_path,
     detect_map,
     map_notes,
+    placeholder_name,
     read_map,
     validate_map,
     write_map,
@@ -440,3 +442,12 @@ def test_several_maps_are_written_or_none(tmp_path):
     assert not folder.exists()
     write_maps({folder / "a.json": good, folder / "b.json": good}, format="sglang", context=context)
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("known", [f for f in map_formats() if f.write], ids=lambda f: f.name)
+def test_the_name_of_a_map_to_come_is_one_that_its_engine_takes(known):
+    check_map_path(Path(placeholder_name(known.name)), known.name)
+
+
+def test_an_engine_without_map_files_needs_no_ending():
+    assert placeholder_name("vllm") == "MAP"

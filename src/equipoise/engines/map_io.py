@@ -360,6 +360,12 @@ def check_map_path(path: Path, format: str) -> None:
         )
 
 
+def placeholder_name(target: str) -> str:
+    """Return a name that stands for a map still to be written, with the ending the engine needs."""
+    endings = {known.name: known.suffixes for known in map_formats()}
+    return "".join(("MAP", *endings.get(target, ())[:1]))
+
+
 def target_of(path: Path, target: str | None = None) -> str:
     """The format to write a map in: the one asked for, or the only one whose names end so.
 

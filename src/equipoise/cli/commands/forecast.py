@@ -32,6 +32,7 @@ from equipoise.cost import costs_for
 from equipoise.engines.formats import Launch, LaunchOptions, given
 from equipoise.engines.launch_flags import launch
 from equipoise.engines.machines import assignments_of
+from equipoise.engines.map_io import placeholder_name
 from equipoise.engines.registry import rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
@@ -41,8 +42,6 @@ from equipoise.simulate.expert_time import COST_ERROR, ComputeModel
 from equipoise.simulate.forecast import Forecast
 from equipoise.simulate.forecast import forecast as foresee
 from equipoise.simulate.named_cost import cost_model
-
-_MAP = "MAP"
 
 
 def forecast(
@@ -228,7 +227,7 @@ def _flags(result: Forecast, target: str | None, options: LaunchOptions) -> Laun
     """How to start the engine with what is recommended; ``None`` if nothing is."""
     if target is None or result.verdict.kind != "recommend":
         return None
-    return launch(result.best.placement, target, _MAP, options)
+    return launch(result.best.placement, target, placeholder_name(target), options)
 
 
 def _default_dispatch(rule: str | None) -> list[str]:

@@ -34,6 +34,7 @@ from equipoise.cli.views.tune import Tuned, print_tuned, tuned_document
 from equipoise.cost import costs_for
 from equipoise.engines.formats import LaunchOptions, given
 from equipoise.engines.launch_flags import launch
+from equipoise.engines.map_io import placeholder_name
 from equipoise.engines.registry import launcher_for, rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan.study import hold_out_steps
@@ -43,7 +44,6 @@ from equipoise.simulate.online import Conditions
 from equipoise.simulate.tune import ENGINE, NONE, Setting, Study, cases, first_map
 from equipoise.simulate.tune import tune as find
 
-_MAP = "MAP"
 _STEPS = 512
 
 _HALF = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
@@ -226,7 +226,9 @@ def tune(
     flags = None
     if for_ is not None and found.best.kind != NONE:
         placement = first_map(study, found.best.redundant, found.best.dispatch)
-        flags = launch(placement, for_, _MAP, _options(found.best, for_, engine, serving))
+        flags = launch(
+            placement, for_, placeholder_name(for_), _options(found.best, for_, engine, serving)
+        )
     answer = Tuned(
         study=study,
         tuning=found,
