@@ -12,7 +12,13 @@ from equipoise.errors import EquipoiseError
 
 
 def serve(
-    host: str, port: int, name: str, options: Any, metrics_port: int | None, metrics_host: str
+    host: str,
+    port: int,
+    name: str,
+    options: Any,
+    metrics_port: int | None,
+    metrics_host: str,
+    metrics_look: bool,
 ) -> None:
     """Take requests from the source and say so; a dispatcher called ``even`` is refused."""
     if options.dispatch == "even":

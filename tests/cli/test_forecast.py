@@ -69,7 +69,7 @@ def test_the_verdict_stands_first_and_last(run, text):
     assert "Today ranks wait" in lines[2]
     assert "against no balancing; expert computation alone." in out
     other = text("forecast", run, *QUICK, "--dispatch", "even", "--other-seconds", 0.5)
-    assert "0.5 s of other work in every step" in other
+    assert "500 ms of other work in every step" in other
     assert "recommend" not in other
 
 

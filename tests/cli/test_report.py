@@ -71,9 +71,11 @@ def test_a_pipe_gets_every_line_whole(command, columns, long_names, monkeypatch)
 def test_a_report_begins_and_ends_with_its_verdict(long_names, text):
     parts = text("report", long_names, "--ranks", 8).rstrip("\n").split("\n\n")
     assert parts[0].startswith("h100-deepep-ep8: ")
-    basis, _, verdicts = parts[-1].partition("\n")
+    verdicts = parts[0].splitlines()
+    *spent, basis = parts[-1].splitlines()[: -len(verdicts)]
     assert basis.startswith("Forecast by ")
-    assert verdicts == parts[0]
+    assert all("waiting for drift" in sentence for sentence in spent)
+    assert parts[-1].splitlines()[-len(verdicts) :] == verdicts
     unknown = text("report", long_names, "--ranks", 4).rstrip("\n").split("\n\n")
     assert unknown[0].startswith("No forecast: ")
     assert unknown[-1] == unknown[0]

@@ -96,7 +96,7 @@ def test_an_address_that_is_none_is_refused(host):
         (b"GET /metrics HTTP/1.1\r\nHost: [\r\n\r\n", 421),
         (b"GET /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 413),
         (b"GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 413),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", 501),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", 404),
         (b"GET /" + 20000 * b"a" + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nX: " + 20000 * b"a" + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\n" + 90 * (b"X: " + 500 * b"a" + b"\r\n") + b"\r\n", 431),

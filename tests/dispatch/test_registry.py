@@ -83,7 +83,7 @@ def test_a_class_and_an_entry_are_all_it_takes(first, tmp_path, capsys):
     command = ["plan", str(trace), "--ranks", "4", "--redundant", "4", "--planner", "greedy"]
     assert main([*command, "--dispatch", "first", "--json"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["dispatch"] == "first"
-    assert "first: all, if it is the first" in dispatch_help()
+    assert ", first." in dispatch_help()
     table = runpy.run_path(str(GENERATE))["dispatchers_table"]()
     assert "| `first` | all, if it is the first |" in table
 

@@ -32,6 +32,24 @@ def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess[
     )
 
 
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:
+    """Run the example in this process, as the first that torchrun has started, and be refused.
+
+    Returns
+    -------
+    Last line on standard error.
+    """
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.long
 def test_every_request_is_answered_once(tmp_path):
     done = torchrun(2, "--requests", 40, "--results", tmp_path)
@@ -69,14 +87,7 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(monkeypatch, capsys, arguments, why):
-    """In this process, as the first that torchrun has started."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
-    assert end.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"serve.py: error: {why}")
+    assert refusal(monkeypatch, capsys, *arguments).startswith(f"serve.py: error: {why}")
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from equipoise.runtime.serving.server import Options
 from tests.reference.trtllm import load_statistic
 from tests.runtime import chaos
 from tests.runtime.small_model import FOLDER, E, L, random_placement
-from tests.runtime.test_example import script, torchrun
+from tests.runtime.test_example import refusal, torchrun
 
 PROMPTS = chaos.Prompts(tuple(tuple(range(1, 8 + 5 * n)) for n in range(12)))
 
@@ -80,20 +80,17 @@ def test_a_recording_ends_when_a_process_is_lost(serving, tmp_path):
     assert "fewer than the 3 to 999999999 asked for" in log
 
 
-def test_a_range_that_is_none_is_refused_before_serving(monkeypatch, tmp_path):
+def test_a_range_that_is_none_is_refused_before_serving(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv(RANGE, "100")
     monkeypatch.setenv(PATH, str(tmp_path / "new"))
-    done = script()
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+    last = refusal(monkeypatch, capsys)
     assert last.startswith(f"serve.py: error: {RANGE} is '100'; expected START-STOP")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_is_no_map_to_keep_without_balancing():
-    done = script("--unbalanced", "--keep", "map.json")
-    assert done.returncode == 2
-    assert done.stderr.endswith("With --unbalanced there is no map to --keep; give one of them.\n")
+def test_there_is_no_map_to_keep_without_balancing(monkeypatch, capsys):
+    last = refusal(monkeypatch, capsys, "--unbalanced", "--keep", "map.json")
+    assert last.endswith("With --unbalanced there is no map to --keep; give one of them.")
 
 
 @pytest.mark.long
