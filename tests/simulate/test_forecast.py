@@ -532,7 +532,7 @@ def test_the_default_planner_is_robust_for_what_dispatches():
         ({"redundant": [-1]}, "redundant is -1"),
         ({"dispatch": []}, "No dispatcher to try"),
         ({"dispatch": ["fair"]}, "no dispatcher"),
-        ({"engine_dispatch": "vllm"}, "add it"),
+        ({"engine_dispatch": "vllm"}, "give even,minmax,vllm"),
         ({"other_seconds": -1}, "other_seconds"),
         ({"least_gain": 2}, "least_gain"),
         ({"further_steps": 0}, "further_steps"),
