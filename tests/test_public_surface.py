@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import equipoise
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "python.md"
 
 NAMES = {
     "Auto", "Contiguous", "EquipoiseError", "Even", "FewestExperts", "Greedy", "Hierarchical",
@@ -35,6 +39,11 @@ def test_the_surface_is_pinned():
 def test_every_name_resolves_and_is_documented():
     for name in NAMES - {"__version__"}:
         assert getattr(equipoise, name).__doc__, name
+
+
+def test_every_name_is_in_the_reference():
+    entries = re.findall(r"^\.\. auto\w+:: (\w+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(entries) == sorted(NAMES - {"__version__"})
 
 
 def test_an_unknown_name_is_an_attribute_error():
