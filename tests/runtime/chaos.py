@@ -375,7 +375,7 @@ def references() -> tuple[Prompts, list[list[int]]]:
     while len(kept) < NUM_PROMPTS:
         starts = [draw.randrange(len(text) - 200) for _ in range(NUM_PROMPTS)]
         texts = [text[start : start + draw.randint(10, 120)] for start in starts]
-        prompts = [tuple(one.ids) for one in tokenizer.encode_batch(texts)]
+        prompts = [tuple(tokenizer.encode(one).ids) for one in texts]
         for ids, answer, lead in zip(prompts, *_continue(model, prompts), strict=True):
             if lead > LEAD:
                 kept.append(ids)
