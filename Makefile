@@ -14,6 +14,8 @@ ASCEND := 0.13.0 0.18.0 0.23.0.post1 0.30.0rc2
 demo: .venv/ready
 	PATH="$(CURDIR)/$(RUN):$$PATH" sh examples/demo.sh
 
+# Bytecode is kept whatever the environment says: both workers read the tests, and many tests start the command.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv-dev/ready
 	$(DEV)/python -m pytest -n 2 --dist loadfile
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -212,3 +214,18 @@ def test_flags_and_types():
         checks.check_flag("f", 1)
     with pytest.raises(EquipoiseError, match="s is 5; expected a str"):
         checks.check_type("s", 5, str)
+
+
+@dataclass
+class Pair:
+    first: int
+    second: int
+
+
+def test_objects_have_the_keys_that_are_expected_and_no_others():
+    pair = {"second": 2, "first": 1}
+    assert checks.check_fields("p", pair, Pair) is pair
+    assert checks.check_keys("p", pair, ["first", "second"]) is pair
+    for wrong in ({"first": 1}, {**pair, "third": 3}, ["first", "second"], None):
+        with pytest.raises(EquipoiseError, match=r"^p is .*; expected an object of first, second"):
+            checks.check_fields("p", wrong, Pair)

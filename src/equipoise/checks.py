@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +47,19 @@ def check_type(name: str, value: object, kind: type[Kind]) -> Kind:
     if not isinstance(value, kind):
         raise EquipoiseError(f"{name} is {brief(value)}; expected a {kind.__name__}.")
     return value
+
+
+def check_keys(name: str, value: object, keys: Collection[str]) -> dict[str, Any]:
+    """Return the value; raise ``EquipoiseError`` unless it is a dict with exactly these keys."""
+    if not isinstance(value, dict) or set(value) != set(keys):
+        expected = ", ".join(keys)
+        raise EquipoiseError(f"{name} is {brief(value)}; expected an object of {expected}.")
+    return value
+
+
+def check_fields(name: str, value: object, kind: type[Any]) -> dict[str, Any]:
+    """Return the value; raise ``EquipoiseError`` unless its keys are the fields of ``kind``."""
+    return check_keys(name, value, [field.name for field in fields(kind)])
 
 
 def check_collection(name: str, values: Collection[Any]) -> list[Any]:

@@ -40,9 +40,10 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ from equipoise.runtime.serving.requests import Ledger, Request
 from equipoise.runtime.serving.server import Options, serve
 from tests.control.advisors import Restless
 from tests.runtime.processes import PRELOAD
+from tests.runtime.same_answers import Plain
 from tests.runtime.small_model import FOLDER
 
 NEW_TOKENS = 16
@@ -360,38 +362,43 @@ def check_answers(group: Group, answers: list[list[int]], done: Run) -> None:
         done.wrong.append(f"requests {sorted(missing)} were not answered")
 
 
+@cache
 def references() -> tuple[Prompts, list[list[int]]]:
     """Prompts, and what transformers makes of each in one process, where rounding cannot decide."""
     from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    loader: Any = AutoModelForCausalLM
-    model = loader.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    model = Plain()
     text = Path(random.__file__).read_text()  # code and prose that every Python has
     draw, kept, answers = random.Random(0), [], []
     while len(kept) < NUM_PROMPTS:
-        start = draw.randrange(len(text) - 200)
-        ids = tokenizer.encode(text[start : start + draw.randint(10, 120)]).ids
-        answer, lead = _continue(model, ids)
-        if lead > LEAD:
-            kept.append(tuple(ids))
-            answers.append(answer)
-    return Prompts(tuple(kept)), answers
+        starts = [draw.randrange(len(text) - 200) for _ in range(NUM_PROMPTS)]
+        texts = [text[start : start + draw.randint(10, 120)] for start in starts]
+        prompts = [tuple(tokenizer.encode(one).ids) for one in texts]
+        for ids, answer, lead in zip(prompts, *_continue(model, prompts), strict=True):
+            if lead > LEAD:
+                kept.append(ids)
+                answers.append(answer)
+    return Prompts(tuple(kept[:NUM_PROMPTS])), answers[:NUM_PROMPTS]
 
 
-@torch.no_grad()
-def _continue(model: Any, ids: list[int]) -> tuple[list[int], float]:
-    """The greedy continuation, and the least lead of the best token over the second."""
-    tokens, lead, cache, new = [], float("inf"), None, torch.tensor([ids])
+def _continue(
+    model: Plain, prompts: Sequence[tuple[int, ...]]
+) -> tuple[list[list[int]], list[float]]:
+    """The greedy continuations, and the least lead of the best token over the second in each."""
+    longest = max(map(len, prompts))
+    new = torch.tensor([(0,) * (longest - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([(0,) * (longest - len(ids)) + (1,) * len(ids) for ids in prompts])
+    tokens, leads, past = [], [], None
     for _ in range(NEW_TOKENS):
-        out = model(input_ids=new, past_key_values=cache, use_cache=True)
-        best = out.logits[0, -1].topk(2)
-        lead = min(lead, float(best.values[0] - best.values[1]))
-        cache, new = out.past_key_values, best.indices[None, :1]
-        tokens.append(int(new))
-    return tokens, lead
+        logits, past = model.step(new, mask, past)
+        best = logits.topk(2)
+        leads.append(best.values[:, 0] - best.values[:, 1])
+        new = best.indices[:, :1]
+        mask = torch.cat([mask, torch.ones_like(new)], dim=1)
+        tokens.append(new)
+    return torch.cat(tokens, dim=1).tolist(), torch.stack(leads).amin(dim=0).tolist()
 
 
 def forked() -> Any:

@@ -198,7 +198,7 @@ def test_draws_vary_with_the_fits_and_with_the_machine(fit: OwnMachine) -> None:
     [
         ({"error": -1}, "error is -1"),
         ({"likely": 3}, "likely is 3"),
-        ({"cost": {}}, "is not an object of experts"),
+        ({"cost": {}}, "a cost is {}; expected an object of experts, "),
         ({"name": 7}, "name is 7"),
     ],
 )

@@ -31,7 +31,7 @@ from equipoise.simulate.gain import (
     CONFIDENCE,
     chances_above,
     gain,
-    gain_interval,
+    gain_intervals,
     planning_spread,
 )
 from equipoise.simulate.kinds import kind_names, loaded_steps, step_kinds
@@ -398,15 +398,19 @@ def forecast(
         name: plain if current is None else Layout(placement=current, dispatch=judge)
         for name, judge in judges.items()
     }
+    of_plain = bench.time(plain)
+    before = {n: of_plain if o is plain else bench.time(o) for n, o in old.items()}
     plans = Plans(fit, topology, planner or robust_for(cost, step_assignments))
     counts = _redundancies(trace, topology.num_ranks, redundant, current)
     trials = []
     for number, (more, name) in enumerate((n, d) for n in counts for d in judges):
         if progress is not None:
             progress(number, len(counts) * len(judges))
-        trials.append(attempt(bench, plans, judges[name], old[name], redundant=more, dispatch=name))
+        trials.append(
+            attempt(bench, plans, judges[name], before[name], redundant=more, dispatch=name)
+        )
     terms = _Terms(
-        plain_seconds=float(bench.time(plain)[0].mean()),
+        plain_seconds=float(of_plain[0].mean()),
         fewest_slots=plain.placement.slots_per_rank,
         spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
         strata=step_kinds(held),
@@ -497,6 +501,7 @@ class _Terms:
         needed = self.least_gain * max(added, 1)
         size = None if self.slot_bytes is None else added * self.slot_bytes
         kv_bytes = self.kv_bytes_per_token
+        interval, replanned = self.intervals(trial.old, trial.new, spreads=(0.0, self.spread))
         return Option(
             redundant=trial.redundant,
             dispatch=trial.dispatch,
@@ -504,8 +509,8 @@ class _Terms:
             step_seconds=float(new.mean()),
             plain_seconds=self.plain_seconds,
             gain=gain(old, new),
-            interval=self.interval(trial.old, trial.new),
-            replanned=self.interval(trial.old, trial.new, spread=self.spread),
+            interval=interval,
+            replanned=replanned,
             needed=needed,
             bytes_per_rank=size,
             kv_tokens=None if size is None or not kv_bytes else size // kv_bytes,
@@ -513,17 +518,17 @@ class _Terms:
             above_needed=np.asarray(old * (1 - needed) - new),
         )
 
-    def interval(
-        self, old: Floats, new: Floats, *, spread: float = 0.0
-    ) -> tuple[float, float] | None:
-        """Compute the confidence interval of a gain from times ``(M, T)`` before and after."""
-        return gain_interval(
+    def intervals(
+        self, old: Floats, new: Floats, *, spreads: Sequence[float]
+    ) -> list[tuple[float, float] | None]:
+        """Compute confidence intervals of a gain from times ``(M, T)`` before and after."""
+        return gain_intervals(
             old,
             new,
             strata=self.strata,
             further_steps=self.further_steps,
             lasting=self.lasting,
-            spread=spread,
+            spreads=spreads,
             seed=self.seed,
         )
 
@@ -557,7 +562,7 @@ def _online_options(
             replace(
                 served.option(trial, option.can_run),
                 moves=moves,
-                over_static=served.interval(best_stays, new),
+                over_static=served.intervals(best_stays, new, spreads=(0.0,))[0],
             )
         )
     return tuple(found)

@@ -11,12 +11,14 @@ from equipoise.plan.weigh.budget import chances
 from equipoise.plan.weigh.resample import block_length, resampled_means
 
 Floats = NDArray[np.float64]
+Interval = tuple[float, float]
 
 CONFIDENCE = 0.8
 """Confidence level of the intervals of a forecast."""
 
 _RESAMPLED = 1000
 _MOST_RESAMPLED_BLOCKS = 5
+_MODELS_AT_ONCE = 32  # share the random numbers; few, to save memory
 _MOST_BLOCKS = 16  # largest number of blocks whose signs are drawn
 
 
@@ -34,7 +36,7 @@ def gain_interval(
     lasting: int = 1,
     spread: float = 0.0,
     seed: int,
-) -> tuple[float, float] | None:
+) -> Interval | None:
     """Compute the confidence interval of the gain in future steps; ``None`` for a single step.
 
     The level is ``CONFIDENCE``. Three sources of uncertainty enter: which steps happened to be
@@ -60,20 +62,47 @@ def gain_interval(
     seed
         Random seed of the resampling.
     """
+    (interval,) = gain_intervals(
+        old_MT,
+        new_MT,
+        strata=strata,
+        further_steps=further_steps,
+        lasting=lasting,
+        spreads=[spread],
+        seed=seed,
+    )
+    return interval
+
+
+def gain_intervals(
+    old_MT: Floats,
+    new_MT: Floats,
+    *,
+    strata: NDArray[np.int64],
+    further_steps: int,
+    lasting: int,
+    spreads: Sequence[float],
+    seed: int,
+) -> list[Interval | None]:
+    """Compute the interval of ``gain_interval`` for each spread, from the same resampled steps."""
     T = old_MT.shape[1]
     if T == 1:
-        return None
+        return [None] * len(spreads)
     kinds, sizes = np.unique(strata, return_counts=True)
     parts = [np.flatnonzero(strata == kind) for kind in kinds]
     if sizes.min() == 1:
         parts = [np.arange(T)]
     rows = slice(1, None) if len(old_MT) > 1 else slice(None)
-    drawn = [
+    old, new = (
         _further_means(times[rows], parts, lasting, wider=np.sqrt(1 + T / further_steps), seed=seed)
         for times in (old_MT, new_MT)
-    ]
-    z = np.random.default_rng((seed, 1)).standard_normal(drawn[0].shape)
-    gains = 1 - drawn[1] / drawn[0] + spread * z
+    )
+    z = np.random.default_rng((seed, 1)).standard_normal(old.shape)
+    return [_middle(1 - new / old + spread * z) for spread in spreads]
+
+
+def _middle(gains: Floats) -> Interval:
+    """Return the ends of the middle share ``CONFIDENCE`` of drawn gains."""
     low, high = np.quantile(gains, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -113,17 +142,21 @@ def _further_means(
     lengths = [_block_steps(len(part), lasting) for part in parts]
     blocks = [len(part) / length for part, length in zip(parts, lengths, strict=True)]
     wider = wider * _student_over_normal(sum(blocks) - len(blocks))
-    means = np.empty((len(times_MT), _RESAMPLED))
-    for row, times in zip(means, times_MT, strict=True):  # one at a time, to save memory
-        row[:] = times.mean()
+
+    def drawn_means(times: Floats) -> Floats:
+        means = np.repeat(times.mean(axis=1, keepdims=True), _RESAMPLED, axis=1)
         for number, (part, length, b) in enumerate(zip(parts, lengths, blocks, strict=True)):
-            values = times[part]
+            values = np.take(times, part, axis=1)
             drawn = resampled_means(
                 values, block_steps=length, num_draws=_RESAMPLED, seed=seed + number
             )
             correction = wider * np.sqrt(b / (b - 1))
-            row += len(part) / len(times) * correction * (drawn - values.mean())
-    return means
+            deviation = drawn - values.mean(axis=1, keepdims=True)
+            means += len(part) / times.shape[1] * correction * deviation
+        return means
+
+    starts = range(0, len(times_MT), _MODELS_AT_ONCE)
+    return np.concatenate([drawn_means(times_MT[i : i + _MODELS_AT_ONCE]) for i in starts])
 
 
 def _block_steps(num_steps: int, lasting: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equipoise.checks import as_array, brief, check_number, check_type, check_whole
+from equipoise.checks import (
+    as_array,
+    brief,
+    check_fields,
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+)
 from equipoise.cost import RankCost
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import head_keys, read_json
@@ -244,8 +252,8 @@ def read_own_machine(path: Path) -> OwnMachine:
         raise FormatError(f"{path}: has more than {_MAX_BYTES:,} bytes; expected timed costs.")
     document = read_json(path)
     try:
-        body = _of_keys(document, _KIND)[_KIND]
-        _of_keys(body, *(one.name for one in fields(OwnMachine)))
+        root = check_keys("the document", document, [_KIND])
+        body = check_fields(_KIND, root[_KIND], OwnMachine)
         if not isinstance(body["likely"], list) or len(body["likely"]) > _MOST_DRAWS:
             raise EquipoiseError(f"likely is {brief(body['likely'])}; expected a list of costs.")
         return OwnMachine(
@@ -259,15 +267,9 @@ def read_own_machine(path: Path) -> OwnMachine:
 
 
 def _read_cost(entry: Any) -> OwnCost:
-    body = _of_keys(entry, *(one.name for one in fields(OwnCost)))
-    experts = _of_keys(body["experts"], *(one.name for one in fields(RankCost)))
+    body = check_fields("a cost", entry, OwnCost)
+    experts = check_fields("experts", body["experts"], RankCost)
     return OwnCost(**{**body, "experts": RankCost(**experts)})
-
-
-def _of_keys(entry: Any, *keys: str) -> dict[str, Any]:
-    if not isinstance(entry, dict) or set(entry) != set(keys):
-        raise EquipoiseError(f"{brief(entry)} is not an object of {', '.join(keys)}.")
-    return entry
 
 
 def fit_runs(

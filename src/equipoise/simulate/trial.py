@@ -135,14 +135,13 @@ def attempt(
     bench: Bench,
     plans: Plans,
     judge: Dispatcher,
-    old: Layout,
+    before: Floats,
     *,
     redundant: int,
     dispatch: str,
 ) -> Trial:
-    """Plan and time one change of the current layout."""
+    """Plan and time one change of a layout whose steps take ``before``, ``(M, T)``."""
     placement = plans.plan(redundant, dispatch)
-    before = bench.time(old)
     some = before[0, some_steps(before.shape[1])]
     twins = [
         gain(some, bench.some_times(Layout(placement=twin, dispatch=judge)))

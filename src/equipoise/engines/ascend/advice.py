@@ -9,13 +9,7 @@ from equipoise.checks import brief
 from equipoise.engines.ascend.launch import SUFFIX
 from equipoise.engines.ascend.plugin import VARIABLE
 from equipoise.engines.doctor.case import Case, NotKnownError
-from equipoise.engines.doctor.checks import (
-    check_link,
-    check_map,
-    check_memory,
-    check_share,
-    check_slots,
-)
+from equipoise.engines.doctor.checks import check_copies, check_link, check_map
 from equipoise.engines.doctor.command import drop, export, put, unset
 from equipoise.engines.doctor.findings import Finding, advice, deprecated, ignored, wasteful, wrong
 from equipoise.engines.doctor.knowledge import Knowledge
@@ -359,10 +353,7 @@ def check_redundancy(case: Case) -> Iterator[Finding]:
     """Slots against ranks."""
     if is_dynamic(case) or case.on("enable-eplb"):
         path = vllm.REDUNDANT if case.on("enable-eplb") else at(case, "num_redundant_experts")
-        ranks, copies = vllm.layout(case).ranks, redundant(case)
-        yield from check_slots(case, ranks, copies, path)
-        yield from check_share(case, copies, path)
-        yield from check_memory(case, ranks, copies, path)
+        yield from check_copies(case, vllm.layout(case).ranks, redundant(case), path)
 
 
 def check_time_to_move(case: Case) -> Iterator[Finding]:

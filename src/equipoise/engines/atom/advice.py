@@ -11,11 +11,9 @@ from equipoise.engines.doctor.checks import (
     EXPERT_PARALLEL,
     Layout,
     check_balancing_switch,
+    check_copies,
     check_devices,
     check_link,
-    check_memory,
-    check_share,
-    check_slots,
 )
 from equipoise.engines.doctor.command import drop, put
 from equipoise.engines.doctor.findings import Finding, advice, ignored, wrong
@@ -180,9 +178,7 @@ def check_redundancy(case: Case) -> Iterator[Finding]:
     """Redundant experts against ranks, experts, memory and links."""
     if case.on(SWITCH):
         ranks, copies = layout(case).ranks, redundant(case)
-        yield from check_slots(case, ranks, copies, REDUNDANT)
-        yield from check_share(case, copies, REDUNDANT)
-        yield from check_memory(case, ranks, copies, REDUNDANT)
+        yield from check_copies(case, ranks, copies, REDUNDANT)
         yield from check_link(case, ranks, copies, f"--{SWITCH}")
 
 

@@ -269,6 +269,13 @@ def check_memory(case: Case, ranks: int, redundant: int, path: Place) -> Iterato
     )
 
 
+def check_copies(case: Case, ranks: int, redundant: int, path: Place) -> Iterator[Finding]:
+    """Redundant experts against ranks, experts and memory."""
+    yield from check_slots(case, ranks, redundant, path)
+    yield from check_share(case, redundant, path)
+    yield from check_memory(case, ranks, redundant, path)
+
+
 def check_link(case: Case, ranks: int, redundant: int, flag: str) -> Iterator[Finding]:
     """Time to move experts over the link."""
     model = case.the_model

@@ -11,10 +11,8 @@ from equipoise.engines.doctor.checks import (
     EXPERT_PARALLEL,
     Layout,
     check_balancing_switch,
+    check_copies,
     check_devices,
-    check_memory,
-    check_share,
-    check_slots,
 )
 from equipoise.engines.doctor.command import drop, put
 from equipoise.engines.doctor.findings import Finding, advice, ignored
@@ -118,10 +116,7 @@ def check_requests(case: Case) -> Iterator[Finding]:
 def check_redundancy(case: Case) -> Iterator[Finding]:
     """Redundant experts against ranks, experts and memory."""
     if case.on(SWITCH):
-        ranks, copies = layout(case).ranks, redundant(case)
-        yield from check_slots(case, ranks, copies, REDUNDANT)
-        yield from check_share(case, copies, REDUNDANT)
-        yield from check_memory(case, ranks, copies, REDUNDANT)
+        yield from check_copies(case, layout(case).ranks, redundant(case), REDUNDANT)
 
 
 KNOWLEDGE = Knowledge(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from equipoise.checks import brief, check_count, check_number, check_type
+from equipoise.checks import brief, check_count, check_fields, check_number, check_type
 from equipoise.errors import EquipoiseError, FormatError
 from equipoise.json_text import parse_json
 from equipoise.simulate.compute import Device, KernelCost
@@ -340,11 +340,11 @@ def prior(name_or_path: str | Path) -> RoutingPrior:
     document, where = _document(name_or_path, "prior")
     entry = {name: value for name, value in document.items() if name != "format"}
     try:
-        _check_keys(RoutingPrior, entry)
+        check_fields("the prior", entry, RoutingPrior)
         for name in ("name", "phase", "source"):
             check_type(name, entry[name], str)
         for name in ("skew", "drift", "layer_correlation"):
-            _check_keys(Spread, entry[name])
+            check_fields(name, entry[name], Spread)
             entry[name] = Spread(**entry[name])
         return RoutingPrior(**entry)
     except EquipoiseError as error:
@@ -449,8 +449,8 @@ def _entries(document: dict[str, Any], key: str, where: str) -> list[Any]:
 def _fitted(kind: Any, cost_kind: Any, entry: Any, where: str) -> Any:
     """Read a fit with its cost; the classes check the numbers."""
     try:
-        _check_keys(kind, entry)
-        _check_keys(cost_kind, entry["cost"])
+        check_fields("a fit", entry, kind)
+        check_fields("cost", entry["cost"], cost_kind)
         check_number("log_error", entry["log_error"], low=0, high=math.inf)
         check_count("num_cells", entry["num_cells"])
         for name in set(entry) - {"cost", "log_error", "num_cells"}:
@@ -458,11 +458,3 @@ def _fitted(kind: Any, cost_kind: Any, entry: Any, where: str) -> Any:
         return kind(**{**entry, "cost": cost_kind(**entry["cost"])})
     except (EquipoiseError, TypeError) as error:
         raise FormatError(f"{where}: {error}") from error
-
-
-def _check_keys(kind: Any, entry: Any) -> None:
-    expected = {field.name for field in fields(kind)}
-    if not isinstance(entry, dict) or set(entry) != expected:
-        raise EquipoiseError(
-            f"{brief(entry)} is not a {kind.__name__}; expected {', '.join(sorted(expected))}."
-        )
