@@ -20,6 +20,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError, argument
 from equipoise.migration import diff
 from equipoise.placement import Placement
+from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.result import Planner
 from equipoise.plan.study import hold_out_steps
 from equipoise.plan.weigh.budget import LEAST_GAIN, LEAST_WINDOWS
@@ -76,6 +77,14 @@ class Idle:
     steps: str
     share: float
     chance: float
+
+    @property
+    def text(self) -> str:
+        """Both shares in a sentence."""
+        return (
+            f"Today ranks wait {self.share:.1%} of the experts' time ({self.steps}); chance alone "
+            f"makes it {self.chance:.1%}."
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -459,6 +468,12 @@ def forecast(
             cost,
         ),
     )
+
+
+def quickest(dispatch: str) -> Planner:
+    """Return the fastest planner for any dispatcher, on which it does not depend."""
+    del dispatch
+    return Greedy()
 
 
 def best_option(options: Sequence[Option], least_gain: float) -> Option:
