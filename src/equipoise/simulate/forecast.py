@@ -417,7 +417,7 @@ def forecast(
     terms = _Terms(
         plain_seconds=float(bench.time(plain)[0].mean()),
         fewest_slots=plain.placement.slots_per_rank,
-        spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
+        spread={name: _spread(name, trials) for name in judges},
         strata=step_kinds(held),
         lasting=_lasting(trace),
         further_steps=further_steps or len(unseen),
@@ -496,7 +496,7 @@ class _Terms:
 
     plain_seconds: float
     fewest_slots: int
-    spread: float
+    spread: Mapping[str, float]
     strata: NDArray[np.int64]
     lasting: int
     further_steps: int
@@ -520,7 +520,9 @@ class _Terms:
             plain_seconds=self.plain_seconds,
             gain=gain(old, new),
             interval=self.interval(trial.old, trial.new),
-            replanned=self.interval(trial.old, trial.new, spread=self.spread),
+            replanned=self.interval(
+                trial.old, trial.new, spread=self.spread.get(trial.dispatch, 0.0)
+            ),
             needed=needed,
             bytes_per_rank=size,
             kv_tokens=None if size is None or not kv_bytes else size // kv_bytes,
@@ -541,6 +543,16 @@ class _Terms:
             spread=spread,
             seed=self.seed,
         )
+
+
+def _spread(dispatch: str, trials: Sequence[Trial]) -> float:
+    """Estimate how much plans differ with a dispatcher, from all redundancies together.
+
+    Dispatchers are kept apart: a split by times shows more of how a plan happens to come out.
+    """
+    return planning_spread(
+        [pair for trial in trials if trial.dispatch == dispatch for pair in trial.twin_gains]
+    )
 
 
 def _online_options(
@@ -567,7 +579,7 @@ def _online_options(
             new=new,
             twin_gains=(),
         )
-        served = replace(terms, plain_seconds=of_plain, spread=0.0)
+        served = replace(terms, plain_seconds=of_plain, spread={})
         found.append(
             replace(
                 served.option(trial, option.can_run),
