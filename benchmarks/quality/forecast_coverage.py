@@ -26,6 +26,10 @@ below 1 if wider). Cases are not independent: those of a recording share its ste
 those of a group its layers. So the lowest and the highest share inside of a cut and of a group of
 layers stand next to the share of all.
 
+The second table: how far the gains of the plan forecast and of the one planned again were apart on
+the later part (root mean square), and what the intervals take that to be, which they get from two
+plans of half the steps each.
+
 ``--results`` keeps every finished setting, so an interrupted run goes on where it was.
 """
 
@@ -287,7 +291,10 @@ def main() -> None:
             path=args.results or Path(folder) / "results.jsonl",
             progress=lambda done, total: progress(f"{done} of {total} settings"),
         )
-    print_table([Case(**case) for of_setting in found for case in of_setting])
+    made = [Case(**case) for of_setting in found for case in of_setting]
+    print_table(made)
+    print()
+    print_apart(made)
 
 
 def print_table(found: Sequence[Case]) -> None:
@@ -313,6 +320,21 @@ def print_table(found: Sequence[Case]) -> None:
             least_and_most((c.first_layer, c.is_inside) for c in rows),
         ]
         print(f"| {' | '.join(cells)} |")
+
+
+def print_apart(found: Sequence[Case]) -> None:
+    """How far the plan made again was from the other, and what intervals take that to be."""
+    apart = defaultdict(list)
+    for one, again in zip(found[::2], found[1::2], strict=True):
+        widths = np.array([c.high - c.low for c in (one, again)]) / 2 / ndtri((1 + CONFIDENCE) / 2)
+        taken = max(widths[1] ** 2 - widths[0] ** 2, 0.0)
+        size = "recorded" if one.step_assignments is None else f"{one.step_assignments:,}"
+        apart[one.study, size, one.dispatch].append(((again.measured - one.measured) ** 2, taken))
+    print("| recording | assignments a step | split | plans apart | taken from halves |")
+    print("|---|---:|---|---:|---:|")
+    for names, squares in apart.items():
+        measured, taken = np.sqrt(np.mean(squares, axis=0))
+        print(f"| {' | '.join(names)} | {measured:.2%} | {taken:.2%} |")
 
 
 def least_and_most(inside: Iterable[tuple[int, bool]]) -> str:

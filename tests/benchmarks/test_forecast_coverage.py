@@ -7,11 +7,13 @@ from scipy.special import ndtri
 
 from benchmarks.quality.forecast_coverage import (
     PLACES,
+    Case,
     Setting,
     cases,
     dealt,
     decoding,
     least_and_most,
+    print_apart,
     some_layers,
 )
 from benchmarks.quality.protocols import Tokens
@@ -74,3 +76,20 @@ def test_every_layer_is_in_one_group():
 def test_shares_are_told_of_those_that_belong_together():
     cases = [(0, True), (0, False), (1, True), (1, True), (2, True), (2, False), (2, False)]
     assert least_and_most(cases) == "33% to 100%"
+
+
+def test_plans_are_as_far_apart_as_their_measured_changes(capsys):
+    told = {
+        "study": "x", "cut": 0, "first_layer": 0, "ranks": 8, "cost": "c", "redundant": 8,
+        "step_assignments": 4096, "dispatch": "even", "gain": 0.1,
+    }  # fmt: skip
+    one = Case(**told, planned_again=False, low=0.1, high=0.1, measured=0.1)
+    again = Case(
+        **told,
+        planned_again=True,
+        low=0.1 - ndtri(0.9) / 100,
+        high=0.1 + ndtri(0.9) / 100,
+        measured=0.13,
+    )
+    print_apart([one, again])
+    assert capsys.readouterr().out.splitlines()[-1] == "| x | 4,096 | even | 3.00% | 1.00% |"
