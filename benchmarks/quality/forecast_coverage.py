@@ -115,7 +115,7 @@ def settings(data: Path, studies: Sequence[str], layers: int, hold_out: float) -
     for study in studies:
         cuts = halves(data, study)
         sizes, most_ranks = SIZES[study]
-        for group in dealt(cuts[0][0].num_layers, layers):
+        for group in dealt(cuts[0][0].num_layers, layers)[:groups]:
             for cut in range(len(cuts)):
                 for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
                     for size in sizes:
@@ -275,11 +275,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="default: ../shared/data")
     parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--layers", type=int, default=6, help="of each case; all in one: 1000")
+    parser.add_argument("--groups", type=int, help="of layers, at most; all if not given")
     parser.add_argument("--hold-out", type=float, default=0.4)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--results", type=Path, help="keep what is finished here, and go on there")
     args = parser.parse_args()
-    chosen = settings(args.data, args.studies, args.layers, args.hold_out)
+    chosen = settings(args.data, args.studies, args.layers, args.hold_out, args.groups)
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor,
