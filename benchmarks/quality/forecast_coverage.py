@@ -110,7 +110,9 @@ class Case:
         return apart / max(one, np.finfo(np.float64).tiny)
 
 
-def settings(data: Path, studies: Sequence[str], layers: int, hold_out: float) -> Iterator[Setting]:
+def settings(
+    data: Path, studies: Sequence[str], layers: int, hold_out: float, groups: int | None = None
+) -> Iterator[Setting]:
     """Groups of layers, cuts, ranks, costs and sizes of steps."""
     for study in studies:
         cuts = halves(data, study)
