@@ -78,6 +78,7 @@ class Setting:
     cost: str
     step_assignments: int | None
     hold_out: float
+    dispatch: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,27 +111,25 @@ class Case:
         return apart / max(one, np.finfo(np.float64).tiny)
 
 
-def settings(
-    data: Path, studies: Sequence[str], layers: int, hold_out: float, groups: int | None = None
-) -> Iterator[Setting]:
+def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Setting]:
     """Groups of layers, cuts, ranks, costs and sizes of steps."""
-    for study in studies:
-        cuts = halves(data, study)
-        sizes, most_ranks = SIZES[study]
-        for group in dealt(cuts[0][0].num_layers, layers)[:groups]:
-            for cut in range(len(cuts)):
-                for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
-                    for size in sizes:
-                        for cost in costs(ranks):
-                            yield Setting(
-                                study=study,
-                                cut=cut,
-                                layers=group,
-                                ranks=ranks,
-                                cost=cost,
-                                step_assignments=size,
-                                hold_out=hold_out,
-                            )
+    cuts = halves(data, study)
+    sizes, most_ranks = SIZES[study]
+    for group in dealt(cuts[0][0].num_layers, asked.layers)[: asked.groups]:
+        for cut in range(len(cuts)):
+            for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
+                for size in sizes:
+                    for cost in costs(ranks):
+                        yield Setting(
+                            study=study,
+                            cut=cut,
+                            layers=group,
+                            ranks=ranks,
+                            cost=cost,
+                            step_assignments=size,
+                            hold_out=asked.hold_out,
+                            dispatch=asked.dispatch,
+                        )
 
 
 def dealt(num_layers: int, size: int) -> list[list[int]]:
@@ -229,7 +228,7 @@ def cases(setting: Setting, first: Trace, later: Trace) -> Iterator[Case]:
         first,
         topology,
         model,
-        dispatch=DISPATCH,
+        dispatch=setting.dispatch,
         planner=greedy,
         hold_out=setting.hold_out,
         step_assignments=setting.step_assignments,
@@ -238,7 +237,7 @@ def cases(setting: Setting, first: Trace, later: Trace) -> Iterator[Case]:
     plain = Layout.unbalanced(first, setting.ranks)
     before = plain.step_seconds(steps, topology, [model])[0].mean()
     for option in answer.options:
-        if option.redundant == 0 and option.dispatch != DISPATCH[0]:
+        if option.redundant == 0 and option.dispatch != setting.dispatch[0]:
             continue
         problem = Problem(first, topology, option.placement.num_slots)
         judge = judge_of(option.dispatch, topology, model.planning_cost, None)
@@ -278,11 +277,12 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--layers", type=int, default=6, help="of each case; all in one: 1000")
     parser.add_argument("--groups", type=int, help="of layers, at most; all if not given")
+    parser.add_argument("--dispatch", nargs="+", choices=DISPATCH, default=list(DISPATCH))
     parser.add_argument("--hold-out", type=float, default=0.4)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--results", type=Path, help="keep what is finished here, and go on there")
     args = parser.parse_args()
-    chosen = settings(args.data, args.studies, args.layers, args.hold_out, args.groups)
+    chosen = [s for study in args.studies for s in settings(args.data, study, args)]
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor,

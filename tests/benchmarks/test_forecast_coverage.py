@@ -46,6 +46,7 @@ def test_on_steady_traffic_nearly_all_cases_are_inside():
         cost="h100-deepep-ep8",
         step_assignments=None,
         hold_out=0.4,
+        dispatch=["even", "minmax"],
     )
     found = list(cases(setting, first, later))
     options = [(0, "even"), *((n, d) for n in (8, 16) for d in ("even", "minmax"))]
