@@ -115,7 +115,7 @@ def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Sett
     """Groups of layers, cuts, ranks, costs and sizes of steps."""
     cuts = halves(data, study)
     sizes, most_ranks = SIZES[study]
-    for group in dealt(cuts[0][0].num_layers, asked.layers)[: asked.groups]:
+    for group in dealt(cuts[0][0].num_layers, asked.layers)[: asked.layer_groups]:
         for cut in range(len(cuts)):
             for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
                 for size in sizes:
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="default: ../shared/data")
     parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--layers", type=int, default=6, help="of each case; all in one: 1000")
-    parser.add_argument("--groups", type=int, help="of layers, at most; all if not given")
+    parser.add_argument("--layer-groups", type=int, help="of layers, at most; all if not given")
     parser.add_argument("--dispatch", nargs="+", choices=DISPATCH, default=list(DISPATCH))
     parser.add_argument("--hold-out", type=float, default=0.4)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
