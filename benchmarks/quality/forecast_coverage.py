@@ -5,7 +5,7 @@
 Every case: forecast on the first part of a recording, which plans on its earlier steps and measures
 on the others; load the plan; time the later part, which neither has seen. Cases are all options of
 a forecast but for those where nothing is split, once for each dispatcher: they are the same. The
-layers of a recording are dealt to groups of ``--layers``, and each group is a model of its own:
+layers of a recording are dealt to sets of ``--layers``, and each set is a model of its own:
 all layers are used, and none twice.
 
 ``glm52``   The first 4, 5, 6 or 7 of the 8 windows of each domain, then the others; as drawn steps
@@ -23,7 +23,7 @@ Columns: the share of cases whose measured change lies in the interval, below it
 median width of intervals; *scatter*, how far the measured changes are from the middle of their
 intervals over how far the intervals say (medians; 1 if intervals are as wide as they should be,
 below 1 if wider). Cases are not independent: those of a recording share its steps, and
-those of a group its layers. So the lowest and the highest share inside of a cut and of a group of
+those of a set its layers. So the lowest and the highest share inside of a cut and of a set of
 layers stand next to the share of all.
 
 The second table: how far the gains of the plan forecast and of the one planned again were apart on
@@ -112,10 +112,10 @@ class Case:
 
 
 def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Setting]:
-    """Groups of layers, cuts, ranks, costs and sizes of steps."""
+    """Sets of layers, cuts, ranks, costs and sizes of steps."""
     cuts = halves(data, study)
     sizes, most_ranks = SIZES[study]
-    for group in dealt(cuts[0][0].num_layers, asked.layers)[: asked.layer_groups]:
+    for rows in dealt(cuts[0][0].num_layers, asked.layers)[: asked.sets]:
         for cut in range(len(cuts)):
             for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
                 for size in sizes:
@@ -123,7 +123,7 @@ def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Sett
                         yield Setting(
                             study=study,
                             cut=cut,
-                            layers=group,
+                            layers=rows,
                             ranks=ranks,
                             cost=cost,
                             step_assignments=size,
@@ -133,9 +133,9 @@ def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Sett
 
 
 def dealt(num_layers: int, size: int) -> list[list[int]]:
-    """Groups of at least this number of layers, each evenly spaced; all layers, none twice."""
-    groups = max(1, num_layers // size)
-    return [list(range(first, num_layers, groups)) for first in range(groups)]
+    """Sets of at least this number of layers, each evenly spaced; all layers, none twice."""
+    sets = max(1, num_layers // size)
+    return [list(range(first, num_layers, sets)) for first in range(sets)]
 
 
 @lru_cache
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="default: ../shared/data")
     parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--layers", type=int, default=6, help="of each case; all in one: 1000")
-    parser.add_argument("--layer-groups", type=int, help="of layers, at most; all if not given")
+    parser.add_argument("--sets", type=int, help="of layers, at most; all if not given")
     parser.add_argument("--dispatch", nargs="+", choices=DISPATCH, default=list(DISPATCH))
     parser.add_argument("--hold-out", type=float, default=0.4)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -307,7 +307,7 @@ def print_table(found: Sequence[Case]) -> None:
         by_study[case.study, "planned again" if case.planned_again else "same plan"].append(case)
     print(
         "| recording | plan | cases | inside | below | above | median width | scatter | inside, by "
-        "cut | inside, by group |"
+        "cut | inside, by set |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for names, rows in by_study.items():

@@ -61,11 +61,11 @@ def test_on_steady_traffic_nearly_all_cases_are_inside():
         assert sum(c.is_inside for c in found if c.planned_again == planned_again) >= 3
 
 
-def test_every_layer_is_in_one_group():
+def test_every_layer_is_in_one_set():
     for num_layers, size in ((26, 6), (75, 6), (24, 6), (26, 1000), (3, 6)):
-        groups = dealt(num_layers, size)
-        assert sorted(row for group in groups for row in group) == list(range(num_layers))
-        assert min(map(len, groups)) >= min(size, num_layers)
+        sets = dealt(num_layers, size)
+        assert sorted(row for rows in sets for row in rows) == list(range(num_layers))
+        assert min(map(len, sets)) >= min(size, num_layers)
     assert dealt(26, 1000) == [list(range(26))]
     popularity = lognormal(8, num_layers=5, seed=3)
     trace = sample_trace(steady(popularity, num_steps=4), num_tokens=20, top_k=2, seed=4)
