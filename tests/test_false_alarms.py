@@ -21,7 +21,7 @@ TOPOLOGY = eq.Topology(32)
 SHORT = Path(__file__).parent / "cases" / "short_recordings"
 SHIFT, STEPS = 512, 640
 WINDOW = 64
-NOTICED_WITHIN = 48
+NOTICED_WITHIN = 8
 """Steps after a shift; docs/results/field.md says so."""
 
 

@@ -3,6 +3,7 @@
 From the repository root, with ../shared/data next to it:
 
     python -m benchmarks.quality.adaptation [--study time curve] [--dispatch even] [--json FILE]
+    timeout 240 python -m benchmarks.quality.adaptation --results FILE    # again until it is done
 
 GLM-5.2, every twentieth of 75 layers, 256 experts, 32 ranks in nodes of 8, 288 slots. In force is
 the plan of ``Robust`` from all windows of six domains; then the seventh begins, each in turn.
@@ -20,15 +21,22 @@ time    Steps of ``--tokens`` tokens, each drawn from the counts of a window: 20
 curve   A plan from a number of tokens of the seventh domain (its windows 0 to 3), by the
         number of slots moved, scored on its windows 4 to 7. ``Repair`` starts from the map in
         force; ``Greedy`` plans from scratch. Waiting is the map in force.
+
+``--results`` keeps every policy and curve that is finished, so an interrupted run goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +59,7 @@ from equipoise.simulate.online import (
     controlled,
     replay,
 )
+from equipoise.simulate.sweep import sweep
 from equipoise.trace import Trace
 
 EVERY = 20
@@ -60,6 +69,7 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 16384)
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 EFFORT = 1 << 14
 SEED = 0
+CURVE = "the curve by tokens seen"
 NUM_LAYERS = len(range(0, 75, EVERY))
 CONDITIONS = Conditions(
     topology=TOPOLOGY,
@@ -133,59 +143,107 @@ def policies(dispatch: str) -> dict[str, Policy]:
     }
 
 
-def main() -> None:
-    args = _arguments()
-    windows = read_glm52(args.data)
-    some = Trace(counts=windows.counts[:, ::EVERY], labels=windows.labels, top_k=8)
-    rows: list[Row] = []
-    points: list[Point] = []
-    for dispatch in args.dispatch:
-        for domain in args.domain or domains(some):
-            others = some.select(domain=[d for d in domains(some) if d != domain])
-            progress(f"{dispatch}: the map in force, without {domain}")
-            problem = Problem(others, TOPOLOGY, NUM_SLOTS)
-            robust = Robust(dispatch=dispatch, proposals=1 << 17, num_threads=1)
-            old = robust.plan(problem).placement
-            new = some.select(domain=domain)
-            if "time" in args.study:
-                rows += in_time(dispatch, domain, old, others, new, args.tokens)
-            if "curve" in args.study:
-                points += curve(dispatch, domain, old, new)
-    print(table(rows) + curves(points))
-    if args.json:
-        found = {"rows": [asdict(r) for r in rows], "points": [asdict(p) for p in points]}
-        args.json.write_text(json.dumps({"machine": about_machine(), **found}, indent=1))
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A domain that begins, the map in force, and the steps that are served.
+
+    Parameters
+    ----------
+    start
+        Layout in force, planned from the six other domains.
+    new
+        Windows of the domain that begins.
+    steps
+        Steps of the other domains, then of the new one.
+    stays
+        What becomes of them if the map stays.
+    levels
+        Mean imbalance of the new domain with the map in force, and with ``Greedy`` from all of its
+        first windows.
+    """
+
+    start: Layout
+    new: Trace
+    steps: Trace
+    stays: Replay
+    levels: tuple[float, float]
 
 
-def in_time(
-    dispatch: str, domain: str, old: Placement, others: Trace, new: Trace, tokens: int
-) -> Iterator[Row]:
-    """A row for every policy."""
+@lru_cache(maxsize=2)
+def scene(data: Path, dispatch: str, domain: str, tokens: int) -> Scene:
+    """Plan for the six other domains, and draw the steps."""
+    windows = some_windows(data)
+    others = windows.select(domain=[d for d in domains(windows) if d != domain])
+    new = windows.select(domain=domain)
+    problem = Problem(others, TOPOLOGY, NUM_SLOTS)
+    old = Robust(dispatch=dispatch, proposals=1 << 17, num_threads=1).plan(problem).placement
     rng = np.random.default_rng(SEED)
     first, last = new.counts[:4], new.counts[4:]
-    steps = Trace(
-        counts=np.concatenate(
-            [
-                drawn(others.counts, OLD_STEPS, tokens, rng),
-                drawn(first, NEW_STEPS, tokens, rng),
-                drawn(last, UNSEEN_STEPS, tokens, rng),
-            ]
-        ),
-        top_k=8,
+    counts = [
+        drawn(others.counts, OLD_STEPS, tokens, rng),
+        drawn(first, NEW_STEPS, tokens, rng),
+        drawn(last, UNSEEN_STEPS, tokens, rng),
+    ]
+    steps = Trace(counts=np.concatenate(counts), top_k=8)
+    whole = Greedy().plan(Problem(first.sum(axis=0), TOPOLOGY, NUM_SLOTS)).placement
+    kept, planned = (
+        float(evaluate(placement, counts[1], dispatch=dispatch).imbalance.mean())
+        for placement in (old, whole)
     )
     start = Layout(placement=old, dispatch=dispatcher(dispatch, TOPOLOGY))
-    whole = Greedy().plan(Problem(first.sum(axis=0), TOPOLOGY, NUM_SLOTS)).placement
-    to_gain = [
-        evaluate(p, steps.counts[OLD_STEPS : OLD_STEPS + NEW_STEPS], dispatch=dispatch)
-        for p in (old, whole)
+    return Scene(
+        start=start,
+        new=new,
+        steps=steps,
+        stays=replay(steps, start, Stay(), CONDITIONS),
+        levels=(kept, planned),
+    )
+
+
+@lru_cache
+def some_windows(data: Path) -> Trace:
+    """The windows of all domains, some layers."""
+    windows = read_glm52(data)
+    return Trace(counts=windows.counts[:, ::EVERY], labels=windows.labels, top_k=8)
+
+
+def main() -> None:
+    args = _arguments()
+    chosen = [
+        {"dispatch": dispatch, "domain": domain, "tokens": args.tokens, "what": what}
+        for dispatch in args.dispatch
+        for domain in args.domain or domains(some_windows(args.data))
+        for study in args.study
+        for what in (policies(dispatch) if study == "time" else [CURVE])
     ]
-    levels = [e.imbalance.mean() for e in to_gain]
-    stays = None
-    for name, policy in policies(dispatch).items():
-        progress(f"{dispatch}, {domain}: {name}")
-        result = replay(steps, start, policy, CONDITIONS)
-        stays = result if stays is None else stays
-        yield _row(dispatch, domain, name, result, stays, levels)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor,
+    ):
+        found = sweep(
+            chosen,
+            partial(run, args.data),
+            executor=executor,
+            path=args.results or Path(folder) / "results.jsonl",
+            progress=lambda done, total: progress(f"{done} of {total}"),
+        )
+    by_case = list(zip(chosen, found, strict=True))
+    rows = [Row(**row) for case, row in by_case if case["what"] != CURVE]
+    points = [Point(**p) for case, curve in by_case if case["what"] == CURVE for p in curve]
+    print(table(rows) + curves(points))
+    if args.json:
+        document = {"rows": [asdict(r) for r in rows], "points": [asdict(p) for p in points]}
+        args.json.write_text(json.dumps({"machine": about_machine(), **document}, indent=1))
+
+
+def run(data: Path, case: dict[str, Any]) -> Any:
+    """The row of a policy, or the points of a curve, as plain data."""
+    dispatch, domain, what = case["dispatch"], case["domain"], case["what"]
+    seen = scene(data, dispatch, domain, case["tokens"])
+    if what == CURVE:
+        return [asdict(point) for point in curve(dispatch, domain, seen.start.placement, seen.new)]
+    result = replay(seen.steps, seen.start, policies(dispatch)[what], CONDITIONS)
+    return asdict(_row(dispatch, domain, what, result, seen))
 
 
 def drawn(
@@ -196,11 +254,9 @@ def drawn(
     return rng.multinomial(8 * tokens, share[rng.integers(0, len(share), num_steps)])
 
 
-def _row(
-    dispatch: str, domain: str, name: str, result: Replay, stays: Replay, levels: list[float]
-) -> Row:
+def _row(dispatch: str, domain: str, name: str, result: Replay, seen: Scene) -> Row:
     new = slice(OLD_STEPS, None)
-    half, most = (_back(result, levels, share) for share in (0.5, 0.8))
+    half, most = (_back(result, seen.levels, share) for share in (0.5, 0.8))
     return Row(
         dispatch=dispatch,
         domain=domain,
@@ -213,11 +269,11 @@ def _row(
         unseen=float(result.imbalance[OLD_STEPS + NEW_STEPS :].mean()),
         moved=result.moves / result.placement.slots.size,
         changes=len(result.changes),
-        seconds=float(result.seconds[new].sum() / stays.seconds[new].sum()),
+        seconds=float(result.seconds[new].sum() / seen.stays.seconds[new].sum()),
     )
 
 
-def _back(result: Replay, levels: list[float], share: float) -> int | None:
+def _back(result: Replay, levels: tuple[float, float], share: float) -> int | None:
     """Steps of the new domain until the balance is back; ``None``: not before it ends."""
     bound = levels[0] - share * (levels[0] - levels[1])
     means = np.convolve(result.imbalance[OLD_STEPS:], np.full(SMOOTH, 1 / SMOOTH), "valid")
@@ -240,7 +296,6 @@ def curve(dispatch: str, domain: str, old: Placement, new: Trace) -> Iterator[Po
 
     waiting = score(old)
     for tokens in TOKENS:
-        progress(f"{dispatch}, {domain}: {tokens} tokens")
         problem = Problem(rng.multinomial(8 * tokens, share)[None], TOPOLOGY, NUM_SLOTS)
         points = Repair(current=old, dispatch=dispatch, proposals=EFFORT, num_threads=1).curve(
             problem
@@ -320,6 +375,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--domain", nargs="+", help="only these; default: all")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step, all ranks together")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--results", type=Path, help="keep what is finished here, and go on there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here too")
     return parser.parse_args()
 

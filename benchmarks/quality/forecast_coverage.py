@@ -1,10 +1,12 @@
 """How often the change measured later lies in the interval that `equipoise forecast` gave.
 
-    python benchmarks/quality/forecast_coverage.py --data ../shared/data
+    python -m benchmarks.quality.forecast_coverage [--results FILE] [--jobs 2]
 
 Every case: forecast on the first part of a recording, which plans on its earlier steps and measures
 on the others; load the plan; time the later part, which neither has seen. Cases are all options of
-a forecast but for those where nothing is split, once for each dispatcher: they are the same.
+a forecast but for those where nothing is split, once for each dispatcher: they are the same. The
+layers of a recording are dealt to sets of ``--layers``, and each set is a model of its own:
+all layers are used, and none twice.
 
 ``glm52``   The first 4, 5, 6 or 7 of the 8 windows of each domain, then the others; as drawn steps
             of two sizes.
@@ -16,26 +18,47 @@ Costs are published constants for the ranks, and steps of several sizes: below t
 The same constants time both parts, so coverage is that of an interval without ``--cost-error``.
 Each option is measured twice: with the plan that was forecast, next to its interval, and planned
 again from all of the first part, next to the interval of a plan made again.
+
+Columns: the share of cases whose measured change lies in the interval, below it and above it; the
+median width of intervals; *scatter*, how far the measured changes are from the middle of their
+intervals over how far the intervals say (medians; 1 if intervals are as wide as they should be,
+below 1 if wider). Cases are not independent: those of a recording share its steps, and
+those of a set its layers. So the lowest and the highest share inside of a cut and of a set of
+layers stand next to the share of all.
+
+The second table: how far the gains of the plan forecast and of the one planned again were apart on
+the later part (root mean square), and what the intervals take that to be, which they get from two
+plans of half the steps each.
+
+``--results`` keeps every finished setting, so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
+from benchmarks.quality.heldout import DATA, progress
 from benchmarks.quality.protocols import Tokens, esft, read_esft, read_glm52, read_gptoss
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.problem import Problem
 from equipoise.plan.result import Planner
 from equipoise.simulate.expert_time import Layout, UncertainCost
 from equipoise.simulate.forecast import forecast
+from equipoise.simulate.gain import CONFIDENCE
+from equipoise.simulate.sweep import sweep
 from equipoise.simulate.trial import judge_of, step_loads
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -46,14 +69,16 @@ PLACES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A recording in two parts, and what it is timed by."""
+    """A recording cut in two, some of its layers, and what they are timed by."""
 
     study: str
-    first: Trace
-    later: Trace
+    cut: int
+    layers: list[int]
     ranks: int
     cost: str
     step_assignments: int | None
+    hold_out: float
+    dispatch: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +86,9 @@ class Case:
     """One option: what was forecast, and what came."""
 
     study: str
+    cut: int
+    first_layer: int
+    ranks: int
     cost: str
     step_assignments: int | None
     redundant: int
@@ -75,31 +103,45 @@ class Case:
     def is_inside(self) -> bool:
         return self.low <= self.measured <= self.high
 
-
-def settings(data: Path, studies: Sequence[str], layers: int) -> Iterator[Setting]:
-    """Recordings, ranks, costs and sizes of steps."""
-    for study, first, later, sizes, most_ranks in recordings(data, studies):
-        parts = [thinned(part, layers) for part in (first, later)]
-        for ranks in (8, 16, 32, 64):
-            for size in sizes if ranks <= most_ranks else ():
-                for cost in costs(ranks):
-                    yield Setting(
-                        study=study,
-                        first=parts[0],
-                        later=parts[1],
-                        ranks=ranks,
-                        cost=cost,
-                        step_assignments=size,
-                    )
+    @property
+    def deviation(self) -> float:
+        """How far the measured change is from the middle, in deviations of the interval."""
+        one = (self.high - self.low) / 2 / float(ndtri((1 + CONFIDENCE) / 2))
+        apart = abs(self.measured - (self.low + self.high) / 2)
+        return apart / max(one, np.finfo(np.float64).tiny)
 
 
-def recordings(
-    data: Path, studies: Sequence[str]
-) -> Iterator[tuple[str, Trace, Trace, tuple[int | None, ...], int]]:
-    """Names, both parts, sizes of steps and most ranks."""
-    for study in studies:
-        for first, later in HALVES[study](data):
-            yield study, first, later, *SIZES[study]
+def settings(data: Path, study: str, asked: argparse.Namespace) -> Iterator[Setting]:
+    """Sets of layers, cuts, ranks, costs and sizes of steps."""
+    cuts = halves(data, study)
+    sizes, most_ranks = SIZES[study]
+    for rows in dealt(cuts[0][0].num_layers, asked.layers)[: asked.sets]:
+        for cut in range(len(cuts)):
+            for ranks in (n for n in (8, 16, 32, 64) if n <= most_ranks):
+                for size in sizes:
+                    for cost in costs(ranks):
+                        yield Setting(
+                            study=study,
+                            cut=cut,
+                            layers=rows,
+                            ranks=ranks,
+                            cost=cost,
+                            step_assignments=size,
+                            hold_out=asked.hold_out,
+                            dispatch=asked.dispatch,
+                        )
+
+
+def dealt(num_layers: int, size: int) -> list[list[int]]:
+    """Sets of at least this number of layers, each evenly spaced; all layers, none twice."""
+    sets = max(1, num_layers // size)
+    return [list(range(first, num_layers, sets)) for first in range(sets)]
+
+
+@lru_cache
+def halves(data: Path, study: str) -> list[tuple[Trace, Trace]]:
+    """All cuts of a recording in a first and a later part."""
+    return list(HALVES[study](data))
 
 
 def halves_of_glm52(data: Path) -> Iterator[tuple[Trace, Trace]]:
@@ -158,12 +200,11 @@ def decoding(tokens: Tokens, sequences: NDArray[np.int64]) -> Trace:
     return Trace.from_tokens(ids[order], offsets, num_experts=tokens.num_experts)
 
 
-def thinned(trace: Trace, layers: int) -> Trace:
-    """Some of the layers, evenly spaced, without the tokens."""
-    some = np.unique(np.linspace(0, trace.num_layers - 1, layers).astype(int))
-    ids = [trace.layer_ids[i] for i in some]
+def some_layers(trace: Trace, rows: Sequence[int]) -> Trace:
+    """Some of the layers, without the tokens."""
+    ids = tuple(trace.layer_ids[row] for row in rows)
     return Trace(
-        counts=trace.counts[:, some], layer_ids=tuple(ids), top_k=trace.top_k, labels=trace.labels
+        counts=trace.counts[:, list(rows)], layer_ids=ids, top_k=trace.top_k, labels=trace.labels
     )
 
 
@@ -172,36 +213,46 @@ def costs(ranks: int) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def cases(setting: Setting, *, hold_out: float) -> Iterator[Case]:
+def run(data: Path, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """All cases of a setting, as plain data."""
+    told = Setting(**setting)
+    first, later = (some_layers(part, told.layers) for part in halves(data, told.study)[told.cut])
+    return [asdict(case) for case in cases(told, first, later)]
+
+
+def cases(setting: Setting, first: Trace, later: Trace) -> Iterator[Case]:
     """Forecast, load each plan and a later one, measure."""
     topology, model = Topology(setting.ranks), UncertainCost.published(setting.cost, 0.0)
-    later = step_loads(setting.later, setting.step_assignments, seed=1)
+    steps = step_loads(later, setting.step_assignments, seed=1)
     answer = forecast(
-        setting.first,
+        first,
         topology,
         model,
-        dispatch=DISPATCH,
+        dispatch=setting.dispatch,
         planner=greedy,
-        hold_out=hold_out,
+        hold_out=setting.hold_out,
         step_assignments=setting.step_assignments,
-        further_steps=len(later),
+        further_steps=len(steps),
     )
-    plain = Layout.unbalanced(setting.first, setting.ranks)
-    before = plain.step_seconds(later, topology, [model])[0].mean()
+    plain = Layout.unbalanced(first, setting.ranks)
+    before = plain.step_seconds(steps, topology, [model])[0].mean()
     for option in answer.options:
-        if option.redundant == 0 and option.dispatch != DISPATCH[0]:
+        if option.redundant == 0 and option.dispatch != setting.dispatch[0]:
             continue
-        problem = Problem(setting.first, topology, option.placement.num_slots)
+        problem = Problem(first, topology, option.placement.num_slots)
         judge = judge_of(option.dispatch, topology, model.planning_cost, None)
         for planned_again, placement, interval in (
             (False, option.placement, option.interval),
             (True, Greedy().plan(problem).placement, option.replanned),
         ):
             layout = Layout(placement=placement, dispatch=judge)
-            after = layout.step_seconds(later, topology, [model])[0].mean()
+            after = layout.step_seconds(steps, topology, [model])[0].mean()
             assert interval is not None
             yield Case(
                 study=setting.study,
+                cut=setting.cut,
+                first_layer=setting.layers[0],
+                ranks=setting.ranks,
                 cost=setting.cost,
                 step_assignments=setting.step_assignments,
                 redundant=option.redundant,
@@ -222,34 +273,80 @@ def greedy(dispatch: str) -> Planner:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=DATA, help="default: ../shared/data")
     parser.add_argument("--studies", nargs="+", choices=HALVES, default=list(HALVES))
-    parser.add_argument("--layers", type=int, default=6, help="of each recording, evenly spaced")
+    parser.add_argument("--layers", type=int, default=6, help="of each case; all in one: 1000")
+    parser.add_argument("--sets", type=int, help="of layers, at most; all if not given")
+    parser.add_argument("--dispatch", nargs="+", choices=DISPATCH, default=list(DISPATCH))
     parser.add_argument("--hold-out", type=float, default=0.4)
-    parser.add_argument("--json", type=Path, help="write every case here")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--results", type=Path, help="keep what is finished here, and go on there")
     args = parser.parse_args()
-    found: list[Case] = []
-    for setting in settings(args.data, args.studies, args.layers):
-        found += cases(setting, hold_out=args.hold_out)
-    print_table(found)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(c) for c in found], indent=1))
+    chosen = [s for study in args.studies for s in settings(args.data, study, args)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor,
+    ):
+        found = sweep(
+            [asdict(setting) for setting in chosen],
+            partial(run, args.data),
+            executor=executor,
+            path=args.results or Path(folder) / "results.jsonl",
+            progress=lambda done, total: progress(f"{done} of {total} settings"),
+        )
+    made = [Case(**case) for of_setting in found for case in of_setting]
+    print_table(made)
+    print()
+    print_apart(made)
 
 
 def print_table(found: Sequence[Case]) -> None:
+    """A line for each recording and kind of plan."""
     by_study = defaultdict(list)
     for case in found:
-        for study in (case.study, "all"):
-            by_study[study, "planned again" if case.planned_again else "same plan"].append(case)
-    print("| recording | plan | cases | inside | below | above | median width |")
-    print("|---|---|---|---|---|---|---|")
+        by_study[case.study, "planned again" if case.planned_again else "same plan"].append(case)
+    print(
+        "| recording | plan | cases | inside | below | above | median width | scatter | inside, by "
+        "cut | inside, by set |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for names, rows in by_study.items():
-        inside = np.mean([c.is_inside for c in rows])
-        below = np.mean([c.measured < c.low for c in rows])
-        above = np.mean([c.measured > c.high for c in rows])
-        width = np.median([c.high - c.low for c in rows])
-        shares = f"{inside:.0%} | {below:.0%} | {above:.0%} | {width:.1%}"
-        print(f"| {' | '.join(names)} | {len(rows)} | {shares} |")
+        cells = [
+            *names,
+            f"{len(rows)}",
+            f"{np.mean([c.is_inside for c in rows]):.1%}",
+            f"{np.mean([c.measured < c.low for c in rows]):.1%}",
+            f"{np.mean([c.measured > c.high for c in rows]):.1%}",
+            f"{np.median([c.high - c.low for c in rows]):.2%}",
+            f"{np.median([c.deviation for c in rows]) / ndtri(0.75):.2f}",
+            least_and_most((c.cut, c.is_inside) for c in rows),
+            least_and_most((c.first_layer, c.is_inside) for c in rows),
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_apart(found: Sequence[Case]) -> None:
+    """How far the plan made again was from the other, and what intervals take that to be."""
+    apart = defaultdict(list)
+    for one, again in zip(found[::2], found[1::2], strict=True):
+        widths = np.array([c.high - c.low for c in (one, again)]) / 2 / ndtri((1 + CONFIDENCE) / 2)
+        taken = max(widths[1] ** 2 - widths[0] ** 2, 0.0)
+        size = "recorded" if one.step_assignments is None else f"{one.step_assignments:,}"
+        apart[one.study, size, one.dispatch].append(((again.measured - one.measured) ** 2, taken))
+    print("| recording | assignments a step | split | plans apart | taken from halves |")
+    print("|---|---:|---|---:|---:|")
+    for names, squares in apart.items():
+        measured, taken = np.sqrt(np.mean(squares, axis=0))
+        print(f"| {' | '.join(names)} | {measured:.2%} | {taken:.2%} |")
+
+
+def least_and_most(inside: Iterable[tuple[int, bool]]) -> str:
+    """The lowest and the highest share inside, of those that belong together."""
+    together = defaultdict(list)
+    for key, is_inside in inside:
+        together[key].append(is_inside)
+    shares = [float(np.mean(values)) for values in together.values()]
+    return f"{min(shares):.0%} to {max(shares):.0%}"
 
 
 if __name__ == "__main__":

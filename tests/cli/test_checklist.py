@@ -58,6 +58,30 @@ def test_tensorrt_llm_is_timed_by_its_own_kernels(recording, capsys):
     assert "deepepmoe" not in out
 
 
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_the_verdict_on_balancing_is_the_forecasts(phase, capsys):
+    told = ("sample", "--ranks", "8", "--model", "sample", "--hardware", "h100", "--phase", phase)
+    checked = json.loads(run(capsys, *told, "--for", "vllm", "--json"))["items"][-1]
+    assert main(["forecast", *told, "--for", "vllm", "--planner", "greedy", "--json"]) == 0
+    (foreseen,) = json.loads(capsys.readouterr().out)
+    idle, best = foreseen["today"][0], foreseen["best"]
+    numbers = checked["numbers"]
+    assert numbers["idle_share"] == idle["share"]
+    assert numbers["chance_share"] == idle["chance"]
+    assert (numbers["redundant_slots"], numbers["gain"]) == (best["redundant"], best["gain"])
+    assert foreseen["text"] in checked["means"]
+    assert (checked["verdict"] == "change") == (foreseen["verdict"] == "recommend")
+
+
+def test_a_drawn_size_is_the_forecasts_too(recording, capsys):
+    sized = json.loads(run(capsys, recording, *DEPLOYMENT, "--step-tokens", "20000", "--json"))
+    serve = "decode" if "decode: " in sized["items"][-1]["means"] else "prefill"
+    told = (recording, *DEPLOYMENT, "--planner", "greedy", "--batch-tokens", "20000")
+    assert main(["forecast", *told, "--serve", serve, "--json"]) == 0
+    (foreseen,) = json.loads(capsys.readouterr().out)
+    assert sized["items"][-1]["numbers"]["idle_share"] == foreseen["today"][0]["share"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

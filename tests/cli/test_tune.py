@@ -9,8 +9,10 @@ import pytest
 
 import equipoise as eq
 from equipoise.cli import main
+from equipoise.cli.views.tune import front_plots
 from equipoise.simulate.profiles import prior
 from equipoise.simulate.routers import lognormal, sample_trace, steady
+from equipoise.simulate.tune import Setting
 
 QUICK = (
     "--ranks", 4, "--rank-cost", "h100-deepep-ep8", "--expert-bytes", 10**6, "--proposals", 1024,
@@ -50,6 +52,36 @@ def test_the_text_has_the_answer_first_and_last_and_a_plot(run, text):
     assert lines[1].startswith("static, 4 redundant, even: a step takes")
     assert "GB a rank" in out
     assert any(line.endswith("A") for line in lines)  # the plot
+    assert out.count("  step ms\n") == 1  # nothing moves, so moves are not plotted
+
+
+def test_the_front_is_plotted_over_each_price_that_differs():
+    none = Setting(
+        kind="none", redundant=0, dispatch="even", window=0, interval=0, excess=0.0,
+        step_seconds=0.003, gain=0.0, low=0.0, high=0.0, needed=0.0, bytes_per_rank=0, moves=0,
+        moved_bytes=0, changes=0, imbalance=1.5, blocks=(),
+    )  # fmt: skip
+    kept = replace(none, step_seconds=0.002, bytes_per_rank=10**9)
+    moved = replace(kept, step_seconds=0.001, moves=1200)
+    assert front_plots([none]) == []
+    plots = front_plots([moved, kept, none])
+    assert [line.rsplit("  ")[-1] for line in plots if "0" in line and "|" not in line] == [
+        "GB a rank",
+        "slots moved",
+    ]
+    high, low = plots[2], plots[11]
+    assert high.split("|") == ["    3.000 ", "C" + 55 * " "]
+    assert low.split("|") == ["    1.000 ", 55 * " " + "A"]
+    assert "1,200  slots moved" in plots[-1]
+
+
+def test_the_front_can_be_written_as_a_page(run, text, tmp_path):
+    pytest.importorskip("vl_convert")
+    page, figure = tmp_path / "tune.html", tmp_path / "front-moves.svg"
+    quick = (*QUICK, "--dispatch", "even", "--kinds", "static")
+    text("tune", run, *quick, "--html", page, "--figure", figure)
+    assert "Settings for" in page.read_text(encoding="utf-8")
+    assert figure.read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_an_engine_gets_its_flags_with_the_window_that_was_found(run, text, document):

@@ -28,11 +28,16 @@ from equipoise.report.page.of_compare import compare_story, lay_maps
 from equipoise.report.page.of_forecast import forecast_story
 from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.of_report import report_story
+from equipoise.report.page.of_tune import tuning_story
 from equipoise.report.page.story import Origin, Story
 from equipoise.report.page.tables import loss_table
 from equipoise.report.summary import summarise
 from equipoise.simulate.expert_time import UncertainCost
 from equipoise.simulate.forecast import forecast
+from equipoise.simulate.online import Conditions
+from equipoise.simulate.tune import Setting as Tried
+from equipoise.simulate.tune import Study as Tuned
+from equipoise.simulate.tune import Tuning, cases, run
 from equipoise.topology import Topology
 from equipoise.trace import Provenance, Trace
 
@@ -368,3 +373,19 @@ def test_a_forecast_has_a_page_with_its_verdict_and_its_options() -> None:
     assert f"{1e3 * answer.best.step_seconds:.3f} ms" in page.text
     spec = next(x["spec"] for x in page.data["figures"] if x["name"] == "budget-0")
     assert [row["gain"] for row in spec["data"]["values"]] == [x.gain for x in answer.options]
+
+
+def test_tuning_has_a_page_with_every_setting_and_the_front() -> None:
+    fit, held = trace(steps=80).split(0.5)
+    model = UncertainCost.published("h100-deepep-ep32")
+    conditions = Conditions(topology=Topology(4), model=model, expert_bytes=10**6, interference=1)
+    tuned = Tuned(fit=fit, held=held, conditions=conditions, proposals=256)
+    chosen = cases(tuned, dispatch=["even"], redundant=[0, 4], window=[8], interval=[8])
+    found = Tuning(settings=tuple(Tried(**run(tuned, case)) for case in chosen))
+    page = Page(render_page(tuning_story(tuned, found, ORIGIN, text=found.text)))
+    assert found.text in page.text
+    for name in ("front-memory", "front-moves"):
+        spec = next(x["spec"] for x in page.data["figures"] if x["name"] == name)
+        points = spec["data"]["values"]
+        assert sorted(p["setting"] for p in points) == sorted(s.name for s in found.settings)
+        assert {p["setting"] for p in points if p["front"]} == {s.name for s in found.front}

@@ -10,6 +10,7 @@ import pytest
 import equipoise as eq
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.checklist import TILE, TOPICS, checklist
+from equipoise.simulate.forecast import forecast, quickest
 from equipoise.simulate.routers import lognormal, uniform
 from tests.simulate.test_layer_time import LAYER
 
@@ -24,9 +25,17 @@ def routed(num_tokens: int, popularity=None, num_steps: int = 12) -> eq.Trace:
     return eq.Trace(counts=counts, top_k=8)
 
 
-def items(trace, layer=SMALL, **values):
+def items(trace, layer=SMALL, forecasts=(), **values):
     values = {"num_layers": 58, "kv_bytes_per_token": 70_000} | values
-    return {item.topic: item for item in checklist(trace, layer, **values).items}
+    return {item.topic: item for item in checklist(trace, layer, forecasts, **values).items}
+
+
+def foreseen(trace, mode="high-throughput"):
+    return forecast(trace, SMALL.topology, SMALL.machines[mode], planner=quickest)
+
+
+def balancing(trace, *forecasts):
+    return items(trace, forecasts=forecasts)["load balancing"]
 
 
 def test_every_decision_comes_once_and_balancing_last():
@@ -79,35 +88,68 @@ def test_the_fullest_rank_is_named():
 
 
 def test_chance_is_left_alone():
-    item = items(routed(6400))["load balancing"]
+    trace = routed(6400, num_steps=40)
+    item = balancing(trace, foreseen(trace))
     assert item.verdict == "keep"
     assert item.numbers["imbalance"] == pytest.approx(item.numbers["floor"], abs=0.03)
+    assert item.numbers["gain_high"] < item.numbers["gain_needed"]
+    assert "not now: " in item.means
 
 
-def test_load_that_lasts_asks_for_copies():
-    item = items(routed(200_000, lognormal(64, num_layers=2, seed=0)))["load balancing"]
+def test_the_forecast_decides_on_balancing():
+    trace = routed(200_000, lognormal(64, num_layers=2, seed=0), num_steps=40)
+    answer = foreseen(trace)
+    item = balancing(trace, answer)
+    assert answer.verdict.kind == "recommend"
     assert item.verdict == "change"
-    assert "it lasts, so place and copy experts" in item.means
+    assert f"{answer.model}: {answer.verdict.text}" in item.means
+    assert answer.today[0].text in item.found
+    best, idle = answer.best, answer.today[0]
+    numbers = {"idle_share": idle.share, "chance_share": idle.chance, "gain": best.gain}
+    numbers |= {"redundant_slots": best.redundant, "gain_low": best.interval[0]}
+    assert numbers.items() <= item.numbers.items()
 
 
-def test_below_the_knee_copies_are_not_the_beginning():
-    skewed = lognormal(64, sigma=1.5, num_layers=2, seed=0)
-    few, many = (items(routed(n, skewed))["load balancing"] for n in (1000, 200_000))
-    assert few.means.endswith("a copy is one more expert to read.")
-    assert many.means.endswith("says whether it pays.")
+def test_what_each_split_saves_is_the_best_of_its_options():
+    trace = routed(200_000, lognormal(64, num_layers=2, seed=0), num_steps=40)
+    answer = foreseen(trace)
+    said = []
+    for name in ("even", "minmax"):
+        options = [o for o in answer.options if o.dispatch == name]
+        best = max(options, key=lambda o: o.gain - o.needed)
+        said.append(f"{name} {best.gain:.1%} with {best.redundant} redundant")
+    assert balancing(trace, answer).means.endswith(f"Saved by split: {', '.join(said)}.")
 
 
-def test_load_that_changes_from_batch_to_batch_asks_for_a_split_of_every_batch():
+def test_every_kind_of_steps_has_its_numbers_and_its_verdict():
+    trace = routed(20_000, lognormal(64, num_layers=2, seed=0), num_steps=40)
+    phases = replace(trace, labels={"phase": np.repeat(["decode", "prefill"], 20)})
+    made = [foreseen(phases.select(phase=name)) for name in ("decode", "prefill")]
+    item = balancing(phases, *made, "too few steps")
+    for answer in made:
+        idle = answer.today[0]
+        assert item.numbers[f"{idle.steps}_idle_share"] == idle.share
+    assert item.means.endswith("insufficient evidence: too few steps")
+
+
+def test_without_a_forecast_nothing_is_changed():
+    item = balancing(routed(200_000), "The recording has one step.")
+    assert item.verdict == "keep"
+    assert item.means == "insufficient evidence: The recording has one step."
+
+
+def test_imbalance_is_told_by_how_long_it_lasts():
     batches = [routed(200_000, lognormal(64, num_layers=2, seed=n), num_steps=1) for n in range(24)]
     counts = np.concatenate([trace.counts for trace in batches])
-    item = items(eq.Trace(counts=counts, top_k=8))["load balancing"]
-    assert "it changes from batch to batch" in item.means
-    assert item.numbers["varying"] > item.numbers["lasting"] - 1
+    changing = balancing(eq.Trace(counts=counts, top_k=8)).numbers
+    assert changing["varying"] > changing["lasting"] - 1
+    steady = balancing(routed(200_000, lognormal(64, num_layers=2, seed=0))).numbers
+    assert steady["varying"] < 0.05 < steady["lasting"] - 1
 
 
 def test_rows_that_are_sums_are_drawn_at_the_size_of_a_step():
     windows = routed(1_000_000, num_steps=4)
-    found = checklist(windows, SMALL, num_layers=58, step_tokens=1600)
+    found = checklist(windows, SMALL, (), num_layers=58, step_tokens=1600)
     assert found.step_tokens == pytest.approx(1600, rel=0.02)
     assert found.items[1].numbers["tokens_per_rank"] == pytest.approx(100, rel=0.02)
 
@@ -123,8 +165,8 @@ def test_any_number_of_ranks_and_hardly_any_load(ranks):
 
 def test_what_is_refused():
     with pytest.raises(EquipoiseError, match="has 64 experts in a layer and the model 256"):
-        checklist(routed(64), LAYER, num_layers=58)
+        checklist(routed(64), LAYER, (), num_layers=58)
     with pytest.raises(EquipoiseError, match="No assignment was recorded"):
-        checklist(eq.Trace(counts=np.zeros((2, 1, 64), np.int64)), SMALL, num_layers=58)
+        checklist(eq.Trace(counts=np.zeros((2, 1, 64), np.int64)), SMALL, (), num_layers=58)
     with pytest.raises(EquipoiseError, match="step_tokens"):
-        checklist(routed(64), SMALL, num_layers=58, step_tokens=0.5)
+        checklist(routed(64), SMALL, (), num_layers=58, step_tokens=0.5)

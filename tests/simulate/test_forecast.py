@@ -340,11 +340,26 @@ def test_an_option_says_what_a_plan_made_again_would_do():
     assert lowest < low < best.gain < high < highest
 
 
-def test_the_spread_of_plans_is_that_of_their_twins():
+def test_the_spread_of_plans_is_how_far_twins_are_apart():
     assert planning_spread([]) == 0
     rng = np.random.default_rng(0)
-    halves = rng.normal(0.1, 0.02 * np.sqrt(2), (5000, 2))  # plans of half the steps
-    assert planning_spread([tuple(pair) for pair in halves]) == pytest.approx(0.02, rel=0.05)
+    gains = rng.normal(0.1, 0.02, (5000, 2))
+    assert planning_spread([tuple(pair) for pair in gains]) == pytest.approx(
+        0.02 * np.sqrt(2), rel=0.05
+    )
+
+
+def test_plans_that_differ_with_one_split_do_not_widen_the_interval_of_another():
+    """Twins differ with a split by times, and not with an even one."""
+    trace = skewed(20_000)
+    told = {"dispatch": ["even", "minmax"], "redundant": [8], "planner": greedy}
+    answer = forecast(trace, eq.Topology(4), exact(BY_WEIGHTS), **told)
+    alone = forecast(
+        trace, eq.Topology(4), exact(BY_WEIGHTS), **told | {"dispatch": ["even"]}
+    ).options[0]
+    both = answer.options[0]
+    assert both.dispatch == alone.dispatch == "even"
+    assert both.replanned == alone.replanned
 
 
 def test_twins_are_plans_from_the_halves_of_each_kind_of_steps():

@@ -98,7 +98,7 @@ def machine_of(
     return replace(made, facts=facts)
 
 
-def assignments_of(tokens: int, recording: Trace, config: ModelConfig | None) -> float:
+def assignments_of(tokens: float, recording: Trace, config: ModelConfig | None) -> float:
     """Compute the assignments of a step in a layer; ``EquipoiseError`` if top-k is unknown."""
     top_k = recording.top_k or (None if config is None else config.top_k)
     if top_k is None:

@@ -10,11 +10,9 @@ import numpy as np
 from equipoise.cost import costs_for
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.plan.planners.eplb import Greedy
-from equipoise.plan.result import Planner
 from equipoise.report.spent import spent
 from equipoise.simulate.expert_time import UncertainCost
-from equipoise.simulate.forecast import Verdict, forecast
+from equipoise.simulate.forecast import Verdict, forecast, quickest
 from equipoise.topology import Topology
 from equipoise.trace import Trace
 
@@ -94,18 +92,12 @@ def _answer(
             trace,
             Topology(num_ranks),
             UncertainCost.published(cost),
-            planner=_quickest,
+            planner=quickest,
             current=current,
         )
     except EquipoiseError as error:  # too few steps, or no load
         return Verdict(kind="insufficient evidence", why=str(error)), []
     return answer.verdict, spent(answer)
-
-
-def _quickest(dispatch: str) -> Planner:
-    """Return the planner for any dispatcher: this one does not depend on it."""
-    del dispatch
-    return Greedy()
 
 
 def _some(trace: Trace) -> Trace:

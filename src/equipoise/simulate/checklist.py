@@ -6,7 +6,7 @@ How each number is found: ``equipoise explain checklist``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from equipoise.checks import check_number
 from equipoise.errors import EquipoiseError, argument
 from equipoise.noise import trace_noise_floor
 from equipoise.simulate.expert_time import Layout
+from equipoise.simulate.forecast import Forecast, Option
 from equipoise.simulate.layer_time import MODES, MOST_TOKENS, LayerTime
 from equipoise.simulate.machine import Exchange
 from equipoise.simulate.trial import some_steps, step_loads
@@ -44,7 +45,6 @@ _WORTH = 0.05  # share of a layer's time below which nothing is changed
 _HEADROOM = 1.1  # accepted time per token over that in the longest chunk
 _LONGEST_CHUNK = 1 << 15
 _MOST_SEQUENCES = 1024  # largest number of sequences of a rank in a decode step
-_COPIES_PAY = 0.05  # lasting or varying imbalance from which balancing is worthwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class Checklist:
 def checklist(
     trace: Trace,
     layer: LayerTime,
+    forecasts: Sequence[Forecast | str],
     *,
     num_layers: int,
     kv_bytes_per_token: int | None = None,
@@ -108,6 +109,9 @@ def checklist(
         Recorded loads. Experts are assumed to be placed in order, without copies.
     layer
         Model of the time of a layer on the ranks.
+    forecasts
+        Forecasts for these ranks, one for each kind of steps, or sentences that say why there is
+        none. They decide on load balancing.
     num_layers
         Number of MoE layers of the model.
     kv_bytes_per_token
@@ -153,7 +157,7 @@ def checklist(
             _kernel_mode(case),
             _overlap(case),
             _buffers(case),
-            _load_balancing(case),
+            _load_balancing(case, forecasts),
         ),
         step_tokens=case.tokens * layer.num_ranks,
         source=layer.source,
@@ -179,12 +183,6 @@ class _Case:
         """Assignments of each slot by rank, ``(T, L, R, S / R)``."""
         slots = Layout.unbalanced(self.steps, self.layer.num_ranks).slot_loads(self.load)
         return slots.reshape(*slots.shape[:2], self.layer.num_ranks, -1)
-
-    @property
-    def rank_seconds(self) -> Floats:
-        """Time of each rank's experts, ``(T, L, R)``."""
-        slots = self.rank_load.reshape(*self.rank_load.shape[:2], -1)
-        return self.layer.machines[self.mode].rank_seconds(slots, self.layer.num_ranks)
 
     @property
     def tokens(self) -> float:
@@ -437,51 +435,58 @@ def _buffers(case: _Case) -> Item:
     return _item("buffers", found, means, numbers, set_it=True)
 
 
-def _load_balancing(case: _Case) -> Item:
-    """Decide whether to balance, and how."""
+def _load_balancing(case: _Case, forecasts: Sequence[Forecast | str]) -> Item:
+    """Decide whether to balance, as the forecasts say."""
     of_rank = case.rank_load.sum(axis=-1)
     every_step = float(imbalance(of_rank[of_rank.any(axis=2)]).mean())
     total = of_rank.sum(axis=0)
     lasting = float(imbalance(total[total.any(axis=1)]).mean())
     floor = float(trace_noise_floor(case.steps, case.layer.num_ranks).mean.mean())
-    seconds = case.rank_seconds
-    idle = 1 - float(seconds.mean(axis=-1).sum() / seconds.max(axis=-1).sum())
     varying = max(every_step - floor - (lasting - 1), 0.0)
-    below = case.mean_load < case.layer.knee(case.mode)
-    numbers = {
-        "imbalance": every_step,
-        "floor": floor,
-        "lasting": lasting,
-        "varying": varying,
-        "idle_share": idle,
-    }
-    found = (
+    numbers = {"imbalance": every_step, "floor": floor, "lasting": lasting, "varying": varying}
+    found = [
         f"The busiest rank has {every_step:.2f} times the mean of a step; chance alone makes "
         f"{floor:.2f}. Of the rest {lasting - 1:.2f} lasts over the recording and {varying:.2f} "
-        f"comes and goes. Ranks wait {idle:.0%} of their experts' time."
-    )
-    means, change = _what_balances(every_step - floor, lasting - 1, varying, idle)
-    if change and below:
-        means += (
-            " Begin without redundant experts: with so few assignments each, a copy is one more "
-            "expert to read."
-        )
-    return _item("load balancing", found, means, numbers, change=change)
+        "comes and goes."
+    ]
+    means = []
+    made = [one for one in forecasts if isinstance(one, Forecast)]
+    for one in forecasts:
+        if isinstance(one, str):
+            means.append(f"insufficient evidence: {one}")
+            continue
+        found += [idle.text for idle in one.today]
+        means.append(f"{one.model}: {one.verdict.text} {_by_split(one)}")
+        before = f"{one.today[0].steps}_" if len(made) > 1 else ""
+        numbers |= {before + name: value for name, value in _foreseen(one).items()}
+    recommended = any(one.verdict.kind == "recommend" for one in made)
+    return _item("load balancing", " ".join(found), " ".join(means), numbers, change=recommended)
 
 
-def _what_balances(excess: float, lasting: float, varying: float, idle: float) -> tuple[str, bool]:
-    """Say whether to balance and with what; return whether something should change."""
-    if idle < _WORTH:
-        return "Leave it off: ranks hardly wait, whatever their tokens.", False
-    if excess < _COPIES_PAY:
-        return "Leave it off: what is above balance is chance, and no placement removes it.", False
-    which = (
-        "it changes from batch to batch, so share every batch over the copies by its own loads "
-        "(min-max, or an engine's linear program)"
-        if varying > max(lasting, _COPIES_PAY)
-        else "it lasts, so place and copy experts; a split of every batch adds less"
-    )
-    return f"There is something to gain: {which}. equipoise forecast says whether it pays.", True
+def _by_split(forecast: Forecast) -> str:
+    """Say what each way to share a batch over the copies saves, with its best number of slots."""
+    best: dict[str, Option] = {}
+    for option in forecast.options:
+        known = best.get(option.dispatch)
+        if known is None or option.gain - option.needed > known.gain - known.needed:
+            best[option.dispatch] = option
+    saved = (f"{name} {o.gain:z.1%} with {o.redundant} redundant" for name, o in best.items())
+    return f"Saved by split: {', '.join(saved)}."
+
+
+def _foreseen(forecast: Forecast) -> dict[str, float]:
+    """Return the numbers of a forecast: what ranks wait, and the best change."""
+    idle, best = forecast.today[0], forecast.best
+    low, high = best.interval or (best.gain, best.gain)
+    return {
+        "idle_share": idle.share,
+        "chance_share": idle.chance,
+        "redundant_slots": best.redundant,
+        "gain": best.gain,
+        "gain_low": low,
+        "gain_high": high,
+        "gain_needed": best.needed,
+    }
 
 
 def _padding(load: Floats) -> float:

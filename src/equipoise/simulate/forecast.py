@@ -20,6 +20,7 @@ from equipoise.dispatch import Dispatcher
 from equipoise.errors import EquipoiseError, argument
 from equipoise.migration import diff
 from equipoise.placement import Placement
+from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.result import Planner
 from equipoise.plan.study import hold_out_steps
 from equipoise.plan.weigh.budget import LEAST_GAIN, LEAST_WINDOWS
@@ -76,6 +77,14 @@ class Idle:
     steps: str
     share: float
     chance: float
+
+    @property
+    def text(self) -> str:
+        """Both shares in a sentence."""
+        return (
+            f"Today ranks wait {self.share:.1%} of the experts' time ({self.steps}); chance alone "
+            f"makes it {self.chance:.1%}."
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -412,7 +421,7 @@ def forecast(
     terms = _Terms(
         plain_seconds=float(of_plain[0].mean()),
         fewest_slots=plain.placement.slots_per_rank,
-        spread=planning_spread([pair for trial in trials for pair in trial.twin_gains]),
+        spread={name: _spread(name, trials) for name in judges},
         strata=step_kinds(held),
         lasting=_lasting(trace),
         further_steps=further_steps or len(unseen),
@@ -465,6 +474,12 @@ def forecast(
     )
 
 
+def quickest(dispatch: str) -> Planner:
+    """Return the fastest planner for any dispatcher, on which it does not depend."""
+    del dispatch
+    return Greedy()
+
+
 def best_option(options: Sequence[Option], least_gain: float) -> Option:
     """Choose the option that can run and saves the most beyond what its slots need.
 
@@ -485,7 +500,7 @@ class _Terms:
 
     plain_seconds: float
     fewest_slots: int
-    spread: float
+    spread: Mapping[str, float]
     strata: NDArray[np.int64]
     lasting: int
     further_steps: int
@@ -501,7 +516,8 @@ class _Terms:
         needed = self.least_gain * max(added, 1)
         size = None if self.slot_bytes is None else added * self.slot_bytes
         kv_bytes = self.kv_bytes_per_token
-        interval, replanned = self.intervals(trial.old, trial.new, spreads=(0.0, self.spread))
+        spreads = (0.0, self.spread.get(trial.dispatch, 0.0))
+        interval, replanned = self.intervals(trial.old, trial.new, spreads=spreads)
         return Option(
             redundant=trial.redundant,
             dispatch=trial.dispatch,
@@ -533,6 +549,16 @@ class _Terms:
         )
 
 
+def _spread(dispatch: str, trials: Sequence[Trial]) -> float:
+    """Estimate how much plans differ with a dispatcher, from all redundancies together.
+
+    Dispatchers are kept apart: a split by times shows more of how a plan happens to come out.
+    """
+    return planning_spread(
+        [pair for trial in trials if trial.dispatch == dispatch for pair in trial.twin_gains]
+    )
+
+
 def _online_options(
     in_time: InTime,
     terms: _Terms,
@@ -557,7 +583,7 @@ def _online_options(
             new=new,
             twin_gains=(),
         )
-        served = replace(terms, plain_seconds=of_plain, spread=0.0)
+        served = replace(terms, plain_seconds=of_plain, spread={})
         found.append(
             replace(
                 served.option(trial, option.can_run),

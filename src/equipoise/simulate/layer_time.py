@@ -119,6 +119,10 @@ class LayerTime:
         """Return the kernel mode with which the layer takes less time."""
         return min(MODES, key=lambda mode: self.layer_seconds(tokens_per_rank, mode))
 
+    def phase(self, tokens_per_rank: float) -> Phase:
+        """Return the phase whose steps use the faster kernel mode."""
+        return _PHASES[self.faster_mode(tokens_per_rank)]
+
     def crossover(self) -> int:
         """Number of tokens of a rank from which high-throughput exchanges are faster, in one node.
 

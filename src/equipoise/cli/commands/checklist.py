@@ -14,9 +14,12 @@ from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.views.checklist import checklist_document, print_checklist
 from equipoise.cli.views.console import print_json, stdout
 from equipoise.cli.views.notes import print_recording
+from equipoise.cli.views.progress import progress_bar
 from equipoise.engines.knobs import ENGINES, FRAMEWORKS, knobs
+from equipoise.engines.registry import rule_of
 from equipoise.engines.transformers.config import read_model_config
 from equipoise.engines.transformers.expert_shape import expert_shape
+from equipoise.engines.verdicts import quick_forecasts
 from equipoise.simulate.checklist import checklist as go_through
 from equipoise.simulate.layer_time import LayerTime
 from equipoise.simulate.profiles import hardware as hardware_profile
@@ -85,9 +88,19 @@ def checklist(
     )
     recording = (reading or TraceArguments()).read(trace, ranks=ranks)
     config.check_fits(f"{trace}", recording.num_experts, recording.layer_ids)
+    with progress_bar("forecasting") as progress:
+        forecasts = quick_forecasts(
+            recording,
+            layer,
+            config,
+            rule=None if for_ is None else rule_of(for_),
+            step_tokens=step_tokens,
+            progress=progress,
+        )
     result = go_through(
         recording,
         layer,
+        forecasts,
         num_layers=len(config.moe_layer_ids or recording.layer_ids),
         kv_bytes_per_token=config.kv_bytes_per_token or None,
         step_tokens=step_tokens,

@@ -34,6 +34,7 @@ from equipoise.engines.launch_flags import launch
 from equipoise.engines.machines import assignments_of
 from equipoise.engines.map_io import placeholder_name
 from equipoise.engines.registry import rule_of
+from equipoise.engines.verdicts import dispatchers_to_try
 from equipoise.errors import EquipoiseError
 from equipoise.plan import Planner
 from equipoise.plan.weigh.budget import LEAST_GAIN
@@ -141,7 +142,7 @@ def forecast(
             "--batch-tokens and --step-assignments both size the steps; give one of the two."
         )
     config = serving.config
-    dispatch = names(planning.dispatch) if planning.dispatch else _default_dispatch(rule)
+    dispatch = names(planning.dispatch) if planning.dispatch else dispatchers_to_try(rule)
     if hardware.hardware is not None and cost_error is not None:
         raise EquipoiseError("--cost-error: not with --hardware, whose parts say their own errors.")
     planning = replace(hardware.before_reading(planning), dispatch=None)
@@ -228,7 +229,3 @@ def _flags(result: Forecast, target: str | None, options: LaunchOptions) -> Laun
     if target is None or result.verdict.kind != "recommend":
         return None
     return launch(result.best.placement, target, placeholder_name(target), options)
-
-
-def _default_dispatch(rule: str | None) -> list[str]:
-    return list(dict.fromkeys(["even", "minmax", *([] if rule is None else [rule])]))

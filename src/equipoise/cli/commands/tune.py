@@ -25,6 +25,7 @@ from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.moving import replay_prices
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.output import For, Json, check_output
+from equipoise.cli.options.page import PageArguments, origin
 from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.options.units import ByteCount, Seconds
@@ -38,6 +39,7 @@ from equipoise.engines.map_io import placeholder_name
 from equipoise.engines.registry import launcher_for, rule_of
 from equipoise.errors import EquipoiseError
 from equipoise.plan.study import hold_out_steps
+from equipoise.report.page.of_tune import tuning_story
 from equipoise.simulate.batches import virtual_steps
 from equipoise.simulate.named_cost import cost_model
 from equipoise.simulate.online import Conditions
@@ -82,6 +84,7 @@ def tune(
     serving: ModelArguments | None = None,
     engine: EngineArguments | None = None,
     reading: TraceArguments | None = None,
+    page: PageArguments | None = None,
 ) -> int:
     r"""Find the settings to balance with, by replaying steps that no plan has seen.
 
@@ -165,8 +168,10 @@ def tune(
     if for_ is None and given(engine):
         unused = ", ".join(sorted(map(option_name, given(engine))))
         raise EquipoiseError(f"{unused}: only with --for, the engine.")
+    page = page or PageArguments()
     if results is not None:
         check_output(results, trace)
+    page.check(trace, other=results)
     hardware = hardware or StepArguments()
     hardware.check(rank_cost)
     named = None if hardware.profile else cost_model(rank_cost or costs_for(ranks)[0])
@@ -236,6 +241,7 @@ def tune(
         facts=deployed.facts,
         prices=prices.assumed,
     )
+    page.write(lambda: tuning_story(study, found, origin(held), text=answer.text))
     if json:
         print_json(tuned_document(answer))
     else:

@@ -114,10 +114,7 @@ def _print_one(console: Console, advice: Advice) -> None:
     console.print(f"\n{result.model}: {result.verdict.text}\n")
     print_facts(console, advice.facts)
     for idle in result.today:
-        console.print(
-            f"Today ranks wait {idle.share:.1%} of the experts' time ({idle.steps}); chance alone "
-            f"makes it {idle.chance:.1%}."
-        )
+        console.print(idle.text)
     for sentence in spent(result):
         console.print(sentence)
     console.print(

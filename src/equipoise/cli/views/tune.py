@@ -93,8 +93,7 @@ def print_tuned(console: Console, answer: Tuned) -> None:
         "than these in step time, memory and moves at once:\n"
     )
     console.print(_table(tuning))
-    console.print()
-    for line in scatter(tuning.front):
+    for line in front_plots(tuning.front):
         console.print(line)
     if answer.launch is not None:
         console.print()
@@ -128,24 +127,36 @@ def _table(tuning: Tuning) -> Table:
     return table
 
 
-def scatter(front: Sequence[Setting]) -> list[str]:
-    """The settings as letters, step time over memory; where two fall together, the first."""
-    times = [s.step_seconds for s in front]
-    sizes = [s.bytes_per_rank for s in front]
+def front_plots(front: Sequence[Setting]) -> list[str]:
+    """The step time over memory and over moves, as far as settings differ in them."""
+    prices = (
+        ("GB a rank", ".3f", [s.bytes_per_rank / 1e9 for s in front]),
+        ("slots moved", ",.0f", [float(s.moves) for s in front]),
+    )
+    times = [1e3 * s.step_seconds for s in front]
+    lines = []
+    for title, form, values in prices:
+        if len(set(values)) > 1:
+            lines += ["", *_scatter(times, values, title, form)]
+    return lines
+
+
+def _scatter(times: Sequence[float], values: Sequence[float], title: str, form: str) -> list[str]:
+    """The settings as letters, step time over another price; where two fall together, the first."""
     cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-    for mark, time, size in reversed(list(zip(_MARKS, times, sizes, strict=False))):
+    for mark, time, value in reversed(list(zip(_MARKS, times, values, strict=False))):
         row = round(_part(time, times) * (_HEIGHT - 1))
-        cells[_HEIGHT - 1 - row][round(_part(size, sizes) * (_WIDTH - 1))] = mark
-    high, low = (f"{1e3 * t:9.3f}" for t in (max(times), min(times)))
+        cells[_HEIGHT - 1 - row][round(_part(value, values) * (_WIDTH - 1))] = mark
+    high, low = (f"{end:9.3f}" for end in (max(times), min(times)))
     labels = [high, *[" " * 9] * (_HEIGHT - 2), low]
     lines = [f"{label} |{''.join(row)}" for label, row in zip(labels, cells, strict=True)]
-    ends = f"{min(sizes) / 1e9:.3f}", f"{max(sizes) / 1e9:.3f}"
+    ends = f"{min(values):{form}}", f"{max(values):{form}}"
     gap = " " * (_WIDTH - sum(map(len, ends)))
     return [
         "  step ms",
         *lines,
         f"{'':9} +{'-' * _WIDTH}",
-        f"{'':11}{ends[0]}{gap}{ends[1]}  GB a rank",
+        f"{'':11}{ends[0]}{gap}{ends[1]}  {title}",
     ]
 
 
