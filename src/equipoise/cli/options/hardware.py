@@ -87,7 +87,9 @@ class HardwareArguments:
             return
         if given(self):
             names = ", ".join(sorted(map(option_name, given(self))))
-            raise EquipoiseError(f"{names}: only with --hardware.")
+            raise EquipoiseError(
+                f"{names}: only with --hardware, which names the GPU, as in --hardware h100."
+            )
 
     @property
     def facts(self) -> dict[str, str]:

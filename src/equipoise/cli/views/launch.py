@@ -6,6 +6,7 @@ import shlex
 import textwrap
 
 from rich.console import Console
+from rich.padding import Padding
 
 from equipoise.cli.views.text import one_line
 from equipoise.engines.formats import Launch
@@ -24,4 +25,4 @@ def print_launch(console: Console, flags: Launch, *, files_written: bool = False
         )
         console.print(textwrap.indent(content.rstrip(), "  "))
     for note in flags.notes:
-        console.print(f"  note: {note}")
+        console.print(Padding(f"note: {note}", (0, 0, 0, 2), expand=False))
