@@ -292,7 +292,8 @@ def test_validate_names_the_engine_of_a_map_for_another(tmp_path, capsys):
     path = tmp_path / "map.yaml"
     path.write_text(GOLDEN_MAP)
     status, _, err = run(capsys, "validate", path, "--for", "sglang")
-    assert (status, err) == (2, f"equipoise: {path} is a map for trtllm, not for sglang.\n")
+    assert status == 2
+    assert err.endswith(" It is a map for trtllm.\n")
 
 
 def test_validate_says_no_with_every_defect(tmp_path, capsys):

@@ -456,7 +456,7 @@ def _parse(path: Path, chosen: MapFormat, context: MapContext) -> RawMap:
         if not others or chosen.name in others:
             raise
         raise FormatError(
-            f"{path} is a map for {' or '.join(others)}, not for {chosen.name}."
+            f"{error.message.marked} It is a map for {' or '.join(others)}."
         ) from error
     raw = _of_model(parsed, context.model_key, path)
     if len(raw.rows) > MAX_LAYERS:
