@@ -23,4 +23,4 @@ def test_flags_are_one_line_to_copy_and_notes_are_indented(width):
     assert (first, flags) == ("Start sglang 0.5.23 with", f"  {' '.join(FLAGS)}")
     assert all(line.startswith("  ") and len(line.rstrip()) <= width for line in notes)
     assert " ".join(" ".join(notes).split()) == f"note: {note}"
-    assert len(notes) == (3 if width == 40 else 1)
+    assert len(notes) == (2 if width == 40 else 1)
