@@ -15,7 +15,7 @@ class Progress(Protocol):
 class Parts(Protocol):
     """The protocol of functions that begin a part of long work, for parts of unknown lengths."""
 
-    def __call__(self, name: str) -> Progress | None:
+    def __call__(self, name: str, /) -> Progress | None:
         """Begin a part; return a function that receives the part's progress."""
 
 

@@ -20,7 +20,7 @@ Output = Parameter(name=["--output", "-o"])
 def _lower(kind: Any, tokens: Sequence[Token]) -> str:
     """The name of an engine as it is known, for those who write SGLang or vLLM."""
     del kind
-    return tokens[-1].value.lower()
+    return f"{tokens[-1].value}".lower()
 
 
 For = Parameter(name="--for", converter=_lower)
