@@ -423,7 +423,8 @@ class Trace:
     def __repr__(self) -> str:
         extra = ""
         if self.source_counts is not None:
-            extra += f", {self.source_counts.shape[1]} source ranks"
+            sources = self.source_counts.shape[1]
+            extra += f", {sources} source rank{'s' * (sources > 1)}"
         if self.tokens is not None:
             extra += f", {len(self.tokens.ids)} tokens"
         return (

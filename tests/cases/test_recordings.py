@@ -170,7 +170,7 @@ def test_impossible_loads_are_refused_with_their_place() -> None:
 def test_an_expert_without_a_slot_can_be_stated() -> None:
     trace = stats("omits")
     assert trace.num_experts == 15
-    assert "does not state num_experts" in notes(trace)
+    assert "does not state the number of experts" in notes(trace)
     assert stats("omits", num_experts=16).num_experts == 16
 
 

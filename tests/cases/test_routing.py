@@ -75,7 +75,7 @@ def test_draft_passes_are_said_with_what_to_do():
 
 def test_hash_routed_layers_may_be_kept():
     guessed = read("hash_routed_layers/dsv4.pt")
-    assert "Decoder layers 0-2 had no load" in notes(guessed)
+    assert "Without load in the whole recording: decoder layers 0-2." in notes(guessed)
     assert "layer_ids 0-42" in notes(guessed)
     told = read("hash_routed_layers/dsv4.pt", layer_ids=tuple(range(43)))
     assert told.layer_ids == tuple(range(43))

@@ -280,6 +280,22 @@ def test_a_map_the_engine_would_ignore_is_not_written(trace_file, tmp_path, caps
     assert not output.exists()
 
 
+def test_validate_takes_an_engine_without_maps_as_people_write_it(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    placement = eq.Placement([[0, 1, 2, 0]], num_ranks=2, num_experts=3)
+    eq.write_map(placement, path, format="equipoise")  # as plan --for vllm does
+    status, out, _ = run(capsys, "validate", path, "--for", "vLLM")
+    assert (status, out.splitlines()[-1]) == (0, f"{path}: equipoise: 0 errors, 0 warnings: valid.")
+
+
+def test_validate_names_the_engine_of_a_map_for_another(tmp_path, capsys):
+    path = tmp_path / "map.yaml"
+    path.write_text(GOLDEN_MAP)
+    status, _, err = run(capsys, "validate", path, "--for", "sglang")
+    assert status == 2
+    assert err.endswith(" It is a map for trtllm.\n")
+
+
 def test_validate_says_no_with_every_defect(tmp_path, capsys):
     bad = tmp_path / "map.yaml"
     bad.write_text(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 import equipoise as eq
@@ -134,6 +135,23 @@ def test_the_decision_is_for_the_dispatcher_and_the_machines(maps, larger, tmp_p
     runs = type(rule)(topology=topology, top_k=2)
     decision = gate(dispatch=runs).decide(diff(*maps, topology), eq.read_trace(larger))
     assert answer["gain_seconds"] == pytest.approx(decision.gain_seconds)
+
+
+def test_the_decision_is_by_the_steps_asked_for(maps, recording, larger, tmp_path, document):
+    traces = {"prefill": eq.read_trace(larger), "decode": eq.read_trace(recording)}
+    mixed = eq.Trace(
+        counts=np.concatenate([trace.counts for trace in traces.values()]),
+        layer_ids=traces["decode"].layer_ids,
+        top_k=2,
+        labels={"phase": np.repeat(list(traces), 10)},
+    )
+    path = tmp_path / "mixed.trace.safetensors"
+    eq.write_trace(mixed, path)
+    for status, (phase, trace) in enumerate(traces.items()):
+        given = deciding(tmp_path, path, *prices(), "--phase", phase)
+        decision = gate().decide(diff(*maps, NODES), trace)
+        assert decision.move is (status == 0)
+        assert document(*given, status=status)["decision"]["text"] == decision.text
 
 
 def test_the_same_map_needs_no_move(maps, larger, tmp_path, capsys):

@@ -96,6 +96,12 @@ def test_what_cannot_be_read(arguments, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("further", ["serve", "--enable-eplb"])
+def test_a_command_goes_in_quotes(further, capsys):
+    assert main(["doctor", "vllm", further]) == 2
+    assert capsys.readouterr().err.endswith(" Put the whole command of an engine in quotes.\n")
+
+
 def test_words_of_a_launch_are_no_orders_to_the_terminal(capsys):
     run(capsys, "vllm serve '\x1b[2J' --enable-eplb -tp 2 --eplb-config '{\"\x1b[1m\": 1}'")
     assert "\x1b" not in capsys.readouterr().out

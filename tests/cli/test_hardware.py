@@ -218,6 +218,7 @@ def test_the_model_says_what_experts_and_slots_take(document):
         ("forecast", ("--ranks-per-node", "3"), "4 ranks do not divide into nodes of 3"),
         ("forecast", ("--model", "nobody"), "There is no model 'nobody'; give its config.json, or"),
         ("budget", ("--link", "string"), "no link profile 'string'"),
+        ("budget", ("--link", "aws-efa"), "the 4 ranks are in one node"),
     ],
 )
 def test_clashes_are_refused_in_a_sentence(decode, command, options, said, capsys):

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from equipoise.cli.views.progress import PartsOf, ProgressLog, progress_bar
+from equipoise.cli.views import progress
+from equipoise.cli.views.progress import PartsOf, ProgressLog, progress_bar, progress_parts
 from tests.cli.samples import write_sample
 
 
@@ -60,6 +61,21 @@ def test_parts_fill_the_whole():
         parts(1000, 1000)
     assert [share for share, _ in told] == [0, 0.125, 0.5, 0.5, 0.625, 1]
     assert [said for _, said in told] == ["", "1 of 2: sum", "1 of 2", "", "2 of 2: sum", "2 of 2"]
+
+
+def test_parts_of_unknown_lengths_have_an_estimate_each(monkeypatch):
+    clock, out = Clock(), io.StringIO()
+    monkeypatch.setattr(progress, "clock", clock)
+    monkeypatch.setattr(sys, "stderr", out)
+    with progress_parts("simulating") as begin:
+        for name in ("planning", "serving"):
+            tell = begin(name)
+            clock.now += 20
+            tell(1, 4)
+    assert out.getvalue().splitlines() == [
+        "equipoise: simulating, planning: 25%, about 60 s left",
+        "equipoise: simulating, serving: 25%, about 60 s left",
+    ]
 
 
 class Terminal(io.StringIO):

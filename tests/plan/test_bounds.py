@@ -317,7 +317,7 @@ def test_status_says_what_would_help():
     assert status(Contiguous(), [2, 2, 1, 1], 4, 2) == (
         "Over all steps together the busiest ranks carry 33.3% more than the mean, "
         "33.3% more than the bound (even). "
-        "Another placement on these slots is at most 25.0% better."
+        "Another placement on these slots is at most 25.0% better on that sum; single steps differ."
     )
 
 

@@ -198,7 +198,7 @@ def test_ranks_that_do_not_divide_hold_what_engines_put_there() -> None:
     assert found.rank_multiples == ((0.0824, 0.6588, 2.2588),)  # 7, 56 and 192 over 85
     assert (found.num_slots, found.layout) == (8, "contiguous")
     assert found.hottest_experts[0].ranks == (2,)
-    assert any("each held 3, from rank 2 on 2, experts" in note for note in found.notes)
+    assert any("each held 2 experts, and the first 2 ranks one more," in n for n in found.notes)
 
 
 def test_nothing_recorded_is_refused() -> None:

@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from equipoise import __version__
 from equipoise.cli.options import command_line
@@ -114,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnusedCliTokensError as error:
         unused = error.unused_tokens or []
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        return _refuse(f"Too many arguments: {' '.join(unused[:3])}{more}.")
+        return _refuse(f"Too many arguments: {' '.join(unused[:3])}{more}.{_in_quotes(arguments)}")
+    except UnknownOptionError as error:
+        return _refuse(f"{error}{_in_quotes(arguments)}")
     except MissingArgumentError as error:
         return _refuse(_what_is_missing(error))
     except CycloptsError as error:
@@ -145,6 +154,11 @@ def say_compiling(is_kept: bool) -> None:
         else "in every run, since there is no folder to keep them in; set NUMBA_CACHE_DIR to one"
     )
     print(f"equipoise: compiling kernels, {often}", file=sys.stderr, flush=True)
+
+
+def _in_quotes(arguments: Sequence[str]) -> str:
+    """What to do where words of an engine's launch were taken for arguments of this command."""
+    return " Put the whole command of an engine in quotes." if arguments[0] == "doctor" else ""
 
 
 def _what_is_missing(error: MissingArgumentError) -> str:

@@ -449,7 +449,16 @@ def _complete(context: MapContext, placement: Placement) -> MapContext:
 
 
 def _parse(path: Path, chosen: MapFormat, context: MapContext) -> RawMap:
-    raw = _of_model(chosen.parse(path), context.model_key, path)
+    try:
+        parsed = chosen.parse(path)
+    except FormatError as error:
+        others = [known.name for known in map_formats() if known.matches(path)]
+        if not others or chosen.name in others:
+            raise
+        raise FormatError(
+            f"{error.message.marked} It is a map for {' or '.join(others)}."
+        ) from error
+    raw = _of_model(parsed, context.model_key, path)
     if len(raw.rows) > MAX_LAYERS:
         raise FormatError(f"{path}: has {len(raw.rows):,} layers, more than any model.")
     return raw

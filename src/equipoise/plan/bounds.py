@@ -496,12 +496,10 @@ def advice(peak: Floats, of: Sums, *, dispatch: str, together: bool, in_seconds:
             f"In {held} of {len(of.mean)} layers the heaviest experts have too few copies for any "
             "placement to reach the mean: more redundant slots may help."
         )
-    if gap > _ROUNDING:
-        said.append(f"Another placement on these slots is at most {_at_most(gap)} better.")
-    else:
-        said.append("No placement on these slots is better on that sum; single steps differ.")
-        if not together:
-            said[-1] = "No placement on these slots is better."
+    better = f"Another placement on these slots is at most {_at_most(gap)} better"
+    if gap <= _ROUNDING:
+        better = "No placement on these slots is better"
+    said.append(f"{better} on that sum; single steps differ." if together else f"{better}.")
     return " ".join(said)
 
 

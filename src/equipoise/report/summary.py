@@ -348,10 +348,10 @@ def _notes(trace: Trace, layout: Layout | None, placement: Placement | None) -> 
         )
     elif placement is None:
         least, more = divmod(trace.num_experts, layout.num_ranks)
-        held = f"{least}" if not more else f"{least + 1}, from rank {more} on {least},"
-        notes.append(
-            f"Ranks are measured as if each held {held} experts in ascending order, one copy each."
-        )
+        held = f"each held {least} experts"
+        if more:
+            held = f"each held {least} experts, and the first {more} ranks one more,"
+        notes.append(f"Ranks are measured as if {held} in ascending order, one copy each.")
     elif layout.num_redundant:
         notes.append("Every copy of an expert is taken to serve an equal share of its load.")
     if layout is not None and trace.top_k is None:

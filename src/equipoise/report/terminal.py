@@ -86,8 +86,9 @@ def _title(summary: TraceSummary) -> Text:
     )
     tokens = "" if summary.tokens is None else f", {summary.tokens:,} tokens"
     top_k = "" if summary.top_k is None else f", top-{summary.top_k}"
+    steps = "1 step" if summary.num_steps == 1 else f"{summary.num_steps:,} steps"
     facts = (
-        f"{summary.num_steps:,} steps{tokens}, {summary.num_layers} layers, "
+        f"{steps}{tokens}, {summary.num_layers} layers, "
         f"{summary.num_experts} experts{slots}{ranks}{top_k}"
     )
     source = _plain(summary.source)

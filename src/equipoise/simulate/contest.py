@@ -17,7 +17,7 @@ from equipoise.checks import check_count, check_flag, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.simulate.batching import NO_LIMIT, Pool
 from equipoise.simulate.expert_time import Layout
-from equipoise.simulate.progress import Progress, part_of
+from equipoise.simulate.progress import Parts, Progress
 from equipoise.simulate.requests import MAX_TOKENS, Requests
 from equipoise.simulate.serving import (
     HandOver,
@@ -265,6 +265,10 @@ def in_such_nodes(topology: Topology, num_ranks: int) -> Topology:
     return Topology(num_ranks, None if size is None or num_ranks <= size else size)
 
 
+def _untold(name: str) -> None:
+    """Tell nobody that a part of the work begins."""
+
+
 class Contest:
     """A comparison of placements with no balancing on the same requests, with cached results.
 
@@ -289,33 +293,39 @@ class Contest:
         self._served: dict[Requests, Served] = {}
 
     def run(
-        self, requests: Requests, *, redundant: int, dispatch: str, progress: Progress | None = None
+        self, requests: Requests, *, redundant: int, dispatch: str, begin: Parts = _untold
     ) -> SideBySide:
-        """Serve the requests without balancing and on the placement."""
-        parts = [part_of(progress, number, 5) for number in range(5)]
-        timed = self._with(redundant, dispatch, parts[0], parts[1])
-        plain = self._without(parts[2])
+        """Serve the requests without balancing and on the placement.
+
+        Parameters
+        ----------
+        begin
+            Function that is called with the name of each part of the work. How long a part takes
+            compared with another depends on the recording and on the requests.
+        """
+        timed = self._with(redundant, dispatch, begin)
+        plain = self._without(begin)
         if requests not in self._served:
-            self._served[requests] = self._serve(requests, plain, parts[3])
-        served = self._serve(requests, timed, parts[4])
+            alone = begin("serving without balancing")
+            self._served[requests] = self._serve(requests, plain, alone)
+        served = self._serve(requests, timed, begin("serving on the placement"))
         return self._stage.compare(self._served[requests], served, self._slo)
 
     def _serve(self, requests: Requests, timed: Timed, progress: Progress | None) -> Served:
         return self._stage.serve(requests, timed, prefill=self._prefill, progress=progress)
 
-    def _without(self, progress: Progress | None) -> Timed:
+    def _without(self, begin: Parts) -> Timed:
         if self._plain is None:
-            self._prefill = self._stage.prefill_time(part_of(progress, 0, 2))
+            if self._stage.server.prefill_ranks:
+                self._prefill = self._stage.prefill_time(begin("timing steps of prompts"))
             plain = Layout.unbalanced(self._stage.trace, self._stage.server.num_ranks)
-            self._plain = self._stage.timed(plain, part_of(progress, 1, 2))
+            self._plain = self._stage.timed(plain, begin("timing steps without balancing"))
         return self._plain
 
-    def _with(
-        self, redundant: int, dispatch: str, planning: Progress | None, timing: Progress | None
-    ) -> Timed:
+    def _with(self, redundant: int, dispatch: str, begin: Parts) -> Timed:
         key = redundant, dispatch
         if key not in self._timed:
-            layout = self._layout(redundant, dispatch, planning)
+            layout = self._layout(redundant, dispatch, begin("planning"))
             self._stage.kv_tokens(layout)  # raises an error before the long work
-            self._timed[key] = self._stage.timed(layout, timing)
+            self._timed[key] = self._stage.timed(layout, begin("timing steps on the placement"))
         return self._timed[key]

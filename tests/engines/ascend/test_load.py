@@ -31,7 +31,7 @@ def test_an_expert_left_out_counts_zero(tmp_path: Path) -> None:
     assert trace.layer_ids == (3, 10)
     assert trace.counts.tolist() == [[[0, 0, 0], [3, 0, 4]]]
     assert trace.provenance.notes == (
-        "The file does not state num_experts; 3 is the largest id seen plus one.",
+        "The file does not state the number of experts; 3 is the largest id seen plus one.",
     )
     assert read(path, num_experts=5).num_experts == 5
 

@@ -87,7 +87,7 @@ def test_windows_never_mix_names_and_a_short_last_one_is_kept(tmp_path: Path) ->
     assert trace.counts.sum(axis=(1, 2)).tolist() == [4, 4, 2, 4]
     assert trace.labels["domain"].tolist() == ["a", "a", "a", "b"]
     assert trace.provenance.notes == (
-        "The file does not state num_experts; 3 is the largest id seen plus one.",
+        "The file does not state the number of experts; 3 is the largest id seen plus one.",
         "Last windows shorter than 2 tokens were kept: 1 of a.",
     )
 

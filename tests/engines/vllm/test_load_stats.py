@@ -189,7 +189,7 @@ def test_records_of_one_step_by_several_processes_are_said(file: Path) -> None:
 
 
 def test_the_number_of_experts_is_said_to_be_inferred_unless_stated(file: Path) -> None:
-    assert "does not state num_experts; 4 is" in notes(read(write(file, FIRST)))
+    assert "does not state the number of experts; 4 is" in notes(read(write(file, FIRST)))
     assert "num_experts" not in notes(read(write(file, META, FIRST)))
 
 

@@ -29,7 +29,7 @@ from equipoise.cli.options.requests import RequestArguments
 from equipoise.cli.options.serving import ServingArguments
 from equipoise.cli.options.source import check_source, read_source
 from equipoise.cli.views.console import print_json, stdout
-from equipoise.cli.views.progress import PartsOf, progress_bar
+from equipoise.cli.views.progress import PartsOf, progress_bar, progress_parts
 from equipoise.cli.views.simulate import (
     Simulation,
     comparison_document,
@@ -50,7 +50,7 @@ from equipoise.simulate.contest import Contest, Stage, in_such_nodes
 from equipoise.simulate.expert_time import Layout
 from equipoise.simulate.metrics import metrics_text
 from equipoise.simulate.named_cost import cost_model
-from equipoise.simulate.progress import Progress
+from equipoise.simulate.progress import Parts, Progress
 from equipoise.simulate.requests import Requests
 from equipoise.simulate.serving_costs import ServingCosts
 from equipoise.simulate.side_by_side import SideBySide
@@ -198,12 +198,12 @@ def simulate(
 
     contest = Contest(stage, layout, requesting.slo)
 
-    def run(case: Mapping[str, Any], progress: Progress) -> SideBySide:
+    def run(case: Mapping[str, Any], begin: Parts) -> SideBySide:
         return contest.run(
             requests[case["rate"]],
             redundant=case["redundant"],
             dispatch=case["dispatch"],
-            progress=progress,
+            begin=begin,
         )
 
     about = Simulation(
@@ -216,8 +216,8 @@ def simulate(
         cache_note=cache.note,
     )
     if sweep is None:
-        with progress_bar("simulating") as bar:
-            result = run(cases[0], bar)
+        with progress_parts("simulating") as begin:
+            result = run(cases[0], begin)
         if metrics is not None:
             write_text(metrics, metrics_text(result.after, _served(about, model, cases[0])))
         page.write(
@@ -241,9 +241,13 @@ def simulate(
     with progress_bar("simulating") as bar, ThreadPoolExecutor(1) as executor:
         parts = PartsOf(bar)
         parts.begin(0, len(cases))
+
+        def say(name: str) -> None:
+            parts(0, 1, name)
+
         rows = run_all(
             [case | {"settings": common} for case in cases],
-            lambda case: dict(case) | comparison_document(about, run(case, parts)),
+            lambda case: dict(case) | comparison_document(about, run(case, say)),
             executor=executor,
             path=sweep,
             progress=parts.begin,

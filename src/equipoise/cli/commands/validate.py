@@ -16,6 +16,7 @@ from equipoise.cli.views.text import one_line
 from equipoise.engines._shared.findings import by_kind
 from equipoise.engines.formats import Severity
 from equipoise.engines.map_io import MapInspection, inspect_map
+from equipoise.engines.registry import written_as
 
 
 def validate(
@@ -41,10 +42,12 @@ def validate(
     map
         Map to validate.
     for_
-        Format of the map, such as trtllm or vllm-49572. If not given: detected from its content.
+        Format of the map, such as trtllm or vllm-49572, or vllm for what equipoise plan writes for
+        it. If not given: detected from its content.
     """
     deployment = deployment or MapArguments()
-    found = inspect_map(map, deployment.context, format=for_)
+    format = None if for_ is None else written_as(for_)
+    found = inspect_map(map, deployment.context, format=format)
     check_decoder_layers(deployment.hidden_layers, found.format)
     check_model_key(deployment.model_key, found.format)
     errors = _count(found, Severity.ERROR)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from equipoise.cli.options.groups import MOVING
 from equipoise.cli.options.limits import AtLeastZero
 from equipoise.cli.options.names import option_name
-from equipoise.cli.options.recording import recording_path
+from equipoise.cli.options.recording import kept_steps, recording_path
 from equipoise.cli.options.units import Seconds
 from equipoise.cost import RankCost
 from equipoise.dispatch import Dispatcher, dispatcher
@@ -41,8 +41,11 @@ class GateArguments:
     ----------
     trace
         Recording of steps that the new map was not planned on, one row for each step: decides
-        whether moving pays. Exit status 1 if it does not. It is read without further options. The
-        options below need it.
+        whether moving pays. Exit status 1 if it does not. The options below need it.
+    phase
+        Decide by the steps of this phase, such as prefill or decode.
+    domain
+        Decide by the steps of this domain.
     rank_cost
         Time that ranks take: the name of published constants, such as h100-deepep-ep32 (equipoise
         explain costs lists them). --hardware says it as well.
@@ -59,6 +62,8 @@ class GateArguments:
     """
 
     trace: Annotated[Path | None, Parameter(converter=recording_path)] = None
+    phase: str | None = None
+    domain: str | None = None
     rank_cost: str | None = None
     dispatch: str = "even"
     dwell_steps: AtLeastZero = None
@@ -92,7 +97,9 @@ class GateArguments:
 
     def steps(self) -> Trace | None:
         """The steps to decide by; ``None`` if no decision was asked for."""
-        return None if self.trace is None else read_trace(self.trace)
+        if self.trace is None:
+            return None
+        return kept_steps(read_trace(self.trace), phase=self.phase, domain=self.domain)
 
     def decide(
         self, migration: Migration, steps: Trace, expert_bytes: int | None, timed: Machine | None

@@ -75,7 +75,13 @@ class HardwareArguments:
         size = round(self.profile.ranks_per_node.value)
         whole = machine if machine.ranks_per_node is not None else _in_nodes(machine, ranks, size)
         far = self.far or link(FAR_LINK)
-        return wired(whole.topology(ranks), self.profile, far)
+        topology = whole.topology(ranks)
+        if self.far is not None and topology.num_nodes == 1:
+            raise EquipoiseError(
+                f"--link: the {ranks} ranks are in one node, so nothing crosses it; leave it out, "
+                "or give --ranks-per-node."
+            )
+        return wired(topology, self.profile, far)
 
     def check(self, rank_cost: str | None = None) -> None:
         """Refuse what only matters with hardware, and times by hand besides it."""
@@ -87,7 +93,9 @@ class HardwareArguments:
             return
         if given(self):
             names = ", ".join(sorted(map(option_name, given(self))))
-            raise EquipoiseError(f"{names}: only with --hardware.")
+            raise EquipoiseError(
+                f"{names}: only with --hardware, which names the GPU, as in --hardware h100."
+            )
 
     @property
     def facts(self) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from equipoise.engines.files import output_file, output_folder
 from equipoise.engines.map_io import check_map_path, target_of
@@ -14,7 +15,15 @@ from equipoise.errors import EquipoiseError
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of text.")]
 Output = Parameter(name=["--output", "-o"])
-For = Parameter(name="--for")
+
+
+def _lower(kind: Any, tokens: Sequence[Token]) -> str:
+    """The name of an engine as it is known, for those who write SGLang or vLLM."""
+    del kind
+    return f"{tokens[-1].value}".lower()
+
+
+For = Parameter(name="--for", converter=_lower)
 
 
 def check_output(output: Path, *inputs: Path | None, folder: bool = False) -> None:

@@ -113,11 +113,8 @@ class TraceArguments:
         provenance = trace.provenance.named(OPTIONS)
         if provenance != trace.provenance:
             trace = replace(trace, provenance=provenance)
-        labels = {"phase": self.phase, "domain": self.domain}
-        wanted = {name: value for name, value in labels.items() if value is not None}
-        if wanted or self.only_layers:
-            layers = parse_ids(self.only_layers) if self.only_layers else None
-            trace = trace.select(layers=layers, **wanted)
+        layers = parse_ids(self.only_layers) if self.only_layers else None
+        trace = kept_steps(trace, phase=self.phase, domain=self.domain, layers=layers)
         return trace if self.window is None else _summed(trace, self.window)
 
     @property
@@ -165,6 +162,19 @@ class TraceArguments:
             iterations=parse_range(self.iterations) if self.iterations else None,
             allow_pickle=self.allow_pickle,
         )
+
+
+def kept_steps(
+    trace: Trace,
+    *,
+    phase: str | None,
+    domain: str | None,
+    layers: Sequence[int] | None = None,
+) -> Trace:
+    """Keep the steps of a phase and of a domain, and some layers; ``None`` keeps all."""
+    labels = {"phase": phase, "domain": domain}
+    wanted = {name: value for name, value in labels.items() if value is not None}
+    return trace.select(layers=layers, **wanted) if wanted or layers else trace
 
 
 _FIELDS = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.padding import Padding
 
 from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.launch import print_launch
@@ -121,6 +122,6 @@ def print_map(console: Console, written: WrittenMap) -> None:
     """Print which map was written, what it lacks, and how to start the engine with it."""
     console.print(one_line(f"Written, read back and compared: {written.path}"))
     for sentence in written.lost:
-        console.print(f"  not in the file: {sentence}")
+        console.print(Padding(f"not in the file: {sentence}", (0, 0, 0, 2), expand=False))
     if written.launch is not None:
         print_launch(console, written.launch, files_written=bool(written.files))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, TextIO
 
 _LOG_SECONDS = 10.0
@@ -45,6 +45,18 @@ def progress_bar(title: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, said=said)
 
         yield tell
+
+
+@contextmanager
+def progress_parts(title: str) -> Iterator[Callable[[str], Progress]]:
+    """Bars one after the other, for parts of which nobody knows which takes longer."""
+    with ExitStack() as stack:
+
+        def begin(name: str) -> Progress:
+            stack.close()
+            return stack.enter_context(progress_bar(f"{title}, {name}"))
+
+        yield begin
 
 
 class ProgressLog:

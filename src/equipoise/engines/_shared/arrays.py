@@ -204,5 +204,8 @@ def agreed_num_experts(largest_id: int, given: int | None) -> tuple[int, tuple[s
         )
     if given is not None:
         return given, ()
-    note = f"The file does not state num_experts; {largest_id + 1} is the largest id seen plus one."
+    note = (
+        f"The file does not state the number of experts; {largest_id + 1} is the largest id seen "
+        "plus one."
+    )
     return largest_id + 1, (note,)

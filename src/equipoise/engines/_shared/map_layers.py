@@ -92,12 +92,14 @@ def unchecked(raw: RawMap, context: MapContext, *layers: str) -> list[Finding]:
     if context.num_experts is None and raw.num_experts is None:
         highest = infer_experts(raw.rows) - 1
         unknown["num_experts"] = (
-            f"whether experts above {highest} are missing everywhere"
+            f"whether the model has experts above {highest}, which no slot holds"
             if raw.rows
             else "whether the slots hold all experts"
         )
     if context.num_ranks is None and raw.num_ranks is None:
-        unknown["num_ranks"] = "whether the slots divide over the ranks and repeat on one"
+        unknown["num_ranks"] = "whether the slots divide evenly over the ranks" + (
+            ", and whether a rank holds an expert twice" if raw.rows else ""
+        )
     if not unknown:
         return []
     return [
@@ -117,8 +119,9 @@ def guessed_order(raw: RawMap, context: MapContext) -> list[Finding]:
     return [
         Finding(
             code=GUESSED_LAYERS,
-            message="The file does not say which layers of the model its rows are; they are taken "
-            f"as {numbered(range(len(raw.rows)))}, in order.",
+            message="The file does not say which layers of the model its rows are, or whether "
+            "every MoE layer has one; they are taken as "
+            f"{numbered(range(len(raw.rows)))}, in order.",
             remedy=Message(f"Give {argument('layer_ids')}, the model's numbers of its MoE layers."),
             severity=Severity.WARNING,
         )

@@ -86,7 +86,7 @@ def _mapping(word: Word, name: str) -> Any:
     try:
         return parse_json(word.text.encode(errors="surrogatepass"), name)
     except FormatError as error:
-        return Malformed(word.raw, str(error))
+        return Malformed(word.raw, str(error).removeprefix(f"{name}: "))
 
 
 def _entry(value: Any) -> Any:

@@ -59,7 +59,7 @@ def check_values(case: Case) -> Iterator[Finding]:
         if isinstance(value, Malformed):
             yield wrong(
                 name,
-                f"The value is no JSON: {value.reason}",
+                f"The value: {value.reason}",
                 "Write one JSON object in single quotes, with double quotes around every key.",
             )
         elif takes in ("number", "size") and not isinstance(value, Unknown):
@@ -172,18 +172,17 @@ def check_devices(case: Case, layout: Layout) -> Iterator[Finding]:
     devices = case.devices
     if devices is None:
         return
+    takes = f"The launch takes {layout.devices} device{'s' * (layout.devices > 1)}"
     if layout.devices > devices:
         yield wrong(
             layout.size_flag,
-            f"The launch takes {layout.devices} devices ({layout.formula}) and there are "
-            f"{devices}.",
+            f"{takes} ({layout.formula}) and there are {devices}.",
             f"Make the product {devices}.",
         )
     elif layout.devices < devices:
         yield wasteful(
             layout.size_flag,
-            f"The launch takes {layout.devices} devices ({layout.formula}), so "
-            f"{devices - layout.devices} of {devices} stay idle.",
+            f"{takes} ({layout.formula}), so {devices - layout.devices} of {devices} stay idle.",
             f"Make the product {devices}, or start a second server on the rest.",
         )
     if case.nodes and layout.devices % case.nodes:

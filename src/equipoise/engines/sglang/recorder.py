@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.engines._shared import torch_archive
+from equipoise.engines._shared.findings import numbered
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.json_text import head_keys, read_json
 from equipoise.layer_ids import format_ids
@@ -90,8 +91,8 @@ def moe_layers(loaded: NDArray[np.bool_], given: tuple[int, ...] | None) -> MoeL
     if given is None:
         rows, empty = np.flatnonzero(loaded), np.flatnonzero(~loaded)
         note = Message(
-            f"Decoder layers {format_ids(empty.tolist())} had no load in the whole recording; "
-            "they were taken as dense and left out. If they have experts, as hash-routed layers "
+            f"Without load in the whole recording: decoder {numbered(empty.tolist())}. Such layers "
+            "were taken as dense and left out. If they have experts, as hash-routed layers "
             f"that record nothing, give {argument('layer_ids')} 0-{len(loaded) - 1}."
         )
         return MoeLayers(rows, tuple(rows.tolist()), (note,) if len(empty) else ())

@@ -220,8 +220,8 @@ def _trace(path: Path, recording: _Recording, options: TraceOptions) -> Trace:
         notes.append(f"Recorded on {ranks} ranks.")
     if recording.meta is None:
         notes.append(
-            f"The file does not state num_experts; {shape[-1]} is the largest id in its maps plus "
-            "one. An expert that no map holds is missing."
+            f"The file does not state the number of experts; {shape[-1]} is the largest id in its "
+            "maps plus one. An expert that no map holds is missing."
         )
     return Trace(
         counts=compact(counts),

@@ -266,6 +266,6 @@ def _choose(search: Search, num_slots: int, proposals: int) -> tuple[tuple[Stage
         )
     each = "traffic group" if ways[best] == (_TRAFFIC_GROUPS,) else "window"
     return ways[best], (
-        f"It is made for each {each} by itself: on windows held out inside, that was better "
-        f"than {_PLAIN}."
+        f"Its search balances each {each}, not only their sum: on windows held out inside, that "
+        f"was better than {_PLAIN}."
     )
