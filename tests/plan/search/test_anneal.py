@@ -21,8 +21,9 @@ from equipoise.plan.search.anneal import (
     Stage,
     Terms,
     doubling,
+    doubling_then_leaping,
     fill_up,
-    quadrupling,
+    quadrupling_then_leaping,
 )
 from equipoise.plan.search.layout import first_layout
 from equipoise.plan.search.scenarios import read_history, window_scenarios
@@ -138,13 +139,25 @@ def test_a_scenario_without_load_refuses_nothing():
     assert kernels._least_value(norms, np.array([1.0, 0.0]), 4, 0.0) == 1
 
 
-@pytest.mark.parametrize("sweeps", [doubling, quadrupling])
-def test_fewer_proposals_are_a_prefix_of_more(sweeps):
-    lengths = sweeps(100_000)
-    assert sum(lengths) <= 100_000 < sum(lengths) + 4 * lengths[-1]
+@pytest.mark.parametrize(
+    ("sweeps", "lengths"),
+    [
+        (doubling, [512, 1024, 2048, 4096, 8192, 16384, 32768]),
+        (doubling_then_leaping, [512, 1024, 2048, 16384]),
+        (quadrupling_then_leaping, [512, 2048, 8192, 32768]),
+    ],
+)
+def test_fewer_proposals_are_a_prefix_of_more(sweeps, lengths):
+    assert sweeps(100_000) == lengths
     for fewer in range(0, 100_000, 999):
         few = sweeps(fewer)
         assert few == lengths[: len(few)]
+        assert sum(few) <= fewer < sum(lengths[: len(few) + 1]) or few == lengths
+
+
+def test_the_longest_sweeps_leap():
+    assert doubling_then_leaping(1 << 20)[3:] == [1 << 14, 1 << 17]
+    assert quadrupling_then_leaping(1 << 20)[3:] == [1 << 15, 1 << 19]
 
 
 def history_of(load, topology, num_slots):

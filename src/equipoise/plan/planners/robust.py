@@ -26,8 +26,10 @@ from equipoise.plan.search.anneal import (
     Stage,
     Terms,
     check_search_options,
+    doubling,
+    doubling_then_leaping,
     fill_up,
-    quadrupling,
+    quadrupling_then_leaping,
 )
 from equipoise.plan.search.layout import first_layout, unbalanced_layout
 from equipoise.plan.search.scenarios import (
@@ -176,14 +178,18 @@ def check_cost(
 
 
 _SINGLE = Stage("one window", single_scenario, bits=6)
-_HOT = (1e-2, 1e-1, 1e-3)
-_TRAFFIC_GROUPS = Stage("traffic groups", group_scenarios, hot=_HOT, sweeps=quadrupling)
-_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling)
+_HOT = (1e-2, 1e-1, 1e-3, 1e-2, 1e-3)  # few experts need hot sweeps; the longest is cool for many
+_TRAFFIC_GROUPS = Stage(
+    "traffic groups", group_scenarios, hot=_HOT, sweeps=quadrupling_then_leaping
+)
+_WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling_then_leaping)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    counts_as=32, restart=False,
+    counts_as=32, restart=False, sweeps=doubling_then_leaping,
 )  # fmt: skip
-_SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
+_SINGLE_SPLIT = replace(
+    _SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,), sweeps=doubling
+)
 
 _PLAIN = "a plan for the sum of all windows"
 _TRIAL_PROPOSALS = (1 << 18) - (1 << 9)

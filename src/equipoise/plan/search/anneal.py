@@ -132,17 +132,25 @@ def doubling(proposals: int) -> list[int]:
     return _growing(proposals, 2)
 
 
-def quadrupling(proposals: int) -> list[int]:
-    """Return quadrupling lengths: the longest sweep, which finds most, gets a larger share."""
-    return _growing(proposals, 4)
+def doubling_then_leaping(proposals: int) -> list[int]:
+    """Return lengths that double up to 2048 and then grow eightfold.
+
+    A long sweep finds most. Those before it give a first result soon, but hardly change the last.
+    """
+    return _growing(proposals, 2, leap=8, beyond=1 << 11)
 
 
-def _growing(proposals: int, factor: int) -> list[int]:
+def quadrupling_then_leaping(proposals: int) -> list[int]:
+    """Return lengths that quadruple up to 32768 and then grow sixteenfold, for the same reason."""
+    return _growing(proposals, 4, leap=16, beyond=1 << 15)
+
+
+def _growing(proposals: int, factor: int, *, leap: int = 1, beyond: float = np.inf) -> list[int]:
     lengths, length = [], _FIRST_SWEEP
     while proposals >= length:
         lengths.append(length)
         proposals -= length
-        length *= factor
+        length *= leap if length >= beyond else factor
     return lengths
 
 
