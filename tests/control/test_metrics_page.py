@@ -73,7 +73,7 @@ def test_a_look_is_not_asked_for_where_nobody_allows_it(port):
 
 
 def test_only_this_machine_asks_for_looks():
-    with pytest.raises(EquipoiseError, match="Looks can be asked for on this machine only"):
+    with pytest.raises(EquipoiseError, match="only programs on this machine may ask for a look"):
         Metrics().listen(0, "0.0.0.0", asked=Event())
 
 

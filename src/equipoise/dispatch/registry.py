@@ -135,7 +135,7 @@ def dispatcher(
     Raises
     ------
     EquipoiseError
-        An unknown name, an object that is no ``Dispatcher``, a cost for a dispatcher without times,
+        An unknown name, an object that is not a ``Dispatcher``, a cost for a dispatcher without times,
         or a missing cost for one that needs it.
     """
     if not isinstance(dispatch, str):

@@ -62,7 +62,7 @@ class InTime:
     each
         That number.
     models
-        The compute model at hand, then those that may be the true one.
+        The compute model that decides, then those that may be the true one.
     """
 
     steps: Trace
@@ -135,7 +135,7 @@ class InTime:
     def controlled(self, start: Layout, seed: int) -> tuple[Floats, int]:
         """The same with our controller from a map on, and the slots that it moved.
 
-        It decides by the model at hand, whichever is the true one.
+        It decides by the first model, whichever is the true one.
         """
         assert start.dispatch is not None
         policy = controlled(

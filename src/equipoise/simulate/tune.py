@@ -185,7 +185,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """All settings that were replayed; the first is no balancing."""
+    """All settings that were replayed; the first does not balance."""
 
     settings: tuple[Setting, ...]
 
@@ -247,7 +247,7 @@ def cases(
     excess: Sequence[float] = (0.05,),
     kinds: Sequence[str] = (STATIC, ENGINE, ONLINE),
 ) -> list[Case]:
-    """List every useful combination of settings; the first is no balancing.
+    """List every useful combination of settings; the first does not balance.
 
     Parameters
     ----------
@@ -451,7 +451,7 @@ def _check_kinds(kinds: Sequence[str], dispatch: Sequence[str]) -> None:
     unknown = sorted(set(kinds) - KINDS.keys())
     if unknown or not kinds:
         raise EquipoiseError(
-            f"{', '.join(unknown) or 'Nothing'} is no way to balance; use some of "
+            f"{', '.join(unknown) or 'Nothing'} is not a way to balance; use some of "
             f"{', '.join(KINDS)}."
         )
     if not dispatch:

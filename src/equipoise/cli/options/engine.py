@@ -16,7 +16,7 @@ from equipoise.engines.transformers.config import ModelConfig
 @Parameter(name="*", group=ENGINE)
 @dataclass(frozen=True, kw_only=True)
 class EngineArguments:
-    """What decides the launch flags besides the map.
+    """Options that determine the launch flags, in addition to the map.
 
     Parameters
     ----------

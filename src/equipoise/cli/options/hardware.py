@@ -78,7 +78,7 @@ class HardwareArguments:
         return wired(whole.topology(ranks), self.profile, far)
 
     def check(self, rank_cost: str | None = None) -> None:
-        """Refuse what only matters with hardware, and times by hand besides it."""
+        """Refuse options that only matter with hardware, and times given in addition to it."""
         if self.profile is not None:
             if rank_cost is not None:
                 raise EquipoiseError(

@@ -34,7 +34,7 @@ class Outcome:
     reach
         Where unseen tokens go, if somebody asked.
     withheld
-        Whether a map was asked for and not written, as it is no gain.
+        Whether a map was asked for and not written, because it is not better.
     facts
         Where times and links of the hardware came from; empty without hardware.
     """

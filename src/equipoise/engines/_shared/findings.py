@@ -52,7 +52,7 @@ def capped(items: Sequence[int], what: str, finding: Callable[[int], Finding]) -
 
 
 def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
-    """Make a finding that names the keys that stand twice in one mapping, if any."""
+    """Make a finding that names the keys that appear twice in one mapping, if any."""
     names = list(dict.fromkeys(keys))
     if not names:
         return []

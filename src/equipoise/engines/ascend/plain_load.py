@@ -16,7 +16,7 @@ from equipoise.placement import Placement
 from equipoise.trace import Provenance, Trace
 
 _AS_EXPERTS = (
-    "The file says nothing of its {} columns; they were taken as logical experts, and all of it as "
+    "The file says nothing about its {} columns; they were taken as logical experts, and all of it as "
     f"one window. If they are slots, give the map of the run ({argument('placement')})."
 )
 

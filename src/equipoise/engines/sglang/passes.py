@@ -136,7 +136,7 @@ def _slot_experts(
             f"The dump holds the map of its run; leave {argument('placement')} out."
         )
     if not isinstance(slot_expert, np.ndarray) or slot_expert.dtype.kind not in "iu":
-        raise FormatError(f"{file}: last_physical_to_logical_map is no table of whole numbers.")
+        raise FormatError(f"{file}: last_physical_to_logical_map is not a table of whole numbers.")
     if slot_expert.ndim != 2 or not slot_expert.size:
         raise FormatError(
             f"{file}: the map has shape {slot_expert.shape}; expected (layers, slots)."

@@ -280,7 +280,7 @@ class Budget:
         if not gain.is_sure:
             if gain.share > self.least_gain * (self.added[b] - self.added[a]):
                 return "that may be chance, and more windows would tell"
-            return "that is no gain beyond chance"
+            return "that is not a gain beyond chance"
         return f"that is not surely {self.least_gain:.1%} for each further slot on every rank"
 
     @cached_property

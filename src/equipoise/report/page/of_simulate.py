@@ -114,7 +114,7 @@ def _band(result: SideBySide, name: str) -> Band:
 def _interval(result: SideBySide) -> str:
     ends = result.step_interval
     if ends is None:
-        return "one recorded step says nothing of chance"
+        return "one recorded step does not show what chance does"
     return f"{CONFIDENCE:.0%} interval {ends[0]:.1%} to {ends[1]:.1%}"
 
 
