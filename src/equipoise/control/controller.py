@@ -39,7 +39,6 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
-from equipoise.units import duration
 
 Ints = NDArray[np.int64]
 

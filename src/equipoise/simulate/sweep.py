@@ -167,6 +167,6 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 def _unknown(path: Path, number: int) -> FormatError:
     return FormatError(
-        f"{path}, line {number}: is not a result of a sweep; expected an object with case and result. "
-        "Give another file, or remove the line."
+        f"{path}, line {number}: is not a result of a sweep; expected an object with case and "
+        "result. Give another file, or remove the line."
     )
