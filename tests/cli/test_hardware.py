@@ -112,7 +112,7 @@ def test_a_plan_goes_by_whole_steps_of_the_hardware(decode, document, text):
     assert (whole["before_seconds"], whole["after_seconds"]) == pytest.approx((before, after))
     assert whole["experts_after_seconds"] == pytest.approx(expected.sum(axis=1).mean(), rel=0.1)
     assert whole["counts"] == "counting whole steps"
-    assert f"a step takes {1e3 * after:.3f} ms in place of {1e3 * before:.3f}" in verdict["text"]
+    assert f"a step takes {1e3 * after:.3f} ms instead of {1e3 * before:.3f}" in verdict["text"]
     assert verdict["is_gain"] is False
     assert {"experts", "exchanges", "attention"} < answer["hardware"].keys()
     assert document(*options)["hardware"] == {}

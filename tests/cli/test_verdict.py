@@ -116,7 +116,7 @@ def test_without_unseen_steps_nothing_is_verified(recording, sample, tmp_path, d
     command = ("plan", recording, "--ranks", 4, "--redundant", 4, "--planner", "greedy")
     answer = document(*command, "--hold-out", 0, *target)
     assert answer["verdict"]["text"].startswith(
-        "Nothing was verified, as no step was held out. On 10 planned steps the busiest rank "
+        "Nothing was verified, because no step was held out. On 10 planned steps the busiest rank "
     )
     assert answer["map"] is not None
     worse = document(*decode(sample, "--hold-out", 0, *target), status=1)

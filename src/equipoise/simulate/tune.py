@@ -227,11 +227,11 @@ class Tuning:
         best = self.best
         if best is self.none:
             return (
-                f"Leave it off: none of {len(self.settings) - 1} settings is surely faster than no "
-                "balancing by what its slots must gain."
+                f"Leave balancing off: none of the {len(self.settings) - 1} settings surely saves "
+                "enough to pay for its slots."
             )
         return (
-            f"{best.name}: a step takes {1e3 * best.step_seconds:.3f} ms in place of "
+            f"{best.name}: a step takes {1e3 * best.step_seconds:.3f} ms instead of "
             f"{1e3 * self.none.step_seconds:.3f} ms, {best.gain:.1%} less ({best.low:.1%} to "
             f"{best.high:.1%}), with {best.moves} slots moved."
         )

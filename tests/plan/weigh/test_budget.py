@@ -296,7 +296,7 @@ def test_redundancy_that_pays():
     step = short.points[1].gain_over(short.points[0])
     assert short.advice == (
         f"4 redundant slots a layer pay: they take {step} off the busiest rank's load of 6 unseen "
-        "windows. More were not tried."
+        "windows. Larger numbers were not tried."
     )
 
 

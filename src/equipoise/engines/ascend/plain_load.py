@@ -17,7 +17,8 @@ from equipoise.trace import Provenance, Trace
 
 _AS_EXPERTS = (
     "The file does not say what its {} columns are; they were taken as logical experts, and the "
-    f"whole file as one window. If they are slots, give the map of the run ({argument('placement')})."
+    f"whole file as one window. If they are slots, give the map of the run "
+    f"({argument('placement')})."
 )
 
 
