@@ -21,9 +21,9 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 LEAST_STEPS = 32
-"""Steps to serve; in fewer a controller can hardly see and act."""
+"""Least number of steps to serve; in fewer a controller can hardly look and act."""
 
-_MOST_STEPS = 256  # drawn, to save time
+_MOST_STEPS = 256  # largest number of steps drawn, to save time
 _LOOKS = 16
 
 

@@ -39,20 +39,18 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 FEWEST_RUNS = 3
-_FEWEST_STEPS = 16  # of a run: its spread has to show
-_LEAST_RANGE = (
-    2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
-)
-_KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # assignments of an expert
-_JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
-_ROBUST_STEPS = 8  # of reweighting
-_HUBER = 1.345  # standard deviations from which on a step counts less
-_BLOCKS = 8  # of a run, resampled as wholes since the machine's speed drifts
+_FEWEST_STEPS = 16  # least number of steps of a run, so that its spread shows
+_LEAST_RANGE = 2.0  # largest batch over smallest; tells the time of a token from that of a step
+_KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # knees that are tried, in assignments of an expert
+_JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)  # jitters that are tried
+_ROBUST_STEPS = 8  # rounds of reweighting
+_HUBER = 1.345  # larger deviations, in standard deviations, count less
+_BLOCKS = 8  # blocks of a run that are resampled whole, because the machine's speed drifts
 _NUM_FITS = 64
 _MOST_DRAWS = 1 << 12
 _MAX_BYTES = 4 << 20
 _KIND = "timed_runs"
-_LEAST_SHARE = 1e-3  # of a step that experts take, else their cost cannot be told
+_LEAST_SHARE = 1e-3  # least share of a step that experts must take for their cost to be known
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

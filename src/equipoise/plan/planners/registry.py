@@ -212,7 +212,8 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="hierarchical",
             home="equipoise.plan.planners.eplb:Hierarchical",
-            summary="where the router picks whole expert groups and traffic between nodes is expensive",
+            summary="where the router picks whole expert groups and traffic between nodes is "
+            "expensive",
             time="`O(E log E + S log R)`",
             options=(
                 Option(
