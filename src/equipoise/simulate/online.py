@@ -410,7 +410,7 @@ class _Transfer:
         return self._left <= 0
 
     def go_on(self, seconds: float) -> float:
-        """Continue during a step of this length; return the seconds that the transfer adds to it."""
+        """Continue during a step of this length; return the seconds that this adds to it."""
         stall, self._stall = self._stall, 0.0
         share = self._interference
         # Transfers go on in the time they add to the step as well.
