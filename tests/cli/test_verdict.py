@@ -45,7 +45,7 @@ def test_a_plan_that_is_worse_is_not_written(sample, tmp_path, text):
     assert "Leave it as it is. On 174 unseen steps the slowest rank takes " in out
     assert "% more than without balancing (" in out
     assert " us in a layer, even split.\n" in out
-    assert "No map was written; --even-if-worse writes it all the same." in out
+    assert "No map was written; --even-if-worse writes it nevertheless." in out
     assert not output.exists()
     out = text(*decode(sample, "--for", "trtllm", "-o", output, "--even-if-worse"))
     assert "Leave it as it is. On 174 unseen steps" in out

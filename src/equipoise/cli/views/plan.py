@@ -85,7 +85,7 @@ def print_plan(console: Console, recording: Trace, outcome: Outcome) -> None:
         console.print()
         print_map(console, outcome.written)
     if outcome.withheld:
-        console.print("\nNo map was written; --even-if-worse writes it all the same.")
+        console.print("\nNo map was written; --even-if-worse writes it nevertheless.")
 
 
 def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None:

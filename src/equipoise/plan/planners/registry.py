@@ -288,7 +288,7 @@ PLANNERS: dict[str, PlannerEntry] = {
                     "expert_bytes",
                     limits=_AMOUNT,
                     help="Bytes of one expert in one layer, scales included, as in 44M. It limits "
-                    "and reports what the moves take; --model says it as well.",
+                    "and reports what the moves take; --model gives it too.",
                 ),
                 *_SEARCH,
             ),
