@@ -210,9 +210,9 @@ def test_the_model_says_what_experts_and_slots_take(document):
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("forecast", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
-        ("plan", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
-        ("budget", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
+        ("forecast", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
+        ("plan", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
+        ("budget", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
         ("forecast", ("--cost-error", "0.1"), "--cost-error: not with --hardware"),
         ("forecast", ("--batch-tokens", "9", "--step-assignments", "9"), "give one of the two"),
         ("forecast", ("--ranks-per-node", "3"), "4 ranks do not divide into nodes of 3"),

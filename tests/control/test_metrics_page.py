@@ -79,7 +79,7 @@ def test_only_this_machine_asks_for_looks():
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "a" * 300])
 def test_an_address_that_is_none_is_refused(host):
-    with pytest.raises(EquipoiseError, match="cannot answer Prometheus"):
+    with pytest.raises(EquipoiseError, match="metrics cannot be served"):
         Metrics().listen(0, host)
 
 

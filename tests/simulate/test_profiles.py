@@ -164,7 +164,7 @@ def test_one_key_twice_is_refused(tmp_path):
     text = (DATA / "hardware" / "h100.json").read_text()
     path = tmp_path / "twice.json"
     path.write_text('{"name": "other", ' + text.lstrip()[1:])
-    with pytest.raises(FormatError, match="stands twice in one object"):
+    with pytest.raises(FormatError, match="appears twice in one object"):
         hardware(path)
 
 

@@ -92,10 +92,10 @@ def has_note(text: str, placement: Placement = REDUNDANT, **options: str) -> boo
 def test_the_collapse_of_copies_is_noted_where_it_happens() -> None:
     assert has_note("dynamic may leave copies unused", a2a_backend="deepep", dispatch="dynamic")
     assert has_note("lp may leave copies unused", a2a_backend="deepep", dispatch="lp")
-    assert has_note("keeps, of an expert's copies", a2a_backend="deepep")
+    assert has_note("uses only the nearest copies", a2a_backend="deepep")
     assert not has_note("may leave copies unused", a2a_backend="deepep")
-    assert not has_note("keeps, of an expert's copies")
-    assert not has_note("keeps, of an expert's copies", PLAIN, a2a_backend="deepep")
+    assert not has_note("uses only the nearest copies")
+    assert not has_note("uses only the nearest copies", PLAIN, a2a_backend="deepep")
 
 
 @pytest.mark.parametrize(

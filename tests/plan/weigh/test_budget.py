@@ -383,7 +383,7 @@ def test_domains_of_the_trace_reach_the_planner():
         ({"least_gain": -0.1}, "least_gain is -0.1"),
         ({"expert_bytes": 0}, "expert_bytes is 0; expected 1 or more"),
         ({"expert_bytes": 9, "kv_bytes_per_token": float("nan")}, "kv_bytes_per_token is nan"),
-        ({"kv_bytes_per_token": 9}, "give those of an expert as well"),
+        ({"kv_bytes_per_token": 9}, "give the bytes of an expert too"),
         ({"dispatch": "best"}, "no dispatcher 'best'"),
     ],
 )

@@ -57,7 +57,7 @@ def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
     if not names:
         return []
     subject = "The key" if len(names) == 1 else "The keys"
-    verb = "stands" if len(names) == 1 else "stand"
+    verb = "appears" if len(names) == 1 else "appear"
     return [
         Finding(
             code=code,
