@@ -47,13 +47,15 @@ def target(tmp_path):
         (
             {"mtp_layers": 1},
             f"{ROWS}  5: [0, 1, 1, 2, 2, 3]\nlayer_updates_per_iter: 0\nnum_slots: 6\n",
-            "The MTP layer 5 had no recording and got the layout that the engine uses without a map.",
+            "The MTP layer 5 had no recording and got the layout that the engine uses without a "
+            "map.",
         ),
         (
             {"mtp_layers": 2},
             f"{ROWS}  5: [0, 1, 1, 2, 2, 3]\n  6: [0, 1, 1, 2, 2, 3]\n"
             "layer_updates_per_iter: 0\nnum_slots: 6\n",
-            "The MTP layers 5-6 had no recording and got the layout that the engine uses without a map.",
+            "The MTP layers 5-6 had no recording and got the layout that the engine uses without a "
+            "map.",
         ),
     ],
 )
