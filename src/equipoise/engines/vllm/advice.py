@@ -442,7 +442,8 @@ def check_async(case: Case) -> Iterator[Finding]:
         if every < 10:
             yield wasteful(
                 case.shown(EPLB, "log_balancedness"),
-                f"The log gets a line every {every} steps, and each line costs an all-reduce.",
+                f"The log gets a line every {f'{every} steps' if every > 1 else 'step'}, and each "
+                "line costs an all-reduce.",
                 "Give log_balancedness_interval a value near 100.",
             )
 
@@ -557,7 +558,7 @@ def check_draft(case: Case) -> Iterator[Finding]:
     if drafts and redundant(case):
         yield advice(
             "--speculative-config",
-            f"The {len(drafts)} MoE draft layers also get {redundant(case)} redundant experts "
+            f"MoE draft layers ({len(drafts)} here) also get {redundant(case)} redundant experts "
             "each, and the engine plans them separately.",
             "Include them in the memory you need; a map of the model's layers does not cover them.",
         )
