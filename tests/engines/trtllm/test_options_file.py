@@ -136,7 +136,7 @@ def test_without_top_k_there_are_parts_but_no_numbers():
 @pytest.mark.parametrize("recording", [None, Trace(counts=np.zeros((1, 2, 3), int), top_k=1)])
 def test_without_load_nothing_is_said_of_the_busiest_rank(recording):
     assert "busiest" not in text(recording=recording, max_batch_size=20)
-    with pytest.raises(EquipoiseError, match="not recorded, which rank_assignments needs"):
+    with pytest.raises(EquipoiseError, match="rank_assignments needs the load of the busiest rank"):
         text(recording=recording, rank_assignments=48)
 
 
