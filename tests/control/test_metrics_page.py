@@ -40,7 +40,7 @@ def test_answers_prometheus(port):
 
 
 def test_a_port_that_is_taken_is_refused(port):
-    with pytest.raises(EquipoiseError, match=f"Port {port} of '127.0.0.1' cannot answer"):
+    with pytest.raises(EquipoiseError, match=f"served at port {port} of '127.0.0.1'"):
         Metrics().listen(port)
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_tried_is_refused():
     for values, said in (
         ({"redundant": [3]}, "redundant is 3; expected what 4 ranks share"),
         ({"window": [9], "interval": [8]}, "No window of"),
-        ({"kinds": ["magic"]}, "magic is no way to balance"),
+        ({"kinds": ["magic"]}, "magic is not a way to balance"),
         ({"kinds": []}, "Nothing is no way"),
         ({"dispatch": []}, "No dispatcher"),
     ):

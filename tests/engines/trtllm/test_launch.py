@@ -65,7 +65,9 @@ def test_a_backend_is_set_where_the_version_reads_it(version: str, line: str) ->
 
 
 def test_a_backend_whose_place_is_not_known_is_refused() -> None:
-    with pytest.raises(EquipoiseError, match="not known how TensorRT-LLM first-era names its MoE backend"):
+    with pytest.raises(
+        EquipoiseError, match="not known how TensorRT-LLM first-era names its MoE backend"
+    ):
         launch(PLACEMENT, "m.yaml", LaunchOptions(version="first-era", backend="CUTLASS"))
 
 

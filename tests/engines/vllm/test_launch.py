@@ -123,7 +123,7 @@ def test_asking_for_rearrangement_lets_go_of_the_map(option: dict[str, int]) -> 
 )
 def test_when_the_map_is_given_up_is_noted(options: dict[str, Any], first: int, every: int) -> None:
     notes = launch(PLACEMENT, "map.json", LaunchOptions(**options)).notes
-    assert any(f"after {first} steps and then every {every}." in note for note in notes)
+    assert any(f"after {first} steps, then every {every} steps." in note for note in notes)
 
 
 def test_a_held_map_and_a_release_without_one_are_not_said_to_be_rearranged() -> None:

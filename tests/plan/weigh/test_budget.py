@@ -248,8 +248,12 @@ def test_what_takes_more_memory_than_it_is_worth_does_not_pay():
     none = greedy_budget(load, held, up_to=24, dispatch="minmax", least_gain=0.9)
     assert max(shares) < 0.9
     assert len(all_of_them.front) > len(some.front) > len(none.front) == 1
-    assert some.advice.endswith("; that is not surely 10.0% for each further slot on every rank.")
-    assert none.advice.endswith("; that is not surely 90.0% for each further slot on every rank.")
+    assert some.advice.endswith(
+        "; it is not certain that they save 10.0% for each further slot on every rank."
+    )
+    assert none.advice.endswith(
+        "; it is not certain that they save 90.0% for each further slot on every rank."
+    )
 
 
 class Even3(Greedy):
@@ -291,7 +295,7 @@ def test_redundancy_that_pays():
     )
     step = result.front[1].gain_over(first)
     assert f"the first 4 take {step} ({step.share:.1%} a GB), the last " in result.advice
-    assert result.advice.endswith("no gain beyond chance.")
+    assert result.advice.endswith("not a gain beyond chance.")
     short = greedy_budget(load, held, up_to=4)
     step = short.points[1].gain_over(short.points[0])
     assert short.advice == (
@@ -306,7 +310,7 @@ def test_redundancy_does_not_pay_where_ranks_are_level():
     assert result.front == result.points[:1]
     assert result.advice == (
         "More redundant slots do not pay: 4, the best of those tried, take 0.0% ± 0.0% off the "
-        "busiest rank's load of 5 unseen windows for 2.000 GB a rank; that is no gain beyond "
+        "busiest rank's load of 5 unseen windows for 2.000 GB a rank; that is not a gain beyond "
         "chance."
     )
 

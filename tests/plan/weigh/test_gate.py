@@ -122,7 +122,7 @@ def test_without_times_the_gain_counts_assignments():
     assert worse.effect == "puts 1,000.0 assignments a step more on the busiest ranks"
     assert worse.text == f"Stay: moving 2 slots {worse.effect}."
     unsure = free.decide(swap(), steps([2000, -1500] * 8))
-    assert unsure.text.endswith(" off the busiest ranks, which may be chance.")
+    assert unsure.text.endswith(" more on the busiest ranks, which may be chance.")
 
 
 def test_blocks_keep_neighbours_together():
