@@ -271,8 +271,8 @@ def test_plans_are_between_their_bounds(experts, ranks, extra, seed):
             4,
             2,
             "experts",
-            "expert 0, with the experts that must share its rank, is at least 1.40x the mean; only more copies "
-            "can lower it",
+            "expert 0, with the experts that must share its rank, is at least 1.40x the mean; "
+            "only more copies can lower it",
         ),
         (
             [1, 8, 8, 1],

@@ -126,7 +126,7 @@ def test_lp_came_later() -> None:
 
 
 def test_the_flag_of_attention_data_parallelism_is_the_versions() -> None:
-    assert has_note("is --attn-dp-size in this release")
+    assert has_note("is switched on by --attn-dp-size")
     assert has_note("--enable-dp-attention with --dp-size", version="0.5.21")
 
 

@@ -119,7 +119,7 @@ def test_without_times_the_gain_counts_assignments():
         "Move: moving 2 slots takes 1,000.0 assignments a step off the busiest ranks."
     )
     worse = free.decide(swap(), steps([-2000] * 8))
-    assert worse.effect == "puts 1,000.0 assignments a step more on the busiest ranks"
+    assert worse.effect == "puts 2,000.0 assignments a step more on the busiest ranks"
     assert worse.text == f"Stay: moving 2 slots {worse.effect}."
     unsure = free.decide(swap(), steps([2000, -1500] * 8))
     assert unsure.text.endswith(" more on the busiest ranks, which may be chance.")
