@@ -268,5 +268,5 @@ def test_names_reach_the_terminal_without_what_it_would_obey(
 
 def test_a_file_of_one_rank_without_any_counts_is_refused(tmp_path: Path) -> None:
     torch_archive.save(tmp_path / "x-TP0.expert-load.pt", {"ep_rank": 0, "ep_size": 1})
-    with pytest.raises(eq.EquipoiseError, match="physical_count is no table"):
+    with pytest.raises(eq.EquipoiseError, match="physical_count is not a table"):
         read_trace(tmp_path, format="rank-loads")

@@ -156,7 +156,7 @@ def test_what_a_foreign_page_could_send_is_not_read(server, headers, status):
     [
         ("", "The question: is not JSON"),
         ("{", "The question: is not JSON"),
-        ('{"skew": NaN}', "The question: is damaged JSON: NaN is no number."),
+        ('{"skew": NaN}', "The question: is damaged JSON: NaN is not a number."),
         ('{"skew": 1, "skew": 2}', "The question: The key 'skew' appears twice"),
         ("[" * 4000, "The question:"),
         ('{"num_ranks": 999}', "num_ranks is 999; expected 2 to 256."),
