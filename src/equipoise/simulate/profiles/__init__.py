@@ -366,7 +366,7 @@ def _document(name_or_path: str | Path, kind: str) -> tuple[dict[str, Any], str]
         source = files(_DATA) / "data" / kind / f"{name.lower()}.json"
     elif not Path(name).is_file():
         raise EquipoiseError(
-            f"There is not a {kind} profile {brief(name)}; give a file or one of "
+            f"There is no {kind} profile {brief(name)}; give a file or one of "
             f"{', '.join(names(kind))}."
         )
     with source.open("rb") as file:
