@@ -243,8 +243,8 @@ def _wide_ep(case: _Case) -> Item:
     }
     if case.rank_bytes > case.memory:
         means = (
-            f"The experts do not fit: use more than {_ranks(fewest)}, because the KV cache needs "
-            "memory too."
+            f"The experts do not fit: they need {_ranks(fewest)} or more, and the KV cache needs "
+            "further memory."
         )
         return _item("wide EP", found, means, numbers, change=True)
     if 2 * layer.num_ranks > shape.num_experts:
