@@ -140,7 +140,7 @@ def test_a_recorder_that_is_off_or_writes_elsewhere(tmp_path):
         pytest.raises(EquipoiseError, match="SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"),
     ):
         capture_recorder(url, PROMPTS, tmp_path)
-    with pytest.raises(EquipoiseError, match="is no folder"):
+    with pytest.raises(EquipoiseError, match="is not a folder"):
         capture_recorder("http://127.0.0.1:9", PROMPTS, tmp_path / "none")
 
 
