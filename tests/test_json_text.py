@@ -53,11 +53,11 @@ def test_streamed_items_are_those_of_the_whole_document(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a": 1, "b": 2, "a": 3}', "The key 'a' stands twice"),
-        ('{"list": [{"a": 1, "\\u0061": 1}]}', "The key 'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "The key 'a' appears twice"),
+        ('{"list": [{"a": 1, "\\u0061": 1}]}', "The key 'a' appears twice"),
         ('{"list": [' + "[" * 100_000, "nested too deeply"),
         ('{"list": [' + DIGITS + "]}", "thousands of digits"),
-        ('{"list": [1, NaN]}', "NaN is no number"),
+        ('{"list": [1, NaN]}', "NaN is not a number"),
         ('{"list": [1, 2', "JSON"),
         ('{"list": [1 2]}', "JSON"),
         ('{"list": [1]} []', "JSON"),

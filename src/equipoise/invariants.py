@@ -25,8 +25,8 @@ NO_CHOICE = -1
 
 _CHUNK_CELLS = 1 << 24  # ids processed at a time, to bound memory
 _UNEQUAL = 0.005  # layers may differ by this share: some recorders are approximate
-_EXPECTED = 30  # mean assignments per expert from which an expert without any is no chance
-_EVIDENCE = 20.0  # expected difference, in assignments, from which equal counts are no chance
+_EXPECTED = 30  # mean assignments per expert from which an expert without any is hardly chance
+_EVIDENCE = 20.0  # expected difference, in assignments, from which equal counts are hardly chance
 _ROWS = 8  # layers compared at once
 _CLEAR = 1000.0  # expected difference, in assignments, from which a comparison may end early
 _NEAR_TIE = 0.05  # share of the difference between independent tokens that near ties may cause
@@ -134,7 +134,9 @@ def _without_wrapped(
     signed = ids.astype(np.int32)
     signed[odd] = NO_CHOICE
     value = f"{ids[odd].min()}" if ids.dtype.kind == "i" else f"{ids[odd].max()}, a wrapped -1"
-    return signed, [f"{int(odd.sum())} ids are {value}, which is no expert; they are not counted."]
+    return signed, [
+        f"{int(odd.sum())} ids are {value}, which is not an expert; they are not counted."
+    ]
 
 
 def blank_rows(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -163,7 +165,7 @@ def blank_rows(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
             expert = ordered[token, layer, 1:][same[token, layer]][0]
             raise EquipoiseError(
                 f"Token {start + token} names expert {expert} twice in layer row {layer}; the {K} "
-                "choices of a token differ, so these are no routing choices. Expected expert ids "
+                "choices of a token differ, so these are not routing choices. Expected expert ids "
                 "(tokens, layers, choices)."
             )
     return blank

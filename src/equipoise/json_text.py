@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
     Raises
     ------
     FormatError
-        Text that is not UTF-8 or not JSON, a key that stands twice in one object, nesting that is
+        Text that is not UTF-8 or not JSON, a key that appears twice in one object, nesting that is
         too deep, or a number of thousands of digits.
     """
     return parse_json(path.read_bytes(), str(path))
@@ -73,7 +73,7 @@ def explained(error: Exception, where: str) -> FormatError:
 def head_keys(path: Path) -> list[str]:
     """List the top-level keys of a JSON object that stand in the first 64 KiB of a file.
 
-    Keys with the value ``null`` are left out. The list is empty if the file is no JSON object.
+    Keys with the value ``null`` are left out. The list is empty if the file is not a JSON object.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
@@ -93,7 +93,7 @@ def head_keys(path: Path) -> list[str]:
             elif depth == 1 and event == "null":
                 keys.pop()
     except (ijson.JSONError, ValueError):
-        pass  # the head was cut off, or the file is no JSON
+        pass  # the head was cut off, or the file is not JSON
     return keys
 
 
@@ -207,11 +207,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(name: str) -> FormatError:
-    return FormatError(f"The key {name[:80]!r} stands twice in one object; keep one of the two.")
+    return FormatError(f"The key {name[:80]!r} appears twice in one object; keep one of the two.")
 
 
 def _not_a_number(word: str) -> Any:
-    raise FormatError(f"is damaged JSON: {word} is no number.")
+    raise FormatError(f"is damaged JSON: {word} is not a number.")
 
 
 _SPACES = frozenset(" \t\n\r")

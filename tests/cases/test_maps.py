@@ -279,7 +279,7 @@ def test_a_key_given_twice_is_refused_by_name(run, tmp_path, name):
     path.write_text(text.replace(f'"{key}":', f'"{key}": 0, "{key}":', 1))
     status, said = run("validate", path, "--ranks", 6, "--for", name)
     assert status == 1
-    assert f"The key '{key}' stands twice in one mapping" in said
+    assert f"The key '{key}' appears twice in one mapping" in said
     target = tmp_path / "out.json"
     options = ("--format", name, "--ranks", 6, "--to", "equipoise", "-o", target)
     assert run("convert", path, *options)[0] == 2

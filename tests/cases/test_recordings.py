@@ -57,7 +57,7 @@ def test_per_token_dumps_are_counted_from_the_choices(folder: str, tokens: int) 
 def test_per_token_dumps_say_what_was_assumed() -> None:
     assert "counted from the tokens' choices" in notes(read_trace(PER_TOKEN))
     assert "12 slots were taken as experts" in notes(read_trace(PER_TOKEN / "none"))
-    assert "shared expert that is fused in" in notes(read_trace(PER_TOKEN / "shared"))
+    assert "fused shared expert" in notes(read_trace(PER_TOKEN / "shared"))
     assert "(child_a, child_b), as with two-batch overlap" in notes(read_trace(PER_TOKEN / "tbo"))
     assert read_trace(PER_TOKEN).num_experts == 8
 
@@ -268,5 +268,5 @@ def test_names_reach_the_terminal_without_what_it_would_obey(
 
 def test_a_file_of_one_rank_without_any_counts_is_refused(tmp_path: Path) -> None:
     torch_archive.save(tmp_path / "x-TP0.expert-load.pt", {"ep_rank": 0, "ep_size": 1})
-    with pytest.raises(eq.EquipoiseError, match="physical_count is no table"):
+    with pytest.raises(eq.EquipoiseError, match="physical_count is not a table"):
         read_trace(tmp_path, format="rank-loads")

@@ -339,7 +339,7 @@ def test_diff_counts_moves(tmp_path, capsys):
     assert document["moves"]["same_node"] == 2
     assert document["bytes"] == 20
     _, out, _ = run(capsys, "diff", *files)
-    assert "2 experts cross a wire" in out
+    assert "2 experts are sent between ranks" in out
 
 
 def test_usage_errors_are_status_2(capsys):

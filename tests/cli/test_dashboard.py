@@ -42,5 +42,5 @@ def test_options_of_a_recording_need_one(capsys):
 
 def test_an_address_that_is_none_is_refused(capsys):
     assert main(["dashboard", "--metrics", "file:///etc/passwd"]) == 2
-    assert "'file:///etc/passwd' is no address; expected one such as" in capsys.readouterr().err
+    assert "'file:///etc/passwd' is not an address; expected one such as" in capsys.readouterr().err
     assert main(["dashboard", "--port", "70000"]) == 2

@@ -112,7 +112,7 @@ def test_a_plan_goes_by_whole_steps_of_the_hardware(decode, document, text):
     assert (whole["before_seconds"], whole["after_seconds"]) == pytest.approx((before, after))
     assert whole["experts_after_seconds"] == pytest.approx(expected.sum(axis=1).mean(), rel=0.1)
     assert whole["counts"] == "counting whole steps"
-    assert f"a step takes {1e3 * after:.3f} ms in place of {1e3 * before:.3f}" in verdict["text"]
+    assert f"a step takes {1e3 * after:.3f} ms instead of {1e3 * before:.3f}" in verdict["text"]
     assert verdict["is_gain"] is False
     assert {"experts", "exchanges", "attention"} < answer["hardware"].keys()
     assert document(*options)["hardware"] == {}
@@ -210,9 +210,9 @@ def test_the_model_says_what_experts_and_slots_take(document):
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("forecast", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
-        ("plan", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
-        ("budget", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both say"),
+        ("forecast", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
+        ("plan", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
+        ("budget", ("--rank-cost", "h100-deepep-ep8"), "--hardware and --rank-cost both set"),
         ("forecast", ("--cost-error", "0.1"), "--cost-error: not with --hardware"),
         ("forecast", ("--batch-tokens", "9", "--step-assignments", "9"), "give one of the two"),
         ("forecast", ("--ranks-per-node", "3"), "4 ranks do not divide into nodes of 3"),
@@ -287,7 +287,7 @@ def test_seconds_have_units(text, value):
 
 @pytest.mark.parametrize("text", ["", "ms", "20MB", "1e999", "nan", "inf", "1,5s", "9" * 400])
 def test_what_is_no_time_is_refused(text):
-    with pytest.raises(EquipoiseError, match="is no number of seconds, as in"):
+    with pytest.raises(EquipoiseError, match="is not a number of seconds, as in"):
         in_seconds(float, [_Token(text)])
 
 

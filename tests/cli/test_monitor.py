@@ -58,10 +58,10 @@ def test_a_growing_file(tmp_path, capsys):
     [
         ("nowhere", "nowhere does not exist."),
         ("127.0.0.1:1", "127.0.0.1:1: it does not answer (Connection refused)."),
-        ("ftp://host", "is no address"),
+        ("ftp://host", "is not an address"),
         ("127.0.0.1:1 --ranks 4", "--ranks are for recordings"),
         ("nowhere 127.0.0.1:1", "only addresses can be watched several at a time"),
-        ("127.0.0.1:1 --ask nothing://", "is no address"),
+        ("127.0.0.1:1 --ask nothing://", "is not an address"),
         ("127.0.0.1:1 --interval 0", "--interval"),
         ("127.0.0.1:1 --looks 0", "--looks"),
     ],

@@ -175,7 +175,7 @@ def test_repair(current, recording, parts, document, text):
     assert 0 < migration.moves <= 5
     out = text(*command, "--expert-bytes", EXPERT_BYTES)
     assert f"\n{migration.moves} of 60 slots change." in out
-    assert f"{int(migration.transfers.sum())} experts cross a wire in " in out
+    assert f"{int(migration.transfers.sum())} experts are sent between ranks in " in out
     assert " GB between them at 25 GB/s take " in out
     assert document(*command)["moves"]["bytes"] is None
     assert "GB" not in text(*command)

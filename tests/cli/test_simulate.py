@@ -152,7 +152,7 @@ def test_another_setting_is_another_case(trace_file, tmp_path, capsys):
     ("arguments", "message"),
     [
         (TIMES, "Give --rate, the requests a second, or --requests"),
-        (("--rate", 5), "What steps take is not known; give --hardware, or --rank-cost"),
+        (("--rate", 5), "The time of a step is not known; give --hardware, or --rank-cost"),
         (("--rate", "5,x", *TIMES), "--rate is '5,x'; expected numbers above 0"),
         (("--rate", "5,-1", *TIMES), "--rate is '5,-1'; expected numbers above 0"),
         (("--rate", "5,6", *TIMES), "make 2 cases; give one of each, or --sweep"),

@@ -120,7 +120,7 @@ def test_what_does_not_go_together_is_refused(run, capsys, tmp_path):
         (QUICK, "Give a recording or --prior"),
         (("--prior", "glm-5.2", *QUICK), "--prior needs --step-tokens"),
         ((run, *QUICK, "--steps", 9), "--steps needs --step-tokens"),
-        ((run, "--ranks", 4), "what an expert weighs"),
+        ((run, "--ranks", 4), "the size of an expert is not known"),
         ((run, "--ranks", 4, "--expert-bytes", 9), "no published constants for 4 ranks"),
         ((run, *QUICK, "--use-async"), "only with --for"),
         ((run, *QUICK, "--hardware", "h100"), "give one of the two"),

@@ -45,7 +45,7 @@ def test_a_plan_that_is_worse_is_not_written(sample, tmp_path, text):
     assert "Leave it as it is. On 174 unseen steps the slowest rank takes " in out
     assert "% more than without balancing (" in out
     assert " us in a layer, even split.\n" in out
-    assert "No map was written; --even-if-worse writes it all the same." in out
+    assert "No map was written; --even-if-worse writes it nevertheless." in out
     assert not output.exists()
     out = text(*decode(sample, "--for", "trtllm", "-o", output, "--even-if-worse"))
     assert "Leave it as it is. On 174 unseen steps" in out
@@ -116,7 +116,7 @@ def test_without_unseen_steps_nothing_is_verified(recording, sample, tmp_path, d
     command = ("plan", recording, "--ranks", 4, "--redundant", 4, "--planner", "greedy")
     answer = document(*command, "--hold-out", 0, *target)
     assert answer["verdict"]["text"].startswith(
-        "Nothing was verified, as no step was held out. On 10 planned steps the busiest rank "
+        "Nothing was verified, because no step was held out. On 10 planned steps the busiest rank "
     )
     assert answer["map"] is not None
     worse = document(*decode(sample, "--hold-out", 0, *target), status=1)

@@ -115,7 +115,7 @@ def test_a_plan_for_what_is_served_is_none():
     answer = finding(look.number, proposal=START, predicted=decision())
     order = controller.step(Report(answer=answer))
     assert (order.state, order.outcome, order.version) == (State.OBSERVE, None, 0)
-    assert order.note == "Nothing moves: chance explains all but 0.500 of the imbalance."
+    assert order.note == "Nothing moves: chance explains all of the imbalance except 0.500."
 
 
 def test_the_budget_of_bytes_holds_on_average():
@@ -311,7 +311,7 @@ def test_looks_that_are_asked_for_lie_a_window_apart():
 
 
 def test_nobody_asks_a_controller_that_allows_it_not():
-    with pytest.raises(EquipoiseError, match="looks when it is due only"):
+    with pytest.raises(EquipoiseError, match="only when that is due"):
         Controller(START, SETTINGS).ask()
 
 

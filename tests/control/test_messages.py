@@ -63,7 +63,7 @@ def test_what_a_rebuild_tells_arrives_as_it_was_sent():
     ],
 )
 def test_anything_else_is_no_message(data):
-    with pytest.raises(PeerError, match="no message"):
+    with pytest.raises(PeerError, match="not a valid message"):
         decode(data, Order)
 
 

@@ -40,7 +40,7 @@ def test_answers_prometheus(port):
 
 
 def test_a_port_that_is_taken_is_refused(port):
-    with pytest.raises(EquipoiseError, match=f"Port {port} of '127.0.0.1' cannot answer"):
+    with pytest.raises(EquipoiseError, match=f"served at port {port} of '127.0.0.1'"):
         Metrics().listen(port)
 
 
@@ -73,13 +73,13 @@ def test_a_look_is_not_asked_for_where_nobody_allows_it(port):
 
 
 def test_only_this_machine_asks_for_looks():
-    with pytest.raises(EquipoiseError, match="Looks can be asked for on this machine only"):
+    with pytest.raises(EquipoiseError, match="only programs on this machine may ask for a look"):
         Metrics().listen(0, "0.0.0.0", asked=Event())
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "a" * 300])
 def test_an_address_that_is_none_is_refused(host):
-    with pytest.raises(EquipoiseError, match="cannot answer Prometheus"):
+    with pytest.raises(EquipoiseError, match="metrics cannot be served"):
         Metrics().listen(0, host)
 
 

@@ -205,7 +205,7 @@ def test_a_finding_of_others_is_a_failed_plan(wrong):
 
 
 def test_so_is_a_failure_without_words():
-    with pytest.raises(EquipoiseError, match="what is no finding"):
+    with pytest.raises(EquipoiseError, match="not a valid finding"):
         _checked(Failure(number=0, text=None), question(0))
 
 

@@ -58,7 +58,7 @@ def test_a_dead_planner_is_noticed_once(caplog, planner):
     assert stopped.index(True) == SETTINGS.warm_up_steps + PATIENCE
     assert all(stopped[stopped.index(True) :])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "Nothing has come of balancing since step 6 (now 47" in caplog.text
+    assert "Balancing has made no progress since step 6 (now 47" in caplog.text
 
 
 def test_a_transfer_that_hangs_is_noticed():
@@ -90,7 +90,7 @@ def test_maps_that_disagree_are_noticed(caplog):
     order = controller.step()
     watchdog.see_order(order, follower)
     assert watchdog.alarms == {"maps_disagree"}
-    assert f"{OTHER.checksum[:12]}, rank 0 thinks {START.checksum[:12]}" in caplog.text
+    assert f"{OTHER.checksum[:12]}, but rank 0 expects {START.checksum[:12]}" in caplog.text
     watchdog.see_order(replace(order, serving=OTHER.checksum), follower)
     assert watchdog.alarms == frozenset()
     assert order.state is State.WARM_UP

@@ -271,8 +271,8 @@ def test_plans_are_between_their_bounds(experts, ranks, extra, seed):
             4,
             2,
             "experts",
-            "expert 0, with what must share its rank, is at least 1.40x the mean; only more copies "
-            "can lower it",
+            "expert 0, with the experts that must share its rank, is at least 1.40x the mean; "
+            "only more copies can lower it",
         ),
         (
             [1, 8, 8, 1],
@@ -287,8 +287,9 @@ def test_plans_are_between_their_bounds(experts, ranks, extra, seed):
             8,
             8,
             "copies",
-            "an even split cannot get below 2.42x the mean, a copy of expert 2 where copies are "
-            "dealt out best; more slots may lower it, or a dispatcher that follows the load",
+            "an even split cannot get below 2.42x the mean, the load of one copy of expert 2 with "
+            "the best number of copies; more slots may lower it, or a dispatcher that follows the "
+            "load",
         ),
     ],
 )

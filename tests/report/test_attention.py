@@ -18,7 +18,7 @@ def test_the_rank_with_most_is_what_attention_waits_for():
     found = measure_attention(brought([1, 1, 5, 1]))
     assert found.imbalance == pytest.approx(5 / 2, rel=0.01)
     assert found.busiest_rank == 2
-    assert f"the rank with most brings {found.imbalance:.2f}x" in found.headline[0]
+    assert f"in a step the fullest rank has {found.imbalance:.2f}x" in found.headline[0]
 
 
 def test_even_requests_are_not_worth_a_sentence():

@@ -156,8 +156,8 @@ def test_what_a_foreign_page_could_send_is_not_read(server, headers, status):
     [
         ("", "The question: is not JSON"),
         ("{", "The question: is not JSON"),
-        ('{"skew": NaN}', "The question: is damaged JSON: NaN is no number."),
-        ('{"skew": 1, "skew": 2}', "The question: The key 'skew' stands twice"),
+        ('{"skew": NaN}', "The question: is damaged JSON: NaN is not a number."),
+        ('{"skew": 1, "skew": 2}', "The question: The key 'skew' appears twice"),
         ("[" * 4000, "The question:"),
         ('{"num_ranks": 999}', "num_ranks is 999; expected 2 to 256."),
         ('{"model": "<img src=x onerror=alert(1)>"}', "There is no model '<img src=x"),

@@ -74,12 +74,12 @@ def test_an_expert_that_is_not_stored_is_named():
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ({"vocab_size": "many"}, "is no configuration of a model"),
-        ({"vocab_size": -1}, "is no configuration of a model"),
-        ({"num_attention_heads": 0}, "is no configuration of a model"),
-        ({"decoder_sparse_step": 0}, "is no configuration of a model"),
-        ({"pad_token_id": 10**9}, "is no configuration of a model"),
-        ({"dtype": "no"}, "is no configuration of a model"),
+        ({"vocab_size": "many"}, "is not a model configuration"),
+        ({"vocab_size": -1}, "is not a model configuration"),
+        ({"num_attention_heads": 0}, "is not a model configuration"),
+        ({"decoder_sparse_step": 0}, "is not a model configuration"),
+        ({"pad_token_id": 10**9}, "is not a model configuration"),
+        ({"dtype": "no"}, "is not a model configuration"),
         ({"num_experts_per_tok": 40}, "chooses 40 of 32 experts"),
         ({"mlp_only_layers": [0, 1, 2, 3, 4]}, "no layer routes to experts"),
         ({"num_experts": 33}, "does not fit its config.json"),

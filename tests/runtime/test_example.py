@@ -76,7 +76,7 @@ def test_a_map_for_other_processes_is_refused_before_serving(tmp_path):
         (("--requests", "-1"), "limit is -1; expected 0 or more"),
         (
             ("--additional-config", '{"gate_eplb": true}'),
-            "dynamic_eplb is false unless it is given, and there is no expert_map_path",
+            "dynamic_eplb is false by default, and there is no expert_map_path",
         ),
         (
             ("--eplb-config", '{"num_redundant_experts": 3}'),

@@ -89,5 +89,5 @@ def test_what_is_published_can_be_read_by_others(publisher):
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "one", "rank": "first"}'])
 def test_what_is_no_status_is_told(text):
-    with pytest.raises(EquipoiseError, match="is no status"):
+    with pytest.raises(EquipoiseError, match="an invalid status"):
         Status.decode(text)

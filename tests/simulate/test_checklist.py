@@ -47,7 +47,7 @@ def test_experts_that_do_not_fit():
     item = items(routed(1024), num_layers=1000)["wide EP"]
     assert item.verdict == "change"
     fewest = int(np.ceil(item.numbers["expert_bytes"] / item.numbers["memory_bytes"]))
-    assert f"it takes {fewest} ranks or more" in item.means
+    assert f"they need {fewest} ranks or more" in item.means
     assert item.numbers["expert_bytes"] == pytest.approx(64 * 44_050_000 * 1000, rel=0.01)
 
 

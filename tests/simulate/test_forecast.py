@@ -497,7 +497,7 @@ def test_what_is_worse_than_no_balancing_is_no_gain_over_a_bad_map():
     assert answer.best.gain > 0.4
     assert answer.best.interval[0] > answer.best.needed
     assert answer.verdict.kind == "not now"
-    assert "no plan beats no balancing" in answer.verdict.text
+    assert "no plan saves enough over no balancing" in answer.verdict.text
 
 
 def test_moves_are_priced_as_the_gate_does():

@@ -114,7 +114,7 @@ def test_an_unknown_name_lists_the_known_ones():
         (lambda d: d.update(flops_per_second=[]), "flops_per_second is .*; expected an object"),
         (lambda d: d["memory_bytes"].update(value="80 GB"), "value is '80 GB'; expected a number"),
         (lambda d: d["memory_bytes"].update(value=0), "value is 0; expected from 0"),
-        (lambda d: d["memory_bytes"].update(value=float("nan")), "NaN is no number"),
+        (lambda d: d["memory_bytes"].update(value=float("nan")), "NaN is not a number"),
         (lambda d: d["memory_bytes"].update(uncertainty=7), "uncertainty is 7; expected from 0 to"),
         (lambda d: d["memory_bytes"].pop("source"), "source is None; expected text"),
         (lambda d: d["memory_bytes"].update(value=None), "reason is None; expected text"),
@@ -164,7 +164,7 @@ def test_one_key_twice_is_refused(tmp_path):
     text = (DATA / "hardware" / "h100.json").read_text()
     path = tmp_path / "twice.json"
     path.write_text('{"name": "other", ' + text.lstrip()[1:])
-    with pytest.raises(FormatError, match="stands twice in one object"):
+    with pytest.raises(FormatError, match="appears twice in one object"):
         hardware(path)
 
 

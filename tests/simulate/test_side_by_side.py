@@ -61,7 +61,7 @@ def test_what_helps_tokens_and_harms_prompts_is_mixed():
 def test_a_gain_that_the_recording_does_not_show_is_no_gain():
     after = served(fixed_seconds=0.008)
     noisy = STEPS * np.random.default_rng(1).normal(1, 0.2, len(STEPS))
-    for step_after, doubt in ((noisy, "a step may get shorter by -"), (STEPS, "0.0% to 0.0%")):
+    for step_after, doubt in ((noisy, "a step gets shorter by -"), (STEPS, "0.0% to 0.0%")):
         result = compared(after, step_after)
         assert result.kind == "insufficient evidence"
         assert doubt in result.text

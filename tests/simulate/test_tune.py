@@ -139,8 +139,8 @@ def test_what_cannot_be_tried_is_refused():
     for values, said in (
         ({"redundant": [3]}, "redundant is 3; expected what 4 ranks share"),
         ({"window": [9], "interval": [8]}, "No window of"),
-        ({"kinds": ["magic"]}, "magic is no way to balance"),
-        ({"kinds": []}, "Nothing is no way"),
+        ({"kinds": ["magic"]}, "magic is not a way to balance"),
+        ({"kinds": []}, "Nothing is not a way"),
         ({"dispatch": []}, "No dispatcher"),
     ):
         with pytest.raises(EquipoiseError, match=said):

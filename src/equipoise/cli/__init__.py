@@ -64,7 +64,7 @@ COMMANDS = {
     "failover": "Make the maps for lost ranks or nodes, or for fewer or more ranks.",
     "monitor": "Watch a running system: imbalance, ranks, layers, experts, events.",
     "demo": "Serve a small model on several processes, shift the load, and balance it live.",
-    "bridge": "Tell Prometheus what an engine says of itself, in our metrics' names.",
+    "bridge": "Export an engine's own figures to Prometheus, under equipoise's metric names.",
     "grafana": "Write a Grafana dashboard and Prometheus alert rules.",
     "lab": "Write a folder to learn in: a notebook, functions to fill in, and tests.",
     "dashboard": "Serve a local web page: what balancing would do, and what a group does.",

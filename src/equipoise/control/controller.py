@@ -39,7 +39,6 @@ from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.migration import with_slots
 from equipoise.placement import Placement
-from equipoise.units import duration
 
 Ints = NDArray[np.int64]
 
@@ -231,7 +230,10 @@ class Controller:
             A controller that was made without ``on_demand``.
         """
         if not self._on_demand:
-            raise EquipoiseError("This controller looks when it is due only; give on_demand.")
+            raise EquipoiseError(
+                "This controller looks at the loads only when that is due; make it with "
+                "on_demand=True to ask for a look."
+            )
         self._is_asked = True
 
     def step(self, report: Report | None = None) -> Order:
@@ -295,9 +297,7 @@ class Controller:
             return self._give_up(Outcome.FAILED, answer.text, action=Action.ABORT)
         self._alarm.see(answer.sure_excess)
         if answer.proposal in (None, self._placement) or answer.predicted is None:
-            unexplained = max(answer.sure_excess, 0.0)
-            note = f"Nothing moves: chance explains all but {unexplained:.3f} of the imbalance."
-            return self._observe_again(note=note)
+            return self._observe_again(note=_nothing_moves(answer.sure_excess))
         if not answer.predicted.move:
             return self._give_up(Outcome.REFUSED, answer.predicted.text)
         return self._start(answer.proposal, note=answer.predicted.text)
@@ -331,18 +331,23 @@ class Controller:
         before, self._before = self._before, None
         assert before is not None
         if isinstance(answer, Failure) or answer.achieved is None:
-            text = answer.text if isinstance(answer, Failure) else "The planner did not compare."
+            text = (
+                answer.text
+                if isinstance(answer, Failure)
+                else "The planner did not compare the map with the one before it."
+            )
             return self._give_up(Outcome.FAILED, text, action=Action.ABORT)
         self._finished |= self._settings.once
         self._alarm.see(answer.sure_excess)
         gain = answer.achieved
-        note = f"The last move saves {duration(gain.gain_seconds)} a step."
+        note = f"The last move {gain.effect}."
         if gain.gain_low > 0:
             self._alarm.calm()
             return self._observe_again(Outcome.KEPT, note)
         if gain.gain_seconds >= 0:
             return self._give_up(Outcome.UNPROVEN, note)
         self._alarm.back_off(self._number)
+        note = f"{note} It is undone."
         return self._start(before, outcome=Outcome.ROLLED_BACK, note=note, keep=False)
 
     def _look(self, plan_above: float, action: Action = Action.LOOK) -> Order:
@@ -462,6 +467,13 @@ class Controller:
         if self._state is State.OBSERVE and self._on_demand:
             return min(self._next_look, self._number + _ANSWER_EVERY - self._number % _ANSWER_EVERY)
         return self._next_look if self._state in (State.OBSERVE, State.SETTLE) else 0
+
+
+def _nothing_moves(excess: float) -> str:
+    """Return a sentence for the log on a look at the loads after which nothing moves."""
+    if excess <= 0:
+        return "Nothing moves: chance explains all of the imbalance."
+    return f"Nothing moves: chance explains all of the imbalance except {excess:.3f}."
 
 
 class Follower:

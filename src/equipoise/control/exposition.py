@@ -21,7 +21,7 @@ Buckets = tuple[tuple[float, float], ...]
 """Upper bound of each bucket, ascending, and how many values are up to it."""
 
 _MOST_SAMPLES = 1 << 18
-_MOST = 1e18  # beyond it a number is no measurement
+_MOST = 1e18  # a larger number cannot be a measurement
 _QUOTED = 60
 _LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t\r]*")
 _LABEL = re.compile(r'[ \t]*(\w+)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,[ \t]*|$)')

@@ -13,7 +13,7 @@ import numpy as np
 
 
 class PeerError(RuntimeError):
-    """A collective operation failed: another rank is gone, or sent something that is no message."""
+    """A collective operation failed: another rank is gone, or sent data that is not a message."""
 
 
 def encode(value: object) -> bytes:
@@ -27,12 +27,12 @@ def decode(data: bytes, kind: Any) -> Any:
     Raises
     ------
     PeerError
-        Data that is no message of this type.
+        Data that is not a message of this type.
     """
     try:
         return msgspec.msgpack.decode(data, type=kind, dec_hook=_made)
     except (msgspec.MsgspecError, ValueError) as error:  # the type's own checks raise ValueError
-        raise PeerError(f"What was sent is no message: {error}") from error
+        raise PeerError(f"The data received is not a valid message: {error}") from error
 
 
 def _plain(value: object) -> object:

@@ -64,13 +64,13 @@ def listen(
         server = _Server(registry, host, port, asked)
     except (OSError, OverflowError, UnicodeError) as error:
         raise EquipoiseError(
-            f"Port {port} of {host!r} cannot answer Prometheus: {error}."
+            f"The metrics cannot be served at port {port} of {host!r}: {error}."
         ) from error
     if asked is not None and not server.is_loopback:
         server.server_close()
         raise EquipoiseError(
-            f"Looks can be asked for on this machine only, and {host!r} is for others too; leave "
-            "one of the two out."
+            f"Other machines can reach {host!r}, but only programs on this machine may ask for a "
+            "look at the loads; listen at 127.0.0.1, or leave that request out."
         )
     Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)

@@ -252,7 +252,7 @@ def _checked(reply: object, question: Question) -> Finding | Failure:
     if not math.isfinite(finding.sure_excess):
         raise EquipoiseError(f"The planner found an excess of {finding.sure_excess}.")
     if not all(map(math.isfinite, _figures(finding))):
-        raise EquipoiseError("The planner found balances or gains that are no finite numbers.")
+        raise EquipoiseError("The planner returned balances or gains that are not finite numbers.")
     if reply.proposal is None:
         return finding
     if finding.predicted is None:
@@ -266,7 +266,7 @@ def _typed(reply: _Reply) -> _Reply:
         typed: _Reply = decode(encode(reply), type(reply))
     except (PeerError, TypeError, NotImplementedError, ValueError) as error:
         why = error.__cause__ if isinstance(error, PeerError) else error
-        raise EquipoiseError(f"The planner answered what is no finding: {why}") from error
+        raise EquipoiseError(f"The planner's answer is not a valid finding: {why}") from error
     return typed
 
 

@@ -79,12 +79,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         Raises
         ------
         EquipoiseError
-            Data that is no status.
+            Data that is not a status.
         """
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError as error:
-            raise EquipoiseError(f"What a process says of itself is no status: {error}.") from error
+            raise EquipoiseError(f"A process published an invalid status: {error}.") from error
 
 
 def status_key(name: str) -> str:

@@ -72,13 +72,13 @@ class Watchdog:
         self._alarms.say(
             STOPPED,
             order.number - self._last > 2 * (self._longest + order.wait_steps),
-            f"Nothing has come of balancing since step {self._last} (now {order.number}, state "
+            f"Balancing has made no progress since step {self._last} (now {order.number}, state "
             f"{order.state.value}).",
         )
         self._alarms.say(
             MAPS_DISAGREE,
             not follower.agrees(order),
-            f"This rank serves placement {follower.placement.checksum[:12]}, rank 0 thinks "
+            f"This rank serves placement {follower.placement.checksum[:12]}, but rank 0 expects "
             f"{order.serving[:12]} (step {order.number}, version {order.version}).",
         )
 

@@ -1,11 +1,12 @@
 """Evening out the load of ranks that serve experts whole, compiled.
 
-A plain twin is in ``tests/reference/active.py``. Every active expert is served by one slot, its
-*home*. Where ranks have all the homes that they may, a home can move only along a chain: an expert
-moves to another of its ranks, one of that rank's moves on, and so forth, until a rank has room for
-one more or the chain closes where it began.
+Plain twin: ``tests/reference/active.py``. Every active expert is served by one slot, its *home*.
+Where ranks have reached their largest number of homes, a home can move only along a chain: an
+expert moves to another rank that holds it, one of that rank's experts moves on, and so on, until a
+rank has room for one more or the chain returns to its start.
 
-Deterministic: breadth first, the lowest slot first. Shapes fit: the callers have checked.
+Results are deterministic: the search is breadth first and takes the lowest slot first. The callers
+have checked that shapes fit.
 """
 
 from __future__ import annotations
@@ -20,36 +21,39 @@ from equipoise.dispatch._compiler import njit
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# What a chain must gain, relative to the slowest rank. Far above rounding in some hundred updates,
-# so that none can undo another and the search ends.
+# Least gain of a chain, relative to the slowest rank. It is far above the rounding of some hundred
+# updates, so that no chain can undo another and the search ends.
 LEAST_GAIN = 1e-9
 
 _compiled = njit(nogil=True)
 
 
 class Homes(NamedTuple):
-    """Who serves what in one layer."""
+    """The slot that serves each expert of one layer, and the resulting load of the ranks."""
 
-    load: Floats  # (E,): of each expert
+    load: Floats  # (E,): load of each expert
     slots: Ints  # (S,): expert of each slot
     slots_of: Ints  # (E, X): slots of each expert, padded with -1
     home: Ints  # (E,): the slot that serves each expert, -1 without load
-    active: Ints  # (R,): homes on each rank
+    active: Ints  # (R,): number of homes on each rank
     on_rank: Floats  # (R,): load of each rank
-    speed: Floats  # (R,)
+    speed: Floats  # (R,): relative speed of each rank
 
 
 class Chain(NamedTuple):
     """State of a search for a chain, by rank."""
 
-    queue: Ints  # (R,)
+    queue: Ints  # (R,): ranks in the order in which they were reached
     into: Ints  # (R,): the slot by which a rank was reached, -1 while it was not
     first: Ints  # (R,): the expert that left the start on the way here
 
 
 @_compiled
 def _settle(serving: Ints, h: Homes) -> None:
-    """Homes and ranks as ``serving`` ``(S,)`` has them: 1 for a home, 0 for an idle slot."""
+    """Fill the homes and the ranks' loads in ``h`` from ``serving``.
+
+    ``serving`` ``(S,)`` is 1 for a home and 0 for an idle slot.
+    """
     slots_per_rank = serving.size // h.active.size
     h.home[:] = -1
     h.active[:] = 0
@@ -63,9 +67,10 @@ def _settle(serving: Ints, h: Homes) -> None:
 
 @_compiled
 def _find(start: int, most: int, h: Homes, c: Chain) -> int:
-    """The slot in which a chain from the slowest rank, ``start``, ends; -1 if there is none.
+    """Return the slot in which a chain from the slowest rank, ``start``, ends; -1 if there is none.
 
-    All ranks on it end up faster than the slowest is now, and with at most ``most`` homes.
+    All ranks on the chain end up faster than the slowest is now, with at most ``most`` homes each.
+    Fills ``c``.
     """
     slots_per_rank = h.slots.size // h.active.size
     limit = h.on_rank[start] / h.speed[start] * (1.0 - LEAST_GAIN)
@@ -97,7 +102,7 @@ def _find(start: int, most: int, h: Homes, c: Chain) -> int:
 
 @_compiled
 def _move(start: int, end: int, h: Homes, c: Chain) -> None:
-    """Move the experts of the chain that ends in slot ``end``, the last one first."""
+    """Move the experts of the chain that ends in slot ``end``, last one first; changes ``h``."""
     slots_per_rank = h.slots.size // h.active.size
     t, r = end, -1
     while r != start:
@@ -120,12 +125,22 @@ def lighten(
     slots_of_LEX: Ints,
     speed: Floats,
 ) -> Floats:
-    """Move homes, while that makes the slowest rank faster, with at most ``most_L`` on a rank.
+    """Move homes as long as that makes the slowest rank faster.
 
     Parameters
     ----------
+    load_LE
+        Load of each expert, ``(L, E)``; not changed.
     serving_LS
         1 for the slot that serves an expert with load, 0 for all others, ``(L, S)``.
+    most_L
+        Largest number of homes on a rank, ``(L,)``.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    slots_of_LEX
+        Slots of each expert, ``(L, E, X)``, padded with -1.
+    speed
+        Relative speed of each rank, ``(R,)``.
 
     Returns
     -------

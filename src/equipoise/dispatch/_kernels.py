@@ -1,18 +1,19 @@
-"""Min-max dispatch, compiled. What it computes has plain twins in ``tests/reference/dispatch.py``.
+"""Min-max dispatch, compiled. Plain twins: ``tests/reference/dispatch.py``.
 
-A layer is a bipartite graph: an *edge* joins an expert to a rank that holds it, however many copies
-that rank has. Edges are numbered expert by expert, ranks ascending. Only *shared* experts, those
-on two ranks or more, leave a choice.
+A layer is a bipartite graph. An *edge* joins an expert to a rank that holds it, whatever the number
+of copies on that rank. Edges are numbered expert by expert, with ranks ascending. Only *shared*
+experts, those on two ranks or more, leave a choice.
 
-The optimum is found as a maximum flow with a rising level (discrete Newton): ranks above their
-capacity, the level times their speed, push load along chains of shared experts to ranks below
-theirs. Where no chain leads on, the ranks that were reached hold every copy of the experts that
-load them, so no split can bring them below their load over their speed; that is the next level.
-When no rank is above its capacity, the split is optimal and the ranks reached last are the proof.
+The optimum is found as a maximum flow with a rising level (discrete Newton). A rank's capacity is
+the level times its speed. Ranks above their capacity push load along chains of shared experts to
+ranks below theirs. Where no chain leads on, the ranks reached hold every copy of the experts that
+load them. No split can then bring their mean load over speed any lower, so that mean is the next
+level. When no rank is above its capacity, the split is optimal, and the ranks reached last prove
+it.
 
-Everything is deterministic: fixed visiting order, the lowest index where values tie. Loads are
-finite, non-negative, sum to less than 2**53 in a layer, and shapes fit: the callers have checked.
-Workspace is allocated once a call and serves all its layers.
+Results are deterministic: the visiting order is fixed and the lowest index wins a tie. The callers
+have checked that loads are finite, non-negative and sum to less than 2**53 in a layer, and that
+shapes fit. Workspace is allocated once a call and serves all its layers.
 """
 
 from __future__ import annotations
@@ -28,44 +29,44 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Differences of rank load that count as none, relative to the level. Rounding in some hundred
-# updates is below it; all that it can leave unbalanced, R times as much, is far below 1e-9.
+# Relative differences of rank load below this count as none. Rounding in some hundred updates stays
+# below it, and R times this tolerance is still far below 1e-9.
 ROUNDING = 1e-13
 
-# Where speeds differ, load that only passes through a slow rank can be far more than it carries,
-# and rounding with it. Relative peak above the proven one from which that is mended, and how often.
+# Where speeds differ, far more load can pass through a slow rank than it carries, and the rounding
+# of that load stays on it. Such a peak is mended if it is above the proven one by this share.
 MENDED = 1e-12
-MENDINGS = 8
+MENDINGS = 8  # number of times
 
-# Of the starting split only its quality depends on these, and with it the time; measured on real
-# windows of 256 experts, where 2 sweeps leave the median layer without a single chain to push.
+# These set how good the starting split is, and so the time of the solution, but not its result.
+# Measured on real windows of 256 experts: after 2 sweeps the median layer has no chain to push.
 SWEEPS = 2
-NEARLY_SLOWEST = 0.999
+NEARLY_SLOWEST = 0.999  # share of the slowest rank's time from which a rank starts a first search
 
 _compiled = njit(nogil=True)
 
 
 class Graph(NamedTuple):
-    """Which rank holds which expert in one layer, and the load that flows between them."""
+    """Ranks that hold each expert of one layer, and the load that flows over each edge."""
 
     first_edge: Ints  # (E + 1,): edges of expert e are first_edge[e] ... first_edge[e + 1] - 1
     rank: Ints  # (S,): rank of each edge
     expert: Ints  # (S,): expert of each edge
-    copies: Ints  # (S,): slots behind each edge
+    copies: Ints  # (S,): number of slots of each edge
     edge_of_slot: Ints  # (S,)
-    first_shared: Ints  # (R + 1,): as first_edge, for ranks and into shared_edge
+    first_shared: Ints  # (R + 1,): rank r has shared_edge[first_shared[r]] and those after it
     shared_edge: Ints  # (S,): edges of shared experts, rank by rank
     flow: Floats  # (S,): load on each edge
     load: Floats  # (R,): load of each rank
-    speed: Floats  # (R,)
-    capacity: Floats  # (R,): what each rank may carry at the present level
+    speed: Floats  # (R,): relative speed of each rank
+    capacity: Floats  # (R,): load that each rank may carry at the present level
 
 
 class Search(NamedTuple):
     """State of a breadth-first search over ranks."""
 
-    queue: Ints  # (R,)
-    seen: Bools  # (R,)
+    queue: Ints  # (R,): ranks in the order in which they were reached
+    seen: Bools  # (R,): whether a rank was reached
     into: Ints  # (R,): the edge by which a rank was reached; -1 for a start
     out_of: Ints  # (E,): the edge by which an expert was reached; -1 while it was not
     untried: Ints  # (E,): the first of a reached expert's edges that was not followed yet
@@ -73,6 +74,7 @@ class Search(NamedTuple):
 
 @_compiled
 def _workspace(num_experts: int, num_slots: int, speed: Floats) -> tuple[Graph, Search]:
+    """Allocate a graph and a search without filling them; ``speed`` ``(R,)`` is not copied."""
     num_ranks = speed.size
     graph = Graph(
         np.empty(num_experts + 1, np.int64),
@@ -99,7 +101,7 @@ def _workspace(num_experts: int, num_slots: int, speed: Floats) -> tuple[Graph, 
 
 @_compiled
 def _connect(slots: Ints, g: Graph, newest: Ints) -> None:
-    """Build the graph of a layer from its slots; ``newest`` is scratch, ``(E,)``."""
+    """Build the graph of a layer from its slots ``(S,)``; ``newest`` ``(E,)`` is scratch."""
     num_ranks = g.load.size
     slots_per_rank = slots.size // num_ranks
     g.first_edge[:] = 0
@@ -136,7 +138,11 @@ def _connect(slots: Ints, g: Graph, newest: Ints) -> None:
 
 @_compiled
 def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
-    """Share an expert's load again over its ranks, filling them to a common level as water does."""
+    """Share an expert's load ``amount`` over its ranks again, filling the least loaded ones first.
+
+    The ranks are filled to a common level of load over speed, as water would. The expert's edges
+    are ``lo`` to ``hi - 1``; their flow and the ranks' loads change in place.
+    """
     total, speed = amount, 0.0
     lightest = lo
     for k in range(lo, hi):
@@ -148,7 +154,7 @@ def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
             lightest = k
     num = hi - lo
     level = total / speed
-    while True:  # ranks above the level take nothing, and without them it is lower
+    while True:  # ranks above the level take nothing, and the level falls without them
         total, below, num_below = amount, 0.0, 0
         for k in range(lo, hi):
             r = g.rank[k]
@@ -156,7 +162,7 @@ def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
                 total += g.load[r]
                 below += g.speed[r]
                 num_below += 1
-        if num_below == 0 or num_below >= num:  # none or more only by rounding
+        if num_below == 0 or num_below >= num:  # 0, or more than before, only through rounding
             break
         speed = below
         num = num_below
@@ -172,7 +178,7 @@ def _pour(amount: float, lo: int, hi: int, g: Graph) -> None:
 
 @_compiled
 def _sweep(load: Floats, g: Graph) -> None:
-    """Pour every shared expert in turn."""
+    """Pour every shared expert once, in turn; ``load`` is ``(E,)``."""
     for e in range(load.size):
         lo, hi = g.first_edge[e], g.first_edge[e + 1]
         if hi - lo > 1:
@@ -181,7 +187,7 @@ def _sweep(load: Floats, g: Graph) -> None:
 
 @_compiled
 def _fill(load: Floats, g: Graph) -> None:
-    """A good first split: every shared expert poured in turn, twice."""
+    """Build a good first split in ``g``: every shared expert poured in turn, ``SWEEPS`` times."""
     g.load[:] = 0.0
     for e in range(load.size):
         lo, hi = g.first_edge[e], g.first_edge[e + 1]
@@ -196,7 +202,7 @@ def _fill(load: Floats, g: Graph) -> None:
 
 @_compiled
 def _refill(load: Floats, g: Graph) -> None:
-    """A first split near that of the step before: its proportions, then one sweep."""
+    """Build a first split close to the one in ``g``: keep its proportions, then sweep once."""
     g.load[:] = 0.0
     for e in range(load.size):
         lo, hi = g.first_edge[e], g.first_edge[e + 1]
@@ -210,9 +216,9 @@ def _refill(load: Floats, g: Graph) -> None:
 
 @_compiled
 def _begin(tolerance: float, g: Graph, s: Search) -> int:
-    """Begin a search at the ranks over their capacity; how many there are in ``s.queue``.
+    """Start a search at the ranks above their capacity; return how many are in ``s.queue``.
 
-    Less than the tolerance, relative to capacities, counts as nothing.
+    An excess below ``tolerance``, relative to the capacity, counts as none.
     """
     tail = 0
     for r in range(g.load.size):
@@ -230,14 +236,15 @@ def _begin(tolerance: float, g: Graph, s: Search) -> int:
 def _reach(
     head: int, tail: int, tolerance: float, find: bool, g: Graph, s: Search
 ) -> tuple[int, int, int]:
-    """Go on with a search, breadth first, along chains of load that can move.
+    """Continue a search, breadth first, along chains of load that can move.
 
-    A chain leads from a rank to its shared experts with flow and on to all their ranks. Ranks in
-    ``s.queue`` before ``head`` are done with; there are ``tail``.
+    A chain leads from a rank to its shared experts with flow, and from these to all their ranks.
+    The queue holds ``tail`` ranks; those before ``head`` are done. With ``find`` the search stops
+    at the first rank below its capacity.
 
     Returns
     -------
-    The first rank met below its capacity, or -1, and always if not to ``find``; ``head``; ``tail``.
+    That rank, or -1 if there is none or without ``find``; the new ``head``; the new ``tail``.
     """
     while head < tail:
         start = s.queue[head]
@@ -268,16 +275,18 @@ def _reach(
 
 @_compiled
 def _has_room(r: int, tolerance: float, g: Graph) -> bool:
+    """Return whether rank ``r`` is below its capacity by more than the tolerance."""
     return bool(g.load[r] < g.capacity[r] - g.capacity[r] * tolerance)
 
 
 @_compiled
 def _push(target: int, tolerance: float, g: Graph, s: Search) -> bool:
-    """Move load along the chain found to ``target``, as much as its narrowest place lets pass.
+    """Move load along the chain found to rank ``target``, as much as its narrowest edge allows.
 
     Returns
     -------
-    Whether a new search would do all as the present one did, but for ``target``, now full.
+    Whether the present search can continue: a new one would find the same chains, except that
+    ``target`` is now full.
     """
     amount = g.capacity[target] - g.load[target]
     r = target
@@ -303,7 +312,10 @@ def _push(target: int, tolerance: float, g: Graph, s: Search) -> bool:
 
 @_compiled
 def _set_level(level: float, whole: bool, g: Graph) -> None:
-    """Give each rank the capacity it has at that level; ``whole`` loads must not take longer."""
+    """Set the capacity of each rank: ``level`` times its speed.
+
+    With ``whole`` it is the largest whole load that takes the rank no longer than ``level``.
+    """
     for r in range(g.load.size):
         capacity = level * g.speed[r]
         if whole:
@@ -317,9 +329,10 @@ def _set_level(level: float, whole: bool, g: Graph) -> None:
 
 @_compiled
 def _level_of(ranks: Ints, whole: bool, g: Graph) -> float:
-    """The least level at which some ranks can carry what they carry together.
+    """Return the least level at which the listed ranks can carry their present load together.
 
-    With ``whole`` loads the least whose whole capacities suffice; capacities are overwritten.
+    With ``whole`` it is the least level whose whole capacities suffice; ``g.capacity`` is
+    overwritten.
     """
     total, speed = 0.0, 0.0
     for r in ranks:
@@ -329,7 +342,7 @@ def _level_of(ranks: Ints, whole: bool, g: Graph) -> float:
     if not whole:
         return level
     missing = total
-    for r in ranks:  # too little, whatever rounding does; each step below is the next least level
+    for r in ranks:  # start surely too low; each step below goes to the next higher level
         g.capacity[r] = max(0.0, np.floor(level * g.speed[r]) - 1.0)
         missing -= g.capacity[r]
     while missing > 0.0:
@@ -345,11 +358,11 @@ def _level_of(ranks: Ints, whole: bool, g: Graph) -> float:
 
 @_compiled
 def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) -> None:
-    """Bring every rank down to the level, raising the level where that cannot be.
+    """Bring every rank down to ``level``; raise the level where that is impossible.
 
     With ``whole``, flows and capacities are whole numbers and the arithmetic is exact.
-    ``bottleneck`` ``(R,)`` receives the ranks that raised the level last; it is left alone if
-    nothing did.
+    ``bottleneck`` ``(R,)`` receives the ranks that last raised the level; it is unchanged if none
+    did.
     """
     tolerance = 0.0 if whole else ROUNDING
     _set_level(level, whole, g)
@@ -361,7 +374,7 @@ def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) 
                 continue
         else:
             raised = _level_of(s.queue[:tail], whole, g)
-            if raised <= level:  # the ranks reached are level up to rounding
+            if raised <= level:  # the ranks reached are at the level, up to rounding
                 return
             level = raised
             _set_level(level, whole, g)
@@ -371,7 +384,7 @@ def _relieve(level: float, whole: bool, bottleneck: Bools, g: Graph, s: Search) 
 
 @_compiled
 def _slowest(g: Graph) -> float:
-    """Load over speed of the rank where it is most."""
+    """Return the largest load over speed of any rank."""
     most = 0.0
     for r in range(g.load.size):
         most = max(most, g.load[r] / g.speed[r])
@@ -380,7 +393,10 @@ def _slowest(g: Graph) -> float:
 
 @_compiled
 def _proven_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
-    """Load of the experts that are on these ranks only, over the speed of the ranks."""
+    """Return the load of the experts that only ``bottleneck`` ranks hold, over those ranks' speed.
+
+    No split has a peak below it. ``load`` is ``(E,)`` and ``bottleneck`` ``(R,)``.
+    """
     total, speed = 0.0, 0.0
     for e in range(load.size):
         confined = True
@@ -396,10 +412,10 @@ def _proven_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
 
 @_compiled
 def _mend(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
-    """Remove what rounding has left on ranks: add up their flows and relieve them once more.
+    """Remove excess that rounding has left on ranks: sum their flows and relieve them again.
 
-    Other ranks take a little more than the proven level, which for a fast one is far more than a
-    slow one has too much.
+    The level is raised by half of ``MENDED``: for a fast rank that is far more load than rounding
+    has left on a slow one.
     """
     for _ in range(MENDINGS):
         g.load[:] = 0.0
@@ -413,11 +429,11 @@ def _mend(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
 
 @_compiled
 def _solve(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
-    """Make the split in ``g`` optimal; the ranks that prove it in ``bottleneck``."""
+    """Make the split in ``g`` optimal; ``bottleneck`` ``(R,)`` receives the ranks that prove it."""
     level = g.load.sum() / g.speed.sum()
     bottleneck[:] = True
-    # Chains from the slowest ranks end in a set of ranks whose level is already valid, and mostly
-    # the final one. Without it time goes into chains that a later level makes pointless.
+    # Chains from the slowest ranks end in a set of ranks whose level is valid, and usually final.
+    # Starting without it wastes time on chains that a later, higher level makes unnecessary.
     _set_level(_slowest(g) * NEARLY_SLOWEST, False, g)
     num = _begin(0.0, g, s)
     if num:
@@ -433,14 +449,23 @@ def _solve(load: Floats, bottleneck: Bools, g: Graph, s: Search) -> None:
 
 @_compiled
 def minmax(load_LE: Floats, slots_LS: Ints, speed: Floats) -> tuple[Floats, Bools]:
-    """The split whose largest load over speed is the least.
+    """Split each layer's load so that the largest load over speed of any rank is least.
 
-    Copies of an expert on one rank get equal parts of what the rank gets.
+    Copies of an expert on one rank get equal parts of the rank's share.
+
+    Parameters
+    ----------
+    load_LE
+        Assignments of each expert, ``(L, E)``; not changed.
+    slots_LS
+        Expert of each slot, ``(L, S)``; not changed.
+    speed
+        Relative speed of each rank, ``(R,)``.
 
     Returns
     -------
-    Load of each slot, ``(L, S)``; ranks whose load over speed, taken together, is the least peak
-    there can be, ``(L, R)``.
+    Load of each slot, ``(L, S)``, and the ranks that prove the peak, ``(L, R)``: their summed load
+    over their summed speed is the least peak there can be.
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
     g, s = _workspace(E, S, speed)
@@ -458,10 +483,11 @@ def minmax(load_LE: Floats, slots_LS: Ints, speed: Floats) -> tuple[Floats, Bool
 
 @_compiled
 def minmax_peaks(load_TLE: Floats, slots_LS: Ints, speed: Floats) -> Floats:
-    """The least peak of every step and layer, ``(T, L)``, as load over speed.
+    """Return the least peak of every step and layer, ``(T, L)``, as load over speed.
 
-    Each step starts from the split of the one before, which may change the last digit of its peak
-    but never the optimum. Splits that are used start afresh: they must not depend on the past.
+    Each step starts from the split of the step before. That may change the last digit of a peak but
+    never the optimum. Splits that are put to use start from scratch instead: they must not depend
+    on the past. Arguments are as in ``minmax``, with loads ``(T, L, E)``.
     """
     (T, L, E), S = load_TLE.shape, slots_LS.shape[1]
     g, s = _workspace(E, S, speed)
@@ -481,13 +507,14 @@ def minmax_peaks(load_TLE: Floats, slots_LS: Ints, speed: Floats) -> Floats:
 
 @_compiled
 def _round(load: Floats, done: Floats, g: Graph) -> None:
-    """Make the flows whole: rounded down, then what is missing one by one to ranks soonest done.
+    """Make the flows in ``g`` whole: round down, then add what is missing, soonest rank first.
 
-    ``done`` is scratch, ``(S,)``: when the rank of an edge would be done with one more.
+    ``load`` ``(E,)`` is whole. ``done`` ``(S,)`` is scratch: the time at which an edge's rank would
+    finish one more assignment.
     """
     g.load[:] = 0.0
     for e in range(load.size):
-        missing = load[e]  # a limit too: flows of huge loads may sum to more, by rounding
+        missing = load[e]  # also limits the flows, which rounding may make larger than a huge load
         for k in range(g.first_edge[e], g.first_edge[e + 1]):
             g.flow[k] = min(np.floor(g.flow[k]), missing)
             g.load[g.rank[k]] += g.flow[k]
@@ -511,7 +538,7 @@ def _round(load: Floats, done: Floats, g: Graph) -> None:
 
 @_compiled
 def _whole_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
-    """A level that no whole split is below: the proven one, rounded up where ranks are equal."""
+    """Return a level that no whole split is below: the proven one, rounded up for equal speeds."""
     level = _proven_level(load, bottleneck, g)
     if g.speed.min() == g.speed.max() == 1.0:
         return float(np.ceil(level))
@@ -522,14 +549,25 @@ def _whole_level(load: Floats, bottleneck: Bools, g: Graph) -> float:
 def minmax_quotas(
     load_LE: Floats, share_LS: Floats, bottleneck_LR: Bools, slots_LS: Ints, speed: Floats
 ) -> Ints:
-    """Whole-number shares with the least peak a whole-number split can have.
+    """Split whole loads into whole numbers so that the largest load over speed is least.
 
-    Loads are whole. Starts from ``share_LS`` and from what ``bottleneck_LR`` proves of the peak, so
-    that little has to move. Of copies on one rank the lower slots get the odd tokens.
+    It starts from the fractional optimum, so that little has to move. Where several copies of an
+    expert are on one rank, the lower slots get the odd assignments.
+
+    Parameters
+    ----------
+    load_LE
+        Assignments of each expert, ``(L, E)``, whole; not changed.
+    share_LS, bottleneck_LR
+        Result of ``minmax`` for these loads.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    speed
+        Relative speed of each rank, ``(R,)``.
 
     Returns
     -------
-    ``(L, S)`` int64; over the slots of an expert they sum to its load.
+    Assignments of each slot, ``(L, S)`` int64; over the slots of an expert they sum to its load.
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
     g, s = _workspace(E, S, speed)
@@ -549,7 +587,10 @@ def minmax_quotas(
 
 @_compiled
 def _deal(quota: Ints, g: Graph) -> None:
-    """Share whole flows over the copies on each rank; flows and copies are used up."""
+    """Share whole flows over the copies on each rank; fills ``quota`` ``(S,)``.
+
+    Uses up ``g.flow`` and ``g.copies``.
+    """
     for i in range(quota.size):
         k = g.edge_of_slot[i]
         part = int(g.flow[k]) // g.copies[k]

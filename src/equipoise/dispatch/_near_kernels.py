@@ -1,14 +1,17 @@
-"""Keeping assignments near their source, compiled. Plain twins in ``tests/reference/dispatch.py``.
+"""Keeping assignments near their source, compiled. Plain twins: ``tests/reference/dispatch.py``.
 
-An *edge* joins an expert to a rank that holds it; edges of one expert to ranks of one node form a
-*group*. What flows over an edge and was on its rank already is kept there, what flows to a group
-and was on its node is kept there. Of all whole flows with the least peak the one that keeps most
-is a flow of minimum cost. It is found by successive shortest paths, all of one length at a time: in
-the nearest flow of all, whatever the ranks then carry, load moves from ranks over their capacity to
-others, first where that costs nothing, then where it costs least.
+An *edge* joins an expert to a rank that holds it. Edges of one expert to ranks of one node form a
+*group*. An assignment stays on its rank if an edge leads there, else on its node if a group is
+there. Among all whole flows with the least peak, the one that keeps most assignments near is a flow
+of minimum cost.
 
-Deterministic: fixed visiting order, the lowest index where values tie. Loads are whole and sum to
-less than 2**53 in a layer, nodes are consecutive ranks, and shapes fit: the callers have checked.
+It is found by successive shortest paths, all paths of one length at a time. The start is the
+nearest flow of all, whatever the ranks then carry. From there load moves from ranks above their
+capacity to others: first where moving costs nothing, then where it costs least.
+
+Results are deterministic: the visiting order is fixed and the lowest index wins a tie. The callers
+have checked that loads are whole and sum to less than 2**53 in a layer, that nodes are consecutive
+ranks, and that shapes fit.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ from equipoise.dispatch._compiler import njit
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# What it costs to take one assignment off its node, and off its rank. A chain of moves passes
-# fewer than 2**32 experts, so whatever it saves on nodes is not worth a rank.
+# Costs of taking one assignment off its node, and off its rank. A chain of moves passes fewer than
+# 2**32 experts, so no saving on nodes outweighs one assignment off its rank.
 NODE = 1
 RANK = 2**33
-ENDLESS = 2**62
-MOST_LOAD = 2.0**53  # of a layer
+ENDLESS = 2**62  # room of an arc without limit
+MOST_LOAD = 2.0**53  # limit of a layer's load
 
-# Columns of ``Network.arc``, of ``Network.order`` and of ``Network.point``.
+# Columns of ``Network.arc``, ``Network.order`` and ``Network.point``, one line each.
 TAIL, HEAD, COST, EDGE = range(4)
 ARC, END = range(2)
 PRICE, EXCESS, NEXT = range(3)
@@ -39,40 +42,41 @@ _compiled = njit(nogil=True)
 
 
 class Edges(NamedTuple):
-    """Which rank holds which expert in one layer; edges expert by expert, ranks ascending."""
+    """Ranks that hold each expert of one layer; edges expert by expert, ranks ascending."""
 
     listed: Ints  # (S,): slots, expert by expert, ascending
     first_edge: Ints  # (E + 1,): edges of expert e are first_edge[e] ... first_edge[e + 1] - 1
     start: Ints  # (S + 1,): slots of edge k are listed[start[k]] ... listed[start[k + 1] - 1]
-    rank: Ints  # (S,)
-    flow: Ints  # (S,)
-    wanted: Ints  # (S,): a flow with the least peak, to start near
+    rank: Ints  # (S,): rank of each edge
+    flow: Ints  # (S,): load on each edge
+    wanted: Ints  # (S,): a flow with the least peak; the search stays close to it
 
 
 class Network(NamedTuple):
-    """Moves that remain, as arcs between *points*: ranks, shared experts and groups of edges.
+    """Moves that are still possible, as arcs between *points*.
 
-    Arcs come in pairs, ``a`` and ``a ^ 1``: what moves along one can move back along the other.
-    Prices are such that no arc with room costs less than the difference between its ends.
-    Loops take arrays out of the tuple first, as every look into it takes time, and what they look
-    at most lies close together.
+    Points are ranks, shared experts and groups of edges. Arcs come in pairs, ``a`` and ``a ^ 1``:
+    load that moved along one can move back along the other. Prices are such that no arc with room
+    costs less than the price difference of its ends. Loops take arrays out of the tuple first,
+    because each access takes time, and keep what they read most in one array.
     """
 
-    size: Ints  # (2,): points and arcs there are
+    size: Ints  # (2,): number of points and of arcs
     arc: Ints  # (A, 4): points at both ends, cost, and the edge whose flow it adds to or -1
-    room: Ints  # (A,)
+    room: Ints  # (A,): load that may still move along an arc
     first_arc: Ints  # (P + 1,): arcs out of point p are order[first_arc[p]] ...
-    order: Ints  # (A, 2): arcs that cost the difference between their ends, by tail, with the head
-    point: Ints  # (P, 3): price; load beyond the capacity of a rank; position in order of the first
-    #   arc still worth trying
-    level: Ints  # (P,): distance from the ranks with load beyond their capacity, in arcs, or -1
+    order: Ints  # (A, 2): usable arcs (cost equals the price difference) by tail, and their head
+    point: Ints  # (P, 3): price; excess, the load above a rank's capacity; position in order of the
+    #   first arc still worth trying
+    level: Ints  # (P,): distance from the ranks with excess, in arcs, or -1
     onward: Ints  # (P,): the same where a chain may lead on to a rank with room, else -1
-    queue: Ints  # (P,)
-    chain: Ints  # (P,): arcs of the chain at hand
+    queue: Ints  # (P,): points of a search
+    chain: Ints  # (P,): arcs of the present chain
 
 
 @_compiled
 def _workspace(num_experts: int, num_slots: int, num_ranks: int) -> tuple[Edges, Network]:
+    """Allocate edges and network without filling them."""
     num_points, num_arcs = num_ranks + 2 * num_slots, 6 * num_slots
     edges = Edges(
         np.empty(num_slots, np.int64),
@@ -99,7 +103,10 @@ def _workspace(num_experts: int, num_slots: int, num_ranks: int) -> tuple[Edges,
 
 @_compiled
 def _list_slots(slots: Ints, first: Ints, listed: Ints) -> None:
-    """Slots of expert ``e``, ascending: ``listed[first[e]] ... listed[first[e + 1] - 1]``."""
+    """List the slots of each expert ``e``: ``listed[first[e]] ... listed[first[e + 1] - 1]``.
+
+    Fills ``first`` ``(E + 1,)`` and ``listed`` ``(S,)``, ascending for each expert.
+    """
     first[:] = 0
     for e in slots:
         first[e + 1] += 1
@@ -114,7 +121,7 @@ def _list_slots(slots: Ints, first: Ints, listed: Ints) -> None:
 
 @_compiled
 def _connect(slots: Ints, quota: Ints, num_ranks: int, x: Edges) -> None:
-    """Find the edges of a layer and what its quotas want to flow over each."""
+    """Fill ``x`` with the edges of a layer and the load that its quotas ``(S,)`` send over each."""
     per_rank = slots.size // num_ranks
     _list_slots(slots, x.first_edge, x.listed)
     num = 0
@@ -136,7 +143,7 @@ def _connect(slots: Ints, quota: Ints, num_ranks: int, x: Edges) -> None:
 
 @_compiled
 def _take_wanted(amount: int, lo: int, hi: int, flow: Ints, wanted: Ints) -> int:
-    """Give edges what they lack of the wanted flow; what is left."""
+    """Give edges ``lo`` to ``hi - 1`` the flow they lack, up to ``amount``; return the rest."""
     for k in range(lo, hi):
         part = min(amount, max(0, wanted[k] - flow[k]))
         flow[k] += part
@@ -146,7 +153,7 @@ def _take_wanted(amount: int, lo: int, hi: int, flow: Ints, wanted: Ints) -> int
 
 @_compiled
 def _end_of_group(first: int, hi: int, node_of_rank: Ints, rank: Ints) -> int:
-    """The edge after the last one to the same node."""
+    """Return the edge after the last one that leads to the same node as edge ``first``."""
     end = first + 1
     while end < hi and node_of_rank[rank[end]] == node_of_rank[rank[first]]:
         end += 1
@@ -155,9 +162,11 @@ def _end_of_group(first: int, hi: int, node_of_rank: Ints, rank: Ints) -> int:
 
 @_compiled
 def _stay(source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges) -> None:
-    """The nearest flow of each expert: on its own rank, else on its own node, else anywhere.
+    """Fill ``x.flow`` with the nearest flow: on the source's rank, else on its node, else anywhere.
 
-    Of those one near the wanted flow, so that little has to move.
+    Where that leaves a choice, it follows the wanted flow, so that little has to move afterwards.
+    ``source_RE`` ``(R, E)`` has the assignments of each source rank, ``on_node_NE`` ``(N, E)``
+    their sums by node.
     """
     first_edge, rank, flow, wanted = x.first_edge, x.rank, x.flow, x.wanted
     for e in range(first_edge.size - 1):
@@ -180,7 +189,7 @@ def _stay(source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges) -
             flow[first] += left
             far -= on_node
             first = end
-        _take_wanted(far, lo, hi, flow, wanted)  # takes all, as the wanted flow is the load
+        _take_wanted(far, lo, hi, flow, wanted)  # takes all: the wanted flows sum to the load
 
 
 @_compiled
@@ -195,7 +204,10 @@ def _add_arcs(
     back: int,
     edge: int,
 ) -> int:
-    """A pair of arcs, unless nothing can move along either; how many there are then."""
+    """Add a pair of arcs unless neither has room; return the number of arcs there are then.
+
+    ``ahead`` and ``back`` are the room of the arc from ``tail`` to ``head`` and of its reverse.
+    """
     if ahead == 0 and back == 0:
         return num
     there, again = arc[num], arc[num + 1]
@@ -208,9 +220,9 @@ def _add_arcs(
 def _add_experts(
     source_RE: Floats, on_node_NE: Floats, node_of_rank: Ints, x: Edges, n: Network
 ) -> None:
-    """The arcs of each shared expert: to its groups, and from these to the ranks.
+    """Add the arcs of each shared expert: to its groups, and from these to the ranks.
 
-    What is kept already costs to move off again; all of it is, in the nearest flow.
+    In the nearest flow, all load that can be near is near. Moving it away costs.
     """
     first_edge, rank, flow, arc, room = x.first_edge, x.rank, x.flow, n.arc, n.room
     expert, num = n.size
@@ -222,7 +234,7 @@ def _add_experts(
         while first < hi:
             end = _end_of_group(first, hi, node_of_rank, rank)
             on_node = int(on_node_NE[node_of_rank[rank[first]], e])
-            if end - first == 1:  # most groups; without a point of their own chains are shorter
+            if end - first == 1:  # most groups; chains are shorter if these have no point
                 r = rank[first]
                 own = int(source_RE[r, e])
                 num = _add_arcs(arc, room, num, expert, r, -RANK - NODE, 0, own, first)
@@ -245,10 +257,10 @@ def _add_experts(
 
 @_compiled
 def _arrange(n: Network) -> None:
-    """List the arcs of each point that cost the difference between their ends.
+    """List each point's arcs that cost exactly the price difference of their ends.
 
-    Load moves only along these while prices stay. Of parallel arcs, which have different costs, one
-    at most is among them.
+    While prices stay, load moves only along these. Parallel arcs have different costs, so at most
+    one of them is listed.
     """
     arc, point, first_arc, order = n.arc, n.point, n.first_arc, n.order
     num_points, num_arcs = n.size
@@ -274,9 +286,10 @@ def _arrange(n: Network) -> None:
 
 @_compiled
 def _search(num_ranks: int, n: Network) -> bool:
-    """Find what ranks in excess can reach at these prices, breadth first; whether that is room.
+    """Find the points that overloaded ranks can reach at the present prices, breadth first.
 
-    It ends with the last rank that has room: beyond are dead ends.
+    Fills ``n.level`` and stops at the last rank with room, because nothing beyond it is of use.
+    Returns whether any rank with room was reached.
     """
     point, level, room, order, queue = n.point, n.level, n.room, n.order, n.queue
     first_arc = n.first_arc
@@ -304,9 +317,9 @@ def _search(num_ranks: int, n: Network) -> bool:
 
 @_compiled
 def _look_back(num_ranks: int, n: Network) -> None:
-    """Find from where chains lead on to ranks with room that the last search has found.
+    """Mark in ``n.onward`` the points from which a chain leads to a rank with room.
 
-    Few points do, and to try the others one by one would take longer.
+    Few points do, and trying all others one by one would take longer.
     """
     point, level, onward, room, order = n.point, n.level, n.onward, n.room, n.order
     first_arc, queue = n.first_arc, n.queue
@@ -334,7 +347,7 @@ def _look_back(num_ranks: int, n: Network) -> None:
 
 @_compiled
 def _step(p: int, room: Ints, point: Ints, onward: Ints, order: Ints, end: int) -> int:
-    """The arc by which a chain goes on from a point, away from the ranks in excess; -1 if none."""
+    """Return the arc on which a chain leads on from point ``p`` to a rank with room; -1 if none."""
     for i in range(point[p, NEXT], end):
         if onward[order[i, END]] == onward[p] + 1 and room[order[i, ARC]] > 0:
             point[p, NEXT] = i
@@ -345,7 +358,10 @@ def _step(p: int, room: Ints, point: Ints, onward: Ints, order: Ints, end: int) 
 
 @_compiled
 def _move(start: int, end: int, length: int, chain: Ints, room: Ints, point: Ints) -> int:
-    """Move what passes along the chain; how much of the chain still has room."""
+    """Move as much load as the chain allows; return how many of its first arcs still have room.
+
+    Changes the room of its arcs and the excess of both ends.
+    """
     amount = min(point[start, EXCESS], -point[end, EXCESS])
     for i in range(length):
         amount = min(amount, room[chain[i]])
@@ -363,7 +379,7 @@ def _move(start: int, end: int, length: int, chain: Ints, room: Ints, point: Int
 
 @_compiled
 def _drain(start: int, n: Network) -> None:
-    """Move a rank's excess along chains that the last search left open, until none is."""
+    """Move the excess of rank ``start`` along the chains of the last search, as far as possible."""
     arc, point, onward, room, order = n.arc, n.point, n.onward, n.room, n.order
     first_arc, chain = n.first_arc, n.chain
     length, p = 0, start
@@ -387,14 +403,14 @@ def _drain(start: int, n: Network) -> None:
 
 @_compiled
 def _raise_prices(n: Network) -> None:
-    """Raise what the last search did not reach, until an arc from what it reached is open."""
+    """Raise the prices of points that the last search missed until it can reach one of them."""
     arc, point, level, room = n.arc, n.point, n.level, n.room
     more = ENDLESS
     for a in range(n.size[1]):
         p, q = arc[a, TAIL], arc[a, HEAD]
         if room[a] > 0 and level[p] >= 0 and level[q] < 0:
             more = min(more, point[p, PRICE] + arc[a, COST] - point[q, PRICE])
-    assert more < ENDLESS  # some whole flow has the peak
+    assert more < ENDLESS  # a whole flow with this peak exists
     for p in range(n.size[0]):
         if level[p] < 0:
             point[p, PRICE] += more
@@ -403,7 +419,7 @@ def _raise_prices(n: Network) -> None:
 
 @_compiled
 def _bring_down(num_ranks: int, n: Network) -> None:
-    """Move load from ranks over their capacity to others at the least cost."""
+    """Move load from ranks above their capacity to others at the least cost."""
     point, onward = n.point, n.onward
     while (point[:num_ranks, EXCESS] > 0).any():
         if not _search(num_ranks, n):
@@ -417,7 +433,7 @@ def _bring_down(num_ranks: int, n: Network) -> None:
 
 @_compiled
 def _capacity(level: float, speed: float) -> int:
-    """The most whole load that takes a rank no longer than ``level``."""
+    """Return the largest whole load that takes a rank no longer than ``level``."""
     capacity = np.floor(min(level * speed, MOST_LOAD))
     if (capacity + 1.0) / speed <= level:
         capacity += 1.0
@@ -430,7 +446,11 @@ def _capacity(level: float, speed: float) -> int:
 def _build(
     source_RE: Floats, speed: Floats, node_of_rank: Ints, on_node_NE: Floats, x: Edges, n: Network
 ) -> None:
-    """The nearest flow and its network, with capacities of the ranks at the wanted flow's peak."""
+    """Fill ``x`` with the nearest flow and ``n`` with its network.
+
+    The ranks' capacities are those at the peak of the wanted flow. ``on_node_NE`` ``(N, E)`` is
+    overwritten.
+    """
     point = n.point
     num_ranks = speed.size
     for p in range(num_ranks + 2 * x.rank.size):
@@ -455,7 +475,7 @@ def _build(
 
 @_compiled
 def _read(x: Edges, n: Network) -> None:
-    """The flows of shared experts, as what can move back over the arcs of their edges."""
+    """Fill ``x.flow`` of shared experts with the load that can move back over each edge."""
     arc, flow = n.arc, x.flow
     for a in range(0, n.size[1], 2):
         if arc[a, EDGE] >= 0:
@@ -467,7 +487,10 @@ def _read(x: Edges, n: Network) -> None:
 
 @_compiled
 def _deal(x: Edges, quota: Ints) -> None:
-    """Share flows over the copies on each rank; the lower slots get what is odd."""
+    """Share each edge's flow over the copies on its rank; the lower slots get the odd ones.
+
+    Fills ``quota`` ``(S,)``.
+    """
     listed, start, flow = x.listed, x.start, x.flow
     for k in range(x.first_edge[-1]):
         left = flow[k]
@@ -482,13 +505,26 @@ def _deal(x: Edges, quota: Ints) -> None:
 def nearest_quotas(
     source_LRE: Floats, quota_LS: Ints, slots_LS: Ints, speed: Floats, node_of_rank: Ints
 ) -> Ints:
-    """Of the whole splits no slower than ``quota_LS`` one that keeps most on the source's own rank.
+    """Keep most assignments on their source's rank in a split no slower than ``quota_LS``.
 
-    Of those one that keeps most on its node.
+    Among the whole splits that do, the result is one that keeps most on the source's node.
+
+    Parameters
+    ----------
+    source_LRE
+        Assignments of each source rank, ``(L, R, E)``, whole.
+    quota_LS
+        Whole split with the least peak, ``(L, S)``; not changed.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    speed
+        Relative speed of each rank, ``(R,)``.
+    node_of_rank
+        Node of each rank, ``(R,)``, ascending.
 
     Returns
     -------
-    ``(L, S)`` int64; over the slots of an expert they sum to its load.
+    Assignments of each slot, ``(L, S)`` int64; over the slots of an expert they sum to its load.
     """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
     x, n = _workspace(E, S, R)
@@ -505,7 +541,11 @@ def nearest_quotas(
 
 @_compiled
 def _fill(i: int, r: int, column: int, left: Ints, free: Ints, filled: Ints) -> None:
-    """Fill slot ``i`` from rank ``r``, as much as there is on both sides."""
+    """Fill slot ``i`` from source rank ``r``, as far as the slot has quota and the source has load.
+
+    ``left`` ``(R, C)`` is the load left of each source, ``free`` ``(S,)`` the quota left of each
+    slot and ``filled`` ``(R, S)`` the result; all change in place.
+    """
     amount = min(free[i], left[r, column])
     filled[r, i] += amount
     left[r, column] -= amount
@@ -514,7 +554,7 @@ def _fill(i: int, r: int, column: int, left: Ints, free: Ints, filled: Ints) -> 
 
 @_compiled
 def _end_of_node(r: int, node_of_rank: Ints) -> int:
-    """The rank after the last one on the node of rank ``r``."""
+    """Return the rank after the last one on the node of rank ``r``."""
     end = r + 1
     while end < node_of_rank.size and node_of_rank[end] == node_of_rank[r]:
         end += 1
@@ -525,7 +565,10 @@ def _end_of_node(r: int, node_of_rank: Ints) -> int:
 def _fill_from_nodes(
     shared: Ints, column: Ints, node_of_rank: Ints, left: Ints, free: Ints, filled: Ints
 ) -> None:
-    """Fill shared slots, ascending, from their own node, low ranks to low slots."""
+    """Fill the ``shared`` slots, ascending, from sources on their node; low ranks fill low slots.
+
+    The last three arrays change as in ``_fill``.
+    """
     num_ranks = node_of_rank.size
     per_rank = column.size // num_ranks
     first, lo = 0, 0
@@ -542,9 +585,10 @@ def _fill_from_nodes(
 
 @_compiled
 def _take_rows(source_RE: Floats, only: Ints, several: Ints, left: Ints, filled: Ints) -> None:
-    """Fill the only slots of experts; what sources have for the others is left.
+    """Fill the slots of experts with one slot; the sources' loads for other experts go to ``left``.
 
-    ``only`` has the expert of such slots, for others ``E``.
+    ``only`` ``(S,)`` has the expert of each slot that is its expert's only one, ``E`` for others.
+    ``several`` lists the experts with two slots or more. ``left`` and ``filled`` are overwritten.
     """
     R, E = source_RE.shape
     row = np.zeros(E + 1, np.int64)
@@ -560,9 +604,10 @@ def _take_rows(source_RE: Floats, only: Ints, several: Ints, left: Ints, filled:
 
 @_compiled
 def _fill_in_order(next_slot: Ints, listed: Ints, left: Ints, free: Ints, filled: Ints) -> None:
-    """Fill the slots of each expert in turn, from low ranks first.
+    """Fill the remaining quota of each expert's slots in turn, from low source ranks first.
 
-    ``next_slot`` says where in ``listed`` they begin; it is used up.
+    ``next_slot`` has each expert's first place in ``listed``; it advances in place. ``left`` and
+    ``free`` are only read.
     """
     slot = listed[next_slot]
     room = free[slot]
@@ -584,14 +629,30 @@ def _fill_in_order(next_slot: Ints, listed: Ints, left: Ints, free: Ints, filled
 def fill_from_sources(
     quota_LS: Ints, source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints
 ) -> Ints:
-    """Which source fills which quota: own rank first, then own node, then in order, ``(L, R, S)``.
+    """Decide which source rank fills which quota: own rank first, then own node, then in order.
 
-    Sources and quotas of an expert sum to the same. Source by source, as a row lies together.
+    It goes source by source, because a source's row lies together in memory.
+
+    Parameters
+    ----------
+    quota_LS
+        Assignments of each slot, ``(L, S)``; not changed.
+    source_LRE
+        Assignments of each source rank, ``(L, R, E)``; summed over the sources they equal an
+        expert's quotas.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    node_of_rank
+        Node of each rank, ``(R,)``, ascending.
+
+    Returns
+    -------
+    Assignments from each source to each slot, ``(L, R, S)`` int64.
     """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
     filled_LRS = np.empty((L, R, S), np.int64)
     first, listed = np.empty(E + 1, np.int64), np.empty(S, np.int64)
-    column = np.empty(S, np.int64)  # of a slot: its expert's number among those with several slots
+    column = np.empty(S, np.int64)  # number of a slot's expert among those with several slots
     for layer in range(L):
         source_RE, filled, free = source_LRE[layer], filled_LRS[layer], quota_LS[layer].copy()
         _list_slots(slots_LS[layer], first, listed)
@@ -613,7 +674,11 @@ def fill_from_sources(
 
 @_compiled
 def _advance(end: int, first: Ints, listed: Ints, lo: Ints, hi: Ints) -> None:
-    """Go on to the next slots of each expert, those below ``end``: listed from ``lo`` to ``hi``."""
+    """Advance each expert's range of slots to the next ones, those below slot ``end``.
+
+    The range is ``listed[lo[e]] ... listed[hi[e] - 1]``; ``lo`` and ``hi`` ``(E,)`` change in
+    place.
+    """
     for e in range(lo.size):
         lo[e] = hi[e]
         while hi[e] < first[e + 1] and listed[hi[e]] < end:
@@ -622,7 +687,7 @@ def _advance(end: int, first: Ints, listed: Ints, lo: Ints, hi: Ints) -> None:
 
 @_compiled
 def _spread(load: Floats, lo: Ints, hi: Ints, listed: Ints, share: Floats) -> None:
-    """Give each expert's slots equal parts of its load; the load is used up."""
+    """Add equal parts of each expert's load to its slots in ``share``; set the load to 0."""
     for e in range(load.size):
         part = load[e] / max(1, hi[e] - lo[e])
         for p in range(lo[e], hi[e]):
@@ -632,7 +697,21 @@ def _spread(load: Floats, lo: Ints, hi: Ints, listed: Ints, share: Floats) -> No
 
 @_compiled
 def serve_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Floats:
-    """Every source to the copies on its rank, else on its node, else to all, evenly, ``(L, S)``."""
+    """Serve every source evenly from the copies on its rank, else on its node, else from all.
+
+    Parameters
+    ----------
+    source_LRE
+        Load of each source rank, ``(L, R, E)``; not changed.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    node_of_rank
+        Node of each rank, ``(R,)``, ascending.
+
+    Returns
+    -------
+    Load of each slot, ``(L, S)`` float64.
+    """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
     per_rank = S // R
     share_LS = np.zeros((L, S))
@@ -666,13 +745,13 @@ def serve_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Flo
 
 @_compiled
 def _add_turns(load: int, begin: int, lo: int, hi: int, more: Ints) -> int:
-    """Deal assignments in turns to the places from ``lo`` to ``hi - 1``, beginning at one of them.
+    """Deal ``load`` assignments in turns to places ``lo`` to ``hi - 1``, starting at ``begin``.
 
-    ``more`` says how much more each place gets than the one before it.
+    ``more`` holds the difference of each place's count to the place before it; it changes in place.
 
     Returns
     -------
-    What every place gets besides.
+    Number that every place gets in addition.
     """
     every = load // (hi - lo)
     end = begin + load - every * (hi - lo)
@@ -684,7 +763,7 @@ def _add_turns(load: int, begin: int, lo: int, hi: int, more: Ints) -> int:
 
 @_compiled
 def _add_everywhere(several: Ints, lo: Ints, hi: Ints, every: Ints, more: Ints) -> None:
-    """Give every place from ``lo`` to ``hi - 1`` of each expert what it gets; that is used up."""
+    """Add ``every[e]`` to each of expert ``e``'s places, ``lo[e]`` to ``hi[e] - 1``; reset it."""
     for e in several:
         more[lo[e]] += every[e]
         more[hi[e]] -= every[e]
@@ -695,7 +774,10 @@ def _add_everywhere(several: Ints, lo: Ints, hi: Ints, every: Ints, more: Ints) 
 def _serve_node(
     several: Ints, first: Ints, node_lo: Ints, node_hi: Ints, lo: Ints, hi: Ints
 ) -> None:
-    """Which copies serve sources without one on their rank: those on the node, else all."""
+    """Set the copies that serve sources without one on their rank: those on the node, else all.
+
+    ``lo`` and ``hi`` ``(E,)`` receive the range of listed slots.
+    """
     for e in several:
         on_node = node_hi[e] > node_lo[e]
         lo[e] = node_lo[e] if on_node else first[e]
@@ -704,9 +786,14 @@ def _serve_node(
 
 @_compiled
 def deal_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Ints:
-    """As ``serve_nearest`` in whole assignments, ``(L, S)``: each source deals its own in turns.
+    """Serve sources as ``serve_nearest`` does, in whole assignments dealt in turns.
 
-    A source without a copy on its rank begins one copy later than the one before it.
+    A source without a copy on its rank starts one copy later than the source before it. Arguments
+    are as in ``serve_nearest``, with whole loads.
+
+    Returns
+    -------
+    Assignments of each slot, ``(L, S)`` int64.
     """
     (L, R, E), S = source_LRE.shape, slots_LS.shape[1]
     per_rank = S // R
@@ -764,7 +851,12 @@ def deal_nearest(source_LRE: Floats, slots_LS: Ints, node_of_rank: Ints) -> Ints
 
 @_compiled
 def add_sources(source_LRE: Floats | Ints) -> tuple[Floats, Floats, bool]:
-    """A copy as float64, the sum over sources ``(L, E)``, and whether all are finite and >= 0."""
+    """Copy loads ``(L, R, E)`` as float64, sum them over the sources and check them.
+
+    Returns
+    -------
+    Copy, ``(L, R, E)``; sum, ``(L, E)``; whether all loads are finite and non-negative.
+    """
     L, R, E = source_LRE.shape
     copy_LRE, total_LE = np.empty((L, R, E)), np.zeros((L, E))
     good = True
@@ -782,7 +874,7 @@ def add_sources(source_LRE: Floats | Ints) -> tuple[Floats, Floats, bool]:
 
 @_compiled
 def are_whole(source_LRE: Floats) -> bool:
-    """Whether all loads are whole numbers."""
+    """Return whether all loads are whole numbers."""
     whole = True
     for load in source_LRE.flat:
         whole &= load == np.floor(load)

@@ -1,11 +1,13 @@
 """Moves that make a split faster where time is not proportional to load, compiled.
 
-A slot with load takes the larger of what its weights and what its padded load take, a rank the sum
-over its slots and something fixed, over its speed: ``RankCost``. Spreading an expert over one more
-slot can therefore cost time as well as save it, and the least peak is a packing problem. The moves
-here start from a split, only ever relieve the slowest rank, and end where no single one does.
+The time is that of ``RankCost``. A slot with load takes the larger of the time for its weights and
+the time for its padded load. A rank takes the sum over its slots plus a fixed time, divided by its
+speed. Spreading an expert over one more slot can therefore cost time as well as save it, and the
+least peak is a packing problem. The search starts from a split, moves load only away from the
+slowest rank, and ends when no single move helps.
 
-Deterministic: the lowest slot where values tie. Loads are finite and non-negative, shapes fit.
+Results are deterministic: the lowest slot wins a tie. The callers have checked that loads are
+finite and non-negative and that shapes fit.
 """
 
 from __future__ import annotations
@@ -20,25 +22,25 @@ from equipoise.dispatch._compiler import njit
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-WORTHWHILE = 1e-9  # relative gain below which a move is not made, or fractions would never end
-BISECTIONS = 50
-MOVES_PER_SLOT = 8  # real batches end far below; a limit on time, not on quality
+WORTHWHILE = 1e-9  # least relative gain of a move; without it, fractional moves would never end
+BISECTIONS = 50  # steps of a bisection on the amount to move
+MOVES_PER_SLOT = 8  # limits the time; real batches need far fewer moves
 
 _compiled = njit(nogil=True)
 
 
 class Cost(NamedTuple):
-    """The numbers of a ``RankCost``, and whether loads are to stay whole."""
+    """The numbers of a ``RankCost``, in seconds except ``block``, and whether loads stay whole."""
 
-    fixed: float
-    expert: float
-    token: float
-    block: float
-    whole: bool
+    fixed: float  # seconds of each rank
+    expert: float  # seconds to read the weights of an active expert
+    token: float  # seconds per assignment
+    block: float  # assignments are computed in blocks of this size
+    whole: bool  # loads are whole numbers and stay so
 
 
 class Rank(NamedTuple):
-    """One end of a move: a slot's load, what the rest of its rank takes, the rank's speed."""
+    """One end of a move: the slot's load, the seconds of the rest of its rank, the rank's speed."""
 
     load: float
     rest: float
@@ -47,6 +49,7 @@ class Rank(NamedTuple):
 
 @_compiled
 def _slot_seconds(load: float, cost: Cost) -> float:
+    """Return the seconds that a slot with this load takes, at speed 1."""
     if load <= 0.0:
         return 0.0
     padded = np.ceil(load / cost.block) * cost.block if cost.block > 1.0 else load
@@ -55,16 +58,20 @@ def _slot_seconds(load: float, cost: Cost) -> float:
 
 @_compiled
 def _seconds(rank: Rank, more: float, cost: Cost) -> float:
-    """What a rank takes once its slot has that much more load."""
+    """Return the seconds that a rank takes once its slot has ``more`` load."""
     return (rank.rest + _slot_seconds(rank.load + more, cost)) / rank.speed
 
 
 @_compiled
 def _best_amount(giver: Rank, taker: Rank, cost: Cost) -> tuple[float, float]:
-    """How much to move from one rank to another so that the later of both ends soonest, and when.
+    """Find the load to move so that the later of giver and taker ends soonest.
 
-    With the amount the giver's time falls and the taker's rises, so the best is where they cross,
-    or to move everything, which frees the slot.
+    The giver's time falls and the taker's time rises with the amount. So the best amount is where
+    they cross, or everything, because an empty slot takes no time.
+
+    Returns
+    -------
+    Amount to move, and the time at which the later of both then ends, in seconds.
     """
     amount, low, high = giver.load, 0.0, giver.load
     best = max(_seconds(giver, -amount, cost), _seconds(taker, amount, cost))
@@ -85,7 +92,7 @@ def _best_amount(giver: Rank, taker: Rank, cost: Cost) -> tuple[float, float]:
 
 @_compiled
 def _work(load: Floats, rank: int, per_rank: int, cost: Cost) -> float:
-    """What a rank of speed 1 takes."""
+    """Return the seconds of a rank at speed 1; ``load`` is ``(S,)``."""
     total = cost.fixed
     for i in range(rank * per_rank, (rank + 1) * per_rank):
         total += _slot_seconds(load[i], cost)
@@ -94,9 +101,10 @@ def _work(load: Floats, rank: int, per_rank: int, cost: Cost) -> float:
 
 @_compiled
 def _least_amount(giver: Rank, limit: float, cost: Cost) -> float:
-    """An amount that the giver must at least lose to end before ``limit``; of whole ones the least.
+    """Return an amount that the giver must lose at least to end before ``limit``.
 
-    A taker that ends no sooner with this much need not be looked at: with more it ends later.
+    With whole loads it is the least such amount. A taker that would end too late with this amount
+    need not be tried, because with more it ends later still.
     """
     low, high = 0.0, giver.load
     for _ in range(BISECTIONS):
@@ -121,9 +129,14 @@ def _best_move(
     speed: Floats,
     cost: Cost,
 ) -> tuple[int, int, float]:
-    """Slot to take load from, slot to give it to, and how much; the first is -1 if nothing helps.
+    """Find the best move of load away from the slowest rank.
 
-    ``copies`` are the slots of each expert, ``(E, X)`` padded with -1.
+    ``copies`` ``(E, X)`` lists the slots of each expert, padded with -1. ``work`` ``(R,)`` is
+    seconds at speed 1, ``time`` ``(R,)`` seconds at the rank's speed.
+
+    Returns
+    -------
+    Slot to take load from, slot to give it to, and amount; the first is -1 if no move helps.
     """
     per_rank = load.size // speed.size
     source, target, amount = -1, -1, 0.0
@@ -143,7 +156,7 @@ def _best_move(
             if r != slowest and time[r] >= best:
                 continue
             other = _slot_seconds(load[j], cost)
-            if r == slowest:  # two copies on one rank: one of them can do for both
+            if r == slowest:  # two copies on one rank: one of them can take all the load
                 taker = Rank(load[j], rest - other, speed[r])
                 moved, later = load[i], _seconds(taker, load[i], cost)
             else:
@@ -160,11 +173,24 @@ def _best_move(
 
 @_compiled
 def hasten(load_LS: Floats, slots_LS: Ints, copies_LEX: Ints, speed: Floats, cost: Cost) -> Floats:
-    """A split no slower than the given one, which no move away from a slowest rank improves.
+    """Improve a split until no move away from a slowest rank makes it faster.
+
+    Parameters
+    ----------
+    load_LS
+        Load of each slot to start from, ``(L, S)``; not changed.
+    slots_LS
+        Expert of each slot, ``(L, S)``.
+    copies_LEX
+        Slots of each expert, ``(L, E, X)``, padded with -1.
+    speed
+        Relative speed of each rank, ``(R,)``.
+    cost
+        Times of a rank, and whether loads stay whole.
 
     Returns
     -------
-    Load of each slot, ``(L, S)``; whole if ``cost.whole`` and the given ones are.
+    Load of each slot, ``(L, S)``; whole if ``cost.whole`` and the given loads are.
     """
     L, S = load_LS.shape
     R, per_rank = speed.size, S // speed.size
@@ -190,9 +216,10 @@ def hasten(load_LS: Floats, slots_LS: Ints, copies_LEX: Ints, speed: Floats, cos
 
 @_compiled
 def spread(load_LE: Floats, weight_LS: Floats, slots_LS: Ints, whole: bool) -> Floats:
-    """Loads over slots in proportion to weights, ``(L, S)``.
+    """Divide loads ``(L, E)`` over slots in proportion to ``weight_LS``; return ``(L, S)``.
 
-    If ``whole``, rounded down. What is left goes to the first of the slots of the largest weight.
+    With ``whole``, parts are rounded down and the rest goes to the expert's slot with the largest
+    weight, the first of them where several tie.
     """
     (L, E), S = load_LE.shape, slots_LS.shape[1]
     share_LS = np.zeros((L, S))

@@ -1,23 +1,24 @@
-"""Min-max dispatch on a GPU, in Triton. The same in torch, integer for integer: ``gpu.py``.
+"""Min-max dispatch on a GPU, in Triton. ``gpu.py`` computes the same integers in torch.
 
-Three kernels a layer, none of which waits for the host: ``tally`` counts a batch by block of
-assignments, ``solve`` turns counts into quotas, ``assign`` turns quotas into slots.
+Each layer takes three kernels, none of which waits for the host. ``tally`` counts a batch by block
+of assignments, ``solve`` turns counts into quotas, ``assign`` turns quotas into slots.
 
-``solve`` is one program. Its graph are the *shared slots*, those of experts with two slots or more;
-the others leave no choice. They are listed group by group, a group being the slots of one expert,
-and every step works on all of them at once: vectors of one length ``P``, in which sums over groups
-or over ranks are differences of a running sum. One slot at least of the ``P`` is padding, and so is
-the last group, which is empty.
+``solve`` runs as one program. Its graph consists of the *shared slots*, those of experts with two
+slots or more; the other slots leave no choice. Shared slots are listed group by group; a group is
+the slots of one expert. Every step works on all of them at once, in vectors of one length ``P``.
+Sums over groups or over ranks are differences of a running sum. At least one of the ``P`` entries
+is padding, and so is the last group, which is empty.
 
-The level starts at a bound of the least peak. A search from the ranks below the level, backwards
+The level starts at a lower bound of the peak. A search from the ranks below the level, backwards
 along shared experts with load to move, gives every rank its distance to them. Each rank above the
-level then pushes what it has too much one rank nearer, through its experts in their order, and
-ranks take no more than they have room for or can push on (push-relabel with exact distances). Ranks
-that reach none below the level are a closed set, and if one of them is above the level, their mean
-rounded up is the next level (discrete Newton). Loads are whole and only move, so whenever the
-rounds end, quotas sum to the counts; once no rank is above the level, their peak is the least.
+level then pushes its excess one rank nearer, through its experts in order, and a rank takes no more
+than it has room for or can push on (push-relabel with exact distances). Ranks that reach no rank
+below the level are a closed set. If one of them is above the level, their mean load, rounded up, is
+the next level (discrete Newton). Loads are whole and are only moved, so quotas sum to the counts
+whenever the rounds end. Once no rank is above the level, the peak is the least possible.
 
-int32 throughout: assignments of a layer times the most copies of an expert stay below 2**31.
+All integers are int32, so a layer's assignments times an expert's most copies must stay below
+2**31.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FAR = tl.constexpr(2**30)  # no rank is as far
+FAR = tl.constexpr(2**30)  # larger than any distance
 
-# Rows of the table of shared slots, each of P entries. By shared slot:
+# Rows of the table of shared slots, each with P entries. Entries of these rows are shared slots:
 SLOT = tl.constexpr(0)  # its number among all slots; -1 for padding
 EXPERT = tl.constexpr(1)
 GROUP = tl.constexpr(2)
 RANK = tl.constexpr(3)
-# Shared slots rank by rank:
+# The shared slots are also listed rank by rank, at *places*:
 BY_RANK = tl.constexpr(4)  # the shared slot at each place
 PLACE = tl.constexpr(5)  # the place of each shared slot
-# By group, and by rank into the places: the first shared slot and the one after the last.
+# The first shared slot of each group and the one after its last; the same of ranks, as places:
 GROUP_FIRST = tl.constexpr(6)
 GROUP_END = tl.constexpr(7)
 RANK_FIRST = tl.constexpr(8)
@@ -47,25 +48,29 @@ _VARYING = ("num_ids", "num_rows", "layer", "max_rounds", "source")  # compiled 
 
 @triton.jit
 def _at(values: tl.tensor, index: tl.tensor) -> tl.tensor:
+    """Return ``values[index]``, element by element."""
     return tl.gather(values, index, 0)
 
 
 @triton.jit
 def _before(values: tl.tensor) -> tl.tensor:
-    """Sum of all earlier entries."""
+    """Return the sum of all earlier entries at each entry."""
     return tl.cumsum(values, 0) - values
 
 
 @triton.jit
 def _sums(values: tl.tensor, first: tl.tensor, end: tl.tensor) -> tl.tensor:
-    """Sum of the entries of each group or rank."""
+    """Return the sum of the entries of each group or rank, which are ``first`` to ``end - 1``."""
     before = _before(values)
     return _at(before, end) - _at(before, first)
 
 
 @triton.jit
 def _fill(amount: tl.tensor, room: tl.tensor, first: tl.tensor) -> tl.tensor:
-    """Put an amount, the same at all entries of a group or rank, into their rooms in order."""
+    """Put the amount of each group or rank into its entries' rooms, in order; return the parts.
+
+    ``amount`` and ``first`` have the same value at all entries of a group or rank.
+    """
     before = _before(room)
     return tl.minimum(tl.maximum(amount - (before - _at(before, first)), 0), room)
 
@@ -79,7 +84,11 @@ def _column_sums(
     WIDTH: tl.constexpr,
     STEP: tl.constexpr,
 ) -> tl.tensor:
-    """Sums of the first rows of a matrix, at some of its columns."""
+    """Return the sums over the first ``num_rows`` rows of a matrix at the columns ``column``.
+
+    Entries outside ``inside`` give 0. ``WIDTH`` is the length of a row; ``STEP`` rows load at a
+    time.
+    """
     total = tl.zeros_like(column)
     for start in range(0, num_rows, STEP):
         row = start + tl.arange(0, STEP)
@@ -90,7 +99,7 @@ def _column_sums(
 
 @triton.jit
 def _experts(ids: tl.tensor, place: tl.tensor, num_ids: tl.tensor, E: tl.constexpr) -> tl.tensor:
-    """The ids at some places; ``E`` for padding and beyond the end."""
+    """Return the expert ids at ``place``; ``E`` for an id outside ``[0, E)`` and beyond the end."""
     expert = tl.load(ids + place, place < num_ids, -1)
     return tl.where((expert >= 0) & (expert < E), expert, E).to(tl.int32)
 
@@ -104,9 +113,24 @@ def tally(
     BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Assignments of each expert in a block of ids, a row of ``table`` ``(blocks, E)``.
+    """Count the assignments of each expert in a block of ids, into a row of ``table``.
 
-    ``BINS``, a power of two over ``E``, leaves one for ids outside ``[0, E)``.
+    The grid has one program a block.
+
+    Parameters
+    ----------
+    ids
+        Expert ids, ``(num_ids,)``; ids outside ``[0, E)`` are not counted.
+    table
+        Filled with the counts, ``(blocks, E)`` int32.
+    num_ids
+        Number of ids.
+    E
+        Number of experts.
+    BINS
+        Power of two above ``E``, so that a bin is left for ids outside ``[0, E)``.
+    BLOCK
+        Number of ids in a block.
     """
     block = tl.program_id(0)
     place = block * BLOCK + tl.arange(0, BLOCK)
@@ -127,10 +151,11 @@ def _distances(
     rank_first: tl.tensor,
     rank_end: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Steps to ranks where ``near`` is 0, along ``movable`` shared slots: of ranks and groups.
+    """Return the distance of each rank and of each group to a rank where ``near`` is 0.
 
-    A rank is one step farther than the nearest group it can move load of; a group as far as the
-    nearest rank that holds it.
+    ``near`` is 0 or ``FAR`` on entry. Steps lead along shared slots where ``movable`` is 1. A group
+    is as far as the nearest rank that holds it; a rank is one step farther than the nearest group
+    from which it can move load. ``FAR`` where there is no path.
     """
     near_group = tl.full(near.shape, FAR, tl.int32)
     step = 0
@@ -166,17 +191,41 @@ def solve(
     P: tl.constexpr,
     STEP: tl.constexpr,
 ) -> None:
-    """Quotas ``(S,)`` of the summed ``rows`` ``(num_rows, E)``; one program, see the module.
+    """Compute the quotas of a layer's slots; one program, see the module.
 
-    ``alone`` ``(L, S)`` has the expert of each slot that is its expert's only one, else -1;
-    ``table`` ``(L, TABLE_ROWS, P)`` the shared slots. ``totals`` ``(E,)`` is scratch. ``W`` slots a
-    rank; ``COLUMNS`` and ``WIDE`` are the powers of two from ``E`` and ``W`` on. ``status``
-    receives the proven bound, the peak and the rounds.
+    Parameters
+    ----------
+    rows
+        Counts, ``(num_rows, E)`` int32; their sum is the load.
+    num_rows
+        Number of rows.
+    alone
+        Expert of each slot that is its expert's only one, else -1, ``(L, S)``.
+    table
+        Shared slots of each layer, ``(L, TABLE_ROWS, P)``.
+    totals
+        Scratch, ``(E,)``.
+    quotas
+        Filled with the quota of each slot, ``(S,)`` int32.
+    status
+        Filled with the proven bound of the peak, the peak and the number of rounds, ``(3,)``.
+    layer
+        Index of the layer.
+    max_rounds
+        Number of rounds after which the search stops with the split it has.
+    E, R, W
+        Number of experts, of ranks, and of slots per rank.
+    COLUMNS, WIDE
+        Least powers of two not below ``E`` and ``W``.
+    P
+        Length of the vectors, a power of two.
+    STEP
+        Number of rows added up at a time.
     """
     column = tl.arange(0, COLUMNS)
     total = _column_sums(rows, num_rows, column, column < E, E, STEP)
     tl.store(totals + column, total, column < E)
-    tl.debug_barrier()  # totals are read at other places than they were written
+    tl.debug_barrier()  # below, threads read totals that other threads wrote
 
     v = tl.arange(0, P)
     own = tl.arange(0, WIDE)
@@ -202,7 +251,7 @@ def solve(
 
     wanted = tl.load(totals + tl.load(shared + EXPERT * P), slot >= 0, 0)
     copies = tl.maximum(_at(group_end, group) - first, 1)
-    flow = wanted // copies + (v - first < wanted % copies).to(tl.int32)  # even to begin with
+    flow = wanted // copies + (v - first < wanted % copies).to(tl.int32)  # an even split to start
     flow = tl.where(slot >= 0, flow, 0)
     load = base + _sums(_at(flow, by_rank), rank_first, rank_end)
     level = tl.maximum(tl.cdiv(tl.sum(total, 0), R), tl.max(base, 0))
@@ -257,11 +306,39 @@ def assign(
     TILE: tl.constexpr,
     STEP: tl.constexpr,
 ) -> None:
-    """The slot of each id of a tile: its number among its expert's, counted into the quotas.
+    """Choose the slot of each id in a tile, by its number among its expert's ids and the quotas.
 
-    Before it come the rows of lower sources in ``rows`` ``(sources, E)``, the blocks before its own
-    in ``table`` ``(blocks, E)``, and equal ids before it in its block. ``listed`` ``(L, S)`` are
-    slots expert by expert, ``first`` ``(L, E + 1)`` where each expert's begin.
+    An id's number counts the ids of the same expert in lower sources, in earlier blocks, and
+    earlier in its own block. The grid has one program a tile.
+
+    Parameters
+    ----------
+    ids
+        Expert ids, ``(num_ids,)``.
+    slots
+        Filled with the slot of each id, ``(num_ids,)`` int32; -1 for ids outside ``[0, E)``.
+    num_ids
+        Number of ids.
+    table
+        Counts of each block, ``(blocks, E)``, from ``tally``.
+    rows
+        Counts of each source, ``(sources, E)``.
+    source
+        Index of the source whose ids these are.
+    quotas
+        Quota of each slot, ``(S,)``.
+    listed
+        Slots expert by expert, ``(L, S)``.
+    first
+        Place in ``listed`` of each expert's first slot, ``(L, E + 1)``.
+    layer
+        Index of the layer.
+    E, S
+        Number of experts and of slots.
+    BLOCK, TILE
+        Number of ids in a block and in a tile; a block is a multiple of a tile.
+    STEP
+        Number of rows added up at a time.
     """
     start = tl.program_id(0) * TILE
     block = start // BLOCK

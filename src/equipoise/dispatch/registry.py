@@ -135,8 +135,8 @@ def dispatcher(
     Raises
     ------
     EquipoiseError
-        An unknown name, an object that is no ``Dispatcher``, a cost for a dispatcher without times,
-        or a missing cost for one that needs it.
+        An unknown name, an object that is not a ``Dispatcher``, a cost for a dispatcher without
+        times, or a missing cost for one that needs it.
     """
     if not isinstance(dispatch, str):
         known = check_dispatcher(dispatch)

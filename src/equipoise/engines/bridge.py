@@ -102,8 +102,8 @@ class Log:
         seen = next((one for one in found if one is not None), None)
         if seen is None:
             raise EquipoiseError(
-                f"The end of {self._path} says nothing of the balance of experts; have the engine "
-                "log it, or give a recording."
+                f"The end of {self._path} says nothing about the balance of experts; have the "
+                "engine log it, or give a recording."
             )
         return changed, seen
 

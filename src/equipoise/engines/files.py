@@ -89,7 +89,7 @@ def output_folder(path: Path) -> Path:
     Raises
     ------
     EquipoiseError
-        A folder with content, a path that is no folder, or a missing parent folder.
+        A folder with content, a path that is not a folder, or a missing parent folder.
     """
     found, target = _resolved(path)
     if found is not None and not _is_empty_folder(path):

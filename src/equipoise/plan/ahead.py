@@ -182,7 +182,7 @@ def _give_copies(row_RC: Ints, load: Floats, wanted: Ints, left: int) -> int:
 
 
 def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves: int) -> Placement:
-    """The placement with experts exchanged between ranks, as few moves from the old one as can be.
+    """Exchange experts between ranks, with the fewest possible moves from the old placement.
 
     Parameters
     ----------

@@ -432,8 +432,8 @@ def _binding(of: Limits, row: int) -> tuple[str, str]:
     either = "more slots may lower it, or a dispatcher that follows the load"
     if of.per_copy[row].max() >= almost:
         return "copies", (
-            f"an even split cannot get below {least}, a copy of expert "
-            f"{int(np.argmax(of.per_copy[row]))} where copies are dealt out best; {either}"
+            f"an even split cannot get below {least}, the load of one copy of expert "
+            f"{int(np.argmax(of.per_copy[row]))} with the best number of copies; {either}"
         )
     if of.joint[row] >= almost:
         return "slots", (
@@ -461,7 +461,7 @@ def _experts_text(of: Limits, row: int, heavy: int) -> str:
     who = f"expert {names}" if heavy == 1 else f"the {heavy} heaviest experts ({names})"
     verb = "is" if heavy == 1 else "are"
     if shared:
-        return f"{who}, with what must share {where}, {verb} at least"
+        return f"{who}, with the experts that must share {where}, {verb} at least"
     return f"{who} alone is" if reach == 1 else f"{who} on {where} {verb} at least"
 
 

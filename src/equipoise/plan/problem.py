@@ -206,8 +206,8 @@ def _check_range(
     if total.sum() > _MOST_SUM * slowest:
         layer = layer_ids[int(total.argmax())]
         raise EquipoiseError(
-            f"The loads of layer {layer} add up to {total.max():.3g}, which leaves the range of "
-            "numbers where they are shared over the ranks; scale them down."
+            f"The loads of layer {layer} add up to {total.max():.3g}, too large to be shared over "
+            "ranks of these speeds; scale them down."
         )
 
 

@@ -58,7 +58,7 @@ class WholeSteps:
             for steps in (self.before, self.after)
         )
         return (
-            f"a step takes {after} ms in place of {before} {than}, {abs(x.gain):.1%} "
+            f"a step takes {after} ms instead of {before} {than}, {abs(x.gain):.1%} "
             f"{'longer' if x.gain < 0 else 'shorter'}{_by_chance(x)}, {self.counts}; the slowest "
             f"ranks' experts take {experts_after} ms of it in place of {experts_before}."
         )
@@ -191,7 +191,9 @@ class Verdict:
     def text(self) -> str:
         """Decision and figures, in a few sentences."""
         if not self.unseen:
-            return f"{self._answer}Nothing was verified, as no step was held out. {self._figures}"
+            return (
+                f"{self._answer}Nothing was verified, because no step was held out. {self._figures}"
+            )
         if self.compared.noise is None:
             return f"{self._answer}{self._figures} A single step does not tell a gain from chance."
         return f"{self._answer}{self._figures}"

@@ -36,9 +36,10 @@ class Attention:
         if self.imbalance < _WORTH_SAYING:
             return ()
         return (
-            f"Requests are spread unevenly: the rank with most brings {self.imbalance:.2f}x the "
-            f"mean to a step (over all, rank {self.busiest_rank}), and with data-parallel "
-            "attention all wait for it. Placing experts does not change that.",
+            f"Requests are spread unevenly: in a step the fullest rank has {self.imbalance:.2f}x "
+            f"the mean number of tokens (over all steps, rank {self.busiest_rank} has most), and "
+            "with data-parallel attention all ranks wait for it. Placing experts does not change "
+            "that.",
         )
 
 

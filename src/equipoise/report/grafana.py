@@ -94,7 +94,7 @@ _PANELS = (
     _Panel(
         title="Excess by phase",
         queries={"{{phase}}": "equipoise_excess#"},
-        about="Imbalance less noise floor; the balancer plans where this is surely too much.",
+        about="Imbalance minus noise floor; the balancer plans if this is certainly too large.",
         unit="percentunit",
         warn=EXCESS,
     ),
@@ -104,7 +104,7 @@ _PANELS = (
             "predicted": "equipoise_predicted_gain_seconds#",
             "achieved": "equipoise_achieved_gain_seconds#",
         },
-        about="What the last plan was to take off a step, and what its move has taken off.",
+        about="Time that the last plan was predicted to save in a step, and that its move saved.",
         unit="s",
     ),
     _Panel(
@@ -113,7 +113,7 @@ _PANELS = (
             "{{outcome}}": "sum by (outcome) (increase(equipoise_rebalances_total#"
             "[$__rate_interval]))"
         },
-        about="Attempts to balance by what became of them.",
+        about="Attempts to balance, by outcome.",
         custom={"drawStyle": "bars", "fillOpacity": 60, "stacking": {"mode": "normal"}},
     ),
     _Panel(
@@ -144,7 +144,7 @@ _PANELS = (
         queries={
             "{{le}}": "sum by (le) (increase(equipoise_step_seconds_bucket#[$__rate_interval]))"
         },
-        about="How many forward passes took how long.",
+        about="Number of forward passes by their time.",
         unit="s",
         width=12,
         options={"calculate": False, "yAxis": {"unit": "s"}, "color": {"scheme": "Oranges"}},

@@ -307,8 +307,7 @@ class View:
         return [
             Text.assemble(
                 ("Controller: ", "bold"),
-                f"{head.state}, map {head.version}, "
-                f"{moved:,} slots, {size(self._moved_bytes)} moved",
+                f"{head.state}, map {head.version}, {_moves(moved, self._moved_bytes)}",
             ),
             Text.assemble(
                 ("Serving: ", "bold"),
@@ -345,6 +344,10 @@ def _head(statuses: Mapping[str, Status]) -> Status | None:
     """Return the status of rank 0 in the newest epoch that has one; it stands for all."""
     heads = [status for status in statuses.values() if status.rank == 0]
     return max(heads, key=lambda status: status.epoch, default=None)
+
+
+def _moves(slots: int, number_of_bytes: int) -> str:
+    return f"{slots:,} slots, {size(number_of_bytes)} moved" if slots else "nothing moved yet"
 
 
 def _ranks(head: Status) -> str:

@@ -77,7 +77,7 @@ ALERTS = (
         expression='equipoise_alarm{name="maps_disagree"} == 1',
         lasting="0m",
         severity="critical",
-        summary="{{ $labels.instance }} serves another map than rank 0 thinks.",
+        summary="{{ $labels.instance }} serves another map than rank 0 expects.",
     ),
 )
 

@@ -104,7 +104,7 @@ def _conventions(summary: TraceSummary, balance: Balance) -> Table:
     rows = [
         ("imbalance", f"{balance.imbalance:.3f}", "mean of max/mean over ranks"),
         ("  by chance", f"{balance.floor:.3f}", "the noise floor: fair router, same step sizes"),
-        ("  excess", f"{balance.excess:+.3f}", "imbalance less the noise floor"),
+        ("  excess", f"{balance.excess:+.3f}", "imbalance minus the noise floor"),
         ("  beyond chance", f"{balance.beyond_chance:.1%}", "of steps and layers, unbalanced"),
         ("  95th percentile", f"{balance.p95:.3f}", f"worst {balance.worst:.3f}"),
         ("  of summed load", f"{balance.of_window:.3f}", "all steps added up; hides moving spots"),

@@ -384,7 +384,7 @@ class Balancer:
         self._metrics.take_order(order)
         self._metrics.take_alarms(self._watchdog.alarms)
         if order.note and self._controller is not None:
-            logger.info("Step %d, %s: %s", order.number, order.state.value, order.note)
+            logger.info("Step %d: %s", order.number, order.note)
 
 
 def _recorder_of(model: ExpertParallelModel, window: int) -> LoadRecorder:

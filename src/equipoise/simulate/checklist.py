@@ -225,11 +225,11 @@ def _wide_ep(case: _Case) -> Item:
     knee = layer.knee(case.mode)
     before = case.layer_seconds
     found = (
-        f"The experts take {_gb(total)}, which {_ranks(fewest)} could hold. Each of "
-        f"{layer.num_ranks} has {case.rank_load.shape[-1]} experts, {_gb(case.rank_bytes)} of the "
-        f"{_gb(case.memory)} that an engine takes of a GPU; {active:.1f} of them are active in a "
-        f"mean step, with {case.mean_load:.0f} assignments each. Up to {knee:.0f} assignments "
-        "reading an expert's weights takes longer than computing."
+        f"The experts take {_gb(total)}, which {_ranks(fewest)} could hold. Each of the "
+        f"{layer.num_ranks} ranks has {case.rank_load.shape[-1]} experts, {_gb(case.rank_bytes)} "
+        f"of the {_gb(case.memory)} of GPU memory that an engine uses. In a mean step "
+        f"{active:.1f} of them are active, with {case.mean_load:.0f} assignments each. Up to "
+        f"{knee:.0f} assignments, reading an expert's weights takes longer than computing."
     )
     numbers = {
         "expert_bytes": total,
@@ -242,10 +242,13 @@ def _wide_ep(case: _Case) -> Item:
         "layer_seconds": before,
     }
     if case.rank_bytes > case.memory:
-        means = f"They do not fit: it takes {_ranks(fewest)} or more, and KV cache comes on top."
+        means = (
+            f"The experts do not fit: they need {_ranks(fewest)} or more, and the KV cache needs "
+            "further memory."
+        )
         return _item("wide EP", found, means, numbers, change=True)
     if 2 * layer.num_ranks > shape.num_experts:
-        means = "Twice the ranks would be more than there are experts."
+        means = "Twice the ranks would exceed the number of experts."
         return _item("wide EP", found, means, numbers)
     wider = layer.on(2 * layer.num_ranks)
     after = wider.layer_seconds(case.tokens, wider.faster_mode(case.tokens))
@@ -253,10 +256,10 @@ def _wide_ep(case: _Case) -> Item:
     saved = 1 - after / before
     means = (
         f"With twice the ranks and the same tokens on each, a layer's experts and exchanges take "
-        f"{_us(after)} in place of {_us(before)}"
+        f"{_us(after)} instead of {_us(before)}"
     )
     if saved > _WORTH:
-        means += f": {saved:.0%} less, if there are requests enough to fill them."
+        means += f": {saved:.0%} less, if there are enough requests to fill the ranks."
     else:
         means += ", so more ranks do not make a step shorter."
     return _item("wide EP", found, means, numbers, change=saved > _WORTH)
@@ -269,15 +272,17 @@ def _token_budget(case: _Case) -> Item:
     double = 2 * case.tokens
     longer = layer.layer_seconds(double, layer.faster_mode(double)) / case.layer_seconds - 1
     found = (
-        f"A mean step has {case.tokens:,.0f} tokens on a rank; from {at_knee:,.0f} computing takes "
-        f"longer than reading weights. Twice the tokens take {longer:.0%} longer."
+        f"A mean step has {case.tokens:,.0f} tokens on a rank; from {at_knee:,.0f} tokens on, "
+        "computing takes longer than reading weights. A step with twice the tokens takes "
+        f"{longer:.0%} longer."
     )
     change = longer < 0.5
     means = (
-        "Tokens are cheap here: raise the budget until the time between tokens reaches its limit."
+        "Further tokens cost little time: raise the token budget until the time between tokens "
+        "reaches its limit."
         if change
-        else "Time follows tokens here: a larger budget makes steps longer and hardly more is "
-        "served."
+        else "Time grows with the tokens: a larger token budget makes steps longer and hardly "
+        "raises throughput."
     )
     numbers = {"tokens_per_rank": case.tokens, "knee_tokens_per_rank": at_knee, "longer": longer}
     return _item("token budget", found, means, numbers, change=change)
@@ -289,10 +294,10 @@ def _concurrency(case: _Case) -> Item:
     numbers = {"free_bytes_per_rank": free}
     if case.kv_bytes is None:
         found = (
-            f"The experts leave {_gb(free)} of a GPU; what a token of KV cache takes is not known."
+            f"The experts leave {_gb(free)} of a GPU; the size of a token's KV cache is not known."
         )
-        means = "Watch the engine's share of KV cache in use; requests that wait or are pre-empted "
-        means += "say that concurrency is too high."
+        means = "Watch how full the engine's KV cache is: if requests wait or are preempted, "
+        means += "concurrency is too high."
         return _item("concurrency", found, means, numbers)
     tokens = free / case.kv_bytes
     context = tokens / max(case.tokens, 1)
@@ -303,12 +308,12 @@ def _concurrency(case: _Case) -> Item:
         "kv_tokens_of_a_slot": slot,
     }
     found = (
-        f"The experts leave {_gb(free)} of a GPU, at most {tokens:,.0f} tokens of KV cache less "
-        "what the other weights take. A redundant slot on every rank costs "
-        f"{slot:,.0f} of them."
+        f"The experts leave {_gb(free)} of a GPU, room for at most {tokens:,.0f} tokens of KV "
+        "cache, minus the other weights. A redundant slot on every rank takes the room of "
+        f"{slot:,.0f} tokens."
     )
     if case.tokens > _MOST_SEQUENCES:
-        means = "Steps of this size are chunks of prompts; decide on recorded steps of decode."
+        means = "These steps are large enough to be prompts; record decode steps to decide this."
         return _item("concurrency", found, means, numbers, change=free == 0)
     means = (
         f"If each of the {case.tokens:,.0f} tokens of a rank's step is a sequence, each may be "
@@ -334,14 +339,15 @@ def _chunked_prefill(case: _Case) -> Item:
         "padding": _padding(case.load),
     }
     found = (
-        f"From {chunk:,} tokens on a rank a token's experts take within 10 % of their least time; "
-        f"such a chunk takes {_ms(seconds)} in all MoE layers, a mean step {_ms(decode)}. Kernels "
-        f"that pad experts to {TILE} rows add {numbers['chunk_padding']:.0%} to the rows of the "
-        f"chunk, and {numbers['padding']:.0%} to those of the steps recorded."
+        f"With chunks of {chunk:,} tokens a rank, the experts' time per token is within 10 % of "
+        f"its least. Such a chunk takes {_ms(seconds)} in all MoE layers, a mean step "
+        f"{_ms(decode)}. Kernels that pad experts to {TILE} rows add "
+        f"{numbers['chunk_padding']:.0%} to the rows of the chunk, and {numbers['padding']:.0%} to "
+        "those of the recorded steps."
     )
     means = (
-        f"Chunks below {chunk:,} tokens a rank waste computation; longer ones only make the tokens "
-        "of other requests wait, unless prefill has ranks of its own."
+        f"Shorter chunks than {chunk:,} tokens a rank waste computation. Longer ones only delay "
+        "the tokens of other requests, unless prefill has its own ranks."
     )
     return _item("chunked prefill", found, means, numbers, set_it=True)
 
@@ -361,11 +367,11 @@ def _kernel_mode(case: _Case) -> Item:
         f"{_us(high)} with high-throughput ones. Within a node the exchanges of both take the "
         f"same time at {_tokens(crossover)} tokens on a rank."
     )
-    means = f"Take {case.mode} kernels for steps like these"
+    means = f"Use {case.mode} kernels for steps like these"
     if layer.num_ranks > layer.ranks_per_node:
         means += (
-            "; between nodes high throughput pays from fewer tokens on, since it sends a token to "
-            "a node only once"
+            "; between nodes high-throughput kernels pay with fewer tokens, because they send a "
+            "token to a node only once"
         )
     return _item("kernel mode", found, f"{means}.", numbers, set_it=True)
 
@@ -389,11 +395,11 @@ def _overlap(case: _Case) -> Item:
         f"reads the weights again, it takes {_us(overlapped)}."
     )
     if saved > _WORTH:
-        means = f"Overlap them: {saved:.0%} less, and more where attention overlaps as well."
+        means = f"Overlap them: that saves {saved:.0%}, and more if attention overlaps too."
     elif saved < -_WORTH:
-        means = "Leave it off: reading the weights twice costs more than is hidden."
+        means = "Leave it off: reading the weights twice takes more time than overlapping hides."
     else:
-        means = "It makes no difference worth the trouble; leave it off."
+        means = "Leave it off: it makes hardly any difference."
     if share > 0.5 and layer.num_ranks > layer.ranks_per_node:
         means += (
             " The link between nodes decides this step: a faster one, or experts placed so that "
@@ -429,8 +435,8 @@ def _buffers(case: _Case) -> Item:
         f"{dispatch:,} tokens from each rank, about {_gb(buffer)}."
     )
     means = (
-        "Size limits by the fullest rank, not by the mean: too small a buffer stops it or splits "
-        "its step, one too large is taken from KV cache."
+        "Size buffers for the fullest rank, not for the mean. A buffer that is too small stops "
+        "that rank or splits its step; one that is too large takes room from the KV cache."
     )
     return _item("buffers", found, means, numbers, set_it=True)
 
@@ -445,9 +451,9 @@ def _load_balancing(case: _Case, forecasts: Sequence[Forecast | str]) -> Item:
     varying = max(every_step - floor - (lasting - 1), 0.0)
     numbers = {"imbalance": every_step, "floor": floor, "lasting": lasting, "varying": varying}
     found = [
-        f"The busiest rank has {every_step:.2f} times the mean of a step; chance alone makes "
-        f"{floor:.2f}. Of the rest {lasting - 1:.2f} lasts over the recording and {varying:.2f} "
-        "comes and goes."
+        f"The busiest rank has {every_step:.2f} times the mean load of a step; chance alone would "
+        f"make it {floor:.2f}. Of the rest, {lasting - 1:.2f} lasts over the recording and "
+        f"{varying:.2f} changes from step to step."
     ]
     means = []
     made = [one for one in forecasts if isinstance(one, Forecast)]

@@ -1,4 +1,4 @@
-"""Steps of loads that are known, in the sizes of others: what tells drift from skew."""
+"""Steps with known loads, in the sizes of other steps: they tell drift from skew."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ def familiar_steps(
     of_rows: bool = False,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Draw steps of given kinds and sizes, with the loads of known steps, ``(T, L, E)``.
+    """Draw steps of given kinds and sizes with the loads of known steps, ``(T, L, E)``.
 
-    Each is from known steps of its kind, at equal distances, or of all kinds if none is of its own.
+    Each step is drawn from known steps of its kind, at equal distances; if there are none of its
+    kind, from known steps of all kinds.
 
     Parameters
     ----------
     known
-        Steps such as a placement was made for.
+        Steps with known loads, for example those that a placement was made for.
     kinds
-        Kinds as ``kind_names`` has them, ``(T,)``.
+        Kinds of the steps to draw, as ``kind_names`` returns them, ``(T,)``.
     sizes_TL
-        Assignments, ``(T, L)``.
+        Assignments of the steps to draw, ``(T, L)``.
     of_rows
         Flag that each step is drawn from the shares of one row. Otherwise it is gathered from
-        consecutive rows with enough assignments, so that it has the chance of its size.
+        consecutive rows with enough assignments, so that it has the noise of its size.
     """
     rng = np.random.default_rng(seed)
     counts, names = known.counts[loaded_steps(known)], kind_names(known)

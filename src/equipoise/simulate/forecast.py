@@ -280,8 +280,8 @@ class Forecast:
             return Verdict(
                 kind="insufficient evidence",
                 why=f"{self.unseen_steps} unseen step{'s' * (self.unseen_steps > 1)} cannot tell "
-                f"a gain from chance, it takes {LEAST_WINDOWS} or more; record more steps, or hold "
-                "out more of them.",
+                f"a gain from chance; record more steps or hold out more of them, {LEAST_WINDOWS} "
+                "at least.",
             )
         best = self.best
         kind, why = self._judged(best)
@@ -297,18 +297,18 @@ class Forecast:
         low, high = best.interval
         pays = f"the {best.needed:.1%} that would pay"
         if best.step_seconds >= best.plain_seconds:
-            return "not now", "no plan beats no balancing by what its slots must gain"
+            return "not now", "no plan saves enough over no balancing to pay for its slots"
         if best.gain <= 0:
-            return "not now", f"no plan beats {self.against} by what its slots must gain"
+            return "not now", f"no plan saves enough over {self.against} to pay for its slots"
         if high < best.needed:
             return "not now", f"that is surely less than {pays}"
         if low < best.needed or self._chance >= _SURE:
             return "insufficient evidence", (
-                f"that does not tell whether it is {pays}, and more steps would"
+                f"these steps do not show whether that reaches {pays}; record more steps"
             )
         if self.decision is not None and not self.decision.move:
             return "not now", (
-                "moving there is not surely paid back within "
+                "it is not certain that the move pays for itself within "
                 f"{self.decision.dwell_steps:,.0f} steps"
             )
         return "recommend", f"throughput {best.throughput:+.1%}"

@@ -1,4 +1,4 @@
-"""Ranks whose times vary by chance: the slowest takes longer than any does on average."""
+"""Ranks whose times vary by chance: the slowest rank takes longer than any rank's mean."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 def expected_slowest(rank_seconds: Floats, jitter: float) -> Floats:
     """Return the mean time of the slowest rank.
 
-    Every rank's time is normally distributed and independent of the others. Where ranks have equal
-    shares, each is sometimes the one that the others wait for, so balancing wins less than the
-    largest share shrinks by.
+    Every rank's time is normally distributed and independent of the others. If ranks have equal
+    shares, sometimes one and sometimes another is the slowest. Balancing therefore saves less than
+    the decrease of the largest share suggests.
 
     Parameters
     ----------

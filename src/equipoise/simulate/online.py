@@ -1,13 +1,13 @@
-"""A map in time: steps served one after the other while a policy has experts moved.
+"""Serving in time: steps are served one after the other while a policy has experts moved.
 
     policy = controlled(conditions, "minmax", Settings(window=100, update_interval=200), ...)
     result = replay(steps, Layout(placement=plan, dispatch=judge), policy, conditions)
     result.seconds, result.imbalance, result.moves
 
-A step is served with the map in force. Then the policy is told what was routed, and may have layers
-moved. Planning takes time, in which the old map serves; so do transfers, which slow steps down, and
-a layer serves its new row from the step after its experts have arrived. Whatever a policy is told
-has been served: none knows what comes. Equal arguments give equal results; no clock is read.
+Each step is served with the map in force. Then the policy receives the loads of that step and may
+have layers moved. While the policy plans, the old map serves. Transfers take time and slow steps
+down; a layer serves its new row from the step after its experts have arrived. A policy only knows
+steps that were served, never later ones. Equal arguments give equal results, and no clock is read.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ _LONGEST = 1e6  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """The server, and what moving costs it.
+    """The server, and the cost of moving experts on it.
 
     Parameters
     ----------
     topology
-        The devices; their links say how long transfers take.
+        Ranks; their links determine how long transfers take.
     model
-        Compute model of a step: its experts alone, or all it does.
+        Time model of a step, of the experts alone or of the whole step.
     expert_bytes
-        All tensors of one expert in one layer, scales included.
+        Bytes of all tensors of one expert in one layer, scales included.
     interference
         Serving seconds lost for each second of transfers, 0 to 1; see ``Gate``.
     stall_seconds
-        Seconds for which serving stands still at each change of the map.
+        Seconds for which serving stops at each change of the map.
     other_seconds
-        Seconds of a step in addition to what the model counts.
+        Seconds of a step in addition to those that the model counts.
     """
 
     topology: Topology
@@ -88,13 +88,13 @@ class Served:
     Parameters
     ----------
     counts
-        Assignments of each expert in it, ``(L, E)``.
+        Assignments of each expert in the step, ``(L, E)``.
     imbalance
-        Its imbalance, the mean over layers with load.
+        Imbalance of the step, mean over layers with load.
     now
-        Seconds from the start to its end.
+        Seconds from the start of serving to the end of the step.
     arrived
-        Rows whose experts arrived in it: the next step is served with them.
+        Rows whose experts arrived during the step; the next step is served with them.
     """
 
     counts: NDArray[np.integer]
@@ -105,16 +105,16 @@ class Served:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Move:
-    """Rows of the map to be changed next, together.
+    """Rows of the map to change next, together.
 
     Parameters
     ----------
     rows, slots
-        Rows, and the experts that their slots are to hold, ``(len(rows), S)``.
+        Rows, and the new experts of their slots, ``(len(rows), S)``.
     begins
-        Whether a change of the map begins with them.
+        Flag that a change of the map begins with these rows.
     background
-        Whether serving goes on meanwhile; else it waits.
+        Flag that serving continues meanwhile; otherwise it waits.
     """
 
     rows: tuple[int, ...]
@@ -127,15 +127,15 @@ class Decider(Protocol):
     """A policy at work."""
 
     def after(self, step: Served, /) -> Move | None:
-        """Return what to move after this step; nothing while other rows are under way."""
+        """Return the rows to move after this step; ``None`` while other rows are being moved."""
         ...
 
 
 class Policy(Protocol):
-    """A rule that says when the map is changed, and to what."""
+    """A rule that decides when the map changes, and to what."""
 
     def start(self, placement: Placement, conditions: Conditions, /) -> Decider:
-        """The policy at work, from this placement on."""
+        """Start the policy with this placement."""
         ...
 
 
@@ -144,33 +144,34 @@ class Stay:
     """The policy of a map that never changes."""
 
     def start(self, _placement: Placement, _conditions: Conditions, /) -> Decider:
-        """A decider that moves nothing."""
+        """Start a decider that moves nothing."""
         return self
 
     def after(self, _step: Served, /) -> None:
-        """Nothing."""
+        """Move nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replan:
-    """The policy of engines: plan the map again from the sum of the last steps, and move to it.
+    """The policy of engines: make a new map from the sum of the last steps, and move to it.
 
     Parameters
     ----------
     interval
-        Steps from one plan to the next, or from the end of a change if that is later.
+        Number of steps from one plan to the next, or from the end of a change if that is later.
     window
-        Steps whose loads are summed, the last ones.
+        Number of latest steps whose loads are summed.
     above
-        Mean imbalance of the window from which a plan is made; ``None``: at every interval.
+        Mean imbalance of the window from which a plan is made; ``None`` for a plan at every
+        interval.
     planner
         Planner of the new map.
     plan_seconds
         Seconds that a plan takes; the old map serves meanwhile.
     layers_per_step
-        Layers that move together; ``None``: all.
+        Number of layers that move together; ``None`` for all.
     background
-        Whether serving goes on while experts move; else it waits.
+        Flag that serving continues while experts move; otherwise it waits.
     """
 
     interval: int
@@ -191,23 +192,23 @@ class Replan:
         check_number("plan_seconds", self.plan_seconds, low=0, high=_LONGEST)
 
     def start(self, placement: Placement, conditions: Conditions) -> Decider:
-        """The first plan is due after an interval."""
+        """Start with the first plan due after one interval."""
         return _Replanner(self, placement, conditions.topology)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Controlled:
-    """Our controller, the one that runs live, with an advisor.
+    """The controller that also runs live, with an advisor.
 
     Parameters
     ----------
     settings
-        Settings that say when it looks, and how much it moves at a time. ``wait_steps`` is in
-        steps as live: a plan that takes longer is given up.
+        Settings that decide when it looks at the loads, and how much it moves at a time.
+        ``wait_steps`` counts steps as in live serving: a plan that takes longer is given up.
     advisor
-        Advisor that answers it.
+        Advisor that answers the controller's questions.
     plan_seconds
-        Seconds that a plan takes; a look without a plan takes none.
+        Seconds that a plan takes; a look at the loads without a plan takes none.
     """
 
     settings: Settings
@@ -219,7 +220,7 @@ class Controlled:
         check_number("plan_seconds", self.plan_seconds, low=0, high=_LONGEST)
 
     def start(self, placement: Placement, conditions: Conditions) -> Decider:
-        """A controller that serves this placement."""
+        """Start a controller that serves this placement."""
         return _ControllerAtWork(self, placement, conditions.expert_bytes)
 
 
@@ -235,7 +236,7 @@ def controlled(
     repair: Mapping[str, Any] | None = None,
     top_k: int | None = None,
 ) -> Controlled:
-    """Our controller with ``GatedRepair``, whose gate weighs these conditions.
+    """Make our controller with ``GatedRepair``, whose gate uses these conditions.
 
     Parameters
     ----------
@@ -244,7 +245,7 @@ def controlled(
     repair
         Limits on a plan: fields of ``Repair`` by name.
     top_k
-        Choices per token, for the noise floor; ``None``: not known.
+        Number of choices per token, for the noise floor; ``None`` if unknown.
     """
     gate = Gate(
         cost=conditions.model.planning_cost,
@@ -267,13 +268,13 @@ class Arrival:
     Parameters
     ----------
     step
-        First step served with them.
+        First step served with the rows.
     rows, slots
-        Rows, and the experts that their slots hold since, ``(len(rows), S)``.
+        Rows, and the new experts of their slots, ``(len(rows), S)``.
     moves
-        Slots whose content changed.
+        Number of slots whose content changed.
     moved_bytes
-        Bytes that crossed wires.
+        Bytes that were sent between ranks.
     """
 
     step: int
@@ -290,17 +291,17 @@ class Replay:
     Parameters
     ----------
     seconds
-        Seconds of each step, moving and stalls included, ``(T,)``.
+        Seconds of each step, moves and stalls included, ``(T,)``.
     lost
-        The part of it that moving and stalls took, ``(T,)``.
+        Part of ``seconds`` that moves and stalls took, ``(T,)``.
     imbalance
-        Imbalance of each step, the mean over layers with load, ``(T,)``.
+        Imbalance of each step, mean over layers with load, ``(T,)``.
     arrivals
         Changes of the map that took effect, with their steps.
     changes
         Steps before which a change of the map began.
     placement
-        The map in force at the end.
+        Map in force at the end.
     """
 
     seconds: Floats
@@ -312,23 +313,23 @@ class Replay:
 
     @property
     def moves(self) -> int:
-        """Slots whose content changed, all arrivals together."""
+        """Number of slots whose content changed, all arrivals together."""
         return sum(arrival.moves for arrival in self.arrivals)
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes that crossed wires."""
+        """Bytes that were sent between ranks."""
         return sum(arrival.moved_bytes for arrival in self.arrivals)
 
 
 def replay(steps: Trace, start: Layout, policy: Policy, conditions: Conditions) -> Replay:
-    """Serve steps in order, from a layout on, and let a policy move experts.
+    """Serve steps in order, starting from a layout, and let a policy move experts.
 
     Parameters
     ----------
     steps
-        Assignments of each step, in order of time; sums of several steps would be taken for large
-        ones.
+        Assignments of each step, in order of time. Each row must be a single step: a sum of several
+        steps would count as one large step.
 
     Raises
     ------
@@ -370,14 +371,14 @@ def replay(steps: Trace, start: Layout, policy: Policy, conditions: Conditions) 
 def online_seconds(
     steps: Trace, start: Layout, policy: Controlled, conditions: Conditions
 ) -> Floats:
-    """Return the seconds of each step with our controller at work, moves charged, ``(T,)``."""
+    """Return the seconds of each step with our controller at work, moves included, ``(T,)``."""
     return replay(steps, start, policy, conditions).seconds
 
 
 def _serve(
     layout: Layout, counts_LE: NDArray[np.integer], conditions: Conditions
 ) -> tuple[float, float]:
-    """Seconds of a step without moves, and its imbalance."""
+    """Compute the seconds of a step without moves, and its imbalance."""
     slots = layout.slot_loads(counts_LE[None].astype(np.float64))
     topology = conditions.topology
     seconds = float(conditions.model.step_seconds(slots, topology)[0])
@@ -389,7 +390,7 @@ def _serve(
 
 
 class _Transfer:
-    """Rows on their way."""
+    """A transfer of rows under way."""
 
     def __init__(self, move: Move, placement: Placement, conditions: Conditions) -> None:
         self.move = move
@@ -405,11 +406,11 @@ class _Transfer:
 
     @property
     def done(self) -> bool:
-        """Whether all have arrived."""
+        """Whether all rows have arrived."""
         return self._left <= 0
 
     def go_on(self, seconds: float) -> float:
-        """Go on during a step that takes this long by itself; what it takes longer."""
+        """Continue during a step of this length; return the seconds that this adds to it."""
         stall, self._stall = self._stall, 0.0
         share = self._interference
         # Transfers go on in the time they add to the step as well.
@@ -418,7 +419,7 @@ class _Transfer:
         return stall + share * progress
 
     def arrival(self, step: int) -> Arrival:
-        """Return what has arrived, in force from a step on."""
+        """Return the rows that have arrived, in force from this step on."""
         return Arrival(
             step=step,
             rows=self.move.rows,
@@ -429,7 +430,7 @@ class _Transfer:
 
 
 class _Pending(Generic[Planned]):
-    """A planner's answer, which can be had once the planner has taken its time."""
+    """A planner's answer, which becomes available after the planning time."""
 
     def __init__(self, plan_seconds: float) -> None:
         self._seconds = plan_seconds
@@ -437,20 +438,20 @@ class _Pending(Generic[Planned]):
         self._ready = 0.0
 
     def put(self, answer: Planned, now: float, *, at_once: bool = False) -> None:
-        """Take the answer to what is asked now."""
+        """Keep the answer to the present question."""
         self._answer, self._ready = answer, now if at_once else now + self._seconds
 
     def drop(self) -> None:
-        """Forget it."""
+        """Discard the answer."""
         self._answer = None
 
     @property
     def waits(self) -> bool:
-        """Whether there is an answer that nobody has had."""
+        """Whether there is an answer that was not taken yet."""
         return self._answer is not None
 
     def take(self, now: float) -> Planned | None:
-        """The answer, once, if it is ready."""
+        """Return the answer once, if its time has come."""
         if self._answer is None or now < self._ready:
             return None
         answer, self._answer = self._answer, None
@@ -469,7 +470,7 @@ class _Replanner:
         self._waited = 0  # steps since the last plan or change
 
     def after(self, step: Served) -> Move | None:
-        """The next rows of a change; or a plan, if it is time for one."""
+        """Return the next rows of a change, or those of a new plan if it is time for one."""
         self._recent.append(step)
         if self._moves:
             return self._next() if step.arrived else None
@@ -512,14 +513,14 @@ class _Replanner:
         return self._moves[0] if self._moves else None
 
     def _next(self) -> Move | None:
-        """The rows after those that have just arrived."""
+        """Return the rows after those that have just arrived."""
         self._moves.popleft()
         self._waited = 0
         return self._moves[0] if self._moves else None
 
 
 class _ControllerAtWork:
-    """``Controlled`` at work: what the runtime's ``Balancer`` is live."""
+    """``Controlled`` at work: the counterpart of the runtime's ``Balancer``."""
 
     def __init__(self, policy: Controlled, placement: Placement, expert_bytes: int) -> None:
         self._policy, self._settings = policy, policy.settings
@@ -530,7 +531,7 @@ class _ControllerAtWork:
         self._version = 0
 
     def after(self, step: Served) -> Move | None:
-        """Return what the controller orders to move."""
+        """Return the rows that the controller orders to move."""
         self._recent.append(step.counts)
         moved = tuple(self._layer_ids[row] for row in step.arrived)
         order = self._controller.step(Report(answer=self._pending.take(step.now), moved=moved))
@@ -562,7 +563,7 @@ class _ControllerAtWork:
 
 
 def _groups(rows: list[int], size: int | None) -> Iterable[tuple[int, ...]]:
-    """Rows that move together, in TensorRT-LLM's order."""
+    """Group the rows that move together, in TensorRT-LLM's order."""
     if not rows:
         return []
     steps = layers_by_step(len(rows), min(size or len(rows), len(rows)))

@@ -1,4 +1,4 @@
-"""Our controller tried on the unseen steps: served in order of time, planning and moves charged."""
+"""A trial of our controller on the unseen steps in order of time, planning and moves included."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 LEAST_STEPS = 32
-"""Steps to serve; in fewer a controller can hardly see and act."""
+"""Least number of steps to serve; in fewer a controller can hardly look and act."""
 
-_MOST_STEPS = 256  # drawn, to save time
+_MOST_STEPS = 256  # largest number of steps drawn, to save time
 _LOOKS = 16
 
 
@@ -53,16 +53,16 @@ class Online:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InTime:
-    """The unseen steps in order of time, and all that times them.
+    """The unseen steps in order of time, and the models that time them.
 
     Parameters
     ----------
     steps
-        Steps that are served, the same number for each recorded one.
+        Steps that are served, the same number for each recorded row.
     each
-        That number.
+        Number of steps for each recorded row.
     models
-        The compute model at hand, then those that may be the true one.
+        Time models: the one that the controller decides by, then those that may be the true one.
     """
 
     steps: Trace
@@ -84,10 +84,10 @@ class InTime:
         other_seconds: float,
         online: Online,
     ) -> InTime:
-        """The recorded steps as they are; of the size asked for, some drawn from each.
+        """Make the steps to serve: the recorded steps, or steps of the size asked for.
 
-        A row is served for about the number of steps that it sums, but all together for enough to
-        act in and few enough to be served soon.
+        Each row is served for about the number of steps that it sums. All together there are enough
+        steps for a controller to act in, and few enough to be served quickly.
 
         Raises
         ------
@@ -113,12 +113,12 @@ class InTime:
 
     @property
     def interval(self) -> int:
-        """Steps from one look of the controller to the next, and those it looks at."""
+        """Number of steps from one look at the loads to the next, and number whose loads count."""
         return max(8, self.steps.num_steps // _LOOKS)
 
     @property
     def conditions(self) -> Conditions:
-        """Return the serving conditions: what serves, and the cost of moving."""
+        """Return the conditions of serving: the server, and the cost of moving."""
         return Conditions(
             topology=self.topology,
             model=self.models[0],
@@ -129,13 +129,13 @@ class InTime:
         )
 
     def static(self, layout: Layout) -> Floats:
-        """Seconds of a map that stays, the mean over the steps of each row, ``(M, T)``."""
+        """Compute the seconds of a map that stays, mean over the steps of each row, ``(M, T)``."""
         return self._by_row(self._seconds(layout, slice(None)))
 
     def controlled(self, start: Layout, seed: int) -> tuple[Floats, int]:
-        """The same with our controller from a map on, and the slots that it moved.
+        """Compute the same with our controller, starting from a map, and the slots it moved.
 
-        It decides by the model at hand, whichever is the true one.
+        The controller decides by the first model, whichever is the true one.
         """
         assert start.dispatch is not None
         policy = controlled(
@@ -173,7 +173,7 @@ class InTime:
 
 
 def _steps_of_a_row(held: Trace, step_assignments: float | None) -> int:
-    """Steps to draw from each recorded row."""
+    """Choose the number of steps to draw from each recorded row."""
     if step_assignments is None:
         return 1
     sizes: Sequence[float] = held.counts.sum(axis=-1).mean(axis=-1)

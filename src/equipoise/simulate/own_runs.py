@@ -1,9 +1,10 @@
-"""A machine's costs from runs of one's own: what a step takes, explained by what it routed.
+"""The costs of a machine from timed runs on it: the time of a step, explained by its routing.
 
-Tables of kernel times exist for few machines. Whoever can serve can time steps instead, at several
-batch sizes: ``step + token * tokens + sum over layers of the slowest rank's experts``, where a
-rank's experts take ``sum over slots with load of max(expert, assignment * load)`` as in
-``RankCost``, and vary by chance from rank to rank. The constants are fitted to all steps together.
+Tables of kernel times exist for few machines. Anybody who can serve can time steps instead, at
+several batch sizes. A step takes
+``step + token * tokens + sum over layers of the slowest rank's experts``. A rank's experts take
+``sum over slots with load of max(expert, assignment * load)``, as in ``RankCost``, and vary by
+chance from rank to rank. The constants are fitted to all steps together.
 """
 
 from __future__ import annotations
@@ -38,20 +39,18 @@ from equipoise.trace import Trace
 Floats = NDArray[np.float64]
 
 FEWEST_RUNS = 3
-_FEWEST_STEPS = 16  # of a run: its spread has to show
-_LEAST_RANGE = (
-    2.0  # of the batch sizes: else what a token takes cannot be told from what a step does
-)
-_KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # assignments of an expert
-_JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
-_ROBUST_STEPS = 8  # of reweighting
-_HUBER = 1.345  # standard deviations from which on a step counts less
-_BLOCKS = 8  # of a run, resampled as wholes since the machine's speed drifts
+_FEWEST_STEPS = 16  # least number of steps of a run, so that its spread shows
+_LEAST_RANGE = 2.0  # largest batch over smallest; tells the time of a token from that of a step
+_KNEES = (0.0, *(2.0 ** np.arange(-1, 11)))  # knees that are tried, in assignments of an expert
+_JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)  # jitters that are tried
+_ROBUST_STEPS = 8  # rounds of reweighting
+_HUBER = 1.345  # larger deviations, in standard deviations, count less
+_BLOCKS = 8  # blocks of a run that are resampled whole, because the machine's speed drifts
 _NUM_FITS = 64
 _MOST_DRAWS = 1 << 12
 _MAX_BYTES = 4 << 20
 _KIND = "timed_runs"
-_LEAST_SHARE = 1e-3  # of a step that experts take, else their cost cannot be told
+_LEAST_SHARE = 1e-3  # least share of a step that experts must take for their cost to be known
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,19 +110,19 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCost:
-    """Cost of steps on one's own machine.
+    """Cost of steps on the machine that was timed.
 
     Parameters
     ----------
     experts
         Cost of a rank's share of a layer.
     step_seconds
-        Seconds that every step takes in addition, whatever it routes.
+        Seconds of every step that do not depend on its routing.
     assignment_seconds
-        Seconds that each of its assignments in a layer takes in addition, all ranks together.
+        Seconds per assignment of a layer, all ranks together, in addition to the experts' time.
     jitter
-        Standard deviation of a rank's share of a layer, relative to its mean: by how much ranks
-        differ by chance, each on its own. See ``expected_slowest``.
+        Standard deviation of a rank's time for its share of a layer, relative to its mean: how much
+        ranks differ by chance, independently of each other. See ``expected_slowest``.
     """
 
     experts: RankCost
@@ -138,7 +137,7 @@ class OwnCost:
         check_number("jitter", self.jitter, low=0, high=1)
 
     def slower(self, factor: float) -> OwnCost:
-        """The same with every time multiplied."""
+        """Return the cost with every time multiplied by a factor."""
         e = self.experts
         return replace(
             self,
@@ -170,18 +169,18 @@ def _experts_seconds(
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMachine:
-    """One's own machine as timed runs show it: a ``ComputeModel`` of whole steps.
+    """A machine measured by timed runs: a ``ComputeModel`` of whole steps.
 
     Parameters
     ----------
     name
-        Name of the machine in an answer.
+        Name of the machine in results.
     cost
-        The best fit.
+        Best fit.
     likely
-        Fits to the runs with blocks of their steps drawn again: how surely the cost is known.
+        Fits to the runs with blocks of their steps drawn again, which show how certain the cost is.
     error
-        Standard deviation of the mean step of a run from the fit, relative.
+        Standard deviation of a run's mean step from the fit, relative.
     """
 
     name: str
@@ -219,7 +218,7 @@ class OwnMachine:
         del slot_load, topology
 
     def draws(self, number: int, seed: int) -> Sequence[OwnMachine]:
-        """Machines that may be the true one: likely costs, all times longer or shorter at once."""
+        """Draw machines that may be the true one: a likely cost, and all times scaled together."""
         if not self.likely:
             return ()
         rng = np.random.default_rng(seed)
@@ -231,22 +230,22 @@ class OwnMachine:
         )
 
     def to_json(self) -> str:
-        """The document that ``read_own_machine`` reads."""
+        """Write the document that ``read_own_machine`` reads."""
         return json.dumps({_KIND: asdict(self)}, indent=1) + "\n"
 
 
 def is_own_machine(path: Path) -> bool:
-    """Whether a file says that it is one."""
+    """Tell whether a file states that it is such a machine."""
     return path.is_file() and _KIND in head_keys(path)
 
 
 def read_own_machine(path: Path) -> OwnMachine:
-    """A machine that ``equipoise calibrate`` wrote.
+    """Read a machine that ``equipoise calibrate`` wrote.
 
     Raises
     ------
     FormatError
-        What is wrong with the file.
+        A damaged file, or one of another kind.
     """
     if path.stat().st_size > _MAX_BYTES:
         raise FormatError(f"{path}: has more than {_MAX_BYTES:,} bytes; expected timed costs.")
@@ -275,10 +274,10 @@ def _read_cost(entry: Any) -> OwnCost:
 def fit_runs(
     runs: Sequence[Run], *, name: str = "timed runs", num_draws: int = _NUM_FITS, seed: int = 0
 ) -> OwnMachine:
-    """Fit a machine's costs to three timed runs or more, of different batch sizes.
+    """Fit a machine's costs to timed runs, at least three, of different batch sizes.
 
-    Steps that took far longer than others like them, as when the machine did something else, do
-    not bend the slopes; they count in what every step takes.
+    Steps that took far longer than similar ones, for instance because the machine did something
+    else, do not change the slopes. They count in the time that every step takes.
 
     Raises
     ------
@@ -302,7 +301,7 @@ def fit_runs(
 
 
 class _Steps:
-    """The steps of all runs, as columns of the terms of a step."""
+    """The steps of all runs, as columns for the terms of a step's time."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
@@ -315,11 +314,11 @@ class _Steps:
 
     @property
     def all(self) -> NDArray[np.int64]:
-        """Every step once."""
+        """Return every step once."""
         return np.arange(len(self._seconds))
 
     def drawn_again(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Steps of every run, in blocks drawn with replacement."""
+        """Draw blocks of steps of every run with replacement."""
         first, parts = 0, []
         for run in self._runs:
             number = len(run.seconds)
@@ -328,7 +327,7 @@ class _Steps:
         return np.concatenate(parts)
 
     def fit(self, steps: NDArray[np.int64], jitters: Sequence[float] = _JITTERS) -> OwnCost:
-        """The cost that explains the steps best: the knee first, then how much ranks vary."""
+        """Fit the cost: first the knee, then how much ranks vary."""
         size, seconds = self._size[steps], self._seconds[steps]
 
         def tried(knee: float, jitter: float) -> tuple[float, Floats]:
@@ -360,7 +359,7 @@ class _Steps:
 
 
 def _fit(size: Floats, expert_load: Floats, seconds: Floats) -> tuple[float, Floats]:
-    """Robust non-negative least squares of relative errors: its loss, and the three terms."""
+    """Fit relative errors by robust non-negative least squares; return loss and three terms."""
     from scipy.optimize import nnls
 
     columns = np.stack([np.ones_like(size), size, expert_load], axis=1) / seconds[:, None]
@@ -379,7 +378,7 @@ def _fit(size: Floats, expert_load: Floats, seconds: Floats) -> tuple[float, Flo
 
 
 def _drawn_again(num_steps: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Steps of a run, in blocks drawn with replacement."""
+    """Draw blocks of a run's steps with replacement."""
     length = max(1, num_steps // _BLOCKS)
     starts = rng.integers(num_steps, size=-(-num_steps // length))
     return np.asarray((starts[:, None] + np.arange(length)).reshape(-1)[:num_steps] % num_steps)

@@ -63,7 +63,7 @@ def read_requests(path: str | Path) -> Requests:
     Raises
     ------
     FormatError
-        A file that cannot be read, is empty or has a line that is no request.
+        A file that cannot be read, is empty or has a line that is not a request.
     """
     path = Path(path)
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
@@ -122,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a text file; refuse very long lines."""
     try:
         if path.exists() and not path.is_file():
-            raise FormatError(f"{path} is no file; expected requests as JSON lines or CSV.")
+            raise FormatError(f"{path} is not a file; expected requests as JSON lines or CSV.")
         with path.open(encoding="utf-8-sig", newline="") as file:
             number = 0
             while line := file.readline(_LONGEST_LINE):

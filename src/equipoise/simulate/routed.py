@@ -145,7 +145,7 @@ def _sharper(num_slots: int, places: int, top_k: int) -> float:
 
 
 def _distinct(place_DLK: NDArray[np.int64], num_places: int) -> Floats:
-    """Count the tokens with a choice at each place, ``(L, places)``; -1 is no place."""
+    """Count the tokens with a choice at each place, ``(L, places)``; -1 means no place."""
     place = np.sort(place_DLK, axis=-1)
     is_new = (np.diff(place, axis=-1, prepend=-1) > 0) & (place >= 0)
     return np.stack(

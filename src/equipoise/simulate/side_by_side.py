@@ -171,8 +171,8 @@ class SideBySide:
             return f"{number} recorded step{'s' * (number > 1)} cannot tell it from chance"
         low, high = self.step_interval
         return (
-            f"by {number} recorded steps a step may get shorter by {low:.1%} to {high:.1%} "
-            f"({CONFIDENCE:.0%} interval)"
+            f"judged by {number} recorded steps, a step gets shorter by {low:.1%} to {high:.1%} "
+            f"({CONFIDENCE:.0%} interval), which may be no gain"
         )
 
 

@@ -91,7 +91,7 @@ class StepParts:
         """Divide the wait into chance, skew and drift.
 
         The wait of all steps together is divided, and that of each step in the same shares: a
-        single step is a draw, and the difference between two draws is no drift.
+        single step is a random draw, so a difference between two steps is not drift.
 
         Parameters
         ----------

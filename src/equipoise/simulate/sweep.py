@@ -151,7 +151,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     if not path.exists():
         return {}, 0
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        raise FormatError(f"{path} is no file of up to 1 GiB; expected the results of a sweep.")
+        raise FormatError(f"{path} is not a file of up to 1 GiB; expected the results of a sweep.")
     *lines, rest = path.read_bytes().split(b"\n")
     results = {}
     for number, line in enumerate(lines, 1):
@@ -167,6 +167,6 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 def _unknown(path: Path, number: int) -> FormatError:
     return FormatError(
-        f"{path}, line {number}: is no result of a sweep; expected an object with case and result. "
-        "Give another file, or remove the line."
+        f"{path}, line {number}: is not a result of a sweep; expected an object with case and "
+        "result. Give another file, or remove the line."
     )

@@ -185,7 +185,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """All settings that were replayed; the first is no balancing."""
+    """All settings that were replayed; the first does not balance."""
 
     settings: tuple[Setting, ...]
 
@@ -227,11 +227,11 @@ class Tuning:
         best = self.best
         if best is self.none:
             return (
-                f"Leave it off: none of {len(self.settings) - 1} settings is surely faster than no "
-                "balancing by what its slots must gain."
+                f"Leave balancing off: none of the {len(self.settings) - 1} settings surely saves "
+                "enough to pay for its slots."
             )
         return (
-            f"{best.name}: a step takes {1e3 * best.step_seconds:.3f} ms in place of "
+            f"{best.name}: a step takes {1e3 * best.step_seconds:.3f} ms instead of "
             f"{1e3 * self.none.step_seconds:.3f} ms, {best.gain:.1%} less ({best.low:.1%} to "
             f"{best.high:.1%}), with {best.moves} slots moved."
         )
@@ -247,7 +247,7 @@ def cases(
     excess: Sequence[float] = (0.05,),
     kinds: Sequence[str] = (STATIC, ENGINE, ONLINE),
 ) -> list[Case]:
-    """List every useful combination of settings; the first is no balancing.
+    """List every useful combination of settings; the first does not balance.
 
     Parameters
     ----------
@@ -451,7 +451,7 @@ def _check_kinds(kinds: Sequence[str], dispatch: Sequence[str]) -> None:
     unknown = sorted(set(kinds) - KINDS.keys())
     if unknown or not kinds:
         raise EquipoiseError(
-            f"{', '.join(unknown) or 'Nothing'} is no way to balance; use some of "
+            f"{', '.join(unknown) or 'Nothing'} is not a way to balance; use some of "
             f"{', '.join(KINDS)}."
         )
     if not dispatch:

@@ -63,5 +63,5 @@ def test_keys_are_named_in_one_finding_however_many_there_are():
     assert extra.readable
     assert unknown_keys({"0": 1}, ("0",), "keys", "The file") == []
     (twice,) = repeated_keys(["a", "b", "a"], "keys")
-    assert "The keys 'a', 'b' stand twice" in twice.message
+    assert "The keys 'a', 'b' appear twice" in twice.message
     assert twice.count == 2

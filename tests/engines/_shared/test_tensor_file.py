@@ -70,7 +70,7 @@ def test_data_that_is_not_aligned_is_read(tmp_path: Path) -> None:
         (
             b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}, '
             b'"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}',
-            "'a' stands twice",
+            "'a' appears twice",
         ),
         ({"a": entry(0, 4)}, "holds 8 bytes of data, its header describes 4"),
     ],

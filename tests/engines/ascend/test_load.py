@@ -41,7 +41,7 @@ def test_an_expert_left_out_counts_zero(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"3": {"1": 1}, "3": {"2": 1}}', "The key '3' stands twice"),
+        ('{"3": {"1": 1}, "3": {"2": 1}}', "The key '3' appears twice"),
         ({"3": 1}, "Expected"),
         ({}, "No expert of any layer"),
         ({"3": {}}, "No expert of any layer"),

@@ -99,7 +99,7 @@ def test_columns_are_taken_as_experts_and_said_so(tmp_path: Path) -> None:
     torch_archive.save(file, SLOT_LOAD)
     trace = read(file)
     assert trace.num_experts == 6
-    assert "6 columns; they were taken as logical experts" in trace.provenance.notes[0]
+    assert "what its 6 columns are; they were taken as logical experts" in trace.provenance.notes[0]
     assert "(placement)" in trace.provenance.notes[0]
 
 

@@ -103,7 +103,7 @@ def test_nothing_is_advised_on_how_a_static_map_is_balanced(map_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "dynamic_eplb is false unless it is given, and there is no expert_map_path"),
+        ({}, "dynamic_eplb is false by default, and there is no expert_map_path"),
         ({"dynamic_eplb": False}, 'nothing would ever be balanced. Give "dynamic_eplb": true'),
         ({"gate_eplb": True}, "nothing would ever be balanced"),
         ({"dynamic_eplb": "true"}, "dynamic_eplb: 'true' was given; expected true or false."),
@@ -112,7 +112,7 @@ def test_nothing_is_advised_on_how_a_static_map_is_balanced(map_path):
         (ON | {"num_wait_worker_iterations": 0}, "num_wait_worker_iterations is 0; expected 1 or"),
         (ON | {"eplb_policy_type": 3}, "eplb_policy_type 3 would have no effect: plans are made"),
         (ON | {"eplb_policy_type": True}, "eplb_policy_type True would have no effect"),
-        (ON | {"eplb_heat_collection_stage": "decode"}, "both phases are counted"),
+        (ON | {"eplb_heat_collection_stage": "decode"}, "prefill and decode are both counted"),
         (ON | {"expert_map_path": "none.json"}, "expert_map_path: there is no map 'none.json'"),
         (
             ON | {"init_redundancy_expert": 2, "num_redundant_experts": 4},
@@ -124,7 +124,7 @@ def test_nothing_is_advised_on_how_a_static_map_is_balanced(map_path):
         ),
         (
             {"dynamic_eplb": False, "expert_map_record_path": "map.json"},
-            "dynamic_eplb is false, and expert_map_record_path records what balancing comes to",
+            "dynamic_eplb is false, but expert_map_record_path records the result of balancing",
         ),
         (ON | {"num_iterations_eplb_updat": 5}, "did you mean num_iterations_eplb_update?"),
         ({"eplb_config": ON | {"refresh": True}}, "vllm-ascend has no option 'refresh' for bal"),

@@ -87,7 +87,7 @@ def test_answers_that_are_errors_are_quoted():
     with serving(lambda path, body: (500, {"error": {"message": "out of\nmemory"}})) as (url, _):
         assert f"{url}/model_info answers 500: out of memory." in refusal(url)
     with serving(lambda path, body: (404, "no")) as (url, _):
-        assert "no server of vLLM or SGLang" in refusal(url)
+        assert "not a server of vLLM or SGLang" in refusal(url)
     with serving(lambda path, body: (200, "hello")) as (url, _):
         assert "is not JSON" in refusal(url)
     with serving(lambda path, body: (200 if path == "/v1/models" else 404, {})) as (url, _):
@@ -140,7 +140,7 @@ def test_a_recorder_that_is_off_or_writes_elsewhere(tmp_path):
         pytest.raises(EquipoiseError, match="SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"),
     ):
         capture_recorder(url, PROMPTS, tmp_path)
-    with pytest.raises(EquipoiseError, match="is no folder"):
+    with pytest.raises(EquipoiseError, match="is not a folder"):
         capture_recorder("http://127.0.0.1:9", PROMPTS, tmp_path / "none")
 
 

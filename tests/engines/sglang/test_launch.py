@@ -92,10 +92,10 @@ def has_note(text: str, placement: Placement = REDUNDANT, **options: str) -> boo
 def test_the_collapse_of_copies_is_noted_where_it_happens() -> None:
     assert has_note("dynamic may leave copies unused", a2a_backend="deepep", dispatch="dynamic")
     assert has_note("lp may leave copies unused", a2a_backend="deepep", dispatch="lp")
-    assert has_note("keeps, of an expert's copies", a2a_backend="deepep")
+    assert has_note("uses only the nearest copies", a2a_backend="deepep")
     assert not has_note("may leave copies unused", a2a_backend="deepep")
-    assert not has_note("keeps, of an expert's copies")
-    assert not has_note("keeps, of an expert's copies", PLAIN, a2a_backend="deepep")
+    assert not has_note("uses only the nearest copies")
+    assert not has_note("uses only the nearest copies", PLAIN, a2a_backend="deepep")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_lp_came_later() -> None:
 
 
 def test_the_flag_of_attention_data_parallelism_is_the_versions() -> None:
-    assert has_note("is --attn-dp-size in this release")
+    assert has_note("is switched on by --attn-dp-size")
     assert has_note("--enable-dp-attention with --dp-size", version="0.5.21")
 
 

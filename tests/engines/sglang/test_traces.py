@@ -329,7 +329,7 @@ GOOD = record(1, 0, np.ones((2, 6)))
 @pytest.mark.parametrize(
     ("records", "p2l", "complaint"),
     [
-        ([GOOD], "text", "no table of whole numbers"),
+        ([GOOD], "text", "not a table of whole numbers"),
         ([GOOD], P2L.ravel(), r"map has shape \(12,\)"),
         ([GOOD], P2L - 1, "layer 0, slot 0 of the map holds expert -1"),
         ([GOOD], P2L + 5, "layer 0, slot 1 of the map holds expert 6"),

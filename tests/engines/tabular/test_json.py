@@ -88,5 +88,5 @@ def test_a_byte_order_mark_is_no_part_of_the_list(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(f'[{{"layer": 3, "expert": 0, "tokens": 5, "note": 1, "{key}": 7}}]')
-    with pytest.raises(FormatError, match=f"a.json: The key '{key}' stands twice"):
+    with pytest.raises(FormatError, match=f"a.json: The key '{key}' appears twice"):
         read(path)

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, records: list[Any], said: 
 def test_equal_keys_and_broken_lines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text('{"layer": 1, "load": [1]}\n{"layer": 1, "load": [1], "load": [2]}\n')
-    with pytest.raises(FormatError, match=r"line 2: The key 'load' stands twice"):
+    with pytest.raises(FormatError, match=r"line 2: The key 'load' appears twice"):
         read(path)
     path.write_text('{"layer": 1, "load": [1]}\n{"layer": 1, "lo')
     with pytest.raises(FormatError, match=r"line 2: is not JSON"):

@@ -153,10 +153,10 @@ def test_slots_are_folded_by_the_map_in_the_file_or_the_one_given(tmp_path: Path
         ({"ep_rank": 0}, "are both of rank 0"),
         ({"ep_size": 4}, "these are different recordings"),
         ({"logical_count": COUNTS[1, :, :2].copy()}, "these are different recordings"),
-        ({"logical_count": COUNTS[1, 0].copy()}, "logical_count is no table"),
+        ({"logical_count": COUNTS[1, 0].copy()}, "logical_count is not a table"),
         ({"logical_count": -COUNTS[1]}, "whole numbers from 0"),
         ({"logical_count": (COUNTS[1] + 0.5).astype(np.float32)}, "whole numbers from 0"),
-        ({"logical_count": [1, 2]}, "logical_count is no table"),
+        ({"logical_count": [1, 2]}, "logical_count is not a table"),
         (
             {"logical_count": None, "physical_count": COUNTS[1], "physical_to_logical_map": SLOTS},
             r"map \(2, 4\) does not fit \(2, 3\) slots",

@@ -134,7 +134,7 @@ def test_what_is_besides_the_experts_may_be_unknown(tmp_path: Path) -> None:
     assert model.own_work is None
     assert model.unknown["own_work"] == "v_head_dim is missing"
     odd = changed(tmp_path, "deepseek-v3", v_head_dim=[128, 64])
-    assert "differ from each other" in odd.unknown["own_work"]
+    assert "layers differ in their parts" in odd.unknown["own_work"]
 
 
 def test_weights_that_nobody_timed_are_refused_for_a_step(tmp_path: Path) -> None:

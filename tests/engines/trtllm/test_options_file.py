@@ -25,12 +25,12 @@ RECORDING = Trace(counts=np.array(COUNTS), layer_ids=(3, 4), step_ids=np.array([
 
 SINCE_1_0 = """\
 # Options of TensorRT-LLM main, written by equipoise.
-# Balancing needs attention data parallelism.
+# Balancing requires attention data parallelism.
 enable_attention_dp: true
-# 20 requests on each of 2 ranks: the 40 tokens of a decoding step pass in one chunk (with
-# speculative decoding a request has several). In the 2 recorded steps with 100 or more
+# With 20 requests on each of 2 ranks, the 40 tokens of a decoding step fit in one chunk
+# (speculative decoding has several tokens a request). In the 2 recorded steps with 100 or more
 # assignments in a layer, the busiest rank of this map got at most 80.0% of them (step 7, layer 4;
-# an equal share is 50.0%). Of a chunk's 80 that is 64.
+# an equal share is 50.0%). That is 64 of a chunk's 80.
 moe_config:
   load_balancer: moe.yaml
   max_num_tokens: 40
@@ -41,10 +41,10 @@ cuda_graph_config:
   enable_padding: true
   max_batch_size: 20
 """
-REASON = SINCE_1_0[SINCE_1_0.index("# 20 req") : SINCE_1_0.index("moe_config")]
+REASON = SINCE_1_0[SINCE_1_0.index("# With 20") : SINCE_1_0.index("moe_config")]
 FLAT = f"""\
 # Options of TensorRT-LLM 0.21, written by equipoise.
-# Balancing needs attention data parallelism.
+# Balancing requires attention data parallelism.
 enable_attention_dp: true
 # Whole experts on every rank: start with tensor-parallel size 2.
 moe_expert_parallel_size: 2
@@ -57,12 +57,12 @@ moe_max_num_tokens: 40
 """
 FIRST_ERA = """\
 # Options of TensorRT-LLM first-era, written by equipoise.
-# Balancing needs attention data parallelism.
+# Balancing requires attention data parallelism.
 enable_attention_dp: true
 # Whole experts on every rank: start with tensor-parallel size 2.
 moe_expert_parallel_size: 2
-# Decoding steps of up to 128 requests a rank run as CUDA graphs, the engine's own default. How
-# many tokens pass in one chunk is left to the engine.
+# Decoding steps of up to 128 requests a rank run as CUDA graphs, the engine's own default. The
+# engine chooses the number of tokens in a chunk.
 pytorch_backend_config:
   moe_load_balancer: moe.yaml
   use_cuda_graph: true
@@ -94,16 +94,18 @@ def test_the_batches_of_all_ranks_pass_in_one_chunk():
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": 256},
         "moe_config": {"load_balancer": "moe.yaml", "max_num_tokens": 9216},
     }
-    assert "# 256 requests on each of 36 ranks: the 9,216 tokens of a decoding step" in made
+    assert "# With 256 requests on each of 36 ranks, the 9,216 tokens of a decoding step" in made
 
 
 def test_room_for_less_than_a_batch_makes_chunks():
     made = text(max_batch_size=20, rank_assignments=48)  # 0.8 x 2 x 30
     assert yaml.safe_load(made)["moe_config"]["max_num_tokens"] == 30
     said = made.replace("\n# ", " ")
-    assert "room for 48 assignments, which is what the busiest one may get of 30 tokens." in said
+    assert (
+        "room for 48 assignments; the busiest rank may get that number from a chunk of 30" in said
+    )
     assert "That is less, so a full decoding step takes 2 chunks." in said
-    assert "Of a chunk's 60 that is 48." in said
+    assert "That is 48 of a chunk's 60." in said
 
 
 def test_room_for_more_than_a_batch_changes_nothing():
@@ -127,14 +129,14 @@ def test_without_top_k_there_are_parts_but_no_numbers():
     recording = Trace(counts=np.array(COUNTS), layer_ids=(3, 4))
     said = text(recording=recording, max_batch_size=20).replace("\n# ", " ")
     assert "(step 1, layer 4; an equal share is 50.0%)." in said
-    with pytest.raises(EquipoiseError, match="does not state the choices per token, which rank_as"):
+    with pytest.raises(EquipoiseError, match="rank_assignments needs the number of choices"):
         text(recording=recording, rank_assignments=48)
 
 
 @pytest.mark.parametrize("recording", [None, Trace(counts=np.zeros((1, 2, 3), int), top_k=1)])
 def test_without_load_nothing_is_said_of_the_busiest_rank(recording):
     assert "busiest" not in text(recording=recording, max_batch_size=20)
-    with pytest.raises(EquipoiseError, match="not recorded, which rank_assignments needs"):
+    with pytest.raises(EquipoiseError, match="rank_assignments needs the load of the busiest rank"):
         text(recording=recording, rank_assignments=48)
 
 

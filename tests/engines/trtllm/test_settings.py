@@ -64,7 +64,7 @@ def test_a_file_of_all_options_without_the_balancers(tmp_path):
     [
         ({"num_slots": 0}, "num_slots: the number is 0; expected 6 or more"),
         ({"num_slots": "8"}, "num_slots: the number is '8'; expected a whole number"),
-        ({"num_slots": 8}, "layer_updates_per_iter is 0 unless it is given, and there are no"),
+        ({"num_slots": 8}, "layer_updates_per_iter is 0 by default, and there are no"),
         ({"num_slots": 8, "layer_updates_per_iter": -1}, "layer_updates_per_iter is -1; expected"),
         (
             {"initial_global_assignments": {3: [0, 1]}},

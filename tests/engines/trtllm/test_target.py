@@ -47,13 +47,15 @@ def target(tmp_path):
         (
             {"mtp_layers": 1},
             f"{ROWS}  5: [0, 1, 1, 2, 2, 3]\nlayer_updates_per_iter: 0\nnum_slots: 6\n",
-            "The MTP layer 5 had no recording: laid out as the engine does without a map.",
+            "The MTP layer 5 had no recording and got the layout that the engine uses without a "
+            "map.",
         ),
         (
             {"mtp_layers": 2},
             f"{ROWS}  5: [0, 1, 1, 2, 2, 3]\n  6: [0, 1, 1, 2, 2, 3]\n"
             "layer_updates_per_iter: 0\nnum_slots: 6\n",
-            "The MTP layers 5-6 had no recording: laid out as the engine does without a map.",
+            "The MTP layers 5-6 had no recording and got the layout that the engine uses without a "
+            "map.",
         ),
     ],
 )
@@ -89,7 +91,7 @@ def test_the_options_file_is_what_the_launch_names(target, tmp_path):
 
 def test_what_the_options_file_lacks_is_refused_before_the_search(target, tmp_path):
     made = target(options_file=tmp_path / "options.yaml", capacity=Capacity(rank_assignments=8))
-    with pytest.raises(EquipoiseError, match="does not state the choices per token"):
+    with pytest.raises(EquipoiseError, match="needs the number of choices per token"):
         made.rehearse(PROBLEM, Trace(counts=COUNTS, layer_ids=(3, 4)))
     made = target(options_file=tmp_path / "missing" / "options.yaml")
     with pytest.raises(EquipoiseError, match="there is no folder"):

@@ -51,7 +51,7 @@ def test_the_release_is_the_default_and_says_that_it_reads_no_map() -> None:
     assert made.version == "0.33.0"
     assert made.notes[0].startswith("vLLM 0.33.0 reads no map: these flags do not load map.json.")
     assert "map.json" not in " ".join(made.command)
-    for build in ("41141", "49572", "53022", "vllm.general_plugins"):
+    for build in ("41141", "49572", "53022", "equipoise explain plugins"):
         assert build in made.notes[0]
 
 
@@ -74,7 +74,9 @@ def test_a_window_that_background_moves_reach_into_is_refused(
     if not refused:
         assert launch(PLACEMENT, "map.json", options).command
         return
-    with pytest.raises(EquipoiseError, match=r"375, 1 layers and some 25 .* interval of 401"):
+    with pytest.raises(
+        EquipoiseError, match=r"375 steps, 1 layers and about 25 .* interval of 401"
+    ):
         launch(PLACEMENT, "map.json", options)
 
 
@@ -123,7 +125,7 @@ def test_asking_for_rearrangement_lets_go_of_the_map(option: dict[str, int]) -> 
 )
 def test_when_the_map_is_given_up_is_noted(options: dict[str, Any], first: int, every: int) -> None:
     notes = launch(PLACEMENT, "map.json", LaunchOptions(**options)).notes
-    assert any(f"after {first} steps and then every {every}." in note for note in notes)
+    assert any(f"after {first} steps, then every {every} steps." in note for note in notes)
 
 
 def test_a_held_map_and_a_release_without_one_are_not_said_to_be_rearranged() -> None:

@@ -198,7 +198,7 @@ def test_a_key_that_stands_twice_is_refused(file: Path, line: int) -> None:
     texts = [json.dumps(FIRST), json.dumps(SECOND)]
     texts[line - 1] = texts[line - 1].replace('"step"', '"step": 1, "step"', 1)
     file.write_text("\n".join([*texts, json.dumps(SECOND)]))
-    with pytest.raises(FormatError, match=f"line {line}: .*'step' stands twice"):
+    with pytest.raises(FormatError, match=f"line {line}: .*'step' appears twice"):
         read(file)
 
 

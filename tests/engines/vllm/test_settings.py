@@ -39,7 +39,9 @@ def test_the_balance_is_told_in_another_way(value):
     found = read_options("vllm", {"log_balancedness": value})
     assert found.settings == Settings()
     (advice,) = found.advice
-    assert advice.startswith("log_balancedness: the metric equipoise_balancedness always tells it")
+    assert advice.startswith(
+        "log_balancedness: the metric equipoise_balancedness always reports it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_on_other_versions_it_says_so_and_changes_nothing(monkeypatch, caplog):
     before = dict(HookRegistry._hooks)
     register()
     assert before == HookRegistry._hooks
-    assert "knows SGLang 0.5.16 to 0.5.23, this is 0.6.0" in caplog.text
+    assert "supports SGLang 0.5.16 to 0.5.23, but this is 0.6.0" in caplog.text
 
 
 def test_options_that_cannot_be_read_stop_the_start(tmp_path):

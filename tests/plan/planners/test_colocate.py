@@ -99,7 +99,7 @@ def test_experts_used_together_meet_on_a_node_at_no_cost():
     assert after.nodes_per_token == pytest.approx(1)
     assert after.ranks_per_token == pytest.approx(1)
     assert evaluate(plan.placement, even).worst_imbalance == 1
-    assert "reaches 1.00 ranks and 1.00 nodes, before" in plan.status
+    assert "reaches 1.00 ranks and 1.00 nodes; before, it reached" in plan.status
 
 
 @pytest.mark.parametrize("num_slots", [16, 20])

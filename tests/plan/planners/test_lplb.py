@@ -80,8 +80,8 @@ def test_free_copies_beat_the_graph_at_equal_memory():
     ("graph", "topology", "num_slots", "says"),
     [
         ("star", Topology(8), 64, "no graph 'star'"),
-        ("cube", Topology(12), 60, "12 ranks in 1 node are no cube"),
-        ("torus", Topology(8), 64, "are no torus"),
+        ("cube", Topology(12), 60, "12 ranks in 1 node do not form a cube"),
+        ("torus", Topology(8), 64, "do not form a torus"),
         ("cube", Topology(8), 40, "multiples of 16"),
         ("ring", Topology(3), 33, "divide over the ranks"),
     ],

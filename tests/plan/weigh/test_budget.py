@@ -248,8 +248,12 @@ def test_what_takes_more_memory_than_it_is_worth_does_not_pay():
     none = greedy_budget(load, held, up_to=24, dispatch="minmax", least_gain=0.9)
     assert max(shares) < 0.9
     assert len(all_of_them.front) > len(some.front) > len(none.front) == 1
-    assert some.advice.endswith("; that is not surely 10.0% for each further slot on every rank.")
-    assert none.advice.endswith("; that is not surely 90.0% for each further slot on every rank.")
+    assert some.advice.endswith(
+        "; it is not certain that they save 10.0% for each further slot on every rank."
+    )
+    assert none.advice.endswith(
+        "; it is not certain that they save 90.0% for each further slot on every rank."
+    )
 
 
 class Even3(Greedy):
@@ -291,12 +295,12 @@ def test_redundancy_that_pays():
     )
     step = result.front[1].gain_over(first)
     assert f"the first 4 take {step} ({step.share:.1%} a GB), the last " in result.advice
-    assert result.advice.endswith("no gain beyond chance.")
+    assert result.advice.endswith("not a gain beyond chance.")
     short = greedy_budget(load, held, up_to=4)
     step = short.points[1].gain_over(short.points[0])
     assert short.advice == (
         f"4 redundant slots a layer pay: they take {step} off the busiest rank's load of 6 unseen "
-        "windows. More were not tried."
+        "windows. Larger numbers were not tried."
     )
 
 
@@ -306,7 +310,7 @@ def test_redundancy_does_not_pay_where_ranks_are_level():
     assert result.front == result.points[:1]
     assert result.advice == (
         "More redundant slots do not pay: 4, the best of those tried, take 0.0% ± 0.0% off the "
-        "busiest rank's load of 5 unseen windows for 2.000 GB a rank; that is no gain beyond "
+        "busiest rank's load of 5 unseen windows for 2.000 GB a rank; that is not a gain beyond "
         "chance."
     )
 
@@ -383,7 +387,7 @@ def test_domains_of_the_trace_reach_the_planner():
         ({"least_gain": -0.1}, "least_gain is -0.1"),
         ({"expert_bytes": 0}, "expert_bytes is 0; expected 1 or more"),
         ({"expert_bytes": 9, "kv_bytes_per_token": float("nan")}, "kv_bytes_per_token is nan"),
-        ({"kv_bytes_per_token": 9}, "give those of an expert as well"),
+        ({"kv_bytes_per_token": 9}, "give the bytes of an expert too"),
         ({"dispatch": "best"}, "no dispatcher 'best'"),
     ],
 )

@@ -59,8 +59,8 @@ def test_the_numbers_of_a_certain_gain():
     assert decision.break_even_steps == decision.sure_after_steps == pytest.approx(63)
     assert decision.move
     assert decision.text == (
-        "Move: moving 2 slots (2 kB) costs 60 ms and saves 1 ms a step, surely paid back "
-        "after 63 steps; the loads last 100."
+        "Move: moving 2 slots (2 kB) costs 60 ms and saves 1 ms a step. The low end of that gain, "
+        "1 ms, pays for the move after 63 steps; the loads are expected to last 100."
     )
     assert not replace(gate, dwell_steps=62).decide(swap(), steps([2000] * 8)).move
 
@@ -108,8 +108,21 @@ def test_a_gain_that_may_be_chance_does_not_move():
     assert decision.gain_low < 0 < decision.gain_high
     assert decision.sure_after_steps == np.inf
     assert not decision.move
-    assert decision.text.startswith("Stay: moving 2 slots (2 kB) takes -250 us off a step")
-    assert " at 95% confidence -563 us" in decision.text
+    assert decision.text.startswith("Stay: moving 2 slots (2 kB) makes a step 250 us slower, ")
+    assert " at 95% confidence the gain is -563 us" in decision.text
+
+
+def test_without_times_the_gain_counts_assignments():
+    free = replace(GATE, expert_bytes=0, stall_seconds=0)
+    sure = free.decide(swap(), steps([2000] * 8))
+    assert sure.text == (
+        "Move: moving 2 slots takes 1,000.0 assignments a step off the busiest ranks."
+    )
+    worse = free.decide(swap(), steps([-2000] * 8))
+    assert worse.effect == "puts 2,000.0 assignments a step more on the busiest ranks"
+    assert worse.text == f"Stay: moving 2 slots {worse.effect}."
+    unsure = free.decide(swap(), steps([2000, -1500] * 8))
+    assert unsure.text.endswith(" more on the busiest ranks, which may be chance.")
 
 
 def test_blocks_keep_neighbours_together():

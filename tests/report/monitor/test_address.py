@@ -71,7 +71,7 @@ def test_bad_servers_get_a_sentence(answer, message):
     "url", ["ftp://host/", "http://", "http://a b:1", "host:99999", "http://[::1", "http://x\x1b:1"]
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(EquipoiseError, match="is no address; expected one such as"):
+    with pytest.raises(EquipoiseError, match="is not an address; expected one such as"):
         checked_url(url)
 
 

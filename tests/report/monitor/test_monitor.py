@@ -74,7 +74,7 @@ def test_without_layers_there_is_nothing_to_drill_into():
     monitor = Monitor("group")
     monitor.take([served(0.0, layer_imbalance={})])
     monitor.press("d")
-    assert monitor.view(0.0).notice == "Nothing here says anything of single layers."
+    assert monitor.view(0.0).notice == "This source does not report single layers."
 
 
 def test_paused_the_picture_stays_and_nothing_is_lost():

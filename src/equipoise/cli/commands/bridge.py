@@ -28,7 +28,7 @@ def bridge(
     details: bool = False,
     once: bool = False,
 ) -> int:
-    """Tell Prometheus what an engine says of itself, in our metrics' names.
+    """Export an engine's own figures to Prometheus, under equipoise's metric names.
 
     The engine is asked whenever Prometheus asks. Needs prometheus-client: pip install
     'equipoise[runtime]'. Ctrl-C ends it.
@@ -50,15 +50,15 @@ def bridge(
         Port at which Prometheus is answered.
     host
         Address at which Prometheus is answered. The default is for programs on this machine only;
-        0.0.0.0 lets everybody ask who reaches the port.
+        0.0.0.0 allows everybody who reaches the port.
     ranks
-        Number of expert-parallel ranks, for a recording that does not say it.
+        Number of expert-parallel ranks, for a recording that does not state it.
     map
         Map that was served during the recording. If not given: every expert is counted once.
     details
-        Tell the figures of each rank and layer, too.
+        Export the figures of each rank and layer too.
     once
-        Print the metrics and end, without answering anybody.
+        Print the metrics once and end, without serving them.
     """
     try:
         from prometheus_client import CollectorRegistry, generate_latest

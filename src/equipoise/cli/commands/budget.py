@@ -66,15 +66,16 @@ def budget(
             --phase decode --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
 
-    With --hardware whole steps decide: experts, exchanges and attention. With --rank-cost it is the
-    experts' computation, without both the balance of loads.
+    With --hardware whole steps are timed: experts, exchanges and attention. With --rank-cost only
+    the experts' computation is timed. Without both, the balance of loads decides.
 
     Parameters
     ----------
     ranks
         Number of expert-parallel ranks.
     up_to
-        Most redundant slots of a layer to try, all ranks together; four for each rank if not given.
+        Largest number of redundant slots of a layer to try, all ranks together; four for each rank
+        if not given.
     expert_bytes
         Bytes of one expert in one layer, scales included, as in 44M: adds the memory that the slots
         take on a rank.
@@ -183,8 +184,8 @@ def _print(console: Console, recording: Trace, result: Budget, counts: str) -> N
     what = f"Seconds, {counts}, of" if result.in_seconds else "Max/mean rank load of"
     console.print(
         f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "
-        "what the slots take off, with its standard error: in all, the last step, and if layers "
-        "may differ at equal memory.\n"
+        "what the slots save, with its standard error: in total, by the last step alone, "
+        "and if layers may have different numbers in the same memory.\n"
     )
     console.print(_table(result))
     console.print(f"\n{result.advice}")

@@ -113,10 +113,14 @@ def _by_runs(
         f"A step takes {duration(cost.step_seconds)}, and "
         f"{duration(cost.assignment_seconds)} for each of its assignments in a layer, all ranks "
         "together.",
-        f"On top, the experts of a rank take {duration(e.token_seconds)} for each assignment"
-        + (f", and at least {duration(e.expert_seconds)} for each with load." if e.knee else "."),
-        f"A rank's share of a layer varies by {cost.jitter:.0%} by chance, each rank's on its own.",
-        f"The mean steps of the {len(runs)} runs are {found.error:.1%} apart from that.",
+        f"In addition, the experts of a rank take {duration(e.token_seconds)} for each assignment"
+        + (
+            f", and at least {duration(e.expert_seconds)} for each expert with load."
+            if e.knee
+            else "."
+        ),
+        f"The time of a rank's share of a layer varies by {cost.jitter:.0%} by chance.",
+        f"The mean steps of the {len(runs)} runs deviate from this fit by {found.error:.1%}.",
         f"{output}: written. Give it to equipoise forecast as --rank-cost.",
     ):
         console.print(one_line(sentence))

@@ -57,8 +57,8 @@ def capture(
     output
         File to write the recording to.
     url
-        Address of a server of vLLM or SGLang to ask in place of a model, such as
-        http://127.0.0.1:8000. The server must run with --enable-return-routed-experts.
+        Address of a vLLM or SGLang server to ask instead of a model, such as http://127.0.0.1:8000.
+        The server must run with --enable-return-routed-experts.
     token_ids
         Keep the experts that each token chose, not only counts.
     iterations
@@ -69,7 +69,7 @@ def capture(
     batch_size
         Number of prompts answered together.
     top_k
-        Number of experts that a token chooses (with --url): SGLang does not say it.
+        Number of experts that a token chooses (with --url): SGLang does not report it.
     recorder_dir
         Folder in which the recorder of SGLang writes its dumps (with --url): the recorder counts,
         and answers need not name the experts.

@@ -70,7 +70,7 @@ def demo(
     Parameters
     ----------
     processes
-        Expert-parallel ranks, all on this machine.
+        Number of expert-parallel ranks, all on this machine.
     seconds
         Time to serve, from the first step.
     model
@@ -85,15 +85,16 @@ def demo(
     no_balance
         Leave the experts where they are, without redundant slots.
     metrics_port
-        Answer Prometheus at this port of this machine, each further process at the next one.
+        Port of this machine at which the first process serves its metrics to Prometheus; each
+        further process uses the next port.
     metrics_host
-        Address to answer it at, 127.0.0.1 if not given: programs on this machine only. 0.0.0.0
-        lets everybody who reaches the port ask.
+        Address at which the metrics are served. The default, 127.0.0.1, is for programs on this
+        machine only; 0.0.0.0 allows everybody who reaches the port.
     metrics_details
-        Tell Prometheus of each rank and layer too.
+        Export metrics of each rank and layer too.
     metrics_look
-        Let programs on this machine ask for a look at the loads, by a POST to /look at that port:
-        what the key l of equipoise monitor does.
+        Let programs on this machine request a look at the loads by a POST to /look at that port, as
+        the key l of equipoise monitor does.
     """
     asked = {"host": metrics_host is not None, "details": metrics_details, "look": metrics_look}
     for name, given in asked.items():
@@ -244,7 +245,7 @@ def _follow(
             raise EquipoiseError("; ".join(f"{name} {why}" for name, why in ended.items()))
         patience = _PATIENCE_SECONDS + (0 if view.elapsed else _START_SECONDS * running.count)
         if time.monotonic() - heard > patience:
-            raise EquipoiseError(f"No process has said anything for {patience:g} s.")
+            raise EquipoiseError(f"The processes have published nothing for {patience:g} s.")
 
 
 def _look(view: View, store: Any, names: Iterable[str]) -> bool:

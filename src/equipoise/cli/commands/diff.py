@@ -57,8 +57,8 @@ def diff(
     r"""Count what must move from one map to another; decide whether it pays.
 
     The maps may be of different formats. With --trace and the options under "Cost of moving", the
-    answer is whether moving pays; the exit status is 1 if it does not. With --hardware whole steps
-    pay it back: experts, exchanges and attention.
+    answer is whether moving pays; the exit status is 1 if it does not. With --hardware the time
+    saved is that of whole steps: experts, exchanges and attention.
 
     For example:
 

@@ -36,7 +36,7 @@ def doctor(
 ) -> int:
     """Say what is wrong, ignored or wasteful in how an engine is started.
 
-    What is deprecated is said, too, and the launch is printed corrected. Nothing is run. The exit
+    It also names deprecated settings and prints the corrected launch. Nothing is run. The exit
     status is 1 if something will not work or is ignored.
 
     For example:
@@ -52,7 +52,7 @@ def doctor(
         vLLM, SGLang, TensorRT-LLM, vllm-ascend, ATOM or FastDeploy; - for standard input.
     model
         Model that is served: its config.json, the folder of it, or the name of a public model such
-        as deepseek-v3. Adds what depends on its experts.
+        as deepseek-v3. Adds the checks that depend on its experts.
     devices
         Number of devices of the whole deployment.
     nodes

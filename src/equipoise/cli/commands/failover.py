@@ -65,7 +65,7 @@ def failover(
     map
         Map in force.
     ranks
-        Number of expert-parallel ranks, where the map does not say it.
+        Number of expert-parallel ranks, if the map does not state it.
     lost
         Kind of loss: makes a map for the loss of each rank, or of each node.
     to_ranks

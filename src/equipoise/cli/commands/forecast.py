@@ -95,7 +95,7 @@ def forecast(
     ranks
         Number of expert-parallel ranks.
     prior
-        Routing that is assumed in place of a recording, by family of models: glm-5.2,
+        Routing that is assumed instead of a recording, by family of models: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file. It needs --batch-tokens, and nothing is
         recommended on it.
     redundant
@@ -107,8 +107,8 @@ def forecast(
         Relative error of each constant of --rank-cost, 0.15 if not given (equipoise explain costs).
         The profiles of --hardware say their own errors.
     other_seconds
-        Seconds of a step besides what is timed, as in 10ms: with --rank-cost attention,
-        communication and the rest.
+        Seconds of a step in addition to what is timed, such as 10ms. With --rank-cost these are
+        attention, communication and all other work.
     batch_tokens
         Tokens of a mean step, all ranks together, in place of --step-assignments: the recorded
         steps are drawn again in this size.

@@ -64,7 +64,7 @@ def monitor(
     looks
         Number of looks after which it ends. If not given: it goes on until Ctrl-C.
     ranks
-        Number of ranks of the running system, for a recording that does not say it.
+        Number of ranks of the running system, for a recording that does not state it.
     map
         Map that the running system serves, for a recording of experts. If not given: experts in
         order, without copies.

@@ -23,8 +23,8 @@ def plan(
 ) -> int:
     r"""Choose copies and places, score them on unseen steps, write the engine's map.
 
-    The plan is compared with no balancing. Where it is not better, by more than chance explains, no
-    map is written and the exit status is 1. To change a map that is in force, see equipoise repair.
+    The plan is compared with no balancing. If it is not better by more than chance, no map is
+    written and the exit status is 1. To change a map that is in force, see equipoise repair.
 
     For example:
 

@@ -26,8 +26,8 @@ def repair(
 ) -> int:
     r"""Improve the map in force by few moves, score the change, write the new map.
 
-    Experts stay in place where possible; those move that gain most. The new map is compared with
-    the map in force. Where it is not better, by more than chance explains, no map is written and
+    Experts stay in place where possible; only the moves that gain most are made. The new map is
+    compared with the map in force. If it is not better by more than chance, no map is written and
     the exit status is 1. equipoise diff OLD NEW --trace decides whether the moves pay.
 
     For example:
@@ -42,7 +42,7 @@ def repair(
     map
         Map in force.
     ranks
-        Number of expert-parallel ranks, where the map does not say it.
+        Number of expert-parallel ranks, if the map does not state it.
     """
     told, repairing = told or StudyArguments(), repairing or RepairArguments()
     target = told.target(map, trace, usual=_format_to_keep(map, told.output))

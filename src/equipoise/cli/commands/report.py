@@ -66,7 +66,7 @@ def report(
         Seconds that each rank took for its experts during the recording, as a profiler shows them,
         as in 0.81,0.80,1.62,0.79. Names the ranks that are slow for their load.
     engine_table
-        Table to print as well, as the script of TensorRT-LLM prints it, to the last digit: by rank,
+        Further table to print, as the script of TensorRT-LLM prints it, to the last digit: by rank,
         or by expert (with --map: by slot).
     """
     reading, page = reading or TraceArguments(), page or PageArguments()

@@ -92,7 +92,7 @@ def simulate(
 ) -> int:
     r"""Show what users of a server would see, with balancing and without.
 
-    Requests are served in simulation, by a plan or a map and without balancing. Compared are the
+    Requests are served in simulation, by a plan or a map and without balancing. The results are the
     time to the first token (TTFT), the time for each later token (TPOT), throughput and goodput.
 
     For example:
@@ -109,7 +109,7 @@ def simulate(
     ranks
         Number of expert-parallel ranks, each with sequences of its own.
     prior
-        Routing that is assumed in place of a recording, by family of models: glm-5.2,
+        Routing that is assumed instead of a recording, by family of models: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file.
     rate
         Requests that arrive each second. With --sweep several rates, as in 10,20,40.
@@ -122,10 +122,10 @@ def simulate(
         File of results: all combinations of --rate, --redundant and --dispatch are tried and kept
         there. A sweep that was stopped continues where it was.
     metrics
-        File for what the map or plan would tell Prometheus at the end, under the names of a real
+        File for the metrics that the map or plan would export at the end, under the names of a real
         server; all ranks together.
     other_seconds
-        Seconds of a step besides what --hardware or --rank-cost counts.
+        Seconds of a step in addition to what --hardware or --rank-cost counts.
     hold_out
         Share of the steps that batches are drawn from, the latest of each domain; the plan is made
         from the others. 0.2 if not given.
@@ -146,7 +146,7 @@ def simulate(
     planning.check(machine)
     if planning.cost is None:
         raise EquipoiseError(
-            "What steps take is not known; give --hardware, or --rank-cost "
+            "The time of a step is not known; give --hardware, or --rank-cost "
             "(equipoise explain costs)."
         )
     requests = {case["rate"]: requesting.at(case["rate"]) for case in cases}

@@ -91,8 +91,9 @@ def tune(
     The settings are redundancy, split, window, interval and alarm. A first map is planned on the
     earlier steps; the later ones are replayed without balancing, with that map kept, with the
     engine's way of planning again, and with our controller. Planning takes time, and moves are
-    charged. Printed are the settings that no other beats in step time, memory and moves at once,
-    and one sentence: what to use, or to leave balancing off. More: equipoise explain tune.
+    charged. It prints the settings that no other setting beats in step time, memory and moves
+    together, and one sentence: which setting to use, or that balancing should stay off. More:
+    equipoise explain tune.
 
     For example:
 
@@ -111,13 +112,13 @@ def tune(
         Tokens of a step, all ranks together: steps of this size are drawn from the recording. If
         not given: the rows of the recording are the steps.
     expert_bytes
-        Bytes of one expert in one layer, scales included, as in 44M. --model says it as well; one
-        of the two is needed.
+        Bytes of one expert in one layer, scales included, as in 44M. --model gives it too; one of
+        the two is needed.
     for_
         Engine that would load the map, as for equipoise plan. Its own split is tried, and the flags
         that go with the answer are printed.
     prior
-        Routing that is assumed in place of a recording, by family of models: glm-5.2,
+        Routing that is assumed instead of a recording, by family of models: glm-5.2,
         deepseek-v2-lite, gpt-oss-20b, or a file.
     rank_cost
         Time that ranks take: the name of published constants (equipoise explain costs lists them),
@@ -125,9 +126,11 @@ def tune(
         given: the first published constants for this number of ranks.
     redundant
         Numbers of redundant slots of a layer, as in 0,32. If not given: the fewest, and one and two
-        more on each rank. All layers have the same, as no engine loads a number for each layer.
+        more on each rank. All layers have the same number, because no engine supports one for each
+        layer.
     dispatch
-        Dispatchers, as in even,minmax, which are tried if not given. An engine has its own.
+        Dispatchers to try, such as even,minmax, which is the default. An engine (--for) has its
+        own.
     try_window
         Numbers of steps that a plan looks at, as in 100,400. If not given: an eighth and a
         thirty-second of the steps replayed.
@@ -141,12 +144,12 @@ def tune(
         Seconds of serving lost for each second of transfers. If not given, 1 is assumed: serving
         waits for transfers.
     stall_seconds
-        Seconds for which serving stands still at each change of the map; 0 is assumed if not given.
+        Seconds for which serving stops at each change of the map; 0 is assumed if not given.
     plan_seconds
         Seconds that a plan of our controller takes; 1 is assumed if not given. That of the engine
         takes none.
     other_seconds
-        Seconds of a step besides what --hardware or --rank-cost counts.
+        Seconds of a step in addition to what --hardware or --rank-cost counts.
     steps
         Number of steps to replay (with --step-tokens); 512 if not given.
     hold_out
@@ -162,7 +165,7 @@ def tune(
     size = serving.need_expert_bytes(expert_bytes)
     if size is None:
         raise EquipoiseError(
-            "Moves are charged, and nothing says what an expert weighs; give --expert-bytes or "
+            "Moves are charged, and the size of an expert is not known; give --expert-bytes or "
             "--model."
         )
     if for_ is None and given(engine):

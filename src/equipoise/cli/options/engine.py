@@ -16,7 +16,7 @@ from equipoise.engines.transformers.config import ModelConfig
 @Parameter(name="*", group=ENGINE)
 @dataclass(frozen=True, kw_only=True)
 class EngineArguments:
-    """What decides the launch flags besides the map.
+    """Options that determine the launch flags, in addition to the map.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class EngineArguments:
         (equipoise explain launch lists them).
     hidden_layers
         Number of decoder layers of the model, dense ones included; an SGLang map has a row for
-        each. --model says it as well.
+        each. --model gives it too.
     architecture
-        Architecture of the model, as in its config.json (TensorRT-LLM). --model says it as well.
+        Architecture of the model, as in its config.json (TensorRT-LLM). --model gives it too.
     backend
         MoE backend (TensorRT-LLM).
     a2a_backend

@@ -48,13 +48,13 @@ class GateArguments:
         Decide by the steps of this domain.
     rank_cost
         Time that ranks take: the name of published constants, such as h100-deepep-ep32 (equipoise
-        explain costs lists them). --hardware says it as well.
+        explain costs lists them). --hardware gives it too.
     dispatch
         Dispatcher that runs, as for equipoise plan.
     dwell_steps
         Steps until the loads have drifted away from those that the new map was made for.
     stall_seconds
-        Seconds for which serving stands still during the change.
+        Seconds for which serving stops during the change.
     interference
         Seconds of serving lost for each second of transfers, usually from 0 to 1.
     delay_steps

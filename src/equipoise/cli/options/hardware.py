@@ -38,8 +38,8 @@ class HardwareArguments:
     ----------
     hardware
         GPU that serves: the name of a profile (h100, h200, gh200, b200, gb200, mi300x, mi355x,
-        ascend-910b, ascend-910c) or the file of one. It says what steps take, in place of
-        --rank-cost, and what the links and nodes are. Times are for the experts of --model, or of
+        ascend-910b, ascend-910c) or the file of one. It determines the time of steps, instead of
+        --rank-cost, and the links and nodes. Times are for the experts of --model, or of
         DeepSeek-V3 without it.
     link
         Link between nodes (with --hardware): the name of a profile (infiniband-400g,
@@ -84,11 +84,11 @@ class HardwareArguments:
         return wired(topology, self.profile, far)
 
     def check(self, rank_cost: str | None = None) -> None:
-        """Refuse what only matters with hardware, and times by hand besides it."""
+        """Refuse options that only matter with hardware, and times given in addition to it."""
         if self.profile is not None:
             if rank_cost is not None:
                 raise EquipoiseError(
-                    "--hardware and --rank-cost both say what ranks take; give one of the two."
+                    "--hardware and --rank-cost both set the time of ranks; give one of the two."
                 )
             return
         if given(self):
@@ -133,8 +133,8 @@ class StepArguments(HardwareArguments):
     overlap
         Compute one half of a step while the other half is exchanged (with --hardware).
     chunk_tokens
-        Most tokens of one pass through the experts, all ranks together (with --hardware): what
-        TensorRT-LLM calls moe_max_num_tokens.
+        Largest number of tokens in one pass through the experts, all ranks together (with
+        --hardware): what TensorRT-LLM calls moe_max_num_tokens.
     attention_imbalance
         Tokens of the rank that has the most of its own, divided by the mean (with --hardware).
     """

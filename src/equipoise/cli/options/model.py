@@ -23,8 +23,8 @@ class ModelArguments:
     ----------
     model
         Model that is served: its config.json, the folder of it, or the name of a public model such
-        as deepseek-v3 (equipoise explain model-config lists them). It says what an expert and a
-        token of KV cache take, in place of --expert-bytes.
+        as deepseek-v3 (equipoise explain model-config lists them). It determines the bytes of an
+        expert and of a token of KV cache, instead of --expert-bytes.
     """
 
     model: Path | None = None

@@ -73,7 +73,7 @@ class MovingArguments:
         Steps until the loads have drifted away from those that a new map was made for (with
         --from).
     stall_seconds
-        Seconds for which serving stands still at a change of the map (with --from or --online).
+        Seconds for which serving stops at a change of the map (with --from or --online).
     interference
         Seconds of serving lost for each second of transfers, from 0 to 1 (with --from or --online).
     delay_steps
@@ -107,7 +107,7 @@ class MovingArguments:
             return None, ""
         if expert_bytes is None:
             raise EquipoiseError(
-                "--online charges moves, and nothing says what an expert weighs; give "
+                "--online charges moves, and the size of an expert is not known; give "
                 "--expert-bytes or --model."
             )
         prices = replay_prices(

@@ -52,7 +52,7 @@ class PageArguments:
         for path in self.figure:
             if path.suffix[1:] not in FORMATS:
                 kinds = ", ".join(FORMATS)
-                raise EquipoiseError(f"{path}: is no picture; give a name that ends in {kinds}.")
+                raise EquipoiseError(f"{path}: is not a picture; give a name that ends in {kinds}.")
         for path in outputs:
             check_output(path, *inputs)
         places = [path.resolve() for path in (*outputs, other) if path is not None]

@@ -60,8 +60,8 @@ class Judging:
     ----------
     rank_cost
         Time that ranks take: the name of published constants, such as h100-deepep-ep32 (equipoise
-        explain costs lists them), or a file that equipoise calibrate wrote from timed runs. Times
-        are then scored in place of loads, and planners that search balance them.
+        explain costs lists them), or a file that equipoise calibrate wrote from timed runs. Then
+        times are scored instead of loads, and planners that search balance times.
     step_assignments
         Assignments of one step in a layer, all ranks together (with --rank-cost or --hardware). If
         not given: those of the mean recorded step.

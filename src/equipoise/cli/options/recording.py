@@ -67,7 +67,7 @@ class TraceArguments:
         Tokens of a step, for a recording of single tokens. For a recording of requests: how many of
         them decode at a time.
     top_k
-        Number of experts that a token chooses, where the recording does not say it (answers of
+        Number of experts that a token chooses, if the recording does not state it (answers of
         SGLang).
     columns
         Columns of a table of tokens, as in experts=topk_ids,layer=layer,request=req_id.

@@ -24,13 +24,13 @@ _OF_MADE_ONES = {"duration", "prompt_tokens", "output_tokens", "spread", "arriva
 @Parameter(name="*", group=REQUESTS)
 @dataclass(frozen=True, kw_only=True)
 class RequestArguments:
-    """Requests: made, or those of a file.
+    """Requests: synthetic, or those of a file.
 
     Parameters
     ----------
     requests
-        File of requests to serve in place of generated ones: JSON lines or CSV with
-        arrival_seconds, prompt_tokens and output_tokens.
+        File of requests to serve instead of generated ones: JSON lines or CSV with arrival_seconds,
+        prompt_tokens and output_tokens.
     duration
         Seconds during which requests arrive.
     prompt_tokens

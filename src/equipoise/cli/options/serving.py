@@ -26,10 +26,10 @@ class ServingArguments:
     Parameters
     ----------
     max_sequences
-        Most sequences that a rank serves at a time.
+        Largest number of sequences that a rank serves at a time.
     chunked_prefill
-        Most tokens of a rank in one step. Prompts are cut to fit next to the sequences that decode.
-        0: prompts are computed whole, while all sequences wait.
+        Largest number of tokens of a rank in one step. Prompts are cut to fit next to the sequences
+        that decode. 0: prompts are computed whole, while all sequences wait.
     kv_tokens
         Tokens that the KV cache of a rank holds without redundant experts, as engines print it at
         start. If not given: what --hardware and --model leave for it, or no limit without them.

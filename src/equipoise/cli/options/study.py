@@ -54,7 +54,7 @@ class StudyArguments:
         Share of the steps to score on, the latest of each domain. 0: the plan uses all steps, and
         nothing is verified.
     even_if_worse
-        Write the map even if it is no gain over leaving things as they are.
+        Write the map even if it is not better than leaving things as they are.
     layer_updates_per_iter
         Layers that the engine plans again in each iteration, starting from the map. 0: it keeps the
         map.

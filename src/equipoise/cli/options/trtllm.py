@@ -29,14 +29,14 @@ class TrtllmArguments:
     mtp_layers
         Number of speculative (MTP) layers that run after the others; each gets a row in the map.
     options_file
-        File to write, too: extra_llm_api_options.yaml, which loads the map and sets attention data
-        parallelism, CUDA graphs and the largest chunk of tokens.
+        Further file to write: extra_llm_api_options.yaml, which loads the map and sets attention
+        data parallelism, CUDA graphs and the largest chunk of tokens.
     max_batch_size
-        Most requests that a rank decodes together (with --options-file). A chunk then takes their
-        tokens on all ranks.
+        Largest number of requests that a rank decodes together (with --options-file). A chunk then
+        takes their tokens on all ranks.
     rank_assignments
-        Assignments that a rank has room for in one chunk (with --options-file). Chunks are then so
-        small that the busiest rank of the recording has room.
+        Number of assignments that a rank has room for in one chunk (with --options-file). Chunks
+        are then so small that the busiest rank of the recording has room.
     """
 
     mtp_layers: Annotated[int, Parameter(validator=Number(gte=0, lte=64))] = 0

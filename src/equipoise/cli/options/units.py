@@ -26,7 +26,7 @@ def in_bytes(kind: Any, tokens: Sequence[Token]) -> int:
     del kind
     value = _in_units(tokens[-1].value, _BYTES, "bytes, as in 44040192, 44M or 42MiB")
     if value != math.floor(value):
-        raise EquipoiseError(f"{brief(tokens[-1].value)} is no whole number of bytes.")
+        raise EquipoiseError(f"{brief(tokens[-1].value)} is not a whole number of bytes.")
     return int(value)
 
 
@@ -39,7 +39,7 @@ def in_seconds(kind: Any, tokens: Sequence[Token]) -> float:
 def _in_units(text: str, units: Mapping[str, float], expected: str) -> float:
     match = _NUMBER.fullmatch(text.strip())
     if match is None or match[2] not in units or math.isinf(float(match[1])):
-        raise EquipoiseError(f"{brief(text)} is no number of {expected}.")
+        raise EquipoiseError(f"{brief(text)} is not a number of {expected}.")
     return float(match[1]) * units[match[2]]
 
 

@@ -139,7 +139,7 @@ def _served(in_time: InTime) -> str:
     return (
         f"Online is our controller on {in_time.steps.num_steps} steps in their order{drawn}, with "
         f"a look every {in_time.interval}; planning, moves and stalls are charged. Its interval "
-        "does not know another order of traffic, nor other prices."
+        "does not cover traffic in another order, or other costs of planning and moving."
     )
 
 
@@ -151,9 +151,9 @@ def _kept_balanced(result: Forecast) -> str:
     low, high = best.over_static
     worth = best is result.best
     return (
-        f"Against the best plan that stays, the best online ({best.redundant} redundant, "
-        f"{best.dispatch}) takes {low:z.1%} to {high:z.1%} off a step: "
-        f"{'worth' if worth else 'not surely worth'} the {result.least_gain:.1%} that would pay."
+        f"Compared with the best plan that stays, the best online setting ({best.redundant} "
+        f"redundant, {best.dispatch}) shortens a step by {low:z.1%} to {high:z.1%}, "
+        f"{'surely' if worth else 'not surely'} the {result.least_gain:.1%} that would pay."
     )
 
 

@@ -16,7 +16,7 @@ _ARROWS = {"\x1b[B": "j", "\x1b[C": "j", "\x1b[A": "k", "\x1b[D": "k"}
 
 
 class Keyboard:
-    """The keys of the terminal at standard input; none where that is no terminal."""
+    """The keys of the terminal at standard input; none if that is not a terminal."""
 
     def __init__(self) -> None:
         self._number = sys.stdin.fileno() if sys.stdin.isatty() else None

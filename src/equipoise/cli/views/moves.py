@@ -23,7 +23,7 @@ def moves_text(migration: Migration, expert_bytes: int | None) -> str:
     """The moves of a migration in one or two sentences."""
     experts, rounds = int(migration.transfers.sum()), int(migration.num_rounds.sum())
     text = (
-        f"{experts:,} experts cross a wire in {rounds:,} rounds; "
+        f"{experts:,} experts are sent between ranks in {rounds:,} rounds; "
         f"at most {int(migration.received.max())} to one rank in one layer."
     )
     if expert_bytes is None:

@@ -35,7 +35,7 @@ class Outcome:
     reach
         Where unseen tokens go, if somebody asked.
     withheld
-        Whether a map was asked for and not written, as it is no gain.
+        Whether a map was asked for and not written, because it is not better.
     facts
         Where times and links of the hardware came from; empty without hardware.
     """
@@ -86,7 +86,7 @@ def print_plan(console: Console, recording: Trace, outcome: Outcome) -> None:
         console.print()
         print_map(console, outcome.written)
     if outcome.withheld:
-        console.print("\nNo map was written; --even-if-worse writes it all the same.")
+        console.print("\nNo map was written; --even-if-worse writes it nevertheless.")
 
 
 def _print_summary(console: Console, recording: Trace, outcome: Outcome) -> None:

@@ -39,7 +39,7 @@ def trace_of_choices(
     Raises
     ------
     EquipoiseError
-        Parts of different shapes, steps that cannot be told apart, or ids that are no choices.
+        Parts of different shapes, steps that cannot be told apart, or ids that are not choices.
     """
     ids, clean = cleaned([part.ids for part in parts], options)
     notes = [*provenance.notes, *clean.notes]

@@ -52,12 +52,12 @@ def capped(items: Sequence[int], what: str, finding: Callable[[int], Finding]) -
 
 
 def repeated_keys(keys: Iterable[Any], code: str) -> list[Finding]:
-    """Make a finding that names the keys that stand twice in one mapping, if any."""
+    """Make a finding that names the keys that appear twice in one mapping, if any."""
     names = list(dict.fromkeys(keys))
     if not names:
         return []
     subject = "The key" if len(names) == 1 else "The keys"
-    verb = "stands" if len(names) == 1 else "stand"
+    verb = "appears" if len(names) == 1 else "appear"
     return [
         Finding(
             code=code,

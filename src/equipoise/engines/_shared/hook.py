@@ -67,7 +67,7 @@ class Decision:
     status
         Fate of the plan.
     reason
-        Fate of the plan, in words.
+        Sentence on the fate of the plan.
     seconds
         Time that the decision took.
     """

@@ -115,7 +115,7 @@ def mean_since(now: Samples, before: Samples, name: str, **labels: str) -> float
 
 
 def of_balancedness(value: float | None) -> Seen | None:
-    """Make a state from the balancedness alone; ``None`` if it is no valid value."""
+    """Make a state from the balancedness alone; ``None`` if it is not a valid value."""
     if value is None or not 0 < value < 1 + _ROUNDING:
         return None
     value = min(value, 1.0)

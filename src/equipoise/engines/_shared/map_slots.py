@@ -33,7 +33,7 @@ class Rules:
     missing
         Code for an expert without a slot.
     width
-        Code for a row that is no list or has a wrong length.
+        Code for a row that is not a list or has a wrong length.
     slots
         Code for ``S < E``, or an ``R`` that does not divide ``S``.
     stated
@@ -271,6 +271,6 @@ def _check_duplicates(key: int | str, row: list[Any], shape: Shape, rules: Rules
 
 
 def _known_ids(row: list[Any], shape: Shape) -> NDArray[np.int64]:
-    """Return the row with -1 for everything that is no expert id, ``(S,)``."""
+    """Return the row with -1 for everything that is not an expert id, ``(S,)``."""
     known = (v if is_int(v) and 0 <= v < shape.num_experts else -1 for v in row)
     return np.fromiter(known, dtype=np.int64, count=len(row))

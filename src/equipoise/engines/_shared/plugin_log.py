@@ -42,15 +42,15 @@ def make_ready(log: logging.Logger, hook: Hook, situation: Situation) -> None:
 def balancing_words(options: PluginOptions) -> str:
     """Describe the options that every plug-in has."""
     return (
-        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and nothing "
-        f"unless the mean peak sinks by more than {options.gate:g} mean rank loads. After a change "
-        f"of ranks a search takes at most {options.time_budget_seconds:g} seconds."
+        f"a rebalance changes at most {options.max_moves_share:.0%} of the slots, and only if the "
+        f"mean peak falls by more than {options.gate:g} mean rank loads. After a change of ranks a "
+        f"search takes at most {options.time_budget_seconds:g} seconds."
     )
 
 
 def log_unknown_release(log: logging.Logger, engine: str, known: str, version: str) -> None:
     """Warn that a version of the engine is unknown, so that its own policy stays."""
     log.warning(
-        "equipoise %s knows %s %s, this is %s: %s balances by its own policy.",
+        "equipoise %s supports %s %s, but this is %s: %s balances by its own policy.",
         *(__version__, engine, known, version, engine),
     )

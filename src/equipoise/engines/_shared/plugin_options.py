@@ -62,7 +62,7 @@ def read_given(value: str, variable: str, readers: Mapping[str, Reader]) -> dict
     Raises
     ------
     EquipoiseError
-        Text that is no JSON object, an unknown option, or a value out of range.
+        Text that is not a JSON object, an unknown option, or a value out of range.
     """
     try:
         given = load_mapping(value, "its value").values

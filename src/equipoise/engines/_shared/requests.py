@@ -56,7 +56,7 @@ def trace_of_requests(
     Raises
     ------
     EquipoiseError
-        Requests of different shapes, or ids that are no choices.
+        Requests of different shapes, or ids that are not choices.
     """
     shapes = {request.ids.shape[1:] for request in requests}
     if len(shapes) > 1:

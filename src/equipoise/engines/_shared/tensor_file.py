@@ -112,7 +112,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     Raises
     ------
     FormatError
-        A file that is no safetensors file or is cut off, or offsets that leave gaps or overlap.
+        A file that is not a safetensors file or is cut off, or offsets that leave gaps or overlap.
     """
     with naming(path):
         size = path.stat().st_size

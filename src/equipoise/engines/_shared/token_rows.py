@@ -52,7 +52,7 @@ class TokenRows:
         if not experts or len(experts) > _MAX_CHOICES:
             raise EquipoiseError(f"A token has {len(experts)} experts; expected some.")
         if min(experts) < NO_CHOICE or max(experts) >= MAX_EXPERTS:
-            raise EquipoiseError(f"Experts {min(experts)} to {max(experts)} are no expert ids.")
+            raise EquipoiseError(f"Experts {min(experts)} to {max(experts)} are not expert ids.")
         if self.top_k not in (0, len(experts)):
             raise EquipoiseError(
                 f"A token has {len(experts)} experts, those before have {self.top_k}; expected "

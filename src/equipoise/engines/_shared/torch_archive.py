@@ -88,7 +88,7 @@ def load(path: Path) -> Any:
     Raises
     ------
     FormatError
-        A file that is no zip archive, that contains other types, or whose sizes disagree.
+        A file that is not a zip archive, that contains other types, or whose sizes disagree.
     """
     return _read(path, _stored_values)
 

@@ -18,7 +18,7 @@ _MAX_DIGITS = 64
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
-    """Read the document in ``text``; also return keys that stand twice in one mapping.
+    """Read the document in ``text``; also return keys that appear twice in one mapping.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, list[Any]]:
     Raises
     ------
     FormatError
-        Text that is no YAML, or has several documents, anchors, tags, deep nesting, huge numbers.
+        Text that is not YAML, or has several documents, anchors, tags, deep nesting, huge numbers.
     """
     try:
         _refuse_tricks(text, where)

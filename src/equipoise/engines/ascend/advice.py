@@ -96,7 +96,7 @@ def number(case: Case, key: str, default: int) -> int:
     """A whole number of the balancer's settings."""
     value = own(case).get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise NotKnownError(f"{key} is {brief(value)}, which is no number of things")
+        raise NotKnownError(f"{key} is {brief(value)}, which is not a valid number")
     return value
 
 
@@ -123,7 +123,7 @@ def check_flat_keys(case: Case) -> Iterator[Finding]:
             if key in MISSPELT:
                 yield ignored(
                     case.shown(ADDED, key),
-                    "The engine reads no such key and takes its default.",
+                    "The engine does not read this key and uses the default.",
                     f"Write {MISSPELT[key]}.",
                     drop(ADDED, key),
                     put(case.command.get(ADDED, key), ADDED, MISSPELT[key]),
@@ -148,7 +148,7 @@ def _flat_key(case: Case, key: str) -> Finding:
         return wrong(flag, "vllm-ascend 0.30 refuses unknown keys here.", remedy, *fix)
     return ignored(
         flag,
-        f"vllm-ascend {case.release} does not read it here, and says nothing; balancing keeps its "
+        f"vllm-ascend {case.release} does not read it here, without a warning; balancing keeps its "
         "defaults.",
         remedy,
         *fix,
@@ -213,7 +213,7 @@ def check_runner(case: Case) -> Iterator[Finding]:
     elif case.on("enable-eplb") and case.variable(RUNNER) == "0":
         yield wrong(
             "--enable-eplb",
-            "Model runner V1 has a balancer of its own, in eplb_config.",
+            "Model runner V1 has its own balancer, which eplb_config configures.",
             f"Set {RUNNER}=1.",
             export(RUNNER, "1"),
         )
@@ -221,7 +221,7 @@ def check_runner(case: Case) -> Iterator[Finding]:
     if case.on("enable-eplb") and blocking and case.at_least(0, 30):
         yield ignored(
             case.shown(*vllm.ASYNC),
-            "vllm-ascend 0.30 balances asynchronously only, and warns.",
+            "vllm-ascend 0.30 only balances asynchronously; it warns and ignores this.",
             "Leave it out.",
             drop(*vllm.ASYNC),
         )
@@ -246,13 +246,13 @@ def check_intervals(case: Case) -> Iterator[Finding]:
     elif heat < SHORT_HEAT:
         yield advice(
             case.shown(*at(case, "expert_heat_collection_interval")),
-            f"{heat} steps see few tokens, so maps follow noise.",
+            f"{heat} steps count few tokens, so maps follow noise.",
             "Give 400 or more for stable traffic, 100 to 200 for changing traffic.",
         )
     if wait < SHORT_WAIT:
         yield advice(
             case.shown(*at(case, "algorithm_execution_interval")),
-            f"A plan that is not ready after {wait} steps stops the server until it is.",
+            f"If a plan is not ready after {wait} steps, the server stops until it is.",
             f"Give {SHORT_WAIT} or more.",
         )
 
@@ -280,8 +280,8 @@ def check_policy(case: Case) -> Iterator[Finding]:
     elif policy == 1 and redundant(case) > vllm.layout(case).ranks:
         yield wrong(
             case.shown(*at(case, "eplb_policy_type")),
-            f"Policy 1 takes at most one redundant expert a device, {vllm.layout(case).ranks} in "
-            f"all, and there are {redundant(case)}.",
+            f"Policy 1 allows one redundant expert per device, {vllm.layout(case).ranks} in all, "
+            f"but there are {redundant(case)}.",
             "Write 2 (Swift).",
             put(2, *at(case, "eplb_policy_type")),
         )
@@ -294,7 +294,7 @@ def check_policy(case: Case) -> Iterator[Finding]:
 
 
 def check_plugin(case: Case) -> Iterator[Finding]:
-    """The plug-in of this package, which is asked only where something balances while serving."""
+    """The plug-in of this package, which is asked only if something balances while serving."""
     if case.variable(VARIABLE) is None or case.on("enable-eplb"):
         return
     if not is_dynamic(case):
@@ -307,7 +307,8 @@ def check_plugin(case: Case) -> Iterator[Finding]:
     elif own(case).get("eplb_policy_type", 2 if case.at_least(0, 23) else 1) != 2:
         yield ignored(
             VARIABLE,
-            "The plug-in plans where eplb_policy_type is 2; before 0.23 that is not the default.",
+            "The plug-in only plans if eplb_policy_type is 2, which is not the default before "
+            "0.23.",
             "Write eplb_policy_type 2.",
             put(2, *at(case, "eplb_policy_type")),
         )
@@ -324,7 +325,7 @@ def check_map_files(case: Case) -> Iterator[Finding]:
         elif "/" not in str(record):
             yield wrong(
                 flag,
-                "The engine makes the folder of the file and stops where the name has none.",
+                "The name has no folder, and the engine stops because it cannot make one.",
                 f"Write ./{record}.",
                 put(f"./{record}", *at(case, "expert_map_record_path")),
             )
@@ -334,7 +335,7 @@ def check_map_files(case: Case) -> Iterator[Finding]:
     if record is not None or settings.get("dynamic_eplb") is True:
         yield advice(
             flag,
-            "The map is only where the engine starts; dynamic balancing changes it.",
+            "The engine only starts from the map; dynamic balancing changes it.",
             "Leave dynamic_eplb and expert_map_record_path out to keep it.",
         )
     if not str(name).endswith(SUFFIX):
@@ -368,7 +369,7 @@ def check_draft(case: Case) -> Iterator[Finding]:
     if case.has("speculative-config") and own(case).get("expert_map_path"):
         yield advice(
             case.shown(*at(case, "expert_map_path")),
-            "A map has no entry for a layer that drafts; it keeps the default layout, with the "
+            "A map has no entry for a draft layer; it keeps the default layout, with the "
             "number of slots of the other layers.",
             "Nothing to do.",
         )

@@ -90,7 +90,7 @@ def _check_copies(placement: Placement) -> None:
     if twice is not None:
         layer, rank, expert = twice
         raise EquipoiseError(
-            f"Layer {layer}: expert {expert} is twice on device {rank}, which makes vllm-ascend "
+            f"Layer {layer}: device {rank} holds expert {expert} twice, so vllm-ascend would "
             "number slots wrongly; plan without copies on the same rank."
         )
 
@@ -99,31 +99,31 @@ def _notes(placement: Placement, release: _Release) -> tuple[str, ...]:
     notes = [
         f"TP x DP must be {placement.num_ranks}, the devices of the map: the engine ignores "
         "devices beyond it.",
-        "Entries are MoE layers in the order they are built, probably from 0 again on every "
-        "pipeline stage; use a map for each stage.",
-        "Give no other balancing switch: a static map needs no DYNAMIC_EPLB, and "
-        "expert_map_record_path turns dynamic balancing on.",
-        f"To go on from this map with plans of this package: its plug-in ({VARIABLE}='{{}}', "
-        "dynamic_eplb and eplb_policy_type 2; equipoise explain plugins), in 0.13, 0.18, 0.23 "
-        "and 0.30.",
+        "The map's entries are MoE layers in the order in which they are built, and every pipeline "
+        "stage probably counts from 0: use one map for each stage.",
+        "Leave DYNAMIC_EPLB and expert_map_record_path out: they turn dynamic balancing on, which "
+        "changes the map.",
+        f"To let equipoise make new plans from this map on, use its plug-in ({VARIABLE}='{{}}', "
+        "dynamic_eplb, eplb_policy_type 2; in 0.13, 0.18, 0.23 and 0.30): equipoise explain "
+        "plugins.",
     ]
     if placement.num_redundant:
         notes.append("In 0.30, devices of the A2 series take no redundant experts.")
     if release.doubtful:
         notes.append(
-            "Check answers before relying on it: in trees from 2026-07 on, weights seem to be "
-            "loaded in the default layout whatever the map says."
+            "Compare answers with and without the map first: trees from 2026-07 on seem to load "
+            "weights in the default layout and to ignore the map."
         )
     if release.nested:
         notes += [
-            "Static maps are announced for removal in 0.30, and model runner V2 has none; "
-            "VLLM_USE_V2_MODEL_RUNNER=0 keeps V1.",
+            "Keep VLLM_USE_V2_MODEL_RUNNER=0: model runner V2 reads no static map, and 0.30 "
+            "announces their removal from V1.",
         ]
     if placement.num_redundant > placement.num_ranks:
         notes.append(
-            f"{placement.num_redundant} redundant experts on {placement.num_ranks} devices: "
-            "should you turn on dynamic balancing later, policy 1 (Default) takes at most one a "
-            "device."
+            f"For dynamic balancing later, use another policy than 1 (Default): it allows one "
+            f"redundant expert per device, and the map has {placement.num_redundant} on "
+            f"{placement.num_ranks} devices."
         )
     return tuple(notes)
 
@@ -132,10 +132,8 @@ def _model_notes(placement: Placement, model: ModelConfig | None) -> tuple[str, 
     draft = "vllm-ascend does not use a map for it: draft layers keep the default layout."
     return (
         *_layer_notes(model),
-        "Quantisations differ by release: 0.24 moves experts that are unquantised, W8A8 or of its "
-        "MX types, W4A8 only with fused MC2; should you turn on dynamic balancing, others are "
-        "refused.",
-        "All-to-all (MC2, fused MC2) is the engine's own choice and does not change the map.",
+        "Dynamic balancing refuses some quantisations: 0.24 moves experts that are unquantised, "
+        "W8A8 or of its MX types, and W4A8 only with fused MC2.",
         *speculative_notes(model, placement, missing=draft, present=draft),
     )
 
@@ -144,15 +142,15 @@ def _layer_notes(model: ModelConfig | None) -> tuple[str, ...]:
     """Return notes on layers: the engine takes all after the first dense ones for MoE layers."""
     if model is None or model.moe_layer_ids is None:
         return (
-            "The model was not checked: the engine takes every layer after the first dense ones "
-            "for an MoE layer, and models of another pattern do not work.",
+            "The model was not checked: the engine assumes that every layer after the first dense "
+            "ones is an MoE layer, and does not work with other models.",
         )
     first = model.num_hidden_layers - len(model.moe_layer_ids)
     if model.moe_layer_ids == tuple(range(first, model.num_hidden_layers)):
         return ()
     return (
-        f"{model.source}: not all layers after the first dense ones are MoE layers, as the engine "
-        "takes for granted; the map's entries then belong to other layers.",
+        f"{model.source}: some layers after the first dense ones are not MoE layers. The engine "
+        "assumes that all are, so the map's entries belong to other layers.",
     )
 
 

@@ -80,7 +80,7 @@ def _by_number(table: dict[str, _Value], where: str) -> dict[int, _Value]:
     for key, value in table.items():
         if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) in numbered:
             raise EquipoiseError(
-                f"The key {key!r} of {where} is not a plain number, or stands twice; "
+                f"The key {key!r} of {where} is not a plain number, or appears twice; "
                 "expected layer and expert numbers, each once."
             )
         numbered[int(key)] = value

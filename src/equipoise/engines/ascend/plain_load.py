@@ -16,8 +16,9 @@ from equipoise.placement import Placement
 from equipoise.trace import Provenance, Trace
 
 _AS_EXPERTS = (
-    "The file says nothing of its {} columns; they were taken as logical experts, and all of it as "
-    f"one window. If they are slots, give the map of the run ({argument('placement')})."
+    "The file does not say what its {} columns are; they were taken as logical experts, and the "
+    f"whole file as one window. If they are slots, give the map of the run "
+    f"({argument('placement')})."
 )
 
 

@@ -21,17 +21,17 @@ from equipoise.errors import EquipoiseError
 
 _DEFAULTS: dict[str, Any] = {"window": 600, "update_interval": 600, "wait_steps": 50}
 _HEAT = Option(
-    here="Steps from one look at the loads to the next, and steps whose loads are looked at. 400 "
-    "and more suit traffic that is stable, 100 to 200 traffic that changes. 600 if not given.",
+    here="Steps from one look at the loads to the next, and number of steps whose loads count. 400 "
+    "or more for stable traffic, 100 to 200 for changing traffic. 600 if not given.",
     sets=("window", "update_interval"),
 )
 _WAIT = Option(
-    here="Steps that the planner may take; give 30 or more. Nothing waits for it: a plan that "
-    "comes later is used as well until the next look is due, and a planner that is seen to need "
-    "more in the warm-up gets more. 50 if not given.",
+    here="Steps that the planner may take; give 30 or more. Serving does not wait for it. A later "
+    "plan is still used until the next look is due, and a planner that needs more steps in the "
+    "warm-up gets more. 50 if not given.",
     sets=("wait_steps",),
 )
-_PHASES = "both phases are counted, each by itself"
+_PHASES = "prefill and decode are both counted, separately"
 
 
 def together(found: Found, by: Mapping[str, str]) -> Found:
@@ -39,14 +39,14 @@ def together(found: Found, by: Mapping[str, str]) -> Found:
     asked, records = found.pop(BALANCES, None), found.get(RECORD_PATH) is not None
     if asked is False and records:
         raise EquipoiseError(
-            "dynamic_eplb is false, and expert_map_record_path records what balancing comes to; "
+            "dynamic_eplb is false, but expert_map_record_path records the result of balancing; "
             "set dynamic_eplb to true, or leave one of the two out."
         )
     if asked or records:
         return _DEFAULTS | found
     if found.get("map_path") is None:
         raise EquipoiseError(
-            "dynamic_eplb is false unless it is given, and there is no expert_map_path: nothing "
+            "dynamic_eplb is false by default, and there is no expert_map_path: nothing "
             'would ever be balanced. Give "dynamic_eplb": true, or a map.'
         )
     for setting in ("wait_steps", "once"):
@@ -85,12 +85,12 @@ TABLE = OptionTable(
         "init_redundancy_expert": replace(REDUNDANT, here="Old name of `num_redundant_experts`."),
         "gate_eplb": Option(
             here="Balances once: after the first change that is complete and was judged, the map "
-            "stays. Old option, which newer releases have not.",
+            "stays. Old option that newer releases do not have.",
             sets=("once",),
         ),
         "expert_map_path": Option(
             here="The map to start from, of any format that `read_map` knows. Alone it is static; "
-            "with `dynamic_eplb` balancing goes on from it.",
+            "with `dynamic_eplb` balancing starts from it.",
             sets=("map_path",),
             read=path,
         ),

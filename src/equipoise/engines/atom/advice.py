@@ -88,9 +88,9 @@ def check_switches(case: Case) -> Iterator[Finding]:
     if case.on("fake-eplb"):
         yield wrong(
             "--fake-eplb",
-            "It replaces the router by chance, to measure what perfect balance would be worth: "
-            "answers are rubbish.",
-            "Leave it out of anything that serves.",
+            "It routes tokens at random, to measure the gain of perfect balance; the answers are "
+            "meaningless.",
+            "Leave it out of a server for users.",
             drop("fake-eplb"),
         )
     yield from check_balancing_switch(case, SWITCH, EPLB, layout)
@@ -121,7 +121,7 @@ def check_window(case: Case) -> Iterator[Finding]:
     elif window < SHORT_WINDOW:
         yield advice(
             case.shown(*WINDOW),
-            f"A window of {window} steps sees few tokens; with so short ones maps follow noise and "
+            f"A window of {window} steps counts few tokens, so maps follow noise and "
             "change back and forth.",
             f"Measure longer unless this is a test. {stock}",
         )
@@ -155,7 +155,7 @@ def check_biased(case: Case) -> Iterator[Finding]:
         yield ignored(
             case.shown(*POLICY),
             f"biased puts the hottest experts on all {ranks} ranks and needs a redundant expert on "
-            f"each of them for that; with {redundant(case)} it is naive, without a word.",
+            f"each of them for that; with {redundant(case)} it acts as naive and gives no warning.",
             f"Give num_redundant_experts {ranks} or a multiple of it, or leave the policy out.",
         )
 

@@ -27,7 +27,7 @@ def folder_is_here(path: Path) -> bool:
 
 
 def read_bounded(path: Path) -> str:
-    """Read the text of a file; raise ``FormatError`` if it is no text or too long for a launch."""
+    """Read a text file; raise ``FormatError`` if it is not text or is too long for a launch."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -40,8 +40,8 @@ def decoded(data: bytes, where: str) -> str:
     """Decode bytes to text; errors are those of ``read_bounded``."""
     if len(data) > MAX_BYTES:
         raise FormatError(
-            f"{where}: is longer than {MAX_BYTES >> 10} KiB, which no launch is; give the command, "
-            "the script or the options file alone."
+            f"{where}: is longer than {MAX_BYTES >> 10} KiB, too long for a launch; give the "
+            "command, the script or the options file alone."
         )
     try:
         return data.decode("utf-8-sig")

@@ -104,7 +104,7 @@ class Case:
         low = 1 if self.command.known.flags.get(path[0]) == "size" else 0
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < _MOST:
             raise NotKnownError(
-                f"{self.shown(*path)} is {brief(value)}, which is no number of things"
+                f"{self.shown(*path)} is {brief(value)}, which is not a valid number"
             )
         return value
 
@@ -130,7 +130,7 @@ class Case:
         Raises
         ------
         NotKnownError
-            A file that is missing, is no text, or is too long.
+            A file that is missing, is not text, or is too long.
         """
         files = self.command.files
         written = files.get(name, files.get(name.removeprefix("./")))

@@ -59,7 +59,7 @@ def check_values(case: Case) -> Iterator[Finding]:
         if isinstance(value, Malformed):
             yield wrong(
                 name,
-                f"The value: {value.reason}",
+                f"The value {value.reason}",
                 "Write one JSON object in single quotes, with double quotes around every key.",
             )
         elif takes in ("number", "size") and not isinstance(value, Unknown):
@@ -234,17 +234,17 @@ def check_share(case: Case, redundant: int, path: Place) -> Iterator[Finding]:
     if redundant == 0:
         yield advice(
             flag,
-            "Without redundant experts balancing can only exchange experts; one expert that is "
-            "hotter than a rank's share stays where it is.",
-            "See with equipoise budget how many pay on a recording: in small steps mostly none, in "
-            "large ones some on every rank.",
+            "Without redundant experts balancing can only exchange experts; it cannot share the "
+            "load of one expert that is hotter than a rank's share.",
+            "Run equipoise budget on a recording to see how many pay: mostly none in small steps, "
+            "some on every rank in large ones.",
         )
     elif redundant > experts // 2:
         yield wasteful(
             flag,
             f"{redundant} redundant experts are {100 * redundant // experts} % of the model's "
             f"{experts}; more than half rarely pay for their memory.",
-            "See where they stop paying with equipoise budget.",
+            "Run equipoise budget to see from which number on they do not pay.",
         )
 
 
@@ -255,7 +255,7 @@ def check_memory(case: Case, ranks: int, redundant: int, path: Place) -> Iterato
         return
     if model.slot_bytes is None:
         reason = model.unknown.get("expert_bytes") or model.unknown.get("moe_layer_ids")
-        raise NotKnownError(f"the bytes of an expert are not known, since {reason}")
+        raise NotKnownError(f"the size of an expert is not known, since {reason}")
     taken = model.slot_bytes * redundant / ranks
     kv = model.kv_bytes_per_token
     tokens = "" if not kv else f", the KV cache of {int(taken // kv):,} tokens if it is not split"
@@ -279,7 +279,7 @@ def check_link(case: Case, ranks: int, redundant: int, flag: str) -> Iterator[Fi
     """Time to move experts over the link."""
     model = case.the_model
     if model.slot_bytes is None:
-        raise NotKnownError("the bytes of an expert are not known")
+        raise NotKnownError("the size of an expert is not known")
     given = case.link_bytes_per_second
     speed = given or LEAST_LINK
     volume = model.slot_bytes * (model.num_experts + redundant) / ranks

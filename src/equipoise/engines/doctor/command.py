@@ -49,7 +49,7 @@ class Argument:
     Parameters
     ----------
     path
-        Path of the setting, in the engine's full spelling; empty for words that are no flag.
+        Path of the setting, in the engine's full spelling; empty for words that are not flags.
     value
         Value: a boolean for switches; else text, a number, a mapping, or ``Unknown``.
     raw

@@ -192,7 +192,7 @@ def _of_text(launch: Launch) -> Iterator[Finding]:
     for key in dict.fromkeys(launch.repeated):
         yield ignored(
             brief(key),
-            "The key stands twice in one mapping; the last one holds.",
+            "The key appears twice in one mapping; the last one counts.",
             "Keep the one that is meant.",
         )
 

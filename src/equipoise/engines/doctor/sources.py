@@ -45,7 +45,7 @@ class Launch:
     missing
         Sentences on options files that it names but that are missing.
     repeated
-        Keys that stand twice in one mapping of its options files.
+        Keys that appear twice in one mapping of its options files.
     """
 
     name: str = ""
@@ -172,7 +172,7 @@ class _Reader:
                 continue
             document, repeated = parse_yaml(text, str(name))
             if not isinstance(document, dict):
-                raise FormatError(f"{name}: is no mapping of options.")
+                raise FormatError(f"{name}: is not a mapping of options.")
             found.entries += read_options(document, known, str(name))
             found.repeated += map(str, repeated)
         return found
@@ -223,7 +223,7 @@ def _document(text: str, path: Path) -> tuple[dict[str, Any] | None, tuple[str, 
         entries = {str(key): value for key, value in document.items()}
         return entries, tuple(map(str, repeated))
     if named:
-        raise FormatError(f"{path}: is no mapping; expected a compose file or an options file.")
+        raise FormatError(f"{path}: is not a mapping; expected a compose file or an options file.")
     return None, ()
 
 

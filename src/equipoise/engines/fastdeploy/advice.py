@@ -51,7 +51,7 @@ def check_inner_switch(case: Case) -> Iterator[Finding]:
     if case.has(EPLB, "enable_eplb"):
         yield ignored(
             case.shown(EPLB, "enable_eplb"),
-            f"The engine takes --{SWITCH} instead, whatever stands here.",
+            f"The engine ignores this and reads --{SWITCH} instead.",
             f"Give --{SWITCH}, and leave it out here.",
             drop(EPLB, "enable_eplb"),
             *((put(True, SWITCH),) if case.on(EPLB, "enable_eplb") else ()),
@@ -76,7 +76,7 @@ def check_unknown_keys(case: Case) -> Iterator[Finding]:
         near = get_close_matches(key, TABLE.options, 1)
         yield ignored(
             case.shown(EPLB, key),
-            "The engine has no such key and says nothing.",
+            "The engine has no such key and gives no warning.",
             f"Write {near[0]}." if near else "Leave it out.",
             drop(EPLB, key),
             *((put(value, EPLB, near[0]),) if near else ()),
@@ -89,7 +89,7 @@ def check_strategy(case: Case) -> Iterator[Finding]:
     if case.on(SWITCH) and strategy not in STRATEGIES:
         yield ignored(
             case.shown(*STRATEGY),
-            f"There is no strategy {brief(strategy)}; the engine plans as without one.",
+            f"There is no strategy {brief(strategy)}; the engine plans as if none were given.",
             f"Write {STRATEGIES[1]}, or leave it out.",
             drop(*STRATEGY),
         )
@@ -101,14 +101,14 @@ def check_requests(case: Case) -> Iterator[Finding]:
         return
     yield advice(
         f"--{SWITCH}",
-        "No interval starts a rearrangement: loads are only counted until a POST to "
+        "The engine never rearranges by itself: it counts loads until a POST to "
         "/rearrange_experts names the addresses of all ranks.",
-        "Let a job of your own send it, with user and passwd.",
+        "Run a job that sends this request regularly, with user and passwd.",
     )
     if not case.get(*PASSWORD, default=""):
         yield advice(
             case.shown(*PASSWORD),
-            "Without it whoever reaches the port may have experts rearranged.",
+            "Without it anybody who reaches the port can have experts rearranged.",
             "Give redundant_expert_api_user and redundant_expert_api_password.",
         )
 

@@ -68,7 +68,7 @@ class _Records:
         Raises
         ------
         EquipoiseError
-            A number is missing or impossible, or some choices are no routing.
+            A number is missing or impossible, or some choices are not a routing.
         """
         block, stage = record.get("block", _DECODER), record.get("stage", _STAGE)
         if block != _DECODER:
@@ -98,7 +98,7 @@ class _Records:
         if not flat:
             return np.zeros((0, 0), dtype=np.int32)
         if min(flat) < NO_CHOICE or max(flat) >= MAX_EXPERTS:
-            raise EquipoiseError(f"Experts {min(flat)} to {max(flat)} are no expert ids.")
+            raise EquipoiseError(f"Experts {min(flat)} to {max(flat)} are not expert ids.")
         ids = np.array(rows, dtype=np.int32)
         if self.top_k not in (0, ids.shape[1]):
             raise EquipoiseError(

@@ -61,7 +61,7 @@ def read(path: Path, _options: TraceOptions, _progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A file that is no trace file, is damaged, or has a newer version.
+        A file that is not a trace file, is damaged, or has a newer version.
     """
     file = open_tensor_file(path)
     _check_version(file)

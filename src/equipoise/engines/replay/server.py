@@ -113,7 +113,7 @@ def capture_recorder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise EquipoiseError(f"{folder} is no folder; name the one that the recorder writes to.")
+        raise EquipoiseError(f"{folder} is not a folder; name the one that the recorder writes to.")
     server, ask = _asking(url, max_new_tokens, timeout_seconds)
     _check_recorder(server)
     before = set(folder.glob(_DUMPS))
@@ -177,7 +177,7 @@ def _model(server: Server) -> str:
         models = server.ask("/v1/models")
     except NotFoundError as error:
         raise EquipoiseError(
-            f"{server.url} is no server of vLLM or SGLang: it has neither /v1/models nor "
+            f"{server.url} is not a server of vLLM or SGLang: it has neither /v1/models nor "
             "/model_info."
         ) from error
     try:

@@ -216,7 +216,7 @@ def check_old_names(case: Case) -> Iterator[Finding]:
     if case.on("enable-deepep-moe") and case.at_least(0, 5):
         yield deprecated(
             "--enable-deepep-moe",
-            "A backend has taken its place since 0.5.",
+            "Since 0.5 an all-to-all backend replaces this flag.",
             f"Write --{A2A} deepep.",
             drop("enable-deepep-moe"),
             put("deepep", A2A),
@@ -224,7 +224,7 @@ def check_old_names(case: Case) -> Iterator[Finding]:
     if case.on("enable-ep-moe") and case.at_least(0, 5):
         yield deprecated(
             "--enable-ep-moe",
-            "A size has taken its place since 0.5.",
+            f"Since 0.5 --{EP} replaces this flag.",
             f"Write --{EP} with the size of --{TP}.",
             drop("enable-ep-moe"),
             put(case.whole(TP, default=1), EP),
@@ -251,13 +251,13 @@ def check_old_names(case: Case) -> Iterator[Finding]:
         yield wrong(
             "--elastic-ep-rejoin",
             "SGLang 0.5.23 does not have this flag.",
-            "Leave it out; --elastic-ep-join-mode says how ranks join.",
+            "Leave it out; --elastic-ep-join-mode decides how ranks join.",
             drop("elastic-ep-rejoin"),
         )
     if case.variable("SGLANG_ENABLE_EPLB_BALANCEDNESS_METRIC") is not None:
         yield ignored(
             "SGLANG_ENABLE_EPLB_BALANCEDNESS_METRIC",
-            "Nothing reads this variable any more.",
+            "SGLang 0.5.23 does not read this variable.",
             f"Write --{REPORT} prometheus.",
             unset("SGLANG_ENABLE_EPLB_BALANCEDNESS_METRIC"),
             put("prometheus", REPORT),
@@ -270,8 +270,8 @@ def check_attention(case: Case) -> Iterator[Finding]:
     if case.on("enable-dp-attention") and case.at_least(0, 5, 22):
         yield deprecated(
             "--enable-dp-attention",
-            "A size has taken its place.",
-            f"Write --attn-dp-size {dp} in place of it and of --{DP}.",
+            "Since 0.5.22 --attn-dp-size replaces this flag.",
+            f"Write --attn-dp-size {dp} instead of it and of --{DP}.",
             drop("enable-dp-attention"),
             drop(DP),
             put(dp, "attn-dp-size"),
@@ -280,14 +280,15 @@ def check_attention(case: Case) -> Iterator[Finding]:
     if tp % attention:
         yield wrong(
             "--attn-dp-size" if case.has("attn-dp-size") else f"--{DP}",
-            f"{tp} tensor-parallel ranks do not divide into {attention} for attention.",
+            f"The {tp} tensor-parallel ranks are not a multiple of {attention}, the data-parallel "
+            "size of attention.",
             f"Give a divisor of {tp}.",
         )
     yield from _check_attention_of_backend(case, attention)
     if case.has("attn-dp-size") and not case.at_least(0, 5, 22):
         yield wrong(
             "--attn-dp-size",
-            f"SGLang {case.release} does not have it; it came with 0.5.22.",
+            f"SGLang {case.release} does not have this flag; it came with 0.5.22.",
             f"Write --{DP} {attention} with --enable-dp-attention.",
             drop("attn-dp-size"),
             put(attention, DP),
@@ -307,7 +308,7 @@ def _check_attention_of_backend(case: Case, attention: int) -> Iterator[Finding]
     elif backend == "flashinfer_megamoe" and attention != tp:
         yield wrong(
             f"--{A2A}",
-            "flashinfer_megamoe needs all ranks for attention data parallelism: the engine stops "
+            "flashinfer_megamoe needs attention data parallelism over all ranks: the engine stops "
             "at an assertion.",
             f"Add --attn-dp-size {tp}.",
             put(tp, "attn-dp-size"),
@@ -340,7 +341,8 @@ def check_backend(case: Case) -> Iterator[Finding]:
     elif backend not in FORCES_EP and tp % case.whole(EP, default=1):
         yield wrong(
             f"--{EP}",
-            f"{tp} tensor-parallel ranks do not divide into {case.whole(EP, default=1)}.",
+            f"The {tp} tensor-parallel ranks are not a multiple of {case.whole(EP, default=1)} "
+            "expert-parallel ranks.",
             f"Give a divisor of {tp}.",
         )
     if backend == "deepep" and case.get("deepep-mode") == "normal":
@@ -348,7 +350,7 @@ def check_backend(case: Case) -> Iterator[Finding]:
         if not prefill and not case.on("disable-cuda-graph"):
             yield wasteful(
                 "--deepep-mode",
-                "normal switches CUDA graphs off, which decode needs.",
+                "The mode normal switches CUDA graphs off, and decode is slow without them.",
                 "Use low_latency on servers that decode, normal on those that only prefill.",
             )
 
@@ -369,14 +371,14 @@ def check_v2_mode(case: Case) -> Iterator[Finding]:
     elif a2a(case) != "deepep_v2":
         yield ignored(
             flag,
-            f"Only the backend deepep_v2 reads it, and this one is {a2a(case)}.",
+            f"Only the backend deepep_v2 reads it, and the backend is {a2a(case)}.",
             f"Leave it out, or write --{A2A} deepep_v2.",
             drop(V2_MODE),
         )
     elif mode == "direct" and case.whole("nnodes", default=1) > 1:
         yield wrong(
             flag,
-            "direct works inside a node only, and the engine stops.",
+            "The mode direct works inside one node only; the engine stops.",
             "Write hybrid.",
             put("hybrid", V2_MODE),
         )
@@ -398,8 +400,8 @@ def check_balancer(case: Case) -> Iterator[Finding]:
     if redundant(case) and not has_map(case):
         yield wasteful(
             f"--{REDUNDANT}",
-            "Without --enable-eplb and without a map the copies are of the first experts, hot or "
-            "not.",
+            "Without --enable-eplb and without a map only the first experts get copies, whatever "
+            "their load.",
             f"Add --enable-eplb, or give a map with --{LOCATION}.",
         )
 
@@ -409,8 +411,7 @@ def _check_running(case: Case) -> Iterator[Finding]:
         size = case.whole(TP, default=1)
         yield wrong(
             "--enable-eplb",
-            "The engine stops at an assertion: experts are not spread, since the expert-parallel "
-            "size is 1.",
+            "The engine stops at an assertion, because the expert-parallel size is 1.",
             f"Give --{EP}, or an all-to-all backend.",
             *((put(size, EP),) if size > 1 else ()),
         )
@@ -425,7 +426,7 @@ def _check_running(case: Case) -> Iterator[Finding]:
     if has_map(case):
         yield advice(
             f"--{LOCATION}",
-            f"The map is where the engine starts; it plans by itself after "
+            f"The engine starts from the map and replaces it by its own plan after "
             f"{case.whole(INTERVAL, default=EVERY)} passes.",
             "Leave --enable-eplb out to keep the map.",
         )
@@ -434,7 +435,7 @@ def _check_running(case: Case) -> Iterator[Finding]:
     if case.has(THRESHOLD) and not measured and not case.on("enable-expert-distribution-metrics"):
         yield ignored(
             f"--{THRESHOLD}",
-            "Nothing measures the balance that it is compared with.",
+            "The threshold is compared with a balance that nothing measures.",
             f"Add --{REPORT} server_log.",
             put("server_log", REPORT),
         )
@@ -449,8 +450,7 @@ def _check_algorithm(case: Case) -> Iterator[Finding]:
         near = get_close_matches(str(algorithm), (*ALGORITHMS, plugin.ALGORITHM), 1)
         yield wrong(
             "--eplb-algorithm",
-            f"There is no algorithm {algorithm!r}; the engine notices at the first rearrangement, "
-            "and stops.",
+            f"There is no algorithm {algorithm!r}; the engine stops at the first rearrangement.",
             f"Write {near[0]}." if near else f"Choose one of {', '.join(ALGORITHMS)}.",
             *((put(near[0], "eplb-algorithm"),) if near else ()),
         )
@@ -464,7 +464,7 @@ def _check_algorithm(case: Case) -> Iterator[Finding]:
     elif asked and algorithm not in plugin.STAND_INS:
         yield ignored(
             plugin.VARIABLE,
-            f"--eplb-algorithm {algorithm} is the engine's own.",
+            f"--eplb-algorithm {algorithm} is the engine's own and does not read the variable.",
             f"Write --eplb-algorithm {plugin.ALGORITHM}.",
             put(plugin.ALGORITHM, "eplb-algorithm"),
         )
@@ -476,8 +476,8 @@ def _check_plugin(case: Case) -> Iterator[Finding]:
     if not case.at_least(*plugin.RELEASES[0]):
         yield wrong(
             "--eplb-algorithm",
-            f"This package's plug-in knows SGLang {PLUGIN_SINCE} and later; without it the first "
-            "rearrangement stops the engine.",
+            f"equipoise's plug-in supports SGLang {PLUGIN_SINCE} and later; without it the engine "
+            "stops at the first rearrangement.",
             "Leave it out, or update the engine.",
             drop("eplb-algorithm"),
         )
@@ -492,7 +492,7 @@ def _check_plugin(case: Case) -> Iterator[Finding]:
     elif allowed and plugin.ALGORITHM not in [name.strip() for name in allowed.split(",")]:
         yield wrong(
             "SGLANG_PLUGINS",
-            "It leaves this package's plug-in out, and the first rearrangement stops the engine.",
+            "It does not list equipoise's plug-in; the engine stops at the first rearrangement.",
             f"Add {plugin.ALGORITHM} to it.",
             export("SGLANG_PLUGINS", f"{allowed},{plugin.ALGORITHM}"),
         )
@@ -506,7 +506,7 @@ def check_recorder(case: Case) -> Iterator[Finding]:
     if balances(case) and mode not in ("stat", "stat_approx"):
         yield wrong(
             f"--{RECORDER}",
-            f"{mode} only writes files; the first rearrangement stops at an assertion.",
+            f"The mode {mode} only writes files; the engine stops at the first rearrangement.",
             "Leave it out: --enable-eplb chooses stat.",
             drop(RECORDER),
         )
@@ -532,7 +532,8 @@ def check_recorder(case: Case) -> Iterator[Finding]:
     if balances(case) and isinstance(buffer, int) and buffer > every:
         yield wrong(
             f"--{BUFFER}",
-            f"A buffer of {buffer} passes is longer than the {every} between two rearrangements.",
+            f"The buffer of {buffer} passes is longer than the interval of {every} passes between "
+            "two rearrangements.",
             f"Give at most {every}, or leave it out.",
             drop(BUFFER),
         )
@@ -548,14 +549,14 @@ def check_dispatch(case: Case) -> Iterator[Finding]:
         near = get_close_matches(str(algorithm), DISPATCHES, 1)
         yield wrong(
             flag,
-            f"There is no dispatch {algorithm!r}.",
+            f"There is no dispatch algorithm {algorithm!r}.",
             f"Write {near[0]}." if near else f"Choose one of {', '.join(DISPATCHES)}.",
             *((put(near[0], DISPATCH),) if near else ()),
         )
     elif algorithm == "fake":
         yield wrong(
             flag,
-            "fake is for benchmarks: the text that comes out is wrong.",
+            "fake is for benchmarks: it produces wrong text.",
             "Leave it out.",
             drop(DISPATCH),
         )
@@ -566,8 +567,8 @@ def check_dispatch(case: Case) -> Iterator[Finding]:
     elif algorithm == "static" and backend == NO_A2A and case.at_least(0, 5, 17):
         yield wrong(
             flag,
-            "Without an all-to-all backend ranks would pick different copies; the engine refuses "
-            "static.",
+            "The engine refuses static without an all-to-all backend, because ranks would pick "
+            "different copies.",
             "Write dynamic, or choose a backend.",
             put("dynamic", DISPATCH),
         )
@@ -579,9 +580,9 @@ def check_dispatch(case: Case) -> Iterator[Finding]:
     ):
         yield wasteful(
             flag,
-            "With a backend a rank keeps only the copies of a map that are nearest to it, so "
-            f"{algorithm} leaves the others unused.",
-            "Write static, which maps are made for.",
+            "With an all-to-all backend a rank uses only the nearest copies of a map, so "
+            f"{algorithm} may leave copies unused.",
+            "Write static, the algorithm that maps are planned for.",
             put("static", DISPATCH),
         )
     copies = redundant(case) and (balances(case) or has_map(case))
@@ -589,7 +590,7 @@ def check_dispatch(case: Case) -> Iterator[Finding]:
         yield wrong(
             f"--{REDUNDANT}",
             f"Without an all-to-all backend SGLang {case.release} may pick different copies on "
-            "different ranks, and the text that comes out is wrong.",
+            "different ranks and produce wrong text.",
             f"Add --{A2A} deepep, or update to 0.5.23.",
             put("deepep", A2A),
         )
@@ -648,7 +649,7 @@ def check_time_to_move(case: Case) -> Iterator[Finding]:
         if not case.has("eplb-rebalance-layers-per-chunk"):
             yield advice(
                 "--eplb-rebalance-layers-per-chunk",
-                "All layers move at once, and serving waits for them.",
+                "All layers move at once, and serving waits until they have moved.",
                 "Give a number of layers to move between two passes.",
             )
 
@@ -658,7 +659,7 @@ def check_draft(case: Case) -> Iterator[Finding]:
     if case.has("speculative-algorithm") and (balances(case) or has_map(case)):
         yield advice(
             "--speculative-algorithm",
-            "Layers that draft are not balanced: the engine's maps have no row for them.",
+            "Draft layers are not balanced, because the engine's maps have no row for them.",
             "Nothing to do; do not add rows to the map.",
         )
 
@@ -683,7 +684,7 @@ def check_architecture(case: Case) -> Iterator[Finding]:
         yield ignored(
             "--enable-eplb" if balances(case) else f"--{LOCATION}",
             f"SGLang 0.5.23 knows no expert locations for {name}, so nothing is balanced.",
-            "Leave balancing out, or look whether your release lists the model.",
+            "Leave balancing out, or check whether your release lists the model.",
         )
 
 

@@ -176,19 +176,16 @@ def _notes(
     notes = [
         "The map needs one row for every decoder layer, dense ones included, and only the key "
         "physical_to_logical_map; SGLang accepts a wrong number of rows and fails later.",
-        "Leave --enable-eplb off to keep the map: with it the engine replans after 1000 passes, "
-        "by this package's plans if --eplb-algorithm is equipoise, from 0.5.16 on "
-        "(equipoise explain plugins).",
+        "Leave --enable-eplb off to keep the map: with it the engine makes its own plan after 1000 "
+        "passes (to let equipoise make the plans: equipoise explain plugins).",
         f"To see what the map does, add {release.report_flag}.",
-        f"Attention data parallelism, should you use it, is {release.attention_flag} in this "
-        "release.",
-        "Balancing does not work with every MoE kernel: --moe-runner-backend flashinfer_trtllm "
-        "routes inside the kernel and refuses redundant experts.",
+        f"In this release attention data parallelism is switched on by {release.attention_flag}.",
+        "The MoE kernel --moe-runner-backend flashinfer_trtllm refuses redundant experts.",
     ]
     if a2a_backend == NO_A2A:
         notes.append(
-            "Check answers before relying on it: without an all-to-all backend, builds have been "
-            "reported in which Qwen3-MoE ignores expert locations and gives wrong text."
+            "Compare answers with and without the map first: without an all-to-all backend, some "
+            "builds are reported to ignore the map for Qwen3-MoE and to produce wrong text."
         )
     else:
         notes.append(
@@ -215,19 +212,19 @@ def _quantisation_notes(model: ModelConfig | None) -> tuple[str, ...]:
     if model is None or model.quantisation is None:
         return ()
     return (
-        f"The experts are quantised by {model.quantisation}, and which quantisations SGLang "
-        "balances is not listed: check answers before relying on it.",
+        f"The experts are quantised by {model.quantisation}. SGLang does not list the "
+        "quantisations that it balances: compare answers with and without the map first.",
     )
 
 
 def _collapse_note(dispatch: str) -> str:
     collapse = (
-        "With an all-to-all backend a rank keeps, of an expert's copies in a map, only those "
-        "nearest to it: one on the same GPU, else those on the same node"
+        "With an all-to-all backend a rank uses only the nearest copies of an expert: the one on "
+        "its own GPU, else those on its node"
     )
     if dispatch == "static":
-        return f"{collapse}; a plan that spreads copies over nodes is served best."
-    return f"{collapse}, so {dispatch} may leave copies unused; static is what maps are made for."
+        return f"{collapse}. A plan that spreads copies over nodes suits this best."
+    return f"{collapse}, so {dispatch} may leave copies unused; maps are planned for static."
 
 
 LAUNCHER = Launcher(

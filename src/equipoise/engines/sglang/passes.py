@@ -29,7 +29,7 @@ _PHASES = {1: "prefill", 2: "decode", 3: "mixed", 4: "idle"}
 _IDLE = 4
 _FOLD_NOTE = (
     "Slots were folded to experts with the last map of each dump; steps recorded before a "
-    "rebalance are credited to wrong experts."
+    "rebalance are counted for the wrong experts."
 )
 
 
@@ -136,7 +136,7 @@ def _slot_experts(
             f"The dump holds the map of its run; leave {argument('placement')} out."
         )
     if not isinstance(slot_expert, np.ndarray) or slot_expert.dtype.kind not in "iu":
-        raise FormatError(f"{file}: last_physical_to_logical_map is no table of whole numbers.")
+        raise FormatError(f"{file}: last_physical_to_logical_map is not a table of whole numbers.")
     if slot_expert.ndim != 2 or not slot_expert.size:
         raise FormatError(
             f"{file}: the map has shape {slot_expert.shape}; expected (layers, slots)."
@@ -271,8 +271,8 @@ def _logical_ids(
         ids.append(experts.astype(np.int32).transpose(1, 0, 2))
     if beyond:
         notes.append(
-            f"{beyond} choices of {file.name} name slots from {S} on, which no expert of the map "
-            "has, as a shared expert that is fused in does; they count for nothing."
+            f"{beyond} choices of {file.name} name slots from {S} on, which the map does not have "
+            "(for example a fused shared expert); they are not counted."
         )
     return ids
 

@@ -25,7 +25,7 @@ _STAT_NOTES = (
     "Counts are summed over the ranks of the engine; where ranks see the same tokens (tensor "
     "parallelism without attention DP) they are too large by a constant factor.",
     "The engine folded slots to experts with the map in force at the dump; steps recorded before a "
-    "rebalance are credited to wrong experts.",
+    "rebalance are counted for the wrong experts.",
 )
 
 

@@ -50,7 +50,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        The layers have different lengths, something is no count, or the table holds expert ids.
+        The layers have different lengths, an entry is not a count, or the table holds expert ids.
     """
     with naming(path):
         root = read_json(path)
@@ -117,7 +117,7 @@ def _experts(row: Any, layer: int) -> NDArray[np.float64]:
         values = np.zeros(max(by_expert, default=-1) + 1)
         values[list(by_expert)] = numbers(list(by_expert.values()), where)
     else:
-        raise EquipoiseError(f"{where} is no list, and no object, of counts of experts.")
+        raise EquipoiseError(f"{where} is neither a list nor an object of counts of experts.")
     if not len(values) or not ((values >= 0) & (values < MAX_COUNT) & (values % 1 == 0)).all():
         raise EquipoiseError(f"{where}: expected whole numbers from 0 to 2^48, one an expert.")
     return values

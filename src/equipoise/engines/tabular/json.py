@@ -43,7 +43,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        The file is no such list; the message names the record (``$[17]``, counted from 0).
+        The file is not such a list; the message names the record (``$[17]``, counted from 0).
     """
     with naming(path):
         document = read_json(path)

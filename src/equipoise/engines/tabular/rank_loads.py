@@ -131,7 +131,7 @@ def _logical(
 def _table(file: Path, root: dict[Any, Any], key: str) -> NDArray[np.int64]:
     table = root.get(key)
     if not isinstance(table, np.ndarray) or table.ndim != 2 or not table.size:
-        raise FormatError(f"{file}: {key} is no table (layers, columns).")
+        raise FormatError(f"{file}: {key} is not a table (layers, columns).")
     whole = table.dtype.kind in "iuf" and bool((np.rint(table) == table).all())
     if not whole or not 0 <= table.min() <= table.max() < MAX_COUNT:
         raise FormatError(f"{file}: {key} holds something other than whole numbers from 0 to 2^48.")

@@ -58,7 +58,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A column is missing, a row is no token, or pyarrow is missing for Parquet.
+        A column is missing, a row is not a token, or pyarrow is missing for Parquet.
     """
     notes: list[str] = []
     rows = TokenRows()
@@ -86,7 +86,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
 
 
 def add_row(rows: TokenRows, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """Add a row whose values have the given names; raises ``EquipoiseError`` if it is no token."""
+    """Add a row whose values have the given names; ``EquipoiseError`` if it is not a token."""
     rows.add(
         str(row[columns["request"]])[:64] if "request" in columns else "",
         _whole(row, columns["layer"]) if "layer" in columns else 0,

@@ -248,7 +248,7 @@ def read_model_config(path: str | Path) -> ModelConfig:
     Raises
     ------
     FormatError
-        A missing file, a file that is no model configuration, or keys that are missing or
+        A missing file, a file that is not a model configuration, or keys that are missing or
         contradict each other.
     EquipoiseError
         A model without routed experts.

@@ -1,4 +1,4 @@
-"""The work of a model besides its routed experts, for the time of a step."""
+"""The work of a model apart from its routed experts, for the time of a step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def own_work(
     except MissingKeyError as error:
         raise UnknownFactError(f"{', '.join(error.names)} is missing") from error
     except EquipoiseError as error:  # which the experts, that this is about, do not need
-        raise UnknownFactError("its layers besides the experts differ from each other") from error
+        raise UnknownFactError("its layers differ in their parts other than the experts") from error
 
 
 def _counted(

@@ -71,7 +71,7 @@ BACKENDS = (
 """MoE backends of 1.4."""
 WIDE = "WIDEEP"
 BALANCED_QUANTISATIONS = ("fp8", "modelopt", "mxfp4")
-"""Methods that there is published work on balancing of."""
+"""Quantisations for which published work describes balancing."""
 RANGE, FOLDER = "EXPERT_STATISTIC_ITER_RANGE", "EXPERT_STATISTIC_PATH"
 
 FLAGS: dict[str, Takes] = {
@@ -155,7 +155,7 @@ def ranks(case: Case) -> int:
 def size(case: Case, name: str) -> int:
     """A parallel size; ``NotKnownError`` where only the launch command would say it."""
     if not case.command.program and not case.has(name):
-        raise NotKnownError("the launch command, which has the parallel sizes, was not given")
+        raise NotKnownError("the launch command with the parallel sizes was not given")
     return case.whole(name, default=1)
 
 
@@ -183,7 +183,7 @@ def balancer(case: Case) -> dict[str, Any] | None:
     try:
         document = parse_yaml(text, str(section))[0]
     except FormatError as error:
-        raise NotKnownError(f"{brief(section)} is no YAML that can be read") from error
+        raise NotKnownError(f"{brief(section)} cannot be read as YAML") from error
     return document if isinstance(document, dict) else {}
 
 
@@ -241,21 +241,21 @@ def check_needs(case: Case) -> Iterator[Finding]:
     if ep <= 1:
         yield ignored(
             flag,
-            "Without expert parallelism the engine balances nothing, without a word.",
+            "Without expert parallelism the engine balances nothing and gives no warning.",
             "Give --ep_size.",
             *((put(tp, EP),) if tp > 1 else ()),
         )
     elif tp % ep:
         yield wrong(
             "--ep_size",
-            f"{tp} tensor-parallel ranks do not divide into {ep} for experts.",
+            f"The {tp} tensor-parallel ranks are not a multiple of {ep} expert-parallel ranks.",
             f"Give {tp}.",
             put(tp, EP),
         )
     elif tp != ep:
         yield advice(
             "--ep_size",
-            f"Every expert is split over {tp // ep} ranks; balancing is made for whole experts.",
+            f"Every expert is split over {tp // ep} ranks, but balancing moves whole experts.",
             f"Give {tp}.",
         )
     if tp > 1 and not case.on(ATTENTION):
@@ -268,7 +268,7 @@ def check_needs(case: Case) -> Iterator[Finding]:
     if case.whole(CLUSTER, default=1) > 1:
         yield ignored(
             CLUSTER,
-            "With MoE clusters the engine balances nothing, without a word.",
+            "With MoE clusters the engine balances nothing and gives no warning.",
             "Leave it out.",
             drop(CLUSTER),
         )
@@ -287,14 +287,16 @@ def check_backend(case: Case) -> Iterator[Finding]:
     elif backend == WIDE and case.at_least(1, 4):
         yield wrong(
             flag,
-            "TensorRT-LLM 1.4 has no such backend; the others do wide expert parallelism.",
+            "TensorRT-LLM 1.4 has no backend WIDEEP; the other backends support wide expert "
+            "parallelism.",
             "Write AUTO, or DEEPGEMM for FP8 block scales on Blackwell.",
             put("AUTO", *BACKEND),
         )
     elif backend == WIDE and case.at_least(1, 3):
         yield deprecated(
             flag,
-            "Late builds of 1.3 can no longer select it; the others do wide expert parallelism.",
+            "Late builds of 1.3 do not accept WIDEEP; the other backends support wide expert "
+            "parallelism.",
             "Write AUTO, or DEEPGEMM for FP8 block scales on Blackwell.",
             put("AUTO", *BACKEND),
         )
@@ -318,9 +320,7 @@ def check_sizes(case: Case) -> Iterator[Finding]:
     found = slots(case)
     if found is None:
         if "initial_global_assignments" not in section:
-            yield wrong(
-                flag, "The engine stops: the number of slots is not given.", "Give num_slots."
-            )
+            yield wrong(flag, "The engine stops because num_slots is missing.", "Give num_slots.")
         return
     if found == 0:
         yield ignored(
@@ -331,7 +331,7 @@ def check_sizes(case: Case) -> Iterator[Finding]:
         )
         return
     if found > MAX_SLOTS:
-        yield wrong(flag, f"The kernels address {MAX_SLOTS} slots.", "Give fewer.")
+        yield wrong(flag, f"The kernels take at most {MAX_SLOTS} slots.", "Give fewer.")
     if found % ranks(case):
         among = ranks(case)
         inline = isinstance(case.get(*where), dict)
@@ -345,9 +345,9 @@ def check_sizes(case: Case) -> Iterator[Finding]:
     elif found > FUSED_ROUTING_SLOTS:
         yield advice(
             flag,
-            f"{found} slots may be more than what fused routing takes on some MoE backends (32 "
-            "experts a group).",
-            "Try another backend if start-up fails on it.",
+            f"{found} slots may exceed the limit of fused routing on some MoE backends (32 experts "
+            "a group).",
+            "Try another backend if start-up fails.",
         )
 
 
@@ -358,7 +358,9 @@ def check_slots_of_model(case: Case) -> Iterator[Finding]:
         return
     if case.the_model.num_experts > MAX_EXPERTS:
         yield wrong(
-            "--model", f"The kernels address {MAX_EXPERTS} experts.", "Leave the balancer out."
+            "--model",
+            f"The kernels take at most {MAX_EXPERTS} experts.",
+            "Leave load_balancer out.",
         )
     where = (*(place(case) or BALANCER), "num_slots")
     if redundant(case) < 0:
@@ -411,8 +413,8 @@ def check_draft(case: Case) -> Iterator[Finding]:
         if missing:
             yield wrong(
                 case.shown(*(place(case) or BALANCER)),
-                f"The map has no row for layer {missing[0]}, which drafts; the engine stops with "
-                "a KeyError.",
+                f"The map has no row for the draft layer {missing[0]}; the engine stops with a "
+                "KeyError.",
                 "Record with speculation on, and plan again.",
             )
 
@@ -429,8 +431,8 @@ def check_online(case: Case) -> Iterator[Finding]:
     elif updates == 0 and "initial_global_assignments" not in section:
         yield wasteful(
             flag,
-            "Nothing moves and there is no map, so experts stay in order and copies are of the "
-            "first ones.",
+            "Nothing moves and there is no map, so experts stay in order and only the first ones "
+            "get copies.",
             "Give layer_updates_per_iter 1 or 2, or a map.",
         )
 
@@ -445,9 +447,9 @@ def check_chunks(case: Case) -> Iterator[Finding]:
     if limit < total:
         yield advice(
             case.shown("moe_config", "max_num_tokens"),
-            f"A full batch of all ranks has {total} tokens, which take {-(-total // limit)} chunks "
-            f"of {limit}.",
-            f"Give {total} if the hottest rank has the memory for it.",
+            f"A full batch of all ranks has {total} tokens and is served in {-(-total // limit)} "
+            f"chunks of {limit}.",
+            f"Give {total} if the busiest rank has enough memory for it.",
         )
 
 
@@ -477,8 +479,8 @@ def check_quantisation(case: Case) -> Iterator[Finding]:
     if method is not None and method not in BALANCED_QUANTISATIONS:
         yield advice(
             case.shown(*(place(case) or BALANCER)),
-            f"Whether experts quantised by {method} can be moved is not known; with some methods "
-            "releases have given wrong text instead of an error.",
+            f"It is not known whether experts quantised by {method} can be moved; with some "
+            "methods balancing has produced wrong text instead of an error.",
             "Compare answers with and without load_balancer first.",
         )
 
@@ -503,12 +505,13 @@ def check_recording(case: Case) -> Iterator[Finding]:
     else:
         start, stop = map(int, steps.split("-"))
         if start >= stop:
-            yield ignored(RANGE, f"No iteration is in {steps}.", "Let the second number be larger.")
+            yield ignored(RANGE, f"{steps} contains no iteration.", "Give a larger second number.")
         else:
             yield advice(
                 RANGE,
-                f"Iterations {start} to {stop - 1} are recorded, without CUDA graphs; each rank "
-                f"writes its file when iteration {stop} begins, and never if the run ends before.",
+                f"Iterations {start} to {stop - 1} are recorded, without CUDA graphs. Each rank "
+                f"writes its file when iteration {stop} begins; if the run ends before, there is "
+                "no file.",
                 "Unset it where speed counts.",
             )
 

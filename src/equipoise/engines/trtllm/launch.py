@@ -15,7 +15,7 @@ from equipoise.engines._shared.releases import (
 )
 from equipoise.engines.formats import ENGINE_DEFAULTS, Launch, Launcher, LaunchOptions
 from equipoise.engines.transformers.config import ModelConfig
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, argument
 from equipoise.placement import Placement
 
 OPTIONS_FILE = "extra_llm_api_options.yaml"
@@ -42,7 +42,7 @@ UNBALANCED_BACKENDS = ("VANILLA", "TRITON", "MARLIN")
 MAX_SLOTS = 32767  # the routing kernel's slots are int16
 MAX_EXPERTS = 1024  # the routing kernel's limit
 FUSED_ROUTING_SLOTS = 256  # 8 groups of at most 32
-ROWS_NOTE = "Every MoE layer the engine runs needs a row, speculative (MTP) layers included."
+ROWS_NOTE = "The map needs a row for every MoE layer that runs, also for speculative (MTP) layers."
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,9 @@ def _put(content: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _check_limits(placement: Placement) -> None:
     if placement.num_slots > MAX_SLOTS or placement.num_experts > MAX_EXPERTS:
         raise EquipoiseError(
-            f"{placement.num_experts} experts in {placement.num_slots} slots; TensorRT-LLM's "
-            f"routing kernels address at most {MAX_EXPERTS} experts and {MAX_SLOTS} slots."
+            f"The map has {placement.num_experts} experts in {placement.num_slots} slots; "
+            f"TensorRT-LLM's routing kernels take at most {MAX_EXPERTS} experts and {MAX_SLOTS} "
+            "slots."
         )
 
 
@@ -158,8 +159,8 @@ def _backend_place(version: str, release: _Release, backend: str) -> tuple[str, 
         )
     if release.backend_at is None:
         raise EquipoiseError(
-            f"How TensorRT-LLM {version} names its MoE backend is not known; "
-            f"give none and add it to {OPTIONS_FILE} by hand."
+            f"It is not known how TensorRT-LLM {version} names its MoE backend; leave "
+            f"{argument('backend')} out and add it to {OPTIONS_FILE} by hand."
         )
     return release.backend_at
 
@@ -169,29 +170,23 @@ def _notes(
 ) -> tuple[str, ...]:
     ranks = placement.num_ranks
     notes = [
-        f"Start with tensor-parallel size {ranks} (whole experts on every rank) and leave the MoE "
-        "cluster size at 1: the map is ignored in silence with MoE clusters.",
-        "Load balancing requires attention data parallelism, so it is switched on.",
+        f"Start with tensor-parallel size {ranks} and MoE cluster size 1; with MoE clusters the "
+        "engine ignores the map without a warning.",
         ROWS_NOTE,
         *speculative_notes(
             model,
             placement,
-            missing="The map has no row for it, so that speculative decoding with it fails at "
-            "start-up.",
+            missing="The map has no row for it, so speculative decoding fails at start-up.",
             present="The map has a row for it.",
         ),
-        _quantisation_note(model),
-        "The engine picks its all-to-all method itself; TRTLLM_FORCE_COMM_METHOD, and in older "
-        "releases TRTLLM_FORCE_ALLTOALL_METHOD, forces one.",
-        "Every node keeps its share of all experts in shared memory (/dev/shm): give instances on "
-        "one machine different TRTLLM_EPLB_SHM_NAME, and remove what a crash leaves there "
-        "(moe_shared* unless named).",
+        *_quantisation_notes(model),
+        "Two servers on one machine need different values of TRTLLM_EPLB_SHM_NAME.",
         "Unset EXPERT_STATISTIC_ITER_RANGE: recording switches CUDA graphs off.",
     ]
     if architecture is None:
         notes.append(
-            "The model's architecture was not checked; the map is ignored in silence unless it is "
-            f"one of {', '.join(ARCHITECTURES)}."
+            "The model's architecture was not checked: TensorRT-LLM ignores the map without a "
+            "warning if equipoise explain launch does not list it."
         )
     if version != "main":
         notes.append(
@@ -199,21 +194,20 @@ def _notes(
         )
     if placement.num_slots > FUSED_ROUTING_SLOTS:
         notes.append(
-            f"{placement.num_slots} slots may exceed what fused routing takes on some MoE backends "
-            "(32 experts a group); try another backend if start-up fails on it."
+            f"{placement.num_slots} slots may exceed the limit of fused routing on some MoE "
+            "backends (32 experts a group); try another backend if start-up fails."
         )
     return (*notes, *same_rank_notes(placement))
 
 
-def _quantisation_note(model: ModelConfig | None) -> str:
-    doubt = (
-        "with some quantisations balancing has produced wrong text instead of an error, and which "
-        "ones is not listed"
-    )
+def _quantisation_notes(model: ModelConfig | None) -> tuple[str, ...]:
     if model is not None and model.quantisation is None:
-        return "The experts are not quantised, which is the safest case for balancing."
-    what = "" if model is None else f" (the experts are quantised by {model.quantisation})"
-    return f"Check answers before relying on it{what}: {doubt}."
+        return ()
+    experts = "" if model is None else f" The experts are quantised by {model.quantisation}."
+    return (
+        "Compare answers with and without the map first: with some quantisations balancing has "
+        f"produced wrong text instead of an error.{experts}",
+    )
 
 
 LAUNCHER = Launcher(

@@ -68,7 +68,7 @@ def options_text(
     content: dict[str, Any] = yaml.safe_load(launch.files[0][1])
     most = _largest_chunk(placement, recording, capacity)
     reasons = {
-        "enable_attention_dp": "Balancing needs attention data parallelism.",
+        "enable_attention_dp": "Balancing requires attention data parallelism.",
         "moe_expert_parallel_size": "Whole experts on every rank: start with tensor-parallel size "
         f"{placement.num_ranks}.",
         **_add(content, capacity.max_batch_size, most),
@@ -120,25 +120,25 @@ def _largest_chunk(placement: Placement, recording: Trace | None, capacity: Capa
     if full_step is not None:
         limits.append(full_step)
         reasons.append(
-            f"{batch:,} requests on each of {ranks} ranks: the {full_step:,} tokens of a decoding "
-            "step pass in one chunk (with speculative decoding a request has several)."
+            f"With {batch:,} requests on each of {ranks} ranks, the {full_step:,} tokens of a "
+            "decoding step fit in one chunk (speculative decoding has several tokens a request)."
         )
     busy = None if recording is None else _busiest(placement, recording, full_step)
     if capacity.rank_assignments is not None:
         if busy is None:
             raise EquipoiseError(
-                f"What the busiest rank gets is not recorded, which {argument('rank_assignments')} "
-                "needs; leave it out, or give a recording with load."
+                f"{argument('rank_assignments')} needs the load of the busiest rank, and no load "
+                "was recorded; leave it out, or give a recording with load."
             )
         fits = busy.fitting_tokens(capacity.rank_assignments)
         limits.append(fits)
         reasons.append(
-            f"A rank has room for {capacity.rank_assignments:,} assignments, which is what the "
-            f"busiest one may get of {fits:,} tokens."
+            f"A rank has room for {capacity.rank_assignments:,} assignments; the busiest rank may "
+            f"get that number from a chunk of {fits:,} tokens."
         )
     most = min(limits, default=None)
     if most is None:
-        reasons.append("How many tokens pass in one chunk is left to the engine.")
+        reasons.append("The engine chooses the number of tokens in a chunk.")
     elif batch is not None and most < batch * ranks:
         chunks = num_chunks([batch] * ranks, most)
         reasons.append(f"That is less, so a full decoding step takes {chunks} chunks.")
@@ -169,14 +169,14 @@ class _Busiest:
         )
         if tokens is None or K is None:
             return f"{told}."
-        return f"{told}. Of a chunk's {tokens * K:,} that is {round(share * tokens * K):,}."
+        return f"{told}. That is {round(share * tokens * K):,} of a chunk's {tokens * K:,}."
 
     def fitting_tokens(self, rank_assignments: int) -> int:
         """Return the most tokens of a chunk of which no rank gets more than it has room for."""
         if self.steps.top_k is None:
             raise EquipoiseError(
-                "The recording does not state the choices per token, which "
-                f"{argument('rank_assignments')} needs; leave it out."
+                f"{argument('rank_assignments')} needs the number of choices per token, which the "
+                "recording does not state; leave it out."
             )
         return advised_max_tokens(
             self.steps.counts,

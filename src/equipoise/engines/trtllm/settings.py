@@ -31,8 +31,8 @@ def together(found: Found, _by: Mapping[str, str]) -> Found:
     found = {"layers_per_step": 0} | found
     if found["layers_per_step"] == 0 and found.get("map_path") is None:
         raise EquipoiseError(
-            "layer_updates_per_iter is 0 unless it is given, and there are no "
-            "initial_global_assignments: nothing would ever be balanced. Give 1 or more, or a map."
+            "layer_updates_per_iter is 0 by default, and there are no initial_global_assignments: "
+            "nothing would ever be balanced. Give 1 or more, or a map."
         )
     return found
 
@@ -40,7 +40,7 @@ def together(found: Found, _by: Mapping[str, str]) -> Found:
 def _parse(text: str, where: str) -> Any:
     document, repeated = parse_yaml(text, where)
     if repeated:
-        raise FormatError(f"{where}: {shown_names(repeated)} stands twice; keep one of the two.")
+        raise FormatError(f"{where}: {shown_names(repeated)} appears twice; keep one of the two.")
     return document
 
 
@@ -54,13 +54,13 @@ TABLE = OptionTable(
             read=redundant_of_slots,
         ),
         "layer_updates_per_iter": Option(
-            here="Most layers that move in a step. 0, which it is if not given, keeps the map of "
-            "`initial_global_assignments`. The engine looks at its loads in every step; here 1000 "
-            "steps are looked at every 3000.",
+            here="Most layers that move in a step. 0, the default, keeps the map in "
+            "`initial_global_assignments`. The engine looks at its loads in every step; equipoise "
+            "looks at the last 1000 steps every 3000 steps.",
             sets=("layers_per_step",),
         ),
         "initial_global_assignments": Option(
-            here="The map to start from, slot by slot; the options have to stand in a file then.",
+            here="The map to start from, slot by slot; the options must then be in a file.",
             sets=("map_path",),
             read=_file_of_map,
         ),

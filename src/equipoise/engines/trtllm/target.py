@@ -1,4 +1,4 @@
-"""A map to be written for TensorRT-LLM, with what only its files can say."""
+"""The output of a plan for TensorRT-LLM: the map, and the options file if one is wanted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrtllmTarget(MapTarget):
             num_ranks=num_ranks, num_experts=num_experts, num_redundant=start.num_redundant
         )
         note = (
-            "The file has no assignments: the engine begins with its own layout and re-plans "
+            "The file has no assignments: the engine starts with its own layout and re-plans "
             f"{self.layer_updates_per_iter} layers an iteration."
         )
         flags = self._flags(start, (note,), start, None)
@@ -102,7 +102,8 @@ class TrtllmTarget(MapTarget):
         if self.mtp_layers:
             layers = numbered(self._mtp_layer_ids(recorded))
             notes.append(
-                f"The MTP {layers} had no recording: laid out as the engine does without a map."
+                f"The MTP {layers} had no recording and got the layout that the engine uses "
+                "without a map."
             )
         if self.layer_updates_per_iter:
             cycle = maps.iterations_to_refresh(
@@ -128,6 +129,6 @@ class TrtllmTarget(MapTarget):
         return replace(written, files=(self.options_file,))
 
     def _write_map(self, placement: Placement, path: Path, planner: str, source: str) -> list[str]:
-        del planner, source  # have no place in the file
+        del planner, source  # the file has no place for them
         writer = partial(maps.write, layer_updates_per_iter=self.layer_updates_per_iter)
         return write_as(placement, path, replace(maps.FORMAT, write=writer))

@@ -320,7 +320,7 @@ def _choices(file: RankFile) -> Iterator[NDArray[np.int64]]:
 
 
 def _chosen(file: RankFile, key: int, ids: NDArray[Any]) -> NDArray[np.int64]:
-    """The ids ``(tokens, K)``, with -1 in rows that are no choice."""
+    """The ids ``(tokens, K)``, with -1 in rows that are not choices."""
     chosen = ids.astype(np.int64)
     try:
         blank = blank_rows(chosen[:, None])[:, 0]
@@ -429,7 +429,7 @@ def _first_missing(files: Sequence[RankFile], grid: Grid) -> str:
 
 
 def _not_counts(path: Path, meta: _Meta, cube: NDArray[np.integer], grid: Grid) -> tuple[str, ...]:
-    """Notes on what the later layouts write besides the counts."""
+    """Notes on what the later layouts contain in addition to the counts."""
     notes: list[str] = []
     if numbered(path, TOGETHER):
         notes.append("Files of experts chosen together (cooccurrence_rank*) are not used.")

@@ -58,7 +58,7 @@ FLAT = {
     "eplb-step-interval": "step_interval",
     "eplb-log-balancedness": "log_balancedness",
 }
-"""Flags of before 0.12, and the keys of ``--eplb-config`` that took their place in 0.10.2."""
+"""Flags before 0.12, and the keys of ``--eplb-config`` that replaced them in 0.10.2."""
 
 FLAGS: dict[str, Takes] = {
     **dict.fromkeys(
@@ -173,7 +173,7 @@ MOVABLE = ("fp8", "modelopt", "modelopt_fp4", "mxfp4", "compressed-tensors")
 IMMOVABLE = ("torchao", "rtn")
 
 SHORT_WINDOW = 100
-MOST_LAYERS = 128  # of any model that is known
+MOST_LAYERS = 128  # more than any known model has
 
 
 def layout(case: Case) -> Layout:
@@ -230,7 +230,7 @@ def check_flat_flags(case: Case) -> Iterator[Finding]:
         if case.at_least(0, 12):
             yield wrong(f"--{flag}", "vLLM 0.12 and later do not have this flag.", remedy, *fix)
         else:
-            yield deprecated(f"--{flag}", "vLLM 0.12 takes this flag away.", remedy, *fix)
+            yield deprecated(f"--{flag}", "vLLM 0.12 removes this flag.", remedy, *fix)
 
 
 def check_switches(case: Case) -> Iterator[Finding]:
@@ -247,7 +247,7 @@ def check_switches(case: Case) -> Iterator[Finding]:
         if layout(case).ranks <= 1:
             yield wrong(
                 "--enable-eplb",
-                "The engine stops at start-up: there is one rank, so nothing to balance.",
+                "The engine stops at start-up: with one rank there is nothing to balance.",
                 "Give --tensor-parallel-size or --data-parallel-size above 1.",
             )
     elif asked and redundant(case):
@@ -302,8 +302,8 @@ def check_backend(case: Case) -> Iterator[Finding]:
         if case.at_least(0, 16):
             yield ignored(
                 flag,
-                f"vLLM 0.16 removed {backend} and takes {DEFAULT_BACKEND} instead.",
-                f"Say {DEFAULT_BACKEND}, or choose a DeepEP backend.",
+                f"vLLM 0.16 removed {backend} and uses {DEFAULT_BACKEND} instead.",
+                f"Write {DEFAULT_BACKEND}, or choose a DeepEP backend.",
                 put(DEFAULT_BACKEND, A2A),
             )
     elif backend not in BACKENDS:
@@ -337,13 +337,13 @@ def _check_backend_variable(case: Case) -> Iterator[Finding]:
     if backend is None or not case.at_least(0, 11, 1):
         return
     removed = backend in REMOVED_BACKENDS and case.at_least(0, 16)
-    remedy = f"Unset it: {backend} is gone." if removed else f"Give --{A2A} {backend} instead."
+    remedy = f"Unset it: {backend} was removed." if removed else f"Give --{A2A} {backend} instead."
     kept = removed or case.has(A2A)
     fix = (unset(BACKEND_VARIABLE), *(() if kept else (put(backend, A2A),)))
     if case.at_least(0, 16):
         yield ignored(BACKEND_VARIABLE, "vLLM 0.16 and later do not read it.", remedy, *fix)
     else:
-        yield deprecated(BACKEND_VARIABLE, "A flag has taken its place.", remedy, *fix)
+        yield deprecated(BACKEND_VARIABLE, f"Since 0.11.1 --{A2A} replaces it.", remedy, *fix)
 
 
 def check_graphs(case: Case) -> Iterator[Finding]:
@@ -372,16 +372,16 @@ def check_window(case: Case) -> Iterator[Finding]:
     elif window > interval:
         yield wrong(
             flag,
-            f"A window of {window} steps is longer than the interval of {interval}, so loads of "
-            "the map before last are counted as loads of this one.",
+            f"The window of {window} steps is longer than the interval of {interval}, so it mixes "
+            "loads of this map with loads of the map before.",
             f"Give a window of at most the interval. {stock}",
             put(max(1, interval // 3), *at(case, "window_size")),
         )
     elif window < SHORT_WINDOW:
         yield advice(
             flag,
-            f"A window of {window} steps sees few tokens; with so short ones maps follow noise and "
-            "change back and forth.",
+            f"A window of {window} steps counts few tokens, so maps follow noise and change back "
+            "and forth.",
             f"Measure longer unless this is a test. {stock}",
         )
     yield from _check_async_window(case, window, interval)
@@ -398,9 +398,9 @@ def _check_async_window(case: Case, window: int, interval: int) -> Iterator[Find
         better = interval - 2 * len(layers)
         yield wasteful(
             case.shown(*WINDOW),
-            f"The window of {window} steps, {len(layers)} layers that change one a step and the "
-            f"steps that planning takes are more than the interval of {interval}: a part of what "
-            "is counted belongs to the old map, and the next map is worse for it.",
+            f"The interval of {interval} steps is too short for a window of {window} steps, "
+            f"{len(layers)} layers that move one a step, and planning. Some counted loads then "
+            "belong to the old map, and the next map is worse.",
             f"Give a window of at most {better}." if better > 0 else "Give a longer interval.",
             *((put(better, *WINDOW),) if better > 0 else ()),
         )
@@ -427,7 +427,7 @@ def check_async(case: Case) -> Iterator[Finding]:
         yield wrong(
             case.shown(EPLB, "policy"),
             f"The engine has no policy {policy!r}; the only one is default.",
-            "Leave it out; a plug-in replaces what default does.",
+            "Leave it out; a plug-in changes what default does.",
             drop(EPLB, "policy"),
         )
     if case.on(EPLB, "enable_migration_batching") and not is_async(case):
@@ -442,8 +442,9 @@ def check_async(case: Case) -> Iterator[Finding]:
         if every < 10:
             yield wasteful(
                 case.shown(EPLB, "log_balancedness"),
-                f"Every line of the log, one every {every} steps, costs an all-reduce.",
-                "Give log_balancedness_interval 100 or so.",
+                f"The log gets a line every {f'{every} steps' if every > 1 else 'step'}, and each "
+                "line costs an all-reduce.",
+                "Give log_balancedness_interval a value near 100.",
             )
 
 
@@ -466,7 +467,7 @@ def check_maps(case: Case) -> Iterator[Finding]:
                 flag,
                 f"Only builds of {build} read a map under this key; vLLM {case.release} refuses "
                 "the key.",
-                "Leave it out, or say which build it is with --engine-version.",
+                "Leave it out, or name the build with --engine-version.",
                 drop(EPLB, key),
             )
         else:
@@ -483,7 +484,7 @@ def check_redundancy(case: Case) -> Iterator[Finding]:
     if redundant(case) > MAX_REDUNDANT:
         yield wrong(
             case.shown(*at_redundant(case)),
-            f"The engine's tables hold {MAX_REDUNDANT + 1} copies of an expert.",
+            f"The engine's tables have room for {MAX_REDUNDANT + 1} copies of an expert.",
             f"Give at most {MAX_REDUNDANT}.",
         )
     yield from check_slots(case, layout(case).ranks, redundant(case), at_redundant(case))
@@ -515,8 +516,8 @@ def check_architecture(case: Case) -> Iterator[Finding]:
     if balances(case) and case.the_model.architecture in UNBALANCED:
         yield ignored(
             "--enable-eplb",
-            f"vLLM cannot move the experts of {case.the_model.architecture}: with model runner V2 "
-            "nothing is balanced, without a word, and V1 stops at an assertion.",
+            f"vLLM cannot move the experts of {case.the_model.architecture}: model runner V2 "
+            "balances nothing and gives no warning, and V1 stops at an assertion.",
             "Leave balancing out.",
             drop("enable-eplb"),
             drop(EPLB),
@@ -537,8 +538,8 @@ def check_quantisation(case: Case) -> Iterator[Finding]:
     elif method and method not in MOVABLE:
         yield advice(
             "--enable-eplb",
-            f"Whether experts quantised by {method} can be moved depends on the kernel; vLLM stops "
-            "at start-up where they cannot.",
+            f"Only some kernels can move experts quantised by {method}; with the others vLLM stops "
+            "at start-up.",
             "Try it before relying on it; bfloat16, FP8 and MXFP4 work.",
         )
 
@@ -557,9 +558,9 @@ def check_draft(case: Case) -> Iterator[Finding]:
     if drafts and redundant(case):
         yield advice(
             "--speculative-config",
-            f"MoE layers that draft ({len(drafts)} here) also get {redundant(case)} redundant "
-            "experts, and loads and plans of their own.",
-            "Count them in the memory; a map of the model's layers does not cover them.",
+            f"MoE draft layers ({len(drafts)} here) also get {redundant(case)} redundant experts "
+            "each, and the engine plans them separately.",
+            "Include them in the memory you need; a map of the model's layers does not cover them.",
         )
 
 
@@ -570,7 +571,7 @@ def check_placing(case: Case) -> Iterator[Finding]:
     if local > total:
         yield wrong(
             "--data-parallel-size-local",
-            f"{local} local ranks are more than the {total} in all.",
+            f"There are {local} local ranks but only {total} ranks in all.",
             "Give the ranks of all nodes to --data-parallel-size.",
         )
     yield from check_devices(case, layout(case))

@@ -145,8 +145,8 @@ def _check_window(window_size: int | None, step_interval: int | None) -> None:
         default = " (vLLM's default)" if window_size is None else ""
         raise EquipoiseError(
             f"A window of {window} steps{default} is longer than the interval of {interval}: it "
-            f"would count loads of the map before last; give a {argument('window_size')} of at "
-            "most the interval."
+            f"would mix loads of two maps; give a {argument('window_size')} of at most the "
+            "interval."
         )
 
 
@@ -190,12 +190,10 @@ def _notes(
     notes = []
     if not build.map_option:
         notes.append(
-            f"vLLM {version} reads no map: these flags do not load {map_name}. They set aside the "
-            "slots, and the engine's own policy fills them. In a release only a policy plug-in "
-            "(entry point vllm.general_plugins) can place experts; this package has one for 0.32 "
-            "and 0.33, see equipoise explain plugins. Maps are read by builds of the proposals in "
-            "pull "
-            "requests 41141, 49572 and 53022 (versions pr-41141, pr-49572, pr-53022)."
+            f"vLLM {version} reads no map: these flags do not load {map_name}. They only reserve "
+            "the slots, which the engine's own policy fills. To place experts in a release, use "
+            "equipoise's plug-in for 0.32 and 0.33 (equipoise explain plugins). Builds of pull "
+            "requests 41141, 49572 and 53022 read maps (versions pr-41141, pr-49572, pr-53022)."
         )
     else:
         notes.append(
@@ -207,12 +205,12 @@ def _notes(
     if build.map_option and build.hold_option not in config:
         interval = config.get("step_interval", STEP_INTERVAL)
         notes.append(
-            f"The map is where the engine starts; it rearranges by itself after "
-            f"{max(1, interval // 4)} steps and then every {interval}."
+            f"The engine starts from the map and rearranges by itself after "
+            f"{max(1, interval // 4)} steps, then every {interval} steps."
         )
     notes.append(
-        f"TP x DP x PCP must be {placement.num_ranks}, the ranks of the placement: the engine "
-        "does not compare them, and other sizes put slots on other ranks."
+        f"TP x DP x PCP must be {placement.num_ranks}, the ranks of the placement: the engine does "
+        "not check this, and other sizes put slots on other ranks."
     )
     return (*notes, *same_rank_notes(placement))
 
@@ -224,18 +222,17 @@ def _check_background(placement: Placement, config: dict[str, Any]) -> None:
     needed = window + layers + PLANNING_STEPS
     if config.get("use_async") and needed > interval:
         raise EquipoiseError(
-            f"In the background at most one layer moves a step: a window of {window}, {layers} "
-            f"layers and some {PLANNING_STEPS} steps of planning do not fit in an interval of "
-            f"{interval} steps, and the window would count loads of two maps, which spoils the "
-            f"next plan. Give an interval of {needed} or more, or a shorter window, or move in the "
-            "foreground."
+            f"In the background at most one layer moves a step. A window of {window} steps, "
+            f"{layers} layers and about {PLANNING_STEPS} steps of planning do not fit in an "
+            f"interval of {interval} steps, so the window would mix loads of two maps. Give an "
+            f"interval of {needed} or more, or a shorter window, or move in the foreground."
         )
 
 
 def _model_notes(placement: Placement, options: LaunchOptions) -> tuple[str, ...]:
     drafter = (
-        "vLLM balances a draft model apart from its target; both need the same numbers of experts, "
-        "ranks and slots."
+        "vLLM balances a draft model separately from its target; both need the same numbers of "
+        "experts, ranks and slots."
     )
     return (
         *architecture_notes(

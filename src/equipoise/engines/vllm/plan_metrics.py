@@ -28,7 +28,7 @@ from equipoise.placement import Placement
 from equipoise.plan import Situation, evaluate
 
 DESCRIPTIONS = {
-    "plans": "Plans since the start, by what became of them.",
+    "plans": "Plans since the start, by their outcome.",
     "plan_moves": "Slots whose content changed, all plans together.",
     "plan_seconds": "Time that the last plan took.",
     "plan_peak": "Busiest rank over mean rank, mean over layers, of the loads that the last plan "

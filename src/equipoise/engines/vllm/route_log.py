@@ -39,7 +39,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
     Raises
     ------
     FormatError
-        A line is no route, or there is nothing but a warm-up.
+        A line is not a route, or there is nothing but a warm-up.
     """
     notes: list[str] = []
     meta: dict[str, Any] = {}

@@ -22,7 +22,7 @@ _MAP = Option(
     sets=("map_path",),
     read=path,
 )
-_TOLD = "the metric equipoise_balancedness always tells it, and the log does not"
+_TOLD = "the metric equipoise_balancedness always reports it, and the log does not"
 _STATISTICS = "loads are recorded with a recorder, see equipoise explain runtime"
 
 

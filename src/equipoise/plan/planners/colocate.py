@@ -187,8 +187,8 @@ def _finding(problem: Problem, tokens: TokenIds, before: Placement, after: Place
     old, new = (measure_traffic(p, tokens, problem.topology) for p in (before, after))
     return (
         f"A token planned on reaches {new.ranks_per_token.mean():.2f} ranks and "
-        f"{new.nodes_per_token.mean():.2f} nodes, before {old.ranks_per_token.mean():.2f} and "
-        f"{old.nodes_per_token.mean():.2f}."
+        f"{new.nodes_per_token.mean():.2f} nodes; before, it reached "
+        f"{old.ranks_per_token.mean():.2f} and {old.nodes_per_token.mean():.2f}."
     )
 
 

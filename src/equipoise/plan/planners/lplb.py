@@ -124,8 +124,8 @@ def owners(graph: str, topology: Topology) -> Ints:
         size = R // N
         return np.stack([(rank + size) % R, rank - rank % size + (rank + 1) % size], axis=1)
     raise EquipoiseError(
-        f"{R} ranks in {N} node{'s' * (N != 1)} are no {graph}: a ring needs 2 ranks, a cube "
-        "multiples of 8, a hypercube multiples of 16, a torus several nodes of several ranks."
+        f"{R} ranks in {N} node{'s' * (N != 1)} do not form a {graph}: a ring needs 2 ranks, a "
+        "cube multiples of 8, a hypercube multiples of 16, a torus several nodes of several ranks."
     )
 
 

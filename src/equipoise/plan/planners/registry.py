@@ -204,15 +204,16 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="greedy",
             home="equipoise.plan.planners.eplb:Greedy",
-            summary="where milliseconds count, or one window is all there is; with same-rank "
-            "copies, what DeepSeek's EPLB gives, slot for slot",
+            summary="if planning must take milliseconds, or there is only one window; with "
+            "same-rank copies it gives DeepSeek's EPLB, slot for slot",
             time="`O(E log E + S log R)`",
             options=(_SAME_RANK,),
         ),
         PlannerEntry(
             name="hierarchical",
             home="equipoise.plan.planners.eplb:Hierarchical",
-            summary="where the router picks whole expert groups and traffic between nodes is dear",
+            summary="where the router picks whole expert groups and traffic between nodes is "
+            "expensive",
             time="`O(E log E + S log R)`",
             options=(
                 Option(
@@ -229,7 +230,7 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="trtllm",
             home="equipoise.plan.planners.eplb:TrtllmGreedy",
-            summary="to get what TensorRT-LLM's planner gives, slot for slot",
+            summary="to reproduce TensorRT-LLM's planner, slot for slot",
             time="`O(S log S)`",
         ),
         PlannerEntry(
@@ -271,23 +272,23 @@ PLANNERS: dict[str, PlannerEntry] = {
                 Option(
                     "max_moves",
                     limits={"gte": 0, "lte": 1 << 40},
-                    help="Most slots whose content may change, all layers together.",
+                    help="Largest number of slots whose content may change, all layers together.",
                 ),
                 Option(
                     "max_bytes",
                     limits={"gte": 0, "lte": 1 << 60},
-                    help="Most bytes that may cross wires, as in 2GB.",
+                    help="Largest number of bytes that ranks may send each other, such as 2GB.",
                 ),
                 Option(
                     "max_seconds",
                     limits={"gt": 0},
-                    help="Most seconds that the transfers may take, as equipoise diff counts them.",
+                    help="Longest time of the transfers in seconds, as equipoise diff computes it.",
                 ),
                 Option(
                     "expert_bytes",
                     limits=_AMOUNT,
                     help="Bytes of one expert in one layer, scales included, as in 44M. It limits "
-                    "and reports what the moves take; --model says it as well.",
+                    "and reports what the moves take; --model gives it too.",
                 ),
                 *_SEARCH,
             ),
@@ -299,7 +300,7 @@ PLANNERS: dict[str, PlannerEntry] = {
         PlannerEntry(
             name="colocate",
             home="equipoise.plan.planners.colocate:Colocate",
-            summary="where traffic between ranks or nodes is dear; see "
+            summary="where traffic between ranks or nodes is expensive; see "
             "[locality.md](../howto/locality.md)",
             time="as `Robust`, and a second",
             options=(

@@ -1,20 +1,23 @@
 """The inner loops of annealing, compiled. Plain twins: ``tests/reference/robust.py``.
 
-One layer at a time. ``load_ET`` and ``risk_ET`` describe ``T`` scenarios; a slot of an expert with
-``c`` copies counts ``load / c + risk / c**2``: the variance of a share falls with its square.
-Everything is deterministic: own random numbers from a seed, sums in visiting order.
+The kernels search one layer at a time. ``load_ET`` and ``risk_ET`` describe ``T`` scenarios, both
+in units of the mean rank's load. A slot whose expert has ``c`` copies counts ``load / c`` plus
+``risk / c**2``, because the variance of a share falls with the square of the share.
 
-Both kernels run the same loop. It draws a proposal, works out what the proposal would cost, and
-accepts it or leaves things as they were. They differ in how loads are split over the copies:
+Both kernels run the same loop: draw a proposal, compute its cost, then accept or refuse it. They
+differ in how loads are split over the copies:
 
-``anneal_fixed``   The copies set the shares. So a proposal can be judged before it is applied.
-``anneal_minmax``  The shares follow the load. They depend on each other, so a proposal is applied
-                   first, the shares settle, and a proposal that is refused is taken back.
+``anneal_fixed``   The number and the nodes of the copies set the shares, so a proposal is judged
+                   before it is applied.
+``anneal_minmax``  The shares follow the load and depend on each other. A proposal is applied
+                   first and the shares settle; a refused proposal is taken back.
 
-All functions that call each other are in this file: numba's cache does not see a change in another
-file. The loops take a fraction of a microsecond a proposal, so a few small things count in what
-they call: arrays used in every pass are taken out of their groups before the loop, functions return
-how many ranks they found and not a view of them, and rows are copied by plain loops.
+Results are deterministic: random numbers come from a seed, sums run in visiting order.
+
+All functions that call each other are in this file, because numba's cache does not see a change in
+another file. A proposal takes a fraction of a microsecond, so small things count in the loops: they
+take arrays out of their named tuples first, functions return a number of ranks instead of a view of
+them, and plain loops copy rows.
 """
 
 from __future__ import annotations
@@ -33,75 +36,75 @@ State = NDArray[np.uint64]
 
 _compiled = njit(nogil=True, error_model="numpy")
 
-# Small steps of the loops. A call that stays a call passes each array of a group by itself, and
-# numba counts references to arrays in what it cannot see through. LLVM merges ``_inlined`` ones
-# into their callers once they are compiled. numba itself merges ``_merged`` ones before that, so
-# that the caller calls nothing and counts no references either.
+# Decorators for the small steps of the loops. A real call would pass each array of a named tuple
+# separately and count references to it. LLVM merges ``_inlined`` functions into their callers after
+# compilation. numba merges ``_merged`` ones before that, so that not even references are counted.
 _inlined = njit(nogil=True, error_model="numpy", forceinline=True)
 _merged = njit(nogil=True, error_model="numpy", inline="always")
 
 
 class Ranks(NamedTuple):
-    """How the ranks differ, and what a share of an expert's load counts on one.
+    """Differences between the ranks, and the load that a rank counts for a share of an expert.
 
-    A slot with load counts at least ``floor``, and ``pad`` more than its share: the time of an
-    expert's weights and of incomplete blocks, in mean rank loads.
+    ``floor`` and ``pad`` describe the time for an expert's weights and for incomplete blocks, in
+    mean rank loads: a slot with load counts ``max(floor, share + pad)``.
     """
 
     slowness: Floats  # (R,): 1 over the relative speed
     node: Ints  # (R,)
-    near: bool  # sources prefer the copies on their node, else all copies get the same
+    near: bool  # True: sources prefer copies on their node; False: all copies get equal shares
     floor: float
     pad: float
 
 
 class Terms(NamedTuple):
-    """What a placement costs besides its peaks, in mean rank loads."""
+    """Prices of a placement in addition to its peaks, in mean rank loads."""
 
     price: Floats  # (R, E): price of an expert on a rank
-    homes: int  # ranks, or nodes, that each expert should live on
+    homes: int  # number of ranks (nodes with ``by_node``) that each expert should live on
     by_node: bool
-    missing: float  # price of each home an expert is short of
+    missing: float  # price of each home that an expert lacks
 
 
 class Objective(NamedTuple):
-    """How the sums of the ranks become one number.
+    """Rule by which the ranks' times become one number, the objective.
 
-    The number is the mean over the scenarios, or over their worst ``tail`` share, of the
-    ``2 ** bits``-norm over the ranks. A norm also rewards progress on ranks that are not yet the
-    busiest. With ``exact`` the best placement is chosen by the busiest rank itself.
+    In each scenario the ``2 ** bits``-norm over the ranks is taken. The objective is the weighted
+    mean of the norms over all scenarios, or over the worst share ``tail`` of them. A norm also
+    rewards progress on ranks that are not the busiest yet. With ``exact`` the search keeps the
+    placement whose busiest rank, instead of the norm, is best.
     """
 
-    weight: Floats  # (T,)
-    tail: float
+    weight: Floats  # (T,): weight of each scenario
+    tail: float  # in (0, 1]; 1 counts all scenarios
     bits: int
     exact: bool
 
 
 class Schedule(NamedTuple):
-    """How many proposals to try, and the temperatures at the first and the last of them."""
+    """Number of proposals to try, and the temperatures at the first and the last of them."""
 
     proposals: int
-    hot: float  # in units of the objective
-    cold: float
+    hot: float  # first temperature, in the unit of the objective
+    cold: float  # last temperature
 
 
 class Holding(NamedTuple):
-    """Which slot has which expert. No rank holds an expert twice."""
+    """The expert of each slot, with indexes for quick access. No rank holds an expert twice."""
 
     expert: Ints  # (S,): expert of each slot, -1 where there is no slot
-    size: int  # slots of a rank
-    copies: Ints  # (E,)
-    held: Bools  # (R, E)
-    slot: Ints  # (E, R): slots of each expert; the first ``copies`` of a row count
-    on_node: Ints  # (E, N): copies on each node
+    size: int  # number of slots per rank
+    copies: Ints  # (E,): number of copies of each expert
+    held: Bools  # (R, E): whether a rank holds an expert
+    slot: Ints  # (E, R): slots of each expert; only the first ``copies[e]`` of row e are valid
+    on_node: Ints  # (E, N): number of copies on each node
 
 
 class Proposal(NamedTuple):
-    """Slot ``s`` of rank ``r`` gets expert ``b`` in place of ``a``.
+    """A candidate change: slot ``s`` of rank ``r`` gets expert ``b`` in place of expert ``a``.
 
-    An exchange gives ``a`` to slot ``o`` of rank ``q``, which had ``b``. A relabelling leaves ``a``
-    with one copy less; ``o`` and ``q`` are then ``s`` and ``r``.
+    In an exchange, slot ``o`` of rank ``q``, which holds ``b``, gets ``a``. In a relabelling, ``a``
+    loses this copy and ``b`` gains one; ``o`` and ``q`` then equal ``s`` and ``r``.
     """
 
     s: int
@@ -114,52 +117,52 @@ class Proposal(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Time of every rank and its norm over the ranks, now and after a proposal.
+    """Times of the ranks and their norms, for the accepted placement and for a proposal.
 
-    Totals are kept, so that a proposal costs the ranks that it changes and not all ``R``. Of
-    ``new_time`` only the rows of these ranks count.
+    Sums over the ranks are kept, so that a proposal costs only the ranks that it changes. Only the
+    rows of those ranks are valid in ``new_time``.
     """
 
-    time: Floats  # (R, T): what a rank counts, times its slowness
+    time: Floats  # (R, T): load that a rank counts, times its slowness
     power: Floats  # (R, T): time ** (2 ** bits)
-    total: Floats  # (T,): sum of the powers
-    norm: Floats  # (T,)
-    new_time: Floats  # (R, T)
-    new_total: Floats  # (T,)
-    new_norm: Floats  # (T,)
+    total: Floats  # (T,): sum of the powers over the ranks
+    norm: Floats  # (T,): total ** (1 / 2 ** bits)
+    new_time: Floats  # (R, T): time after the proposal
+    new_total: Floats  # (T,): total after the proposal
+    new_norm: Floats  # (T,): norm after the proposal; scratch at other times
 
 
 class Shares(NamedTuple):
-    """Shares of the two experts of a proposal, on each rank that it touches, ``(R,)`` each."""
+    """Shares of a proposal's two experts before and after it, on each rank visited."""
 
-    before_a: Floats
+    before_a: Floats  # (R,), as all four; entry i is for the i-th rank visited
     after_a: Floats
     before_b: Floats
     after_b: Floats
 
 
 class Split(NamedTuple):
-    """How the load is split over the slots."""
+    """Load of each slot and of each rank."""
 
-    sums: Floats  # (R, T)
-    flow: Floats  # (S, T)
+    sums: Floats  # (R, T): load of each rank
+    flow: Floats  # (S, T): load of each slot
 
 
 _CLOSE = 1e-12  # a gain below this is rounding
-_MOST_BITS = 6  # of the power of a norm
-_TINY = 1e-300  # what no total is divided by less than
-_AFRESH = 64  # proposals accepted until totals are summed again
+_MOST_BITS = 6  # largest ``bits`` of a norm
+_TINY = 1e-300  # least divisor in place of a total of 0
+_AFRESH = 64  # number of accepted proposals after which totals are summed from scratch
 _RELABEL = 0.3  # share of the proposals that give a slot to another expert
-_STEADY = 256  # proposals at one temperature
-_SWEEPS_AT_START = 50  # over all ranks, from an even split
-_SWEEPS = 3  # over the ranks that a proposal touches
-_VISITS = 12  # ranks that may even out after a proposal
-_HOPE = 0.001  # what evening out once more may gain
+_STEADY = 256  # number of proposals at one temperature
+_SWEEPS_AT_START = 50  # sweeps over all ranks that turn an even split into the first min-max split
+_SWEEPS = 3  # sweeps over the ranks that a proposal touches
+_VISITS = 12  # most ranks that even out after a proposal
+_HOPE = 0.001  # largest gain expected from one more sweep, in the unit of the objective
 
 
 @_inlined
 def _random(state: State) -> Any:
-    """A number in [0, 1): splitmix64, whose every seed is a good one."""
+    """Draw a float in [0, 1) with splitmix64; advances ``state``, ``(1,)``. Any seed is good."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -169,14 +172,15 @@ def _random(state: State) -> Any:
 
 @_inlined
 def _below(state: State, n: int) -> Any:
+    """Draw an integer in ``[0, n)``; advances ``state``."""
     return np.int64(_random(state) * n)
 
 
 @_inlined
 def _power(x: float, bits: int) -> Any:
-    """``x ** (2 ** bits)`` for up to ``_MOST_BITS``.
+    """Return ``x ** (2 ** bits)``; ``bits`` is at most ``_MOST_BITS``.
 
-    Without a loop: only so are the loops around it compiled to vector instructions.
+    It has no loop, because the loops around it become vector instructions only without one.
     """
     x = x * x if bits > 0 else x
     x = x * x if bits > 1 else x
@@ -188,7 +192,10 @@ def _power(x: float, bits: int) -> Any:
 
 @_inlined
 def _fill_norms(norm: Floats, total: Floats, bits: int) -> None:
-    """Norms from totals, which rounding may have made negative."""
+    """Fill ``norm`` ``(T,)`` with the ``2 ** bits``-th roots of ``total`` ``(T,)``.
+
+    Rounding may have made a total negative; it counts as 0.
+    """
     for t in range(total.size):
         norm[t] = max(total[t], 0.0)
     for _ in range(bits):
@@ -198,7 +205,7 @@ def _fill_norms(norm: Floats, total: Floats, bits: int) -> None:
 
 @_compiled
 def _tail_level(norm: Floats, weight: Floats, tail: float) -> Any:
-    """The level above which the worst ``tail`` share of the weight lies; 0 if all of it counts."""
+    """Return the norm above which the worst share ``tail`` of the weight lies; 0 if all count."""
     if tail >= 1.0:
         return 0.0
     order = np.argsort(-norm)
@@ -212,16 +219,17 @@ def _tail_level(norm: Floats, weight: Floats, tail: float) -> Any:
 
 @_compiled
 def _tail_weight(objective: Objective) -> Any:
-    """What each scenario counts in a mean of the worst ``tail`` share, if it is in it, ``(T,)``."""
+    """Return the weight of each scenario in the mean over the worst share ``tail``, ``(T,)``."""
     return objective.weight / (min(objective.tail, 1.0) * objective.weight.sum())
 
 
 @_merged
 def _tail_mean(norm: Floats, tail_weight: Floats, level: float) -> Any:
-    """Mean of the worst share, exact at its level and too high at any other.
+    """Return the mean of ``norm`` ``(T,)`` over the worst share of the scenarios.
 
-    The form of Rockafellar and Uryasev (2000), which makes it as cheap as a mean.  In four sums,
-    as an addition waits for the one before it.
+    The result is exact where ``level`` is the one of ``_tail_level`` and too high at any other.
+    This form (Rockafellar and Uryasev, 2000) costs no more than a mean. It adds into four sums,
+    because an addition has to wait for the one before it.
     """
     T = norm.size
     a, b, c, d = 0.0, 0.0, 0.0, 0.0
@@ -237,7 +245,7 @@ def _tail_mean(norm: Floats, tail_weight: Floats, level: float) -> Any:
 
 @_compiled
 def _no_norms(num_ranks: int, num_scenarios: int) -> Norms:
-    """Memory for norms, not filled."""
+    """Allocate ``Norms`` without filling them."""
     return Norms(
         np.empty((num_ranks, num_scenarios)),
         np.empty((num_ranks, num_scenarios)),
@@ -251,7 +259,7 @@ def _no_norms(num_ranks: int, num_scenarios: int) -> Norms:
 
 @_inlined
 def _add_new_powers(norms: Norms, visit: Ints, count: int, bits: int) -> None:
-    """The new totals, from the new times of the ranks to visit."""
+    """Fill ``norms.new_total`` from the new times of the first ``count`` ranks in ``visit``."""
     total, new_total = norms.total, norms.new_total
     for t in range(total.size):
         new_total[t] = total[t]
@@ -263,9 +271,10 @@ def _add_new_powers(norms: Norms, visit: Ints, count: int, bits: int) -> None:
 
 @_inlined
 def _least_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> Any:
-    """What ``_new_value`` is at least, without roots: most proposals are refused by it.
+    """Return a lower bound of ``_new_value`` that needs no roots; it refuses most proposals.
 
-    ``x ** (-1 / p)`` is convex, so no norm is below its tangent in one over the total.
+    ``x ** (-1 / p)`` is convex, so its tangent at the old total bounds each new norm from below.
+    Overwrites ``norms.new_norm``.
     """
     total, norm, new_total, least = norms.total, norms.norm, norms.new_total, norms.new_norm
     part = 1.0 / (1 << bits)
@@ -276,10 +285,10 @@ def _least_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> 
 
 @_inlined
 def _new_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> Any:
-    """The objective, without terms, at the new totals.
+    """Return the objective after the proposal, without the terms; fills ``norms.new_norm``.
 
-    The level of the tail stays that of the accepted placement. Another level makes the tail mean
-    too high, never too low, and finding it would take a sort.
+    The tail's level stays that of the accepted placement: finding the new one would take a sort.
+    The result can then be too high but never too low.
     """
     _fill_norms(norms.new_norm, norms.new_total, bits)
     return _tail_mean(norms.new_norm, tail_weight, level)
@@ -287,7 +296,10 @@ def _new_value(norms: Norms, tail_weight: Floats, bits: int, level: float) -> An
 
 @_inlined
 def _adopt_new(norms: Norms, visit: Ints, count: int, bits: int) -> None:
-    """As ``_adopt``, with the new totals and norms, which rounding piles up in."""
+    """Make a proposal's times, totals and norms the accepted ones.
+
+    Faster than ``_adopt``, but rounding accumulates in the totals.
+    """
     for i in range(count):
         v = visit[i]
         for t in range(norms.total.size):
@@ -300,7 +312,10 @@ def _adopt_new(norms: Norms, visit: Ints, count: int, bits: int) -> None:
 
 @_compiled
 def _adopt(norms: Norms, visit: Ints, count: int, bits: int) -> None:
-    """Make the new times of the ranks to visit the valid ones, and sum the totals afresh."""
+    """Make a proposal's times the accepted ones, and compute totals and norms from scratch.
+
+    Only the first ``count`` ranks in ``visit`` take their row of ``norms.new_time``.
+    """
     time, power, total = norms.time, norms.power, norms.total
     for i in range(count):
         v = visit[i]
@@ -319,14 +334,17 @@ def _adopt(norms: Norms, visit: Ints, count: int, bits: int) -> None:
 def _level_and_value(
     norm: Floats, objective: Objective, tail_weight: Floats
 ) -> tuple[float, float]:
-    """The level above which the tail of the norms lies, and the objective without terms."""
+    """Return the level above which the tail of the norms lies, and the objective without terms."""
     level = _tail_level(norm, objective.weight, objective.tail)
     return level, _tail_mean(norm, tail_weight, level)
 
 
 @_compiled
 def _exact_value(time_RT: Floats, peak: Floats, objective: Objective) -> Any:
-    """The objective with the busiest rank itself in place of a norm; overwrites ``peak``, (T,)."""
+    """Return the objective with the busiest rank's time in place of the norm.
+
+    ``time_RT`` is ``(R, T)``; ``peak`` ``(T,)`` is overwritten with the busiest rank's times.
+    """
     for t in range(peak.size):
         peak[t] = time_RT[:, t].max()
     return _level_and_value(peak, objective, _tail_weight(objective))[1]
@@ -334,7 +352,7 @@ def _exact_value(time_RT: Floats, peak: Floats, objective: Objective) -> Any:
 
 @_compiled
 def _hold(slots: Ints, num_experts: int, ranks: Ranks) -> Holding:
-    """Index slots ``(S,)``, which are not changed."""
+    """Build the indexes of a placement's slots ``(S,)``, which are copied and not changed."""
     R, N = ranks.slowness.size, ranks.node.max() + 1
     holding = Holding(
         slots.copy(),
@@ -354,6 +372,7 @@ def _hold(slots: Ints, num_experts: int, ranks: Ranks) -> Holding:
 
 @_compiled
 def _gain(holding: Holding, e: int, r: int, ranks: Ranks) -> None:
+    """Count one more copy of expert ``e`` on rank ``r``; does not touch ``expert`` and ``slot``."""
     holding.copies[e] += 1
     holding.held[r, e] = True
     holding.on_node[e, ranks.node[r]] += 1
@@ -361,6 +380,7 @@ def _gain(holding: Holding, e: int, r: int, ranks: Ranks) -> None:
 
 @_compiled
 def _lose(holding: Holding, e: int, r: int, ranks: Ranks) -> None:
+    """Count one copy of expert ``e`` on rank ``r`` less; does not touch ``expert`` and ``slot``."""
     holding.copies[e] -= 1
     holding.held[r, e] = False
     holding.on_node[e, ranks.node[r]] -= 1
@@ -368,7 +388,7 @@ def _lose(holding: Holding, e: int, r: int, ranks: Ranks) -> None:
 
 @_compiled
 def _relabel(holding: Holding, s: int, r: int, b: int, ranks: Ranks) -> None:
-    """Give slot ``s`` of rank ``r`` to expert ``b``."""
+    """Give slot ``s`` of rank ``r`` to expert ``b``; updates all of ``holding``."""
     a = holding.expert[s]
     _replace(holding.slot[a], s, holding.slot[a, holding.copies[a] - 1])
     holding.slot[b, holding.copies[b]] = s
@@ -379,7 +399,7 @@ def _relabel(holding: Holding, s: int, r: int, b: int, ranks: Ranks) -> None:
 
 @_compiled
 def _exchange(holding: Holding, s: int, r: int, o: int, q: int, ranks: Ranks) -> None:
-    """Exchange the experts of slot ``s`` on rank ``r`` and ``o`` on ``q``."""
+    """Exchange the experts of slot ``s`` on rank ``r`` and slot ``o`` on ``q`` in ``holding``."""
     a, b = holding.expert[s], holding.expert[o]
     _replace(holding.slot[a], s, o)
     _replace(holding.slot[b], o, s)
@@ -392,9 +412,9 @@ def _exchange(holding: Holding, s: int, r: int, o: int, q: int, ranks: Ranks) ->
 
 @_compiled
 def _put(holding: Holding, proposal: Proposal, expert: int, ranks: Ranks) -> None:
-    """Do a proposal with its expert ``b``, or undo it with ``a``.
+    """Apply a proposal with ``expert = proposal.b``, or undo it with ``expert = proposal.a``.
 
-    An exchange takes no expert: it undoes itself.
+    An exchange ignores ``expert``, because doing it twice undoes it.
     """
     s, r = proposal.s, proposal.r
     if proposal.relabel:
@@ -405,6 +425,7 @@ def _put(holding: Holding, proposal: Proposal, expert: int, ranks: Ranks) -> Non
 
 @_compiled
 def _replace(row: Ints, old: int, new: int) -> None:
+    """Replace the entry ``old`` of ``row`` by ``new``; ``old`` must be there."""
     i = 0
     while row[i] != old:
         i += 1
@@ -413,7 +434,7 @@ def _replace(row: Ints, old: int, new: int) -> None:
 
 @_compiled
 def _missing(holding: Holding, e: int, terms: Terms) -> Any:
-    """How many homes an expert is short of."""
+    """Return how many homes (ranks or nodes, see ``Terms``) expert ``e`` is short of."""
     if not terms.by_node:
         return max(0, terms.homes - holding.copies[e])
     nodes = 0
@@ -424,10 +445,10 @@ def _missing(holding: Holding, e: int, terms: Terms) -> Any:
 
 @_compiled
 def _more_missing(proposal: Proposal, holding: Holding, ranks: Ranks, terms: Terms) -> Any:
-    """Homes missing after a proposal less those missing before it.
+    """Return how many more homes are missing after a proposal than before it; may be negative.
 
-    The copies are moved, counted and moved back: whether a node stays a home depends on all of an
-    expert's copies.
+    The copies are moved, counted and moved back, because whether a node stays a home depends on all
+    copies of the expert. ``holding`` is unchanged afterwards.
     """
     a, b, r, q = proposal.a, proposal.b, proposal.r, proposal.q
     both = not proposal.relabel
@@ -444,7 +465,10 @@ def _more_missing(proposal: Proposal, holding: Holding, ranks: Ranks, terms: Ter
 def _move_home(
     holding: Holding, e: int, r: int, q: int, both: bool, copies: int, ranks: Ranks
 ) -> None:
-    """Count copies off rank ``r`` and with ``both`` onto rank ``q``."""
+    """Take ``copies`` copies of ``e`` off rank ``r`` and, with ``both``, add them to rank ``q``.
+
+    Changes only the counts ``on_node`` and ``copies``.
+    """
     holding.on_node[e, ranks.node[r]] -= copies
     holding.copies[e] -= copies
     if both:
@@ -454,7 +478,7 @@ def _move_home(
 
 @_compiled
 def _extra(holding: Holding, terms: Terms) -> Any:
-    """What a placement costs besides its peaks."""
+    """Return the price of a placement in addition to its peaks, in mean rank loads."""
     total = 0.0
     for s in range(holding.expert.size):
         if holding.expert[s] >= 0:
@@ -466,7 +490,7 @@ def _extra(holding: Holding, terms: Terms) -> Any:
 
 @_inlined
 def _more_price(proposal: Proposal, price: Floats) -> Any:
-    """What a proposal adds to the prices of experts on ranks."""
+    """Return the change a proposal makes to the summed ``price`` ``(R, E)`` of experts on ranks."""
     a, b, r, q = proposal.a, proposal.b, proposal.r, proposal.q
     if proposal.relabel:
         return price[r, b] - price[r, a]
@@ -475,15 +499,16 @@ def _more_price(proposal: Proposal, price: Floats) -> Any:
 
 @_compiled
 def _has_spare(holding: Holding) -> Any:
-    """Whether an expert has a second copy, so that slots can be given to others at all."""
+    """Return whether any expert has a second copy; only then can a slot be relabelled."""
     return holding.copies.sum() > holding.copies.size
 
 
 @_inlined
 def _draw(state: State, expert: Ints, num_experts: int, size: int, spare: bool) -> Proposal:
-    """A random proposal, which may be impossible.
+    """Draw a random proposal, which may be impossible; advances ``state``.
 
-    Redrawing until one is possible would make the time of a search depend on its luck.
+    It does not draw again until one is possible: the time of a search would then depend on its
+    luck.
     """
     s = _below(state, expert.size)
     a, r = expert[s], s // size
@@ -497,9 +522,10 @@ def _draw(state: State, expert: Ints, num_experts: int, size: int, spare: bool) 
 
 @_inlined
 def _is_possible(proposal: Proposal, holding: Holding) -> Any:
-    """Whether both are slots, every expert keeps a copy, and no rank gets an expert twice.
+    """Return whether a proposal is valid.
 
-    The last also excludes exchanges within a rank and of an expert with itself.
+    Both slots must exist, every expert must keep a copy, and no rank may get an expert twice. The
+    last rule also excludes exchanges within a rank and of an expert with itself.
     """
     a, b = proposal.a, proposal.b
     if a < 0 or b < 0 or holding.held[proposal.r, b]:
@@ -511,7 +537,7 @@ def _is_possible(proposal: Proposal, holding: Holding) -> Any:
 
 @_inlined
 def _cooled(temperature: float, number: int, schedule: Schedule) -> Any:
-    """The temperature of a proposal: it falls by the same factor after each ``_STEADY``."""
+    """Return the temperature of a proposal; it falls by a factor every ``_STEADY`` proposals."""
     if number % _STEADY != _STEADY - 1:
         return temperature
     return temperature * (schedule.cold / schedule.hot) ** (_STEADY / max(schedule.proposals, 1))
@@ -519,17 +545,18 @@ def _cooled(temperature: float, number: int, schedule: Schedule) -> Any:
 
 @_inlined
 def _limit(value: float, temperature: float, chance: float) -> Any:
-    """What the objective must stay below for a proposal to be accepted.
+    """Return the value that the objective must stay below for a proposal to be accepted.
 
-    The rule of Metropolis: a step up of ``x`` is accepted with probability ``exp(-x / T)``. Chance
-    enters before the proposal is judged, so that a clear case need not be settled to the end.
+    This is Metropolis's rule: a rise of ``x`` is accepted with probability
+    ``exp(-x / temperature)``. ``chance`` in [0, 1) is drawn before the proposal is judged, so that
+    the evaluation of a clear case can stop early.
     """
     return value - temperature * np.log(1.0 - chance)
 
 
 @_compiled
 def _keep_best(best_slots: Ints, best: float, expert: Ints, score: float) -> Any:
-    """The better objective of the best so far and the present one, whose slots are then kept."""
+    """Return the better of ``best`` and ``score``; copy ``expert`` to ``best_slots`` if better."""
     if score < best - _CLOSE:
         for s in range(expert.size):
             best_slots[s] = expert[s]
@@ -539,7 +566,7 @@ def _keep_best(best_slots: Ints, best: float, expert: Ints, score: float) -> Any
 
 @_compiled
 def _counted(load: float, risk: float, share: float, floor: float, pad: float) -> Any:
-    """What a slot counts that takes a share of an expert's load."""
+    """Return the load, in mean rank loads, that a slot with this share of an expert counts."""
     x = (load + risk * share) * share
     if floor > 0.0 and load > 0.0 and share > 0.0:
         return max(floor, x + pad)
@@ -548,7 +575,7 @@ def _counted(load: float, risk: float, share: float, floor: float, pad: float) -
 
 @_merged
 def _share(holding: Holding, e: int, r: int, ranks: Ranks) -> Any:
-    """Share of an expert's load that falls on a rank; 0 if it is not there."""
+    """Return the share of expert ``e``'s load that rank ``r`` serves; 0 if it does not hold it."""
     if not holding.held[r, e]:
         return 0.0
     if not ranks.near:
@@ -565,7 +592,7 @@ def _share(holding: Holding, e: int, r: int, ranks: Ranks) -> Any:
 def _fill_slot_times(
     time_RT: Floats, load_ET: Floats, risk_ET: Floats, holding: Holding, ranks: Ranks
 ) -> None:
-    """Sum what every rank counts in every scenario, times its slowness."""
+    """Fill ``time_RT`` ``(R, T)`` with each rank's load in each scenario times its slowness."""
     for r in range(time_RT.shape[0]):
         for t in range(time_RT.shape[1]):
             time_RT[r, t] = 0.0
@@ -581,10 +608,10 @@ def _fill_slot_times(
 
 @_inlined
 def _touched(visit: Ints, proposal: Proposal, others: bool, holding: Holding) -> int:
-    """Ranks whose times a proposal may change, in ``visit``: how many.
+    """Write the ranks whose times a proposal may change to ``visit`` ``(R,)``; return how many.
 
-    Its own one or two; with ``others`` all that hold one of the two experts, whose shares change if
-    the number of copies does, or the nodes they are on.
+    These are its own one or two ranks. With ``others`` they include every rank that holds one of
+    the two experts, because shares depend on the number of copies and on the nodes they are on.
     """
     r, q, a, b = proposal.r, proposal.q, proposal.a, proposal.b
     visit[0] = r
@@ -613,7 +640,10 @@ def _fill_shares(
     holding: Holding,
     ranks: Ranks,
 ) -> None:
-    """Shares of the two experts' loads as they are."""
+    """Write the present shares of a proposal's two experts on the ranks visited.
+
+    ``share_a`` and ``share_b`` are ``(R,)``; their first ``count`` entries are written.
+    """
     for i in range(count):
         share_a[i] = _share(holding, proposal.a, visit[i], ranks)
         share_b[i] = _share(holding, proposal.b, visit[i], ranks)
@@ -623,9 +653,10 @@ def _fill_shares(
 def _fill_near_shares(
     shares: Shares, visit: Ints, count: int, proposal: Proposal, holding: Holding, ranks: Ranks
 ) -> None:
-    """Shares before and after a proposal where sources prefer near copies.
+    """Fill ``shares`` where sources prefer near copies.
 
-    The proposal is done and undone: every copy's share depends on the nodes of all of them.
+    The proposal is applied and undone, because each copy's share depends on the nodes of all
+    copies.
     """
     _fill_shares(shares.before_a, shares.before_b, visit, count, proposal, holding, ranks)
     _put(holding, proposal, proposal.b, ranks)
@@ -637,7 +668,7 @@ def _fill_near_shares(
 def _fill_even_shares(
     shares: Shares, visit: Ints, count: int, proposal: Proposal, holding: Holding
 ) -> None:
-    """Shares before and after a proposal where all copies get the same."""
+    """Fill ``shares`` where all copies of an expert get the same share."""
     copies, held = holding.copies, holding.held
     a, b, r, q, relabel = proposal.a, proposal.b, proposal.r, proposal.q, proposal.relabel
     more = 1 if relabel else 0
@@ -663,7 +694,7 @@ def _fill_new_times(
     risk_ET: Floats,
     ranks: Ranks,
 ) -> None:
-    """What the ranks touched count after a proposal."""
+    """Fill the rows of ``norms.new_time`` for the first ``count`` ranks in ``visit``."""
     a, b = proposal.a, proposal.b
     floor, pad = ranks.floor, ranks.pad
     time, new_time = norms.time, norms.new_time
@@ -683,7 +714,7 @@ def _fill_new_times(
                     (_counted(la, ra, aa, floor, pad) - _counted(la, ra, ba, floor, pad))
                     + (_counted(lb, rb, ab, floor, pad) - _counted(lb, rb, bb, floor, pad))
                 )
-        else:  # linear in load and risk, so their factors are the same in all scenarios
+        else:  # times are linear in load and risk: one factor serves all scenarios
             fa, ga = slow * (aa - ba), slow * (aa * aa - ba * ba)
             fb, gb = slow * (ab - bb), slow * (ab * ab - bb * bb)
             for t in range(load_ET.shape[1]):
@@ -705,21 +736,29 @@ def anneal_fixed(
     schedule: Schedule,
     seed: int,
 ) -> tuple[Ints, float]:
-    """Anneal a layer for shares that do not follow the load: even ones, or the nearest copy's.
+    """Anneal a layer whose shares do not follow the load: even shares or the nearest copies'.
 
-    Proposals exchange two slots of different ranks, or give a redundant slot to another expert; no
-    rank ever holds an expert twice.
+    A proposal exchanges two slots of different ranks, or gives a redundant slot to another expert.
+    No rank ever holds an expert twice.
 
     Parameters
     ----------
-    load_ET, risk_ET
-        Scenarios, in units of the mean rank's load.
+    load_ET
+        Load of each expert in each scenario, ``(E, T)``, in mean rank loads; not changed.
+    risk_ET
+        Price of the variance of an expert with one copy, ``(E, T)``, in mean rank loads; not
+        changed.
     slots
-        Slots to start from, ``(S,)``; -1 where there is no slot; not changed.
+        Experts of the slots to start from, ``(S,)``; -1 where there is no slot; not changed.
+    ranks, terms, objective, schedule
+        See the named tuples.
+    seed
+        Seed of the random numbers.
 
     Returns
     -------
-    The best slots met, ``(S,)``, and their objective; the start if nothing is better.
+    Experts of the best slots met, ``(S,)``, and their objective with the terms; the start if
+    nothing was better.
     """
     (E, T), R, bits = load_ET.shape, ranks.slowness.size, objective.bits
     holding = _hold(slots, E, ranks)
@@ -776,7 +815,7 @@ def anneal_fixed(
 
 @_compiled
 def _even_split(load_ET: Floats, holding: Holding, num_ranks: int) -> Split:
-    """Every copy of an expert takes the same share of its load."""
+    """Build a split in which every copy of an expert takes the same share of its load."""
     T = load_ET.shape[1]
     split = Split(np.zeros((num_ranks, T)), np.zeros((holding.expert.size, T)))
     for s in range(holding.expert.size):
@@ -793,9 +832,10 @@ def _even_split(load_ET: Floats, holding: Holding, num_ranks: int) -> Split:
 def _even_out(
     sums_r: Floats, sums_q: Floats, flow_s: Floats, flow_o: Floats, slow_r: float, slow_q: float
 ) -> None:
-    """Let two ranks share one expert's load so that they are as even as its load allows.
+    """Move one expert's load between two ranks until they end together, as far as it allows.
 
-    The arrays are rows over the scenarios: of two ranks' sums and of the expert's two slots.
+    All arrays are ``(T,)`` and changed in place: the two ranks' sums and the loads of the expert's
+    slot on each. Slowness is 1 over the relative speed.
     """
     share = 1.0 / (slow_r + slow_q)
     for t in range(sums_r.size):
@@ -818,10 +858,11 @@ def _settle(
     holding: Holding,
     slow: Floats,
 ) -> None:
-    """Even out each rank to visit with every allowed rank it shares an expert with, in turn.
+    """Even out each rank visited with every allowed rank that shares an expert with it.
 
-    Repeated over all ranks this ends at the min-max split: its only fixed points are the flows with
-    the least sum of squares, whose peak is least too.
+    Changes ``split``. ``visit`` has ``count`` ranks, taken in reverse order with ``backwards``;
+    ``allowed`` is ``(R,)``. Repeated over all ranks this converges to the min-max split: its only
+    fixed points are the splits with the least sum of squares, and these have the least peak too.
     """
     expert, slot, copies, size = holding.expert, holding.slot, holding.copies, holding.size
     sums, flow = split.sums, split.flow
@@ -840,10 +881,11 @@ def _settle(
 
 @_compiled
 def _reach(visit: Ints, known: Bools, proposal: Proposal, holding: Holding) -> tuple[int, int]:
-    """Ranks with one of two experts, then those they share experts with: how many, and in all.
+    """List the ranks that hold a proposal's experts, then their neighbours, in ``visit`` ``(R,)``.
 
-    ``visit``, ``(R,)``, is filled in that order, with neighbours up to ``_VISITS`` ranks in all;
-    ``known`` marks them.
+    A neighbour shares an expert with a rank listed before it; neighbours are added until
+    ``_VISITS`` ranks are listed. ``known`` ``(R,)`` is set for each rank listed. Returns the number
+    of ranks that hold one of the two experts, and the number of all ranks listed.
     """
     size = holding.size
     count = 0
@@ -873,9 +915,10 @@ def _reach(visit: Ints, known: Bools, proposal: Proposal, holding: Holding) -> t
 
 @_compiled
 def _move_flow(split: Split, proposal: Proposal, holding: Holding) -> None:
-    """Let the flow follow a proposal that was just done: a start to settle from.
+    """Change ``split`` for a proposal that was just applied, as a start for settling.
 
-    Exchanged experts take their flow along; a copy that is gone leaves it to the other copies.
+    Exchanged experts take their flow along. A copy that is gone leaves its flow to the other
+    copies.
     """
     sums, flow = split.sums, split.flow
     s, r, o, q = proposal.s, proposal.r, proposal.o, proposal.q
@@ -903,9 +946,10 @@ def _move_flow(split: Split, proposal: Proposal, holding: Holding) -> None:
 def _copy_split(
     to: Split, of: Split, visit: Ints, count: int, proposal: Proposal, holding: Holding
 ) -> None:
-    """Copy the split of the ranks to visit: to keep it, or to take back a refused proposal.
+    """Copy the split of the visited ranks to ``to``, to keep it or to restore it.
 
-    The flow of an expert's only copy is all its load. It differs only if the proposal touches it.
+    Restoring takes back a refused proposal. The only copy of an expert always carries all its load,
+    so its flow is copied only if the proposal touches that expert.
     """
     T, size = to.sums.shape[1], holding.size
     for i in range(count):
@@ -921,7 +965,7 @@ def _copy_split(
 
 @_compiled
 def _fill_settled_times(norms: Norms, visit: Ints, count: int, split: Split, slow: Floats) -> None:
-    """The new times of the ranks to visit, from their share of the split."""
+    """Fill the rows of ``norms.new_time`` for the ranks visited from their sums in the split."""
     for i in range(count):
         v = visit[i]
         for t in range(split.sums.shape[1]):
@@ -932,7 +976,7 @@ def _fill_settled_times(norms: Norms, visit: Ints, count: int, split: Split, slo
 def _add_settled_powers(
     norms: Norms, visit: Ints, count: int, bits: int, split: Split, slow: Floats
 ) -> None:
-    """As ``_add_new_powers``, for the times that the split gives the ranks."""
+    """Fill ``norms.new_total`` as ``_add_new_powers`` does, with the times of the split."""
     total, new_total = norms.total, norms.new_total
     for t in range(total.size):
         new_total[t] = total[t]
@@ -944,6 +988,7 @@ def _add_settled_powers(
 
 @_compiled
 def _settle_everyone(split: Split, holding: Holding, slow: Floats) -> None:
+    """Even out every rank once with each other that shares an expert; changes ``split``."""
     _settle(
         np.arange(slow.size), slow.size, False, np.ones(slow.size, np.bool_), split, holding, slow
     )
@@ -959,9 +1004,10 @@ def _adopt_split(
     norms: Norms,
     objective: Objective,
 ) -> tuple[float, float]:
-    """Settle the split once more and keep it; returns what ``_level_and_value`` does.
+    """Settle the split once more over all ranks and keep it; return level and value.
 
-    A proposal settles a few ranks only. This passes what they gained on to the others.
+    The two results are those of ``_level_and_value``. A proposal settles only a few ranks; this
+    passes their gain on to the others. Changes ``split``, ``kept`` and ``norms``.
     """
     R = ranks.slowness.size
     everyone = np.arange(R)
@@ -982,11 +1028,27 @@ def anneal_minmax(
     schedule: Schedule,
     seed: int,
 ) -> tuple[Ints, float]:
-    """Anneal a layer for the min-max split: as ``anneal_fixed``, but the shares are kept as well.
+    """Anneal a layer for the min-max split, in which shares follow the load.
 
-    A proposal takes the flow of its slots along; then the ranks it touched and their neighbours
-    even each other out.  The split is feasible at any time, so no norm is below what the dispatcher
-    reaches.  A floor or a padding of the ranks counts for nothing here.
+    A proposal takes the flow of its slots along. Then the ranks it touched and their neighbours
+    even each other out. The split stays feasible at any time, so no norm is below the one that the
+    dispatcher reaches. ``ranks.floor`` and ``ranks.pad`` are ignored.
+
+    Parameters
+    ----------
+    load_ET
+        Load of each expert in each scenario, ``(E, T)``, in mean rank loads; not changed.
+    slots
+        Experts of the slots to start from, ``(S,)``; -1 where there is no slot; not changed.
+    ranks, terms, objective, schedule
+        See the named tuples.
+    seed
+        Seed of the random numbers.
+
+    Returns
+    -------
+    Experts of the best slots met, ``(S,)``, and their objective with the terms; the start if
+    nothing was better.
     """
     (E, T), R, bits = load_ET.shape, ranks.slowness.size, objective.bits
     holding = _hold(slots, E, ranks)
@@ -1022,7 +1084,7 @@ def anneal_minmax(
         own, count = _reach(visit, known, proposal, holding)
         accepted = False
         for sweep in range(_SWEEPS):
-            # The ranks with the two experts first, then their neighbours too, forth and back.
+            # First the ranks with the two experts, then also their neighbours, forwards and back.
             settling, backwards = own if sweep == 0 else count, sweep == 2
             _settle(visit, settling, backwards, known, split, holding, slow)
             _add_settled_powers(norms, visit, count, bits, split, slow)

@@ -1,7 +1,8 @@
 """The inner loop of ``Colocate``, compiled. Plain twin: ``tests/reference/traffic.py``.
 
-One layer at a time. Units are the ranks and behind them the nodes, ``U = R + N``. Everything is
-deterministic: own random numbers from a seed, sums in visiting order.
+The search treats one layer at a time. A *unit* is a place that tokens are sent to: the ranks come
+first, then the nodes, so ``U = R + N``. Results are deterministic: random numbers come from a seed,
+sums run in visiting order.
 """
 
 from __future__ import annotations
@@ -20,56 +21,51 @@ State = NDArray[np.uint64]
 _compiled = njit(nogil=True, error_model="numpy")
 
 _CLOSE = 1e-12  # a gain below this is rounding
-_BITS = 4  # the 16-norm over ranks, as ``Robust`` has it
-_EXCHANGE = 0.01  # share of the proposals that exchange two ranks
-_RELABEL = 0.2  # of the others, that give a slot to another expert
-_STRAIN = 1.0  # first price of balance beyond its limit, to that of the wires; rises as it cools
+_BITS = 4  # the ranks' times become one number by the 16-norm, as in ``Robust``
+_EXCHANGE = 0.01  # share of the proposals that exchange all slots of two ranks
+_RELABEL = 0.2  # share of the proposals that give a slot to another expert
+_STRAIN = 1.0  # first price of exceeding a limit, relative to the objective; rises with cooling
 
 
 class Layer(NamedTuple):
-    """What proposals are judged by.
+    """The data of one layer by which proposals are judged; not changed by the search.
 
-    ``ids_DK`` has ``E`` where a choice is missing.  A slot counts ``load / c + risk / c**2``
-    assignments in each scenario, ``c`` copies sharing its expert, and takes the longer of
-    ``expert_seconds`` and ``token_seconds`` times those, padded to ``token_block``.  A rank waits
-    ``node_seconds`` for all tokens to reach its node, ``rank_seconds`` for all to reach itself.
+    A slot whose expert has ``c`` copies counts ``load / c + risk / c**2`` assignments in each
+    scenario. It takes the longer of ``expert_seconds`` and ``token_seconds`` times its assignments,
+    rounded up to a multiple of ``token_block``. A rank waits ``node_seconds`` times the share of
+    tokens that reach its node, plus ``rank_seconds`` times the share that reach itself.
     """
 
-    ids_DK: NDArray[np.int32]
-    load_ET: Floats
-    risk_ET: Floats
-    weight_T: Floats
-    speed_R: Floats
-    node_R: Ints
-    fixed_seconds: float
-    expert_seconds: float
-    token_seconds: float
-    token_block: float
-    node_seconds: float
-    rank_seconds: float
+    ids_DK: NDArray[np.int32]  # expert of each choice of each token; E where a choice is missing
+    load_ET: Floats  # assignments in each scenario
+    risk_ET: Floats  # price of the variance of an expert with one copy, in assignments
+    weight_T: Floats  # weight of each scenario; they sum to 1
+    speed_R: Floats  # relative speeds
+    node_R: Ints  # node of each rank
+    fixed_seconds: float  # of each rank
+    expert_seconds: float  # to read the weights of an active expert
+    token_seconds: float  # to compute one assignment
+    token_block: float  # assignments are computed in blocks of this size
+    node_seconds: float  # for all tokens to reach a node
+    rank_seconds: float  # for all tokens to reach a rank
 
 
 class Placed(NamedTuple):
-    """Slots, and all that follows from them.
+    """A placement and all values that follow from it; all change with an accepted proposal."""
 
-    ``keep_UE`` is the probability that a choice of an expert is served outside a unit,
-    ``miss_UD`` that all choices of a token are.  ``risky_RT`` is what the experts of a rank take in
-    each scenario, ``plain_RT`` the same without the price on variance.
-    """
-
-    slots: Ints
-    copies: Ints
-    count_UE: Ints
-    keep_UE: Floats
-    miss_UD: Floats
-    reach_U: Floats
-    risky_RT: Floats
-    plain_RT: Floats
+    slots: Ints  # (S,): expert of each slot
+    copies: Ints  # (E,): number of copies of each expert
+    count_UE: Ints  # copies in each unit
+    keep_UE: Floats  # (U, E + 1): probability that a choice of an expert is served outside a unit
+    miss_UD: Floats  # probability that all choices of a token are served outside a unit
+    reach_U: Floats  # share of the tokens that reach a unit
+    risky_RT: Floats  # seconds of each rank's experts in each scenario, price of variance included
+    plain_RT: Floats  # the same without the price of variance
 
 
 @_compiled
 def _random(state: State) -> Any:
-    """A number in [0, 1): splitmix64, whose every seed is a good one."""
+    """Draw a float in [0, 1) with splitmix64; advances ``state``, ``(1,)``. Any seed is good."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -79,12 +75,13 @@ def _random(state: State) -> Any:
 
 @_compiled
 def _below(state: State, n: int) -> Any:
+    """Draw an integer in ``[0, n)``; advances ``state``."""
     return np.int64(_random(state) * n)
 
 
 @_compiled
 def _norm(values: Floats) -> Any:
-    """The ``2 ** _BITS``-norm."""
+    """Return the ``2 ** _BITS``-norm of ``values``."""
     total = 0.0
     for x in values:
         for _ in range(_BITS):
@@ -97,6 +94,7 @@ def _norm(values: Floats) -> Any:
 
 @_compiled
 def _slot_seconds(layer: Layer, assignments: float) -> Any:
+    """Return the seconds that a slot takes for a number of assignments, at speed 1."""
     if assignments <= 0.0:
         return 0.0
     if layer.token_block > 1.0:
@@ -107,7 +105,10 @@ def _slot_seconds(layer: Layer, assignments: float) -> Any:
 
 @_compiled
 def _rank_sums(layer: Layer, placed: Placed, r: Any, risky_T: Floats, plain_T: Floats) -> None:
-    """What a rank's experts take in every scenario, at its speed."""
+    """Fill the seconds of rank ``r`` in every scenario, at its speed.
+
+    ``risky_T`` receives them with the price of variance, ``plain_T`` without; both are ``(T,)``.
+    """
     size = placed.slots.size // layer.speed_R.size
     risky_T[:] = layer.fixed_seconds
     plain_T[:] = layer.fixed_seconds
@@ -123,14 +124,17 @@ def _rank_sums(layer: Layer, placed: Placed, r: Any, risky_T: Floats, plain_T: F
 
 @_compiled
 def _wire(layer: Layer, reach_U: Floats, r: int) -> Any:
-    """What a rank waits for its tokens."""
+    """Return the seconds that rank ``r`` waits for its tokens.
+
+    ``reach_U`` ``(U,)`` is the share of tokens that each unit receives.
+    """
     at_node = reach_U[layer.node_R.size + layer.node_R[r]]
     return layer.node_seconds * at_node + layer.rank_seconds * reach_U[r]
 
 
 @_compiled
 def _layer_time(layer: Layer, risky_RT: Floats, reach_U: Floats, wired: bool) -> Any:
-    """Mean over scenarios of the norm over ranks, with or without wires."""
+    """Return the mean over scenarios of the norm over ranks, in seconds; ``wired`` adds waits."""
     column = np.empty(layer.speed_R.size)
     total = 0.0
     for t in range(layer.weight_T.size):
@@ -144,7 +148,7 @@ def _layer_time(layer: Layer, risky_RT: Floats, reach_U: Floats, wired: bool) ->
 
 @_compiled
 def _peak_time(layer: Layer, plain_RT: Floats) -> Any:
-    """Mean over scenarios of the slowest rank, without wires."""
+    """Return the mean over scenarios of the slowest rank's seconds, without the wait for tokens."""
     total = 0.0
     for t in range(layer.weight_T.size):
         total += layer.weight_T[t] * plain_RT[:, t].max()
@@ -155,7 +159,10 @@ def _peak_time(layer: Layer, plain_RT: Floats) -> Any:
 def _excess(
     layer: Layer, risky_RT: Floats, plain_RT: Floats, reach_U: Floats, limits: tuple[float, float]
 ) -> Any:
-    """By what share balance is beyond its limits, both together; 0 within."""
+    """Return by what share the norm and the peak exceed their limits, added up; 0 within both.
+
+    ``limits`` are the largest norm and the largest peak, in seconds.
+    """
     norm = _layer_time(layer, risky_RT, reach_U, False) / limits[0]
     peak = _peak_time(layer, plain_RT) / limits[1]
     return max(norm - 1.0, 0.0) + max(peak - 1.0, 0.0)
@@ -163,6 +170,7 @@ def _excess(
 
 @_compiled
 def _mean_wire(layer: Layer, reach_U: Floats) -> Any:
+    """Return the mean over ranks of the wait for tokens, in seconds."""
     total = 0.0
     for r in range(layer.speed_R.size):
         total += _wire(layer, reach_U, r)
@@ -179,7 +187,11 @@ def _value(
     limits: tuple[float, float],
     strain: float,
 ) -> Any:
-    """A layer's time, or the mean wait for tokens and ``strain`` for balance beyond its limits."""
+    """Return the objective of the search, in seconds.
+
+    With ``timed`` it is the layer's time including the wait for tokens. Otherwise it is the mean
+    wait for tokens plus a penalty, ``strain`` times the excess of ``_excess``.
+    """
     if timed:
         return _layer_time(layer, risky_RT, reach_U, True)
     excess = _excess(layer, risky_RT, plain_RT, reach_U, limits)
@@ -188,7 +200,7 @@ def _value(
 
 @_compiled
 def _put(layer: Layer, placed: Placed, slot: int, expert: int) -> None:
-    """Give a slot to an expert, counting copies."""
+    """Give a slot to an expert in ``placed`` and count copies; probabilities stay as they are."""
     R = layer.speed_R.size
     r = slot // (placed.slots.size // R)
     old = placed.slots[slot]
@@ -201,6 +213,7 @@ def _put(layer: Layer, placed: Placed, slot: int, expert: int) -> None:
 
 @_compiled
 def _swap(layer: Layer, placed: Placed, s: int, o: int) -> None:
+    """Exchange the experts of slots ``s`` and ``o`` in ``placed``, as ``_put`` does."""
     a, b = placed.slots[s], placed.slots[o]
     _put(layer, placed, s, b)
     _put(layer, placed, o, a)
@@ -208,7 +221,7 @@ def _swap(layer: Layer, placed: Placed, s: int, o: int) -> None:
 
 @_compiled
 def _keep(placed: Placed, experts: Ints, changed_U: NDArray[np.bool_]) -> None:
-    """Compute probabilities of the experts again; marks the units where one changed."""
+    """Compute ``placed.keep_UE`` of some experts again; mark the units that changed."""
     for u in range(changed_U.size):
         changed_U[u] = False
         for e in experts:
@@ -220,7 +233,10 @@ def _keep(placed: Placed, experts: Ints, changed_U: NDArray[np.bool_]) -> None:
 
 @_compiled
 def _miss(ids: NDArray[np.int32], keep_E: Floats) -> Any:
-    """Probability that no choice of a token is served by a unit."""
+    """Return the probability that a unit serves none of a token's choices.
+
+    ``ids`` ``(K,)`` are the token's experts, ``keep_E`` ``(E + 1,)`` the unit's row of ``keep_UE``.
+    """
     miss = 1.0
     for e in ids:
         miss *= keep_E[e]
@@ -231,7 +247,11 @@ def _miss(ids: NDArray[np.int32], keep_E: Floats) -> Any:
 def _tokens_of(
     experts: Ints, first_E: Ints, token_of: Ints, seen_D: Ints, stamp: int, out_D: Ints
 ) -> Any:
-    """The tokens that chose any of the experts, each once: how many; filled into ``out_D``."""
+    """Write the tokens that chose any of the experts to ``out_D``, each once; return how many.
+
+    ``seen_D`` ``(D,)`` keeps the last stamp of each token. A token is listed if that differs from
+    ``stamp``, so every call needs a new stamp. ``first_E`` and ``token_of`` come from ``_index``.
+    """
     count = 0
     for e in experts:
         for d in token_of[first_E[e] : first_E[e + 1]]:
@@ -244,7 +264,10 @@ def _tokens_of(
 
 @_compiled
 def _index(ids_DK: NDArray[np.int32], num_experts: int) -> tuple[Ints, Ints]:
-    """The tokens of each expert: those of ``e`` are ``token_of[first_E[e] : first_E[e + 1]]``."""
+    """List the tokens of each expert: those of ``e`` are ``token_of[first_E[e] : first_E[e + 1]]``.
+
+    Returns ``first_E`` ``(E + 2,)`` and ``token_of`` ``(D * K,)``.
+    """
     first_E = np.zeros(num_experts + 2, np.int64)
     for e in ids_DK.flat:
         first_E[e + 1] += 1
@@ -259,6 +282,7 @@ def _index(ids_DK: NDArray[np.int32], num_experts: int) -> tuple[Ints, Ints]:
 
 @_compiled
 def _placed(layer: Layer, slots: Ints) -> Placed:
+    """Build ``Placed`` from slots ``(S,)``, which are copied."""
     R, D = layer.speed_R.size, layer.ids_DK.shape[0]
     E, T = layer.load_ET.shape
     U = R + layer.node_R.max() + 1
@@ -285,10 +309,13 @@ def _placed(layer: Layer, slots: Ints) -> Placed:
 
 @_compiled
 def _propose(layer: Layer, placed: Placed, state: State) -> tuple[int, int, int, int]:
-    """Two slots to swap, each the first of ``length``; or a slot and, with length 0, its expert.
+    """Draw a proposal that exchanges slots or gives one to another expert; advances ``state``.
 
-    The last number is the length, -1 where the proposal would put an expert twice on a rank, take
-    its last copy or change nothing.
+    Returns
+    -------
+    Slot ``s``, slot ``o``, expert and ``length``. A positive length exchanges that many slots from
+    ``s`` and from ``o`` on. Length 0 gives slot ``s`` to the expert. Length -1 is no proposal: it
+    would put an expert twice on a rank, take an expert's last copy or change nothing.
     """
     S, R, E = placed.slots.size, layer.speed_R.size, placed.copies.size
     C = S // R
@@ -316,7 +343,10 @@ def _propose(layer: Layer, placed: Placed, state: State) -> tuple[int, int, int,
 def _change(
     layer: Layer, placed: Placed, s: int, o: int, expert: int, length: int, experts: Ints
 ) -> int:
-    """Make the change proposed; the experts it concerns, without repeats, and how many."""
+    """Apply a proposal of ``_propose`` to the slots and counts of ``placed``.
+
+    Writes the experts concerned to ``experts``, without repeats, and returns how many there are.
+    """
     if length == 0:
         experts[0], experts[1] = placed.slots[s], expert
         _put(layer, placed, s, expert)
@@ -333,7 +363,10 @@ def _change(
 
 @_compiled
 def _gained(layer: Layer, placed: Placed, u: Any, tokens: Ints) -> Any:
-    """How many of the tokens newly reach a unit, less those that no longer do."""
+    """Return how many more tokens reach unit ``u`` than before, as an expected number.
+
+    Only ``tokens`` are looked at; no other token is affected.
+    """
     gained = 0.0
     for d in tokens:
         gained += placed.miss_UD[u, d] - _miss(layer.ids_DK[d], placed.keep_UE[u])
@@ -350,6 +383,10 @@ def _accept(
     risky_RT: Floats,
     plain_RT: Floats,
 ) -> None:
+    """Make a proposal's reach, probabilities and rank times the valid ones in ``placed``.
+
+    Only the rows of ``units`` and the columns of ``tokens`` change.
+    """
     for u in units:
         placed.reach_U[u] = reach_U[u]
         for d in tokens:
@@ -371,24 +408,37 @@ def colocate(
 ) -> tuple[Ints, float]:
     """Anneal a layer so that its tokens reach fewer ranks and nodes.
 
-    Proposals exchange two slots of different ranks, give a redundant slot to another expert, or
-    exchange all slots of two ranks of different nodes; no rank holds an expert twice.  With
-    ``timed`` the objective is the time of a layer, wires included; else the mean wait for tokens,
-    while the slowest rank's time for its experts, and the norm over ranks that prices variance,
-    end within ``1 + slack`` times those at the start: beyond that they have a price, which rises
-    as the search cools.  The tokens are looked at only where the proposal could pass if they gained
-    all.
+    A proposal exchanges two slots of different ranks, gives a redundant slot to another expert, or
+    exchanges all slots of two ranks on different nodes. No rank holds an expert twice.
+
+    With ``timed`` the objective is the time of the layer, wait for tokens included. Otherwise it is
+    the mean wait for tokens, under a limit: neither the slowest rank's time nor the norm over ranks
+    (which prices variance) may end above ``1 + slack`` times its value at the start. During the
+    search, exceeding a limit costs a penalty that rises as the temperature falls. A proposal is
+    first judged as if every token concerned no longer reached the units; only if it passes are the
+    tokens looked at.
 
     Parameters
     ----------
+    layer
+        Tokens, loads and times of the layer; not changed.
     slots
-        Where to start, ``(S,)``; not changed.
+        Experts of the slots to start from, ``(S,)``; not changed.
+    timed
+        Whether the objective is the layer's time.
+    slack
+        Share by which balance may get worse, without ``timed``.
+    moves
+        Number of proposals to try.
     hot, cold
-        Temperatures at the first and last move, in units of the objective at the start.
+        Temperatures at the first and the last proposal, relative to the objective at the start.
+    seed
+        Seed of the random numbers.
 
     Returns
     -------
-    The best slots met, ``(S,)``, and their objective; the start if nothing is better.
+    Experts of the best slots met, ``(S,)``, and their objective in seconds; the start if nothing
+    was better.
     """
     R, D, E = layer.speed_R.size, layer.ids_DK.shape[0], layer.load_ET.shape[0]
     placed = _placed(layer, slots)

@@ -1,11 +1,11 @@
 """Exchanges that even out the busiest ranks, compiled. Plain twin: ``tests/reference/exchange.py``.
 
-The best exchange of a layer takes one look at every expert that its busiest rank could swap for one
-of another rank. The layers take turns, the one that gains most first, so that a move budget goes
-where it is worth most.
+For each layer, the best exchange is found by trying every expert of the busiest rank against every
+expert of the other ranks. The layer whose exchange gains most goes first, so that a move budget is
+spent where it gains most.
 
-Deterministic on every machine: strict comparisons, the lowest index where values tie, and of the
-operations none but those whose last bit IEEE 754 settles.
+Results are the same on every machine: comparisons are strict, the lowest index wins a tie, and only
+operations are used whose last bit IEEE 754 defines.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ Bools = NDArray[np.bool_]
 _compiled = njit(nogil=True, error_model="numpy")
 
 _CLOSE = 1e-12  # a difference below this is rounding
-_BITS = 5  # a layer is as good as the ``2 ** bits``-norm of its ranks: those next to the peak count
+_BITS = 5  # layers are judged by the ``2 ** _BITS``-norm over ranks, so that near-peak ranks count
 
 
 class Layer(NamedTuple):
-    """A layer; the arrays but ``share`` and ``home`` change with every exchange."""
+    """One layer's placement. Every array except ``share`` and ``home`` changes with an exchange."""
 
-    rank_expert: Ints  # (R, C)
-    held: Bools  # (R, E)
-    load: Floats  # (R,): in mean rank loads
-    share: Floats  # (E,): load of a copy, in mean rank loads
-    home: Bools  # (R, E): which experts a rank holds without a move
+    rank_expert: Ints  # (R, C): experts of each rank's slots
+    held: Bools  # (R, E): whether a rank holds an expert
+    load: Floats  # (R,): load of each rank, in mean rank loads
+    share: Floats  # (E,): load of one copy, in mean rank loads
+    home: Bools  # (R, E): whether a rank holds an expert without a move
 
 
 class Exchange(NamedTuple):
-    """Slot ``i`` of rank ``r`` gives its expert to slot ``j`` of ``q`` and takes the one there."""
+    """Slot ``i`` of rank ``r`` and slot ``j`` of rank ``q`` exchange their experts."""
 
-    value: float  # what the norm and the price of moves change by; the least is the best
-    moves: int
+    value: float  # change of the norm plus the price of the moves; negative is a gain
+    moves: int  # number of moves added, negative if experts come home
     r: int
     i: int
     q: int
@@ -50,6 +50,7 @@ class Exchange(NamedTuple):
 
 @_compiled
 def _power(x: float) -> float:
+    """Return ``x ** (2 ** _BITS)``."""
     for _ in range(_BITS):
         x = x * x
     return x
@@ -57,6 +58,7 @@ def _power(x: float) -> float:
 
 @_compiled
 def _root(x: float) -> float:
+    """Return the ``2 ** _BITS``-th root of ``x``."""
     for _ in range(_BITS):
         x = np.sqrt(x)
     return x
@@ -64,7 +66,10 @@ def _root(x: float) -> float:
 
 @_compiled
 def _best(layer: Layer, price: float) -> Exchange:
-    """The best exchange of the busiest rank; one of no value if none is worth its price."""
+    """Find the best exchange for the busiest rank; one with ``i = -1`` if none is worth its price.
+
+    ``price`` is the price of a move, in mean rank loads.
+    """
     held, home, load, share = layer.held, layer.home, layer.load, layer.share
     r = int(load.argmax())
     total = 0.0
@@ -91,6 +96,7 @@ def _best(layer: Layer, price: float) -> Exchange:
 
 @_compiled
 def _make(layer: Layer, exchange: Exchange) -> None:
+    """Make an exchange: change ``rank_expert``, ``held`` and ``load`` of the layer."""
     r, i, q, j = exchange.r, exchange.i, exchange.q, exchange.j
     a, b = layer.rank_expert[r, i], layer.rank_expert[q, j]
     layer.rank_expert[r, i], layer.rank_expert[q, j] = b, a
@@ -103,6 +109,10 @@ def _make(layer: Layer, exchange: Exchange) -> None:
 
 @_compiled
 def _read(rank_expert: Ints, home: Bools, share: Floats) -> Layer:
+    """Build a layer from the experts of its ranks ``(R, C)``; exchanges change them in place.
+
+    ``home`` is ``(R, E)`` and ``share`` ``(E,)``, see ``Layer``.
+    """
     held = np.zeros(home.shape, np.bool_)
     load = np.zeros(len(rank_expert))
     for r in range(len(rank_expert)):
@@ -116,18 +126,23 @@ def _read(rank_expert: Ints, home: Bools, share: Floats) -> Layer:
 def exchange_experts(
     by_rank_LRC: Ints, home_LRE: Bools, share_LE: Floats, price: float, most_moves: int
 ) -> None:
-    """Exchange experts between ranks, which changes ``by_rank_LRC``, while it is worth the moves.
+    """Exchange experts between ranks as long as that gains more than its moves cost.
 
-    An expert on a rank that is not its home is a move, one that is back home takes it back.
+    An expert on a rank that is not its home is a move; bringing it home takes the move back.
 
     Parameters
     ----------
+    by_rank_LRC
+        Experts of each rank, ``(L, R, C)`` with ``C`` slots a rank; changed in place.
+    home_LRE
+        True where a rank holds an expert without a move, ``(L, R, E)``.
     share_LE
-        Load of a copy of each expert, in mean rank loads; all zero in a layer without load.
+        Load of one copy of each expert, ``(L, E)``, in mean rank loads; all zero in a layer without
+        load.
     price
         Price of a move, in mean rank loads.
     most_moves
-        Moves that may be added, all layers together.
+        Number of moves that may be added, all layers together.
     """
     layers = [
         _read(by_rank_LRC[layer], home_LRE[layer], share_LE[layer])

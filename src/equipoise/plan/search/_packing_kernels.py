@@ -1,8 +1,8 @@
 """The planners' inner loops, compiled. Each has a plain twin in ``tests/reference``.
 
-Everything is deterministic: stable sorts, strict comparisons, sums in visiting order, the lowest
-index where values tie. Loads and quotients have the type of the arrays passed in, float32 or
-float64. Loads are finite and non-negative and shapes fit: the callers have checked.
+Results are deterministic: sorts are stable, comparisons strict, sums run in visiting order and the
+lowest index wins a tie. Loads and quotients have the type of the arrays passed in, float32 or
+float64. The callers have checked that loads are finite and non-negative and that shapes fit.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_ROUNDING = 1e-12  # relative: what a proof has to exceed
-_WORTH = 1e-6  # relative: what a bound is raised by, or not at all
+_ROUNDING = 1e-12  # relative margin by which a proof must exceed the level
+_WORTH = 1e-6  # relative: least amount by which a bound is raised
 
 _compiled = njit(nogil=True)
 
 
 @_compiled
 def _play(winner: Ints, node: int, key: Floats, high_ties: bool) -> None:
+    """Play the match at ``node`` between its two children; the winner is written to ``winner``."""
     a, b = winner[2 * node], winner[2 * node + 1]
     winner[node] = b if key[b] > key[a] or (high_ties and key[b] == key[a]) else a
 
 
 @_compiled
 def _tournament(key: Floats, high_ties: bool) -> Ints:
-    """A tree of matches, won by the larger key, among equals by the lower index (or the higher).
+    """Build a binary tree of matches in which the larger key wins; return ``winner``.
 
-    ``winner[1]`` has won all; the matches of node ``i`` are between nodes ``2 i`` and ``2 i + 1``.
-    The last index stands in for those missing to a power of two.
+    ``winner`` is ``(2 * size,)``, ``size`` the next power of two. Among equal keys the lower index
+    wins, or the higher with ``high_ties``. ``winner[1]`` is the index of the largest key; the match
+    at node ``i`` is between nodes ``2 i`` and ``2 i + 1``. Where the number of keys is no power of
+    two, the last index fills the missing leaves.
     """
     size = 1
     while size < key.size:
@@ -50,7 +53,7 @@ def _tournament(key: Floats, high_ties: bool) -> Ints:
 
 @_compiled
 def _replay(winner: Ints, index: int, key: Floats, high_ties: bool) -> None:
-    """Play the matches of one index again, its key having changed."""
+    """Update ``winner`` after the key of one index has changed."""
     node = (winner.size // 2 + index) // 2
     while node > 0:
         _play(winner, node, key, high_ties)
@@ -59,14 +62,26 @@ def _replay(winner: Ints, index: int, key: Floats, high_ties: bool) -> None:
 
 @_compiled
 def replicate(load: Floats, num_slots: int, most_copies: int, high_ties: bool) -> tuple[Ints, Ints]:
-    """Give every expert a slot and each further slot to the largest load per copy (Adams).
+    """Give every expert one slot, then each further slot to the largest load per copy (Adams).
 
     An expert with ``most_copies`` takes no more. Among equal quotients the lowest id wins, or the
     highest with ``high_ties``. Needs ``E <= num_slots <= E * most_copies``.
 
+    Parameters
+    ----------
+    load
+        Load of each expert, ``(E,)``; not changed.
+    num_slots
+        Number of slots of the layer.
+    most_copies
+        Largest number of copies of one expert.
+    high_ties
+        Whether the highest id wins a tie.
+
     Returns
     -------
-    The expert of each slot in the order of creation, ``(num_slots,)``; the copies, ``(E,)``.
+    Expert of each slot in the order in which slots were given out, ``(num_slots,)``, and the number
+    of copies of each expert, ``(E,)``.
     """
     E = load.size
     expert = np.empty(num_slots, np.int64)
@@ -87,7 +102,7 @@ def replicate(load: Floats, num_slots: int, most_copies: int, high_ties: bool) -
 
 @_compiled
 def adams_counts(load_LE: Floats, num_slots: int, most_copies: int) -> Ints:
-    """The copies ``replicate`` gives in every layer, ``(L, E)``."""
+    """Return the number of copies that ``replicate`` gives each expert, ``(L, E)``."""
     L, E = load_LE.shape
     copies_LE = np.empty((L, E), np.int64)
     for layer in range(L):
@@ -97,19 +112,22 @@ def adams_counts(load_LE: Floats, num_slots: int, most_copies: int) -> Ints:
 
 @_compiled
 def spread(work_NE: Doubles, num_slots: int, capacity: Doubles, fixed: float) -> Doubles:
-    """What a rank takes at least for the ``j + 1`` heaviest experts of a row, ``(N, E)``.
+    """Bound from below the time of a rank that serves the heaviest experts of a row, ``(N, E)``.
 
-    They are on some ``x`` ranks; so are at least ``x S / R - (S - E)`` experts in all, each of
-    which has no copy elsewhere. The least over ``x`` of what these bring, over the fastest ``x``.
+    Entry ``(n, j)`` is for the ``j + 1`` heaviest experts of row ``n``. If they live on ``x``
+    ranks, at least ``x S / R - (S - E)`` experts in all live only there. The bound is the time of
+    that work on the fastest ``x`` ranks, at the ``x`` where it is least.
 
     Parameters
     ----------
     work_NE
-        What each expert takes, heaviest first.
+        Seconds (or another unit) of work of each expert, ``(N, E)``, heaviest first.
+    num_slots
+        Number of slots of a layer.
     capacity
         Summed speed of the fastest 1, 2, ... ``R`` ranks, ``(R,)``.
     fixed
-        What each rank takes besides.
+        Work that each rank has in addition, in the same unit.
     """
     N, E = work_NE.shape
     R = capacity.size
@@ -132,10 +150,12 @@ def spread(work_NE: Doubles, num_slots: int, capacity: Doubles, fixed: float) ->
 
 @_compiled
 def _cannot_fit(load: Doubles, level: float, num_slots: int, num_ranks: int) -> bool:
-    """Proof that no even split keeps every rank at or below ``level``; ``False`` if there is none.
+    """Return whether it is proven that no even split keeps every rank at or below ``level``.
 
-    Each expert needs ``load / level`` copies, rounded up; few slots are then to spare. What sits
-    next to the heaviest copies is bounded as in ``spread``, with these copies for experts.
+    ``False`` means that this proof fails, not that a split exists. Each expert needs
+    ``load / level`` copies, rounded up, so few slots are left over. The load that must share ranks
+    with the heaviest copies is then bounded as in ``spread``, with copies in place of experts.
+    ``load`` is ``(E,)``.
     """
     C = num_slots // num_ranks
     copies = np.maximum(1, np.ceil(load / level * (1 - _ROUNDING))).astype(np.int64)
@@ -165,7 +185,11 @@ def _cannot_fit(load: Doubles, level: float, num_slots: int, num_ranks: int) -> 
 
 @_compiled
 def raise_even_bound(load_NE: Doubles, bound_N: Doubles, num_slots: int, num_ranks: int) -> Doubles:
-    """The bounds of rows, each raised to the highest level found that provably cannot be kept."""
+    """Return lower bounds ``(N,)`` on the peaks of even splits, raised as far as can be proven.
+
+    Each row of ``load_NE`` ``(N, E)`` has its bound in ``bound_N``, in the unit of the loads;
+    neither is changed.
+    """
     raised = bound_N.copy()
     for row in range(len(load_NE)):
         above = raised[row] * (1 + _WORTH)
@@ -183,7 +207,7 @@ def raise_even_bound(load_NE: Doubles, bound_N: Doubles, num_slots: int, num_ran
 
 @_compiled
 def _even_counts(num_experts: int, num_slots: int) -> Ints:
-    """Copies where no load says otherwise: equal, the first experts one more."""
+    """Return the copies of each expert, ``(E,)``, in a layer without load: equal or one more."""
     copies = np.full(num_experts, num_slots // num_experts)
     copies[: num_slots % num_experts] += 1
     return copies
@@ -191,16 +215,17 @@ def _even_counts(num_experts: int, num_slots: int) -> Ints:
 
 @_compiled
 def _pack(weight: Floats, num_bins: int) -> Ints:
-    """Heaviest item first, each into the lightest bin with room; all bins hold equally many.
+    """Put the heaviest item first into the lightest bin with room; all bins hold the same number.
 
-    Bins are summed in double whatever the items' type, as the copies of DeepSeek's EPLB in SGLang
-    and vLLM do; the original sums in float32 and differs where two bins agree to seven digits.
+    Bins are summed in double precision whatever the items' type, as the copies of DeepSeek's EPLB
+    in SGLang and vLLM do. The original sums in float32 and differs where two bins agree to seven
+    digits.
 
     Returns the place of each item, ``bin * (n // num_bins) + position``, ``(n,)``.
     """
     bin_size = weight.size // num_bins
     place = np.empty(weight.size, np.int64)
-    free = np.zeros(num_bins)  # minus the load; minus infinity once full
+    free = np.zeros(num_bins)  # minus the load of a bin; minus infinity once it is full
     filled = np.zeros(num_bins, np.int64)
     lightest = _tournament(free, False)
     for item in np.argsort(-weight, kind="mergesort"):
@@ -214,23 +239,24 @@ def _pack(weight: Floats, num_bins: int) -> Ints:
 
 @_compiled
 def _pack_or_keep(weight: Floats, num_bins: int) -> Ints:
-    """``_pack`` as DeepSeek's EPLB has it: one item a bin stays in its order."""
+    """Pack as DeepSeek's EPLB does: with one item a bin, the items keep their order."""
     return np.arange(weight.size) if weight.size == num_bins else _pack(weight, num_bins)
 
 
 @_compiled
 def _holds(held_RC: Ints, filled: Ints, rank: int, expert: int) -> Any:
+    """Return whether a rank holds an expert in one of its filled slots."""
     return (held_RC[rank, : filled[rank]] == expert).any()
 
 
 @_compiled
 def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, load: Floats) -> None:
-    """Place a copy when every rank with room holds its expert already.
+    """Place a copy of an expert that every rank with room holds already.
 
-    Then a full rank lacks the expert, which has at most ``R`` copies, and at least two experts of
-    that rank are absent from any rank with room, which holds fewer. Of all moves of such an expert
-    to such a rank, the one with the lowest resulting maximum of both ranks is made, and the copy
-    takes the vacated slot.
+    The expert has at most ``R`` copies, so some full rank lacks it. That rank holds more experts
+    than a rank with room, so some of its experts can move there. Of all such moves, the one with
+    the lowest resulting load on the busier of the two ranks is made, and the new copy takes the
+    freed slot. Changes ``held_RC`` ``(R, C)``, ``filled`` ``(R,)`` and ``load`` ``(R,)``.
     """
     R, C = held_RC.shape
     best, source, position, target = np.inf, -1, -1, -1
@@ -254,22 +280,24 @@ def _make_room(expert: int, share: Floats, held_RC: Ints, filled: Ints, load: Fl
 
 @_compiled
 def _pack_distinct(share: Floats, copies: Ints, order: Ints, held_RC: Ints) -> None:
-    """Heaviest copies first, those of an expert to the lightest ranks with room, one each.
+    """Pack the heaviest copies first onto the lightest ranks, never two of an expert on a rank.
 
-    No expert has more than ``R`` copies, and no rank gets two of one expert.
+    No expert may have more than ``R`` copies.
 
     Parameters
     ----------
-    share, copies
-        Load of a copy and number of copies of each expert, ``(E,)``.
+    share
+        Load of one copy of each expert, ``(E,)``.
+    copies
+        Number of copies of each expert, ``(E,)``.
     order
         Experts by decreasing share, ``(E,)``.
     held_RC
-        Receives the experts of every rank.
+        Filled with the experts of every rank, ``(R, C)``.
     """
     R, C = held_RC.shape
     load = np.zeros(R)
-    free = np.zeros(R)  # minus the load; minus infinity where no copy can go
+    free = np.zeros(R)  # minus the load of a rank; minus infinity where no copy can go
     filled = np.zeros(R, np.int64)
     taken = np.empty(R, np.int64)
     lightest = _tournament(free, False)
@@ -296,7 +324,7 @@ def _pack_distinct(share: Floats, copies: Ints, order: Ints, held_RC: Ints) -> N
 
 @_compiled
 def places(weight_LE: Floats, num_bins: int) -> Ints:
-    """The place of each item of every row when packed as DeepSeek's EPLB does, ``(L, E)``."""
+    """Return the place of each item of every row, ``(L, E)``, packed as DeepSeek's EPLB does."""
     place_LE = np.empty(weight_LE.shape, np.int64)
     for row in range(len(weight_LE)):
         place_LE[row] = _pack_or_keep(weight_LE[row], num_bins)
@@ -305,7 +333,7 @@ def places(weight_LE: Floats, num_bins: int) -> Ints:
 
 @_compiled
 def eplb_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
-    """The expert of every slot, ``(L, S)``: the global policy of DeepSeek's EPLB on float32."""
+    """Return the expert of every slot, ``(L, S)``: the global policy of DeepSeek's EPLB."""
     slots_LS = np.empty((len(load_LE), num_slots), np.int64)
     for layer in range(len(load_LE)):
         load = load_LE[layer]
@@ -317,7 +345,7 @@ def eplb_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
 
 @_compiled
 def _distinct_counts(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
-    """Adams' copies, at most ``R``, ``(L, E)``; even ones in a layer without load."""
+    """Return each expert's copies, at most ``R``, ``(L, E)``; equal where a layer has no load."""
     L, E = load_LE.shape
     copies_LE = np.empty((L, E), np.int64)
     for layer in range(L):
@@ -332,7 +360,10 @@ def _distinct_counts(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
 def _distinct_places(
     share_LE: Floats, copies_LE: Ints, order_LE: Ints, num_slots: int, num_ranks: int
 ) -> Ints:
-    """Every layer packed, ``(L, S)``; one without load dealt out."""
+    """Pack every layer with ``_pack_distinct``; return the expert of every slot, ``(L, S)``.
+
+    A layer without load is dealt out in order.
+    """
     L, E = share_LE.shape
     slots_LS = np.empty((L, num_slots), np.int64)
     for layer in range(L):
@@ -340,17 +371,17 @@ def _distinct_places(
         if share_LE[layer, order_LE[layer, 0]] > 0:
             _pack_distinct(share_LE[layer], copies_LE[layer], order_LE[layer], held_RC)
         else:
-            # Dealt one by one: the copies of an expert are neighbours, so on different ranks.
+            # Copies are dealt to the ranks in turn, so those of one expert reach different ranks.
             dealt = np.repeat(np.arange(E), copies_LE[layer])
             held_RC[:] = dealt.reshape(-1, num_ranks).T
     return slots_LS
 
 
 def _heaviest_first(share_LE: Doubles) -> Ints:
-    """Experts by decreasing share, ``(L, E)``; shares that agree to 10 digits by lowest id.
+    """Return experts by decreasing share, ``(L, E)``; by id where 10 digits of the share agree.
 
-    The bits of non-negative doubles sort as the doubles do; the last ones make room for the id, so
-    that plain numbers are sorted, several times faster than a stable sort of indices.
+    The bits of non-negative doubles sort as the doubles do. The last bits are replaced by the id,
+    so that plain numbers are sorted: that is several times faster than a stable sort of indices.
     """
     E = share_LE.shape[1]
     mask = (1 << E.bit_length()) - 1
@@ -361,7 +392,10 @@ def _heaviest_first(share_LE: Doubles) -> Ints:
 
 
 def distinct_slots(load_LE: Doubles, num_slots: int, num_ranks: int) -> Ints:
-    """As ``eplb_slots``, and no rank holds an expert twice. Needs ``S <= E * R``."""
+    """Return the expert of every slot, ``(L, S)``: EPLB without two copies on one rank.
+
+    Needs ``S <= E * R``.
+    """
     copies_LE: Ints = _distinct_counts(load_LE, num_slots, num_ranks)
     share_LE = load_LE / copies_LE
     slots_LS: Ints = _distinct_places(
@@ -372,6 +406,7 @@ def distinct_slots(load_LE: Doubles, num_slots: int, num_ranks: int) -> Ints:
 
 @_compiled
 def _counted(load: float, risk: float, copies: int) -> float:
+    """Return the load that one of ``copies`` copies counts, variance included."""
     share = 1 / max(copies, 1)
     return (load + risk * share) * share
 
@@ -386,26 +421,31 @@ def powers_after(
     copies_E: Ints,
     moves_N3: Ints,
 ) -> Doubles:
-    """The 16th powers of what ranks carry, summed over the ranks, after each of some moves.
+    """Return the 16th powers of the ranks' times, summed over ranks, after each of some changes.
 
-    A move changes the ranks that hold one of its two experts; of all others the power is known.
+    A change gives one slot of a rank to another expert. It changes only the ranks that hold one of
+    the two experts; the power of every other rank is known already.
 
     Parameters
     ----------
-    load_ET, risk_ET
-        What an expert counts with a single copy, and the price of its variance, by scenario.
+    load_ET
+        Load of each expert in each scenario, ``(E, T)``.
+    risk_ET
+        Price of the variance of an expert with one copy, ``(E, T)``.
     slow_R
-        What a unit of work takes on each rank.
+        Time of a unit of load on each rank, ``(R,)``: 1 over the relative speed.
     sums_RT
-        What every rank carries before the move.
-    held_RE, copies_E
-        1 where a rank holds an expert, else 0; and how many ranks hold it.
+        Time of every rank before the change, ``(R, T)``.
+    held_RE
+        1 where a rank holds an expert, else 0, ``(R, E)``.
+    copies_E
+        Number of ranks that hold each expert, ``(E,)``.
     moves_N3
-        Moves: each a rank, the expert that leaves it and the one that arrives.
+        Rank, leaving expert and arriving expert of each change, ``(N, 3)``.
 
     Returns
     -------
-    ``(N, T)``.
+    Sums of the powers, ``(N, T)``.
     """
     R, T = sums_RT.shape
     power_TR = np.empty((T, R))
@@ -446,7 +486,7 @@ def powers_after(
 
 @_compiled
 def trtllm_slots(load_LE: Floats, num_slots: int, num_ranks: int) -> Ints:
-    """TensorRT-LLM's greedy planner, ``(L, S)``: see ``TrtllmGreedy``."""
+    """Return the expert of every slot, ``(L, S)``: TensorRT-LLM's planner, see ``TrtllmGreedy``."""
     L, E = load_LE.shape
     slots_LS = np.empty((L, num_slots), np.int64)
     for layer in range(L):

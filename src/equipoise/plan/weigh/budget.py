@@ -266,7 +266,7 @@ class Budget:
             f"off {what}{_price(last)}{_steps(self.front)}."
         )
         if last is best:
-            return f"{text} More were not tried."
+            return f"{text} Larger numbers were not tried."
         return (
             f"{text} Of the larger numbers {best.redundant[0]} is best and takes off another "
             f"{_worth(last, best)}; "
@@ -279,9 +279,12 @@ class Budget:
         gain = self._gains_after(a, 0.0)[b - a - 1]
         if not gain.is_sure:
             if gain.share > self.least_gain * (self.added[b] - self.added[a]):
-                return "that may be chance, and more windows would tell"
-            return "that is no gain beyond chance"
-        return f"that is not surely {self.least_gain:.1%} for each further slot on every rank"
+                return "that may be chance; record more windows"
+            return "that is not a gain beyond chance"
+        return (
+            f"it is not certain that they save {self.least_gain:.1%} for each further slot on "
+            "every rank"
+        )
 
     @cached_property
     def _times(self) -> Floats:
@@ -540,7 +543,7 @@ def _check_prices(expert_bytes: int | None, kv_bytes_per_token: int | None) -> N
             check_number(name, value, low=1, high=np.inf)
     if kv_bytes_per_token is not None and expert_bytes is None:
         raise EquipoiseError(
-            "The bytes of a token price nothing by themselves; give those of an expert as well."
+            "The KV-cache bytes of a token have no effect alone; give the bytes of an expert too."
         )
 
 

@@ -75,6 +75,21 @@ class Decision:
         )
 
     @property
+    def effect(self) -> str:
+        """Mean effect on a step in words, for example ``saves 81 us a step``.
+
+        It counts assignments where moves have neither bytes nor a cost: such a gate knows no times.
+        """
+        if self._knows_times:
+            if self.gain_seconds < 0:
+                return f"makes a step {duration(-self.gain_seconds)} slower"
+            return f"saves {duration(self.gain_seconds)} a step"
+        number = f"{abs(self.gain_assignments):,.1f} assignments a step"
+        if self.gain_assignments < 0:
+            return f"puts {number} more on the busiest ranks"
+        return f"takes {number} off the busiest ranks"
+
+    @property
     def text(self) -> str:
         """Decision and numbers in a sentence."""
         if not self.moves:
@@ -83,15 +98,23 @@ class Decision:
         if self.moved_bytes:
             moved += f" ({size(self.moved_bytes)})"
         if self.gain_low <= 0:
-            return (
-                f"Stay: moving {moved} takes {duration(self.gain_seconds)} off a step not planned "
-                f"on, at {self.confidence:.0%} confidence {self._interval}."
-            )
+            doubt = ", which may be chance" if self.gain_high > 0 else ""
+            if self._knows_times:
+                doubt += f"; at {self.confidence:.0%} confidence the gain is {self._interval}"
+            return f"Stay: moving {moved} {self.effect}{doubt}."
+        decided = "Move" if self.move else "Stay"
+        if not self.pay_seconds:
+            return f"{decided}: moving {moved} {self.effect}."
         return (
-            f"{'Move' if self.move else 'Stay'}: moving {moved} costs {duration(self.pay_seconds)} "
-            f"and saves {duration(self.gain_seconds)} a step, surely paid back after "
-            f"{np.ceil(self.sure_after_steps):,.0f} steps; the loads last {self.dwell_steps:,.0f}."
+            f"{decided}: moving {moved} costs {duration(self.pay_seconds)} and {self.effect}. "
+            f"The low end of that gain, {duration(self.gain_low)}, pays for the move after "
+            f"{np.ceil(self.sure_after_steps):,.0f} steps; the loads are expected to last "
+            f"{self.dwell_steps:,.0f}."
         )
+
+    @property
+    def _knows_times(self) -> bool:
+        return bool(self.moved_bytes or self.pay_seconds)
 
     @property
     def _interval(self) -> str:
@@ -249,6 +272,6 @@ def step_loads(steps: Trace | ArrayLike, placement: Placement) -> Floats:
     if load.ndim != 3 or len(load) < 2:
         raise EquipoiseError(
             f"Steps have shape {load.shape}; expected (steps, layers, experts) with two steps or "
-            "more: a single one says nothing of chance."
+            "more: a single one does not show what chance does."
         )
     return load

@@ -80,7 +80,7 @@ def checked_url(url: str) -> SplitResult:
     Raises
     ------
     EquipoiseError
-        A text that is no address, or another protocol.
+        A text that is not an address, or another protocol.
     """
     whole = url if "://" in url else f"http://{url}"
     try:
@@ -91,7 +91,7 @@ def checked_url(url: str) -> SplitResult:
     plain = whole.isprintable() and whole.isascii() and " " not in whole
     if parts.scheme not in ("http", "https") or not (parts.hostname and port_is_right and plain):
         raise EquipoiseError(
-            f"{harmless(url)!r} is no address; expected one such as http://127.0.0.1:9400/metrics."
+            f"{harmless(url)!r} is not an address; expected one such as http://127.0.0.1:9400/metrics."
         )
     return parts._replace(path="/metrics") if parts.path in ("", "/") else parts
 

@@ -9,7 +9,7 @@ from equipoise.units import duration, size
 
 _OUTCOMES = {
     "unproven": "kept, though its gain may be chance",
-    "rolled_back": "taken back: the old map would have been better",
+    "rolled_back": "undone: the old map was better",
     "refused": "a plan was refused: it would not pay back in time",
     "failed": "an attempt to balance failed; serving goes on",
 }

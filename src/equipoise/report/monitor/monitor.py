@@ -130,7 +130,7 @@ class Monitor:
         layers = sorted(values)
         if not layers:
             self._layer = None
-            self._notice = "Nothing here says anything of single layers."
+            self._notice = "This source does not report single layers."
         elif key == "d":
             worst = max(layers, key=lambda layer: values[layer])
             self._layer = worst if self._layer is None else None

@@ -175,14 +175,15 @@ def _matrix_figure(name: str, values: NDArray[np.str_], matrix: Floats) -> Figur
 
 def _age_figure(age: Age, size: str) -> Figure:
     rows: Rows = [{"age": i, "gain": gain} for i, gain in enumerate(age.gains) if gain is not None]
-    lost = "half of that is not lost within this recording"
+    lost = "half of the gain at age 1 is not lost within this recording"
     if age.half is not None:
-        lost = f"half of that is lost at age {age.half}"
+        lost = f"half of the gain at age 1 is lost at age {age.half}"
     return Figure(
         name="age",
         title="The age of a plan",
-        says=f"What plans of the planner greedy take off the busiest rank, by age, a {size} at a "
-        f"time; age 0 is what they were made from, age 1 the first that is unseen, and {lost}.",
+        says=f"Share of the busiest rank's load that plans of the planner greedy remove, by age in "
+        f"units of a {size}. Age 0 is the loads they were made from, age 1 the first unseen ones; "
+        f"{lost}.",
         spec=_line(rows, "age", "age", "gain", "taken off the busiest rank", form=".0%"),
     )
 

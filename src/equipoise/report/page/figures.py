@@ -298,9 +298,9 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
     return Figure(
         name="time",
         title="Over time",
-        says="The busiest rank over the mean, of every step and averaged over layers; the grey "
-        "band is what chance alone makes of steps this size, vertical lines are where the label "
-        "of the traffic changes.",
+        says="The busiest rank over the mean in every step, averaged over layers. The grey band is "
+        "the imbalance that chance alone gives steps of this size; at vertical lines the label of "
+        "the traffic changes.",
         spec={
             "width": "container",
             "height": 220,

@@ -123,6 +123,6 @@ def _band(laid: Sequence[Laid], floor: float) -> Band:
     return Band(
         tone="bad" if is_none else "good",
         answer=answer,
-        why=(why, *more, f"Shares by the dispatcher {plain.dispatch}."),
+        why=(why, *more, f"Copies share their load by the dispatcher {plain.dispatch}."),
         numbers=tuple(numbers),
     )

@@ -126,9 +126,9 @@ def _curve(answer: Forecast, number: int) -> Figure:
     axis: Spec = {"type": "quantitative", "title": "taken off a step", "axis": {"format": ".0%"}}
     return Figure(
         name=f"budget-{number}",
-        title=f"What copies buy, {answer.model}",
-        says=f"What a step gets shorter by with more redundant slots and each split, with its "
-        f"{CONFIDENCE:.0%} interval; where the line is flat, more copies buy nothing.",
+        title=f"Gain from copies, {answer.model}",
+        says=f"Share of a step's time that more redundant slots save, for each split, with its "
+        f"{CONFIDENCE:.0%} interval; where the line is flat, more copies gain nothing.",
         spec={
             "data": {"values": rows},
             "width": "container",
@@ -180,10 +180,11 @@ def _parts(answer: Forecast, number: int) -> Table:
     assert answer.planned_parts is not None
     return Table(
         name=f"part-table-{number}",
-        title=f"What a step is spent on, {answer.model}",
-        says=f"Milliseconds of a mean unseen step, {answer.counts}, and with the best plan kept. "
-        "Chance is the luck of the draw, skew what the plan could not mend on the loads it was "
-        "made for, drift what came since.",
+        title=f"Parts of a step's time, {answer.model}",
+        says=f"Milliseconds of a mean unseen step, {answer.counts}, as it is and with the best "
+        "plan kept. Ranks wait by chance because routing is random, for skew because the plan does "
+        "not balance even the loads it was made for, and for drift because loads have changed "
+        "since.",
         head=("part", answer.against, f"planned, {answer.best.redundant} redundant"),
         rows=tuple(
             (said, 1e3 * answer.parts[name], 1e3 * answer.planned_parts[name])

@@ -122,7 +122,7 @@ def _whole(verdict: Verdict) -> list[Number]:
     if verdict.whole is None:
         return []
     x = verdict.whole.compared
-    means = f"{1e3 * x.after:.3f} ms in place of {1e3 * x.before:.3f}, {verdict.whole.counts}"
+    means = f"{1e3 * x.after:.3f} ms instead of {1e3 * x.before:.3f}, {verdict.whole.counts}"
     return [Number(name="Step time won", value=f"{x.gain:+.1%}", means=means)]
 
 
@@ -144,7 +144,7 @@ def _moves(study: Study, expert_bytes: int | None) -> Number:
         return Number(name="Moves", value="–", means="no map in force was given")
     means = "slots change their expert"
     if expert_bytes is not None:
-        means += f"; {migration.bytes(expert_bytes) / 1e9:.2f} GB cross a wire"
+        means += f"; {migration.bytes(expert_bytes) / 1e9:.2f} GB are sent between ranks"
     return Number(name="Moves", value=f"{migration.moves:,}", means=means)
 
 
@@ -178,7 +178,7 @@ def _bounds(study: Study) -> Table:
         name="bound-table",
         title="Why not better",
         says=f"{plan.planner}: the peak of each layer on the loads it was made for, the least that "
-        "any placement with these slots could have, and what keeps it there.",
+        "any placement with these slots could have, and the constraint behind that bound.",
         head=("layer", "peak", "bound", "what binds", "why"),
         rows=tuple(
             (binding.layer, float(peak), float(bound), binding.kind, binding.text)

@@ -114,7 +114,7 @@ def _band(result: SideBySide, name: str) -> Band:
 def _interval(result: SideBySide) -> str:
     ends = result.step_interval
     if ends is None:
-        return "one recorded step says nothing of chance"
+        return "one recorded step does not show what chance does"
     return f"{CONFIDENCE:.0%} interval {ends[0]:.1%} to {ends[1]:.1%}"
 
 
@@ -130,8 +130,8 @@ def _curve(name: str, title: str, of: str, values: Mapping[str, NDArray[np.float
     return Figure(
         name=name,
         title=title,
-        says=f"The share of {of} that take at most so long; the line further to the left is the "
-        "better one, and its top is the tail that users complain of.",
+        says=f"The share of {of} that take at most this time; the line further to the left is "
+        "better, and its top shows the slowest ones.",
         spec={
             "data": {"values": rows},
             "width": "container",

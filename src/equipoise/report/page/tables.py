@@ -125,7 +125,7 @@ def label_table(summary: TraceSummary) -> Table | None:
 
 
 def loss_table(trace: Trace, laid: Sequence[Laid]) -> Table | None:
-    """Make the table of losses by rank in the last layout; ``None`` if it is no placement."""
+    """Make the table of losses by rank in the last layout; ``None`` if it is not a placement."""
     if not laid or not isinstance(placement := laid[-1].layout, Placement):
         return None
     held = coverage(placement, Topology(placement.num_ranks))

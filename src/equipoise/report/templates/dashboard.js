@@ -212,13 +212,13 @@ function tellGroup() {
   const excess = (sight) => (known(sight.noise_floor[phase]) ? sight.imbalance[phase] - sight.noise_floor[phase] : null);
   const entries = [
     ["imbalance", "Busiest rank", now.imbalance[phase], "×", `Load of the busiest rank over the mean in the last window${phase ? ` of ${phase}` : ""}.`],
-    ["excess", "Above chance", excess(now), "", "How far that is above what a fair router shows: what balancing can gain."],
-    ["state", "State", now.state || null, "", "What the controller does just now."],
+    ["excess", "Above chance", excess(now), "", "Difference to the imbalance of a fair router: what balancing can gain."],
+    ["state", "State", now.state || null, "", "Present state of the controller."],
     ["ranks", "Ranks", count(now.ranks), "", "Ranks that serve together."],
     ["map", "Map", count(now.map_version), "", "Changes of the map so far."],
-    ["step", "Step", known(now.step_seconds) ? 1000 * now.step_seconds : null, "ms", "Mean time of a forward pass lately."],
-    ["tokens", "Tokens", now.tokens_per_second, "/s", "Tokens generated lately in a second."],
-    ["stall", "Stalls", known(now.stalled) ? 100 * now.stalled : null, "%", "Share of the time lately in which serving waited for balancing."],
+    ["step", "Step", known(now.step_seconds) ? 1000 * now.step_seconds : null, "ms", "Recent mean time of a forward pass."],
+    ["tokens", "Tokens", now.tokens_per_second, "/s", "Tokens generated per second, recently."],
+    ["stall", "Stalls", known(now.stalled) ? 100 * now.stalled : null, "%", "Share of recent time in which serving waited for balancing."],
     ["moved", "Moved", now.moved_bytes ? now.moved_bytes / 1e9 : null, "GB", "Bytes of experts that ranks have received since the start."],
     ["kept", "Rebalances kept", count(now.rebalances.kept), "", "Attempts to balance whose gain was measured afterwards, and is above 0."],
     ["failures", "Failures", count(now.failures), "", "Planners and transfers that failed since the start; serving went on."],

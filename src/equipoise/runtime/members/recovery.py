@@ -29,6 +29,7 @@ from equipoise.runtime.moe.checkpoint import Checkpoint
 from equipoise.runtime.moe.layer import ExpertFunction, ExpertParallelLayer
 from equipoise.runtime.moe.model import ExpertParallelModel, assemble
 from equipoise.topology import Topology
+from equipoise.units import duration, size
 
 T = TypeVar("T")
 
@@ -69,14 +70,14 @@ class Recovered:
     def __str__(self) -> str:
         text = (
             f"{self.num_ranks} ranks ({self.newcomers} new) serve: {self.kept} slots kept, "
-            f"{self.copied} copied, {self.reloaded} reloaded in {self.seconds:.2f} s."
+            f"{self.copied} copied, {self.reloaded} reloaded in {duration(self.seconds)}."
         )
         if self.wrong:
-            text += f" {len(self.wrong)} slots held other bytes than they should."
+            text += f" {len(self.wrong)} slots held wrong bytes and are not used."
         if self.more_bytes > 0:
             text += (
                 f" Each rank now has {self.slots_per_rank} slots a layer, which take "
-                f"{self.more_bytes / 2**20:.1f} MiB more."
+                f"{size(self.more_bytes)} more."
             )
         return text
 

@@ -142,7 +142,7 @@ class Checkpoint:
         if key is None:
             return set()
         first = config.num_hidden_layers
-        with told(f"{self._config} is no configuration of a model"):
+        with told(f"{self._config} is not a model configuration"):
             further = range(first, first + (getattr(config, key, None) or 0))
         found = {layer_id for layer_id in map(_layer_id, stored.names) if layer_id in further}
         if found:
@@ -165,7 +165,7 @@ class Checkpoint:
                 "Loading a model needs transformers; install equipoise[runtime]."
             ) from error
         auto: Any = AutoModelForCausalLM  # transformers does not annotate all of it
-        with told(f"{self._config} is no configuration of a model"), torch.device("meta"):
+        with told(f"{self._config} is not a model configuration"), torch.device("meta"):
             config: Any = AutoConfig.from_pretrained(
                 self.folder, local_files_only=True, trust_remote_code=False
             )

@@ -120,7 +120,7 @@ class Stream:
     Raises
     ------
     FormatError
-        The file is no tokenizer; raised when the first request is asked for.
+        The file is not a tokenizer; raised when the first request is asked for.
     """
 
     prompts: Prompts
@@ -137,7 +137,7 @@ class Stream:
         Raises
         ------
         FormatError
-            The file is no tokenizer.
+            The file is not a tokenizer.
         EquipoiseError
             The tokenizer has more.
         """

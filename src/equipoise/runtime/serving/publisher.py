@@ -23,8 +23,8 @@ _LOG_LINES = 5
 class Publisher:
     """Adds up forward passes and publishes a ``Status`` in the store, as JSON.
 
-    Fields called "lately" are since the last status: what each rank has computed, the imbalance,
-    the time of a step with all balancing. The last lines of the log are added.
+    Recent values (the load of each rank, the imbalance, the time of a step with all balancing)
+    cover the time since the last status. The last lines of the log are added.
 
     Parameters
     ----------

@@ -81,7 +81,8 @@ class Options:
     processes
         Number of processes to wait for at the start.
     nodes
-        Number of nodes, of equally many consecutive processes; used while it divides their number.
+        Number of nodes; each has the same number of consecutive processes. While the number of
+        processes is not a multiple of it, all count as one node.
     settings
         Settings of balancing; ``None``: do not balance.
     placement
@@ -305,7 +306,10 @@ class Server:
             self._fruitless = 0  # each time fewer requests are under suspicion
         first = not any(one.has_model for one in told)
         if first and self._secret is None and epoch.rank == 0:
-            logger.warning("Whoever reaches the store can join; set %s to refuse them.", VARIABLE)
+            logger.warning(
+                "Any process that can reach the store can join; set %s to require a secret.",
+                VARIABLE,
+            )
         if first:
             start = self._start(num_ranks)
             self._slots_per_rank = start.slots_per_rank

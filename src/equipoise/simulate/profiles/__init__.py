@@ -376,7 +376,7 @@ def _document(name_or_path: str | Path, kind: str) -> tuple[dict[str, Any], str]
     document = parse_json(data, name)
     expected = f"equipoise {kind} 1"
     if not isinstance(document, dict) or document.get("format") != expected:
-        raise FormatError(f'{name} is no {kind} profile; expected "format": "{expected}".')
+        raise FormatError(f'{name} is not a {kind} profile; expected "format": "{expected}".')
     return document, name
 
 

@@ -118,7 +118,7 @@ class Question:
         Raises
         ------
         EquipoiseError
-            Data that is no object, an unknown key, or a value out of range.
+            Data that is not an object, an unknown key, or a value out of range.
         """
         known = [field.name for field in fields(cls)]
         if not isinstance(document, dict):
