@@ -217,7 +217,12 @@ def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
         "themes": PALETTES,
         "config": CONFIG,
         "figures": [
-            {"name": x.name, "spec": x.spec, "renderer": "canvas" if x.heavy else "svg"}
+            {
+                "name": x.name,
+                "spec": x.spec,
+                "renderer": "canvas" if x.heavy else "svg",
+                "reads": x.reads,
+            }
             for x in drawn
         ],
         "layers": list(trace.layer_ids),

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from equipoise.report.heat import starts
 from equipoise.report.page.laid import Laid
+from equipoise.report.page.part import Part
+from equipoise.trace import MAP_LABEL
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -33,28 +35,24 @@ _MOST_NUMBERED = 512  # largest number of slots of a layer whose numbers can be 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Figure(Part):
     """One figure.
 
     Parameters
     ----------
-    name
-        Name of the place in the page, and of saved files.
-    title
-        Title, a few words.
-    says
-        Sentence on how to read it.
     spec
         Specification in Vega-Lite.
     heavy
         Flag that it has thousands of marks, which are drawn on a canvas.
+    reads
+        Fields by which the arrow keys go through its points, that of the line and that along it;
+        the points are the data source ``rows``, each with a sentence ``_said``. ``None``: only its
+        table can be read with the keyboard.
     """
 
-    name: str
-    title: str
-    says: str
     spec: Spec
     heavy: bool = False
+    reads: tuple[str, str] | None = None
 
 
 def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = None) -> Figure:
@@ -299,8 +297,8 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
         name="time",
         title="Over time",
         says="The busiest rank over the mean, of every step and averaged over layers; the grey "
-        "band is what chance alone makes of steps this size, vertical lines are where the label "
-        "of the traffic changes.",
+        "band is what chance alone makes of steps this size, vertical lines are where the kind "
+        "of traffic or the map changes.",
         spec={
             "width": "container",
             "height": 220,
@@ -504,13 +502,15 @@ def sorted_ranks(laid: Sequence[Laid]) -> Figure:
 
 
 def label_changes(labels: Iterable[tuple[str, Sequence[str]]]) -> Rows:
-    """Mark the steps where a label changes; none if it changes at every step."""
-    marks: Rows = []
-    for _, values in labels:
+    """Mark the steps where labels change; a label that changes at every step is left out."""
+    found: dict[int, list[str]] = {}
+    for name, values in labels:
         changed = [t for t, v in enumerate(values) if t == 0 or values[t - 1] != v]
         if 1 < len(changed) <= _MOST_MARKS:
-            marks += [{"step": t, "change": str(values[t])} for t in changed]
-    return marks
+            for t in changed:
+                text = f"map {values[t]}" if name == MAP_LABEL else str(values[t])
+                found.setdefault(t, []).append(text)
+    return [{"step": t, "change": ", ".join(texts)} for t, texts in sorted(found.items())]
 
 
 def _bucketed(values: Sequence[float | None]) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ import numpy as np
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.page.laid import Laid
+from equipoise.report.page.part import Part
 from equipoise.report.ranks import Balance, over_mean
 from equipoise.report.summary import TraceSummary
 from equipoise.topology import Topology
@@ -19,26 +20,17 @@ Cell = str | int | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Part):
     """A table that can be sorted and saved.
 
     Parameters
     ----------
-    name
-        Name of the place in the page, and of saved files.
-    title
-        Title, a few words.
-    says
-        Sentence on how to read it.
     head
         Names of the columns.
     rows
         Rows of cells; ``shown`` formats the numbers.
     """
 
-    name: str
-    title: str
-    says: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
