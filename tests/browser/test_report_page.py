@@ -191,7 +191,8 @@ def test_the_curve_of_copies_is_read_with_the_keyboard(
     )  # fmt: skip
     path = tmp_path / "curve.html"
     path.write_text(render_page(replace(story, figures=(curve,))), encoding="utf-8")
-    opened = browser.new_page()
+    opened, complaints = browser.new_page(), []
+    opened.on("console", lambda message: complaints.append(message.text))
     opened.goto(path.as_uri())
     opened.wait_for_selector("body[data-drawn=light]")
     said = opened.locator("#budget-point")
@@ -216,6 +217,7 @@ def test_the_curve_of_copies_is_read_with_the_keyboard(
     )
     assert len(set(dashes)) == 2
     opened.close()
+    assert complaints == []
 
 
 @pytest.mark.parametrize("order", ["id", "load"])

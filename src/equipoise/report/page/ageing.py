@@ -159,7 +159,7 @@ def _matrix_figure(name: str, values: NDArray[np.str_], matrix: Floats) -> Figur
     return Figure(
         name=f"between-{name}",
         title=f"Between one {name} and another",
-        says=f"Correlation of the experts' loads: where a row is pale, a plan made for one {name} "
+        says=f"Correlation of the experts' loads: where it is near 0, a plan made for one {name} "
         "does not serve the other.",
         spec={
             "data": {"values": rows},

@@ -81,7 +81,15 @@ def copies_curve(
         }  # fmt: skip
 
     colour = styled("color", LINES)
-    off: Spec = {"type": "quantitative", "title": taken_off, "axis": {"format": ".0%"}}
+    slots = sorted({point.redundant for point in points})
+    ends = {end for point in points for end in (point.low, point.high)}
+    off: Spec = {
+        "type": "quantitative",
+        "title": taken_off,
+        "axis": {"format": ".0%"},
+        # Stated, since Vega complains of the data source "at", which is empty at first.
+        "scale": {"domain": [min(0.0, *ends), max(0.0, *ends)], "nice": True},
+    }
     tooltip = [
         *tips(series, "redundant"),
         *(
@@ -103,7 +111,8 @@ def copies_curve(
                     "field": "redundant",
                     "type": "quantitative",
                     "title": "redundant slots a layer",
-                    "axis": {"tickMinStep": 1},
+                    "axis": {"values": slots, "labelOverlap": True},
+                    "scale": {"domain": [slots[0], slots[-1]]},
                 },
             },
             "layer": [

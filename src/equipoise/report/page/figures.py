@@ -31,7 +31,7 @@ _IMBALANCE_COLOURS = ("$even", "$warm", "$hot", "$glow", "$fire")
 _EXCESS_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 4, 8, 16)
 _MOST_STEPS = 256  # largest number of steps side by side that can be distinguished
 _MOST_MARKS = 24
-_MOST_NUMBERED = 512  # largest number of slots of a layer whose numbers can be read
+_NUMBER_WIDTH = 17  # pixels of a cell in which the number of an expert can be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def placement_map(
         "y2": {"field": "slot2", **middle},
     }
     moved = f" Outlined slots hold another expert than in “{before}”." if before else ""
-    has_room = laid.layout.num_slots <= _MOST_NUMBERED
+    has_room = f"width >= {_NUMBER_WIDTH * laid.layout.num_ranks}"
     number = {"field": "expert", "type": "nominal"}
     return Figure(
         name="placement",
@@ -203,7 +203,11 @@ def placement_map(
                     "encoding": link,
                 },
                 {
-                    "mark": {"type": "text", "color": "$ink", "fontSize": 9 if has_room else 0},
+                    "mark": {
+                        "type": "text",
+                        "color": "$ink",
+                        "fontSize": {"expr": f"{has_room} ? 9 : 0"},
+                    },
                     "encoding": {**cell, "text": number},
                 },
             ],
@@ -321,10 +325,12 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
                     "data": {"values": marks},
                     "mark": {
                         "type": "text",
+                        "angle": 90,  # along the line, so that near marks do not run together
                         "align": "left",
-                        "dx": 3,
-                        "y": 8,
-                        "limit": 90,
+                        "baseline": "bottom",
+                        "y": 4,
+                        "dy": -2,
+                        "limit": 100,
                         "color": "$soft",
                         "fontSize": 10,
                     },
@@ -364,8 +370,8 @@ def strip(laid: Laid, layers: Sequence[int]) -> Figure:
     return Figure(
         name="strip",
         title=f"Layers by steps, {laid.name}",
-        says=f"A cell is the busiest rank over the mean in one layer of one step{share}: rows that "
-        "stay dark are layers that always wait, columns are steps in which all do.",
+        says=f"A cell is the busiest rank over the mean in one layer of one step{share}: rows in "
+        "strong colours are layers that always wait, columns are steps in which all do.",
         heavy=True,
         spec={
             "data": {"values": rows},
@@ -527,7 +533,7 @@ def _bucketed(values: Sequence[float | None]) -> list[tuple[int, float]]:
 def _axis(field: str, title: str) -> Spec:
     axis: Spec = {
         "labelOverlap": "greedy",
-        "labelSeparation": 3,
+        "labelSeparation": 6,
         "labelAngle": 0,
         "ticks": False,
         "domain": False,
@@ -548,6 +554,7 @@ def _legend(title: str) -> Spec:
         "title": title,
         "orient": "top",
         "direction": "horizontal",
+        "values": [1, 2, 3, 4],
         "gradientLength": 180,
         "gradientThickness": 8,
     }

@@ -73,11 +73,12 @@ def budget_story(
 
 
 def planned(results: Mapping[str, Budget]) -> dict[str, Placement]:
-    """Return each planner's placement with the most slots that pay, by planner and slots."""
-    chosen = {name: (result, result.front[-1]) for name, result in results.items()}
+    """Return each planner's placement with the most slots that pay, the best one last."""
+    falling = sorted(results.items(), key=lambda item: -item[1].front[-1].times.mean())
     return {
         f"{name}, {point.redundant[0]} redundant": result.placements[result.points.index(point)]
-        for name, (result, point) in chosen.items()
+        for name, result in falling
+        for point in result.front[-1:]
     }
 
 
