@@ -34,7 +34,7 @@ from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.of_report import report_story
 from equipoise.report.page.of_tune import tuning_story
 from equipoise.report.page.story import Origin, Story
-from equipoise.report.page.tables import loss_table
+from equipoise.report.page.tables import Cell, loss_table, shown
 from equipoise.report.summary import summarise
 from equipoise.simulate.expert_time import UncertainCost
 from equipoise.simulate.forecast import forecast
@@ -174,6 +174,17 @@ def test_a_map_is_no_kind_of_traffic() -> None:
     assert not [figure.name for figure in page_figures(story) if figure.name.startswith("between")]
     time = next(x for x in page_figures(story) if x.name == "time")
     assert '"change": "map 1"' in json.dumps(time.spec)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, "–"), ("a", "a"), (1234567, "1,234,567"), (1234.5, "1,234.500"), (0.0, "0.000"),
+        (0.048, "0.048"), (0.0002702, "0.00027"), (-0.0025, "-0.0025"),
+    ],
+)  # fmt: skip
+def test_cells_of_tables_keep_their_digits(cell: Cell, text: str) -> None:
+    assert shown(cell) == text
 
 
 def test_the_verdict_stands_on_unseen_steps() -> None:

@@ -18,6 +18,8 @@ from equipoise.trace import Trace
 
 Cell = str | int | float | None
 
+_SMALL = 0.01  # fraction below which three decimals say too little
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Part):
@@ -36,11 +38,14 @@ class Table(Part):
 
 
 def shown(cell: Cell) -> str:
-    """Format a cell: fractions with three decimals, and a dash for nothing."""
+    """Format a cell: fractions with three decimals, small ones with three digits.
+
+    Some are times in seconds of steps that take less than a millisecond. Nothing is a dash.
+    """
     if cell is None:
         return "–"
     if isinstance(cell, float):
-        return f"{cell:,.3f}"
+        return f"{cell:.3g}" if 0 < abs(cell) < _SMALL else f"{cell:,.3f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
