@@ -1,4 +1,4 @@
-"""What figures and tables of a page have in common."""
+"""The common fields of figures and tables of a page."""
 
 from __future__ import annotations
 
