@@ -99,8 +99,8 @@ def score_table(laid: Sequence[Laid]) -> Table:
     return Table(
         name="score-table",
         title="Scores",
-        says="The busiest rank over the mean, in single steps and layers, and what its load is "
-        "less than without balancing.",
+        says="The busiest rank over the mean, in single steps and layers; won is the share of its "
+        "load that is taken off, against no balancing.",
         head=("layout", "slots", "mean", "95th percentile", "worst", "relative step time", "won"),
         rows=tuple(
             (
