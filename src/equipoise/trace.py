@@ -32,6 +32,9 @@ MAX_COUNT = 1 << 48
 MEMORY = "memory"
 """Source of what was in no file yet."""
 
+MAP_LABEL = "map"
+"""Label of a step with the number of changes of the map before it; it names no kind of traffic."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -141,7 +144,7 @@ class Trace:
     tokens
         Choices of each token, if recorded.
     labels
-        Labels of the steps, such as ``phase`` or ``domain``: name to ``(T,)`` strings.
+        Labels of the steps, such as ``phase``, ``domain`` or ``map``: name to ``(T,)`` strings.
     provenance
         Origin of the trace, and notes on how it was read.
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.study import study
+from equipoise.report.page.copies import CopyPoint, copies_curve
 from equipoise.report.page.document import heat_matrix, render_page
 from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.story import Origin, Story
@@ -173,6 +175,49 @@ def test_maps_are_read_with_the_keyboard(page: playwright.Page) -> None:
     for _ in range(RANKS):
         page.keyboard.press("ArrowRight")
     assert (readout.text_content() or "").startswith("layer 4, busiest rank: ")
+
+
+def test_the_curve_of_copies_is_read_with_the_keyboard(
+    browser: playwright.Browser, story: Story, tmp_path: Path
+) -> None:
+    points = [
+        CopyPoint(line=line, redundant=n, gain=gain + n / 100, low=gain, high=gain + 0.5)
+        for line, slots, gain in (("greedy", (0, 8, 16), 0.0), ("robust", (0, 16), 0.2))
+        for n in slots
+    ]
+    curve = copies_curve(
+        points, name="budget", title="Gain from copies", says="A sentence on how to read it.",
+        series="planner", taken_off="taken off",
+    )  # fmt: skip
+    path = tmp_path / "curve.html"
+    path.write_text(render_page(replace(story, figures=(curve,))), encoding="utf-8")
+    opened, complaints = browser.new_page(), []
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.goto(path.as_uri())
+    opened.wait_for_selector("body[data-drawn=light]")
+    said = opened.locator("#budget-point")
+    opened.locator("#budget").focus()
+    assert said.text_content() == "greedy, 0 redundant slots: 0.0% taken off, 0.0% to 50.0%"
+    ways = {
+        "ArrowRight": "greedy, 8 ", "ArrowDown": "robust, 0 ", "ArrowUp": "greedy, 0 ",
+        "End": "greedy, 0 ", "ArrowLeft": "greedy, 0 ",
+    }  # fmt: skip
+    for key, start in ways.items():
+        opened.keyboard.press(key)
+        assert (said.text_content() or "").startswith(start), key
+    opened.locator("#theme").click()
+    opened.wait_for_selector("body[data-drawn=dark]")
+    opened.locator("#budget").focus()
+    opened.keyboard.press("ArrowRight")
+    assert (said.text_content() or "").startswith("greedy, 8 ")
+    legend = opened.locator("#budget svg .role-legend-label text").all_text_contents()
+    assert legend == ["greedy", "robust"]
+    dashes = opened.locator("#budget svg .mark-line path").evaluate_all(
+        "lines => lines.map((x) => x.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(dashes)) == 2
+    opened.close()
+    assert complaints == []
 
 
 @pytest.mark.parametrize("order", ["id", "load"])

@@ -119,6 +119,36 @@ def test_a_planner_of_fixed_graphs_begins_where_it_can(recording, capsys):
     assert [point["redundant"] for point in document["points"]] == [0, 16]
 
 
+def test_several_planners_are_weighed_on_the_same_steps(recording, tmp_path, capsys):
+    page = tmp_path / "budget.html"
+    arguments = (*QUICK, "--up-to", "8", "--also", "contiguous,round-robin", "--html", str(page))
+    document = json.loads(run(capsys, recording, *arguments, "--json"))
+    alone = json.loads(run(capsys, recording, *QUICK, "--up-to", "8", "--json"))
+    assert alone == document | {"also": []}
+    assert [x["planner"] for x in document["also"]] == ["Contiguous()", "RoundRobin()"]
+    other = json.loads(run(capsys, recording, "--ranks", "4", "--planner", "contiguous",
+                           "--up-to", "8", "--json"))  # fmt: skip
+    assert document["also"][0]["points"] == other["points"]
+    assert "with the planner greedy" in page.read_text()
+    out = run(capsys, recording, *arguments)
+    for planner in ("Greedy()", "Contiguous()", "RoundRobin()"):
+        assert f"\n{planner}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ("best", "There is no planner 'best'"),
+        ("robust,trtllm,contiguous,round-robin,survivable", "6 planners are named; compare at"),
+        ("hierarchical", "The planner hierarchical needs --expert-groups"),
+        ("repair", "The planner repair needs the placement in force"),
+    ],
+)
+def test_planners_that_cannot_be_compared_are_refused(recording, capsys, also, said):
+    assert main(["budget", str(recording), *QUICK, "--also", also]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_prices_are_left_out_where_none_are_given(recording, capsys):
     out = run(capsys, recording, *QUICK, "--up-to", "4")
     assert "GB a rank" not in out

@@ -191,6 +191,19 @@ def test_compare_scores_maps_as_the_library_does(trace_file, tmp_path, capsys):
     assert run(capsys, "compare", trace_file)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("maps", "said"),
+    [
+        ([f"{n}.json" for n in range(6)], "6 maps were given; compare at most 5."),
+        (["a.json", "b.json", "a.json"], "a.json is given 2 times; give each map once."),
+    ],
+)
+def test_maps_that_cannot_be_shown_are_refused_before_any_is_read(maps, said, trace_file, capsys):
+    status, out, err = run(capsys, "compare", *maps, trace_file)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
 def test_a_page_is_not_written_over_the_map(trace_file, tmp_path, capsys):
     one = tmp_path / "map.json"
     arguments = ("--ranks", 4, "--planner", "greedy", "--for", "equipoise", "-o", one)

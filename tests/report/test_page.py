@@ -13,24 +13,28 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from equipoise.cost import rank_cost
 from equipoise.dispatch import dispatcher
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.plan.evaluate import evaluate
+from equipoise.plan.planners.baselines import Contiguous
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.study import Study, study
+from equipoise.plan.weigh.budget import budget
 from equipoise.report.measured import contiguous, unbalanced
 from equipoise.report.page import document, vega
 from equipoise.report.page.document import heat_matrix, page_figures, render_page, save_picture
 from equipoise.report.page.figures import label_changes
 from equipoise.report.page.laid import lay
+from equipoise.report.page.of_budget import budget_story
 from equipoise.report.page.of_compare import compare_story, lay_maps
 from equipoise.report.page.of_forecast import forecast_story
 from equipoise.report.page.of_plan import plan_story
 from equipoise.report.page.of_report import report_story
 from equipoise.report.page.of_tune import tuning_story
 from equipoise.report.page.story import Origin, Story
-from equipoise.report.page.tables import loss_table
+from equipoise.report.page.tables import Cell, loss_table, shown
 from equipoise.report.summary import summarise
 from equipoise.simulate.expert_time import UncertainCost
 from equipoise.simulate.forecast import forecast
@@ -153,6 +157,34 @@ def test_marks_stand_where_a_label_changes() -> None:
         {"step": 2, "change": "b"},
     ]
     assert label_changes([("one", ["a", "a"]), ("each", [str(i) for i in range(99)])]) == []
+
+
+def test_changes_of_the_map_are_marked_with_the_traffics() -> None:
+    assert label_changes([("domain", ["a", "a", "b"]), ("map", ["0", "2", "2"])]) == [
+        {"step": 0, "change": "a, map 0"},
+        {"step": 1, "change": "map 2"},
+        {"step": 2, "change": "b"},
+    ]
+
+
+def test_a_map_is_no_kind_of_traffic() -> None:
+    recorded = trace(labels={"map": np.array(["0"] * 4 + ["1"] * 4)})
+    story = reported(recorded)
+    assert story.summary.drift.labels == {}
+    assert not [figure.name for figure in page_figures(story) if figure.name.startswith("between")]
+    time = next(x for x in page_figures(story) if x.name == "time")
+    assert '"change": "map 1"' in json.dumps(time.spec)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, "–"), ("a", "a"), (1234567, "1,234,567"), (1234.5, "1,234.500"), (0.0, "0.000"),
+        (0.048, "0.048"), (0.0002702, "0.00027"), (-0.0025, "-0.0025"),
+    ],
+)  # fmt: skip
+def test_cells_of_tables_keep_their_digits(cell: Cell, text: str) -> None:
+    assert shown(cell) == text
 
 
 def test_the_verdict_stands_on_unseen_steps() -> None:
@@ -362,6 +394,64 @@ def test_maps_are_compared_with_each_other_and_with_none() -> None:
         lay_maps(recorded, {"a": plan, "b": contiguous(recorded, 2)}, "even")
     with pytest.raises(EquipoiseError, match="compare at most 5"):
         lay_maps(recorded, {str(i): plan for i in range(6)}, "even")
+
+
+def test_a_budget_has_a_line_and_rows_for_every_planner() -> None:
+    recorded = trace(steps=40)
+    fit, held = recorded.split(at=0.75)
+    planners = {"greedy": Greedy(), "contiguous": Contiguous()}
+    results = {
+        name: budget(fit, held, Topology(4), up_to=12, planner=planner, expert_bytes=10**9)
+        for name, planner in planners.items()
+    }
+    story = budget_story(recorded, held, results, dispatcher("even", Topology(4)), ORIGIN)
+    page = Page(render_page(story))
+    start = results["greedy"].points[0]
+    expected = [
+        (name, point.redundant[0], point.gain_over(start))
+        for name, result in results.items()
+        for point in result.points
+    ]
+    rows = next(x for x in page.data["figures"] if x["name"] == "budget")["spec"]["data"]["values"]
+    assert [(row["planner"], row["redundant"], row["gain"]) for row in rows] == [
+        (name, slots, gain.share) for name, slots, gain in expected
+    ]
+    assert [row["high"] - row["gain"] for row in rows] == pytest.approx(
+        [gain.error for _, _, gain in expected]
+    )
+    table = next(table for table in story.tables if table.name == "budget-table")
+    column = table.head.index("taken off")
+    assert [(row[0], row[1], row[column]) for row in table.rows] == [
+        (name, slots, gain.share) for name, slots, gain in expected
+    ]
+    last = results["greedy"].front[-1]
+    assert page.tone == "good"
+    assert f"{last.redundant[0]} redundant slots a layer pay with the planner greedy." in page.text
+    names = [layout["name"] for layout in page.data["layouts"]]
+    assert names[0] == "no balancing"
+    assert names[-1] == f"greedy, {last.redundant[0]} redundant"  # the best, which is shown large
+    assert f"greedy: {results['greedy'].advice}" in page.text
+
+
+def test_a_budget_of_few_steps_has_no_verdict() -> None:
+    recorded = trace(steps=8)
+    fit, held = recorded.split(at=0.75)
+    results = {"greedy": budget(fit, held, Topology(4), up_to=8, planner=Greedy())}
+    story = budget_story(recorded, held, results, dispatcher("even", Topology(4)), ORIGIN)
+    assert story.band.tone == "open"
+    assert story.band.answer == "No verdict: too few unseen windows."
+
+
+def test_the_budget_in_seconds_says_what_times_count() -> None:
+    recorded = trace(steps=40)
+    fit, held = recorded.split(at=0.75)
+    judge = dispatcher("even", Topology(4), cost=rank_cost("h100-deepep-ep32"))
+    results = {"greedy": budget(fit, held, Topology(4), planner=Greedy(), dispatch=judge)}
+    story = budget_story(recorded, held, results, judge, ORIGIN, counts="the experts")
+    assert "Times count the experts." in story.notes
+    assert "Floor" not in [number.name for number in story.band.numbers]
+    table = next(table for table in story.tables if table.name == "budget-table")
+    assert "experts ms" in table.head
 
 
 def test_a_forecast_has_a_page_with_its_verdict_and_its_options() -> None:

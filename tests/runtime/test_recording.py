@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from equipoise import read_trace
+from equipoise.control.settings import Settings
 from equipoise.engines.formats import TraceOptions
 from equipoise.engines.trtllm.statistic import PATH, RANGE, write_rank
 from equipoise.runtime.moe.slot_recorder import SlotRecording
 from equipoise.runtime.serving.server import Options
+from tests.control.advisors import Restless
 from tests.reference.trtllm import load_statistic
 from tests.runtime import chaos
 from tests.runtime.small_model import FOLDER, E, L, random_placement
@@ -31,8 +33,9 @@ def serving(tmp_path):
         (tmp_path / "statistic").mkdir()
         recording = SlotRecording(iterations, partial(write_rank, tmp_path / "statistic"))
         shared = Options(
-            model=FOLDER, source=PROMPTS, processes=processes, settings=None, batch_size=2,
-            new_tokens=chaos.NEW_TOKENS, recording=recording, silence_seconds=2.0, **options,
+            model=FOLDER, source=PROMPTS, processes=processes, batch_size=2,
+            new_tokens=chaos.NEW_TOKENS, recording=recording, silence_seconds=2.0,
+            **({"settings": None} | options),
         )  # fmt: skip
         groups.append(chaos.Group(chaos.forked(), tmp_path, shared))
         return groups[0]
@@ -78,6 +81,25 @@ def test_a_recording_ends_when_a_process_is_lost(serving, tmp_path):
     log = (tmp_path / "p0.log").read_text()
     assert "The processes have changed, which ends the recording." in log
     assert "fewer than the 3 to 999999999 asked for" in log
+
+
+def test_changes_of_the_map_are_recorded(serving, tmp_path):
+    settings = Settings(
+        num_redundant=chaos.SHAPES[2][0], window=8, update_interval=8, warm_up_steps=0,
+        cool_down_steps=8,
+    )  # fmt: skip
+    advisor = Restless(0, "none")
+    group = serving(2, (0, 10**9), limit=sys.maxsize, settings=settings, advisor=advisor)
+    assert group.wait(lambda said: any(status["version"] > 1 for status in said))
+    group.close()
+    done = chaos.Run(0, "none", "")
+    chaos.await_end(group, done)
+    assert done.wrong == []
+    trace = read_trace(tmp_path / "statistic")
+    versions = trace.labels["map"].astype(int)
+    assert versions[0] == 0
+    assert versions[-1] > 1
+    assert set(np.diff(versions)) == {0, 1}
 
 
 def test_a_range_that_is_none_is_refused_before_serving(monkeypatch, capsys, tmp_path):

@@ -22,7 +22,7 @@ def recorder(start, stop, write, num_slots=3):
 def serve(recorder, numbers):
     """Iterations in which the slots of layer 3 get their number, those of layer 5 one each."""
     for number in numbers:
-        with recorder.iteration(number):
+        with recorder.iteration(number, number // 4):
             recorder.add(3, np.array([number, 0, 0]))
             recorder.add(5, np.array([0, 1, 0]))
             recorder.add(5, np.array([0, 0, 1]))  # another chunk
@@ -39,13 +39,14 @@ def test_counts_the_iterations_of_its_range_and_writes_once():
     assert (got.rank, got.layer_ids, got.top_k) == (1, (3, 5), 2)
     assert got.iterations.tolist() == [2, 3, 4]
     assert got.counts.tolist() == [[[n, 0, 0], [0, 1, 1]] for n in (2, 3, 4)]
+    assert got.map_versions.tolist() == [0, 0, 1]
 
 
 def test_a_pass_that_is_broken_off_counts_nothing():
     written = []
     counting = recorder(0, 2, written.append)
     serve(counting, [0])
-    with suppress(RuntimeError), counting.iteration(1):
+    with suppress(RuntimeError), counting.iteration(1, 0):
         counting.add(3, np.array([7, 7, 7]))
         raise RuntimeError
     serve(counting, [1])
@@ -98,7 +99,7 @@ def record(group, placement):
     )
     for layer in model.layers:
         layer.tally = partial(counting.add, layer.layer_id)
-    with counting.iteration(0):
+    with counting.iteration(0, 0):
         small_model.generate(model)
     return written[0].counts[0], model.recorder.to_trace(group)
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.report.labels import label_groups
+from equipoise.report.labels import label_groups, traffic_labels
 from equipoise.showing import in_short
 from equipoise.trace import Trace
 
@@ -125,7 +125,7 @@ def _variation(
 
 def _label_drift(windows: Trace, unit: NDArray[np.float64]) -> dict[str, LabelDrift]:
     drift = {}
-    for name, values in windows.labels.items():
+    for name, values in traffic_labels(windows).items():
         kinds = dict.fromkeys(values.tolist())
         if len(kinds) < 2:
             continue

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.trace import Trace
+from equipoise.trace import MAP_LABEL, Trace
 
 _MOST_VALUES = 32  # a label with more values names steps, not kinds of traffic
 
@@ -21,6 +21,11 @@ def without_fine_labels(trace: Trace) -> tuple[Trace, list[str]]:
     ]
     kept = {n: v for n, v in trace.labels.items() if len(set(v.tolist())) <= _MOST_VALUES}
     return replace(trace, labels=kept), notes
+
+
+def traffic_labels(trace: Trace) -> dict[str, NDArray[np.str_]]:
+    """Return the labels that name kinds of traffic: all but that of the map."""
+    return {name: values for name, values in trace.labels.items() if name != MAP_LABEL}
 
 
 def label_groups(trace: Trace) -> NDArray[np.int64]:

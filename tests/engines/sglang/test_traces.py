@@ -284,6 +284,14 @@ def test_each_dump_is_folded_with_its_own_map(tmp_path: Path) -> None:
     trace = read(tmp_path)
     assert trace.steps.tolist() == [1, 2]
     assert trace.counts.tolist() == [[[5, 0, 0, 0], [0, 0, 5, 0]], [[0, 0, 0, 5], [0, 5, 0, 0]]]
+    assert trace.labels["map"].tolist() == ["0", "1"]
+
+
+def test_dumps_with_equal_maps_have_no_change_of_the_map(tmp_path: Path) -> None:
+    counts = [[5, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 5]]
+    write_passes(tmp_path, 0, [record(1, 0, counts)], time=1.5)
+    write_passes(tmp_path, 0, [record(2, 0, counts)], time=2.5)
+    assert read(tmp_path).labels == {}
 
 
 def test_two_mixed_dumps_are_refused(tmp_path: Path) -> None:

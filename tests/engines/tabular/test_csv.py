@@ -41,13 +41,15 @@ def test_columns_in_any_order_and_absent_pairs_count_zero(tmp_path: Path) -> Non
 def test_steps_phases_and_domains(tmp_path: Path) -> None:
     path = table(
         tmp_path,
-        "step,phase,domain,layer,expert,count\n"
-        "7,decode,math,0,0,1\n7,prefill,math,0,1,2\n2,decode,code,0,1,3\n7,decode,math,0,1,4\n",
+        "step,phase,domain,map,layer,expert,count\n"
+        "7,decode,math,1,0,0,1\n7,prefill,math,1,0,1,2\n2,decode,code,0,0,1,3\n"
+        "7,decode,math,1,0,1,4\n",
     )
     trace = read(path)
     assert trace.steps.tolist() == [2, 7, 7]
     assert trace.labels["phase"].tolist() == ["decode", "decode", "prefill"]
     assert trace.labels["domain"].tolist() == ["code", "math", "math"]
+    assert trace.labels["map"].tolist() == ["0", "1", "1"]
     assert trace.counts[:, 0].tolist() == [[0, 3], [1, 4], [0, 2]]
 
 

@@ -41,6 +41,15 @@ def test_records_with_labels_and_unused_keys(tmp_path: Path) -> None:
     assert trace.provenance.notes == ("Keys not used: note.",)
 
 
+def test_maps_are_numbers_or_names(tmp_path: Path) -> None:
+    values = [0, "after"]
+    records = [
+        {"layer": 0, "expert": 0, "tokens": 1, "step": t, "map": value}
+        for t, value in enumerate(values)
+    ]
+    assert read(file(tmp_path, records)).labels["map"].tolist() == ["0", "after"]
+
+
 def test_source_ranks(tmp_path: Path) -> None:
     records = [{"layer": 0, "expert": 0, "tokens": n + 1, "source_rank": n} for n in (0, 1)]
     trace = read(file(tmp_path, records))

@@ -10,19 +10,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise import read_trace
+from equipoise import Placement, read_trace
+from equipoise.engines.formats import TraceOptions
 from equipoise.engines.trtllm.statistic import PATH, RANGE, recording_asked_for, write_rank
 from equipoise.engines.trtllm.table import trtllm_table
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, FormatError
 from equipoise.runtime.moe.slot_recorder import RankRecording, SlotRecording
 from tests.engines.trtllm.test_traces import GOLDEN_SOURCE, META
 from tests.reference.trtllm import load_statistic, load_statistics
 
 
-def of_rank(rank: int, counts: np.ndarray, *, first: int = 10, layers=(3, 4), top_k: int = 2):
+def of_rank(
+    rank: int, counts: np.ndarray, *, first: int = 10, layers=(3, 4), top_k: int = 2, versions=None
+):
     iterations = np.arange(first, first + len(counts))
     return RankRecording(
-        rank=rank, iterations=iterations, layer_ids=layers, counts=counts, top_k=top_k
+        rank=rank,
+        iterations=iterations,
+        layer_ids=layers,
+        counts=counts,
+        map_versions=np.zeros_like(iterations) if versions is None else np.array(versions),
+        top_k=top_k,
     )
 
 
@@ -108,3 +116,43 @@ def test_both_readers_get_what_the_ranks_have_counted(seed, first, tmp_path_fact
     table = trtllm_table(trace)
     for row, layer in zip(table.values, layers, strict=True):
         np.testing.assert_allclose(row, load_statistics(folder)[layer], rtol=1e-4, atol=1e-5)
+
+
+def moved(folder: Path) -> np.ndarray:
+    """A recording of iterations 10 to 15 on two ranks, whose map changes in 12 and 13."""
+    source = np.arange(6 * 2 * 2 * 4).reshape(6, 2, 2, 4)
+    for rank in range(2):
+        write_rank(folder, of_rank(rank, source[:, rank], versions=[1, 1, 2, 3, 3, 3]))
+    return source
+
+
+def test_changes_of_the_map_are_recorded_and_read(tmp_path):
+    source = moved(tmp_path)
+    trace = read_trace(tmp_path)
+    assert trace.labels["map"].tolist() == ["1", "1", "2", "3", "3", "3"]
+    np.testing.assert_array_equal(trace.source_counts, source)
+    later = read_trace(tmp_path, TraceOptions(iterations=(12, 99)))
+    assert later.labels["map"].tolist() == ["2", "3", "3", "3"]
+    assert load_statistic(tmp_path)[0]["ep_size"] == 2  # the engine's script passes over the file
+
+
+def test_slots_of_several_maps_are_not_folded_with_one(tmp_path):
+    moved(tmp_path)
+    placement = Placement([[0, 1, 2, 0]] * 2, num_ranks=2, num_experts=3, layer_ids=(3, 4))
+    with pytest.raises(FormatError, match="the map changed in iteration 12, and one map cannot"):
+        read_trace(tmp_path, TraceOptions(placement=placement))
+    folded = read_trace(tmp_path, TraceOptions(placement=placement, iterations=(13, 16)))
+    assert folded.num_experts == 3
+    assert folded.labels["map"].tolist() == ["3", "3", "3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[1, 2]", '{"a": 1}', '{"5": 1, "4": 2}', '{"4": 2, "5": 2}', '{"4": -1}',
+     '{"1": 1e99}', '{"99999999999999999999999": 1}'],
+)  # fmt: skip
+def test_damaged_changes_of_the_map_are_refused(tmp_path, text):
+    moved(tmp_path)
+    (tmp_path / "map_changes.json").write_text(text)
+    with pytest.raises(FormatError, match=r"map_changes\.json is damaged.*expected iterations"):
+        read_trace(tmp_path)

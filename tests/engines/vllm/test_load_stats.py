@@ -100,6 +100,22 @@ def test_every_record_is_folded_by_its_own_map(file: Path) -> None:
     assert read(file).counts.tolist() == [[[5, 2]], [[4, 3]]]
 
 
+def test_changes_of_the_map_are_counted(file: Path) -> None:
+    loads, one, other = [[1, 2, 4]], [[0, 1, 0]], [[1, 1, 0]]
+    maps = [one, one, other, one, one]
+    write(file, *(stats(t, loads, p2l) for t, p2l in enumerate(maps)))
+    assert read(file).labels["map"].tolist() == ["0", "0", "1", "2", "2"]
+    write(file, *(stats(t, loads, one) for t in range(3)))
+    assert read(file).labels == {}
+
+
+def test_maps_of_two_models_in_one_file_are_no_changes(file: Path) -> None:
+    target, draft = [[0, 1, 0], [1, 0, 1]], [[1, 1, 0]]
+    records = [stats(t, [[1, 2, 4]] * len(p2l), p2l) for t in range(3) for p2l in (target, draft)]
+    write(file, *records)
+    assert read(file, layer_ids=(0, 1)).labels == {}
+
+
 def test_meta_says_how_many_experts_there_are(file: Path) -> None:
     meta = META | {"num_redundant_experts": 1, "num_layers": 1}
     write(file, meta, stats(1, [[1, 2, 4, 8]], [[0, 1, 0, 1]]))

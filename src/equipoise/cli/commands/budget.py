@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +17,8 @@ from equipoise.cli.options.limits import Redundant, Size
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.model import ModelArguments
 from equipoise.cli.options.output import Json
-from equipoise.cli.options.planner import PlannerArguments
+from equipoise.cli.options.page import PageArguments, origin
+from equipoise.cli.options.planner import PlannersArguments
 from equipoise.cli.options.recording import Recording, TraceArguments
 from equipoise.cli.options.units import ByteCount
 from equipoise.cli.views.console import print_json, stdout
@@ -24,11 +26,14 @@ from equipoise.cli.views.hardware import print_facts
 from equipoise.cli.views.model import model_document, slot_text
 from equipoise.cli.views.notes import print_recording
 from equipoise.cli.views.progress import PartsOf, progress_bar
+from equipoise.dispatch import Dispatcher
 from equipoise.engines.transformers.config import ModelConfig
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.plan.weigh.budget import LEAST_GAIN, Budget, Gain, Point
 from equipoise.plan.weigh.budget import budget as weigh
+from equipoise.report.page.of_budget import budget_story, planned
+from equipoise.report.page.story import Story
 from equipoise.report.terminal import WholeTable
 from equipoise.simulate.expert_time import EXPERTS_ALONE
 from equipoise.simulate.whole import layer_seconds
@@ -47,11 +52,12 @@ def budget(
     least_gain: Annotated[
         float, Parameter(validator=Number(gte=0, lt=1), group=VERDICT)
     ] = LEAST_GAIN,
-    planning: PlannerArguments | None = None,
+    planning: PlannersArguments | None = None,
     machine: MachineArguments | None = None,
     serving: ModelArguments | None = None,
     hardware: StepArguments | None = None,
     reading: TraceArguments | None = None,
+    page: PageArguments | None = None,
     json: Json = False,
 ) -> int:
     r"""Say how many redundant slots pay, and in which layers.
@@ -62,6 +68,7 @@ def budget(
     For example:
 
         equipoise budget sample --ranks 8 --planner greedy
+        equipoise budget sample --ranks 8 --planner greedy --also trtllm --html budget.html
         equipoise budget sample --ranks 8 --planner greedy --up-to 16 \
             --phase decode --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
@@ -88,7 +95,9 @@ def budget(
     least_gain
         Share of the time that each further slot on every rank must save to be worth its memory.
     """
-    planning, machine = planning or PlannerArguments(), machine or MachineArguments()
+    planning, machine = planning or PlannersArguments(), machine or MachineArguments()
+    page = page or PageArguments()
+    page.check(trace)
     serving, hardware = serving or ModelArguments(), hardware or StepArguments()
     expert_bytes = serving.need_expert_bytes(expert_bytes)
     planning = hardware.before_reading(planning)
@@ -109,32 +118,54 @@ def budget(
     judge = planning.judge(topology, recording.top_k)
     with progress_bar("planning") as progress:
         plans = PartsOf(progress)
-        result = weigh(
-            fit,
-            held,
-            topology,
-            up_to=up_to,
-            planner=planning.configured(judge, plans),
-            dispatch=judge,
-            whole=None if times is None else layer_seconds(times, topology, judge),
-            expert_bytes=expert_bytes,
-            kv_bytes_per_token=kv_bytes_per_token,
-            least_gain=least_gain,
-            progress=plans.begin,
-        )
+        results = {
+            entry.name: weigh(
+                fit,
+                held,
+                topology,
+                up_to=up_to,
+                planner=planning.made(entry, judge, plans),
+                dispatch=judge,
+                whole=None if times is None else layer_seconds(times, topology, judge),
+                expert_bytes=expert_bytes,
+                kv_bytes_per_token=kv_bytes_per_token,
+                least_gain=least_gain,
+                progress=_part_of(plans, number, len(planning.entries)),
+            )
+            for number, entry in enumerate(planning.entries)
+        }
     facts = {} if times is None else times.facts
     counts = EXPERTS_ALONE if times is None else times.counts
+    page.write(lambda: _story(recording, held, results, judge, counts))
     if json:
-        print_json(
-            _document(result, counts) | {"model": model_document(serving.config), "hardware": facts}
-        )
+        first, *others = (_document(result, counts) for result in results.values())
+        about = {"model": model_document(serving.config), "hardware": facts}
+        print_json(first | {"also": others} | about)
     else:
-        _print(stdout(), recording, result, counts)
+        print_recording(stdout(), recording)
+        for number, result in enumerate(results.values()):
+            if number:
+                stdout().print()
+            _print(stdout(), result, counts)
         print_facts(stdout(), facts)
         if serving.config is not None:
             stdout().print(slot_text(serving.config, expert_bytes))
             _print_missing_layers(recording, serving.config)
     return 0
+
+
+def _part_of(plans: PartsOf, number: int, total: int) -> Callable[[int, int], None]:
+    """Begin a plan as one of those of all planners."""
+    return lambda done, size: plans.begin(number * size + done, total * size)
+
+
+def _story(
+    recording: Trace, held: Trace, results: Mapping[str, Budget], judge: Dispatcher, counts: str
+) -> Story:
+    """The page, with what makes it again."""
+    facts = origin(recording, {**planned(results)})
+    in_seconds = next(iter(results.values())).in_seconds
+    return budget_story(recording, held, results, judge, facts, counts=counts if in_seconds else "")
 
 
 def _document(result: Budget, counts: str) -> dict[str, object]:
@@ -179,8 +210,7 @@ def _numbers(point: Point, first: Point) -> dict[str, object]:
     }
 
 
-def _print(console: Console, recording: Trace, result: Budget, counts: str) -> None:
-    print_recording(console, recording)
+def _print(console: Console, result: Budget, counts: str) -> None:
     what = f"Seconds, {counts}, of" if result.in_seconds else "Max/mean rank load of"
     console.print(
         f"{result.planner}\n\n{what} {len(result.mean)} unseen steps, {result.dispatch} split; "

@@ -16,7 +16,7 @@ from equipoise.engines.formats import MapContext
 from equipoise.engines.map_io import MapReading, examine_map
 from equipoise.errors import EquipoiseError
 from equipoise.report.on_map import what_it_proves
-from equipoise.report.page.of_compare import compare_story, lay_maps
+from equipoise.report.page.of_compare import check_names, compare_story, lay_maps
 from equipoise.trace import Trace
 
 
@@ -48,6 +48,7 @@ def compare(
     if len(files) < 2:
         raise EquipoiseError("Give one or more maps and, last, a recording.")
     *paths, trace = files
+    check_names([f"{path}" for path in paths])
     page = page or PageArguments()
     page.check(*files)
     recording = (reading or TraceArguments()).read(trace)

@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from equipoise.checks import check_number
 from equipoise.cli.options.groups import HARDWARE, PLANNER, SEARCH
+from equipoise.cli.options.lists import names
 from equipoise.cli.options.machine import MachineArguments
 from equipoise.cli.options.names import option_name
 from equipoise.cli.options.units import CONVERTERS
@@ -37,6 +38,7 @@ from equipoise.trace import Trace
 _PER_MILLE = 1000  # steps of a progress bar
 _DEFAULT = "robust"
 _COLOCATE = PLANNERS["colocate"]
+_MOST_PLANNERS = 5  # lines of one figure that can be told apart
 
 
 def dispatch_help() -> str:
@@ -245,6 +247,36 @@ class _Any(_Counted):
         return self.made(self.entry, judge, progress, tokens=tokens, start=start)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Several(_Counted):
+    """One planner, and others to compare with it.
+
+    Parameters
+    ----------
+    also
+        Further planners, up to four, as in greedy,trtllm: each is shown next to --planner. An
+        option of planners holds for all that have it.
+    """
+
+    also: str | None = None
+
+    @property
+    def entries(self) -> Sequence[PlannerEntry]:
+        """The planner, and those to compare with it."""
+        others = [] if self.also is None else names(self.also)
+        return tuple(map(find_planner, dict.fromkeys([self.planner, *others])))
+
+    def check(self, machine: MachineArguments) -> None:
+        """Refuse also what one of the others refuses, and more of them than can be shown."""
+        if len(self.entries) > _MOST_PLANNERS:
+            raise EquipoiseError(
+                f"{len(self.entries)} planners are named; compare at most {_MOST_PLANNERS}."
+            )
+        super().check(machine)
+        for entry in self.entries:
+            self.made(entry, self.judge(), silent)
+
+
 def with_options(
     base: type, name: str, entries: Sequence[PlannerEntry], heading: Group = PLANNER
 ) -> type:
@@ -316,7 +348,9 @@ if TYPE_CHECKING:
     from equipoise.simulate.machine import Machine
 
     PlannerArguments = _Counted
+    PlannersArguments = _Several
     AnyPlannerArguments = _Any
 else:
     PlannerArguments = with_options(_Counted, "PlannerArguments", _COUNTED)
+    PlannersArguments = with_options(_Several, "PlannersArguments", _COUNTED)
     AnyPlannerArguments = with_options(_Any, "AnyPlannerArguments", [*_COUNTED, _COLOCATE])

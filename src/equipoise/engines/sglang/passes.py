@@ -23,7 +23,7 @@ from equipoise.errors import EquipoiseError, FormatError, Message, argument
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
-from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
+from equipoise.trace import MAP_LABEL, MAX_COUNT, Provenance, TokenIds, Trace
 
 _PHASES = {1: "prefill", 2: "decode", 3: "mixed", 4: "idle"}
 _IDLE = 4
@@ -42,6 +42,7 @@ class _Passes:
     """The records of one file, ``n`` of them, folded to logical experts."""
 
     file: Path
+    map: bytes  # what its slots were folded with
     passes: NDArray[np.int64]  # (n,)
     ranks: NDArray[np.int64]  # (n,)
     parts: list[str]  # (n,): a pass that overlaps two batches is recorded in two
@@ -108,6 +109,7 @@ def _load_passes(file: Path, options: TraceOptions) -> _Passes:
     detailed = bool(chosen) and len(choices) == len(chosen)
     return _Passes(
         file=file,
+        map=slot_expert.tobytes(),
         passes=np.array([n for n in numbers if first <= n < stop], dtype=np.int64),
         ranks=np.array([_whole(file, r, "rank", below=S) for r in chosen], dtype=np.int64),
         parts=[str(r.get(_PART))[:40] for r in chosen],
@@ -381,15 +383,28 @@ def _assemble(path: Path, parts: Sequence[_Passes], options: TraceOptions) -> Tr
             "count as no load."
         )
     found = dict.fromkeys(note for part in parts for note in part.notes)
+    fields = _token_fields(parts, order, step, layers.rows)
     trace = Trace(
         counts=cube[:, :, layers.rows].sum(axis=1, dtype=np.int64),
         layer_ids=layers.ids,
         step_ids=steps,
         source_counts=cube[:, :, layers.rows] if sent else None,
         provenance=Provenance("sglang", str(path), (*found, *notes, *layers.notes)),
-        **_token_fields(parts, order, step, layers.rows),
+        **fields | {"labels": fields.get("labels", {}) | _map_label(parts, step)},
     )
     return _without_idle(trace)
+
+
+def _map_label(parts: Sequence[_Passes], step: NDArray[np.intp]) -> dict[str, NDArray[np.str_]]:
+    """Label the steps with the number of changes of the map so far; nothing if there was none.
+
+    A dump knows its last map only, so a change stands where the next dump begins.
+    """
+    numbers = {content: n for n, content in enumerate(dict.fromkeys(part.map for part in parts))}
+    of_step = np.empty(int(step.max()) + 1, dtype=np.int64)
+    of_step[step] = [numbers[part.map] for part in parts for _ in part.passes]
+    changed = np.append(False, np.diff(of_step) != 0)
+    return {MAP_LABEL: np.cumsum(changed).astype(np.str_)} if changed.any() else {}
 
 
 def _by_pass_and_rank(

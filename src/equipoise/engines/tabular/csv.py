@@ -166,7 +166,7 @@ def _add(records: Records, row: list[str], column: dict[str, int], source: int, 
 FORMAT = TraceFormat(
     name="csv",
     summary="table with the columns layer, expert, tokens; optionally step, phase, domain, "
-    "source_rank",
+    "map, source_rank",
     matches=matches,
     read=read,
     options=frozenset({"num_experts", "layer_ids"}),

@@ -29,6 +29,7 @@ class _Record(msgspec.Struct):
     source_rank: int = 0
     phase: str = ""
     domain: str = ""
+    map: str | int = ""
 
 
 def matches(path: Path) -> bool:
@@ -92,7 +93,7 @@ def _add(records: Records, row: _Record, place: str) -> None:
             expert=row.expert,
             source=row.source_rank,
             tokens=stated[0],
-            labels=tuple(getattr(row, name) for name in LABELS),
+            labels=tuple(str(getattr(row, name)) for name in LABELS),
         )
     except EquipoiseError as error:
         raise FormatError(f"{place}: {error}") from error
@@ -101,7 +102,7 @@ def _add(records: Records, row: _Record, place: str) -> None:
 FORMAT = TraceFormat(
     name="json",
     summary="list of records with layer, expert, tokens; optionally step, phase, domain, "
-    "source_rank",
+    "map, source_rank",
     matches=matches,
     read=read,
     options=frozenset({"num_experts", "layer_ids"}),

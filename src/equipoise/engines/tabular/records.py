@@ -17,10 +17,10 @@ from equipoise.engines._shared.arrays import (
 )
 from equipoise.engines.formats import TraceOptions
 from equipoise.errors import EquipoiseError, argument
-from equipoise.trace import Provenance, Trace
+from equipoise.trace import MAP_LABEL, Provenance, Trace
 
-LABELS = ("phase", "domain")
-_NO_LABELS = ("", "")
+LABELS = ("phase", "domain", MAP_LABEL)
+_NO_LABELS = ("",) * len(LABELS)
 _NO_CHANCE = 1000
 MAX_NUMBER = 1 << 48
 """Limit of the numbers in a table: far above any real count, and sums of them fit in 64 bits."""

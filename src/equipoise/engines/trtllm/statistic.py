@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from equipoise.checks import brief
 from equipoise.engines.files import write_bytes, write_text
+from equipoise.engines.trtllm.map_changes import write_changes
 from equipoise.engines.trtllm.rank_files import (
     CHOSEN,
     COUNTS,
@@ -66,7 +67,7 @@ def recording_asked_for(environment: Mapping[str, str]) -> SlotRecording | None:
 
 
 def write_rank(folder: Path, recorded: RankRecording) -> None:
-    """Write one rank's file, whole or not at all, and on rank 0 the file that belongs to all.
+    """Write one rank's file, whole or not at all, and on rank 0 the files that belong to all.
 
     Raises
     ------
@@ -77,6 +78,7 @@ def write_rank(folder: Path, recorded: RankRecording) -> None:
     write_bytes(folder / f"rank{recorded.rank}.safetensors", save(vectors))
     if recorded.rank == 0:
         write_text(folder / META, meta_text(recorded.counts.shape[2], recorded.top_k))
+        write_changes(folder, recorded.iterations, recorded.map_versions)
 
 
 def _iterations(text: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from equipoise.engines._shared.arrays import MAX_EXPERTS, compact_dtype, naming,
 from equipoise.engines._shared.tensor_file import open_tensor_file
 from equipoise.engines.files import replacing_folder
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
+from equipoise.engines.trtllm.map_changes import read_changes, refuse_one_map
 from equipoise.engines.trtllm.rank_files import (
     COUNTS,
     KEY,
@@ -43,7 +44,7 @@ from equipoise.errors import EquipoiseError, FormatError, argument
 from equipoise.invariants import NO_CHOICE, blank_rows, same_tokens, same_tokens_note
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
-from equipoise.trace import MAX_COUNT, Provenance, TokenIds, Trace
+from equipoise.trace import MAP_LABEL, MAX_COUNT, Provenance, TokenIds, Trace
 
 # A cube may have this many cells for each value the files hold, so that a few stray keys cannot
 # ask for memory without end. A dump of P pipeline stages holds one P-th of its cube.
@@ -96,6 +97,8 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
         chosen = by_stage(chosen)[0] if staged else chosen
         grid = Grid.of(recorded)
         counted, chosen = recorded if counted else [], [grid.cut(file) for file in chosen]
+        versions = read_changes(path, grid.iterations)
+        refuse_one_map(path, options.placement, grid.iterations, versions)
         width = _width(path, meta, options, counted)
         _refuse_sparse(path, grid, width, recorded)
 
@@ -123,6 +126,7 @@ def read(path: Path, options: TraceOptions, progress: Progress) -> Trace:
             top_k=meta.num_experts_per_token,
             source_counts=None if repeated else cube,
             tokens=tokens,
+            labels={} if versions is None else {MAP_LABEL: versions.astype(np.str_)},
             provenance=Provenance("trtllm", str(path), notes + more),
         )
 

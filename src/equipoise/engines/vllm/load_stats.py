@@ -6,6 +6,7 @@ Layout and traps: ``equipoise explain traces-sglang-vllm``.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from equipoise.engines._shared.arrays import compact, naming, refuse_oversize
 from equipoise.engines._shared.json_lines import json_object, read_lines
 from equipoise.engines.formats import Progress, TraceFormat, TraceOptions
 from equipoise.errors import EquipoiseError, FormatError, Message, argument
-from equipoise.trace import MAX_COUNT, Provenance, Trace
+from equipoise.trace import MAP_LABEL, MAX_COUNT, Provenance, Trace
 
 if TYPE_CHECKING:
     from equipoise.engines.vllm.load_tail import Tail
@@ -59,6 +60,8 @@ class _Recording:
     meta: Meta | None = None
     steps: list[int] = field(default_factory=list)
     counts: list[NDArray[np.int64]] = field(default_factory=list)  # (L, E of the record) each
+    maps: list[list[list[int]]] = field(default_factory=list)  # (L, S) each
+    last_map: dict[int, list[list[int]]] = field(default_factory=dict)  # by number of layers
     lines: list[int] = field(default_factory=list)
     ranks: set[int] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -142,6 +145,7 @@ def _add(
             recording.ranks.add(meta.num_ranks)
         case Stats() as stats if only is None or only[0] <= stats.step < only[1]:
             recording.counts.append(fold(stats, recording.meta))
+            recording.maps.append(_shared(stats.p2l_map, recording.last_map))
             recording.steps.append(stats.step)
             recording.lines.append(number)
             if stats.num_ranks is not None:
@@ -227,8 +231,22 @@ def _trace(path: Path, recording: _Recording, options: TraceOptions) -> Trace:
         counts=compact(counts),
         layer_ids=options.layer_ids or (),
         step_ids=np.array(steps, dtype=np.int64),
+        labels=_map_label([recording.maps[i] for i in index]),
         provenance=Provenance("vllm", str(path), (*notes, *_step_notes(steps))),
     )
+
+
+def _shared(p2l_map: list[list[int]], last: dict[int, list[list[int]]]) -> list[list[int]]:
+    """Return the last map of the same number of layers if it is equal, so that it is kept once."""
+    if last.get(len(p2l_map)) != p2l_map:
+        last[len(p2l_map)] = p2l_map
+    return last[len(p2l_map)]
+
+
+def _map_label(maps: Sequence[list[list[int]]]) -> dict[str, NDArray[np.str_]]:
+    """Label the steps with the number of changes of the map so far; nothing if there was none."""
+    changed = [False, *(a is not b for a, b in pairwise(maps))]
+    return {MAP_LABEL: np.cumsum(changed).astype(np.str_)} if any(changed) else {}
 
 
 def _of_one_model(recording: _Recording, layer_ids: tuple[int, ...] | None) -> list[int]:

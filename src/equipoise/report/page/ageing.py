@@ -12,6 +12,7 @@ from equipoise.plan.evaluate import evaluate, evaluate_without_balancing
 from equipoise.plan.planners.eplb import Greedy
 from equipoise.plan.problem import Problem
 from equipoise.report.drift import unit_vectors
+from equipoise.report.labels import traffic_labels
 from equipoise.report.page.figures import Figure, Rows, Spec, tips
 from equipoise.topology import Topology
 from equipoise.trace import Trace
@@ -107,7 +108,7 @@ def figures(trace: Trace, window_steps: int, num_ranks: int | None, num_slots: i
     drawn = [_lag_figure(windows, matrix, size)]
     drawn += [
         _matrix_figure(name, values, matrix)
-        for name, values in windows.labels.items()
+        for name, values in traffic_labels(windows).items()
         if len(set(values.tolist())) > 1
     ]
     age = None if num_ranks is None else plan_age(windows, num_ranks, num_slots)
@@ -117,7 +118,7 @@ def figures(trace: Trace, window_steps: int, num_ranks: int | None, num_slots: i
 def _lag_figure(windows: Trace, matrix: Floats, size: str) -> Figure:
     every = np.ones(matrix.shape, dtype=bool)
     series = {"all": every}
-    for name, values in windows.labels.items():
+    for name, values in traffic_labels(windows).items():
         same = values[:, None] == values
         if not same.all():
             series |= {f"same {name}": same, f"another {name}": ~same}
@@ -158,7 +159,7 @@ def _matrix_figure(name: str, values: NDArray[np.str_], matrix: Floats) -> Figur
     return Figure(
         name=f"between-{name}",
         title=f"Between one {name} and another",
-        says=f"Correlation of the experts' loads: where a row is pale, a plan made for one {name} "
+        says=f"Correlation of the experts' loads: where it is near 0, a plan made for one {name} "
         "does not serve the other.",
         spec={
             "data": {"values": rows},

@@ -163,13 +163,13 @@ def _copied(laid: Laid) -> str:
 
 
 def page_tables(story: Story) -> list[Table]:
-    """List the tables of a story; those that every page has come first."""
+    """List the tables of a story; its own come first."""
     found = [
+        *story.tables,
         layer_table(story.summary, story.laid),
         expert_table(story.summary),
         label_table(story.summary),
         loss_table(story.trace, story.laid),
-        *story.tables,
     ]
     return [table for table in found if table is not None]
 
@@ -217,7 +217,12 @@ def _data(story: Story, drawn: Sequence[Figure]) -> dict[str, Any]:
         "themes": PALETTES,
         "config": CONFIG,
         "figures": [
-            {"name": x.name, "spec": x.spec, "renderer": "canvas" if x.heavy else "svg"}
+            {
+                "name": x.name,
+                "spec": x.spec,
+                "renderer": "canvas" if x.heavy else "svg",
+                "reads": x.reads,
+            }
             for x in drawn
         ],
         "layers": list(trace.layer_ids),

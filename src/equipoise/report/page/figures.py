@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from equipoise.report.heat import starts
 from equipoise.report.page.laid import Laid
+from equipoise.report.page.part import Part
+from equipoise.trace import MAP_LABEL
 
 Spec = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -29,32 +31,28 @@ _IMBALANCE_COLOURS = ("$even", "$warm", "$hot", "$glow", "$fire")
 _EXCESS_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 4, 8, 16)
 _MOST_STEPS = 256  # largest number of steps side by side that can be distinguished
 _MOST_MARKS = 24
-_MOST_NUMBERED = 512  # largest number of slots of a layer whose numbers can be read
+_NUMBER_WIDTH = 17  # pixels of a cell in which the number of an expert can be read
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Figure(Part):
     """One figure.
 
     Parameters
     ----------
-    name
-        Name of the place in the page, and of saved files.
-    title
-        Title, a few words.
-    says
-        Sentence on how to read it.
     spec
         Specification in Vega-Lite.
     heavy
         Flag that it has thousands of marks, which are drawn on a canvas.
+    reads
+        Fields by which the arrow keys go through its points, that of the line and that along it;
+        the points are the data source ``rows``, each with a sentence ``_said``. ``None``: only its
+        table can be read with the keyboard.
     """
 
-    name: str
-    title: str
-    says: str
     spec: Spec
     heavy: bool = False
+    reads: tuple[str, str] | None = None
 
 
 def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = None) -> Figure:
@@ -173,7 +171,7 @@ def placement_map(
         "y2": {"field": "slot2", **middle},
     }
     moved = f" Outlined slots hold another expert than in “{before}”." if before else ""
-    has_room = laid.layout.num_slots <= _MOST_NUMBERED
+    has_room = f"width >= {_NUMBER_WIDTH * laid.layout.num_ranks}"
     number = {"field": "expert", "type": "nominal"}
     return Figure(
         name="placement",
@@ -205,7 +203,11 @@ def placement_map(
                     "encoding": link,
                 },
                 {
-                    "mark": {"type": "text", "color": "$ink", "fontSize": 9 if has_room else 0},
+                    "mark": {
+                        "type": "text",
+                        "color": "$ink",
+                        "fontSize": {"expr": f"{has_room} ? 9 : 0"},
+                    },
                     "encoding": {**cell, "text": number},
                 },
             ],
@@ -299,8 +301,8 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
         name="time",
         title="Over time",
         says="The busiest rank over the mean in every step, averaged over layers. The grey band is "
-        "the imbalance that chance alone gives steps of this size; at vertical lines the label of "
-        "the traffic changes.",
+        "the imbalance that chance alone gives steps of this size; at vertical lines the kind of "
+        "traffic or the map changes.",
         spec={
             "width": "container",
             "height": 220,
@@ -323,10 +325,12 @@ def over_time(laid: Sequence[Laid], floor: Sequence[float | None], marks: Rows) 
                     "data": {"values": marks},
                     "mark": {
                         "type": "text",
+                        "angle": 90,  # along the line, so that near marks do not run together
                         "align": "left",
-                        "dx": 3,
-                        "y": 8,
-                        "limit": 90,
+                        "baseline": "bottom",
+                        "y": 4,
+                        "dy": -2,
+                        "limit": 100,
                         "color": "$soft",
                         "fontSize": 10,
                     },
@@ -366,8 +370,8 @@ def strip(laid: Laid, layers: Sequence[int]) -> Figure:
     return Figure(
         name="strip",
         title=f"Layers by steps, {laid.name}",
-        says=f"A cell is the busiest rank over the mean in one layer of one step{share}: rows that "
-        "stay dark are layers that always wait, columns are steps in which all do.",
+        says=f"A cell is the busiest rank over the mean in one layer of one step{share}: rows in "
+        "strong colours are layers that always wait, columns are steps in which all do.",
         heavy=True,
         spec={
             "data": {"values": rows},
@@ -504,13 +508,15 @@ def sorted_ranks(laid: Sequence[Laid]) -> Figure:
 
 
 def label_changes(labels: Iterable[tuple[str, Sequence[str]]]) -> Rows:
-    """Mark the steps where a label changes; none if it changes at every step."""
-    marks: Rows = []
-    for _, values in labels:
+    """Mark the steps where labels change; a label that changes at every step is left out."""
+    found: dict[int, list[str]] = {}
+    for name, values in labels:
         changed = [t for t, v in enumerate(values) if t == 0 or values[t - 1] != v]
         if 1 < len(changed) <= _MOST_MARKS:
-            marks += [{"step": t, "change": str(values[t])} for t in changed]
-    return marks
+            for t in changed:
+                text = f"map {values[t]}" if name == MAP_LABEL else str(values[t])
+                found.setdefault(t, []).append(text)
+    return [{"step": t, "change": ", ".join(texts)} for t, texts in sorted(found.items())]
 
 
 def _bucketed(values: Sequence[float | None]) -> list[tuple[int, float]]:
@@ -527,7 +533,7 @@ def _bucketed(values: Sequence[float | None]) -> list[tuple[int, float]]:
 def _axis(field: str, title: str) -> Spec:
     axis: Spec = {
         "labelOverlap": "greedy",
-        "labelSeparation": 3,
+        "labelSeparation": 6,
         "labelAngle": 0,
         "ticks": False,
         "domain": False,
@@ -548,6 +554,7 @@ def _legend(title: str) -> Spec:
         "title": title,
         "orient": "top",
         "direction": "horizontal",
+        "values": [1, 2, 3, 4],
         "gradientLength": 180,
         "gradientThickness": 8,
     }

@@ -19,6 +19,24 @@ from equipoise.trace import Trace
 PLAIN = "no balancing"
 
 
+_MOST_MAPS = len(SERIES) - 1  # one of the colours is that of no balancing
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of maps that cannot be shown side by side.
+
+    Raises
+    ------
+    EquipoiseError
+        More maps than there are colours, or a map that is named twice.
+    """
+    if len(names) > _MOST_MAPS:
+        raise EquipoiseError(f"{len(names)} maps were given; compare at most {_MOST_MAPS}.")
+    for name in names:
+        if names.count(name) > 1:
+            raise EquipoiseError(f"{name} is given {names.count(name)} times; give each map once.")
+
+
 def lay_maps(trace: Trace, maps: Mapping[str, Placement], dispatch: str) -> tuple[Laid, ...]:
     """Evaluate the steps of a trace without balancing, and on each of several maps.
 
@@ -27,9 +45,7 @@ def lay_maps(trace: Trace, maps: Mapping[str, Placement], dispatch: str) -> tupl
     EquipoiseError
         More maps than there are colours, or maps with different numbers of ranks.
     """
-    most = len(SERIES) - 1
-    if len(maps) > most:
-        raise EquipoiseError(f"{len(maps)} maps were given; compare at most {most} at a time.")
+    check_names(list(maps))
     ranks = {name: placement.num_ranks for name, placement in maps.items()}
     num_ranks = next(iter(ranks.values()))
     for name, other in ranks.items():
@@ -83,8 +99,8 @@ def score_table(laid: Sequence[Laid]) -> Table:
     return Table(
         name="score-table",
         title="Scores",
-        says="The busiest rank over the mean, in single steps and layers, and what its load is "
-        "less than without balancing.",
+        says="The busiest rank over the mean, in single steps and layers; won is the share of its "
+        "load that is taken off, against no balancing.",
         head=("layout", "slots", "mean", "95th percentile", "worst", "relative step time", "won"),
         rows=tuple(
             (

@@ -9,7 +9,8 @@ from equipoise.plan.study import hold_out_steps
 from equipoise.report.drift import measure_drift
 from equipoise.report.measured import Layout, unbalanced
 from equipoise.report.page import ageing
-from equipoise.report.page.figures import SERIES, Figure, Rows, Spec
+from equipoise.report.page.copies import CopyPoint, copies_curve
+from equipoise.report.page.figures import Figure
 from equipoise.report.page.laid import lay
 from equipoise.report.page.story import Band, Number, Origin, Story, in_order
 from equipoise.report.page.tables import Table
@@ -111,52 +112,24 @@ def _band(answers: Sequence[Forecast]) -> Band:
 
 def _curve(answer: Forecast, number: int) -> Figure:
     """Draw the time that each redundancy and dispatcher saves."""
-    rows: Rows = [
-        {
-            "redundant": x.redundant,
-            "split": x.dispatch,
-            "gain": x.gain,
-            "low": x.gain if x.interval is None else x.interval[0],
-            "high": x.gain if x.interval is None else x.interval[1],
-        }
+    points = [
+        CopyPoint(
+            line=x.dispatch,
+            redundant=x.redundant,
+            gain=x.gain,
+            low=x.gain if x.interval is None else x.interval[0],
+            high=x.gain if x.interval is None else x.interval[1],
+        )
         for x in answer.options
     ]
-    splits = list(dict.fromkeys(row["split"] for row in rows))
-    colours = [SERIES[1:][i % (len(SERIES) - 1)] for i in range(len(splits))]
-    axis: Spec = {"type": "quantitative", "title": "taken off a step", "axis": {"format": ".0%"}}
-    return Figure(
+    return copies_curve(
+        points,
         name=f"budget-{number}",
         title=f"Gain from copies, {answer.model}",
         says=f"Share of a step's time that more redundant slots save, for each split, with its "
         f"{CONFIDENCE:.0%} interval; where the line is flat, more copies gain nothing.",
-        spec={
-            "data": {"values": rows},
-            "width": "container",
-            "height": 260,
-            "encoding": {
-                "x": {
-                    "field": "redundant",
-                    "type": "quantitative",
-                    "title": "redundant slots a layer",
-                },
-                "color": {
-                    "field": "split",
-                    "type": "nominal",
-                    "scale": {"domain": splits, "range": colours},
-                    "legend": {"title": None, "orient": "top"},
-                },
-            },
-            "layer": [
-                {
-                    "mark": {"type": "area", "opacity": 0.15},
-                    "encoding": {"y": {"field": "low", **axis}, "y2": {"field": "high"}},
-                },
-                {
-                    "mark": {"type": "line", "point": {"size": 30}},
-                    "encoding": {"y": {"field": "gain", **axis}},
-                },
-            ],
-        },
+        series="split",
+        taken_off="taken off a step",
     )
 
 

@@ -75,9 +75,9 @@ class Story:
     drift
         Figures of the drift of loads.
     figures
-        Figures in addition to those that every page has.
+        Figures of its own, shown before those that every page has.
     tables
-        Tables in addition to those that every page has.
+        Tables of its own, shown before those that every page has.
     origin
         Facts that reproduce the page.
     """
@@ -108,7 +108,8 @@ def quality(trace: Trace) -> dict[str, str]:
     unseen = int((trace.total == 0).sum())
     loaded = load_TL[load_TL > 0]
     labels = ", ".join(
-        f"{name} ({len(set(values.tolist()))} values)" for name, values in trace.labels.items()
+        f"{name} ({(n := len(set(values.tolist())))} value{'' if n == 1 else 's'})"
+        for name, values in trace.labels.items()
     )
     return {
         "steps, layers, experts": f"{T:,} x {L} x {E}",

@@ -10,6 +10,7 @@ import numpy as np
 from equipoise.placement import Placement
 from equipoise.plan.weigh.coverage import coverage
 from equipoise.report.page.laid import Laid
+from equipoise.report.page.part import Part
 from equipoise.report.ranks import Balance, over_mean
 from equipoise.report.summary import TraceSummary
 from equipoise.topology import Topology
@@ -17,38 +18,34 @@ from equipoise.trace import Trace
 
 Cell = str | int | float | None
 
+_SMALL = 0.01  # fraction below which three decimals say too little
+
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Part):
     """A table that can be sorted and saved.
 
     Parameters
     ----------
-    name
-        Name of the place in the page, and of saved files.
-    title
-        Title, a few words.
-    says
-        Sentence on how to read it.
     head
         Names of the columns.
     rows
         Rows of cells; ``shown`` formats the numbers.
     """
 
-    name: str
-    title: str
-    says: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
 
 def shown(cell: Cell) -> str:
-    """Format a cell: fractions with three decimals, and a dash for nothing."""
+    """Format a cell: fractions with three decimals, small ones with three digits.
+
+    Some are times in seconds of steps that take less than a millisecond. Nothing is a dash.
+    """
     if cell is None:
         return "–"
     if isinstance(cell, float):
-        return f"{cell:,.3f}"
+        return f"{cell:.3g}" if 0 < abs(cell) < _SMALL else f"{cell:,.3f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 

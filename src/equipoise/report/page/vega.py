@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     },
     "legend": {
         "labelColor": "$soft", "titleColor": "$soft", "titleFontWeight": "normal",
-        "labelFontSize": 11, "titleFontSize": 11,
+        "labelFontSize": 11, "titleFontSize": 11, "symbolOpacity": 1,
     },
 }  # fmt: skip
 

@@ -116,7 +116,7 @@ export function drawLines(figure, { label, x, xTitle, yTitle, lines, xScale = "l
   for (const { at, text, style } of marks) {
     if (at < x[0] || at > x[x.length - 1]) continue;
     svg.append(shape("path", { class: `line dash s-${style}`, d: `M${px(at)} ${TOP + 8}V${height - BOTTOM}` }));
-    const leftwards = px(at) > width * 0.6;
+    const leftwards = px(at) + 8 * text.length > width - RIGHT; // else it would be cut off
     svg.append(shape("text", { x: px(at) + (leftwards ? -5 : 5), y: TOP + 16 + 15 * marks.findIndex((m) => m.text === text), "text-anchor": leftwards ? "end" : "start" }, text));
   }
   for (const { name, style, kind, values } of lines) {

@@ -132,7 +132,6 @@
       return `${layout.name} ${value}× (most ${most.toFixed(2)}× in step ${data.steps[t]})${holds}`;
     });
     element("readout").textContent = `layer ${data.layers[row]}, ${where}: ${said.join(" · ")}`;
-    element("readout").classList.add("live");
     layouts.forEach((_, i) => views["heat-" + i]
       .data("at", [{ layer: data.layers[row], rank: names()[column] }]).run());
   }
@@ -201,6 +200,33 @@
       point(cursor[0] + step[0], cursor[1] + step[1]);
     });
   }
+
+  // Curves: the arrow keys go along a line, and to the nearest point of the next one.
+  for (const { name, reads } of data.figures.filter((x) => x.reads)) {
+    const [line, along] = reads;
+    let at = null; // the point that is read
+
+    const read = (point) => {
+      at = point;
+      element(`${name}-point`).textContent = at._said;
+      views[name].data("at", [{ ...at }]).run();
+    };
+    const step = (list, here, by) => list[Math.min(list.length - 1, Math.max(0, list.indexOf(here) + by))];
+
+    element(name).addEventListener("focus", () => read(at ?? views[name].data("rows")[0]));
+    element(name).addEventListener("keydown", (event) => {
+      const [next, other] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [];
+      if (next === undefined || !at) return;
+      event.preventDefault();
+      const rows = views[name].data("rows");
+      const chosen = step([...new Set(rows.map((x) => x[line]))], at[line], other);
+      const points = rows.filter((x) => x[line] === chosen);
+      const far = (x) => Math.abs(x[along] - at[along]);
+      const nearest = points.reduce((best, x) => (far(x) < far(best) ? x : best));
+      read(step(points, nearest, next));
+    });
+  }
+
   element("statistic")?.addEventListener("change", fillMaps);
   element("stage")?.addEventListener("change", () => {
     if (element("statistic").value === "step") element("statistic").value = "mean";

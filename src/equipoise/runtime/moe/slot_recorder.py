@@ -33,6 +33,8 @@ class RankRecording:
         The model's number of each MoE layer, ``L`` of them.
     counts
         Assignments of the rank's tokens to each slot, ``(T, L, S)`` int64.
+    map_versions
+        Number of changes of the map before each pass, ``(T,)``.
     top_k
         ``K``, choices per token.
     """
@@ -41,6 +43,7 @@ class RankRecording:
     iterations: NDArray[np.int64]
     layer_ids: tuple[int, ...]
     counts: NDArray[np.int64]
+    map_versions: NDArray[np.int64]
     top_k: int
 
 
@@ -105,16 +108,22 @@ class SlotRecorder:
         self._row = {layer: row for row, layer in enumerate(layer_ids)}
         self._num_slots = num_slots
         self._recorded: dict[int, NDArray[np.int64]] = {}
+        self._versions: dict[int, int] = {}  # of the map, by iteration
         self._now: NDArray[np.int64] | None = None  # the iteration under way, if it is recorded
         self._next = 0
         self.closed = False
         """Whether the range is over, or serving is: nothing more is counted."""
 
     @contextmanager
-    def iteration(self, number: int) -> Iterator[None]:
+    def iteration(self, number: int, map_version: int) -> Iterator[None]:
         """Count what is added while one forward pass runs; one that is broken off counts nothing.
 
         The counts are written after the last iteration of the range.
+
+        Parameters
+        ----------
+        map_version
+            Number of changes of the map so far.
         """
         start, stop = self._wanted.iterations
         self._now = None
@@ -122,7 +131,7 @@ class SlotRecorder:
             self._now = np.zeros((len(self._row), self._num_slots), dtype=np.int64)
         yield
         if self._now is not None:
-            self._recorded[number] = self._now
+            self._recorded[number], self._versions[number] = self._now, map_version
             self._now = None
         self._next = number + 1
         if self._next >= stop:
@@ -155,9 +164,10 @@ class SlotRecorder:
             iterations=np.array(list(self._recorded)),
             layer_ids=tuple(self._row),
             counts=np.stack(list(self._recorded.values())),
+            map_versions=np.array(list(self._versions.values())),
             top_k=self._top_k,
         )
-        self._recorded = {}
+        self._recorded, self._versions = {}, {}
         try:
             self._wanted.write(recorded)
         except Exception as error:  # from a disk or a folder: serving does not depend on it

@@ -255,6 +255,7 @@ class Server:
         self._speeds: tuple[float, ...] = ()
         self._slots_per_rank: int | None = None
         self._steps = 0
+        self._map_version = self._version_before = 0  # now, and when its balancer began from 0
         self._last_step = time.monotonic()
         self._stopping = False
         self._fruitless = 0
@@ -398,7 +399,7 @@ class Server:
         if settings is not None and settings.layers_per_step > 0:
             logger.warning(
                 "Experts may move while slots are counted; such counts show how the ranks were "
-                "balanced, but cannot be folded to experts."
+                "balanced and when the map changed, but cannot be folded to experts."
             )
 
     def _end_recording(self) -> None:
@@ -466,7 +467,11 @@ class Server:
         """Run one forward pass; if it fails while all ranks are there, a request is the cause."""
         recorder = self._recorder
         try:
-            with nullcontext() if recorder is None else recorder.iteration(self._steps):
+            with (
+                nullcontext()
+                if recorder is None
+                else recorder.iteration(self._steps, self._map_version)
+            ):
                 return self._desk.advance(model)
         except PeerError:
             raise
@@ -479,7 +484,9 @@ class Server:
         if self._balancer is None:
             self.metrics.take_step(seconds, tokens=tokens)
             return None
-        return self._balancer.step(seconds, tokens)
+        order = self._balancer.step(seconds, tokens)
+        self._map_version = self._version_before + order.version
+        return order
 
     def _publish(self, epoch: Epoch, order: Order | None) -> None:
         self._publisher.publish(
@@ -507,6 +514,7 @@ class Server:
         if self._balancer is not None:
             self._balancer.close()
             self._balancer = None
+            self._version_before = self._map_version
 
     def _door(self) -> Door:
         return Door(
