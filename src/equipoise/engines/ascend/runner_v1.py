@@ -36,10 +36,10 @@ POLICY_TYPE = 2
 LIMIT_SECONDS = 60.0
 """A plan that takes longer is left out: the server waits for it without a time-out."""
 
-_MOVE_GAIN = 0.016
-"""Gain that a move has to bring, in mean rank loads times ranks.
+_MOVE_GAIN = 3.2
+"""Gain that a move has to bring, in gates divided by ranks.
 
-A loads' sum without windows tells nothing of drift, so a small gain on it is mostly chance. The
+A sum of loads without windows tells nothing of drift, so a small gain on it is mostly chance. The
 fewer the ranks, the larger is each rank's part of the layer, and with it the gain of a good move.
 """
 
@@ -173,12 +173,13 @@ def plan(situation: Situation, *, gate: float) -> Answer:
     situation
         Loads, slots and limits.
     gate
-        Least drop of the mean peak for which anything moves, in mean rank loads.
+        Least drop of the mean peak for which anything moves, in mean rank loads; the gain that a
+        move has to bring follows it.
     """
     return plan_ahead(
         situation,
         least_gain=gate,
-        move_gain=_MOVE_GAIN / situation.num_ranks,
+        move_gain=_MOVE_GAIN * gate / situation.num_ranks,
         copies=copies_by_table,
         num_threads=1,
     )
