@@ -80,6 +80,7 @@ class RankV2(Rank):
         (model,) = self.state.model_states.values()
         self.model.hold(model.physical_to_logical_map)
         super().run(rebalances)
+        self.served.counted = model._load_mapping_generation
 
     def begin_step(self) -> None:
         (model,) = self.state.model_states.values()

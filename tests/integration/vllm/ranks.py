@@ -45,6 +45,8 @@ class Served:
         Loads in rank 0's window that a layer recorded before it moved, counted after each move.
     resized
         Slots of the ranks that serve whose content changed when ranks left and when they came.
+    counted
+        Moves of layers that vllm-ascend's state knows of.
     policy
         Class that balanced.
     log
@@ -57,6 +59,7 @@ class Served:
     wrong: int = 0
     stale: int = 0
     resized: list[int] = field(default_factory=list)
+    counted: int = 0
     policy: str = ""
     log: list[str] = field(default_factory=list)
 
