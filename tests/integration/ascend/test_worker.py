@@ -25,12 +25,12 @@ def test_plans_next_to_swift_and_stair(release, tmp_path, capfd):
         for (name, *size), entry in found.items():
             print(release, name, *size, _words(entry))
     for (name, *size), entry in found.items():
-        ours, thrifty = (found[(whose, *size)] for whose in OURS)
+        ours, *thrifty = (found[(whose, *size)] for whose in OURS)
         assert max(ours["after"]) < 1.2
         if name in OURS or "refused" in entry:
             continue
         assert _next(ours) < _next(entry) + 0.01
-        as_good = [run for run in (ours, thrifty) if _next(run) < _next(entry) + 0.01]
+        as_good = [run for run in (ours, *thrifty) if _next(run) < _next(entry) + 0.01]
         if release >= "0.30" or _next(ours) > _next(entry) - 0.01:
             assert 2 * min(sum(run["sent"]) for run in as_good) <= sum(entry["sent"])
 

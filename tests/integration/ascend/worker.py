@@ -22,7 +22,11 @@ from tests.integration.ascend import stand_ins
 SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 20))
 """Ranks, experts, redundant experts and plans."""
 LAYERS, DRIFT = 2, 0.99
-OURS = {"equipoise": {}, "equipoise, gate 0.1": {"gate": 0.1}}
+OURS = {
+    "equipoise": {},
+    "equipoise, gate 0.02": {"gate": 0.02},
+    "equipoise, gate 0.1": {"gate": 0.1},
+}
 """Options of ours by name, besides no limit on moves."""
 
 
