@@ -12,7 +12,7 @@ pytestmark = pytest.mark.engines
 
 REBALANCES = 20
 THRIFTY = {"0.23.0.post1": {8: 0.06, 4: 0.06}, "0.30.0rc2": {8: 0.15, 4: 0.03}}
-"""Gates, by redundant experts, for the balance of Swift: since 0.23 it moves little, at a worse one."""
+"""Gates, by redundant experts, that come to the balance of Swift, which moves little since 0.23."""
 
 ROUGH = ("raising", "rubbish", "hanging")
 
