@@ -100,6 +100,22 @@ def test_a_plan_keeps_every_expert_and_the_move_budget_and_never_makes_it_worse(
         assert after < before or not answer.moves
 
 
+def test_a_move_that_has_to_gain_more_is_made_less_often():
+    moves = [plan_ahead(asked(), move_gain=gain, num_threads=1).moves for gain in (0, 0.01, 0.1)]
+    assert moves[0] > moves[1] > moves[2]
+
+
+def test_the_copies_may_be_those_of_another_rule():
+    load = np.where(np.arange(E) == 5, 5.0, 1.0) + np.zeros((L, 1))
+    wanted = np.where(np.isin(np.arange(E), (0, 1, 2, 5)), 2, 1) + np.zeros((L, 1), dtype=int)
+    usual, other = (
+        plan_ahead(asked(load=load), copies=rule, num_threads=1)
+        for rule in (None, lambda *sizes: wanted)
+    )
+    assert (copies(placed(usual.slots))[:, 5] == 3).all()
+    assert (copies(placed(other.slots)) == wanted).all()
+
+
 def test_nothing_moves_for_less_than_the_least_gain():
     free = plan_ahead(asked(), num_threads=1)
     before, after = (

@@ -13,6 +13,7 @@ proposals take long to hit, and the next loads differ from the forecast by more 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
 
@@ -29,14 +30,22 @@ from equipoise.plan.replan import Answer, Outcome, Situation, replan
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_LEAST_GAIN = 5e-4  # mean rank loads that a move has to gain, as ``Repair`` has it
+Copies = Callable[[Floats, int, int], Ints]
+"""Function from loads ``(L, E)``, slots and ranks to the wanted number of copies, ``(L, E)``."""
+
+_MOVE_GAIN = 5e-4  # as ``Repair`` has it
 
 _KEPT = (1.0, 0.9, 0.8, 0.65, 0.5)
 """Smoothing factors that a forecast chooses from: a window's weight over the next one's."""
 
 
 def plan_ahead(
-    situation: Situation, *, least_gain: float = 0.0, num_threads: int | None = None
+    situation: Situation,
+    *,
+    least_gain: float = 0.0,
+    move_gain: float = _MOVE_GAIN,
+    copies: Copies | None = None,
+    num_threads: int | None = None,
 ) -> Answer:
     """Find new slots for the expected loads under an even split, a few moves from those in force.
 
@@ -49,6 +58,10 @@ def plan_ahead(
         Loads, slots and limits as an engine knows them; windows ``(T, L, E)`` in order of time.
     least_gain
         Smallest drop of the layers' mean peak, in mean rank loads, for which anything moves.
+    move_gain
+        Gain of a layer that an exchange has to bring for each of its moves, in mean rank loads.
+    copies
+        Function for the copies that are wanted; by default those that ``Greedy`` makes.
     num_threads
         Parameter of ``replan``.
 
@@ -58,6 +71,7 @@ def plan_ahead(
         Whatever ``replan`` refuses.
     """
     check_number("least_gain", least_gain, low=0, high=np.inf)
+    check_number("move_gain", move_gain, low=0, high=np.inf)
     expected = forecast(situation.load)
     situation = replace(situation, load=expected)
     old = _complete(situation, expected)
@@ -66,8 +80,8 @@ def plan_ahead(
     most = old.slots.size
     if situation.max_moves is not None:
         most = check_whole("max_moves", situation.max_moves)
-    copied = with_copies_by_load(old, expected, most_moves=most // 2)
-    new = _with_exchanges(copied, old, expected, most)
+    copied = with_copies_by_load(old, expected, most_moves=most // 2, copies=copies)
+    new = _with_exchanges(copied, old, expected, most, move_gain)
     return _worth_it(old, new, expected, least_gain)
 
 
@@ -116,9 +130,13 @@ def _smoothed(windows_TLE: Floats, kept: float) -> tuple[float, Floats]:
 
 
 def with_copies_by_load(
-    placement: Placement, load: Floats, *, most_moves: int | None = None
+    placement: Placement,
+    load: Floats,
+    *,
+    most_moves: int | None = None,
+    copies: Copies | None = None,
 ) -> Placement:
-    """Change a placement so that each expert has as near as possible the copies ``Greedy`` makes.
+    """Change a placement so that each expert has as near as possible the copies that are wanted.
 
     Each change takes one move: a surplus copy gives its slot to the expert that lacks a copy and
     has the most load per copy, on the rank where this balances the loads best. Changes that would
@@ -133,11 +151,15 @@ def with_copies_by_load(
     most_moves
         Largest number of slots to change, all layers together, counted from the first layer;
         ``None`` for no limit.
+    copies
+        Function for the copies that are wanted; by default those that ``Greedy`` makes.
     """
     from equipoise.plan.search import _packing_kernels as kernels  # numba takes long to import
 
     ranks, size = placement.num_ranks, placement.slots_per_rank
-    wanted = kernels.adams_counts(np.ascontiguousarray(load), placement.num_slots, ranks)
+    wanted = (copies or kernels.adams_counts)(
+        np.ascontiguousarray(load), placement.num_slots, ranks
+    )
     by_rank = placement.by_rank.copy()
     left = by_rank.size if most_moves is None else most_moves
     for row, load_E, wanted_E in zip(by_rank, load, wanted, strict=True):
@@ -181,7 +203,9 @@ def _give_copies(row_RC: Ints, load: Floats, wanted: Ints, left: int) -> int:
     return moves
 
 
-def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves: int) -> Placement:
+def _with_exchanges(
+    copied: Placement, old: Placement, load: Floats, most_moves: int, move_gain: float
+) -> Placement:
     """Exchange experts between ranks, with the fewest possible moves from the old placement.
 
     Parameters
@@ -190,6 +214,8 @@ def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves:
         Placement to start from, with the copies that are wanted.
     most_moves
         Slots that may differ from the old placement, all layers together.
+    move_gain
+        Gain that each move has to bring, in mean rank loads.
     """
     from equipoise.plan.search import _exchange_kernels as kernels  # numba takes long to import
 
@@ -198,7 +224,7 @@ def _with_exchanges(copied: Placement, old: Placement, load: Floats, most_moves:
     share = load / copied.copies_on_rank.sum(axis=1) / mean
     by_rank = copied.by_rank.copy()
     left = most_moves - int((copied.slots != old.slots).sum())
-    kernels.exchange_experts(by_rank, old.copies_on_rank > 0, share, _LEAST_GAIN, left)
+    kernels.exchange_experts(by_rank, old.copies_on_rank > 0, share, move_gain, left)
     return keep_slots(old, with_slots(old, by_rank.reshape(old.slots.shape)))
 
 

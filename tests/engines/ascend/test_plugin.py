@@ -120,6 +120,16 @@ def test_every_answer_passes_what_the_worker_checks(situation, share):
             assert all(was[slot] == e for slot, e in enumerate(now) if e in was)
 
 
+def test_a_larger_gate_makes_fewer_moves_and_copies_suit_the_tables():
+    load = torch.tensor([[[90, 9, 8], [7, 6, 5], [90, 4, 3], [2, 1, 1]]] * L)
+    moves = []
+    for gate in (0.0, 0.005, 0.05, 5.0):
+        _, _, new = planned(load=load, planner=None, gate=gate)
+        moves.append((new != TABLE.numpy()).sum())
+        assert {np.bincount(row).max() for row in new.reshape(L, -1)} <= {2, 4}
+    assert moves[0] >= moves[1] >= moves[2] > moves[3] == 0
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.one_of(

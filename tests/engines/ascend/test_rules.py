@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from equipoise.engines.ascend.rules import Ascend, AscendMrv2
+from equipoise.engines.ascend.rules import Ascend, AscendMrv2, copies_by_table
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 
@@ -39,6 +41,36 @@ def test_three_copies_share_unevenly():
     load[..., 0] = 1
     split = Ascend().split(load, placement)
     assert split.quotas[0, [0, 30, 31]].tolist() == [11, 11, 10]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "slots", "copies"),
+    [
+        (4, 9, [2, 1, 1, 1, 1, 1, 1, 1]),
+        (4, 10, [2, 2, 1, 1, 1, 1, 1, 1]),  # a third copy of the first would take nothing off it
+        (4, 11, [4, 1, 1, 1, 1, 1, 1, 1]),
+        (8, 10, [3, 1, 1, 1, 1, 1, 1, 1]),
+        (2, 16, [2] * 8),
+    ],
+)
+def test_copies_that_take_load_off_the_busiest_one(ranks, slots, copies):
+    load = np.array([[100.0, 30, 20, 20, 20, 20, 20, 20]])
+    assert copies_by_table(load, slots, ranks).tolist() == [copies]
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.integers(0, 2**20),
+)
+def test_copies_by_table_fill_the_slots(experts, ranks, filled, seed):
+    slots = experts + int(filled * experts * (ranks - 1))
+    load = np.random.default_rng(seed).integers(0, 9, (3, experts)).astype(float)
+    copies = copies_by_table(load, slots, ranks)
+    assert (copies.sum(axis=1) == slots).all()
+    assert copies.min() >= 1
+    assert copies.max() <= ranks
 
 
 def test_mrv2_takes_turns_by_row():

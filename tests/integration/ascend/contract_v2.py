@@ -1,7 +1,7 @@
 """Runner V2's own classes around our policy: ``python -m tests.integration.ascend.contract_v2``.
 
-One rank, so that nothing is moved; what is checked is who makes the policy, that the state hands it
-the time axis, and what comes of loads from before a move. Prints JSON.
+One rank, so that nothing is moved; what is checked is who makes the policy and whose the state then
+asks, that it hands over the time axis, and what comes of loads from before a move. Prints JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,27 @@ def main() -> None:
         parallel_state.init_distributed_environment(1, 0, f"file://{folder}/s", 0, backend="gloo")
         parallel_state.initialize_model_parallel(backend="gloo")
         parallel_state._EPLB = parallel_state._EP = parallel_state._TP
-        json.dump(check(), sys.stdout)
+        found = check()
+        found["asked"] = {name: policy_of_state(name) for name in ("stair", "default")}
+        json.dump(found, sys.stdout)
+
+
+def policy_of_state(name: str) -> str:
+    """Return the class of the policy that the controller's state asks, for a policy's name."""
+    from vllm_ascend.ascend_config import EplbConfig
+    from vllm_ascend.worker.v2.eplb import AscendEPLBController
+
+    from tests.integration.vllm import stand_ins as of_vllm
+
+    of_vllm.install()
+    stand_ins.device_of_state()
+    parallel = of_vllm.configuration(1, 8, steps=STEPS, use_async=True).parallel_config
+    parallel.eplb_config.policy = name
+    controller = AscendEPLBController(parallel, torch.device("cpu"), EplbConfig())
+    controller.prepare_load()
+    controller.state.add_model(of_vllm.Model(0, 1, LAYERS, EXPERTS, 40), of_vllm.ModelConfig())
+    policy = type(controller.state.policy)
+    return f"{policy.__module__}.{policy.__name__}"
 
 
 def check() -> dict[str, object]:
@@ -50,7 +70,12 @@ def check() -> dict[str, object]:
     popularity = np.exp(rng.normal(0, 1, (LAYERS, 40)))
     window = torch.from_numpy(rng.poisson(1000 * popularity, (STEPS, LAYERS, 40)))
     model = SimpleNamespace(num_logical_experts=EXPERTS, num_moe_layers=LAYERS)
-    known = SimpleNamespace(model=model, physical_to_logical_map=slots, expert_load_window=window)
+    known = SimpleNamespace(
+        model=model,
+        physical_to_logical_map=slots,
+        expert_load_window=window,
+        pending_result=SimpleNamespace(layer_idx=0),
+    )
     state.model_states = {"m": known}
     state._initialize_load_stats_state(known)
     state._local_load_collection_mask[:] = 1

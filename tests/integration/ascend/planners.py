@@ -40,7 +40,7 @@ class Failing:
         self.calls.append(situation)
         if WARM_UP < len(self.calls) <= LAST:
             return globals()[self.fault](situation)
-        return StartOptions().planner()(situation)
+        return runner_v1.plan(situation, gate=StartOptions().gate)
 
 
 def install(name: str, rank: int) -> None:

@@ -14,6 +14,8 @@ packages without ``__init__``  ``vllm_ascend``'s folders of kernels and patches,
 ``group``                      the process group of balancing: vLLM's own of expert parallelism
 ``Ascend``                     the configuration that is read on the device
 ``Layer``, ``Model``           a served model: its experts' tensors are moved, nothing is computed
+``device_of_state``            0, which a CPU has not; vLLM 0.32 has another name for it than the
+                               vLLM that 0.30.0rc2 is made for
 =============================  ==================================================================
 """
 
@@ -93,6 +95,13 @@ def group(config: Ascend) -> None:
     ascend_config._is_ascend_config_initialized = lambda config: True
     if (groups := sys.modules.get("vllm_ascend.distributed.parallel_state")) is not None:
         groups._DYNAMIC_EPLB = get_ep_group()
+
+
+def device_of_state() -> None:
+    """Let model runner V2's state be made, which asks for the number of its device."""
+    from vllm.distributed.eplb import eplb_state
+
+    eplb_state.EplbState.cuda_device_index = 0
 
 
 NAMES = (

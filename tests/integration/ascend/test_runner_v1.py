@@ -11,6 +11,9 @@ from tests.integration.ascend.releases import RELEASES, run
 pytestmark = pytest.mark.engines
 
 REBALANCES = 20
+THRIFTY = {"0.23.0.post1": {8: 0.06, 4: 0.06}, "0.30.0rc2": {8: 0.15, 4: 0.03}}
+"""Gates, by redundant experts, that come to the balance of Swift, which moves little since 0.23."""
+
 ROUGH = ("raising", "rubbish", "hanging")
 
 
@@ -24,11 +27,21 @@ def served(release, tmp_path_factory):
     """What every case came to, each on four ranks of its own."""
     folder = tmp_path_factory.mktemp("cases")
     failing = {"options": "{}", "rebalances": 4}
+    thrifty = [
+        {
+            "name": f"thrifty-{redundant}",
+            "rebalances": REBALANCES,
+            "redundant": redundant,
+            "options": json.dumps({"gate": gate}),
+        }
+        for redundant, gate in THRIFTY.get(release, {}).items()
+    ]
     cases = [
         *([{"name": "stock-8", "rebalances": REBALANCES}] if release >= "0.23" else []),
         {"name": "ours-8", "rebalances": REBALANCES, "options": "{}"},
         {"name": "stock-4", "rebalances": REBALANCES, "redundant": 4},
         {"name": "ours-4", "rebalances": REBALANCES, "redundant": 4, "options": "{}"},
+        *thrifty,
         {"name": "spawned", "rebalances": 2, "options": "{}", "method": "spawn"},
         {"name": "policy-1", "rebalances": 1, "options": "{}", "policy": 1, "redundant": 4},
         *({"name": name, "planner": name, **failing} for name in (*ROUGH, "one_raising")),
@@ -77,15 +90,20 @@ def test_no_slot_has_the_weights_of_another_expert(served):
 @pytest.mark.parametrize("redundant", [8, 4])
 def test_balance_and_experts_sent(release, served, redundant, capfd):
     """Before 0.23 Swift takes at most one redundant expert a rank: its process ends with 8 here."""
-    found = {whose: served.get(f"{whose}-{redundant}") for whose in ("stock", "ours")}
+    names = ("stock", "ours", "thrifty")
+    found = {whose: served.get(f"{whose}-{redundant}") for whose in names}
     with capfd.disabled():  # the table of docs/results/engines.md
         print()
         for whose, case in found.items():
             print(f"{release}, {redundant} redundant, {whose}: {_words(case)}")
-    ours, stock = found["ours"], found["stock"]
-    assert len(ours["sent"]) == REBALANCES
-    assert _after(ours) < ours["imbalance"][0] - 0.2
-    assert stock is None or _after(ours) < _after(stock) + 0.05
+    stock = found["stock"]
+    assert len(found["ours"]["sent"]) == REBALANCES
+    assert _after(found["ours"]) < found["ours"]["imbalance"][0] - 0.2
+    if stock is not None:
+        assert _after(found["ours"]) <= _after(stock)
+        few = found["thrifty"] or found["ours"]
+        assert _after(few) <= _after(stock)
+        assert 2 * sum(few["sent"]) <= sum(stock["sent"])
 
 
 def _after(case):
@@ -113,5 +131,5 @@ def _words(case):
 def test_balancing_goes_on_when_plans_fail(served, case, words, good):
     assert [sent > 0 for sent in served[case]["sent"]] == [False, False, *good]
     told = lines(served[case], words)
-    assert len(told) == 4 * (4 - sum(good))
+    assert len(told) >= 4 * (4 - sum(good))  # the next plan may have begun on some rank
     assert all("The slots stay as they are." in line for line in told)

@@ -22,6 +22,12 @@ from tests.integration.ascend import stand_ins
 SIZES = ((4, 32, 8, 20), (4, 32, 4, 20), (32, 256, 32, 20))
 """Ranks, experts, redundant experts and plans."""
 LAYERS, DRIFT = 2, 0.99
+OURS = {
+    "equipoise": {},
+    "equipoise, gate 0.02": {"gate": 0.02},
+    "equipoise, gate 0.1": {"gate": 0.1},
+}
+"""Options of ours by name, besides no limit on moves."""
 
 
 def main() -> None:
@@ -37,7 +43,7 @@ def main() -> None:
         found = [
             {"size": size, "policy": name, **plans(name, *size)}
             for size in SIZES
-            for name in ("Swift", "equipoise", *(["STAIR"] if has_stair() else []))
+            for name in ("Swift", *OURS, *(["STAIR"] if has_stair() else []))
         ]
     answer.write_text(json.dumps(found))
 
@@ -82,11 +88,11 @@ def planner(name: str, ranks: int, experts: int, redundant: int) -> tuple[Any, n
     if name == "STAIR":
         return stair, first.numpy()
     generate = PolicyFactory.generate_policy
-    if name == "equipoise":
+    if name in OURS:
         from equipoise.engines._shared.start_map import StartOptions
         from equipoise.engines.ascend import runner_v1
 
-        runner_v1.install(StartOptions(max_moves_share=1.0))
+        runner_v1.install(StartOptions(max_moves_share=1.0, **OURS[name]))
     shared = {"expert_maps": first}
     worker = EplbWorker(shared, 2)
     PolicyFactory.generate_policy = staticmethod(generate)

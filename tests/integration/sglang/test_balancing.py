@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from equipoise.plan import Answer, Outcome, replan
+from equipoise.plan import Answer, Outcome
+from equipoise.plan.ahead import plan_ahead
 from tests.integration.sglang.ranks import DENSE, EXPERTS, LAYERS, RANKS, SLOTS, Run, serve
 
 pytestmark = pytest.mark.engines
@@ -101,7 +102,7 @@ def fails_at_first(planner):
         def plan(situation):
             calls.append(situation)
             fails = 3 <= len(calls) <= 4  # after two plans of the warm-up
-            return planner(situation) if fails else replan(situation, num_threads=1)
+            return planner(situation) if fails else plan_ahead(situation, num_threads=1)
 
         PluginOptions.planner = lambda options: plan
         policy.Hook = lambda planner: hook.Hook(planner, grace_seconds=0.3)

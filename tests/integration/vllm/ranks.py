@@ -45,6 +45,8 @@ class Served:
         Loads in rank 0's window that a layer recorded before it moved, counted after each move.
     resized
         Slots of the ranks that serve whose content changed when ranks left and when they came.
+    counted
+        Moves of layers that vllm-ascend's state knows of.
     policy
         Class that balanced.
     log
@@ -57,14 +59,27 @@ class Served:
     wrong: int = 0
     stale: int = 0
     resized: list[int] = field(default_factory=list)
+    counted: int = 0
     policy: str = ""
     log: list[str] = field(default_factory=list)
 
 
 class Rank:
-    """A rank that serves its share, with this number of slots of all ranks together."""
+    """A rank that serves its share.
+
+    Attributes
+    ----------
+    slots
+        Slots of all ranks together.
+    steps
+        Steps between two rebalances.
+    variable
+        Environment variable that asks for the plug-in.
+    """
 
     slots = SLOTS
+    steps = STEPS
+    variable = "EQUIPOISE_VLLM"
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank, self.folder = rank, folder
@@ -75,7 +90,6 @@ class Rank:
         import torch
         from vllm.config import set_current_vllm_config
         from vllm.distributed import parallel_state
-        from vllm.distributed.eplb.eplb_state import EplbState
         from vllm.plugins import load_general_plugins
 
         from tests.integration.vllm import stand_ins
@@ -86,22 +100,39 @@ class Rank:
         if change is not None:
             change()
         config = stand_ins.configuration(
-            RANKS, self.slots - EXPERTS, steps=STEPS, use_async=use_async
+            RANKS, self.slots - EXPERTS, steps=self.steps, use_async=use_async
         )
         with set_current_vllm_config(config):
             parallel_state.init_distributed_environment(
                 RANKS, self.rank, f"file://{self.folder}/store", self.rank, backend="gloo"
             )
             parallel_state.initialize_model_parallel(RANKS, backend="gloo")
-            self.model = stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, self.slots)
-            self.state = EplbState(config.parallel_config, torch.device("cpu"))
-            self.state.device_index = 0
+            self.model = self.new_model()
+            self.state = self.new_state(config.parallel_config)
             self.state.add_model(self.model, stand_ins.ModelConfig())
             self._time_policy()
             self.state.step(is_profile=True)
             self.state.start_async_loop()
             self.run(rebalances)
         return self.served
+
+    def new_model(self) -> Any:
+        """The model that is served."""
+        from tests.integration.vllm import stand_ins
+
+        return stand_ins.Model(self.rank, RANKS, LAYERS, EXPERTS, self.slots)
+
+    def new_state(self, config: Any) -> Any:
+        """The state that balances, from vLLM's configuration of ranks."""
+        import torch
+        from vllm.distributed.eplb.eplb_state import EplbState
+
+        state = EplbState(config, torch.device("cpu"))
+        state.device_index = 0
+        return state
+
+    def begin_step(self) -> None:
+        """Do what a model runner does before a forward pass, for the state."""
 
     def run(self, rebalances: int) -> None:
         """Serve up to the step before one rebalance more would begin."""
@@ -130,16 +161,17 @@ class Rank:
         popularity = traffic.normal(0, 1, (LAYERS, EXPERTS))
         self.state.expert_rearrangement_step = 0  # a whole window before the first rebalance
         load = torch.zeros(model.expert_load_pass.shape)
-        for step in range(1, STEPS * (rebalances + 1)):
+        for step in range(1, self.steps * (rebalances + 1)):
             popularity = DRIFT * popularity + SHOCK * traffic.normal(0, 1, popularity.shape)
             share = np.exp(popularity) / np.exp(popularity).sum(axis=1, keepdims=True)
             chosen = torch.from_numpy(tokens.multinomial(TOKENS, share))
             before = model.physical_to_logical_map.clone()
+            self.begin_step()
             stand_ins.record(model.expert_load_pass, before, chosen)
             load += model.expert_load_pass
             self._wait_for_background(model)
             self.state.step()
-            if step % STEPS == 0:
+            if step % self.steps == 0:
                 self._close_window(load)
                 self.served.moves.append(0)
                 load.zero_()
@@ -177,26 +209,29 @@ def serve(
     use_async: bool = False,
     change: Callable[[], None] | None = None,
     rank_class: type[Rank] = Rank,
+    seconds: float = 170,
 ) -> Served:
     """Serve until there were this number of rebalances.
 
     Parameters
     ----------
     options
-        Value of ``EQUIPOISE_VLLM``; ``None``: not set.
+        Value of the rank's ``variable``; ``None``: not set.
     change
         What a rank does after vLLM has loaded its plug-ins.
     rank_class
         What a rank does then.
+    seconds
+        Time that it may take.
     """
     import vllm.distributed.eplb.eplb_state  # noqa: F401  once, then the processes are forked
 
     def serve_rank(rank: int) -> Served:
         if options is not None:
-            os.environ["EQUIPOISE_VLLM"] = options
+            os.environ[rank_class.variable] = options
         return rank_class(rank, folder).serve(rebalances, use_async, change)
 
-    found = answers_of_ranks(RANKS, serve_rank, folder.name)
+    found = answers_of_ranks(RANKS, serve_rank, folder.name, seconds=seconds)
     found[0].wrong = sum(answer.wrong for answer in found)
     return found[0]
 

@@ -49,6 +49,12 @@ class Stream:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     def synchronize(self) -> None:
         pass
 
@@ -125,6 +131,12 @@ class Model:
         """Be one of another number of ranks."""
         self.num_physical_experts = num_ranks * self.num_local_physical_experts
         self.num_redundant_experts = self.num_physical_experts - self.num_logical_experts
+
+    def hold(self, slots: torch.Tensor) -> None:
+        """Have the numbers of the experts of these slots, ``(L, S)``, as a loader of weights."""
+        for layer, held in enumerate(self.expert_weights):
+            for tensor, numbers in zip(held, self.numbers(layer, slots[layer]), strict=True):
+                tensor.copy_(numbers)
 
     def forget(self) -> None:
         """Have the numbers of nobody, as a rank that has just been started."""

@@ -13,7 +13,8 @@ import pytest
 
 from equipoise.engines.map_io import write_map
 from equipoise.placement import Placement
-from equipoise.plan import Answer, Outcome, replan
+from equipoise.plan import Answer, Outcome
+from equipoise.plan.ahead import plan_ahead
 from tests.integration.vllm.ranks import EXPERTS, LAYERS, RANKS, SLOTS, serve
 
 pytestmark = pytest.mark.engines
@@ -125,7 +126,7 @@ def fails_at_first(planner):
         def plan(situation):
             calls.append(situation)
             fails = 4 <= len(calls) <= 5  # after two plans of the warm-up and the memory run
-            return planner(situation) if fails else replan(situation, num_threads=1)
+            return planner(situation) if fails else plan_ahead(situation, num_threads=1)
 
         policy = Policy(PluginOptions(time_budget_seconds=0.2), planner=plan)
         policy._balance = Hook(plan, grace_seconds=0.3)

@@ -49,6 +49,40 @@ class Ascend(TableRule):
         return np.asarray(placement.slots_of_experts()[layer, expert, turn % placement.copies])
 
 
+def copies_by_table(
+    load_LE: NDArray[np.float64], num_slots: int, num_ranks: int
+) -> NDArray[np.int64]:
+    """Return how many copies of each expert suit the tables of ``Ascend``, ``(L, E)``.
+
+    Of ``n`` copies the busiest serves ``ceil(R / n)`` of the ``R`` ranks: with 4 ranks a third copy
+    takes nothing off it. So each expert gets only copies that do, the one with the busiest copy
+    first, and other copies only where slots are left over.
+
+    Parameters
+    ----------
+    load_LE
+        Loads, ``(L, E)``; not changed.
+    num_slots
+        Slots of a layer.
+    num_ranks
+        Ranks, each of which sends the same share of every expert's tokens.
+    """
+    assert load_LE.shape[1] <= num_slots <= load_LE.shape[1] * num_ranks
+    copies_LE = np.ones(load_LE.shape, dtype=np.int64)
+    for load, copies in zip(load_LE, copies_LE, strict=True):
+        left = num_slots - len(load)
+        while left:
+            served = -(-num_ranks // copies)  # ranks of the busiest copy
+            wanted = -(-num_ranks // np.maximum(served - 1, 1))  # copies that make it one fewer
+            step = np.where(served > 1, wanted - copies, left + 1)
+            if (step > left).all():
+                step = np.where(copies < num_ranks, 1, left + 1)
+            expert = int(np.where(step <= left, load * served, -1.0).argmax())
+            copies[expert] += step[expert]
+            left -= int(step[expert])
+    return copies_LE
+
+
 @dataclass(frozen=True, kw_only=True)
 class AscendMrv2(RowRule):
     """vllm-ascend, Model Runner V2: copies take turns by row, from a table of 1,024 rows.

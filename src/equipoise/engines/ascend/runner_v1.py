@@ -21,10 +21,12 @@ from equipoise.engines._shared.hook import Hook, Planner, PlanStatus
 from equipoise.engines._shared.plugin_log import log_decision, make_ready
 from equipoise.engines._shared.start_map import StartOptions, Then
 from equipoise.engines.ascend.planning_process import attend
+from equipoise.engines.ascend.rules import copies_by_table
 from equipoise.errors import EquipoiseError
 from equipoise.migration import keep_slots
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Situation
+from equipoise.plan.ahead import plan_ahead
 
 Ints = NDArray[np.int64]
 
@@ -33,6 +35,13 @@ POLICY_TYPE = 2
 
 LIMIT_SECONDS = 60.0
 """A plan that takes longer is left out: the server waits for it without a time-out."""
+
+_MOVE_GAIN = 3.2
+"""Gain that a move has to bring, in gates divided by ranks.
+
+A sum of loads without windows tells nothing of drift, so a small gain on it is mostly chance. The
+fewer the ranks, the larger is each rank's part of the layer, and with it the gain of a good move.
+"""
 
 _log = logging.getLogger("vllm.equipoise")
 
@@ -45,7 +54,7 @@ def install(options: StartOptions, planner: Planner | None = None) -> None:
     options
         Options that the user set; the time budget is for runner V2 only.
     planner
-        Planner that starts from the slots in force, the same on all ranks; by default the options'.
+        Planner that starts from the slots in force, the same on all ranks; by default ``plan``.
     """
     from vllm_ascend.eplb.core.policy.policy_factory import PolicyFactory
 
@@ -90,8 +99,8 @@ class Policy:
                 "leave them out, and give the map to vllm-ascend as expert_map_path."
             )
         self._options, self._planner = options, planner
-        plan = partial(_without_clock, planner or options.planner())
-        self._hook = Hook(plan, grace_seconds=0.0)
+        planner = planner or partial(plan, gate=options.gate)
+        self._hook = Hook(partial(_without_clock, planner), grace_seconds=0.0)
         self._rank = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -154,6 +163,26 @@ class Policy:
         if decision.status is not PlanStatus.TAKEN or self._rank == 0:
             log_decision(_log, decision)
         return _servable(decision.slots, slots, num_ranks)
+
+
+def plan(situation: Situation, *, gate: float) -> Answer:
+    """Plan for vllm-ascend's tables, which give each rank one copy of an expert.
+
+    Parameters
+    ----------
+    situation
+        Loads, slots and limits.
+    gate
+        Least drop of the mean peak for which anything moves, in mean rank loads; the gain that a
+        move has to bring follows it.
+    """
+    return plan_ahead(
+        situation,
+        least_gain=gate,
+        move_gain=_MOVE_GAIN * gate / situation.num_ranks,
+        copies=copies_by_table,
+        num_threads=1,
+    )
 
 
 def fold(load: NDArray[Any], slots: Ints) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from equipoise.engines.vllm.windows import NUM_WINDOWS
 
 _FACTORY = "create_eplb_policy"
 _CONTROLLER = "vllm_ascend.worker.v2.eplb"
+_COUNTS = "equipoise_counts_moves"
 
 
 def install(options: StartOptions) -> None:
@@ -30,6 +31,7 @@ def install(options: StartOptions) -> None:
     ours = Policy(options)
 
     def create_eplb_policy(policy: str, stair_config: Any) -> Policy:  # noqa: ARG001  theirs
+        _leave_out_loads_from_before_moves(eplb_state)
         return ours
 
     EPLB_POLICIES["default"] = ours  # the state looks for this name there, whatever was created
@@ -37,7 +39,6 @@ def install(options: StartOptions) -> None:
     factory.create_eplb_policy = create_eplb_policy
     if _CONTROLLER in sys.modules:  # it has taken the factory by name
         setattr(sys.modules[_CONTROLLER], _FACTORY, create_eplb_policy)
-    _leave_out_loads_from_before_moves(eplb_state)
 
 
 class Policy(vllm.Policy):
@@ -94,14 +95,21 @@ def _leave_out_loads_from_before_moves(eplb_state: Any) -> None:
 
     It reads all steps by the slots in force at the end. It would leave out the steps before a move
     if it knew of the move, but nothing increments the counter that it compares.
+
+    This is done when the policy is created, since vllm-ascend replaces the same function when its
+    controller is imported, and does not call the one that it finds there.
     """
     move = eplb_state._move_to_workspace
+    if getattr(move, _COUNTS, None) is move:
+        return
 
     @wraps(move)
     def move_and_count(model_state: Any, ep_rank: int) -> Any:
+        layer = model_state.pending_result.layer_idx  # ``None`` if no layer has changed
         found = move(model_state=model_state, ep_rank=ep_rank)
-        if hasattr(model_state, "_load_mapping_generation"):
+        if layer is not None and hasattr(model_state, "_load_mapping_generation"):
             model_state._load_mapping_generation += 1
         return found
 
+    setattr(move_and_count, _COUNTS, move_and_count)  # a wrapper around it would have it as well
     eplb_state._move_to_workspace = move_and_count
