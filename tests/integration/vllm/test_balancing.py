@@ -174,4 +174,4 @@ def test_on_other_versions_it_says_so_and_changes_nothing(tmp_path):
         check=True,
     )
     assert "DefaultEplbPolicy" in run.stdout
-    assert "knows vLLM 0.32.x and 0.33.x, this is 0.31.4" in run.stdout + run.stderr
+    assert "supports vLLM 0.32.x and 0.33.x, but this is 0.31.4" in run.stdout + run.stderr
