@@ -73,7 +73,7 @@ def test_reads_a_dump_that_torch_wrote_on_an_accelerator(
     assert trace.layer_ids == (1, 2, 3)
     assert trace.provenance.format == "sglang"
     assert "3 of 5 windows are empty" in notes(trace)
-    assert "layer 0 had no load" in notes(trace)
+    assert "recording: decoder layer 0" in notes(trace)
     assert "order in time" not in notes(trace)
 
 
