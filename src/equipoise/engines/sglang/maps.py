@@ -1,6 +1,6 @@
 """SGLang's expert location: the map that ``--init-expert-location`` names.
 
-A row per decoder layer, dense ones included. Rules S1 to S6: ``equipoise explain maps``.
+A row per decoder layer, dense ones included. Rules S1 to S5: ``equipoise explain maps``.
 """
 
 from __future__ import annotations
