@@ -125,6 +125,12 @@ def test_chance_is_what_a_fair_router_waits_too():
     assert parts[1].skew.sum() > 0.7 * waits[1]
 
 
+def test_a_topology_of_other_ranks_is_refused():
+    trace = skewed(400)
+    with pytest.raises(EquipoiseError, match="The topology has 8 ranks, the placement 4"):
+        time_steps(trace, Layout.unbalanced(trace, 4), eq.Topology(8), made())
+
+
 def test_a_busy_attention_rank_is_a_wait_of_its_own():
     trace = skewed(4000)
     layout, topology = Layout.unbalanced(trace, 4), eq.Topology(4)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.dispatch import Even
+from equipoise.dispatch.times import check_ranks
 from equipoise.simulate.fair import fair_steps
 from equipoise.simulate.familiar import familiar_steps
 from equipoise.simulate.kinds import kind_names, loaded_steps
@@ -172,7 +173,13 @@ def time_steps(
         there is no drift then.
     seed
         Random seed of the draws that the wait is divided by.
+
+    Raises
+    ------
+    EquipoiseError
+        A topology with another number of ranks than the layout.
     """
+    check_ranks(topology, layout.placement.num_ranks)
     load = trace.counts.astype(np.float64)
     recorded = machine.step(_routed(trace, layout, topology, machine.top_k), topology)
     familiar = None

@@ -79,7 +79,8 @@ def test_without_the_package_it_says_so_and_changes_nothing(caplog):
 def test_on_other_releases_it_says_so_and_changes_nothing(caplog, monkeypatch):
     monkeypatch.setattr(policy, "version", lambda package: "0.17.0rc1")
     policy.install(StartOptions())
-    assert "supports vllm-ascend 0.13.x, 0.18.x, 0.23.x, 0.30.x, but this is 0.17.0rc1" in caplog.text
+    assert "supports vllm-ascend 0.13.x, 0.18.x, 0.23.x, 0.30.x" in caplog.text
+    assert "but this is 0.17.0rc1: vllm-ascend balances by its own policy" in caplog.text
 
 
 # Model runner V1 ------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_what_is_refused():
         measure_traffic(two, tokens(np.zeros((1, 2, 1), int)), Topology(2))
     with pytest.raises(EquipoiseError, match="type float64; expected integers"):
         measure_traffic(two, tokens(np.zeros((1, 1))), Topology(2))
-    with pytest.raises(EquipoiseError, match="2 ranks, the topology 4"):
+    with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placement 2"):
         measure_traffic(two, tokens([[0]]), Topology(4))
     with pytest.raises(EquipoiseError, match="token_bytes is -1"):
         StepTime(cost=STEP.cost, step_tokens=1, token_bytes=-1)

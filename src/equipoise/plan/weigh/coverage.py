@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_count, check_type, check_whole
+from equipoise.dispatch.times import check_ranks
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.showing import in_short
@@ -172,11 +173,7 @@ def coverage(placement: Placement, topology: Topology, *, failure_domain: str = 
     """
     check_type("placement", placement, Placement)
     check_type("topology", topology, Topology)
-    if topology.num_ranks != placement.num_ranks:
-        raise EquipoiseError(
-            f"The topology has {topology.num_ranks} ranks, the placement {placement.num_ranks}; "
-            "give the topology it was made for."
-        )
+    check_ranks(topology, placement.num_ranks)
     of_rank = failure_domain_of_rank(topology, failure_domain)
     first = np.flatnonzero(np.diff(of_rank, prepend=-1))
     hosts = np.logical_or.reduceat(placement.copies_on_rank > 0, first, axis=1)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads, check_count, check_number
 from equipoise.cost import RankCost
+from equipoise.dispatch.times import check_ranks
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.showing import in_short
@@ -157,11 +158,7 @@ def measure_traffic(placement: Placement, tokens: TokenIds | None, topology: Top
         Missing token ids, or a placement with other layers or ranks.
     """
     ids = checked_ids(tokens, placement.num_layers, placement.num_experts)
-    if topology.num_ranks != placement.num_ranks:
-        raise EquipoiseError(
-            f"The placement has {placement.num_ranks} ranks, the topology {topology.num_ranks}; "
-            "use the topology it was made for."
-        )
+    check_ranks(topology, placement.num_ranks)
     share_LRE = placement.copies_on_rank / placement.copies[:, None, :]
     by_node = share_LRE.reshape(placement.num_layers, topology.num_nodes, -1, share_LRE.shape[2])
     rows = [
