@@ -96,7 +96,7 @@ def test_the_least_gain_that_is_worth_a_slot(recording, capsys):
     assert any(point["pays"] for point in first["points"])
     strict = json.loads(run(capsys, recording, *arguments, "--least-gain", "0.9"))
     assert not any(point["pays"] for point in strict["points"])
-    assert "not surely 90.0% for each further slot on every rank" in strict["advice"]
+    assert "it is not certain that they save 90.0% for each further slot" in strict["advice"]
 
 
 @pytest.mark.parametrize("name", ["s1_10", "s4_10"])

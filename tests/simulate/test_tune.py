@@ -79,7 +79,7 @@ def test_fair_routing_is_left_alone_and_moves_can_eat_the_gain(tmp_path):
         with ThreadPoolExecutor(1) as executor:
             answer = tune(known, chosen, executor=executor, path=tmp_path / f"{known.digest}.jsonl")
         assert answer.best is answer.none
-        assert answer.text.startswith("Leave it off")
+        assert answer.text.startswith("Leave balancing off")
 
 
 def _mild():

@@ -64,8 +64,8 @@ def test_layers_of_different_tokens_are_refused():
         (("r", -1, 0, [1, 2]), "expected numbers from 0"),
         (("r", 0, -2, [1, 2]), "expected numbers from 0"),
         (("r", 0, 0, []), "expected some"),
-        (("r", 0, 0, [-2, 1]), "no expert ids"),
-        (("r", 0, 0, [1, 1 << 20]), "no expert ids"),
+        (("r", 0, 0, [-2, 1]), "not expert ids"),
+        (("r", 0, 0, [1, 1 << 20]), "not expert ids"),
         (("r", 0, 0, [1, 2, 3]), "expected one top-k"),
     ],
 )

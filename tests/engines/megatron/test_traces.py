@@ -123,7 +123,7 @@ def test_one_file_is_one_rank(tmp_path):
         ({"top_indices": [[1, 2], [3]]}, "same number of experts"),
         ({"top_indices": [1, 2]}, "not a list of the experts"),
         ({"top_indices": [[1, "2"]]}, "same number of experts"),
-        ({"top_indices": [[1, 1 << 40]]}, "no expert ids"),
+        ({"top_indices": [[1, 1 << 40]]}, "not expert ids"),
         ({"top_indices": [[1, 2, 3]]}, "expected one top-k"),
         ({"top_indices": [[3, 3, 1]] * 4}, "one top-k"),
         ({"step": -1}, "step is -1"),

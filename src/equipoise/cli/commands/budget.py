@@ -68,7 +68,7 @@ def budget(
     For example:
 
         equipoise budget sample --ranks 8 --planner greedy
-        equipoise budget sample --ranks 8 --planner greedy --also trtllm --html budget.html
+        equipoise budget sample --ranks 8 --planner greedy --also trtllm --html b.html
         equipoise budget sample --ranks 8 --planner greedy --up-to 16 \
             --phase decode --hardware h100
         equipoise budget RECORDING --ranks 32 --model deepseek-v3 --hardware h100
