@@ -21,7 +21,6 @@ from equipoise.plan.search.anneal import (
     Stage,
     Terms,
     doubling,
-    doubling_then_leaping,
     fill_up,
     quadrupling_then_leaping,
 )
@@ -143,7 +142,6 @@ def test_a_scenario_without_load_refuses_nothing():
     ("sweeps", "lengths"),
     [
         (doubling, [512, 1024, 2048, 4096, 8192, 16384, 32768]),
-        (doubling_then_leaping, [512, 1024, 2048, 16384]),
         (quadrupling_then_leaping, [512, 2048, 8192, 32768]),
     ],
 )
@@ -155,8 +153,7 @@ def test_fewer_proposals_are_a_prefix_of_more(sweeps, lengths):
         assert sum(few) <= fewer < sum(lengths[: len(few) + 1]) or few == lengths
 
 
-def test_the_longest_sweeps_leap():
-    assert doubling_then_leaping(1 << 20)[3:] == [1 << 14, 1 << 17]
+def test_the_longest_sweep_leaps():
     assert quadrupling_then_leaping(1 << 20)[3:] == [1 << 15, 1 << 19]
 
 

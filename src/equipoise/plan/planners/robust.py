@@ -26,8 +26,6 @@ from equipoise.plan.search.anneal import (
     Stage,
     Terms,
     check_search_options,
-    doubling,
-    doubling_then_leaping,
     fill_up,
     quadrupling_then_leaping,
 )
@@ -185,11 +183,9 @@ _TRAFFIC_GROUPS = Stage(
 _WINDOWS = Stage("windows", window_scenarios, hot=_HOT, sweeps=quadrupling_then_leaping)
 _SPLITS = Stage(
     "splits of windows", noisy_scenarios, follows_load=True, bits=5, hot=(1e-4,), cold=1e-5,
-    counts_as=32, restart=False, sweeps=doubling_then_leaping,
+    counts_as=32, restart=False,
 )  # fmt: skip
-_SINGLE_SPLIT = replace(
-    _SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,), sweeps=doubling
-)
+_SINGLE_SPLIT = replace(_SPLITS, name="split of one window", scenarios=single_scenario, hot=(1e-2,))
 
 _PLAIN = "a plan for the sum of all windows"
 _TRIAL_PROPOSALS = (1 << 18) - (1 << 9)

@@ -132,16 +132,11 @@ def doubling(proposals: int) -> list[int]:
     return _growing(proposals, 2)
 
 
-def doubling_then_leaping(proposals: int) -> list[int]:
-    """Return lengths that double up to 2048 and then grow eightfold.
+def quadrupling_then_leaping(proposals: int) -> list[int]:
+    """Return lengths that quadruple up to 32768 and then grow sixteenfold.
 
     A long sweep finds most. Those before it give a first result soon, but hardly change the last.
     """
-    return _growing(proposals, 2, leap=8, beyond=1 << 11)
-
-
-def quadrupling_then_leaping(proposals: int) -> list[int]:
-    """Return lengths that quadruple up to 32768 and then grow sixteenfold, for the same reason."""
     return _growing(proposals, 4, leap=16, beyond=1 << 15)
 
 
