@@ -399,6 +399,15 @@ def test_no_question_no_answer():
         controller.step(Report(moved=(4,)))
 
 
+def test_a_rehearsal_brings_the_first_look_no_closer():
+    controller = Controller(START, SETTINGS, rehearse=True, on_demand=True)
+    rehearsal = run_until(controller, Action.REHEARSE)
+    controller.ask()
+    died = Report(answer=Failure(number=rehearsal.number, text="It died."))
+    look = run_until(controller, Action.LOOK, died)
+    assert look.number >= SETTINGS.warm_up_steps + SETTINGS.window
+
+
 def test_a_follower_ends_where_the_controller_does():
     controller = Controller(START, SETTINGS)
     follower, report = Follower(START), Report()

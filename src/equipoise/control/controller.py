@@ -351,7 +351,9 @@ class Controller:
         return self._start(before, outcome=Outcome.ROLLED_BACK, note=note, keep=False)
 
     def _look(self, plan_above: float, action: Action = Action.LOOK) -> Order:
-        self._is_asked, self._soonest = False, self._number + self._settings.window
+        self._is_asked = False
+        # A rehearsal in the warm-up brings the first look no closer.
+        self._soonest = max(self._soonest, self._number + self._settings.window)
         self._question = Question(
             number=self._number,
             current=self._placement,
