@@ -255,9 +255,9 @@ def test_placements_of_other_shapes_are_refused(change, message):
 
 def test_other_topologies_and_sizes_are_refused():
     old = place([[0], [1]], 2)
-    with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placements 2"):
+    with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placement 2"):
         diff(old, old, Topology(4))
-    with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placements 2"):
+    with pytest.raises(EquipoiseError, match="topology has 4 ranks, the placement 2"):
         match_ranks(old, old, Topology(4))
     with pytest.raises(EquipoiseError, match="expert_bytes is -1; expected 0 or more"):
         diff(old, old, Topology(2)).bytes(-1)

@@ -15,7 +15,7 @@ from equipoise.checks import as_ids, check_collection, check_type, check_whole
 from equipoise.errors import EquipoiseError
 from equipoise.layer_ids import format_ids
 from equipoise.placement import Placement
-from equipoise.topology import Topology
+from equipoise.topology import Topology, check_ranks
 
 
 class Receive(IntEnum):
@@ -193,7 +193,7 @@ def diff(
         that does not exist.
     """
     _check_same_shape(old, new)
-    _check_ranks(new, topology)
+    check_ranks(topology, new.num_ranks)
     dead = _dead(dead_ranks, topology.num_ranks)
     L, R, N = new.num_layers, new.num_ranks, topology.num_nodes
     holds_LRE = (old.copies_on_rank > 0) & ~dead[:, None]
@@ -226,7 +226,7 @@ def match_ranks(old: Placement, new: Placement, topology: Topology) -> Placement
         Placements of different shapes, or a topology with another number of ranks.
     """
     _check_same_shape(old, new)
-    _check_ranks(new, topology)
+    check_ranks(topology, new.num_ranks)
     equal = _same_ranks(topology)
     by_rank = np.empty_like(new.by_rank)
     for layer in range(new.num_layers):
@@ -403,15 +403,6 @@ def _dead(dead_ranks: Collection[int], num_ranks: int) -> NDArray[np.bool_]:
             )
         dead[rank] = True
     return dead
-
-
-def _check_ranks(placement: Placement, topology: Topology) -> None:
-    check_type("topology", topology, Topology)
-    if topology.num_ranks != placement.num_ranks:
-        raise EquipoiseError(
-            f"The topology has {topology.num_ranks} ranks, the placements {placement.num_ranks}; "
-            "give the topology they were made for."
-        )
 
 
 def _check_same_shape(old: Placement, new: Placement) -> None:

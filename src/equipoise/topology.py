@@ -170,3 +170,13 @@ class Topology:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def check_ranks(topology: Topology, num_ranks: int) -> None:
+    """Raise ``EquipoiseError`` unless the topology has this number of ranks."""
+    check_type("topology", topology, Topology)
+    if topology.num_ranks != num_ranks:
+        raise EquipoiseError(
+            f"The topology has {topology.num_ranks} ranks, the placement {num_ranks}; "
+            "give the topology the placement was made for."
+        )

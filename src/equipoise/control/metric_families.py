@@ -45,6 +45,10 @@ DESCRIPTIONS = {
     "rebalances": "Attempts to balance, by their outcome.",
     "moved_slots": "Slots of this rank that have received another expert.",
     "moved_bytes": "Bytes of experts that this rank received.",
+    "predicted_gain_assignments": "Assignments that the last plan was expected to take off the "
+    "busiest ranks in a step.",
+    "achieved_gain_assignments": "Assignments that the last move has taken off the busiest ranks "
+    "in a step.",
     "predicted_gain_seconds": "Time that the last plan was expected to save in a step.",
     "achieved_gain_seconds": "Time that the last move has saved in a step.",
     "planner_seconds": "Time of the last look at the loads, planning included.",

@@ -27,6 +27,7 @@ from equipoise.control.metric_families import (
 from equipoise.control.metrics_page import LOOPBACK, listen
 from equipoise.control.settings import Settings
 from equipoise.control.watchdog import ALARMS
+from equipoise.plan.weigh.gate import Decision
 
 PHASES = ("prefill", "decode")
 STATUSES = ("answered", "failed")
@@ -69,8 +70,8 @@ class Metrics(Collector):
         self._wait_steps = 0
         self._last_look: tuple[float, Finding] | None = None
         self._last_move: float | None = None
-        self._predicted: float | None = None
-        self._achieved: float | None = None
+        self._predicted: Decision | None = None
+        self._achieved: Decision | None = None
         self._planner_seconds: float | None = None
         self._steps, self._stalls = Histogram(), Histogram()
         self._ttft, self._tpot = Histogram(), Histogram()
@@ -126,9 +127,9 @@ class Metrics(Collector):
             return
         self._last_look = self._clock(), answer
         if answer.predicted is not None:
-            self._predicted = answer.predicted.gain_seconds
+            self._predicted = answer.predicted
         if answer.achieved is not None:
-            self._achieved = answer.achieved.gain_seconds
+            self._achieved = answer.achieved
 
     def take_move(self, slots: int, moved_bytes: int) -> None:
         """Record that layers have moved: the slots and bytes that this rank received."""
@@ -211,10 +212,10 @@ class Metrics(Collector):
             state=list(State).index(self._state),
             map_version=self._version,
             last_move_timestamp_seconds=self._last_move,
-            predicted_gain_seconds=self._predicted,
-            achieved_gain_seconds=self._achieved,
             planner_seconds=self._planner_seconds,
         )
+        yield from _of_gain("predicted", self._predicted)
+        yield from _of_gain("achieved", self._achieved)
         yield gauges("alarm", "name", self._alarms)
         yield from self._of_steps(now)
         yield from self._of_requests(now)
@@ -280,6 +281,14 @@ def _of_balance(balance: Mapping[str, Balance]) -> Iterator[Metric]:
     yield gauges("imbalance", "phase", {p: b.imbalance for p, b in known.items()})
     yield gauges("excess", "phase", {p: b.excess for p, b in known.items()})
     yield gauges("noise_floor", "phase", {p: b.imbalance - b.excess for p, b in known.items()})
+
+
+def _of_gain(name: str, decision: Decision | None) -> Iterator[Metric]:
+    """Yield a gain in assignments, and in seconds if the gate knows times."""
+    if decision is not None:
+        yield gauge(f"{name}_gain_assignments", decision.gain_assignments)
+        if decision.knows_times:
+            yield gauge(f"{name}_gain_seconds", decision.gain_seconds)
 
 
 def _known(**values: float | None) -> Iterator[Metric]:

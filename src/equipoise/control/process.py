@@ -280,6 +280,7 @@ def _figures(finding: Finding) -> Iterator[float]:
     for decision in (finding.achieved, finding.predicted):
         if decision is not None:
             yield from (decision.gain_seconds, decision.gain_low, decision.gain_high)
+            yield decision.gain_assignments
 
 
 def _checked_placement(proposal: object, like: Placement) -> Placement:

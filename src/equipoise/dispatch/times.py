@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.cost import RankCost
-from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
-from equipoise.topology import Topology
+from equipoise.topology import Topology, check_ranks
 
 
 def rank_speeds(
@@ -39,15 +38,6 @@ def nodes_of_ranks(topology: Topology | None, num_ranks: int) -> NDArray[np.int6
         return np.zeros(num_ranks, np.int64)
     check_ranks(topology, num_ranks)
     return topology.node_of_rank
-
-
-def check_ranks(topology: Topology, num_ranks: int) -> None:
-    """Raise ``EquipoiseError`` unless the topology has this number of ranks."""
-    if topology.num_ranks != num_ranks:
-        raise EquipoiseError(
-            f"The topology has {topology.num_ranks} ranks, the placement {num_ranks}; "
-            "give the topology the placement was made for."
-        )
 
 
 def rank_times(

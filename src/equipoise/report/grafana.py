@@ -101,11 +101,11 @@ _PANELS = (
     _Panel(
         title="Gain: predicted against achieved",
         queries={
-            "predicted": "equipoise_predicted_gain_seconds#",
-            "achieved": "equipoise_achieved_gain_seconds#",
+            "predicted": "equipoise_predicted_gain_assignments#",
+            "achieved": "equipoise_achieved_gain_assignments#",
         },
-        about="Time that the last plan was predicted to save in a step, and that its move saved.",
-        unit="s",
+        about="Assignments that the last plan was predicted to take off the busiest ranks in a "
+        "step, and that its move took off.",
     ),
     _Panel(
         title="Outcomes of balancing",

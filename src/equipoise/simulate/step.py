@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.dispatch import Even
-from equipoise.dispatch.times import check_ranks
 from equipoise.simulate.fair import fair_steps
 from equipoise.simulate.familiar import familiar_steps
 from equipoise.simulate.kinds import kind_names, loaded_steps
 from equipoise.simulate.routed import Routed
-from equipoise.topology import Topology
+from equipoise.topology import Topology, check_ranks
 from equipoise.trace import Trace
 
 if TYPE_CHECKING:

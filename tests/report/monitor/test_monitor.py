@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from equipoise.report.monitor.events import events
-from equipoise.report.monitor.look import Counts, Loads, Look, look_at_loads
+from equipoise.report.monitor.look import Counts, Gain, Loads, Look, look_at_loads
 from equipoise.report.monitor.monitor import Monitor
 from equipoise.report.monitor.rates import rates
 
@@ -116,8 +116,8 @@ def test_the_summary_has_a_row_for_each_map():
 def test_events_are_sentences_in_units_that_people_read():
     before = served(0.0)
     after = replace(
-        before, num_ranks=1, map_version=1, recovery_seconds=1.25, achieved_gain=81e-6,
-        predicted_gain=95e-6, alarms=frozenset({"maps_disagree"}),
+        before, num_ranks=1, map_version=1, recovery_seconds=1.25, achieved_gain=Gain(12.0, 81e-6),
+        predicted_gain=Gain(14.0, 95e-6), alarms=frozenset({"maps_disagree"}),
         counts=Counts(moved_slots=12, moved_bytes=8.1e6, rebalances={"kept": 1.0, "failed": 1.0},
                       failures=1.0, failed_requests=3.0),
     )  # fmt: skip
@@ -125,11 +125,19 @@ def test_events_are_sentences_in_units_that_people_read():
         "ranks: 2 -> 1; 1.2 s without serving",
         "map 0 -> 1",
         "moved 12 slots, 8.1 MB",
-        "kept: saves 81 us a step (95 us was predicted)",
+        "kept: saves 81 us a step (predicted: 95 us)",
         "an attempt to balance failed; serving goes on",
         "3 requests could not be served",
         "1 failures of planners, transfers or maps",
         "alarm maps_disagree began",
+    ]
+
+
+def test_a_gain_whose_time_nobody_knows_is_told_in_assignments():
+    before = served(0.0)
+    after = replace(before, achieved_gain=Gain(12.25), counts=Counts(rebalances={"kept": 1.0}))
+    assert list(events(before, after)) == [
+        "kept: saves 12.2 assignments of the busiest ranks a step"
     ]
 
 

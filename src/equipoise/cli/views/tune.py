@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from equipoise.simulate.tune import NONE, Setting, Study, Tuning
 from equipoise.units import duration
 
 _WIDTH, _HEIGHT = 56, 10
-_MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def _table(tuning: Tuning) -> Table:
     for name in head:
         left = name in ("", "what", "split")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for mark, s in zip(_MARKS, tuning.front, strict=False):
+    for mark, s in zip(_marks(), tuning.front, strict=False):
         table.add_row(
             mark,
             s.kind,
@@ -144,7 +145,7 @@ def front_plots(front: Sequence[Setting]) -> list[str]:
 def _scatter(times: Sequence[float], values: Sequence[float], title: str, form: str) -> list[str]:
     """The settings as letters, step time over another price; where two fall together, the first."""
     cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-    for mark, time, value in reversed(list(zip(_MARKS, times, values, strict=False))):
+    for mark, time, value in reversed(list(zip(_marks(), times, values, strict=False))):
         row = round(_part(time, times) * (_HEIGHT - 1))
         cells[_HEIGHT - 1 - row][round(_part(value, values) * (_WIDTH - 1))] = mark
     high, low = (f"{end:9.3f}" for end in (max(times), min(times)))
@@ -158,6 +159,11 @@ def _scatter(times: Sequence[float], values: Sequence[float], title: str, form: 
         f"{'':9} +{'-' * _WIDTH}",
         f"{'':11}{ends[0]}{gap}{ends[1]}  {title}",
     ]
+
+
+def _marks() -> Iterator[str]:
+    """The letters of settings; those beyond the alphabet share a sign."""
+    return chain(_LETTERS, repeat("+"))
 
 
 def _part(value: float, values: Sequence[float]) -> float:

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.checks import brief, check_count, check_type, check_whole
-from equipoise.dispatch.times import check_ranks
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.showing import in_short
-from equipoise.topology import Topology
+from equipoise.topology import Topology, check_ranks
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

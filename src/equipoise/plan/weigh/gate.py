@@ -78,9 +78,9 @@ class Decision:
     def effect(self) -> str:
         """Mean effect on a step in words, for example ``saves 81 us a step``.
 
-        It counts assignments where moves have neither bytes nor a cost: such a gate knows no times.
+        It counts assignments if the gate knows no times.
         """
-        if self._knows_times:
+        if self.knows_times:
             if self.gain_seconds < 0:
                 return f"makes a step {duration(-self.gain_seconds)} slower"
             return f"saves {duration(self.gain_seconds)} a step"
@@ -99,7 +99,7 @@ class Decision:
             moved += f" ({size(self.moved_bytes)})"
         if self.gain_low <= 0:
             doubt = ", which may be chance" if self.gain_high > 0 else ""
-            if self._knows_times:
+            if self.knows_times:
                 doubt += f"; at {self.confidence:.0%} confidence the gain is {self._interval}"
             return f"Stay: moving {moved} {self.effect}{doubt}."
         decided = "Move" if self.move else "Stay"
@@ -113,7 +113,8 @@ class Decision:
         )
 
     @property
-    def _knows_times(self) -> bool:
+    def knows_times(self) -> bool:
+        """Whether the gate knows times: its moves have bytes or a cost."""
         return bool(self.moved_bytes or self.pay_seconds)
 
     @property

@@ -9,11 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from equipoise.checks import as_loads, check_count, check_number
 from equipoise.cost import RankCost
-from equipoise.dispatch.times import check_ranks
 from equipoise.errors import EquipoiseError
 from equipoise.placement import Placement
 from equipoise.showing import in_short
-from equipoise.topology import Topology
+from equipoise.topology import Topology, check_ranks
 from equipoise.trace import TokenIds
 
 Floats = NDArray[np.float64]

@@ -72,7 +72,5 @@ def _counted(before: Look, after: Look) -> Iterator[str]:
 def _kept(look: Look) -> str:
     if look.achieved_gain is None:
         return "kept: the new map is surely better"
-    hoped = (
-        "" if look.predicted_gain is None else f" ({duration(look.predicted_gain)} was predicted)"
-    )
-    return f"kept: saves {duration(look.achieved_gain)} a step{hoped}"
+    hoped = "" if look.predicted_gain is None else f" (predicted: {look.predicted_gain})"
+    return f"kept: saves {look.achieved_gain} a step{hoped}"

@@ -10,7 +10,7 @@ import numpy as np
 from equipoise.control.controller import State
 from equipoise.control.exposition import PREFIX, Buckets, Samples
 from equipoise.errors import FormatError
-from equipoise.report.monitor.look import Counts, Heat, Look, harmless
+from equipoise.report.monitor.look import Counts, Gain, Heat, Look, harmless
 
 _NUMBER = re.compile("[0-9]{1,5}")
 _STATES = [state.value for state in State]
@@ -99,8 +99,8 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
         heat=head.heat("layer_rank_load"),
         counts=_counts(pages, head),
         ttft_p99=max(_known(page.value("ttft_p99") for page in pages), default=None),
-        predicted_gain=of("predicted_gain_seconds"),
-        achieved_gain=of("achieved_gain_seconds"),
+        predicted_gain=_gain(head, "predicted"),
+        achieved_gain=_gain(head, "achieved"),
         recovery_seconds=max(
             _known(page.value("recovery_seconds") for page in pages), default=None
         ),
@@ -109,6 +109,12 @@ def look_at_pages(pages: Sequence[Page], *, time: float, silent: Mapping[str, st
         ),
         silent=silent,
     )
+
+
+def _gain(page: Page, name: str) -> Gain | None:
+    seconds = page.value(f"{name}_gain_seconds")
+    assignments = page.value(f"{name}_gain_assignments")
+    return None if assignments is None else Gain(assignments, seconds)
 
 
 def _is_head(page: Page) -> tuple[bool, bool]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from equipoise.balance import imbalance
 from equipoise.control.exposition import Buckets
+from equipoise.units import duration
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +51,22 @@ class Heat:
 
     layer_ids: tuple[int, ...]
     multiples: Floats
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a change of the map saves in a step: assignments of the busiest ranks, and their time.
+
+    The time is ``None`` if the system does not know what an assignment takes.
+    """
+
+    assignments: float
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        if self.seconds is not None:
+            return duration(self.seconds)
+        return f"{self.assignments:,.1f} assignments of the busiest ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +127,7 @@ class Look:
     ttft_p99
         Seconds within which 99 % of recent requests had their first token.
     predicted_gain, achieved_gain
-        Seconds per step that the last plan was expected to save, and that the last move saved.
+        What the last plan was expected to save in a step, and what the last move saved.
     recovery_seconds
         Seconds without serving when the ranks last changed.
     alarms
@@ -135,8 +152,8 @@ class Look:
     heat: Heat | None = None
     counts: Counts = field(default_factory=Counts)
     ttft_p99: float | None = None
-    predicted_gain: float | None = None
-    achieved_gain: float | None = None
+    predicted_gain: Gain | None = None
+    achieved_gain: Gain | None = None
     recovery_seconds: float | None = None
     alarms: frozenset[str] = frozenset()
     silent: Mapping[str, str] = field(default_factory=dict)
