@@ -227,6 +227,20 @@ def test_a_gain_below_the_least_is_not_recommended():
     assert kinds == ["recommend", "insufficient evidence", "not now"]
 
 
+def test_a_gain_that_the_best_of_many_shows_by_chance_is_called_that():
+    answer = forecast(skewed(5000), eq.Topology(4), exact(BY_TOKENS), planner=greedy)
+    rng = np.random.default_rng(0)
+    options = tuple(
+        replace(option, above_needed=rng.normal(size=option.above_needed.shape))
+        for option in answer.options
+    )
+    doubtful = replace(answer, options=options)
+    assert doubtful.best.interval[0] > doubtful.best.needed
+    assert doubtful.verdict.kind == "insufficient evidence"
+    assert f"the best of {len(options)} options" in doubtful.verdict.why
+    assert "would look as good if none paid" in doubtful.verdict.why
+
+
 @pytest.mark.parametrize(("steps", "unseen"), [(2, 1), (10, 2), (20, 4)])
 def test_few_steps_are_no_evidence(steps, unseen):
     answer = forecast(skewed(5000, steps), eq.Topology(4), exact(BY_TOKENS), planner=greedy)

@@ -302,9 +302,14 @@ class Forecast:
             return "not now", f"no plan saves enough over {self.against} to pay for its slots"
         if high < best.needed:
             return "not now", f"that is surely less than {pays}"
-        if low < best.needed or self._chance >= _SURE:
+        if low < best.needed:
             return "insufficient evidence", (
                 f"these steps do not show whether that reaches {pays}; record more steps"
+            )
+        if self._chance >= _SURE:
+            return "insufficient evidence", (
+                f"it is the best of {len(self._rivals)} options, and with a probability of "
+                f"{self._chance:.0%} the best would look as good if none paid; record more steps"
             )
         if self.decision is not None and not self.decision.move:
             return "not now", (
@@ -319,11 +324,14 @@ class Forecast:
         return f"with {self.against}{'' if self.other_seconds else f', {self.counts}'}"
 
     @property
+    def _rivals(self) -> list[Option]:
+        return [option for option in self.options if option.can_run]
+
+    @cached_property
     def _chance(self) -> float:
         """Compute the probability that an option just not worth it looks as good as the best."""
-        rivals = [option for option in self.options if option.can_run]
-        above = np.stack([option.above_needed for option in rivals])
-        return float(chances_above(above)[rivals.index(self.best)])
+        above = np.stack([option.above_needed for option in self._rivals])
+        return float(chances_above(above)[self._rivals.index(self.best)])
 
 
 def forecast(
