@@ -8,6 +8,7 @@ RUN := .venv/bin
 DEV := .venv-dev/bin
 ENGINES := .venv-engines/bin
 ASCEND := 0.13.0 0.18.0 0.23.0.post1 0.30.0rc2
+VLLM := 0.33.0
 
 .PHONY: demo test test-long test-engines site lint types contracts check format clean
 
@@ -23,9 +24,11 @@ test-long: .venv-dev/ready
 	$(DEV)/python -m pytest -m long
 
 # With the engines' own packages, which are large; where one is missing, its tests fail. A process for each engine: two of
-# them in one would register the same model configurations.
-test-engines: .venv-engines/ready $(ASCEND:%=.venv-engines/vllm-ascend/%/ready)
+# them in one would register the same model configurations. vLLM's tests run again with a second release.
+test-engines: .venv-engines/ready $(ASCEND:%=.venv-engines/vllm-ascend/%/ready) $(VLLM:%=.venv-engines/vllm/%/ready)
 	set -e; for tests in $(dir $(wildcard tests/integration/*/__init__.py)); do $(ENGINES)/python -m pytest -m engines $$tests; done
+	set -e; for release in $(VLLM); do EQUIPOISE_VLLM_RELEASE=$$release VLLM_TARGET_DEVICE=cpu \
+	    PYTHONPATH=$(CURDIR)/.venv-engines/vllm/$$release $(ENGINES)/python -m pytest -m engines tests/integration/vllm; done
 
 check: lint types contracts
 
@@ -85,4 +88,11 @@ clean:
 .venv-engines/vllm-ascend/%/ready: .venv-engines/ready requirements/ascend.txt
 	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ascend.txt
 	COMPILE_CUSTOM_KERNELS=0 SOC_VERSION=ascend910b1 $(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(@D) vllm-ascend==$*
+	touch $@
+
+# A release of vLLM that nobody has built for CPUs: its Python files, over the binaries of the one that is built.
+.venv-engines/vllm/%/ready: .venv-engines/ready
+	$(ENGINES)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) vllm==$*
+	find $(@D) -name '*.so' -delete
+	cp $(dir $(ENGINES))lib/python3*/site-packages/vllm/*.so $(@D)/vllm/
 	touch $@

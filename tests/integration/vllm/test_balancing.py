@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.engines
 
 REBALANCES = 20
 ALL_SLOTS = LAYERS * SLOTS
+
+
+def test_the_release_that_was_asked_for_runs():
+    import vllm
+
+    assert vllm.__version__ == os.environ.get("EQUIPOISE_VLLM_RELEASE", "0.32.0")
 
 
 @pytest.fixture(scope="module", params=["sync", "async"])
