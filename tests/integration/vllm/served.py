@@ -47,11 +47,14 @@ class Answers:
         Lines of its log.
     metrics
         Its metrics, at the end.
+    version
+        Version of vLLM that it says it is.
     """
 
     tokens: list[list[list[int]]]
     log: list[str]
     metrics: list[str]
+    version: str
 
     def lines(self, words: str) -> list[str]:
         """Lines of the log that have these words."""
@@ -84,7 +87,9 @@ def ask_a_server(
                 tokens.append(list(pool.map(lambda ids: _complete(url, model, ids), prompts)))
         with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
             metrics = answer.read().decode().splitlines()
-    return Answers(tokens, (folder / "log").read_text().splitlines(), metrics)
+        with urllib.request.urlopen(f"{url}/version", timeout=60) as answer:
+            version = json.load(answer)["version"]
+    return Answers(tokens, (folder / "log").read_text().splitlines(), metrics, version)
 
 
 def _complete(url: str, model: Path, prompt: list[int]) -> list[int]:
@@ -136,12 +141,14 @@ def _server(model: Path, folder: Path, *, balance: str | None, options: str | No
 
 
 def _environment(folder: Path, options: str | None) -> dict[str, str]:
-    known = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    names = ("PATH", "HOME", "TMPDIR", "VLLM_TARGET_DEVICE")
+    known = {name: os.environ[name] for name in names if name in os.environ}
+    paths = [str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
         known
         | ({} if options is None else {"EQUIPOISE_VLLM": options})
         | {
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+            "PYTHONPATH": os.pathsep.join(paths),
             "OMP_NUM_THREADS": "1",
             "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than serving
             "HF_HUB_OFFLINE": "1",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from equipoise.engines.map_io import write_map
 from equipoise.placement import Placement
 from equipoise.plan import Answer, Outcome
 from equipoise.plan.ahead import plan_ahead
+from tests.integration.vllm import RELEASE
 from tests.integration.vllm.ranks import EXPERTS, LAYERS, RANKS, SLOTS, serve
 
 pytestmark = pytest.mark.engines
@@ -27,7 +27,7 @@ ALL_SLOTS = LAYERS * SLOTS
 def test_the_release_that_was_asked_for_runs():
     import vllm
 
-    assert vllm.__version__ == os.environ.get("EQUIPOISE_VLLM_RELEASE", "0.32.0")
+    assert vllm.__version__ == RELEASE
 
 
 @pytest.fixture(scope="module", params=["sync", "async"])
