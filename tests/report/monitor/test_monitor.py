@@ -135,9 +135,14 @@ def test_events_are_sentences_in_units_that_people_read():
 
 def test_a_gain_whose_time_nobody_knows_is_told_in_assignments():
     before = served(0.0)
-    after = replace(before, achieved_gain=Gain(12.25), counts=Counts(rebalances={"kept": 1.0}))
+    after = replace(
+        before,
+        achieved_gain=Gain(12.25),
+        predicted_gain=Gain(13.5),
+        counts=Counts(rebalances={"kept": 1.0}),
+    )
     assert list(events(before, after)) == [
-        "kept: saves 12.2 assignments of the busiest ranks a step"
+        "kept: saves the busiest ranks 12 assignments a step (predicted: 14)"
     ]
 
 

@@ -70,7 +70,10 @@ def _counted(before: Look, after: Look) -> Iterator[str]:
 
 
 def _kept(look: Look) -> str:
-    if look.achieved_gain is None:
+    achieved, predicted = look.achieved_gain, look.predicted_gain
+    if achieved is None:
         return "kept: the new map is surely better"
-    hoped = "" if look.predicted_gain is None else f" (predicted: {look.predicted_gain})"
-    return f"kept: saves {look.achieved_gain} a step{hoped}"
+    hoped = "" if predicted is None else f" (predicted: {predicted})"
+    if achieved.seconds is None:
+        return f"kept: saves the busiest ranks {achieved} assignments a step{hoped}"
+    return f"kept: saves {achieved} a step{hoped}"

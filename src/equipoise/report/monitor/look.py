@@ -66,7 +66,7 @@ class Gain:
     def __str__(self) -> str:
         if self.seconds is not None:
             return duration(self.seconds)
-        return f"{self.assignments:,.1f} assignments of the busiest ranks"
+        return f"{self.assignments:,.0f}"
 
 
 @dataclass(frozen=True, kw_only=True)
