@@ -55,7 +55,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a change of the map saves in a step: assignments of the busiest ranks, and their time.
+    """Gain of a change of the map in a step: assignments of the busiest ranks, and their time.
 
     The time is ``None`` if the system does not know what an assignment takes.
     """
@@ -127,7 +127,7 @@ class Look:
     ttft_p99
         Seconds within which 99 % of recent requests had their first token.
     predicted_gain, achieved_gain
-        What the last plan was expected to save in a step, and what the last move saved.
+        Gain expected of the last plan, and gain of the last move.
     recovery_seconds
         Seconds without serving when the ranks last changed.
     alarms
