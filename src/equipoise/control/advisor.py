@@ -191,7 +191,9 @@ def _floor_of_split(window: Trace, placement: Placement, split: Dispatcher) -> T
     """
     total_LE = window.total
     share_LE = total_LE / np.maximum(total_LE.sum(axis=1, keepdims=True), 1)
-    drawn = np.random.default_rng(0).multinomial(window.counts.sum(axis=2), share_LE)
+    drawn = np.random.default_rng(0).multinomial(
+        window.counts.sum(axis=2, dtype=np.int64), share_LE
+    )
     mean = evaluate(placement, total_LE[None], dispatch=split).imbalance
     chance = evaluate(placement, drawn, dispatch=split).imbalance - mean
     # Twice the variance: the drawn batches are noisy, and so are the served ones.
