@@ -75,6 +75,20 @@ def test_the_front_is_plotted_over_each_price_that_differs():
     assert "1,200  slots moved" in plots[-1]
 
 
+def test_settings_beyond_the_letters_are_plotted_too():
+    many = [
+        Setting(
+            kind="static", redundant=n, dispatch="even", window=0, interval=0, excess=0.0,
+            step_seconds=0.1 - 0.001 * n, gain=0.0, low=0.0, high=0.0, needed=0.0,
+            bytes_per_rank=n * 10**9, moves=0, moved_bytes=0, changes=0, imbalance=1.5, blocks=(),
+        )
+        for n in range(60)
+    ]  # fmt: skip
+    lines = front_plots(many)
+    low = next(line for line in lines if line.startswith("   41.000 |"))
+    assert low.endswith("+")  # the sixtieth, with the shortest step and the most memory
+
+
 def test_the_front_can_be_written_as_a_page(run, text, tmp_path):
     pytest.importorskip("vl_convert")
     page, figure = tmp_path / "tune.html", tmp_path / "front-moves.svg"
