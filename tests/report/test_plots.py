@@ -15,7 +15,7 @@ NAMES = ("heat", "layers", "experts", "drift")
 
 @pytest.fixture(scope="module", autouse=True)
 def without_a_screen():
-    pytest.importorskip("matplotlib").use("agg")
+    pytest.importorskip("matplotlib.pyplot").switch_backend("agg")
 
 
 @pytest.fixture(autouse=True)

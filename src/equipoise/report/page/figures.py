@@ -29,6 +29,7 @@ _MULTIPLE_COLOURS = ("$cold", "$cool", "$even", "$warm", "$hot", "$fire")
 _IMBALANCE_EDGES = (1.0, 1.1, 1.3, 2.0, 4.0)
 _IMBALANCE_COLOURS = ("$even", "$warm", "$hot", "$glow", "$fire")
 _EXCESS_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 4, 8, 16)
+_LAST = "busiest"  # the column of a heat map after those of the ranks; page.js says the same
 _MOST_STEPS = 256  # largest number of steps side by side that can be distinguished
 _MOST_MARKS = 24
 _NUMBER_WIDTH = 17  # pixels of a cell in which the number of an expert can be read
@@ -57,7 +58,17 @@ class Figure(Part):
 
 def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = None) -> Figure:
     """Make the heat map of layers by ranks, which the page fills."""
-    cell: Spec = {"x": {**_axis("rank", "rank"), "sort": None}, "y": _layer_axis(layers)}
+    ranks = _axis("rank", "rank")
+    ranks["axis"]["labelExpr"] = f"datum.label === '{_LAST}' ? '' : datum.label"
+    cell: Spec = {"x": {**ranks, "sort": None}, "y": _layer_axis(layers)}
+    above: Spec = {  # this word is too long to stand among the numbers of the ranks
+        "type": "text",
+        "text": _LAST,
+        "align": "right",
+        "y": -6,
+        "color": "$soft",
+        "fontSize": 11,
+    }
     filled = {
         "field": "value",
         "type": "quantitative",
@@ -81,6 +92,7 @@ def heat(laid: Laid, number: int, layers: Sequence[int], rows: Rows | None = Non
                     "mark": {"type": "rect", "filled": False, "stroke": "$ink", "strokeWidth": 2},
                     "encoding": cell,
                 },
+                {"data": {"values": [{}]}, "mark": above, "encoding": {"x": {"value": "width"}}},
             ],
         },
     )
@@ -217,7 +229,7 @@ def placement_map(
 
 def heat_rows(matrix_LC: NDArray[np.float64], layers: Sequence[int], ranks: Sequence[str]) -> Rows:
     """Make the cells of a heat map whose last column is the busiest rank."""
-    names = [*ranks, "busiest"]
+    names = [*ranks, _LAST]
     return [
         {"layer": layer, "rank": name, "value": round(float(value), 4)}
         for layer, row in zip(layers, matrix_LC, strict=True)
